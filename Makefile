@@ -1,0 +1,35 @@
+# make demo: the main job on an embedded data set, or on IMAGES=path; make test, make check: what every change passes.
+PYTHON ?= python3
+IMAGES ?=
+BIN = .venv/bin
+SOURCES = pyproject.toml constraints.txt
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test test-slow check clean
+
+.venv/core: $(SOURCES)
+	$(PYTHON) -m venv .venv
+	$(INSTALL) --editable .
+	touch $@
+
+.venv/dev: .venv/core
+	$(INSTALL) --editable '.[dev]'
+	touch $@
+
+demo: .venv/core
+	$(BIN)/python demo/demo.py $(if $(IMAGES),--images "$(IMAGES)")
+
+test: .venv/dev
+	$(BIN)/python -m pytest
+
+test-slow: .venv/dev
+	$(BIN)/python -m pytest -m slow
+
+check: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv .demo

@@ -1,0 +1,49 @@
+"""quickstudy trains image classifiers dramatically faster, and proves it.
+
+    import quickstudy
+
+    result = quickstudy.retrain("photos/")            # photos/<class>/*.jpg  →  photos.onnx
+    model = quickstudy.load("photos.onnx")
+    model.predict(["new.jpg"])                        # ["skirt"]
+
+`quickstudy.Bottleneck` is a scikit-learn transformer from images to cached bottlenecks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from quickstudy.version import VERSION
+
+__version__ = VERSION
+__all__ = ["Bottleneck", "Model", "QuickstudyError", "RetrainResult", "__version__", "evaluate", "load", "retrain"]
+
+if TYPE_CHECKING:
+    from quickstudy.errors import QuickstudyError
+    from quickstudy.models.model import Model, load
+    from quickstudy.retraining.evaluation import evaluate
+    from quickstudy.retraining.retrain import RetrainResult, retrain
+    from quickstudy.retraining.transformer import Bottleneck
+
+# Looked up when first used, so that `import quickstudy` and `quickstudy --help` answer at once.
+_HOMES = {
+    "Bottleneck": "quickstudy.retraining.transformer",
+    "Model": "quickstudy.models.model",
+    "QuickstudyError": "quickstudy.errors",
+    "RetrainResult": "quickstudy.retraining.retrain",
+    "evaluate": "quickstudy.retraining.evaluation",
+    "load": "quickstudy.models.model",
+    "retrain": "quickstudy.retraining.retrain",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'quickstudy' has no attribute '{name}'")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,5 @@
+"""`python -m quickstudy` is the `quickstudy` command."""
+
+from quickstudy.cli.main import run
+
+run()

@@ -1,0 +1,1 @@
+"""Pretrained networks: where they come from, cutting and merging their graphs, running them."""

@@ -1,0 +1,149 @@
+"""Builds EfficientNet-Lite as an ONNX graph from its published PyTorch weights.
+
+EfficientNet-Lite is EfficientNet (Tan and Le, 2019, arXiv:1905.11946) without squeeze-excite, with ReLU6 instead of
+swish, and with stem and head that do not grow: made for phones and other CPUs. Padding is TensorFlow's SAME, which is
+asymmetric for even inputs; since the input size is fixed, it is written into the graph as numbers. Convolutions and
+batch norms stay apart, so that the graph can be fine-tuned; ONNX Runtime folds them when it loads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+_BATCH_NORM_EPSILON = 1e-3
+_OPSET = 17
+_IR_VERSION = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stage:
+    """Like blocks of one resolution: how many, kernel size, stride of the first, widening, output channels."""
+
+    repeats: int
+    kernel: int
+    stride: int
+    expand: int
+    channels: int
+
+
+# Table 1 of arXiv:1905.11946 (EfficientNet-B0), whose widths and depths Lite0 keeps.
+_LITE0_STAGES = (
+    _Stage(repeats=1, kernel=3, stride=1, expand=1, channels=16),
+    _Stage(repeats=2, kernel=3, stride=2, expand=6, channels=24),
+    _Stage(repeats=2, kernel=5, stride=2, expand=6, channels=40),
+    _Stage(repeats=3, kernel=3, stride=2, expand=6, channels=80),
+    _Stage(repeats=3, kernel=5, stride=1, expand=6, channels=112),
+    _Stage(repeats=4, kernel=5, stride=2, expand=6, channels=192),
+    _Stage(repeats=1, kernel=3, stride=1, expand=6, channels=320),
+)
+
+
+class _Builder:
+    """Collects nodes and initializers; every method adds an operator and returns its output's name."""
+
+    def __init__(self, weights: Mapping[str, NDArray[Any]]) -> None:
+        self.weights = weights
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+
+    def add(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
+        return output
+
+    def constant(self, name: str, value: NDArray[Any]) -> str:
+        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def conv_bn(
+        self, x: str, conv: str, bn: str, output: str, *, size: int, stride: int = 1, activate: bool = True
+    ) -> str:
+        kernel = self.weights[f"{conv}.weight"]
+        groups = kernel.shape[0] if kernel.shape[1] == 1 else 1
+        before, after = _same_padding(size, kernel.shape[2], stride)
+        y = self.add(
+            "Conv",
+            [x, self.constant(f"{conv}.weight", kernel)],
+            f"{output}/conv",
+            kernel_shape=list(kernel.shape[2:]),
+            strides=[stride, stride],
+            pads=[before, before, after, after],
+            group=groups,
+        )
+        parameters = [
+            self.constant(f"{bn}.{part}", self.weights[f"{bn}.{part}"])
+            for part in ("weight", "bias", "running_mean", "running_var")
+        ]
+        normalised = f"{output}/bn" if activate else output
+        y = self.add("BatchNormalization", [y, *parameters], normalised, epsilon=_BATCH_NORM_EPSILON)
+        return self.add("Clip", [y, "relu6/min", "relu6/max"], output) if activate else y
+
+
+def build_efficientnet_lite0(weights: Mapping[str, NDArray[Any]], *, size: int = 224) -> onnx.ModelProto:
+    """Build the graph: `image` (uint8, N×size×size×3, RGB) to `probabilities` (float32, N×1000, ImageNet's classes).
+
+    Tensors are named after the blocks whose output they are: `stem`, `block_1` to `block_16`, `head` and `features`
+    (N×1280, the pooled penultimate layer).
+
+    Raises:
+        KeyError: `weights` lacks a tensor of the network.
+    """
+    b = _Builder(weights)
+    b.constant("relu6/min", np.array(0, np.float32))
+    b.constant("relu6/max", np.array(6, np.float32))
+    b.constant("input/mean", np.array(127, np.float32))
+    b.constant("input/scale", np.array(1 / 128, np.float32))
+    # Transposed while still one byte a value: a quarter of the traffic.
+    x = b.add("Transpose", ["image"], "input/nchw", perm=[0, 3, 1, 2])
+    x = b.add("Cast", [x], "input/float", to=TensorProto.FLOAT)
+    x = b.add("Sub", [x, "input/mean"], "input/centred")
+    x = b.add("Mul", [x, "input/scale"], "input")
+    input_size = size
+    x = b.conv_bn(x, "_conv_stem", "_bn0", "stem", size=size, stride=2)
+    size = -(-size // 2)
+    channels, number = weights["_conv_stem.weight"].shape[0], 0
+    for stage in _LITE0_STAGES:
+        for repeat in range(stage.repeats):
+            number += 1
+            stride = stage.stride if repeat == 0 else 1
+            skip = stride == 1 and channels == stage.channels
+            x = _inverted_residual(b, x, number, size=size, stride=stride, expand=stage.expand > 1, skip=skip)
+            size, channels = -(-size // stride), stage.channels
+    x = b.conv_bn(x, "_conv_head", "_bn1", "head", size=size)
+    x = b.add("GlobalAveragePool", [x], "head/pooled")
+    x = b.add("Flatten", [x], "features")
+    parameters = [b.constant(f"_fc.{part}", weights[f"_fc.{part}"]) for part in ("weight", "bias")]
+    x = b.add("Gemm", [x, *parameters], "logits", transB=1)
+    b.add("Softmax", [x], "probabilities", axis=1)
+    graph = helper.make_graph(
+        b.nodes,
+        "efficientnet_lite0",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", input_size, input_size, 3])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", weights["_fc.bias"].shape[0]])],
+        b.initializers,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
+
+
+def _inverted_residual(b: _Builder, x: str, number: int, *, size: int, stride: int, expand: bool, skip: bool) -> str:
+    """An MBConv block (Sandler et al., 2018, arXiv:1801.04381): widen, filter each channel, project, add."""
+    source, output, y = f"_blocks.{number - 1}", f"block_{number}", x
+    if expand:
+        y = b.conv_bn(y, f"{source}._expand_conv", f"{source}._bn0", f"{output}/expand", size=size)
+    y = b.conv_bn(y, f"{source}._depthwise_conv", f"{source}._bn1", f"{output}/depthwise", size=size, stride=stride)
+    projected = f"{output}/project" if skip else output
+    small = -(-size // stride)
+    y = b.conv_bn(y, f"{source}._project_conv", f"{source}._bn2", projected, size=small, activate=False)
+    return b.add("Add", [y, x], output) if skip else y
+
+
+def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """TensorFlow's SAME padding in one dimension: what is odd goes after."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2

@@ -1,0 +1,139 @@
+"""Reads a PyTorch state dict in the old, pre-zip `.pth` format without PyTorch and without unpickling anything unsafe.
+
+The format (PyTorch's `torch.serialization._legacy_save`) is five pickles one after the other: a magic number, a
+protocol number, facts about the machine, the object with its storages left out as persistent ids, and the list of the
+storages' keys; then each storage as an 8-byte element count and its raw little-endian elements. A pickle is a program,
+so this reader lets it call nothing but the three names a state dict is made of, and refuses all else.
+"""
+
+from __future__ import annotations
+
+import collections
+import io
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickstudy.errors import UnsafeFileError
+
+_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+_PROTOCOL_VERSION = 1001
+_STORAGE_DTYPES: dict[str, np.dtype[Any]] = {
+    "FloatStorage": np.dtype("<f4"),
+    "DoubleStorage": np.dtype("<f8"),
+    "LongStorage": np.dtype("<i8"),
+}
+_LARGEST_FILE_BYTES = 4 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Storage:
+    key: str
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tensor:
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def _rebuild_tensor(storage: object, offset: object, shape: object, strides: object, *_: object) -> _Tensor:
+    """Stands in for torch._utils._rebuild_tensor_v2: notes the layout, builds nothing yet."""
+    if not isinstance(storage, _Storage) or not isinstance(offset, int) or offset < 0:
+        raise UnsafeFileError("a tensor refers to something that is not a storage")
+    return _Tensor(storage=storage, offset=offset, shape=_sizes(shape), strides=_sizes(strides))
+
+
+def _sizes(value: object) -> tuple[int, ...]:
+    if not isinstance(value, tuple) or not all(isinstance(n, int) and n >= 0 for n in value):
+        raise UnsafeFileError(f"a tensor has the shape or strides {value!r}; expected non-negative integers")
+    return value
+
+
+class _StateDictUnpickler(pickle.Unpickler):
+    """Unpickles a state dict's skeleton; any name outside the short list is refused before it is looked up."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return collections.OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _rebuild_tensor
+        if module == "torch" and name in _STORAGE_DTYPES:
+            return name
+        raise UnsafeFileError(f"it asks for '{module}.{name}', which no plain state dict needs; it was not loaded")
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        match pid:
+            case ("storage", str(kind), str(key), str(), int(), None):
+                dtype = _STORAGE_DTYPES.get(kind)
+                if dtype is not None:
+                    return _Storage(key=key, dtype=dtype)
+        raise UnsafeFileError(f"it refers to {pid!r}, which is not a tensor's storage")
+
+
+def read_state_dict(path: Path) -> dict[str, NDArray[Any]]:
+    """Read the tensors of a pre-zip `.pth` state dict as contiguous arrays, in the file's order.
+
+    Raises:
+        UnsafeFileError: the file holds anything but a plain state dict, or its sizes contradict one another.
+        FileNotFoundError: there is no such file.
+    """
+    if path.stat().st_size > _LARGEST_FILE_BYTES:
+        raise UnsafeFileError(f"'{path}' is larger than {_LARGEST_FILE_BYTES >> 30} GiB; no known weights file is")
+    file = io.BytesIO(path.read_bytes())
+    try:
+        if _unpickle(file) != _MAGIC_NUMBER or _unpickle(file) != _PROTOCOL_VERSION:
+            raise UnsafeFileError("it is not a PyTorch state dict in the pre-zip format (wrong magic number)")
+        facts = _unpickle(file)
+        if not isinstance(facts, dict) or facts.get("little_endian") is not True:
+            raise UnsafeFileError("it was not written on a little-endian machine")
+        skeleton, keys = _unpickle(file), _unpickle(file)
+        return _fill(skeleton, _read_storages(file, skeleton, keys))
+    except UnsafeFileError as error:
+        raise UnsafeFileError(f"Refused the weights file '{path}': {error}") from None
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise UnsafeFileError(f"Refused the weights file '{path}': damaged or not a state dict ({error})") from error
+
+
+def _unpickle(file: io.BytesIO) -> Any:
+    return _StateDictUnpickler(file).load()
+
+
+def _read_storages(file: io.BytesIO, skeleton: object, keys: object) -> dict[str, NDArray[Any]]:
+    if not isinstance(skeleton, dict) or not all(isinstance(t, _Tensor) for t in skeleton.values()):
+        _refuse("its object is not a dict of tensors")
+    dtypes = {tensor.storage.key: tensor.storage.dtype for tensor in skeleton.values()}
+    if not isinstance(keys, list) or sorted(keys) != sorted(dtypes):
+        _refuse("its list of storages does not match its tensors")
+    storages = {}
+    for key in keys:
+        count = int.from_bytes(file.read(8), "little")
+        data = file.read(count * dtypes[key].itemsize)
+        if len(data) != count * dtypes[key].itemsize:
+            _refuse(f"it ends inside storage {key}")
+        storages[key] = np.frombuffer(data, dtypes[key])
+    return storages
+
+
+def _fill(skeleton: dict[str, _Tensor], storages: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    arrays = {}
+    for name, tensor in skeleton.items():
+        storage = storages[tensor.storage.key]
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
+        if 0 in tensor.shape or tensor.offset + last >= storage.size:
+            _refuse(f"tensor '{name}' is empty or reaches beyond its storage")
+        strides = [stride * storage.itemsize for stride in tensor.strides]
+        view = np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, strides, writeable=False)
+        arrays[name] = np.ascontiguousarray(view).reshape(tensor.shape)
+    return arrays
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise UnsafeFileError(reason)

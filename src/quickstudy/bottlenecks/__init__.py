@@ -1,0 +1,1 @@
+"""The store of bottlenecks, and the extraction that fills it."""

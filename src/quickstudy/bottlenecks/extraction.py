@@ -1,0 +1,316 @@
+"""From image files to bottlenecks, each computed once: read, hash, look up, decode, run the prefix, store.
+
+One thread a core takes files one by one and carries each through all steps, so decoding overlaps with the prefix by
+itself and memory does not grow with the number of images. Finished bottlenecks gather in a buffer that the main thread
+flushes to the store every two seconds; an interrupt or a kill loses no more than that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickstudy.backbones.backbone import Backbone
+from quickstudy.backbones.runtime import Prefix, usable_cores
+from quickstudy.bottlenecks.store import Source, SourceSpec, Store
+from quickstudy.errors import UnusableImageError
+from quickstudy.images.decoding import decode
+from quickstudy.images.identity import Stamp, StatIndex, read_image_file, stamp_of
+from quickstudy.images.views import Distortions, render_view, view_key
+from quickstudy.progress import Progress, silent
+
+_FLUSH_SECONDS = 2.0
+_FLUSH_BYTES = 64 << 20
+_POLL_SECONDS = 0.1
+
+
+@dataclass(kw_only=True)
+class Timings:
+    """Seconds spent in each step, summed over the threads."""
+
+    read: float = 0.0
+    """Reading files and hashing them."""
+    decode: float = 0.0
+    resize: float = 0.0
+    prefix: float = 0.0
+    store: float = 0.0
+    """Writing shards; the other threads go on meanwhile."""
+    wall: float = 0.0
+    """From start to end, by the clock."""
+
+    def add(self, other: Timings) -> None:
+        """Add another thread's seconds; wall time stays."""
+        for name in ("read", "decode", "resize", "prefix", "store"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """What an extraction found and did."""
+
+    source: Source
+    """Where the bottlenecks are."""
+    digests: tuple[bytes | None, ...]
+    """Content hash by image, None where the file cannot be used."""
+    reasons: dict[int, str]
+    """Why not, by the image's number."""
+    computed: int
+    """Forward passes through the prefix."""
+    cached: int
+    """Bottlenecks that were in the store already."""
+    views: int
+    distortions: Distortions
+    timings: Timings
+
+    def gather(self, digests: Sequence[bytes], view: int = 0) -> NDArray[np.floating]:
+        """Bottlenecks of these images' view, in their order."""
+        return self.source.gather([view_key(digest, view, self.distortions) for digest in digests])
+
+
+@dataclass(kw_only=True)
+class _Job:
+    """What the threads share; `lock` guards all that changes."""
+
+    images: Sequence[Path | bytes]
+    known: dict[str, tuple[Stamp, bytes]]
+    backbone: Backbone
+    source: Source
+    prefix: _LazyPrefix
+    views: int
+    distortions: Distortions
+    numbers: Iterator[int]
+    digests: list[bytes | None]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    reasons: dict[int, str] = field(default_factory=dict)
+    unusable: dict[int, bytes] = field(default_factory=dict)
+    remembered: list[tuple[Path, Stamp, bytes]] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    values: list[NDArray[np.floating]] = field(default_factory=list)
+    under_way: set[bytes] = field(default_factory=set)
+    done: int = 0
+    computed: int = 0
+    cached: int = 0
+    stop: bool = False
+    failure: BaseException | None = None
+    timings: Timings = field(default_factory=Timings)
+
+
+class _LazyPrefix:
+    """Loads the prefix when the first image needs it; a run that finds everything in the store never does."""
+
+    def __init__(self, backbone: Backbone, cut: str, shape: tuple[int, ...]) -> None:
+        self._arguments = backbone, cut, shape
+        self._lock = threading.Lock()
+        self._prefix: Prefix | None = None
+
+    def get(self) -> Prefix:
+        with self._lock:
+            if self._prefix is None:
+                self._prefix = Prefix(*self._arguments)
+            return self._prefix
+
+
+def extract(
+    images: Sequence[Path | bytes],
+    backbone: Backbone,
+    store: Store,
+    *,
+    views: int = 0,
+    distortions: Distortions | None = None,
+    dtype: str = "float16",
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> Extraction:
+    """Make sure that the store holds the bottlenecks of these images, computing those that are missing.
+
+    Args:
+        images: image files, or what would be in them.
+        backbone: the network whose default cut is taken.
+        store: where bottlenecks are kept.
+        views: how many augmented views each image gets besides the plain one.
+        distortions: how views differ from the plain image.
+        dtype: `float16` or `float32`, as the store keeps them.
+        threads: as many as there are cores if left out.
+        progress: is told how far it has come.
+
+    Raises:
+        StoreError: the store cannot be read or written; what was flushed before is kept.
+    """
+    started = time.perf_counter()
+    distortions = distortions or Distortions()
+    spec = SourceSpec(
+        backbone=backbone.name,
+        fingerprint=backbone.fingerprint,
+        cut=backbone.cut,
+        input=backbone.input.to_dict(),
+        shape=backbone.cut_shape,
+        dtype=dtype,
+    )
+    index = StatIndex(store.index_path)
+    job = _Job(
+        images=images,
+        known=index.look_up([image for image in images if isinstance(image, Path)]),
+        backbone=backbone,
+        source=store.source(spec),
+        prefix=_LazyPrefix(backbone, backbone.cut, backbone.cut_shape),
+        views=views,
+        distortions=distortions,
+        numbers=iter(range(len(images))),
+        digests=[None] * len(images),
+    )
+    progress.start("bottlenecks", len(images))
+    workers = [threading.Thread(target=_work, args=(job,)) for _ in range(threads or usable_cores())]
+    try:
+        for worker in workers:
+            worker.start()
+        _supervise(job, workers, index, progress)
+    finally:
+        job.stop = True
+        for worker in workers:
+            worker.join()
+        try:
+            _flush(job, index)
+        finally:
+            index.close()
+            progress.finish()
+    if job.failure is not None:
+        raise job.failure
+    _drop_copies_of_unusable(job)
+    job.source.compact()
+    job.timings.wall = time.perf_counter() - started
+    return Extraction(
+        source=job.source,
+        digests=tuple(job.digests),
+        reasons=job.reasons,
+        computed=job.computed,
+        cached=job.cached,
+        views=views,
+        distortions=distortions,
+        timings=job.timings,
+    )
+
+
+def _supervise(job: _Job, workers: Sequence[threading.Thread], index: StatIndex, progress: Progress) -> None:
+    """Until the workers are done: flush the buffer when it is due and tell how far things are."""
+    flushed = time.monotonic()
+    while any(worker.is_alive() for worker in workers):
+        next((worker for worker in workers if worker.is_alive()), workers[0]).join(_POLL_SECONDS)
+        size = sum(values.nbytes for values in job.values[:1]) * len(job.values)
+        if time.monotonic() - flushed > _FLUSH_SECONDS or size > _FLUSH_BYTES:
+            _flush(job, index)
+            flushed = time.monotonic()
+        progress.update(done=job.done, note=f"{job.cached} from the store, {job.computed} computed")
+
+
+def _flush(job: _Job, index: StatIndex) -> None:
+    with job.lock:
+        keys, values, remembered = job.keys, job.values, job.remembered
+        job.keys, job.values, job.remembered = [], [], []
+    started = time.perf_counter()
+    if keys:
+        job.source.append(keys, np.stack(values))
+    if remembered:
+        index.remember(remembered)
+    job.timings.store += time.perf_counter() - started
+
+
+def _work(job: _Job) -> None:
+    timings = Timings()
+    try:
+        while not job.stop:
+            with job.lock:
+                number = next(job.numbers, None)
+            if number is None:
+                break
+            try:
+                _process(job, number, timings)
+            except UnusableImageError as error:
+                with job.lock:
+                    job.reasons[number] = str(error)
+            with job.lock:
+                job.done += 1
+    except BaseException as error:  # handed to the caller's thread
+        job.failure = error
+        job.stop = True
+    finally:
+        with job.lock:
+            job.timings.add(timings)
+
+
+def _process(job: _Job, number: int, timings: Timings) -> None:
+    """Carry one file through all steps."""
+    clock = time.perf_counter()
+    data, digest = _identify(job, job.images[number])
+    missing = _claim(job, digest)
+    if missing:
+        data = data or _read_again(job.images[number], digest)
+        timings.read += (before := time.perf_counter()) - clock
+        try:
+            image = decode(data, job.backbone.input)
+        except UnusableImageError:
+            job.unusable[number] = digest
+            raise
+        timings.decode += (clock := time.perf_counter()) - before
+        for view, key in missing:
+            pixels = render_view(image, job.backbone.input, digest, view, job.distortions)
+            timings.resize += (before := time.perf_counter()) - clock
+            bottleneck = job.prefix.get()(pixels[None])[0].astype(job.source.spec.dtype)
+            timings.prefix += (clock := time.perf_counter()) - before
+            with job.lock:
+                job.keys.append(key)
+                job.values.append(bottleneck)
+                job.computed += 1
+    else:
+        timings.read += time.perf_counter() - clock
+    job.digests[number] = digest
+
+
+def _identify(job: _Job, image: Path | bytes) -> tuple[bytes | None, bytes]:
+    """The image's bytes, unless the stat index spared reading them, and its content hash."""
+    if isinstance(image, bytes):
+        return image, hashlib.sha256(image).digest()
+    stamp = stamp_of(image)
+    known = job.known.get(os.path.abspath(image))
+    if known is not None and known[0] == stamp:
+        return None, known[1]
+    data, digest = read_image_file(image)
+    with job.lock:
+        job.remembered.append((image, stamp, digest))
+    return data, digest
+
+
+def _read_again(image: Path | bytes, digest: bytes) -> bytes:
+    data, now = (image, digest) if isinstance(image, bytes) else read_image_file(image)
+    if now != digest:
+        raise UnusableImageError("changed while it was being read")
+    return data
+
+
+def _drop_copies_of_unusable(job: _Job) -> None:
+    """A copy of an image that could not be decoded was taken for one under way; give it the same reason."""
+    reasons: dict[bytes, str] = {}
+    for number, reason in sorted(job.reasons.items()):
+        if (digest := job.unusable.get(number)) is not None:
+            reasons.setdefault(digest, reason)
+    for number, digest in enumerate(job.digests):
+        if digest in reasons:
+            job.digests[number] = None
+            job.reasons[number] = reasons[digest]
+
+
+def _claim(job: _Job, digest: bytes) -> list[tuple[int, bytes]]:
+    """The views of an image that nobody has computed; they are now this thread's to compute."""
+    keys = [(view, view_key(digest, view, job.distortions)) for view in range(job.views + 1)]
+    with job.lock:
+        missing = [(view, key) for view, key in keys if key not in job.source and key not in job.under_way]
+        job.under_way.update(key for _, key in missing)
+        job.cached += len(keys) - len(missing)
+    return missing

@@ -1,0 +1,358 @@
+"""The store: a content-addressed cache of bottlenecks that many processes may fill at once.
+
+A store is a folder with one subfolder per source (what the bottlenecks were computed by); a source is a set of
+immutable Arrow IPC shards, each named by the SHA-256 of its own bytes. A shard appears whole or not at all (temporary
+name, flush, rename), so readers and writers need no locks: duplicates are harmless, and what a killed process had
+flushed stays. Shards are memory-mapped when read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import DTypeLike, NDArray
+
+from quickstudy.errors import StoreError
+from quickstudy.files import TEMPORARY_PREFIX, sha256_of_file, write_bytes_atomically, write_json_atomically
+
+_SUFFIX = ".arrow"
+_ARROW_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
+_COMPACT_ABOVE = 8
+_LARGEST_SHARD_BYTES = 512 << 20
+_STALE_SECONDS = 3600
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSpec:
+    """All that decides a bottleneck besides the image and its view."""
+
+    backbone: str
+    """Name, for people."""
+    fingerprint: str
+    """Hash of the backbone's graph and weights."""
+    cut: str
+    """Name of the tensor at which freezing ends."""
+    input: Mapping[str, Any]
+    """The input specification that turned the file into pixels."""
+    shape: tuple[int, ...]
+    """Shape of one bottleneck."""
+    dtype: str = "float16"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; what is written to `source.json`."""
+        return {
+            "version": 1,
+            "backbone": self.backbone,
+            "fingerprint": self.fingerprint,
+            "cut": self.cut,
+            "input": dict(self.input),
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+        }
+
+    @property
+    def identity(self) -> str:
+        """The name of the source's folder: a hash of everything above but the name for people."""
+        named = {name: value for name, value in self.to_dict().items() if name != "backbone"}
+        return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@dataclass(kw_only=True)
+class _Shard:
+    path: Path
+    keys: list[bytes]
+    values: NDArray[np.floating]
+    mapped: object = field(repr=False)
+
+
+class Source:
+    """The bottlenecks of one source. Reading sees the shards that were there at `load` and those appended since."""
+
+    def __init__(self, folder: Path, spec: SourceSpec) -> None:
+        self.folder, self.spec = folder, spec
+        self._dtype: DTypeLike = np.dtype(spec.dtype)
+        self._width = int(np.prod(spec.shape))
+        self._places: dict[bytes, tuple[int, int]] = {}
+        self._shards: list[_Shard] = []
+        self.damaged: list[Path] = []
+        """Shards that could not be read and were left out; `verify` tells more."""
+        self.load()
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def load(self) -> None:
+        """Read the keys of all shards on disk; the values stay mapped until they are gathered."""
+        self._places, self._shards, self.damaged = {}, [], []
+        for attempt in range(3):
+            try:
+                for path in _shard_paths(self.folder):
+                    self._add(path)
+                return
+            except FileNotFoundError:  # compacted away by another process after it was listed
+                self._places, self._shards = {}, []
+                if attempt == 2:
+                    raise StoreError(f"The store '{self.folder}' keeps changing while it is read; try again") from None
+
+    def gather(self, keys: Sequence[bytes]) -> NDArray[np.floating]:
+        """The bottlenecks of these keys, in their order: len(keys) × shape, in the source's dtype.
+
+        Raises:
+            KeyError: a key is not in the store.
+        """
+        result = np.empty((len(keys), self._width), self._dtype)
+        wanted: dict[int, tuple[list[int], list[int]]] = {}
+        for position, key in enumerate(keys):
+            shard, row = self._places[key]
+            positions, rows = wanted.setdefault(shard, ([], []))
+            positions.append(position)
+            rows.append(row)
+        for shard, (positions, rows) in wanted.items():
+            result[positions] = self._shards[shard].values[rows]
+        return result.reshape(len(keys), *self.spec.shape)
+
+    def append(self, keys: Sequence[bytes], values: NDArray[np.floating]) -> None:
+        """Write one shard durably and make it readable here.
+
+        Raises:
+            StoreError: the disk is full, the folder cannot be written, or the values do not fit the source.
+        """
+        if not keys:
+            return
+        rows = np.ascontiguousarray(values, self._dtype).reshape(len(keys), -1)
+        if rows.shape[1] != self._width:
+            raise StoreError(
+                f"A bottleneck of '{self.spec.backbone}' has {rows.shape[1]} values; expected {self._width}"
+            )
+        data = self._serialise(keys, rows)
+        path = self.folder / f"{hashlib.sha256(data).hexdigest()}{_SUFFIX}"
+        try:
+            if not (self.folder / "source.json").exists():
+                write_json_atomically(self.folder / "source.json", self.spec.to_dict())
+            write_bytes_atomically(path, data)
+        except OSError as error:
+            raise StoreError(
+                f"Cannot write to the store '{self.folder}': {error.strerror}. What was flushed before is safe. "
+                "Free some space, or name another folder with --cache or QUICKSTUDY_CACHE"
+            ) from error
+        self._add(path)
+
+    def compact(self) -> int:
+        """Merge small shards into one when there are many; returns how many were merged.
+
+        Safe beside other readers and writers: the merged shard is durable before the small ones go, and a process that
+        still has those mapped keeps reading them.
+        """
+        small = [shard for shard in self._shards if shard.values.nbytes < _LARGEST_SHARD_BYTES // 4]
+        small.sort(key=lambda shard: shard.values.nbytes)
+        while small and sum(shard.values.nbytes for shard in small) > _LARGEST_SHARD_BYTES:
+            small.pop()
+        if len(small) <= _COMPACT_ABOVE:
+            return 0
+        keys = sorted({key for shard in small for key in shard.keys})
+        before = {shard.path for shard in small}
+        self.append(keys, self.gather(keys))
+        before.discard(self._shards[-1].path)
+        for path in before:
+            path.unlink(missing_ok=True)
+        self.load()
+        return len(before)
+
+    def _serialise(self, keys: Sequence[bytes], rows: NDArray[np.floating]) -> bytes:
+        metadata = {"shape": json.dumps(list(self.spec.shape)), "source": self.spec.identity}
+        value_type = pa.list_(_ARROW_TYPES[self.spec.dtype], self._width)
+        schema = pa.schema(
+            [pa.field("key", pa.binary(32), nullable=False), pa.field("bottleneck", value_type, nullable=False)],
+            metadata=metadata,
+        )
+        columns = [
+            pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(keys), [None, pa.py_buffer(b"".join(keys))]),
+            pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), self._width),
+        ]
+        sink = io.BytesIO()
+        with pa.ipc.new_file(sink, schema) as writer:
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+        return sink.getvalue()
+
+    def _add(self, path: Path) -> None:
+        try:
+            shard = self._open(path)
+        except FileNotFoundError:
+            raise
+        except (OSError, pa.ArrowException, ValueError):
+            self.damaged.append(path)
+            return
+        number = len(self._shards)
+        self._shards.append(shard)
+        self._places.update((key, (number, row)) for row, key in enumerate(shard.keys))
+
+    def _open(self, path: Path) -> _Shard:
+        mapped = pa.memory_map(str(path))
+        table = pa.ipc.open_file(mapped)
+        if table.num_record_batches != 1 or (table.schema.metadata or {}).get(b"source") != self.spec.identity.encode():
+            raise ValueError("not a shard of this source")
+        batch = table.get_batch(0)
+        keys, lists = batch.column(0), batch.column(1)
+        if keys.type != pa.binary(32) or lists.type != pa.list_(_ARROW_TYPES[self.spec.dtype], self._width):
+            raise ValueError("columns of other types")
+        raw = memoryview(keys.buffers()[1])
+        values = np.frombuffer(lists.values.buffers()[1], self._dtype, count=len(lists) * self._width)
+        return _Shard(
+            path=path,
+            keys=[bytes(raw[start : start + 32]) for start in range(0, 32 * len(keys), 32)],
+            values=values.reshape(len(lists), self._width),
+            mapped=(mapped, batch),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSummary:
+    """One source in the store, for people: what it is, and what it holds."""
+
+    identity: str
+    backbone: str
+    cut: str
+    dtype: str
+    bottlenecks: int
+    shards: int
+    size_bytes: int
+    used: float
+    """When a shard was last written, in seconds since 1970."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What `Store.verify` found."""
+
+    shards: int
+    bottlenecks: int
+    damaged: tuple[Path, ...]
+    """Shards whose bytes do not match their name, or that cannot be read."""
+
+
+class Store:
+    """The folder with all sources. Nothing is written to it before there is a bottleneck to keep."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def index_path(self) -> Path:
+        """Where the stat index lives."""
+        return self.folder / "files.sqlite"
+
+    def source(self, spec: SourceSpec) -> Source:
+        """Open the bottlenecks of a source, which may have none yet."""
+        return Source(self.folder / spec.identity, spec)
+
+    def summaries(self) -> list[SourceSummary]:
+        """What the store holds, source by source."""
+        return [self._summarise(folder, spec) for folder, spec in self._sources()]
+
+    def verify(self, *, remove: bool = False) -> Verification:
+        """Hash every shard and compare with its name; with `remove`, damaged shards go, to be computed again."""
+        damaged: list[Path] = []
+        shards = bottlenecks = 0
+        for folder, spec in self._sources():
+            source = Source(folder, spec)
+            bottlenecks += len(source)
+            for path in _shard_paths(folder):
+                shards += 1
+                if path in source.damaged or sha256_of_file(path) != path.stem:
+                    damaged.append(path)
+        if remove:
+            for path in damaged:
+                self._change(lambda path=path: path.unlink(missing_ok=True))
+        return Verification(shards=shards, bottlenecks=bottlenecks, damaged=tuple(damaged))
+
+    def compact(self) -> int:
+        """Merge small shards in every source and sweep up what killed processes left; returns how many were merged."""
+        for folder in [self.folder, *(folder for folder, _ in self._sources())]:
+            for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                    path.unlink(missing_ok=True)
+        return sum(Source(folder, spec).compact() for folder, spec in self._sources())
+
+    def prune(self, *, identity: str | None = None, older_than_days: float | None = None) -> list[SourceSummary]:
+        """Delete sources: the one whose identity starts so, or those not written to for so many days.
+
+        Raises:
+            StoreError: no source, or more than one, has such an identity.
+        """
+        summaries = self.summaries()
+        if identity is not None:
+            chosen = [summary for summary in summaries if summary.identity.startswith(identity)]
+            if len(chosen) != 1:
+                known = ", ".join(summary.identity[:8] for summary in summaries) or "none"
+                raise StoreError(
+                    f"{len(chosen)} sources in '{self.folder}' have an id that starts with '{identity}'; "
+                    f"there are: {known}"
+                )
+        else:
+            chosen = summaries
+        if older_than_days is not None:
+            chosen = [summary for summary in chosen if time.time() - summary.used > older_than_days * 86400]
+        for summary in chosen:
+            self._change(lambda summary=summary: shutil.rmtree(self.folder / summary.identity))
+        return chosen
+
+    def _sources(self) -> Iterator[tuple[Path, SourceSpec]]:
+        for path in sorted(self.folder.glob("*/source.json")):
+            try:
+                values = json.loads(path.read_text(encoding="utf-8"))
+                yield (
+                    path.parent,
+                    SourceSpec(
+                        backbone=values["backbone"],
+                        fingerprint=values["fingerprint"],
+                        cut=values["cut"],
+                        input=values["input"],
+                        shape=tuple(values["shape"]),
+                        dtype=values["dtype"],
+                    ),
+                )
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise StoreError(f"'{path}' is damaged ({error}); delete the folder '{path.parent}'") from None
+
+    def _summarise(self, folder: Path, spec: SourceSpec) -> SourceSummary:
+        stats = [path.stat() for path in _shard_paths(folder)]
+        return SourceSummary(
+            identity=folder.name,
+            backbone=spec.backbone,
+            cut=spec.cut,
+            dtype=spec.dtype,
+            bottlenecks=len(Source(folder, spec)),
+            shards=len(stats),
+            size_bytes=sum(stat.st_size for stat in stats),
+            used=max((stat.st_mtime for stat in stats), default=folder.stat().st_mtime),
+        )
+
+    def _change(self, change: Any) -> None:
+        try:
+            change()
+        except OSError as error:
+            raise StoreError(f"Cannot change the store '{self.folder}': {error.strerror}") from error
+
+
+def _shard_paths(folder: Path) -> list[Path]:
+    try:
+        names: Iterable[str] = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StoreError(f"Cannot read the store '{folder}': {error.strerror}") from error
+    return [folder / name for name in sorted(names) if name.endswith(_SUFFIX) and not name.startswith(".")]

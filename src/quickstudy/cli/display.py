@@ -1,0 +1,100 @@
+"""What the commands print: progress on a terminal, summaries, tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from quickstudy.images.imageset import Skipped
+from quickstudy.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+    from quickstudy.retraining.evaluation import Evaluation, Score
+
+_MOST_SKIPPED = 10
+_MOST_CONFUSIONS = 5
+
+
+class _TerminalProgress:
+    """A bar on standard error with images a second and the time left."""
+
+    def __init__(self) -> None:
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+
+    def start(self, task: str, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._bar.add_task(task, total=total, note="", rate="")
+        self._bar.start()
+
+    def update(self, *, done: int, note: str) -> None:
+        if self._bar is not None and self._task is not None:
+            speed = self._bar.tasks[0].speed
+            self._bar.update(self._task, completed=done, note=note, rate=f"{speed:.0f} images/s" if speed else "")
+
+    def finish(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def progress_for(*, quiet: bool) -> Progress:
+    """A bar where somebody can see it, silence elsewhere."""
+    return silent if quiet or not sys.stderr.isatty() else _TerminalProgress()
+
+
+def format_score(score: Score) -> str:
+    """Such as `91.4 % (95 % interval 88.1 to 93.8 %, n = 372)`."""
+    if not score.n:
+        return "not known (no images)"
+    low, high = score.interval
+    return f"{100 * score.accuracy:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %, n = {score.n:,})"
+
+
+def print_skipped(skipped: Sequence[Skipped]) -> None:
+    """How many files were left out, and the first of them with their reasons."""
+    if skipped:
+        print(f"\nSkipped {_count(len(skipped), 'file')}:")
+        for item in skipped[:_MOST_SKIPPED]:
+            print(f"  {item.path}: {item.reason}")
+        if len(skipped) > _MOST_SKIPPED:
+            print(f"  … and {len(skipped) - _MOST_SKIPPED} more; --json lists all")
+
+
+def print_evaluation(evaluation: Evaluation, *, train_counts: dict[str, int] | None = None) -> None:
+    """The table of classes and the most confused pairs."""
+    names = [score.name for score in evaluation.classes]
+    width = max(5, *(len(name) for name in names))
+    columns = [*(["train"] if train_counts else []), "test", "precision", "recall"]
+    print(f"\n  {'class':<{width}}  " + "  ".join(f"{column:>9}" for column in columns))
+    for score in evaluation.classes:
+        values = [f"{train_counts.get(score.name, 0):,}"] if train_counts else []
+        values += [f"{score.n:,}", _percent(score.precision), _percent(score.recall)]
+        print(f"  {score.name:<{width}}  " + "  ".join(f"{value:>9}" for value in values))
+    if evaluation.confusions:
+        print("\nMost confused:")
+        for pair in evaluation.confusions[:_MOST_CONFUSIONS]:
+            print(f"  {_count(pair.count, 'image')} of '{pair.truth}' taken for '{pair.predicted}'")
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.0f} %"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

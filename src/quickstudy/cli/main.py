@@ -1,0 +1,54 @@
+"""The `quickstudy` command: its subcommands, and how errors reach the user."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from quickstudy.cli import cache, evaluate, predict, retrain
+from quickstudy.errors import QuickstudyError
+from quickstudy.version import VERSION
+
+app = typer.Typer(
+    help="Trains image classifiers dramatically faster, and proves it.",
+    epilog="Start with: quickstudy retrain photos/   (photos/<class>/*.jpg)",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("retrain", epilog="Example: quickstudy retrain photos/ --output flowers.onnx")(retrain.command)
+app.command("predict", epilog="Example: quickstudy predict photos.onnx new.jpg other/ 'more/*.png'")(predict.command)
+app.command("evaluate", epilog="Example: quickstudy evaluate photos.onnx held_out/")(evaluate.command)
+app.add_typer(cache.app, name="cache")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"quickstudy {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    pass
+
+
+def run() -> None:
+    """Run the command line: errors of use go to standard error without a traceback, with exit status 2."""
+    try:
+        app()
+    except QuickstudyError as error:
+        print(f"quickstudy: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nquickstudy: interrupted; bottlenecks computed so far are kept", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

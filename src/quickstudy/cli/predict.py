@@ -1,0 +1,144 @@
+"""`quickstudy predict`: classes of images."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from quickstudy.cli.options import Cache, Json
+
+if TYPE_CHECKING:
+    from quickstudy.models.model import Model, Prediction
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="A model (.onnx), or a backbone by name for ImageNet's classes.")],
+    images: Annotated[
+        list[str], typer.Argument(help="Images, folders, patterns such as 'new/*.jpg'; - reads a list of paths.")
+    ],
+    top: Annotated[int | None, typer.Option(min=1, help="Classes an image [default: 1; 5 for backbones].")] = None,
+    as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: image, rank, label, probability, error.")] = False,
+    cache: Cache = None,
+) -> None:
+    """Print the most probable classes of images; a file that cannot be used is named and does not end the others."""
+    from quickstudy.images.imageset import Skipped
+
+    if as_json and as_csv:
+        raise typer.BadParameter("choose one of --json and --csv")
+    classifier, usual = _load(model, cache)
+    count = min(top or usual, len(classifier.classes))
+    wrong: list[Skipped] = []
+    predictions = classifier.predict_each(_expand(images, wrong))
+    writer = _write_json if as_json else _write_csv if as_csv else _write_text
+    done, failed = writer(classifier, predictions, count, wrong)
+    if failed and not as_json and not as_csv:
+        print(f"{failed} of {done + failed} could not be used", file=sys.stderr)
+    if not done:
+        raise typer.Exit(1)
+
+
+def _load(model: str, cache: Path | None) -> tuple[Model, int]:
+    """The classifier, and how many classes to print unless told."""
+    from quickstudy.models.model import from_backbone, load
+
+    if not Path(model).exists() and Path(model).suffix != ".onnx":
+        from quickstudy.backbones.backbone import NAMES, load_backbone
+        from quickstudy.errors import ModelError
+        from quickstudy.files import cache_folder
+
+        if model not in NAMES:
+            raise ModelError(f"No such model: '{model}'; give an .onnx file or a backbone: {', '.join(NAMES)}")
+        return from_backbone(load_backbone(model, cache_folder(cache))), 5
+    return load(model), 1
+
+
+def _expand(arguments: list[str], wrong: list[Any]) -> Iterator[str | Path]:
+    """Image paths from files, folders, patterns and standard input; what leads to nothing goes to `wrong`."""
+    import glob
+
+    from quickstudy.images.imageset import Skipped, list_images
+
+    for argument in arguments:
+        if argument == "-":
+            for line in sys.stdin:
+                if line.strip():
+                    yield from _expand([line.rstrip("\n")], wrong)
+        elif Path(argument).is_dir():
+            paths, skipped = list_images(Path(argument))
+            wrong += skipped
+            if not paths:
+                wrong.append(Skipped(path=Path(argument), reason="no images in this folder"))
+            yield from paths
+        elif glob.has_magic(argument) and not Path(argument).exists():
+            matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207 (patterns may be absolute)
+            if not matches:
+                wrong.append(Skipped(path=Path(argument), reason="matches no file"))
+            for match in matches:
+                yield from _expand([match], wrong) if Path(match).is_dir() else [match]
+        else:
+            yield argument
+
+
+def _ranked(model: Model, prediction: Prediction, count: int) -> list[tuple[str, float]]:
+    if prediction.probabilities is None:
+        return []
+    best = prediction.probabilities.argsort()[::-1][:count]
+    return [(model.classes[number], float(prediction.probabilities[number])) for number in best]
+
+
+def _write_text(model: Model, predictions: Iterator[Prediction], count: int, wrong: list[Any]) -> tuple[int, int]:
+    done = failed = 0
+    for prediction in predictions:
+        if prediction.probabilities is None:
+            failed += 1
+            print(f"{prediction.image}: {prediction.reason}", file=sys.stderr)
+        else:
+            done += 1
+            shown = ", ".join(f"{name} {100 * share:.1f} %" for name, share in _ranked(model, prediction, count))
+            print(f"{prediction.image}: {shown}")
+    for item in wrong:
+        failed += 1
+        print(f"{item.path}: {item.reason}", file=sys.stderr)
+    return done, failed
+
+
+def _write_csv(model: Model, predictions: Iterator[Prediction], count: int, wrong: list[Any]) -> tuple[int, int]:
+    writer = csv.writer(sys.stdout)
+    writer.writerow(["image", "rank", "label", "probability", "error"])
+    done = failed = 0
+    for prediction in predictions:
+        for rank, (name, share) in enumerate(_ranked(model, prediction, count), start=1):
+            writer.writerow([prediction.image, rank, name, f"{share:.6f}", ""])
+        if prediction.probabilities is None:
+            failed += 1
+            writer.writerow([prediction.image, "", "", "", prediction.reason])
+        else:
+            done += 1
+    for item in wrong:
+        failed += 1
+        writer.writerow([item.path, "", "", "", item.reason])
+    return done, failed
+
+
+def _write_json(model: Model, predictions: Iterator[Prediction], count: int, wrong: list[Any]) -> tuple[int, int]:
+    rows: list[dict[str, Any]] = []
+    for prediction in predictions:
+        if prediction.probabilities is None:
+            rows.append({"image": str(prediction.image), "error": prediction.reason})
+        else:
+            ranked = [
+                {"label": name, "probability": round(share, 6)} for name, share in _ranked(model, prediction, count)
+            ]
+            rows.append({"image": str(prediction.image), "predictions": ranked})
+    rows += [{"image": str(item.path), "error": item.reason} for item in wrong]
+    json.dump(rows, sys.stdout, indent=1, ensure_ascii=False)
+    print()
+    failed = sum("error" in row for row in rows)
+    return len(rows) - failed, failed

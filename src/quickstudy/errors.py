@@ -1,0 +1,40 @@
+"""The errors that quickstudy raises on purpose.
+
+Each message says what was wrong, the value received, and what to do. Anything else that escapes is a defect of
+quickstudy itself. All derive from `QuickstudyError`, so a caller can catch one class; the command line prints the
+message without a traceback and exits with 2.
+"""
+
+from __future__ import annotations
+
+
+class QuickstudyError(Exception):
+    """Base of all errors that quickstudy raises on purpose."""
+
+
+class ImageSetError(QuickstudyError):
+    """The images, their labels or their layout cannot be used as they are."""
+
+
+class UnusableImageError(QuickstudyError):
+    """One image file cannot be used; the message is the reason, fit for a list of skipped files."""
+
+
+class BackboneError(QuickstudyError):
+    """A backbone is unknown, damaged or cannot be built."""
+
+
+class UnsafeFileError(BackboneError):
+    """A file from outside holds something that quickstudy refuses to load."""
+
+
+class StoreError(QuickstudyError):
+    """The store of bottlenecks cannot be read or written."""
+
+
+class ModelError(QuickstudyError):
+    """A model file is missing, damaged, of another kind, or fails its golden checks."""
+
+
+class HeadError(QuickstudyError):
+    """The head cannot be fitted to what it was given."""

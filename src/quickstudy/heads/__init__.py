@@ -1,0 +1,1 @@
+"""Classifiers on pooled bottlenecks, fitted to their optimum."""

@@ -1,0 +1,1 @@
+"""Image sets, decoding, identity, splits and views."""

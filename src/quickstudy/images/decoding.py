@@ -1,0 +1,230 @@
+"""From the bytes of an image file to the pixels that a network takes; the only such code in quickstudy.
+
+Extraction and prediction both go through here, so what a model sees in use is what it was trained on. `InputSpec` names
+everything that decides the pixels; it is part of every cache key and of every model file. Pillow decodes, and only the
+formats that a photo folder holds.
+
+The resize is bilinear between the two nearest pixels, after whole-number reduction has brought the image within twice
+the target: TensorFlow's `resize` without antialiasing, with which EfficientNet-Lite was trained. On the clothing photos
+it gave better bottlenecks than an antialiased filter (cross-validated log loss 0.323 against 0.330) in a quarter of the
+time, and its fixed-point arithmetic can be repeated to the bit in any language.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import warnings
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from quickstudy.errors import UnusableImageError
+
+MOST_PIXELS = 100_000_000
+"""Images whose header announces more pixels are not decoded: decompression bombs, or scans that want resizing first."""
+MOST_BYTES = 256 << 20
+"""Larger files are not read."""
+
+# Pillow's own check warns from 89 million pixels on and raises from 179; ours is one clear refusal in between.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+Pixels = NDArray[np.uint8]
+"""An image as height×width×3 RGB values from 0 to 255."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """How an image becomes a network's input: upright, its centred square cut out and resized."""
+
+    size: int
+    """Side of the square that the network takes, in pixels."""
+    crop: float = 1.0
+    """Side of the centred square that is cut out, as a share of the image's shorter side."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that decides the pixels, as JSON values; `resize` names the arithmetic below."""
+        return {**asdict(self), "resize": "reduce-bilinear-1"}
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> InputSpec:
+        """The reverse of `to_dict`.
+
+        Raises:
+            ValueError: the values are not of this version of quickstudy.
+        """
+        spec = InputSpec(size=int(values["size"]), crop=float(values["crop"]))
+        if values != spec.to_dict():
+            raise ValueError(f"unknown input specification {values!r}")
+        return spec
+
+
+def decode(data: bytes, spec: InputSpec) -> Image.Image:
+    """Decode an image file's bytes to upright 8-bit RGB.
+
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the square still keeps `spec.size` pixels a side: libjpeg
+    then skips most of the work, and gives the mean of each 2×2, 4×4 or 8×8 pixels as `fit` would (within 1 of 255
+    levels on average). Alpha is laid over white, 16 bits become 8, CMYK becomes RGB, and
+    of several frames the first is taken.
+
+    Raises:
+        UnusableImageError: the bytes are no image that can be used; the message is the reason.
+    """
+    if not data:
+        raise UnusableImageError("empty file (0 bytes)")
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError:
+        raise UnusableImageError(_describe_unidentified(data)) from None
+    except Image.DecompressionBombError:
+        raise UnusableImageError(f"too many pixels (the limit is {MOST_PIXELS // 1_000_000} million)") from None
+    except Exception as error:  # decoders raise many kinds on damaged headers
+        raise UnusableImageError(f"damaged header ({_first_line(error)})") from None
+    if image.width * image.height > MOST_PIXELS:
+        raise UnusableImageError(
+            f"too many pixels ({image.width}x{image.height}; the limit is {MOST_PIXELS // 1_000_000} million)"
+        )
+    try:
+        if image.format in ("JPEG", "MPO"):
+            factor = _largest_factor(min(image.size), spec)
+            image.draft(None, (image.width // factor, image.height // factor))
+        image.load()
+        return upright_rgb(image)
+    except Exception as error:
+        reason = _first_line(error)
+        raise UnusableImageError(f"truncated ({reason})" if "truncated" in reason else f"damaged ({reason})") from None
+
+
+def fit(image: Image.Image, spec: InputSpec, box: tuple[int, int, int] | None = None) -> Pixels:
+    """Cut a square out of an RGB image and resize it to `spec.size`×`spec.size`×3.
+
+    Args:
+        image: 8-bit RGB, as `decode` gives it.
+        spec: the network's input.
+        box: left, top and side of the square in pixels; the centred one of `spec` if left out.
+    """
+    left, top, side = box or centred_square(image.size, spec)
+    square = image.crop((left, top, left + side, top + side))
+    if (factor := side // spec.size) > 1:
+        # What does not divide goes, evenly from both ends, so that every pixel is the mean of equally many.
+        rest, kept = side % factor, side - side % factor
+        square = square.reduce(factor, (rest // 2, rest // 2, rest // 2 + kept, rest // 2 + kept))
+    return resize_bilinear(np.asarray(square), spec.size)
+
+
+def centred_square(size: tuple[int, int], spec: InputSpec) -> tuple[int, int, int]:
+    """Left, top and side of the square that `spec` cuts out of an image of `size` (width, height)."""
+    width, height = size
+    side = max(1, round(min(width, height) * spec.crop))
+    return (width - side) // 2, (height - side) // 2, side
+
+
+def resize_bilinear(pixels: Pixels, size: int) -> Pixels:
+    """Resize a square to size×size×3, bilinearly between pixel centres, in fixed point with 8-bit weights.
+
+    First over rows, then over columns, each rounded to the nearest level.
+    """
+    if len(pixels) == size:
+        return pixels
+    upper, lower, upper_weight, lower_weight = _taps(len(pixels), size)
+    rows = pixels.reshape(len(pixels), -1)
+    blended = np.multiply(rows.take(upper, axis=0), upper_weight[:, None], dtype=np.uint16)
+    blended += np.multiply(rows.take(lower, axis=0), lower_weight[:, None], dtype=np.uint16)
+    blended += 128
+    blended >>= 8
+    left, right, left_weight, right_weight = _channel_taps(len(pixels), size)
+    result = blended.take(left, axis=1)
+    result *= left_weight
+    other = blended.take(right, axis=1)
+    other *= right_weight
+    result += other
+    result += 128
+    result >>= 8
+    return result.astype(np.uint8).reshape(size, size, 3)
+
+
+@functools.lru_cache(maxsize=256)
+def _taps(length: int, size: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.uint16], NDArray[np.uint16]]:
+    """For each of `size` places: the two source places it lies between and their weights, which sum to 256."""
+    places = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
+    lower = np.minimum(np.floor(places).astype(np.intp), max(length - 2, 0))
+    weight = np.round((places - lower) * 256).astype(np.uint16)
+    return lower, np.minimum(lower + 1, length - 1), 256 - weight, weight
+
+
+@functools.lru_cache(maxsize=256)
+def _channel_taps(
+    length: int, size: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.uint16], NDArray[np.uint16]]:
+    """`_taps` for rows of interleaved RGB values."""
+    left, right, left_weight, right_weight = _taps(length, size)
+    channels = np.arange(3)
+    return (
+        (3 * left[:, None] + channels).ravel(),
+        (3 * right[:, None] + channels).ravel(),
+        np.repeat(left_weight, 3),
+        np.repeat(right_weight, 3),
+    )
+
+
+def _largest_factor(shorter_side: int, spec: InputSpec) -> int:
+    """The largest of libjpeg's fast reductions that leaves the square at least as large as the network's input."""
+    return next(factor for factor in (8, 4, 2, 1) if factor == 1 or shorter_side * spec.crop >= spec.size * factor)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow image as upright 8-bit RGB; what `decode` does about modes and orientation."""
+    orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    rgb = _to_rgb(image)
+    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "I":  # 16-bit PNGs in some versions of Pillow, else 32-bit TIFFs
+        levels = np.asarray(image)
+        shift = 8 if levels.max() > 255 else 0
+        return Image.fromarray(np.clip(levels >> shift, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        levels = np.nan_to_num(np.asarray(image))
+        scale = 255 if levels.max() <= 1 else 1
+        return Image.fromarray(np.clip(levels * scale, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _describe_unidentified(data: bytes) -> str:
+    start = data[:512].lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page, not an image"
+    if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc"):
+        return "HEIC is not supported; convert it to JPEG"
+    if data[4:12] == b"ftypavif":
+        return "AVIF is not supported; convert it to JPEG"
+    if start.startswith(b"<svg") or b"<svg" in start:
+        return "SVG is not supported; convert it to PNG"
+    return "not an image, or damaged from its first bytes on"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -1,0 +1,248 @@
+"""Image sets: which images there are, their labels, and the splits that come with them.
+
+An image set is read from class folders (`photos/<class>/**/*.jpg`), from class folders under split folders
+(`photos/train/<class>/…`), or from a manifest (CSV or Parquet with `path,label[,split]`). Nothing is decoded here; what
+cannot be an image at all is noted among the skipped with its reason.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from quickstudy.errors import ImageSetError
+
+Split = Literal["train", "validation", "test"]
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"})
+# Known image formats that are not read: named among the skipped, since their owner expects them to count.
+_FOREIGN_SUFFIXES = frozenset(
+    {".heic", ".heif", ".avif", ".svg", ".psd", ".raw", ".cr2", ".nef", ".dng", ".jp2", ".jxl"}
+)
+_SPLITS: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
+EXPECTED = (
+    "expected photos/<class>/*.jpg, photos/train|validation|test/<class>/*.jpg, "
+    "or a .csv or .parquet manifest with columns path,label[,split]"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A file that is not used, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFile:
+    """One image file with its label and, where the set came with splits, its split."""
+
+    path: Path
+    label: str
+    split: Split | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """The images of a classification problem, in a stable order (by path)."""
+
+    source: Path
+    files: tuple[ImageFile, ...]
+    skipped: tuple[Skipped, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names, sorted."""
+        return tuple(sorted({file.label for file in self.files}))
+
+    @property
+    def has_splits(self) -> bool:
+        """Whether the set came with a test split."""
+        return any(file.split == "test" for file in self.files)
+
+
+def load_image_set(source: Path) -> ImageSet:
+    """Read an image set from a folder or a manifest.
+
+    Raises:
+        ImageSetError: the path is missing, holds no images, or a manifest cannot be read.
+    """
+    if not source.exists():
+        raise ImageSetError(f"No such file or folder: '{source}'; {EXPECTED}")
+    found = _from_folder(source) if source.is_dir() else _from_manifest(source)
+    if not found.files:
+        hint = f" ({len(found.skipped)} files were skipped, e.g. {_example(found.skipped)})" if found.skipped else ""
+        raise ImageSetError(f"No images under '{source}'{hint}; {EXPECTED}")
+    return found
+
+
+def require_classes(files: Counter[str], source: Path) -> None:
+    """Check that there is something to tell apart and enough to learn it from.
+
+    Args:
+        files: usable images by class.
+        source: where they come from, for the message.
+
+    Raises:
+        ImageSetError: fewer than two classes, or a class with fewer than two images.
+    """
+    if len(files) < 2:
+        names = ", ".join(f"'{name}'" for name in files) or "none"
+        raise ImageSetError(
+            f"At least 2 classes are needed to train, '{source}' has {len(files)} ({names}); {EXPECTED}"
+        )
+    if small := sorted(name for name, count in files.items() if count < 2):
+        listed = ", ".join(f"'{name}' ({files[name]})" for name in small[:5]) + (", …" if len(small) > 5 else "")
+        raise ImageSetError(
+            f"Each class needs at least 2 different usable images, one to train on and one to test; "
+            f"too few in '{source}': {listed}. Add images or remove the class"
+        )
+
+
+def list_images(folder: Path) -> tuple[list[Path], list[Skipped]]:
+    """All image files under a folder, whatever the labels, sorted by path; and what was skipped."""
+    paths: list[Path] = []
+    skipped: list[Skipped] = []
+    for path in _walk(folder, set()):
+        _sort_in(path, paths, skipped)
+    return paths, skipped
+
+
+def _from_folder(root: Path) -> ImageSet:
+    skipped: list[Skipped] = []
+    files: list[ImageFile] = []
+    try:
+        top = [entry for entry in sorted(root.iterdir()) if not _is_hidden(entry.name)]
+    except OSError as error:
+        raise ImageSetError(f"Cannot read the folder '{root}': {error.strerror}") from None
+    folders = [entry for entry in top if entry.is_dir()]
+    split_of = {folder: _SPLITS.get(folder.name.lower()) for folder in folders}
+    if "train" in split_of.values() and len(folders) > 1 and None not in split_of.values():
+        for folder, split in split_of.items():
+            for entry in sorted(folder.iterdir()):
+                if entry.is_dir() and not _is_hidden(entry.name):
+                    _add_class(entry, split, files, skipped)
+                elif entry.suffix.lower() in IMAGE_SUFFIXES:
+                    skipped.append(Skipped(path=entry, reason="not in a class folder"))
+    else:
+        for folder in folders:
+            _add_class(folder, None, files, skipped)
+    loose = [entry for entry in top if not entry.is_dir() and entry.suffix.lower() in IMAGE_SUFFIXES]
+    skipped += [Skipped(path=entry, reason="not in a class folder") for entry in loose]
+    return ImageSet(source=root, files=tuple(files), skipped=tuple(skipped))
+
+
+def _add_class(folder: Path, split: Split | None, files: list[ImageFile], skipped: list[Skipped]) -> None:
+    paths, wrong = list_images(folder)
+    files += [ImageFile(path=path, label=folder.name, split=split) for path in paths]
+    skipped += wrong
+
+
+def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """Files under a folder in the order of their names; each real folder once, so links cannot lead round a loop."""
+    try:
+        stat = folder.stat()
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        yield folder  # sorted in among the skipped
+        return
+    if (stat.st_dev, stat.st_ino) in seen:
+        return
+    seen.add((stat.st_dev, stat.st_ino))
+    for entry in entries:
+        if _is_hidden(entry.name):
+            continue
+        if entry.is_dir():
+            yield from _walk(Path(entry.path), seen)
+        else:
+            yield Path(entry.path)
+
+
+def _sort_in(path: Path, paths: list[Path], skipped: list[Skipped]) -> None:
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        skipped.append(Skipped(path=path, reason="unreadable folder"))
+    elif suffix in IMAGE_SUFFIXES:
+        paths.append(path)
+    elif suffix in _FOREIGN_SUFFIXES:
+        skipped.append(Skipped(path=path, reason=f"{suffix[1:].upper()} is not supported; convert it to JPEG or PNG"))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _from_manifest(source: Path) -> ImageSet:
+    suffix = source.suffix.lower()
+    if suffix not in (".csv", ".parquet"):
+        raise ImageSetError(f"'{source}' is neither a folder nor a .csv or .parquet manifest; {EXPECTED}")
+    rows: Iterable[Mapping[str, object]] = _read_csv(source) if suffix == ".csv" else _read_parquet(source)
+    files: list[ImageFile] = []
+    skipped: list[Skipped] = []
+    for number, row in enumerate(rows, start=1):
+        name, label, split = (str(row.get(column) or "").strip() for column in ("path", "label", "split"))
+        if split and split.lower() not in _SPLITS:
+            raise ImageSetError(
+                f"Row {number} of '{source}' has the split '{split}'; expected train, validation or test, or nothing"
+            )
+        path = source.parent / name
+        if not name or not label:
+            skipped.append(
+                Skipped(path=path, reason=f"row {number} of the manifest has no {'label' if name else 'path'}")
+            )
+        elif not path.is_file():
+            skipped.append(Skipped(path=path, reason="no such file"))
+        else:
+            files.append(ImageFile(path=path, label=label, split=_SPLITS[split.lower()] if split else None))
+    files.sort(key=lambda file: str(file.path))
+    return ImageSet(source=source, files=tuple(files), skipped=tuple(skipped))
+
+
+def _read_csv(source: Path) -> list[dict[str, str]]:
+    try:
+        with source.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ImageSetError(f"Cannot read the manifest '{source}' as CSV in UTF-8: {error}") from None
+    _require_columns(source, reader.fieldnames or ())
+    return rows
+
+
+def _read_parquet(source: Path) -> list[dict[str, object]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(source)
+    except (OSError, pa.ArrowException) as error:
+        raise ImageSetError(f"Cannot read the manifest '{source}' as Parquet: {error}") from None
+    _require_columns(source, table.column_names)
+    rows: list[dict[str, object]] = table.to_pylist()
+    return rows
+
+
+def _require_columns(source: Path, names: Iterable[object]) -> None:
+    columns = [str(name) for name in names]
+    if not {"path", "label"} <= set(columns):
+        raise ImageSetError(
+            f"The manifest '{source}' has the columns {', '.join(columns) or 'none'}; expected path,label[,split]"
+        )
+
+
+def _example(skipped: tuple[Skipped, ...]) -> str:
+    return f"'{skipped[0].path.name}': {skipped[0].reason}"

@@ -1,0 +1,67 @@
+"""Views: deterministic augmentations of an image, so that distorted images can be cached like plain ones.
+
+View 0 is the plain image. View k > 0 is drawn from a generator seeded with the image's content and k, so it is the same
+on every machine and in every run, whatever the order of files or the number of workers. The distortions are the four of
+TensorFlow's `retrain.py`: flip, crop, scale and brightness.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from PIL import Image
+
+from quickstudy.errors import ImageSetError
+from quickstudy.images.decoding import InputSpec, Pixels, centred_square, fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distortions:
+    """How far views may differ from the plain image."""
+
+    flip: bool = True
+    """Mirror every other view left to right, on average."""
+    crop: float = 0.1
+    """Widest margin that is cut away at random places, as a share of the side."""
+    scale: float = 0.1
+    """Strongest enlargement, as a share of the side."""
+    brightness: float = 0.1
+    """Largest change of all values, as a share of them, up or down."""
+
+    def __post_init__(self) -> None:
+        for name in ("crop", "scale", "brightness"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ImageSetError(
+                    f"The distortion '{name}' must be at least 0 and below 1; got {getattr(self, name)}"
+                )
+
+
+def view_key(digest: bytes, view: int, distortions: Distortions) -> bytes:
+    """The 32-byte store key of an image's view: the content's SHA-256 for view 0, else a hash of all."""
+    if view == 0:
+        return digest
+    return hashlib.sha256(digest + _describe(view, distortions)).digest()
+
+
+def render_view(image: Image.Image, spec: InputSpec, digest: bytes, view: int, distortions: Distortions) -> Pixels:
+    """The pixels (size×size×3) of view number `view` of a decoded image with content hash `digest`."""
+    if view == 0:
+        return fit(image, spec)
+    seed = int.from_bytes(view_key(digest, view, distortions)[:16], "little")
+    # Drawn as raw 64-bit numbers, whose stream NumPy guarantees across versions, unlike its distributions.
+    draws = np.random.PCG64(seed).random_raw(6) / 2**64
+    left, top, side = centred_square(image.size, spec)
+    shown = max(1, round(side / ((1 + distortions.crop * draws[0]) * (1 + distortions.scale * draws[1]))))
+    left, top = (start + int(draw * (side - shown + 1)) for start, draw in ((left, draws[2]), (top, draws[3])))
+    pixels = fit(image, spec, (left, top, shown))
+    if distortions.brightness:
+        factor = 1 + distortions.brightness * (2 * draws[5] - 1)
+        pixels = np.clip(np.rint(pixels * factor), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(pixels[:, ::-1]) if distortions.flip and draws[4] < 0.5 else pixels
+
+
+def _describe(view: int, distortions: Distortions) -> bytes:
+    return json.dumps({"view": view, **asdict(distortions)}, sort_keys=True).encode()

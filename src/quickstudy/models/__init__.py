@@ -1,0 +1,1 @@
+"""The one-file ONNX model: assemble, load, predict, verify."""

@@ -1,0 +1,4 @@
+"""Names of a model file's metadata properties; each value is JSON."""
+
+PREFIX = "quickstudy."
+FORMAT = 1

@@ -1,0 +1,201 @@
+"""A model in use: load the one file, predict, verify."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from quickstudy.backbones.backbone import Backbone
+from quickstudy.backbones.runtime import open_session, usable_cores
+from quickstudy.errors import BackboneError, ModelError, UnusableImageError
+from quickstudy.images.decoding import InputSpec, decode, fit, upright_rgb
+from quickstudy.images.identity import read_image_file
+from quickstudy.models.golden import GOLDEN_TOLERANCE, golden_images
+from quickstudy.models.metadata import FORMAT, PREFIX
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+ImageLike = str | Path | Image.Image | NDArray[Any]
+"""A path, a Pillow image, or an array: height×width×3 or height×width, uint8."""
+
+_LARGEST_FILE_BYTES = 2 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a model says of one image; where it could not be read, `probabilities` is None and `reason` says why."""
+
+    image: ImageLike
+    probabilities: NDArray[np.float32] | None
+    reason: str = ""
+
+
+class Model:
+    """A classifier that takes images and gives class probabilities. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        *,
+        classes: Sequence[str],
+        input_spec: InputSpec,
+        metadata: dict[str, Any],
+    ) -> None:
+        self._session = session
+        self.classes = tuple(classes)
+        """Names in the order of the probabilities."""
+        self.input = input_spec
+        """How an image becomes the model's input."""
+        self.metadata = metadata
+        """What the file says about itself: backbone, training, versions."""
+
+    def predict_proba(self, images: ImageLike | Iterable[ImageLike]) -> NDArray[np.float32]:
+        """Class probabilities (N×classes) of one image or several, in the order of `classes`.
+
+        Raises:
+            UnusableImageError: an image cannot be used; `predict_each` goes on instead.
+        """
+        many = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
+        rows = []
+        for prediction in self.predict_each(many):
+            if prediction.probabilities is None:
+                raise UnusableImageError(f"Cannot use {_name(prediction.image)}: {prediction.reason}")
+            rows.append(prediction.probabilities)
+        return np.stack(rows) if rows else np.empty((0, len(self.classes)), np.float32)
+
+    def predict(self, images: ImageLike | Iterable[ImageLike]) -> list[str]:
+        """The most probable class of each image, by name. See `predict_proba`."""
+        return [self.classes[row.argmax()] for row in self.predict_proba(images)]
+
+    def predict_each(self, images: Iterable[ImageLike], *, threads: int | None = None) -> Iterator[Prediction]:
+        """Predictions in the images' order, as they are ready; an image that cannot be used does not end the others.
+
+        Decoding and network run on all cores; no more than a few images are in memory at a time.
+        """
+        threads = threads or usable_cores()
+        with ThreadPoolExecutor(threads) as pool:
+            yield from _in_order(pool, self._predict_one, images, ahead=4 * threads)
+
+    def verify(self) -> float:
+        """Run the golden checks; returns the largest difference from the expected probabilities.
+
+        Raises:
+            ModelError: the file has none, or a difference is beyond the tolerance.
+        """
+        try:
+            expected = np.array(self.metadata["golden"]["probabilities"], np.float64)
+        except (KeyError, TypeError, ValueError):
+            raise ModelError("The model has no golden checks") from None
+        actual = self._run(golden_images(self.input.size))
+        if expected.shape != actual.shape:
+            raise ModelError(f"The golden checks are of shape {expected.shape}; the model gives {actual.shape}")
+        difference = float(np.abs(actual - expected).max())
+        if not difference <= GOLDEN_TOLERANCE:
+            raise ModelError(
+                f"The model fails its golden checks: a probability differs by {difference:.2e} "
+                f"(tolerance {GOLDEN_TOLERANCE:.0e}); the file or the runtime is damaged"
+            )
+        return difference
+
+    def _predict_one(self, image: ImageLike) -> Prediction:
+        try:
+            pixels = fit(_open(image, self.input), self.input)
+        except UnusableImageError as error:
+            return Prediction(image=image, probabilities=None, reason=str(error))
+        return Prediction(image=image, probabilities=self._run(pixels[None])[0])
+
+    def _run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        probabilities: NDArray[np.float32] = self._session.run(["probabilities"], {"image": images})[0]
+        return probabilities
+
+
+def load(path: str | Path) -> Model:
+    """Load a model file that quickstudy wrote.
+
+    Raises:
+        ModelError: there is no such file, or it is not such a model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"No such model: '{path}'; make one with: quickstudy retrain photos/")
+    if path.stat().st_size > _LARGEST_FILE_BYTES:
+        raise ModelError(f"'{path}' is larger than {_LARGEST_FILE_BYTES >> 30} GiB; no model of quickstudy's is")
+    try:
+        # From bytes, not from the path: a graph that refers to files outside itself then has nowhere to find them.
+        session = open_session(path.read_bytes())
+    except (BackboneError, OSError) as error:
+        raise ModelError(f"'{path}' is not an ONNX model that can be loaded: {error}") from None
+    properties = session.get_modelmeta().custom_metadata_map
+    try:
+        metadata = {
+            name.removeprefix(PREFIX): json.loads(value)
+            for name, value in properties.items()
+            if name.startswith(PREFIX)
+        }
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"its format is {metadata.get('format')!r}, this version reads {FORMAT}")
+        classes = [str(name) for name in metadata["classes"]]
+        spec = InputSpec.from_dict(metadata["input"])
+        _check_signature(session, spec, len(classes))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"'{path}' is an ONNX file, but not a model that quickstudy wrote ({error}); retrain, or use its own tools"
+        ) from None
+    return Model(session, classes=classes, input_spec=spec, metadata=metadata)
+
+
+def from_backbone(backbone: Backbone) -> Model:
+    """A backbone as it stands, as a classifier of its own classes."""
+    return Model(
+        open_session(backbone.path), classes=backbone.classes, input_spec=backbone.input, metadata={"format": FORMAT}
+    )
+
+
+def _check_signature(session: onnxruntime.InferenceSession, spec: InputSpec, classes: int) -> None:
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if [i.name for i in inputs] != ["image"] or inputs[0].type != "tensor(uint8)":
+        raise ValueError("its input is not 'image' in uint8")
+    if list(inputs[0].shape[1:]) != [spec.size, spec.size, 3]:
+        raise ValueError(f"its input has the shape {inputs[0].shape}")
+    if [o.name for o in outputs] != ["probabilities"] or outputs[0].shape[1:] != [classes]:
+        raise ValueError("its output is not 'probabilities' of its classes")
+
+
+def _open(image: ImageLike, spec: InputSpec) -> Image.Image:
+    if isinstance(image, str | Path):
+        return decode(read_image_file(Path(image))[0], spec)
+    if isinstance(image, Image.Image):
+        return upright_rgb(image)
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
+        raise UnusableImageError(f"an array of {image.dtype} and shape {image.shape}; expected uint8, height×width×3")
+    return upright_rgb(Image.fromarray(image))
+
+
+def _in_order(
+    pool: ThreadPoolExecutor,
+    function: Callable[[ImageLike], Prediction],
+    items: Iterable[ImageLike],
+    *,
+    ahead: int,
+) -> Iterator[Prediction]:
+    """Like `pool.map`, but takes items only as results are asked for, so that endless input is no trouble."""
+    remaining = iter(items)
+    waiting: list[Future[Prediction]] = [pool.submit(function, item) for item in islice(remaining, ahead)]
+    while waiting:
+        result = waiting.pop(0).result()
+        waiting += [pool.submit(function, item) for item in islice(remaining, 1)]
+        yield result
+
+
+def _name(image: ImageLike) -> str:
+    return f"'{image}'" if isinstance(image, str | Path) else "an image"

@@ -1,0 +1,1 @@
+"""The main job: from a folder of photos to a verified classifier."""

@@ -1,0 +1,88 @@
+"""`Bottleneck`: a scikit-learn transformer from images to cached bottlenecks."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.base import BaseEstimator, TransformerMixin
+
+from quickstudy.backbones.backbone import load_backbone
+from quickstudy.bottlenecks.extraction import extract
+from quickstudy.bottlenecks.store import Store
+from quickstudy.errors import UnusableImageError
+from quickstudy.files import cache_folder
+from quickstudy.images.decoding import upright_rgb
+from quickstudy.models.model import ImageLike
+from quickstudy.progress import silent
+
+
+class Bottleneck(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Turns images into their bottlenecks, computed once and kept in the store.
+
+    `make_pipeline(Bottleneck(), LogisticRegression())` is an image classifier that `cross_val_score` can score without
+    a second forward pass. Nothing is learned from the images, so `fit` does nothing.
+
+    Args:
+        backbone: name of the pretrained network.
+        cache: folder of the store; the user's cache folder if left out.
+        dtype: `float16` or `float32`, as the store keeps them. `transform` gives float32 either way.
+    """
+
+    def __init__(
+        self, backbone: str = "efficientnet_lite0", *, cache: str | Path | None = None, dtype: str = "float16"
+    ) -> None:
+        self.backbone = backbone
+        self.cache = cache
+        self.dtype = dtype
+
+    def fit(self, X: Sequence[ImageLike], y: object = None) -> Self:  # noqa: ARG002, N803 (scikit-learn's names)
+        """Do nothing; the backbone is trained already."""
+        return self
+
+    def transform(self, X: Iterable[ImageLike]) -> NDArray[np.float32]:  # noqa: N803
+        """Bottlenecks (N×features, float32) of paths, Pillow images or uint8 arrays (height×width×3).
+
+        Paths go through the store by content; images and arrays as the PNG files that they would make.
+
+        Raises:
+            UnusableImageError: an image cannot be used; the message names it.
+        """
+        folder = cache_folder(Path(self.cache) if self.cache else None)
+        extraction = extract(
+            [_as_file(image) for image in X],
+            load_backbone(self.backbone, folder),
+            Store(folder / "bottlenecks"),
+            dtype=self.dtype,
+            progress=silent,
+        )
+        if extraction.reasons:
+            number = min(extraction.reasons)
+            raise UnusableImageError(f"Cannot use image {number} of X: {extraction.reasons[number]}")
+        digests = [digest for digest in extraction.digests if digest is not None]
+        return extraction.gather(digests).astype(np.float32)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Always ready."""
+        return True
+
+    def __sklearn_tags__(self) -> Any:
+        """Tell scikit-learn that X holds no table of numbers, and that `fit` is not needed."""
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        tags.no_validation = True
+        return tags
+
+
+def _as_file(image: ImageLike) -> Path | bytes:
+    if isinstance(image, str | Path):
+        return Path(image)
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    buffer = io.BytesIO()
+    upright_rgb(picture).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
