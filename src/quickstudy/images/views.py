@@ -12,7 +12,6 @@ import json
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from PIL import Image
 
 from quickstudy.errors import ImageSetError
 from quickstudy.images.decoding import InputSpec, Pixels, centred_square, fit
@@ -46,21 +45,21 @@ def view_key(digest: bytes, view: int, distortions: Distortions) -> bytes:
     return hashlib.sha256(digest + _describe(view, distortions)).digest()
 
 
-def render_view(image: Image.Image, spec: InputSpec, digest: bytes, view: int, distortions: Distortions) -> Pixels:
-    """The pixels (size×size×3) of view number `view` of a decoded image with content hash `digest`."""
+def render_view(pixels: Pixels, spec: InputSpec, digest: bytes, view: int, distortions: Distortions) -> Pixels:
+    """The network's input (size×size×3) for view number `view` of decoded pixels with content hash `digest`."""
     if view == 0:
-        return fit(image, spec)
+        return fit(pixels, spec)
     seed = int.from_bytes(view_key(digest, view, distortions)[:16], "little")
     # Drawn as raw 64-bit numbers, whose stream NumPy guarantees across versions, unlike its distributions.
     draws = np.random.PCG64(seed).random_raw(6) / 2**64
-    left, top, side = centred_square(image.size, spec)
+    left, top, side = centred_square(pixels.shape, spec)
     shown = max(1, round(side / ((1 + distortions.crop * draws[0]) * (1 + distortions.scale * draws[1]))))
     left, top = (start + int(draw * (side - shown + 1)) for start, draw in ((left, draws[2]), (top, draws[3])))
-    pixels = fit(image, spec, (left, top, shown))
+    view_pixels = fit(pixels, spec, (left, top, shown))
     if distortions.brightness:
         factor = 1 + distortions.brightness * (2 * draws[5] - 1)
-        pixels = np.clip(np.rint(pixels * factor), 0, 255).astype(np.uint8)
-    return np.ascontiguousarray(pixels[:, ::-1]) if distortions.flip and draws[4] < 0.5 else pixels
+        view_pixels = np.clip(np.rint(view_pixels * factor), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(view_pixels[:, ::-1]) if distortions.flip and draws[4] < 0.5 else view_pixels
 
 
 def _describe(view: int, distortions: Distortions) -> bytes:

@@ -16,13 +16,14 @@ from PIL import Image
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.runtime import open_session, usable_cores
-from quickstudy.errors import BackboneError, ModelError, UnusableImageError
-from quickstudy.images.decoding import InputSpec, decode, fit, upright_rgb
+from quickstudy.errors import BackboneError, ModelError, UnsafeFileError, UnusableImageError
+from quickstudy.images.decoding import InputSpec, Pixels, decode, fit, to_pixels
 from quickstudy.images.identity import read_image_file
 from quickstudy.models.golden import GOLDEN_TOLERANCE, golden_images
 from quickstudy.models.metadata import FORMAT, PREFIX
 
 if TYPE_CHECKING:
+    import onnx
     import onnxruntime
 
 ImageLike = str | Path | Image.Image | NDArray[Any]
@@ -131,8 +132,9 @@ def load(path: str | Path) -> Model:
     if path.stat().st_size > _LARGEST_FILE_BYTES:
         raise ModelError(f"'{path}' is larger than {_LARGEST_FILE_BYTES >> 30} GiB; no model of quickstudy's is")
     try:
-        # From bytes, not from the path: a graph that refers to files outside itself then has nowhere to find them.
-        session = open_session(path.read_bytes())
+        data = path.read_bytes()
+        _refuse_external_data(data)
+        session = open_session(data)
     except (BackboneError, OSError) as error:
         raise ModelError(f"'{path}' is not an ONNX model that can be loaded: {error}") from None
     properties = session.get_modelmeta().custom_metadata_map
@@ -161,6 +163,31 @@ def from_backbone(backbone: Backbone) -> Model:
     )
 
 
+def _refuse_external_data(data: bytes) -> None:
+    """Loaded from bytes, a graph could still have ONNX Runtime read any file under the working directory as weights."""
+    import onnx
+
+    try:
+        model = onnx.load_model_from_string(data)
+    except Exception:  # no protocol buffer at all: ONNX Runtime says so in its own words
+        return
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model)):
+        raise UnsafeFileError("it refers to data in other files, which are not read")
+
+
+def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
+    """All tensors in an ONNX message, wherever they are: initializers, attributes, subgraphs, functions."""
+    import onnx
+
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in value if isinstance(value, Sequence) else (value,):
+                if isinstance(part, onnx.TensorProto):
+                    yield part
+                else:
+                    yield from _tensors(part)
+
+
 def _check_signature(session: onnxruntime.InferenceSession, spec: InputSpec, classes: int) -> None:
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if [i.name for i in inputs] != ["image"] or inputs[0].type != "tensor(uint8)":
@@ -171,14 +198,21 @@ def _check_signature(session: onnxruntime.InferenceSession, spec: InputSpec, cla
         raise ValueError("its output is not 'probabilities' of its classes")
 
 
-def _open(image: ImageLike, spec: InputSpec) -> Image.Image:
+def _open(image: ImageLike, spec: InputSpec) -> Pixels:
     if isinstance(image, str | Path):
         return decode(read_image_file(Path(image))[0], spec)
     if isinstance(image, Image.Image):
-        return upright_rgb(image)
-    if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
+        if 0 in image.size:
+            raise UnusableImageError(f"an image of {image.width}x{image.height} pixels")
+        try:
+            image.load()
+            return to_pixels(image)
+        except Exception as error:  # opened lazily, a damaged file shows only here
+            raise UnusableImageError(f"damaged ({error})") from None
+    shape_fits = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))
+    if image.dtype != np.uint8 or not shape_fits or not image.size:
         raise UnusableImageError(f"an array of {image.dtype} and shape {image.shape}; expected uint8, height×width×3")
-    return upright_rgb(Image.fromarray(image))
+    return to_pixels(Image.fromarray(image))
 
 
 def _in_order(

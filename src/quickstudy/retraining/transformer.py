@@ -17,7 +17,7 @@ from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import UnusableImageError
 from quickstudy.files import cache_folder
-from quickstudy.images.decoding import upright_rgb
+from quickstudy.images.decoding import to_pixels
 from quickstudy.models.model import ImageLike
 from quickstudy.progress import silent
 
@@ -84,5 +84,5 @@ def _as_file(image: ImageLike) -> Path | bytes:
         return Path(image)
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     buffer = io.BytesIO()
-    upright_rgb(picture).save(buffer, "PNG", compress_level=1)
+    Image.fromarray(to_pixels(picture)).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

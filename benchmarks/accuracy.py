@@ -1,0 +1,91 @@
+"""Accuracy on a folder with train, validation and test splits: by the number of training images, and by views.
+
+    python benchmarks/accuracy.py FOLDER --cache CACHE
+
+Trains on train and validation together. Subsets are drawn five times, evenly over the classes; the test images stay the
+same. The store makes all but the first run of each source a matter of a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import random
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from common import save, spread
+from quickstudy import retrain
+from quickstudy.images.imageset import ImageFile, load_image_set
+from quickstudy.images.views import Distortions
+
+_FLIP_ONLY = Distortions(crop=0, scale=0, brightness=0)
+_VIEWS = {
+    "none": (0, Distortions()),
+    "1, flip alone": (1, _FLIP_ONLY),
+    "1, all four at 10 %": (1, Distortions()),
+    "3, all four at 10 %": (3, Distortions()),
+    "3, all four at 20 %": (3, Distortions(crop=0.2, scale=0.2, brightness=0.2)),
+}
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[20, 100, 500])
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        model = Path(temporary) / "model.onnx"
+        by_views = {}
+        for name, (views, distortions) in _VIEWS.items():
+            result = retrain(options.folder, model, views=views, distortions=distortions, cache=options.cache)
+            best = min(point.log_loss for point in result.path)
+            by_views[name] = {
+                "cross_validation": result.cross_validation.to_dict(),
+                "log_loss": best,
+                "test": result.test.score.to_dict() if result.test else None,
+            }
+            print(name, by_views[name], flush=True)
+        files = load_image_set(options.folder).files
+        by_size: dict[str, Any] = {}
+        for size in options.sizes:
+            scores = []
+            for seed in range(5):
+                manifest = write_manifest(Path(temporary) / "subset.csv", draw(files, size, seed))
+                result = retrain(manifest, model, cache=options.cache)
+                scores.append(result.test.score.accuracy if result.test else float("nan"))
+            by_size[str(size)] = spread(scores)
+            print(size, by_size[str(size)], flush=True)
+        whole = retrain(options.folder, model, cache=options.cache)
+        by_size["all"] = whole.test.score.to_dict() if whole.test else None
+    save("accuracy", {"by_training_images": by_size, "by_views": by_views})
+
+
+def draw(files: tuple[ImageFile, ...], size: int, seed: int) -> list[ImageFile]:
+    """The test images and `size` of the others, as even over the classes as can be."""
+    by_class: dict[str, list[ImageFile]] = defaultdict(list)
+    for file in files:
+        if file.split != "test":
+            by_class[file.label].append(file)
+    generator = random.Random(seed)
+    for members in by_class.values():
+        generator.shuffle(members)
+    rounds = [members[place] for place in range(size) for members in by_class.values() if place < len(members)]
+    return [file for file in files if file.split == "test"] + rounds[:size]
+
+
+def write_manifest(path: Path, files: list[ImageFile]) -> Path:
+    """A CSV manifest of these images."""
+    with path.open("w", newline="") as target:
+        writer = csv.writer(target)
+        writer.writerow(["path", "label", "split"])
+        writer.writerows([file.path.resolve(), file.label, file.split] for file in files)
+    return path
+
+
+if __name__ == "__main__":
+    main()

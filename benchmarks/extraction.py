@@ -1,0 +1,133 @@
+"""From a folder of JPEGs to bottlenecks: how near to ONNX Runtime's own bare loop, and where the rest goes.
+
+    python benchmarks/extraction.py FOLDER [--rounds 7] [--graph OUT.onnx --size 224 --features 1280]
+
+Each round times the bare loop (the same graph, one image in memory, as many threads as cores: the fastest of ONNX
+Runtime's configurations in `peers/bare_onnxruntime.py`), then quickstudy's extraction of the whole folder into an empty
+store: reading, hashing, decoding, resizing and writing included. The ratio is taken round by round, so that a machine
+whose speed drifts spoils neither side. A third side is the naive loop: Pillow, resize, run, in the same threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from PIL import Image
+
+from common import fresh, photos, save, spread
+from quickstudy.backbones.backbone import Backbone, load_backbone
+from quickstudy.backbones.graph import keep_until
+from quickstudy.backbones.runtime import open_session, usable_cores
+from quickstudy.bottlenecks.extraction import extract
+from quickstudy.bottlenecks.store import Store
+from quickstudy.files import sha256_of_file
+from quickstudy.images.decoding import InputSpec
+
+Run = Callable[[Any], Any]
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--most", type=int, default=1500, help="photos a round")
+    parser.add_argument("--graph", type=Path, help="another backbone: image (uint8 NHWC) to features")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--features", type=int, default=1280)
+    parser.add_argument("--name", default="extraction", help="of the result")
+    options = parser.parse_args()
+    files = photos(options.folder)[:: max(1, len(photos(options.folder)) // options.most)][: options.most]
+    with tempfile.TemporaryDirectory() as temporary:
+        backbone = backbone_of(options, Path(temporary))
+        values = measure(files, backbone, Path(temporary), rounds=options.rounds)
+    save(options.name, {"backbone": backbone.name, "input_pixels": backbone.input.size, "photos": len(files), **values})
+
+
+def backbone_of(options: argparse.Namespace, folder: Path) -> Backbone:
+    """quickstudy's own backbone, or a graph from elsewhere."""
+    if options.graph is None:
+        return load_backbone("efficientnet_lite0", folder)
+    return Backbone(
+        name=options.graph.stem,
+        path=options.graph,
+        fingerprint=sha256_of_file(options.graph),
+        input=InputSpec(size=options.size),
+        cut="features",
+        cut_shape=(options.features,),
+        classes=(),
+    )
+
+
+def measure(files: Sequence[Path], backbone: Backbone, folder: Path, *, rounds: int) -> dict[str, Any]:
+    """Rates of the three sides in turn, and where quickstudy's time goes."""
+    graph = keep_until(onnx.load(backbone.path), backbone.cut, backbone.cut_shape).SerializeToString()
+    session = open_session(graph)
+    size = backbone.input.size
+    image = np.random.default_rng(0).integers(0, 255, (1, size, size, 3), np.uint8)
+
+    def bare(_: Path) -> None:
+        session.run([backbone.cut], {"image": image})
+
+    def naive(path: Path) -> None:
+        pixels = np.asarray(Image.open(path).convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+        session.run([backbone.cut], {"image": pixels[None]})
+
+    everything: dict[str, list[float]] = {"bare": [], "quickstudy": [], "naive": []}
+    timings = []
+    for round_ in range(rounds + 1):
+        rates = {"bare": rate_of(bare, files), "naive": rate_of(naive, files[: len(files) // 3])}
+        started = time.perf_counter()
+        extraction = extract(files, backbone, Store(fresh(folder / "store")))
+        rates["quickstudy"] = len(files) / (time.perf_counter() - started)
+        rates["bare"] = (rates["bare"] + rate_of(bare, files)) / 2  # before and after, against drift
+        if round_:  # the first one warms up
+            for side, rate in rates.items():
+                everything[side].append(rate)
+            timings.append(asdict(extraction.timings))
+    cores = usable_cores()
+    return {
+        "images_per_second": {side: spread(rates) for side, rates in everything.items()},
+        "share_of_bare": spread([q / b for q, b in zip(everything["quickstudy"], everything["bare"], strict=True)]),
+        "naive_share_of_bare": spread([q / b for q, b in zip(everything["naive"], everything["bare"], strict=True)]),
+        "milliseconds_an_image_and_core": {
+            "bare prefix": 1000 * cores / spread(everything["bare"])["median"],
+            **{
+                step: 1000 * spread([timing[step] for timing in timings])["median"] / len(files)
+                for step in ("read", "decode", "resize", "prefix", "store")
+            },
+            "in all": 1000 * cores * spread([timing["wall"] for timing in timings])["median"] / len(files),
+        },
+    }
+
+
+def rate_of(run: Run, items: Sequence[Path]) -> float:
+    """Items a second, taken one by one by as many threads as there are cores."""
+    iterator, lock = iter(items), threading.Lock()
+
+    def work(_: int) -> None:
+        while True:
+            with lock:
+                item = next(iterator, None)
+            if item is None:
+                return
+            run(item)
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        list(pool.map(work, range(usable_cores())))
+    return len(items) / (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()
