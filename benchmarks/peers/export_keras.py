@@ -33,12 +33,13 @@ from typing import Any
 
 os.environ["KERAS_BACKEND"] = "torch"
 
-import keras
 import numpy as np
 import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+
+import keras
 
 # Input side in pixels. All three families preprocess by x / 127.5 - 1.
 INPUT_SIDES = {"MobileNetV2": 224, "InceptionV3": 299, "ResNet50V2": 224}

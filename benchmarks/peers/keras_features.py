@@ -28,11 +28,12 @@ from typing import Any
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+import keras
 
 # Input side in pixels. All three families preprocess by x / 127.5 - 1.
 INPUT_SIDES = {"MobileNetV2": 224, "InceptionV3": 299, "ResNet50V2": 224}

@@ -67,8 +67,9 @@ def train(folder: Path, *, epochs: int) -> dict[str, Any]:
     start = time.perf_counter()
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import keras
     import tensorflow as tf
+
+    import keras
 
     import_seconds = time.perf_counter() - start
 

@@ -77,7 +77,8 @@ def prepare_features(bottlenecks: NDArray[np.floating]) -> Features:
     """
     values = signed_sqrt(bottlenecks)
     mean = values.mean(axis=0, dtype=np.float64)
-    values -= mean.astype(np.float32)
+    with np.errstate(invalid="ignore"):  # infinities are refused below
+        values -= mean.astype(np.float32)
     mean_square = float(np.mean(np.square(values), dtype=np.float64))
     if not np.isfinite(mean_square):
         raise HeadError(

@@ -1,0 +1,149 @@
+"""quickstudy against Keras on TensorFlow: same folder, same architecture, each with its own best input pipeline.
+
+    python benchmarks/keras.py FOLDER --tensorflow TF_PYTHON --export EXPORT_PYTHON [--rounds 3]
+
+TF_PYTHON is the Python of an environment with tensorflow; EXPORT_PYTHON that of one with keras, torch, onnx and
+onnxscript. Random weights do: the work is the same. The sides run in turn, and ratios are taken pair by pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from common import fresh, photos, save, spread
+
+_PEERS = Path(__file__).parent / "peers"
+_ARCHITECTURES = {"MobileNetV2": (224, 1280), "InceptionV3": (299, 2048)}
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tensorflow", required=True)
+    parser.add_argument("--export", required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--arch", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        print(json.dumps(tutorial_job(options.folder, options.work, options.arch)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        rows = {arch: compare_extraction(options, arch, folder) for arch in _ARCHITECTURES}
+        save("keras", {"extraction": rows, "tutorial_job": compare_tutorial(options, folder)})
+
+
+def compare_extraction(options: argparse.Namespace, arch: str, folder: Path) -> dict[str, Any]:
+    """Images a second of both sides, in turn, and their ratios: with Keras as it comes, and tuned by hand."""
+    graph = folder / f"{arch}.onnx"
+    subprocess.run([options.export, _PEERS / "export_keras.py", arch, graph], check=True, stdout=sys.stderr)
+    command = [options.tensorflow, _PEERS / "keras_features.py", "--arch", arch, "--folder", options.folder, "--json"]
+    tuned = _json([*command, "--seconds", str(options.seconds)])
+    sides: dict[str, list[float]] = {"keras": [], "keras_tuned": [tuned["images_per_second"]], "quickstudy": []}
+    for _ in range(options.rounds):
+        plain = [*command, "--seconds", str(options.seconds), "--batch", "32", "--execution", "function"]
+        sides["keras"].append(_json(plain)["images_per_second"])
+        sides["quickstudy"].append(rate_of_quickstudy(options.folder, graph, arch, folder))
+        best = ["--batch", str(tuned["batch"]), "--execution", tuned["execution"]]
+        sides["keras_tuned"].append(_json([*command, "--seconds", str(options.seconds), *best])["images_per_second"])
+        print(arch, {side: rates[-1] for side, rates in sides.items()}, flush=True)
+    ours = sides["quickstudy"]
+    return {
+        "images_per_second": {side: spread(rates) for side, rates in sides.items()},
+        "ratio": spread([q / k for q, k in zip(ours, sides["keras"], strict=True)]),
+        "ratio_tuned": spread([q / k for q, k in zip(ours, sides["keras_tuned"][1:], strict=True)]),
+        "tuned": {name: tuned[name] for name in ("batch", "execution")},
+    }
+
+
+def rate_of_quickstudy(photo_folder: Path, graph: Path, arch: str, folder: Path) -> float:
+    """Images a second from the folder to bottlenecks in an empty store."""
+    from quickstudy.bottlenecks.extraction import extract
+    from quickstudy.bottlenecks.store import Store
+
+    files = photos(photo_folder)[: 3000 if arch == "MobileNetV2" else 600]
+    started = time.perf_counter()
+    extract(files, _backbone(graph, arch), Store(fresh(folder / "store")))
+    return len(files) / (time.perf_counter() - started)
+
+
+def compare_tutorial(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The Keras tutorial's job, whole processes and the work alone: theirs, ours the first time, ours the second."""
+    rows: dict[str, list[float]] = {name: [] for name in ("keras", "keras_fit", "first", "second", "second_work")}
+    command = [options.tensorflow, _PEERS / "keras_tutorial.py", "--folder", options.folder, "--json"]
+    ours = [sys.executable, __file__, options.folder, "--tensorflow", "-", "--export", "-", "--arch", "InceptionV3"]
+    for _ in range(options.rounds):
+        started = time.perf_counter()
+        rows["keras_fit"].append(_json([*command, "--epochs", "2", "--images", "244"])["fit_seconds"])
+        rows["keras"].append(time.perf_counter() - started)
+        fresh(folder / "job" / "bottlenecks")
+        for name in ("first", "second"):
+            started = time.perf_counter()
+            result = _json([*ours, "--work", folder])
+            rows[name].append(time.perf_counter() - started)
+        rows["second_work"].append(result["seconds"])
+        print({name: values[-1] for name, values in rows.items()}, flush=True)
+    return {
+        "seconds": {name: spread(values) for name, values in rows.items()},
+        "first_ratio": spread([k / q for k, q in zip(rows["keras"], rows["first"], strict=True)]),
+        "second_ratio_process": spread([k / q for k, q in zip(rows["keras"], rows["second"], strict=True)]),
+        "second_ratio_work": spread([k / q for k, q in zip(rows["keras_fit"], rows["second_work"], strict=True)]),
+    }
+
+
+def tutorial_job(photo_folder: Path, folder: Path, arch: str) -> dict[str, float]:
+    """Bottlenecks of the same 244 photos and the head on them, its regularisation chosen by cross-validation."""
+    sys.path.insert(0, str(_PEERS))
+    import numpy as np
+    from keras_tutorial import choose_photos
+
+    from quickstudy.bottlenecks.extraction import extract
+    from quickstudy.bottlenecks.store import Store
+    from quickstudy.heads.selection import fit_head
+
+    files = [Path(path) for path in choose_photos(photo_folder, 244)]
+    started = time.perf_counter()
+    extraction = extract(files, _backbone(folder / f"{arch}.onnx", arch), Store(folder / "job" / "bottlenecks"))
+    digests = [digest for digest in extraction.digests if digest]
+    names = sorted({path.parent.name for path in files})
+    labels = np.array([names.index(path.parent.name) for path in files])
+    fit_head(extraction.gather(digests), labels, digests, classes=len(names))
+    return {"seconds": time.perf_counter() - started, "forward_passes": extraction.computed}
+
+
+def _backbone(graph: Path, arch: str) -> Any:
+    from quickstudy.backbones.backbone import Backbone
+    from quickstudy.images.decoding import InputSpec
+
+    size, features = _ARCHITECTURES[arch]
+    return Backbone(
+        name=arch,
+        path=graph,
+        fingerprint=arch,
+        input=InputSpec(size=size),
+        cut="features",
+        cut_shape=(features,),
+        classes=(),
+    )
+
+
+def _json(command: list[Any]) -> dict[str, Any]:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{command} failed:\n{done.stderr[-3000:]}")
+    values: dict[str, Any] = json.loads(done.stdout)
+    return values
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""The commands as a user types them, in processes of their own."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COMMAND = str(Path(sys.executable).parent / "quickstudy")
+
+
+@pytest.fixture(scope="module")
+def trained(photo_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `photos/`, `held_out/`, `new.jpg`, `other/`, and a model trained on `photos/`."""
+    folder = tmp_path_factory.mktemp("cli")
+    shutil.copytree(photo_source, folder / "photos")
+    shutil.copytree(photo_source, folder / "held_out")
+    (folder / "other").mkdir()
+    images = sorted(photo_source.rglob("*.jpg"))
+    shutil.copy(images[0], folder / "new.jpg")
+    shutil.copy(images[-1], folder / "other" / "second.jpg")
+    done = run(folder, "retrain", "photos/")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def run(folder: Path, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "QUICKSTUDY_CACHE": str(folder / "cache"), "COLUMNS": "100"}
+    return subprocess.run(
+        [COMMAND, *arguments], cwd=folder, env=environment, input=stdin, capture_output=True, text=True, check=False
+    )
+
+
+def test_retrain_prints_what_it_did_and_writes_the_model(trained: Path) -> None:
+    done = run(trained, "retrain", "photos/", "--output", "again.onnx")
+    assert done.returncode == 0, done.stderr
+    assert "0 forward passes, 36 bottlenecks from the store" in done.stdout
+    for words in ("Cross-validated accuracy", "95 % interval", "Test accuracy", "precision", "Seconds:", "again.onnx"):
+        assert words in done.stdout
+    assert (trained / "again.onnx").read_bytes() == (trained / "photos.onnx").read_bytes()
+    assert (trained / "quickstudy.lock.json").exists()
+
+
+def test_retrain_json_holds_everything(trained: Path) -> None:
+    done = run(trained, "retrain", "photos", "--json", "--output", "json.onnx")
+    result = json.loads(done.stdout)
+    assert result["forward_passes"] == 0
+    assert result["from_store"] == 36
+    assert result["head"]["converged"]
+    assert set(result["seconds"]) == {"listing", "bottlenecks", "splitting", "head", "evaluation", "model"}
+
+
+def test_predict_in_all_its_forms(trained: Path) -> None:
+    (trained / "bad.jpg").write_bytes(b"<html>not an image</html>")
+    done = run(trained, "predict", "photos.onnx", "new.jpg", "bad.jpg", "other", "oth*/*.jpg", "missing.jpg")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 3
+    assert "bad.jpg: an HTML page, not an image" in done.stderr
+    assert "missing.jpg: unreadable (no such file or directory)" in done.stderr
+    assert "2 of 5 could not be used" in done.stderr
+    rows = json.loads(run(trained, "predict", "photos.onnx", "new.jpg", "bad.jpg", "--json", "--top", "2").stdout)
+    assert len(rows[0]["predictions"]) == 2
+    assert rows[1]["error"] == "an HTML page, not an image"
+    table = list(csv.DictReader(io.StringIO(run(trained, "predict", "photos.onnx", "new.jpg", "--csv").stdout)))
+    assert table[0]["label"] == rows[0]["predictions"][0]["label"]
+    listed = run(trained, "predict", "photos.onnx", "-", stdin="new.jpg\n\nother\n")
+    assert len(listed.stdout.splitlines()) == 2
+
+
+def test_predict_fails_only_when_nothing_could_be_predicted(trained: Path) -> None:
+    done = run(trained, "predict", "photos.onnx", "nowhere.jpg")
+    assert done.returncode == 1
+    assert "nowhere.jpg" in done.stderr
+
+
+def test_backbone_predicts_imagenet_as_it_stands(trained: Path) -> None:
+    done = run(trained, "predict", "efficientnet_lite0", "new.jpg", "--json")
+    assert len(json.loads(done.stdout)[0]["predictions"]) == 5
+
+
+def test_evaluate_names_missing_and_unknown_classes(trained: Path) -> None:
+    folders = sorted(path for path in (trained / "photos").iterdir() if path.is_dir())
+    target = trained / "partly"
+    shutil.copytree(folders[0], target / folders[0].name)
+    shutil.copytree(folders[1], target / "never seen")
+    done = run(trained, "evaluate", "photos.onnx", "partly")
+    assert done.returncode == 0, done.stderr
+    assert "never seen" in done.stdout
+    assert f"No images of these classes of the model: {folders[1].name}" in done.stdout
+    assert json.loads(run(trained, "evaluate", "photos.onnx", "partly", "--json").stdout)["n"] == 12
+
+
+def test_cache_commands(trained: Path) -> None:
+    listed = json.loads(run(trained, "cache", "list", "--json").stdout)
+    assert listed[0]["bottlenecks"] == 36
+    assert "0 damaged" in run(trained, "cache", "verify").stdout
+    assert run(trained, "cache", "compact").returncode == 0
+    assert "Nothing to delete" in run(trained, "cache", "prune", "--older-than", "1").stdout
+    nothing = run(trained, "cache", "prune")
+    assert nothing.returncode == 2
+    assert "--older-than" in nothing.stderr
+
+
+def test_cache_verify_finds_and_removes_a_flipped_bit(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "cache", tmp_path / "cache")
+    shard = next((tmp_path / "cache" / "bottlenecks").glob("*/*.arrow"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    found = run(tmp_path, "cache", "verify")
+    assert found.returncode == 1
+    assert str(shard) in found.stdout
+    assert run(tmp_path, "cache", "verify", "--remove").returncode == 0
+    assert "0 damaged" in run(tmp_path, "cache", "verify").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["retrain", "nowhere"], ["No such file or folder: 'nowhere'", "photos/<class>/*.jpg"]),
+        (["retrain", "photos/", "--backbone", "resnet"], ["Unknown backbone 'resnet'", "efficientnet_lite0"]),
+        (["retrain", "photos/", "--output", "model.bin"], ["*.onnx", "model.bin"]),
+        (["retrain", "photos/", "--output", "no/such/m.onnx"], ["no/such"]),
+        (["retrain", "photos/", "--random-crop", "200"], ["crop", "2.0"]),
+        (["retrain", "photos/", "--l2", "-1"], ["-1", "positive"]),
+        (["retrain", "photos/", "--cache", "new.jpg/cache"], ["new.jpg/cache", "--cache"]),
+        (["predict", "nowhere.onnx", "new.jpg"], ["No such model: 'nowhere.onnx'"]),
+        (["predict", "new.jpg", "new.jpg"], ["new.jpg", "not an ONNX model"]),
+        (["evaluate", "photos.onnx", "other"], ["No images under 'other'"]),
+    ],
+)
+def test_errors_say_what_was_wrong_without_a_traceback(trained: Path, arguments: list[str], words: list[str]) -> None:
+    done = run(trained, *arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+def test_help_of_every_command_has_an_example_that_works(trained: Path) -> None:
+    for command in (["retrain"], ["predict"], ["evaluate"], ["cache", "list"], ["cache", "compact"]):
+        text = " ".join(run(trained, *command, "--help").stdout.split())
+        example = re.search(r"Example: (quickstudy .*)$", text)
+        assert example, text
+        arguments = shlex.split(example[1])[1:]
+        done = run(trained, *[argument for argument in arguments if argument != "more/*.png"])
+        assert done.returncode == 0, done.stderr
+
+
+def test_readme_commands_run(trained: Path) -> None:
+    """Every `quickstudy` line of the README's and the guide's indented blocks, as it stands."""
+    pages = [(ROOT / "README.md").read_text(), (ROOT / "docs" / "retrain.md").read_text()]
+    lines = [line for page in pages for line in re.findall(r"^    (?:\$ )?(quickstudy .*)$", page, re.MULTILINE)]
+    assert len(lines) > 5
+    for line in lines:
+        words = shlex.split(line.split("#")[0].split("→")[0])[1:]
+        words = [word for given in words for word in (sorted(_glob(trained, given)) if "*" in given else [given])]
+        done = run(trained, *words)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+def _glob(folder: Path, pattern: str) -> list[str]:
+    return [str(path.relative_to(folder)) for path in folder.glob(pattern)]
+
+
+def test_help_and_version_import_nothing_heavy() -> None:
+    code = (
+        "import sys, quickstudy.cli.main\n"
+        "heavy = {'numpy', 'onnx', 'onnxruntime', 'pyarrow', 'PIL', 'sklearn', 'torch'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_light_core_runs_without_torch_scipy_and_scikit_learn(photos: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'scipy', 'sklearn'): sys.modules[name] = None\n"
+        "import quickstudy\n"
+        f"quickstudy.retrain({str(photos)!r}, {str(tmp_path / 'm.onnx')!r}, cache={str(tmp_path / 'cache')!r})\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

@@ -1,0 +1,73 @@
+"""Fixtures that several rooms' tests share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from PIL import Image, ImageDraw
+
+from quickstudy.backbones.backbone import Backbone, load_backbone
+
+# The same examples in every run, and none of them timed: a red build means a change, not bad luck.
+settings.register_profile("quickstudy", derandomize=True, deadline=None, database=None)
+settings.load_profile("quickstudy")
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real data that the project does not carry; tests that need it are skipped without it."""
+    folder = Path(os.environ.get("QUICKSTUDY_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no test data: '{folder}' is no folder; set QUICKSTUDY_TEST_DATA to one")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    """The default backbone, built once."""
+    return load_backbone("efficientnet_lite0", tmp_path_factory.mktemp("backbone"))
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """An empty cache folder."""
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def photos(tmp_path: Path, photo_source: Path) -> Path:
+    """A copy of `photo_source` that a test may change."""
+    return Path(shutil.copytree(photo_source, tmp_path / "photos"))
+
+
+@pytest.fixture(scope="session")
+def photo_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders `checks`, `discs` and `stripes` of 12 JPEGs each, 320×280 pixels, easy to tell apart."""
+    folder = tmp_path_factory.mktemp("source") / "photos"
+    for name in ("checks", "discs", "stripes"):
+        (folder / name).mkdir(parents=True)
+        for number in range(12):
+            draw_photo(name, number).save(folder / name / f"{number:02}.jpg", quality=90)
+    return folder
+
+
+def draw_photo(name: str, number: int) -> Image.Image:
+    """Picture `number` of a class: its own pattern and hue, in a place and size that differ from picture to picture."""
+    draws = np.random.Generator(np.random.PCG64([number, len(name)]))
+    width, height, step = 320, 280, int(draws.integers(24, 48))
+    hue = {"checks": 0, "discs": 85, "stripes": 170}[name] + int(draws.integers(-12, 13))
+    image = Image.new("HSV", (width, height), (hue % 256, 60, int(draws.integers(170, 240))))
+    pen, ink = ImageDraw.Draw(image), (hue % 256, 220, int(draws.integers(60, 140)))
+    for left in range(int(draws.integers(step)), width, 2 * step):
+        if name == "stripes":
+            pen.rectangle((left, 0, left + step - 1, height), fill=ink)
+            continue
+        for top in range(int(draws.integers(step)), height, 2 * step):
+            shape = pen.rectangle if name == "checks" else pen.ellipse
+            shape((left, top, left + step - 1, top + step - 1), fill=ink)
+    return image.convert("RGB")

@@ -1,0 +1,286 @@
+"""Content hashes and the index that spares computing them: right when it answers, harmless when it cannot."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from quickstudy.errors import UnusableImageError
+from quickstudy.images.identity import StatIndex, read_image_file, stamp_of
+
+HOUR = 3_600_000_000_000
+"""In nanoseconds."""
+
+
+def make_file(path: Path, data: bytes = b"content", *, age: int = HOUR) -> Path:
+    """A file that was changed `age` nanoseconds ago."""
+    path.write_bytes(data)
+    changed = time.time_ns() - age
+    os.utime(path, ns=(changed, changed))
+    return path
+
+
+def remember(index: StatIndex, *paths: Path) -> None:
+    index.remember([(path, stamp_of(path), read_image_file(path)[1]) for path in paths])
+
+
+def recognised(index: StatIndex, path: Path) -> bytes | None:
+    """The digest that the index gives for the file as it is now."""
+    stamp, digest = index.look_up([path]).get(os.path.abspath(path), (None, None))
+    return digest if stamp == stamp_of(path) else None
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> StatIndex:
+    return StatIndex(tmp_path / "cache" / "files.sqlite")
+
+
+def test_an_image_is_the_sha256_of_its_bytes(tmp_path: Path) -> None:
+    assert read_image_file(make_file(tmp_path / "x.jpg", b"abc")) == (
+        b"abc",
+        bytes.fromhex("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
+    )
+
+
+def test_an_unchanged_file_is_recognised(index: StatIndex, tmp_path: Path) -> None:
+    path = make_file(tmp_path / "x.jpg")
+    assert index.look_up([path]) == {}
+    remember(index, path)
+    assert recognised(index, path) == hashlib.sha256(b"content").digest()
+    assert recognised(index, make_file(tmp_path / "y.jpg")) is None
+
+
+def test_the_index_outlives_the_process(tmp_path: Path) -> None:
+    path = make_file(tmp_path / "x.jpg")
+    for expected in (None, hashlib.sha256(b"content").digest()):
+        index = StatIndex(tmp_path / "files.sqlite")
+        assert recognised(index, path) == expected
+        remember(index, path)
+        index.close()
+
+
+def test_relative_and_absolute_paths_are_one(index: StatIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_file(tmp_path / "x.jpg")
+    remember(index, path)
+    monkeypatch.chdir(tmp_path)
+    assert recognised(index, Path("x.jpg")) is not None
+    assert recognised(index, Path("../") / tmp_path.name / "x.jpg") is not None
+
+
+def test_a_file_of_another_size_is_not_recognised(index: StatIndex, tmp_path: Path) -> None:
+    path = make_file(tmp_path / "x.jpg")
+    remember(index, path)
+    changed = path.stat().st_mtime_ns
+    path.write_bytes(b"longer content")
+    os.utime(path, ns=(changed, changed))
+    assert recognised(index, path) is None
+
+
+def test_a_file_changed_a_nanosecond_later_is_not_recognised(index: StatIndex, tmp_path: Path) -> None:
+    path = make_file(tmp_path / "x.jpg")
+    remember(index, path)
+    changed = path.stat().st_mtime_ns
+    path.write_bytes(b"CONTENT")
+    os.utime(path, ns=(changed + 1000, changed + 1000))
+    assert recognised(index, path) is None
+
+
+def test_another_file_moved_in_its_place_is_not_recognised(index: StatIndex, tmp_path: Path) -> None:
+    """Same name, size and time, as when a program saves to a new file and renames it; only the inode tells."""
+    path = make_file(tmp_path / "x.jpg")
+    remember(index, path)
+    changed = path.stat().st_mtime_ns
+    other = make_file(tmp_path / "new.jpg", b"CONTENT")
+    os.utime(other, ns=(changed, changed))
+    other.replace(path)
+    assert recognised(index, path) is None
+    remember(index, path)
+    assert recognised(index, path) == hashlib.sha256(b"CONTENT").digest()
+
+
+@pytest.mark.parametrize("age", [0, 1_000_000_000, -HOUR], ids=["now", "a second ago", "in the future"])
+def test_a_file_changed_just_now_is_not_trusted(index: StatIndex, tmp_path: Path, age: int) -> None:
+    """A second change within the clock's grain would leave the same stamp."""
+    path = make_file(tmp_path / "x.jpg", age=age)
+    remember(index, path)
+    assert index.look_up([path]) == {}
+
+
+def test_many_files_are_looked_up_at_once(index: StatIndex, tmp_path: Path) -> None:
+    entries = [(tmp_path / f"{n}.jpg", (n, HOUR, n), hashlib.sha256(b"%d" % n).digest()) for n in range(1201)]
+    index.remember(entries)
+    known = index.look_up([path for path, _, _ in entries] + [tmp_path / "unknown.jpg"])
+    assert known == {str(path): (stamp, digest) for path, stamp, digest in entries}
+
+
+def test_without_a_path_nothing_is_remembered(tmp_path: Path) -> None:
+    index = StatIndex(None)
+    path = make_file(tmp_path / "x.jpg")
+    remember(index, path)
+    assert index.look_up([path]) == {}
+    index.close()
+
+
+@pytest.mark.parametrize("damage", [b"", b"this is no database " * 100, b"SQLite format 3\0" + bytes(4000)])
+def test_a_damaged_index_costs_only_time(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "files.sqlite").write_bytes(damage)
+    path = make_file(tmp_path / "x.jpg")
+    index = StatIndex(tmp_path / "files.sqlite")
+    assert index.look_up([path]) == {}
+    remember(index, path)
+    assert recognised(index, path) in (None, hashlib.sha256(b"content").digest())
+    index.close()
+
+
+def test_an_index_damaged_while_it_is_in_use_costs_only_time(tmp_path: Path) -> None:
+    paths = [make_file(tmp_path / f"{number}.jpg") for number in range(50)]
+    index = StatIndex(tmp_path / "files.sqlite")
+    remember(index, *paths)
+    index.close()
+    data = bytearray((tmp_path / "files.sqlite").read_bytes())
+    data[4096:] = bytes(len(data) - 4096)
+    (tmp_path / "files.sqlite").write_bytes(data)
+    index = StatIndex(tmp_path / "files.sqlite")
+    for path in paths:
+        assert recognised(index, path) in (None, hashlib.sha256(b"content").digest())
+    remember(index, *paths)
+    index.close()
+
+
+def test_a_digest_of_the_wrong_length_is_not_believed(index: StatIndex, tmp_path: Path) -> None:
+    path = make_file(tmp_path / "x.jpg")
+    index.remember([(path, stamp_of(path), b"short")])
+    assert index.look_up([path]) == {}
+
+
+def test_an_index_of_another_kind_costs_only_time(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "files.sqlite") as connection:
+        connection.execute("CREATE TABLE files (something TEXT)")
+    connection.close()
+    index = StatIndex(tmp_path / "files.sqlite")
+    path = make_file(tmp_path / "x.jpg")
+    assert index.look_up([path]) == {}
+    remember(index, path)
+    assert index.look_up([path]) == {}
+
+
+def test_where_the_index_cannot_be_it_costs_only_time(tmp_path: Path) -> None:
+    make_file(tmp_path / "file")
+    path = make_file(tmp_path / "x.jpg")
+    for place in (tmp_path / "file" / "files.sqlite", tmp_path):  # under a file; a folder itself
+        index = StatIndex(place)
+        remember(index, path)
+        assert index.look_up([path]) == {}
+        index.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:
+    path = make_file(tmp_path / "x.jpg")
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    folder.chmod(0o500)
+    try:
+        index = StatIndex(folder / "files.sqlite")
+        remember(index, path)
+        assert index.look_up([path]) == {}
+    finally:
+        folder.chmod(0o700)
+
+
+def test_deleting_the_index_while_it_is_open_costs_only_time(index: StatIndex, tmp_path: Path) -> None:
+    path = make_file(tmp_path / "x.jpg")
+    remember(index, path)
+    for part in (tmp_path / "cache").iterdir():
+        part.unlink()
+    remember(index, path)
+    assert recognised(index, path) in (None, hashlib.sha256(b"content").digest())
+    fresh = StatIndex(tmp_path / "cache" / "files.sqlite")
+    assert fresh.look_up([path]) == {}
+    remember(fresh, path)
+    assert recognised(fresh, path) == hashlib.sha256(b"content").digest()
+
+
+def test_names_that_are_not_utf_8_are_left_out_and_the_others_found(index: StatIndex, tmp_path: Path) -> None:
+    plain = make_file(tmp_path / "x.jpg")
+    try:
+        odd = make_file(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")))
+    except OSError:
+        pytest.skip("this file system takes only UTF-8 names")
+    remember(index, plain, odd)
+    assert set(index.look_up([odd, plain])) == {str(plain)}
+
+
+def test_names_with_quotes_spaces_and_any_script_are_found(index: StatIndex, tmp_path: Path) -> None:
+    paths = [make_file(tmp_path / name) for name in ("a'b\".jpg", "né à.jpg", "犬.jpg", "%_?.jpg", " .jpg", "🙂.JPG")]
+    remember(index, *paths)
+    assert all(recognised(index, path) for path in paths)
+
+
+def test_a_stamp_fits_into_the_index_whatever_the_file_system_numbers_its_files(
+    index: StatIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some network and Windows file systems use all 64 bits of an inode, or more; SQLite's integers have a sign."""
+    path = make_file(tmp_path / "x.jpg")
+    real = os.stat(path)
+    values = list(real)
+    values[1] = 2**64 - 3
+    high = os.stat_result(values, {"st_mtime_ns": real.st_mtime_ns})
+    monkeypatch.setattr(os, "stat", lambda *_, **__: high)
+    stamp = stamp_of(path)
+    monkeypatch.undo()
+    index.remember([(path, stamp, hashlib.sha256(b"content").digest())])
+    assert index.look_up([path])[str(path)] == (stamp, hashlib.sha256(b"content").digest())
+
+
+def test_several_processes_write_one_index(tmp_path: Path) -> None:
+    place = tmp_path / "files.sqlite"
+    code = (
+        "import sys; from pathlib import Path; from quickstudy.images.identity import StatIndex; "
+        "index = StatIndex(Path(sys.argv[1])); "
+        "[index.remember([(Path(f'/{sys.argv[2]}-{n}'), (1, 1, n), bytes(32))]) for n in range(50)]; index.close()"
+    )
+    runs = [subprocess.Popen([sys.executable, "-c", code, str(place), str(number)]) for number in range(2)]
+    assert [run.wait() for run in runs] == [0, 0]
+    names = [Path(f"/{number}-{n}") for number in range(2) for n in range(50)]
+    assert len(StatIndex(place).look_up(names)) == 100
+
+
+def test_an_index_locked_by_another_does_not_stop_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite waits a few seconds for the other; here for none, so that the test does not."""
+    path = make_file(tmp_path / "x.jpg")
+    StatIndex(tmp_path / "files.sqlite").close()
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda place, timeout: connect(place, timeout=0))
+    index = StatIndex(tmp_path / "files.sqlite")
+    other = connect(tmp_path / "files.sqlite")
+    other.execute("BEGIN EXCLUSIVE")
+    remember(index, path)
+    assert index.look_up([path]) == {}
+    other.close()
+
+
+def test_a_missing_file_has_no_stamp(tmp_path: Path) -> None:
+    with pytest.raises(UnusableImageError, match=r"unreadable \(no such file or directory\)"):
+        stamp_of(tmp_path / "none.jpg")
+
+
+def test_files_are_read_by_many_threads(tmp_path: Path) -> None:
+    paths = [make_file(tmp_path / f"{number}.jpg", b"%d" % number) for number in range(20)]
+    found: list[list[bytes]] = []
+    threads = [
+        threading.Thread(target=lambda: found.append([read_image_file(path)[1] for path in paths])) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [[hashlib.sha256(b"%d" % number).digest() for number in range(20)]] * 4
