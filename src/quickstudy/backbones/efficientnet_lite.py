@@ -58,7 +58,8 @@ class _Builder:
         return output
 
     def constant(self, name: str, value: NDArray[Any]) -> str:
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        # Not ascontiguousarray, which makes scalars 1-dimensional; Clip's limits must be scalars.
+        self.initializers.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
 
     def conv_bn(

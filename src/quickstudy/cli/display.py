@@ -69,7 +69,7 @@ def format_score(score: Score) -> str:
 def print_skipped(skipped: Sequence[Skipped]) -> None:
     """How many files were left out, and the first of them with their reasons."""
     if skipped:
-        print(f"\nSkipped {_count(len(skipped), 'file')}:")
+        print(f"\nSkipped {count(len(skipped), 'file')}:")
         for item in skipped[:_MOST_SKIPPED]:
             print(f"  {item.path}: {item.reason}")
         if len(skipped) > _MOST_SKIPPED:
@@ -89,12 +89,13 @@ def print_evaluation(evaluation: Evaluation, *, train_counts: dict[str, int] | N
     if evaluation.confusions:
         print("\nMost confused:")
         for pair in evaluation.confusions[:_MOST_CONFUSIONS]:
-            print(f"  {_count(pair.count, 'image')} of '{pair.truth}' taken for '{pair.predicted}'")
+            print(f"  {count(pair.count, 'image')} of '{pair.truth}' taken for '{pair.predicted}'")
 
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.0f} %"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+def count(number: int, noun: str, plural: str = "") -> str:
+    """Such as `1 file` and `1,200 files`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

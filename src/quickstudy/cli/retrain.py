@@ -85,14 +85,16 @@ def command(
 
 
 def _print_summary(result: RetrainResult, images: Path, seconds: float) -> None:
-    from quickstudy.cli.display import format_score, print_evaluation, print_skipped
+    from quickstudy.cli.display import count, format_score, print_evaluation, print_skipped
     from quickstudy.retraining.evaluation import score_predictions
 
     train, test = sum(result.train_counts.values()), sum(result.test_counts.values())
     print(
         f"{images}: {train + test:,} images of {len(result.classes)} classes; {train:,} to train on, {test:,} to test"
     )
-    print(f"{result.computed:,} forward passes, {result.cached:,} bottlenecks from the store")
+    print(
+        f"{count(result.computed, 'forward pass', 'forward passes')}, {count(result.cached, 'bottleneck')} from the store"
+    )
     if result.copies:
         print(f"{result.copies:,} files are exact copies of others; each content counts once")
     if result.leaks:

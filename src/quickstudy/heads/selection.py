@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.errors import HeadError
-from quickstudy.heads.softmax import Features, Floats, fit_softmax, prepare_features, signed_sqrt
+from quickstudy.heads.softmax import Features, Floats, fit_softmax, in_row_space, prepare_features, signed_sqrt
 
 Integers = NDArray[np.intp]
 
@@ -95,7 +95,9 @@ def fit_head(
     if l2 is not None and not 0 < l2 < np.inf:
         raise HeadError(f"The regularisation strength must be a positive number; got {l2!r}")
     importance = (1 / counts)[labels] if balanced else np.ones(len(labels))
-    features = prepare_features(bottlenecks)
+    features, basis = prepare_features(bottlenecks), None
+    if 2 * len(labels) < bottlenecks.shape[1]:
+        features, basis = in_row_space(features)
     folds = assign_folds(labels, keys)
     held_out = np.flatnonzero((folds >= 0) if plain is None else (folds >= 0) & plain)
     validation = _CrossValidation(features, labels, folds, held_out, importance, classes)
@@ -112,7 +114,8 @@ def fit_head(
         start=start,
     )
     temperature = _fit_temperature(best.logits, labels[held_out])
-    weights = fit.weights[0].astype(np.float64) / (features.scale * temperature)
+    fitted = fit.weights[0] if basis is None else basis @ fit.weights[0]
+    weights = fitted.astype(np.float64) / (features.scale * temperature)
     return Head(
         weights=weights.astype(np.float32),
         biases=(fit.biases[0] / temperature - features.mean @ weights).astype(np.float32),

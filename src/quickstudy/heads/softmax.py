@@ -18,7 +18,7 @@ rows have weight 0.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +89,16 @@ def prepare_features(bottlenecks: NDArray[np.floating]) -> Features:
     scale = mean_square**0.5
     values /= np.float32(scale)
     return Features(values=values, mean=mean, scale=scale, second_moment=values.T @ values / np.float32(len(values)))
+
+
+def in_row_space(features: Features) -> tuple[Features, Floats]:
+    """The same n rows in an orthonormal basis of the space that they span, and that basis (d×n), for n < d.
+
+    The penalty keeps the optimum's weights in that space, so nothing is lost, and few images make a small problem.
+    """
+    basis, coordinates = np.linalg.qr(features.values.T)
+    values = np.ascontiguousarray(coordinates.T)
+    return replace(features, values=values, second_moment=values.T @ values / np.float32(len(values))), basis
 
 
 def fit_softmax(

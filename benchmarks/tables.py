@@ -1,0 +1,219 @@
+"""Writes the figures in README.md and docs/benchmarks.md from the JSON in benchmarks/results/.
+
+    python benchmarks/tables.py
+
+Replaces what stands between `<!-- figures: NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS
+
+ROOT = Path(__file__).parents[1]
+
+
+def main() -> None:
+    """Rewrite both pages."""
+    for page in (ROOT / "README.md", ROOT / "docs" / "benchmarks.md"):
+        text = page.read_text(encoding="utf-8")
+        for name, table in TABLES.items():
+            pattern = rf"(<!-- figures: {name} -->\n).*?(<!-- end -->)"
+            text = re.sub(pattern, lambda match, table=table: match[1] + table() + match[2], text, flags=re.DOTALL)
+        page.write_text(text, encoding="utf-8")
+
+
+def load(name: str) -> dict[str, Any]:
+    """One result."""
+    values: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return values
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def ranged(values: dict[str, float], digits: int = 1, *, scale: float = 1.0) -> str:
+    """Median with smallest and largest."""
+    median, low, high = (f"{scale * values[key]:,.{digits}f}" for key in ("median", "min", "max"))
+    return f"{median} ({low} to {high})"
+
+
+def percent(score: dict[str, Any]) -> str:
+    """Accuracy with its interval."""
+    low, high = score["interval_95"]
+    return f"{100 * score['accuracy']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def summary() -> str:
+    """The README's table."""
+    warm, extraction, accuracy, keras = load("warm"), load("extraction"), load("accuracy"), load("keras")
+    rows = [
+        ["Clothing photos (3,409 to train on, 10 classes), from nothing to the model", f"{warm['cold_seconds']:.1f} s"],
+        ["The same again, nothing changed, process start to exit", f"{warm['warm_seconds']['median']:.1f} s"],
+        ["Accuracy on its 372 test photos (95 % interval)", percent(accuracy["by_training_images"]["all"])],
+        [
+            "JPEGs to bottlenecks, as a share of ONNX Runtime's bare loop on the same cores",
+            f"{100 * extraction['share_of_bare']['median']:.0f} %",
+        ],
+        [
+            "JPEGs to bottlenecks against Keras on TensorFlow, MobileNetV2",
+            f"{keras['extraction']['MobileNetV2']['ratio']['median']:.1f} times",
+        ],
+        [
+            "Keras's tutorial job (InceptionV3, 244 photos, 2 epochs): first time",
+            f"{keras['tutorial_job']['first_ratio']['median']:.1f} times faster",
+        ],
+        [
+            "the second time, the work alone",
+            f"{keras['tutorial_job']['second_ratio_work']['median']:.0f} times faster",
+        ],
+        ["`quickstudy --help`", f"{warm['help_seconds']['median']:.2f} s"],
+    ]
+    return table(["on two cores, no GPU", ""], rows)
+
+
+def extraction() -> str:
+    """Extraction against the bare loop, with its breakdown."""
+    values = load("extraction")
+    rates = table(
+        ["", "images/s", "share of bare"],
+        [
+            ["ONNX Runtime, bare loop, no images", ranged(values["images_per_second"]["bare"], 0), ""],
+            [
+                "**quickstudy**, folder to store",
+                ranged(values["images_per_second"]["quickstudy"], 0),
+                ranged(values["share_of_bare"], 1, scale=100) + " %",
+            ],
+            [
+                "naive loop: Pillow, resize, run",
+                ranged(values["images_per_second"]["naive"], 0),
+                ranged(values["naive_share_of_bare"], 1, scale=100) + " %",
+            ],
+        ],
+    )
+    steps = values["milliseconds_an_image_and_core"]
+    return rates + "\n" + table(list(steps), [[f"{value:.2f}" for value in steps.values()]])
+
+
+def keras() -> str:
+    """Keras on TensorFlow."""
+    values = load("keras")
+    rows = [
+        [
+            arch,
+            ranged(row["images_per_second"]["keras"], 0),
+            ranged(row["images_per_second"]["keras_tuned"], 0),
+            ranged(row["images_per_second"]["quickstudy"], 0),
+            ranged(row["ratio"], 2),
+            ranged(row["ratio_tuned"], 2),
+        ]
+        for arch, row in values["extraction"].items()
+    ]
+    header = ["images/s", "Keras", "Keras, tuned by hand", "quickstudy", "times Keras", "times tuned Keras"]
+    job = values["tutorial_job"]
+    return (
+        table(header, rows)
+        + "\n"
+        + table(
+            ["Keras tutorial's job", "seconds", "times faster"],
+            [
+                ["Keras, process start to exit", ranged(job["seconds"]["keras"]), ""],
+                ["Keras, `fit` alone", ranged(job["seconds"]["keras_fit"]), ""],
+                ["quickstudy, first time, process", ranged(job["seconds"]["first"]), ranged(job["first_ratio"])],
+                ["quickstudy, second, process", ranged(job["seconds"]["second"]), ranged(job["second_ratio_process"])],
+                [
+                    "quickstudy, second, the work alone (against `fit`)",
+                    ranged(job["seconds"]["second_work"], 2),
+                    ranged(job["second_ratio_work"], 0),
+                ],
+            ],
+        )
+    )
+
+
+def warm() -> str:
+    """The whole command."""
+    values = load("warm")
+    stages = ", ".join(f"{name} {seconds:.2f}" for name, seconds in values["warm_stages_seconds"].items())
+    return table(
+        ["", "seconds"],
+        [
+            ["cold, process start to exit", f"{values['cold_seconds']:.1f}"],
+            ["warm, process start to exit", ranged(values["warm_seconds"], 2)],
+            ["of which: imports, with Python's own start", ranged(values["imports_seconds"], 2)],
+            ["of which, by stage", stages],
+            ["`quickstudy --help`", ranged(values["help_seconds"], 2)],
+        ],
+    )
+
+
+def growth() -> str:
+    """Growth with the number of images."""
+    rows = [
+        [
+            f"{row['images']:,}",
+            row["state"],
+            f"{row['wall_seconds']:.1f}",
+            f"{row['stages_seconds']['bottlenecks']:.1f}",
+            f"{row['stages_seconds']['head']:.1f}",
+            f"{row['peak_megabytes']:,.0f}",
+        ]
+        for row in load("growth")["rows"]
+    ]
+    return table(["images", "", "seconds in all", "bottlenecks", "head", "peak MB"], rows)
+
+
+def memory() -> str:
+    """Memory of extraction."""
+    rows = [[f"{row['images']:,}", f"{row['peak_megabytes']:.0f}"] for row in load("memory")["rows"]]
+    return table(["images", "peak MB"], rows)
+
+
+def accuracy() -> str:
+    """Accuracy by the number of training images."""
+    sizes = load("accuracy")["by_training_images"]
+    rows = [[size, ranged(values, 1, scale=100) + " %"] for size, values in sizes.items() if size != "all"]
+    return table(["training images", "test accuracy"], [*rows, ["all 3,409", percent(sizes["all"])]])
+
+
+def views() -> str:
+    """Whether views help."""
+    rows = [
+        [
+            name,
+            percent(row["cross_validation"]),
+            f"{row['log_loss']:.4f}",
+            percent(row["test"]),
+        ]
+        for name, row in load("accuracy")["by_views"].items()
+    ]
+    return table(["views besides the plain image", "cross-validated", "log loss", "test"], rows)
+
+
+def faults() -> str:
+    """What kills and competition did."""
+    return "```json\n" + json.dumps({k: v for k, v in load("faults").items() if k != "machine"}, indent=1) + "\n```\n"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "summary": summary,
+    "extraction": extraction,
+    "keras": keras,
+    "warm": warm,
+    "growth": growth,
+    "memory": memory,
+    "accuracy": accuracy,
+    "views": views,
+    "faults": faults,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""`Bottleneck` behaves as scikit-learn expects of a transformer, and goes through the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+
+import quickstudy
+from quickstudy.bottlenecks.store import Store
+from quickstudy.errors import UnusableImageError
+
+
+def test_clone_keeps_the_parameters(cache: Path) -> None:
+    transformer = quickstudy.Bottleneck(cache=cache, dtype="float32")
+    assert clone(transformer).get_params() == {"backbone": "efficientnet_lite0", "cache": cache, "dtype": "float32"}
+
+
+def test_a_pipeline_is_cross_validated_with_one_forward_pass_an_image(photos: Path, cache: Path) -> None:
+    paths = sorted(photos.rglob("*.jpg"))
+    labels = [path.parent.name for path in paths]
+    pipeline = make_pipeline(quickstudy.Bottleneck(cache=cache), LogisticRegression(C=0.1))
+    assert cross_val_score(pipeline, paths, labels, cv=3).mean() > 0.9
+    assert sum(summary.bottlenecks for summary in Store(cache / "bottlenecks").summaries()) == len(paths)
+
+
+def test_paths_images_and_arrays_of_one_picture_give_one_bottleneck(photos: Path, cache: Path) -> None:
+    path = sorted(photos.rglob("*.jpg"))[0]
+    image = Image.open(path)
+    features = quickstudy.Bottleneck(cache=cache).fit_transform([str(path), image, np.asarray(image)])
+    assert features.shape == (3, 1280)
+    assert features.dtype == np.float32
+    np.testing.assert_array_equal(features[1:], features[[0, 0]])
+
+
+def test_an_unusable_image_is_named(photos: Path, cache: Path) -> None:
+    broken = photos / "broken.jpg"
+    broken.write_bytes(b"no image")
+    with pytest.raises(UnusableImageError, match=r"image 1 of X: not an image"):
+        quickstudy.Bottleneck(cache=cache).transform([sorted(photos.rglob("*/*.jpg"))[0], broken])
+
+
+def test_the_public_names_are_all_there() -> None:
+    for name in quickstudy.__all__:
+        assert getattr(quickstudy, name)
+    with pytest.raises(AttributeError, match="nonsense"):
+        quickstudy.nonsense  # noqa: B018
