@@ -1,12 +1,15 @@
 """Progress of long work: what is told, and to whom.
 
-The library reports numbers through a `Progress` object and prints nothing itself. `silent` is the default for Python
-callers; the command line passes a display made with Rich.
+The library reports numbers through a `Progress` object. `silent` is the default for Python callers, who may pass
+`Bar()`; the command line does so where somebody can see it.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import rich.progress
 
 
 class Progress(Protocol):
@@ -35,3 +38,40 @@ class _Silent:
 
 silent: Progress = _Silent()
 """Reports to nobody."""
+
+
+class Bar:
+    """A bar on standard error, or in a notebook, with images a second and the time left."""
+
+    def __init__(self) -> None:
+        self._bar: rich.progress.Progress | None = None
+        self._task: rich.progress.TaskID | None = None
+
+    def start(self, task: str, total: int) -> None:
+        """Show an empty bar."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._bar.add_task(task, total=total, note="", rate="")
+        self._bar.start()
+
+    def update(self, *, done: int, note: str) -> None:
+        """Move the bar."""
+        if self._bar is not None and self._task is not None:
+            speed = self._bar.tasks[0].speed
+            self._bar.update(self._task, completed=done, note=note, rate=f"{speed:.0f} images/s" if speed else "")
+
+    def finish(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()

@@ -7,55 +7,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from quickstudy.images.imageset import Skipped
-from quickstudy.progress import Progress, silent
+from quickstudy.progress import Bar, Progress, silent
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
-    from rich.progress import TaskID
-
     from quickstudy.retraining.evaluation import Evaluation, Score
 
 _MOST_SKIPPED = 10
 _MOST_CONFUSIONS = 5
 
 
-class _TerminalProgress:
-    """A bar on standard error with images a second and the time left."""
-
-    def __init__(self) -> None:
-        self._bar: Bar | None = None
-        self._task: TaskID | None = None
-
-    def start(self, task: str, total: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._task = self._bar.add_task(task, total=total, note="", rate="")
-        self._bar.start()
-
-    def update(self, *, done: int, note: str) -> None:
-        if self._bar is not None and self._task is not None:
-            speed = self._bar.tasks[0].speed
-            self._bar.update(self._task, completed=done, note=note, rate=f"{speed:.0f} images/s" if speed else "")
-
-    def finish(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-
 def progress_for(*, quiet: bool) -> Progress:
     """A bar where somebody can see it, silence elsewhere."""
-    return silent if quiet or not sys.stderr.isatty() else _TerminalProgress()
+    return silent if quiet or not sys.stderr.isatty() else Bar()
 
 
 def format_score(score: Score) -> str:

@@ -92,9 +92,8 @@ def _print_summary(result: RetrainResult, images: Path, seconds: float) -> None:
     print(
         f"{images}: {train + test:,} images of {len(result.classes)} classes; {train:,} to train on, {test:,} to test"
     )
-    print(
-        f"{count(result.computed, 'forward pass', 'forward passes')}, {count(result.cached, 'bottleneck')} from the store"
-    )
+    passes = count(result.computed, "forward pass", "forward passes")
+    print(f"{passes}, {count(result.cached, 'bottleneck')} from the store")
     if result.copies:
         print(f"{result.copies:,} files are exact copies of others; each content counts once")
     if result.leaks:
