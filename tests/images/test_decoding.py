@@ -102,7 +102,7 @@ def test_the_first_frame_of_an_animation_is_taken() -> None:
     frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime", "blue")]
     for kind, options in [("GIF", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("PNG", {})]:
         data = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
-        assert Image.open(io.BytesIO(data)).n_frames == 3
+        assert getattr(Image.open(io.BytesIO(data)), "n_frames", 1) == 3
         np.testing.assert_array_equal(pixels(data), np.full((6, 8, 3), (255, 0, 0)), err_msg=kind)
 
 
@@ -202,8 +202,8 @@ def test_alpha_is_laid_over_white() -> None:
     values, alphas = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
     rgba = np.stack([values, 255 - values, np.full_like(values, 77), alphas], axis=-1)
     expected = np.vectorize(over_white)(rgba[..., :3].astype(int), alphas[..., None].astype(int))
-    for kind, options in [("PNG", {}), ("TIFF", {})]:
-        np.testing.assert_array_equal(pixels(encode(Image.fromarray(rgba), kind, **options)), expected, err_msg=kind)
+    for kind in ("PNG", "TIFF"):
+        np.testing.assert_array_equal(pixels(encode(Image.fromarray(rgba), kind)), expected, err_msg=kind)
 
 
 def test_alpha_by_hand() -> None:

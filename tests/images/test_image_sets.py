@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -102,6 +103,13 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
         "test/1.jpg": ("test", None),
         "train/1.jpg": ("train", None),
     }
+
+
+def test_a_folder_beside_split_folders_is_no_class(tmp_path: Path) -> None:
+    put(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "test/a/3.jpg", "docs/4.jpg")
+    image_set = load_image_set(tmp_path)
+    assert image_set.classes == ("a", "b")
+    assert skipped(image_set) == {"docs": "beside split folders such as train/, so not a class"}
 
 
 def test_a_train_folder_alone_is_a_class(tmp_path: Path) -> None:
@@ -289,7 +297,7 @@ def csv(root: Path, text: str | bytes) -> Path:
     return path
 
 
-def parquet(root: Path, **columns: list[object]) -> Path:
+def parquet(root: Path, **columns: Sequence[object]) -> Path:
     path = root / "manifest.parquet"
     pq.write_table(pa.table(columns), path)
     return path

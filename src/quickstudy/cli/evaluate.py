@@ -24,7 +24,7 @@ def command(
 
     evaluation = evaluate(model, images, progress=progress_for(quiet=quiet))
     if as_json:
-        json.dump(evaluation.to_dict(), sys.stdout, indent=1, ensure_ascii=False)
+        json.dump(evaluation.to_dict(), sys.stdout, indent=1)
         print()
         return
     print(f"{model} on {images}: accuracy {format_score(evaluation.score)}")

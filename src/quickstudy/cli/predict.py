@@ -138,7 +138,7 @@ def _write_json(model: Model, predictions: Iterator[Prediction], count: int, wro
             ]
             rows.append({"image": str(prediction.image), "predictions": ranked})
     rows += [{"image": str(item.path), "error": item.reason} for item in wrong]
-    json.dump(rows, sys.stdout, indent=1, ensure_ascii=False)
+    json.dump(rows, sys.stdout, indent=1)
     print()
     failed = sum("error" in row for row in rows)
     return len(rows) - failed, failed

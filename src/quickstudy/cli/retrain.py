@@ -78,7 +78,7 @@ def command(
         progress=progress_for(quiet=quiet),
     )
     if as_json:
-        json.dump(result.to_dict(), sys.stdout, indent=1, ensure_ascii=False)
+        json.dump(result.to_dict(), sys.stdout, indent=1)
         print()
     else:
         _print_summary(result, images, time.perf_counter() - started)

@@ -5,10 +5,10 @@ everything that decides the pixels; it is part of every cache key and of every m
 decodes, only formats that a photo folder holds; ordinary JPEGs take a shorter way through the same libjpeg-turbo
 (simplejpeg), which gives the same pixels to the bit and a NumPy array without a copy.
 
-The resize is bilinear between the two nearest pixels, after whole-number reduction has brought the image within twice
-the target: TensorFlow's `resize` without antialiasing, with which EfficientNet-Lite was trained. On the clothing photos
-it gave better bottlenecks than an antialiased filter (cross-validated log loss 0.323 against 0.330) in a quarter of the
-time, and its fixed-point arithmetic can be repeated to the bit in any language.
+The resize is bilinear between the two nearest pixels, after halving, as often as it takes, has brought the image within
+twice the target: TensorFlow's `resize` without antialiasing, with which EfficientNet-Lite was trained. On the clothing
+photos it gave better bottlenecks than an antialiased filter (cross-validated log loss 0.323 against 0.330) in a quarter
+of the time, and its fixed-point arithmetic can be repeated to the bit in any language.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def decode(data: bytes, spec: InputSpec) -> Pixels:
     """Decode an image file's bytes to upright 8-bit RGB pixels.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the square still keeps `spec.size` pixels a side: libjpeg
-    then skips most of the work, and gives the mean of each 2×2, 4×4 or 8×8 pixels as `fit` would (within 1 of 255
-    levels on average). Alpha is laid over white, 16 bits become 8, CMYK becomes RGB, and
+    then skips most of the work and gives the mean of each 2×2, 4×4 or 8×8 pixels, as `fit` would (on photos within 1
+    of 255 levels on average, where the sides divide). Alpha is laid over white, 16 bits become 8, CMYK becomes RGB, and
     of several frames the first is taken.
 
     Raises:
@@ -107,7 +107,7 @@ def decode(data: bytes, spec: InputSpec) -> Pixels:
         return to_pixels(image)
     except Exception as error:
         reason = _first_line(error)
-        raise UnusableImageError(f"truncated ({reason})" if "truncated" in reason else f"damaged ({reason})") from None
+        raise UnusableImageError("truncated" if "truncated" in reason else f"damaged ({reason})") from None
 
 
 def fit(pixels: Pixels, spec: InputSpec, box: tuple[int, int, int] | None = None) -> Pixels:
@@ -120,7 +120,8 @@ def fit(pixels: Pixels, spec: InputSpec, box: tuple[int, int, int] | None = None
     """
     left, top, side = box or centred_square(pixels.shape, spec)
     square = pixels[top : top + side, left : left + side]
-    if (factor := side // spec.size) > 1:
+    if side >= 2 * spec.size:
+        factor = 1 << ((side // spec.size).bit_length() - 1)  # a power of two, as libjpeg has them
         # What does not divide goes, evenly from both ends, so that every pixel is the mean of equally many.
         start, kept = side % factor // 2, side - side % factor
         square = square[start : start + kept, start : start + kept]

@@ -141,8 +141,15 @@ def _from_folder(root: Path) -> ImageSet:
         raise ImageSetError(f"Cannot read the folder '{root}': {error.strerror}") from None
     folders = [entry for entry in top if _is_folder(entry)]
     split_of = {folder: _SPLITS.get(folder.name.lower()) for folder in folders}
-    if "train" in split_of.values() and len(folders) > 1 and None not in split_of.values():
+    splits = {split for split in split_of.values() if split}
+    train = next((folder for folder, split in split_of.items() if split == "train"), root)
+    has_others = None in split_of.values()
+    # Beside other classes, folders called train and test are splits only where they hold folders themselves.
+    if len(splits) > 1 and train != root and (not has_others or any(_is_folder(e) for e in _entries(train, []))):
         for folder, split in split_of.items():
+            if split is None:
+                skipped.append(Skipped(path=folder, reason="beside split folders such as train/, so not a class"))
+                continue
             for entry in _entries(folder, skipped):
                 if _is_folder(entry):
                     _add_class(entry, split, files, skipped)
