@@ -1,0 +1,475 @@
+"""The main job from end to end, on folders of small synthetic photos and, where it is at hand, on real clothing."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import quickstudy
+from quickstudy.bottlenecks.store import Store
+from quickstudy.errors import HeadError, ImageSetError, ModelError, QuickstudyError
+from quickstudy.images.splits import LOCK_NAME, read_lock
+from quickstudy.images.views import Distortions
+from quickstudy.retraining.retrain import RetrainResult
+
+Retrain = Callable[..., RetrainResult]
+
+
+@pytest.fixture
+def retrain(cache: Path, tmp_path: Path) -> Retrain:
+    """`quickstudy.retrain` with this test's cache, to `model.onnx` unless another place is named."""
+
+    def run(images: Path, output: Path | None = None, **options: Any) -> RetrainResult:
+        return quickstudy.retrain(
+            images, output or tmp_path / "model.onnx", cache=options.pop("cache", cache), **options
+        )
+
+    return run
+
+
+def digest_of(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
+
+
+def parts_by_name(lock: Path, photos: Path) -> dict[str, str]:
+    """The split of each photo, by its path under `photos`."""
+    parts = read_lock(lock)
+    return {str(path.relative_to(photos)): parts[digest_of(path)] for path in sorted(photos.rglob("*.jpg"))}
+
+
+def test_three_classes_are_learned(photos: Path, retrain: Retrain, tmp_path: Path) -> None:
+    result = retrain(photos)
+    assert result.classes == ("checks", "discs", "stripes")
+    assert result.test is not None
+    assert result.test.score.accuracy >= 0.9
+    assert result.cross_validation.accuracy >= 0.9
+    assert result.cross_validation.n == sum(result.train_counts.values())
+    assert result.test.score.n == sum(result.test_counts.values())
+    assert result.cross_validation.n + result.test.score.n == 36
+    assert (result.computed, result.cached) == (36, 0)
+    assert (result.skipped, result.conflicts, result.copies, result.leaks) == ((), (), 0, 0)
+    assert result.head.converged
+    assert result.model == tmp_path / "model.onnx"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "model.onnx", "photos", LOCK_NAME]
+    model = quickstudy.load(result.model)
+    model.verify()
+    assert model.predict(sorted((photos / "discs").iterdir())) == ["discs"] * 12
+
+
+def test_the_model_gives_what_was_measured(photos: Path, retrain: Retrain, tmp_path: Path) -> None:
+    """The accuracy that is reported is that of the file, on the test images and through its own preprocessing."""
+    result = retrain(photos)
+    assert result.test is not None
+    parts = read_lock(tmp_path / LOCK_NAME)
+    test = [path for path in sorted(photos.rglob("*.jpg")) if parts[digest_of(path)] == "test"]
+    predicted = quickstudy.load(result.model).predict(test)
+    assert len(test) == result.test.score.n
+    assert sum(name == path.parent.name for name, path in zip(predicted, test, strict=True)) == result.test.score.right
+
+
+def test_the_model_says_how_it_was_trained(photos: Path, retrain: Retrain) -> None:
+    result = retrain(photos)
+    training = quickstudy.load(result.model).metadata["training"]
+    assert result.test is not None
+    assert training["split"] == "by content"
+    assert training["train_counts"] == result.train_counts
+    assert training["test"] == result.test.score.to_dict()
+    assert training["cross_validation"] == result.cross_validation.to_dict()
+    assert training["l2"] == result.head.l2
+    assert training["views"] == 0
+    assert training["distortions"] is None
+    assert len(training["data_fingerprint"]) == 64
+
+
+def test_the_result_is_json(photos: Path, retrain: Retrain) -> None:
+    (photos / "discs" / "bad.jpg").write_bytes(b"")
+    values = json.loads(json.dumps(retrain(photos).to_dict(), allow_nan=False))
+    assert values["classes"] == ["checks", "discs", "stripes"]
+    assert values["forward_passes"] == 36
+    assert values["test"]["n"] + values["cross_validation"]["n"] == 36
+    assert values["skipped"] == [{"path": str(photos / "discs" / "bad.jpg"), "reason": "empty file (0 bytes)"}]
+
+
+def test_a_second_run_needs_no_forward_pass_and_writes_the_same_model(
+    photos: Path, retrain: Retrain, tmp_path: Path
+) -> None:
+    first = retrain(photos, tmp_path / "first.onnx")
+    second = retrain(photos, tmp_path / "second.onnx")
+    assert (second.computed, second.cached) == (0, 36)
+    assert first.model.read_bytes() == second.model.read_bytes()
+
+
+def test_ten_more_images_are_ten_more_forward_passes(photos: Path, retrain: Retrain) -> None:
+    aside = photos.parent / "aside"
+    aside.mkdir()
+    for path in sorted((photos / "discs").iterdir())[:10]:
+        path.rename(aside / path.name)
+    retrain(photos)
+    for path in aside.iterdir():
+        path.rename(photos / "discs" / path.name)
+    assert retrain(photos).computed == 10
+
+
+def test_names_order_and_place_of_the_files_do_not_change_the_model(
+    photos: Path, retrain: Retrain, tmp_path: Path
+) -> None:
+    first = retrain(photos, tmp_path / "first.onnx")
+    moved = tmp_path / "elsewhere"
+    for number, path in enumerate(sorted(photos.rglob("*.jpg"))):
+        place = moved / path.parent.name / f"deeper-{number % 3}"
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place / f"{hashlib.sha256(path.name.encode()).hexdigest()}.jpeg")
+    (tmp_path / LOCK_NAME).unlink()
+    second = retrain(moved, tmp_path / "second.onnx", cache=tmp_path / "other-cache")
+    assert first.model.read_bytes() == second.model.read_bytes()
+
+
+RETRAIN = "import sys, quickstudy; quickstudy.retrain(sys.argv[1], sys.argv[2], cache=sys.argv[3])"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes cannot be bound to cores here")
+@pytest.mark.skipif(len(getattr(os, "sched_getaffinity", lambda _: [])(0)) < 2, reason="there is but one core")
+def test_the_number_of_cores_does_not_change_the_model(
+    photos: Path, retrain: Retrain, cache: Path, tmp_path: Path
+) -> None:
+    result = retrain(photos)
+    shutil.rmtree(cache / "bottlenecks")
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})  # inherited by the process below
+    try:
+        subprocess.run(
+            [sys.executable, "-c", RETRAIN, str(photos), str(tmp_path / "one-core.onnx"), str(cache)],
+            check=True,
+            timeout=120,
+        )
+    finally:
+        os.sched_setaffinity(0, before)
+    assert (tmp_path / "one-core.onnx").read_bytes() == result.model.read_bytes()
+
+
+class TestSplitLock:
+    def test_every_decision_is_written_down(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
+        result = retrain(photos)
+        parts = parts_by_name(tmp_path / LOCK_NAME, photos)
+        assert len(parts) == 36
+        assert result.test is not None
+        assert sum(part == "test" for part in parts.values()) == result.test.score.n
+
+    def test_adding_renaming_and_moving_files_changes_nobody_elses_split(
+        self, photos: Path, retrain: Retrain, tmp_path: Path
+    ) -> None:
+        retrain(photos)
+        before = parts_by_name(tmp_path / LOCK_NAME, photos)
+        by_content = read_lock(tmp_path / LOCK_NAME)
+        for number, path in enumerate(sorted((photos / "checks").iterdir())):
+            picture = Image.open(path)
+            picture.rotate(90).save(photos / "checks" / f"new-{number}.jpg")
+            (photos / "checks" / "renamed").mkdir(exist_ok=True)
+            path.rename(photos / "checks" / "renamed" / f"other-{number}.jpg")
+        (photos / "stripes" / "00.jpg").unlink()
+        retrain(photos)
+        after = read_lock(tmp_path / LOCK_NAME)
+        assert {digest: after[digest] for digest in by_content} == by_content
+        assert len(after) == 36 + 12
+        now = parts_by_name(tmp_path / LOCK_NAME, photos)
+        assert all(now[name] == part for name, part in before.items() if name in now)
+
+    def test_the_lock_stands_above_the_hash(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
+        chosen = {digest_of(path): "test" if path.stem < "06" else "train" for path in photos.rglob("*.jpg")}
+        entries = {digest.hex(): part for digest, part in chosen.items()}
+        (tmp_path / LOCK_NAME).write_text(json.dumps({"version": 1, "splits": entries}))
+        result = retrain(photos)
+        assert result.train_counts == result.test_counts == {"checks": 6, "discs": 6, "stripes": 6}
+        assert read_lock(tmp_path / LOCK_NAME) == chosen
+
+    def test_without_the_lock_the_split_is_drawn_the_same(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
+        retrain(photos)
+        text = (tmp_path / LOCK_NAME).read_bytes()
+        (tmp_path / LOCK_NAME).unlink()
+        retrain(photos)
+        assert (tmp_path / LOCK_NAME).read_bytes() == text
+
+    def test_a_damaged_lock_is_told_not_overwritten(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
+        (tmp_path / LOCK_NAME).write_text('{"version": 1, "splits": {')
+        with pytest.raises(ImageSetError, match=r"split lock '.*' is damaged"):
+            retrain(photos)
+        assert (tmp_path / LOCK_NAME).read_text() == '{"version": 1, "splits": {'
+        assert not (tmp_path / "model.onnx").exists()
+
+
+def split(photos: Path, target: Path, *, test: int = 3) -> Path:
+    """The photos in train and test folders, the first `test` of each class in test."""
+    for path in sorted(photos.rglob("*.jpg")):
+        place = target / ("test" if int(path.stem) < test else "train") / path.parent.name
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place / path.name)
+    return target
+
+
+class TestGivenSplits:
+    def test_are_kept(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
+        result = retrain(split(photos, tmp_path / "given"))
+        assert result.train_counts == {"checks": 9, "discs": 9, "stripes": 9}
+        assert result.test_counts == {"checks": 3, "discs": 3, "stripes": 3}
+        assert not (tmp_path / LOCK_NAME).exists()
+        assert quickstudy.load(result.model).metadata["training"]["split"] == "given"
+
+    def test_validation_images_are_trained_on(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
+        given = split(photos, tmp_path / "given")
+        (given / "validation" / "discs").mkdir(parents=True)
+        (given / "train" / "discs" / "11.jpg").rename(given / "validation" / "discs" / "11.jpg")
+        assert retrain(given).train_counts["discs"] == 9
+
+    def test_without_a_test_split_there_is_no_test(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
+        given = split(photos, tmp_path / "given")
+        (given / "test").rename(given / "validation")
+        result = retrain(given)
+        assert result.test is None
+        assert result.to_dict()["test"] is None
+        assert sum(result.train_counts.values()) == result.cross_validation.n == 36
+
+    def test_an_image_in_train_and_test_is_only_tested_on(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
+        given = split(photos, tmp_path / "given")
+        for name in ("00.jpg", "01.jpg"):
+            shutil.copy(given / "test" / "discs" / name, given / "train" / "discs" / f"leak-{name}")
+        result = retrain(given)
+        assert (result.leaks, result.copies) == (2, 2)
+        assert (result.train_counts["discs"], result.test_counts["discs"]) == (9, 3)
+
+    def test_a_class_that_is_only_tested_is_named_not_scored(
+        self, photos: Path, retrain: Retrain, tmp_path: Path
+    ) -> None:
+        given = split(photos, tmp_path / "given")
+        shutil.rmtree(given / "train" / "discs")
+        result = retrain(given)
+        assert result.test is not None
+        assert result.classes == ("checks", "stripes")
+        assert result.test.unknown == ("discs",)
+        assert result.test.score.n == 6
+
+    def test_a_test_split_of_unknown_classes_alone_scores_nothing(
+        self, photos: Path, retrain: Retrain, tmp_path: Path
+    ) -> None:
+        given = split(photos, tmp_path / "given")
+        for name in ("checks", "stripes"):
+            shutil.rmtree(given / "test" / name)
+        shutil.rmtree(given / "train" / "discs")
+        result = retrain(given)
+        assert result.test is not None
+        assert (result.test.score.n, result.test.unknown) == (0, ("discs",))
+        assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["test"]["accuracy"] is None
+
+
+class TestManifest:
+    def write(self, photos: Path, rows: list[dict[str, str]], columns: tuple[str, ...] = ("path", "label")) -> Path:
+        with (photos / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        return photos / "labels.csv"
+
+    def rows(self, photos: Path) -> list[dict[str, str]]:
+        return [
+            {"path": str(path.relative_to(photos)), "label": path.parent.name.upper()}
+            for path in sorted(photos.rglob("*.jpg"))
+        ]
+
+    def test_labels_come_from_the_file(self, photos: Path, retrain: Retrain) -> None:
+        result = retrain(self.write(photos, self.rows(photos)))
+        assert result.classes == ("CHECKS", "DISCS", "STRIPES")
+        assert result.computed == 36
+
+    def test_splits_come_from_the_file(self, photos: Path, retrain: Retrain) -> None:
+        rows = [{**row, "split": "test" if "/0" in row["path"] else "train"} for row in self.rows(photos)]
+        result = retrain(self.write(photos, rows, ("path", "label", "split")))
+        assert result.test_counts == {"CHECKS": 10, "DISCS": 10, "STRIPES": 10}
+        assert result.train_counts == {"CHECKS": 2, "DISCS": 2, "STRIPES": 2}
+
+    def test_the_order_of_rows_does_not_change_the_model(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
+        forth = retrain(self.write(photos, self.rows(photos)), tmp_path / "forth.onnx")
+        back = retrain(self.write(photos, self.rows(photos)[::-1]), tmp_path / "back.onnx")
+        assert forth.model.read_bytes() == back.model.read_bytes()
+
+    def test_rows_without_a_file_are_skipped_and_named(self, photos: Path, retrain: Retrain) -> None:
+        rows = [*self.rows(photos), {"path": "gone.jpg", "label": "DISCS"}]
+        result = retrain(self.write(photos, rows))
+        assert [(item.path.name, item.reason) for item in result.skipped] == [("gone.jpg", "no such file")]
+
+
+class TestBadFiles:
+    def spoil(self, photos: Path) -> list[Path]:
+        bad = {"empty.jpg": b"", "text.png": b"hello", "cut.jpg": (photos / "discs" / "00.jpg").read_bytes()[:3000]}
+        for name, data in bad.items():
+            (photos / "stripes" / name).write_bytes(data)
+        return [photos / "stripes" / name for name in sorted(bad)]
+
+    def test_are_skipped_counted_and_named(self, photos: Path, retrain: Retrain) -> None:
+        bad = self.spoil(photos)
+        result = retrain(photos)
+        assert sorted(item.path for item in result.skipped) == bad
+        assert all(item.reason for item in result.skipped)
+        assert result.computed == 36
+        assert sum(result.train_counts.values()) + sum(result.test_counts.values()) == 36
+
+    def test_are_an_error_when_asked_to_be_strict(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
+        self.spoil(photos)
+        with pytest.raises(ImageSetError, match=r"3 files cannot be used and --strict was asked for; the first: '.*'"):
+            retrain(photos, strict=True)
+        assert not (tmp_path / "model.onnx").exists()
+        assert not (tmp_path / LOCK_NAME).exists()
+
+    def test_do_not_change_the_model(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
+        clean = retrain(photos, tmp_path / "clean.onnx")
+        self.spoil(photos)
+        spoilt = retrain(photos, tmp_path / "spoilt.onnx")
+        assert clean.model.read_bytes() == spoilt.model.read_bytes()
+
+    def test_may_leave_too_little(self, photos: Path, retrain: Retrain) -> None:
+        for path in sorted((photos / "discs").iterdir())[1:]:
+            path.write_bytes(b"")
+        with pytest.raises(ImageSetError, match=r"too few in '.*': 'discs' \(1\)"):
+            retrain(photos)
+
+
+class TestSameContent:
+    def test_copies_count_once(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
+        alone = retrain(photos, tmp_path / "alone.onnx")
+        for path in sorted((photos / "discs").iterdir())[:5]:
+            shutil.copy(path, photos / "discs" / f"copy-{path.name}")
+        result = retrain(photos, tmp_path / "copies.onnx")
+        assert (result.copies, result.computed) == (5, 0)
+        assert (result.train_counts, result.test_counts) == (alone.train_counts, alone.test_counts)
+        assert result.model.read_bytes() == alone.model.read_bytes()
+
+    def test_under_two_labels_both_are_out_and_reported(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
+        shutil.copy(photos / "discs" / "03.jpg", photos / "stripes" / "really.jpg")
+        result = retrain(photos)
+        assert result.conflicts == ((photos / "discs" / "03.jpg", photos / "stripes" / "really.jpg"),)
+        assert digest_of(photos / "discs" / "03.jpg") not in read_lock(tmp_path / LOCK_NAME)
+        counts = {name: result.train_counts[name] + result.test_counts[name] for name in result.classes}
+        assert counts == {"checks": 12, "discs": 11, "stripes": 12}
+        assert result.copies == 0
+
+
+class TestViews:
+    def test_are_cached_and_help_to_train(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
+        first = retrain(photos, tmp_path / "first.onnx", views=2)
+        second = retrain(photos, tmp_path / "second.onnx", views=2)
+        assert (first.computed, first.cached) == (3 * 36, 0)
+        assert (second.computed, second.cached) == (0, 3 * 36)
+        assert first.model.read_bytes() == second.model.read_bytes()
+        assert first.test is not None
+        assert first.test.score.accuracy >= 0.9
+        assert first.cross_validation.n == sum(first.train_counts.values())
+
+    def test_and_their_distortions_are_in_the_model(self, photos: Path, retrain: Retrain) -> None:
+        result = retrain(photos, views=1, distortions=Distortions(flip=False, brightness=0.2))
+        training = quickstudy.load(result.model).metadata["training"]
+        assert training["views"] == 1
+        assert training["distortions"] == {"flip": False, "crop": 0.1, "scale": 0.1, "brightness": 0.2}
+
+    def test_cannot_be_negative(self, photos: Path, retrain: Retrain) -> None:
+        with pytest.raises(ImageSetError, match="cannot be negative; got -1"):
+            retrain(photos, views=-1)
+
+
+def test_balanced_classes_weigh_the_same(photos: Path, retrain: Retrain, tmp_path: Path) -> None:
+    """At the optimum the biases make the mean probability of each class its share of the training images' weight."""
+    for path in sorted((photos / "discs").iterdir())[3:]:
+        path.unlink()
+    plain = retrain(photos, tmp_path / "plain.onnx", l2=10)
+    balanced = retrain(photos, tmp_path / "balanced.onnx", l2=10, class_weight="balanced")
+    parts = read_lock(tmp_path / LOCK_NAME)
+    train = [path for path in sorted(photos.rglob("*.jpg")) if parts[digest_of(path)] == "train"]
+    counts = np.array([plain.train_counts[path.parent.name] for path in train])
+    for result, weights in ((plain, np.full(len(train), 1 / len(train))), (balanced, 1 / (3 * counts))):
+        assert result.head.temperature == 1
+        probabilities = quickstudy.load(result.model).predict_proba(train)
+        shares = [weights[[path.parent.name == name for path in train]].sum() for name in result.classes]
+        np.testing.assert_allclose(weights @ probabilities, shares, atol=2e-3)
+
+
+def test_a_given_strength_is_taken(photos: Path, retrain: Retrain) -> None:
+    result = retrain(photos, l2=0.7)
+    assert result.head.l2 == 0.7
+    assert [point.l2 for point in result.path] == [0.7]
+    with pytest.raises(HeadError, match="must be a positive number; got -1"):
+        retrain(photos, l2=-1)
+
+
+def test_single_precision_bottlenecks_have_a_source_of_their_own(photos: Path, retrain: Retrain, cache: Path) -> None:
+    halves = retrain(photos)
+    singles = retrain(photos, dtype="float32")
+    assert singles.computed == 36
+    assert {summary.dtype for summary in Store(cache / "bottlenecks").summaries()} == {"float16", "float32"}
+    assert singles.test == halves.test
+
+
+def test_four_images_are_enough(photos: Path, retrain: Retrain) -> None:
+    shutil.rmtree(photos / "checks")
+    for name in ("discs", "stripes"):
+        for path in sorted((photos / name).iterdir())[2:]:
+            path.unlink()
+    result = retrain(photos)
+    assert result.train_counts == result.test_counts == {"discs": 1, "stripes": 1}
+    assert result.path == ()
+    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["cross_validation"]["accuracy"] is None
+    quickstudy.load(result.model).verify()
+
+
+def test_images_that_are_all_alike_are_refused(tmp_path: Path, retrain: Retrain) -> None:
+    for number, name in enumerate(("a", "a", "b", "b")):
+        (tmp_path / "blank" / name).mkdir(parents=True, exist_ok=True)
+        # Another quality makes other bytes of the same picture.
+        Image.new("RGB", (64, 64), "gray").save(tmp_path / "blank" / name / f"{number}.jpg", quality=60 + 10 * number)
+    with pytest.raises(HeadError, match="are they blank"):
+        retrain(tmp_path / "blank")
+
+
+def test_the_model_goes_to_the_working_folder_unless_told_otherwise(
+    photos: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QUICKSTUDY_CACHE", str(cache))
+    assert quickstudy.retrain("photos").model.resolve() == tmp_path / "photos.onnx"
+    assert (tmp_path / LOCK_NAME).is_file()
+
+
+def test_what_cannot_be_done_is_told_before_any_work(
+    photos: Path, retrain: Retrain, cache: Path, tmp_path: Path
+) -> None:
+    cases: list[tuple[type[QuickstudyError], str, tuple[Any, ...]]] = [
+        (ImageSetError, "No such file or folder", (tmp_path / "none",)),
+        (ModelError, r"must be named \*\.onnx; got", (photos, tmp_path / "model.h5")),
+        (ModelError, "There is no folder", (photos, tmp_path / "none" / "model.onnx")),
+    ]
+    for kind, message, arguments in cases:
+        with pytest.raises(kind, match=message):
+            retrain(*arguments)
+    assert not (cache / "bottlenecks").exists()
+
+
+@pytest.mark.slow
+def test_clothing_is_told_apart_with_89_percent(test_data: Path, retrain: Retrain) -> None:
+    result = retrain(test_data / "clothing")
+    assert result.test is not None
+    assert result.test.score.n == 372
+    assert result.test.score.accuracy >= 0.89
+    assert result.cross_validation.accuracy >= 0.88
+    assert result.head.converged
+    quickstudy.load(result.model).verify()
+    again = retrain(test_data / "clothing")
+    assert again.computed == 0
+    assert again.test == result.test
