@@ -3,7 +3,8 @@ PYTHON ?= python3
 IMAGES ?=
 BIN = .venv/bin
 SOURCES = pyproject.toml constraints.txt
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Without compiling what will never be imported: 60 MB less, and seconds saved.
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test test-slow check clean
 

@@ -216,7 +216,7 @@ class _CrossValidation:
 
 
 def _walk(validation: _CrossValidation) -> list[_Trial]:
-    """Try strengths from the usual one on, weaker or else stronger, as long as the log loss falls."""
+    """Try strengths from the usual one on, weaker or else stronger, as long as the log loss falls noticeably."""
     path = [validation.score(_STRENGTHS[_FIRST], None)]
     if not len(validation.held_out):
         return path
@@ -225,8 +225,8 @@ def _walk(validation: _CrossValidation) -> list[_Trial]:
         while 0 <= position < len(_STRENGTHS):
             trial = validation.score(_STRENGTHS[position], last)
             path.append(trial)
-            if trial.log_loss >= last.log_loss:
-                break
+            if trial.log_loss > last.log_loss - _SELECTION_TOLERANCE:
+                break  # no better, or by no more than the fits are precise
             position, last = position + direction, trial
         if len(path) > 2:
             break  # weaker was better, so stronger is not
