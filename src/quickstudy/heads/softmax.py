@@ -8,8 +8,8 @@ where b is not at its best, so b is brought there before the bound is believed.
 
 Method: L-BFGS (Nocedal and Wright, Numerical Optimization, 2nd ed., algorithm 7.4) whose initial inverse Hessian is
 (h G + l2 I)^-1, with G the second moment of the features and h the mean curvature of the softmax. On bottlenecks, whose
-spectrum falls over many decades, that takes tens of iterations where plain L-BFGS takes hundreds. The logits are linear
-in the weights, so the line search works on logits alone, and an iteration costs two matrix products whatever it tries.
+spectrum falls over many decades, that halves the iterations (74 against 141 on the clothing photos). The logits are
+linear in the weights, so the line search works on logits alone, and an iteration costs two matrix products.
 The search looks at slopes, never at losses: a slope keeps its digits in float32 near the optimum, where losses agree.
 All folds of a cross-validation share those products: their weights stand side by side as columns, and a fold's held-out
 rows have weight 0.
