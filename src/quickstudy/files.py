@@ -52,7 +52,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     flush_folder(path.parent)
 
 
-def write_bytes_atomically(path: Path, data: bytes) -> None:
+def write_bytes_atomically(path: Path, data: bytes | memoryview) -> None:
     """Create or replace `path` with `data`; see `write_atomically`."""
     write_atomically(path, lambda file: file.write(data))
 

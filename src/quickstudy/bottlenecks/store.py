@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -30,7 +29,7 @@ from quickstudy.files import TEMPORARY_PREFIX, sha256_of_file, write_bytes_atomi
 _SUFFIX = ".arrow"
 _ARROW_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
 _COMPACT_ABOVE = 8
-_LARGEST_SHARD_BYTES = 512 << 20
+_MERGED_BYTES = 32 << 20
 _STALE_SECONDS = 3600
 
 
@@ -147,29 +146,33 @@ class Source:
             self.load()
 
     def compact(self) -> int:
-        """Merge small shards into one when there are many; returns how many were merged.
+        """Merge small shards when there are many; returns how many were merged.
 
-        Safe beside other readers and writers: the merged shard is durable before the small ones go, and a process that
-        still has those mapped keeps reading them.
+        Safe beside other readers and writers: a merged shard is durable before the small ones go, and a process that
+        still has those mapped keeps reading them. Memory stays within a few merged shards.
         """
-        small = [shard for shard in self._shards if shard.values.nbytes < _LARGEST_SHARD_BYTES // 4]
-        small.sort(key=lambda shard: shard.values.nbytes)
-        while small and sum(shard.values.nbytes for shard in small) > _LARGEST_SHARD_BYTES:
-            small.pop()
-        if len(small) > _COMPACT_ABOVE:
+        merged = 0
+        while batch := self._batch_to_merge():
+            rows = {key: shard.values[row] for shard in batch for row, key in enumerate(shard.keys)}
+            keys = sorted(rows)
+            path = self._write(keys, np.stack([rows[key] for key in keys]))
+            for shard in batch:
+                if shard.path != path:
+                    with contextlib.suppress(OSError):  # gone already, or in use on Windows; a duplicate is harmless
+                        shard.path.unlink()
+            merged += len(batch)
+            self.load()
+        return merged
+
+    def _batch_to_merge(self) -> list[_Shard]:
+        """More than a few small shards that make one of full size together, or none where there are not so many."""
+        small = [shard for shard in self._shards if shard.values.nbytes < _MERGED_BYTES // 4]
+        batch: list[_Shard] = []
+        for shard in small if len(small) > _COMPACT_ABOVE else []:
             # A damaged shard stays as it is: merged, its wrong values would get a hash that is right.
-            small = [shard for shard in small if _is_whole(shard.path)]
-        if len(small) <= _COMPACT_ABOVE:
-            return 0
-        rows = {key: shard.values[row] for shard in small for row, key in enumerate(shard.keys)}
-        keys = sorted(rows)
-        merged = self._write(keys, np.stack([rows[key] for key in keys]))
-        before = {shard.path for shard in small} - {merged}
-        for path in before:
-            with contextlib.suppress(OSError):  # gone already, or in use on Windows; a duplicate is harmless
-                path.unlink()
-        self.load()
-        return len(before)
+            if sum(member.values.nbytes for member in batch) < _MERGED_BYTES and _is_whole(shard.path):
+                batch.append(shard)
+        return batch if len(batch) > _COMPACT_ABOVE else []
 
     def _write(self, keys: Sequence[bytes], rows: NDArray[np.floating]) -> Path:
         data = self._serialise(keys, rows)
@@ -185,7 +188,7 @@ class Source:
             ) from error
         return path
 
-    def _serialise(self, keys: Sequence[bytes], rows: NDArray[np.floating]) -> bytes:
+    def _serialise(self, keys: Sequence[bytes], rows: NDArray[np.floating]) -> memoryview:
         metadata = {"shape": json.dumps(list(self.spec.shape)), "source": self.spec.identity}
         value_type = pa.list_(_ARROW_TYPES[self.spec.dtype], self._width)
         schema = pa.schema(
@@ -196,10 +199,10 @@ class Source:
             pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(keys), [None, pa.py_buffer(b"".join(keys))]),
             pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), self._width),
         ]
-        sink = io.BytesIO()
+        sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, schema) as writer:
             writer.write_batch(pa.record_batch(columns, schema=schema))
-        return sink.getvalue()
+        return memoryview(sink.getvalue())
 
     def _add(self, path: Path) -> None:
         try:
