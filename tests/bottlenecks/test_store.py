@@ -328,6 +328,25 @@ def test_the_whole_copy_of_a_bottleneck_is_merged_not_the_damaged_one(store: Sto
     np.testing.assert_array_equal(store.source(SPEC).gather(keys(numbers)), rows(numbers))
 
 
+def test_shards_that_may_not_be_deleted_are_merged_once_and_stay(
+    store: Store, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where they belong to somebody else, or on Windows while they are mapped."""
+    numbers = fill(source, 10)
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", refuse)
+        store.compact()
+    assert len(shards_of(source)) == 11
+    np.testing.assert_array_equal(store.source(SPEC).gather(keys(numbers)), rows(numbers))
+    assert store.verify().damaged == ()
+    store.compact()
+    assert len(shards_of(source)) == 1
+
+
 def test_writers_readers_and_compaction_get_along(store: Store, source: Source) -> None:
     """Threads stand in for processes here; they share nothing but the folder."""
     failures: list[BaseException] = []

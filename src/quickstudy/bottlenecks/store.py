@@ -29,7 +29,7 @@ from quickstudy.files import TEMPORARY_PREFIX, sha256_of_file, write_bytes_atomi
 _SUFFIX = ".arrow"
 _ARROW_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
 _COMPACT_ABOVE = 8
-_MERGED_BYTES = 32 << 20
+_MERGED_BYTES = 8 << 20
 _STALE_SECONDS = 3600
 
 
@@ -162,6 +162,8 @@ class Source:
                         shard.path.unlink()
             merged += len(batch)
             self.load()
+            if ({shard.path for shard in batch} - {path}) & {shard.path for shard in self._shards}:
+                break  # what cannot be deleted would be merged for ever
         return merged
 
     def _batch_to_merge(self) -> list[_Shard]:
