@@ -79,6 +79,15 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_text(name: str) -> bool:
+    """Whether a file's name is valid Unicode, so that JSON, SQLite and models can hold it; on POSIX it need not be."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _umask() -> int:
     # The only portable way to read the mask is to set it; mkstemp's 0600 would hide shared stores from colleagues.
     mask = os.umask(0)

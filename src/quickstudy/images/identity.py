@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from quickstudy.errors import UnusableImageError
+from quickstudy.files import is_text
 from quickstudy.images.decoding import MOST_BYTES
 
 _RACY_NANOSECONDS = 2_000_000_000
@@ -86,7 +87,7 @@ class StatIndex:
         if self._connection is None:
             return {}
         known: dict[str, tuple[Stamp, bytes]] = {}
-        names = [name for path in paths if _is_text(name := os.path.abspath(path))]
+        names = [name for path in paths if is_text(name := os.path.abspath(path))]
         try:
             for start in range(0, len(names), 500):
                 chunk = names[start : start + 500]
@@ -107,7 +108,7 @@ class StatIndex:
         rows = [
             (name, *stamp, digest)
             for path, stamp, digest in entries
-            if stamp[1] < newest and _is_text(name := os.path.abspath(path))
+            if stamp[1] < newest and is_text(name := os.path.abspath(path))
         ]
         try:
             with self._connection:
@@ -123,12 +124,3 @@ class StatIndex:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-
-def _is_text(name: str) -> bool:
-    """Whether SQLite can hold the name; file names that are not valid UTF-8 are not indexed."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from quickstudy.errors import ImageSetError
+from quickstudy.files import is_text
 
 Split = Literal["train", "validation", "test"]
 
@@ -87,7 +88,7 @@ def load_image_set(source: Path) -> ImageSet:
     if not found.files:
         hint = f" (skipped {len(found.skipped)}, e.g. {_example(found.skipped)})" if found.skipped else ""
         raise ImageSetError(f"No images under '{source}'{hint}; {EXPECTED}")
-    if unwritable := [name for name in found.classes if not _is_text(name)]:
+    if unwritable := [name for name in found.classes if not is_text(name)]:
         raise ImageSetError(
             f"The class name {unwritable[0]!a} in '{source}' is not valid UTF-8, which models are written in; "
             "rename its folder"
@@ -210,14 +211,6 @@ def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
 
 def _is_folder(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112 (answers where pathlib raises)
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _is_hidden(name: str) -> bool:
