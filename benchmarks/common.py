@@ -15,6 +15,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from quickstudy.backbones.backbone import Backbone
+from quickstudy.files import sha256_of_file
+from quickstudy.images.decoding import InputSpec
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -94,6 +98,19 @@ def quickstudy(*arguments: str) -> list[str]:
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, smallest and largest."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def backbone_from_graph(graph: Path, *, size: int, features: int) -> Backbone:
+    """A graph from elsewhere, `image` (uint8, N×size×size×3) to `features`, as a backbone."""
+    return Backbone(
+        name=graph.stem,
+        path=graph,
+        fingerprint=sha256_of_file(graph),
+        input=InputSpec(size=size),
+        cut="features",
+        cut_shape=(features,),
+        classes=(),
+    )
 
 
 def fresh(folder: Path) -> Path:

@@ -24,14 +24,12 @@ import numpy as np
 import onnx
 from PIL import Image
 
-from common import fresh, photos, save, spread
+from common import backbone_from_graph, fresh, photos, save, spread
 from quickstudy.backbones.backbone import Backbone, load_backbone
 from quickstudy.backbones.graph import keep_until
 from quickstudy.backbones.runtime import open_session, usable_cores
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
-from quickstudy.files import sha256_of_file
-from quickstudy.images.decoding import InputSpec
 
 Run = Callable[[Any], Any]
 
@@ -58,15 +56,7 @@ def backbone_of(options: argparse.Namespace, folder: Path) -> Backbone:
     """quickstudy's own backbone, or a graph from elsewhere."""
     if options.graph is None:
         return load_backbone("efficientnet_lite0", folder)
-    return Backbone(
-        name=options.graph.stem,
-        path=options.graph,
-        fingerprint=sha256_of_file(options.graph),
-        input=InputSpec(size=options.size),
-        cut="features",
-        cut_shape=(options.features,),
-        classes=(),
-    )
+    return backbone_from_graph(options.graph, size=options.size, features=options.features)
 
 
 def measure(files: Sequence[Path], backbone: Backbone, folder: Path, *, rounds: int) -> dict[str, Any]:

@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import fresh, photos, save, spread
+from common import backbone_from_graph, fresh, photos, save, spread
+from quickstudy.backbones.backbone import Backbone
 
 _PEERS = Path(__file__).parent / "peers"
 _ARCHITECTURES = {"MobileNetV2": (224, 1280), "InceptionV3": (299, 2048)}
@@ -121,20 +122,9 @@ def tutorial_job(photo_folder: Path, folder: Path, arch: str) -> dict[str, float
     return {"seconds": time.perf_counter() - started, "forward_passes": extraction.computed}
 
 
-def _backbone(graph: Path, arch: str) -> Any:
-    from quickstudy.backbones.backbone import Backbone
-    from quickstudy.images.decoding import InputSpec
-
+def _backbone(graph: Path, arch: str) -> Backbone:
     size, features = _ARCHITECTURES[arch]
-    return Backbone(
-        name=arch,
-        path=graph,
-        fingerprint=arch,
-        input=InputSpec(size=size),
-        cut="features",
-        cut_shape=(features,),
-        classes=(),
-    )
+    return backbone_from_graph(graph, size=size, features=features)
 
 
 def _json(command: list[Any]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class StatIndex:
             # A lost index costs only time, so it need not be flushed; WAL lets several processes read and write.
             self._connection.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF; {_SCHEMA}")
         except (sqlite3.Error, OSError):
-            self._close()
+            self.close()
 
     def look_up(self, paths: Sequence[Path]) -> dict[str, tuple[Stamp, bytes]]:
         """What is known of these files: stamp and digest by path as text; callers compare the stamp."""
@@ -114,13 +114,10 @@ class StatIndex:
             with self._connection:
                 self._connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
         except sqlite3.Error:
-            self._close()  # locked, full or damaged: go on without
+            self.close()  # locked, full or damaged: go on without
 
     def close(self) -> None:
-        """Release the file."""
-        self._close()
-
-    def _close(self) -> None:
+        """Release the file; what is looked up or remembered afterwards is nothing."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
