@@ -31,6 +31,7 @@ _ARROW_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
 _COMPACT_ABOVE = 8
 _MERGED_BYTES = 8 << 20
 _STALE_SECONDS = 3600
+_LISTINGS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,15 +100,19 @@ class Source:
     def load(self) -> None:
         """Read the keys of all shards on disk; the values stay mapped until they are gathered."""
         self._places, self._shards, self.damaged = {}, [], []
-        for attempt in range(3):
-            try:
-                for path in _shard_paths(self.folder):
-                    self._add(path)
+        seen: set[Path] = set()
+        for _ in range(_LISTINGS):
+            vanished = False
+            for path in _shard_paths(self.folder):
+                if path not in seen:
+                    try:
+                        self._add(path)
+                        seen.add(path)
+                    except FileNotFoundError:  # merged by another process since, into one that the next listing has
+                        vanished = True
+            if not vanished:
                 return
-            except FileNotFoundError:  # compacted away by another process after it was listed
-                self._places, self._shards = {}, []
-                if attempt == 2:
-                    raise StoreError(f"The store '{self.folder}' keeps changing while it is read; try again") from None
+        raise StoreError(f"The store '{self.folder}' keeps changing while it is read; try again")
 
     def gather(self, keys: Sequence[bytes]) -> NDArray[np.floating]:
         """The bottlenecks of these keys, in their order: len(keys) × shape, in the source's dtype.
@@ -354,7 +359,10 @@ class Store:
                 raise StoreError(f"'{path}' is damaged ({error}); delete the folder '{path.parent}'") from None
 
     def _summarise(self, folder: Path, spec: SourceSpec) -> SourceSummary:
-        stats = [path.stat() for path in _shard_paths(folder)]
+        stats = []
+        for path in _shard_paths(folder):
+            with contextlib.suppress(FileNotFoundError):  # merged by another process after it was listed
+                stats.append(path.stat())
         return SourceSummary(
             identity=folder.name,
             backbone=spec.backbone,
