@@ -20,6 +20,10 @@ class UnusableImageError(QuickstudyError):
     """One image file cannot be used; the message is the reason, fit for a list of skipped files."""
 
 
+class DownloadError(QuickstudyError):
+    """A file cannot be fetched or unpacked, or is not the one that it should be."""
+
+
 class BackboneError(QuickstudyError):
     """A backbone is unknown, damaged or cannot be built."""
 
@@ -38,3 +42,15 @@ class ModelError(QuickstudyError):
 
 class HeadError(QuickstudyError):
     """The head cannot be fitted to what it was given."""
+
+
+class RecipeError(QuickstudyError):
+    """A recipe, or an option of one, is unknown or has a value that cannot be used."""
+
+
+class RunError(QuickstudyError):
+    """A run's folder cannot be used: in use, of another recipe, or without a checkpoint that is whole."""
+
+
+class TrainingError(QuickstudyError):
+    """A training cannot go on; what was saved before stays."""

@@ -41,21 +41,32 @@ silent: Progress = _Silent()
 
 
 class Bar:
-    """A bar on standard error, or in a notebook, with images a second and the time left."""
+    """A bar on standard error, or in a notebook, with images (or another unit) a second and the time left.
 
-    def __init__(self) -> None:
+    With the unit `bytes`, numbers of bytes are shown in MB.
+    """
+
+    def __init__(self, *, unit: str = "images") -> None:
+        self._unit = unit
         self._bar: rich.progress.Progress | None = None
         self._task: rich.progress.TaskID | None = None
 
     def start(self, task: str, total: int) -> None:
         """Show an empty bar."""
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            DownloadColumn() if self._unit == "bytes" else MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
@@ -69,9 +80,12 @@ class Bar:
         """Move the bar."""
         if self._bar is not None and self._task is not None:
             speed = self._bar.tasks[0].speed
-            self._bar.update(self._task, completed=done, note=note, rate=f"{speed:.0f} images/s" if speed else "")
+            self._bar.update(self._task, completed=done, note=note, rate=self._describe(speed) if speed else "")
 
     def finish(self) -> None:
         """Take the bar away."""
         if self._bar is not None:
             self._bar.stop()
+
+    def _describe(self, speed: float) -> str:
+        return f"{speed / 1e6:.1f} MB/s" if self._unit == "bytes" else f"{speed:.0f} {self._unit}/s"

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from quickstudy.cli import cache, evaluate, predict, retrain
+from quickstudy.cli import cache, data, evaluate, predict, retrain
 from quickstudy.errors import QuickstudyError
 from quickstudy.version import VERSION
 
@@ -23,6 +23,7 @@ app.command("retrain", epilog="Example: quickstudy retrain photos/ --output flow
 app.command("predict", epilog="Example: quickstudy predict photos.onnx new.jpg other/ 'more/*.png'")(predict.command)
 app.command("evaluate", epilog="Example: quickstudy evaluate photos.onnx held_out/")(evaluate.command)
 app.add_typer(cache.app, name="cache")
+app.add_typer(data.app, name="data")
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,81 @@
+"""`quickstudy data`: named data sets, downloaded and listed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quickstudy.cli.options import Json, Quiet
+
+app = typer.Typer(
+    help="Get and list named data sets, such as cifar10 and mnist.",
+    epilog="Example: quickstudy data get mnist",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Folder = Annotated[
+    Path | None,
+    typer.Option("--to", help="The data folder [default: QUICKSTUDY_DATA or one in the user's data folder]."),
+]
+
+
+@app.command("get", epilog="Example: quickstudy data get cifar10 --from https://mirror.example/cifar")
+def get(
+    name: Annotated[str, typer.Argument(help="Name of the data set; see quickstudy data list.", show_default=False)],
+    source: Annotated[
+        str | None,
+        typer.Option("--from", help="Another source: a mirror's or file's address, or a local file or folder."),
+    ] = None,
+    to: Folder = None,
+    quiet: Quiet = False,
+) -> None:
+    """Download a data set, check it and unpack it; nothing is done where it is there already."""
+    from quickstudy.images import named
+    from quickstudy.progress import Bar, silent
+
+    progress = silent if quiet or not sys.stderr.isatty() else Bar(unit="bytes")
+    try:
+        place = named.get(name, folder=to, source=source, progress=progress)
+    except KeyboardInterrupt:
+        print("\nquickstudy: interrupted; what has come is kept, and the same command goes on there", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print(f"{name}: {place}")
+
+
+@app.command("list", epilog="Example: quickstudy data list --json")
+def list_data_sets(
+    folder: Annotated[
+        Path | None,
+        typer.Option("--in", help="The data folder [default: QUICKSTUDY_DATA or one in the user's data folder]."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the named data sets: their images, the size to download, and where they are here."""
+    from quickstudy.images import named
+
+    places = {name: named.find(name, folder) for name in named.NAMED}
+    if as_json:
+        rows = [
+            {
+                "name": entry.name,
+                "title": entry.title,
+                "images": entry.images,
+                "download_bytes": entry.download_bytes,
+                "place": str(place) if (place := places[entry.name]) else None,
+            }
+            for entry in named.NAMED.values()
+        ]
+        json.dump(rows, sys.stdout, indent=1, ensure_ascii=False)
+        print()
+        return
+    print(f"Data folder: {named.data_folder(folder)}")
+    print(f"  {'name':<13}  {'images':>7}  {'download':>9}  here")
+    for entry in named.NAMED.values():
+        size = f"{entry.download_bytes / 1e6:.0f} MB" if entry.files else "none"
+        print(f"  {entry.name:<13}  {entry.images:>7,}  {size:>9}  {places[entry.name] or 'not here'}")
+    print("Get one with: quickstudy data get NAME")

@@ -1,0 +1,64 @@
+"""Moving averages of a network's parameters, which evaluation uses in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class ParameterAverages:
+    """Exponential moving averages of all parameters and of what batch norms collect.
+
+    The decay is min(decay, (1 + n) / (10 + n)) at the n-th update, so that the first values are soon forgotten
+    (TensorFlow's ExponentialMovingAverage with `num_updates`). Polyak & Juditsky, 1992, say why averages are better.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self._sources = _averaged(network)
+        self._names = list(self._sources)
+        self._averages = [value.detach().clone() for value in self._sources.values()]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the parameters as they are now."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        torch._foreach_lerp_(self._averages, [value.detach() for value in self._sources.values()], 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The network has the averages inside this context, and its own parameters again after it."""
+        own = [value.detach().clone() for value in self._sources.values()]
+        self._copy(self._averages)
+        try:
+            yield
+        finally:
+            self._copy(own)
+
+    def state_dict(self) -> dict[str, object]:
+        """For a checkpoint."""
+        return {"updates": self.updates, "averages": dict(zip(self._names, self._averages, strict=True))}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """From a checkpoint."""
+        self.updates = int(state["updates"])  # type: ignore[call-overload]
+        saved: Mapping[str, Tensor] = state["averages"]  # type: ignore[assignment]
+        for name, average in zip(self._names, self._averages, strict=True):
+            average.copy_(saved[name])
+
+    @torch.no_grad()
+    def _copy(self, values: list[Tensor]) -> None:
+        for target, value in zip(self._sources.values(), values, strict=True):
+            target.copy_(value)
+
+
+def _averaged(network: nn.Module) -> dict[str, Tensor]:
+    values: dict[str, Tensor] = dict(network.named_parameters())
+    values |= {name: buffer for name, buffer in network.state_dict().items() if buffer.is_floating_point()}
+    return values

@@ -1,0 +1,111 @@
+"""Checkpoints: whole or not at all, checked before they are believed, never unpickled.
+
+`step-NNNNNN.pt` holds everything that a run needs to go on as if it had not stopped; `step-NNNNNN.json` beside it its
+SHA-256. The hash is there before the checkpoint, so a checkpoint without its hash, or with another, is damaged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quickstudy.errors import RunError
+from quickstudy.files import write_bytes_atomically, write_json_atomically
+
+_PATTERN = "step-*.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint that has been read and found whole."""
+
+    path: Path
+    step: int
+    """How many steps had been made."""
+    state: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run."""
+
+    def __init__(self, folder: Path, *, keep: int = 5) -> None:
+        self.folder, self.keep = folder, keep
+        self.damaged: list[Path] = []
+        """Those that `newest` has passed over."""
+
+    def steps(self) -> list[int]:
+        """Of all checkpoints that are there, oldest first."""
+        names = [path.stem.removeprefix("step-") for path in self.folder.glob(_PATTERN)]
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step lives."""
+        return self.folder / f"step-{step:06}.pt"
+
+    def save(self, step: int, state: dict[str, Any], *, best: int | None = None) -> Path:
+        """Write a checkpoint durably, then delete the oldest beyond `keep`, but never the `best`.
+
+        Raises:
+            RunError: it cannot be written; those that are there stay.
+        """
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        data = buffer.getbuffer()
+        path = self.path(step)
+        try:
+            write_json_atomically(
+                path.with_suffix(".json"), {"step": step, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+            )
+            write_bytes_atomically(path, data)
+        except OSError as error:
+            raise RunError(
+                f"Cannot write the checkpoint '{path}': {error.strerror}. Those before it are safe; "
+                "free some space and start the same command again to go on"
+            ) from error
+        for old in self.steps()[: -self.keep]:
+            if old not in (best, step):
+                with contextlib.suppress(OSError):
+                    self.path(old).unlink()
+                    self.path(old).with_suffix(".json").unlink()
+        return path
+
+    def newest(self, *, after: int = -1) -> Checkpoint | None:
+        """The newest checkpoint that is whole, of a step greater than `after`; None where there is none."""
+        seen: set[int] = set()
+        while steps := [step for step in self.steps() if step > after and step not in seen]:
+            seen.add(steps[-1])
+            with contextlib.suppress(FileNotFoundError):  # deleted since it was listed: then there are newer ones
+                try:
+                    return self.load(steps[-1])
+                except RunError:
+                    self.damaged.append(self.path(steps[-1]))
+        return None
+
+    def load(self, step: int) -> Checkpoint:
+        """Read the checkpoint of a step.
+
+        Raises:
+            RunError: it is damaged.
+            FileNotFoundError: it is not there.
+        """
+        path = self.path(step)
+        data = path.read_bytes()
+        try:
+            expected = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["sha256"]
+            if hashlib.sha256(data).hexdigest() != expected:
+                raise ValueError("its bytes are not those that were written")
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            if isinstance(error, FileNotFoundError) and not path.exists():
+                raise
+            raise RunError(f"The checkpoint '{path}' is damaged: {error}") from None
+        return Checkpoint(path=path, step=step, state=state)

@@ -1,0 +1,117 @@
+"""What a run trains and tests on: a named data set or any image set, in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickstudy.errors import ImageSetError
+from quickstudy.images.decoded import decode_image_set
+from quickstudy.images.decoding import InputSpec
+from quickstudy.images.imageset import Skipped
+from quickstudy.images.named import NAMED, find, layout_of, load
+from quickstudy.images.pixels import PixelSet
+from quickstudy.progress import Progress, silent
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingData:
+    """Square images of one size by split."""
+
+    train: PixelSet
+    validation: PixelSet | None
+    """Held out of the training images to choose by; None where nothing is held out."""
+    test: PixelSet
+    skipped: tuple[Skipped, ...] = ()
+    """Files that could not be used."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names, in the order of the labels."""
+        return self.train.classes
+
+    @property
+    def side(self) -> int:
+        """Height and width of the images, in pixels."""
+        return int(self.train.pixels.shape[1])
+
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (RGB)."""
+        return int(self.train.pixels.shape[3])
+
+    def split(self, name: str) -> PixelSet:
+        """`validation` or `test`.
+
+        Raises:
+            ImageSetError: nothing is held out for validation.
+        """
+        if name == "test":
+            return self.test
+        if self.validation is None:
+            raise ImageSetError("This run has no validation images; train with --set validation=0.1 to hold some out")
+        return self.validation
+
+    def fingerprint(self) -> str:
+        """Hash of the images trained on, their labels and the class names."""
+        return self.train.content_fingerprint()
+
+
+def load_training_data(
+    source: str, *, image_size: int, validation: float, folder: Path | None = None, lock: Path | None = None,
+    progress: Progress = silent,
+) -> TrainingData:
+    """Load a data set.
+
+    Args:
+        source: name of a data set, a folder in its official layout, or an image set (folder or manifest).
+        image_size: side to which image files are decoded, in pixels.
+        validation: share of the training images to hold out where none are given.
+        folder: where named data sets lie; see `named.data_folder`.
+        lock: split lock for image sets without splits.
+        progress: is told how far it has come.
+
+    Raises:
+        ImageSetError: there is no such data, or it cannot be used.
+    """  # fmt: skip
+    path = Path(source)
+    if source in NAMED and source != "flowers":
+        splits, skipped = dict(load(source, folder=folder)), ()
+    elif source not in NAMED and layout_of(path) is not None:
+        splits, skipped = dict(load(path)), ()
+    else:
+        place = find(source, folder) if source in NAMED else path
+        if place is None:
+            raise ImageSetError(f"'{source}' is not here; get it with: quickstudy data get {source}")
+        decoded = decode_image_set(place, InputSpec(size=image_size), lock=lock, progress=progress)
+        splits, skipped = {str(name): pixels for name, pixels in decoded.splits.items()}, decoded.skipped
+    train, test, held = splits["train"], splits.get("test"), splits.get("validation")
+    if test is None:
+        raise ImageSetError(f"'{source}' has no test images; put some under {source}/test/<class>/")
+    if train.pixels.shape[1] != train.pixels.shape[2]:
+        raise ImageSetError(f"Images of {train.pixels.shape[1:3]} pixels are not square; training needs square ones")
+    if held is None and validation:
+        train, held = _hold_out(train, validation)
+    return TrainingData(train=train, validation=held, test=test, skipped=tuple(skipped))
+
+
+def _hold_out(data: PixelSet, share: float) -> tuple[PixelSet, PixelSet]:
+    """Split by content: images whose hash is among the lowest of their class; copies stay together."""
+    hashes = [hashlib.sha256(image.tobytes()).digest() for image in data.pixels]
+    order: NDArray[np.int64] = np.array(sorted(range(len(data)), key=lambda row: hashes[row]), np.int64)
+    held = np.zeros(len(data), np.bool_)
+    for label in range(len(data.classes)):
+        rows = order[data.labels[order] == label]
+        held[rows[: round(share * len(rows))]] = True
+    taken = {hashes[row] for row in np.flatnonzero(held)}
+    held |= np.fromiter((digest in taken for digest in hashes), np.bool_, len(hashes))
+    return _part(data, ~held), _part(data, held)
+
+
+def _part(data: PixelSet, chosen: NDArray[np.bool_] | Sequence[bool]) -> PixelSet:
+    return PixelSet(pixels=data.pixels[chosen], labels=data.labels[chosen], classes=data.classes)

@@ -1,0 +1,198 @@
+"""Random distortions of a batch, all drawn from (seed, step), and the plain way that evaluation takes.
+
+Order: crop, flip, brightness, contrast, standardisation, as in TensorFlow's "Deep CNN" tutorial (2015). Every one of
+the last three is affine in an image's channel, so they are applied together, with the factors worked out from the
+crop's moments: one pass over the pixels instead of six.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quickstudy.errors import RecipeError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distortions:
+    """How images (uint8) become a network's input (float32) in training and in evaluation."""
+
+    crop: int = 0
+    """Side of the random crop, in pixels, centred in evaluation; 0: the whole image."""
+    pad: int = 0
+    """Pixels mirrored at each border before the random crop; not in evaluation."""
+    flip: bool = True
+    """Mirror left to right at random."""
+    alternate: bool = False
+    """Mirror every other epoch, the first at random (Jordan, 2024, section 3.6)."""
+    brightness: float = 0.0
+    """Largest value added to or taken from all pixels (of 255)."""
+    contrast: tuple[float, float] = (1.0, 1.0)
+    """Range of the factor of each channel's difference from its mean."""
+    standardise: str = "image"
+    """image: each image's own mean and deviation, at least 1/√N; set: the training set's, by channel; none: 0 to 1."""
+
+    def check(self, side: int) -> None:
+        """Raise a RecipeError unless images of `side` pixels can be distorted so."""
+        low, high = self.contrast
+        if not 0 <= low <= high:
+            raise RecipeError(f"contrast is {low:g},{high:g}; expected two factors, the lower one first")
+        if self.standardise not in ("image", "set", "none"):
+            raise RecipeError(f"standardise is '{self.standardise}'; expected image, set or none")
+        if not 0 <= self.crop <= side:
+            raise RecipeError(f"crop is {self.crop}; expected 0 (no crop) to {side}, the images' side in pixels")
+        if not 0 <= self.pad < side:
+            raise RecipeError(f"pad is {self.pad}; expected 0 to {side - 1}, less than the images' side in pixels")
+        if self.brightness < 0:
+            raise RecipeError(f"brightness is {self.brightness:g}; expected 0 or more, of 255")
+
+    def output_side(self, side: int) -> int:
+        """Side of what the network gets, from images of this side."""
+        return self.crop or side
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """The random numbers of one batch of n images."""
+
+    tops: NDArray[np.int64]
+    lefts: NDArray[np.int64]
+    mirrored: NDArray[np.bool_]
+    brightness: NDArray[np.float32]
+    contrast: NDArray[np.float32]
+
+    def __getitem__(self, part: slice) -> Draws:
+        """Those of some of the images."""
+        return Draws(**{name: values[part] for name, values in vars(self).items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """Mean and deviation of each channel over a set of images, in 0 to 255."""
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    @staticmethod
+    def of(pixels: NDArray[np.uint8]) -> Moments:
+        """Of N×H×W×C images, from their histograms: exact, and in little memory."""
+        values = np.arange(256, dtype=np.float64)
+        means, deviations = [], []
+        for channel in range(pixels.shape[3]):
+            counts = np.zeros(256, np.int64)
+            for start in range(0, len(pixels), 1000):
+                counts += np.bincount(pixels[start : start + 1000, :, :, channel].reshape(-1), minlength=256)
+            mean = counts @ values / counts.sum()
+            means.append(float(mean))
+            deviations.append(float(np.sqrt(counts @ (values - mean) ** 2 / counts.sum())) or 1.0)
+        return Moments(mean=tuple(means), deviation=tuple(deviations))
+
+
+def draw(
+    distortions: Distortions, generator: np.random.Generator, *, side: int, epochs: NDArray[np.int64], first: NDArray[np.bool_]
+) -> Draws:
+    """Draw what a batch needs.
+
+    Args:
+        distortions: what to draw.
+        generator: where from.
+        side: of the images, in pixels.
+        epochs: in which pass over the training set each image of the batch is.
+        first: whether each of these images is mirrored in pass 0; used by `alternate`.
+    """
+    n, room = len(epochs), side + 2 * distortions.pad - distortions.output_side(side) + 1
+    tops, lefts = generator.integers(0, room, n), generator.integers(0, room, n)
+    coins = generator.random(n) < 0.5
+    if distortions.alternate:
+        coins = first ^ (epochs % 2 == 1)
+    low, high = distortions.contrast
+    return Draws(
+        tops=tops,
+        lefts=lefts,
+        mirrored=coins & distortions.flip,
+        brightness=generator.uniform(-distortions.brightness, distortions.brightness, n).astype(np.float32),
+        contrast=generator.uniform(low, high, n).astype(np.float32),
+    )
+
+
+def centred(distortions: Distortions, n: int, *, side: int) -> Draws:
+    """What evaluation uses for n images: the centre, and no distortion."""
+    offset = np.full(n, (side - distortions.output_side(side)) // 2 + distortions.pad)
+    return Draws(
+        tops=offset,
+        lefts=offset,
+        mirrored=np.zeros(n, np.bool_),
+        brightness=np.zeros(n, np.float32),
+        contrast=np.ones(n, np.float32),
+    )
+
+
+def distort(
+    pixels: Tensor, rows: Tensor, draws: Draws, distortions: Distortions, moments: Moments
+) -> Tensor:
+    """Make a batch: pick images, distort, standardise.
+
+    Args:
+        pixels: all images, N×H×H×C, uint8, on any device.
+        rows: which of them, n indices on the same device.
+        draws: the random numbers for these n.
+        distortions: how they are used.
+        moments: of the training set, for `standardise="set"`.
+
+    Returns:
+        n×C×side×side float32, channels last in memory.
+    """
+    side, channels = pixels.shape[1], pixels.shape[3]
+    out = distortions.output_side(side)
+    device = pixels.device
+    span = torch.arange(out, device=device)
+    down = _mirrored_index(torch.from_numpy(draws.tops).to(device)[:, None] + span - distortions.pad, side)
+    flips = torch.from_numpy(draws.mirrored).to(device)[:, None]
+    right = torch.from_numpy(draws.lefts).to(device)[:, None] + torch.where(flips, out - 1 - span, span)
+    right = _mirrored_index(right - distortions.pad, side)
+    places = (rows[:, None] * side + down)[:, :, None] * side + right[:, None, :]
+    crops = pixels.reshape(-1, channels)[places.reshape(-1)].reshape(len(rows), out * out, channels)
+    scale, offset = _affine(crops, draws, distortions, moments)
+    images = torch.addcmul(offset[:, None], crops.to(torch.float32), scale[:, None])
+    return images.reshape(len(rows), out, out, channels).permute(0, 3, 1, 2)
+
+
+def _mirrored_index(index: Tensor, side: int) -> Tensor:
+    """Places beyond a border, mirrored at the border pixel."""
+    return (side - 1) - ((side - 1) - index.abs()).abs()
+
+
+def _affine(crops: Tensor, draws: Draws, distortions: Distortions, moments: Moments) -> tuple[Tensor, Tensor]:
+    """Factor and offset, n×C each, that amount to brightness, contrast and standardisation of n×(H·W)×C crops."""
+    device = crops.device
+    brightness = torch.from_numpy(draws.brightness).to(device)[:, None]
+    contrast = torch.from_numpy(draws.contrast).to(device)[:, None]
+    n, places, channels = crops.shape
+    if distortions.standardise == "image" or distortions.contrast != (1.0, 1.0):
+        # Exact sums, so that the result does not depend on the order in which a machine adds.
+        values = crops.to(torch.int32)
+        sums = values.sum(dim=1).double()
+        squares = (values * values).sum(dim=1).double()
+        mean, variance = sums / places, (squares / places - (sums / places) ** 2).clamp_(min=0)
+    else:
+        mean = variance = torch.zeros(n, channels, dtype=torch.float64, device=device)
+    # Contrast keeps the mean of each channel; brightness moves it.
+    scale, offset = contrast.double().expand(n, channels), mean * (1 - contrast) + brightness
+    if distortions.standardise == "image":
+        means = mean + brightness
+        overall = means.mean(dim=1, keepdim=True)
+        deviation = ((scale**2 * variance + (means - overall) ** 2).mean(dim=1, keepdim=True)).sqrt()
+        deviation = deviation.clamp(min=1 / math.sqrt(places * channels))
+        scale, offset = scale / deviation, (offset - overall) / deviation
+    elif distortions.standardise == "set":
+        centre = torch.tensor(moments.mean, dtype=torch.float64, device=device)
+        spread = torch.tensor(moments.deviation, dtype=torch.float64, device=device)
+        scale, offset = scale / spread, (offset - centre) / spread
+    else:
+        scale, offset = scale / 255, offset / 255
+    return scale.float(), offset.float()

@@ -1,0 +1,218 @@
+"""The training loop: one for all recipes, top to bottom as the algorithm."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quickstudy.errors import RecipeError
+from quickstudy.images.pixels import PixelSet
+from quickstudy.retraining.evaluation import Evaluation
+from quickstudy.training.data import TrainingData
+from quickstudy.training.distortions import Moments
+from quickstudy.training.evaluation import evaluate_logits, logits_of
+from quickstudy.training.folder import RunFolder
+from quickstudy.training.interrupts import Interrupts
+from quickstudy.training.networks.cost import cost_of
+from quickstudy.training.parallel import Replica
+from quickstudy.training.pipeline import Pipeline, evaluation_batches
+from quickstudy.training.recipe import Recipe
+from quickstudy.training.settings import Begun, Progressed, Report, RunResult, Settings
+from quickstudy.training.state import TrainingState, choose_precision
+from quickstudy.training.watch import Watch
+
+_PREPARING_IMAGES = 2000
+
+
+def fit(
+    recipe: Recipe,
+    data: TrainingData,
+    folder: RunFolder,
+    *,
+    replica: Replica | None = None,
+    settings: Settings | None = None,
+    report: Report | None = None,
+) -> RunResult | None:
+    """Train on data that is in memory; `train` loads it first. All replicas of a run call this together.
+
+    Returns:
+        What it came to; None in replicas other than the first.
+
+    Raises:
+        RecipeError: an option cannot be used with these images.
+        RunError: the folder is in use, holds another run, or cannot be written.
+        TrainingError: the loss is not a number any more.
+    """
+    replica, settings = replica or Replica(), settings or Settings()
+    _check(recipe, data, replica)
+    with ExitStack() as stack:
+        if replica.is_first:
+            stack.enter_context(folder.locked())
+            folder.begin(recipe.to_dict() | {"data_fingerprint": data.fingerprint()})
+            if (finished := folder.result()) is not None:
+                return finished
+        return _Training(recipe, data, folder, replica, settings, report).run()
+
+
+class _Training:
+    """What the steps share; `run` is the algorithm."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: TrainingData,
+        folder: RunFolder,
+        replica: Replica,
+        settings: Settings,
+        report: Report | None,
+    ) -> None:
+        self.started = time.perf_counter()
+        self.recipe, self.data, self.folder, self.settings = recipe, data, folder, settings
+        self.replica, self.device = replica, replica.device
+        self.report = report if replica.is_first else None
+        self.steps = recipe.total_steps(len(data.train))
+        self.moments = Moments.of(data.train.pixels)
+        self.precision = choose_precision(recipe.optimiser.precision, replica.device_type)
+        self.state = TrainingState(
+            recipe, side=data.side, channels=data.channels, classes=len(data.classes), device=self.device
+        )
+        self.pipeline = Pipeline(
+            data.train,
+            recipe.distortions,
+            batch=recipe.optimiser.batch,
+            seed=recipe.seed,
+            moments=self.moments,
+            rank=replica.rank,
+            world=replica.world,
+            threads=settings.threads,
+            device=self.device,
+        )
+
+    def run(self) -> RunResult | None:
+        """Train to the last step, then evaluate."""
+        state, optimiser, recipe = self.state, self.state.optimiser, self.recipe
+        checkpoints = self.folder.checkpoints
+        if (checkpoint := checkpoints.newest()) is not None:
+            state.load_state_dict(checkpoint.state)
+        else:
+            state.network.prepare(self._first_images())
+        self._announce()
+        network = self._replicated()
+        steps_per_epoch = len(self.data.train) / recipe.optimiser.batch
+        state.network.train()
+        with (
+            Interrupts() as interrupts,
+            closing(
+                Watch(
+                    state,
+                    self.pipeline,
+                    self.folder,
+                    self.settings,
+                    writes=self.replica.is_first,
+                    report=self.report,
+                    started=self.started,
+                )
+            ) as watch,
+        ):
+            for batch in self.pipeline.batches(range(state.step, self.steps)):
+                rate = recipe.schedule.at(batch.step, steps=self.steps, steps_per_epoch=steps_per_epoch)
+                with watch.forward(batch), self._autocast():
+                    logits = network(batch.images)
+                cross_entropy = F.cross_entropy(
+                    logits.float(), batch.labels, label_smoothing=recipe.optimiser.label_smoothing
+                )
+                optimiser.zero_grad()
+                cross_entropy.backward()
+                decay = state.decay_loss(recipe.optimiser.weight_decay)
+                state.set_rate(rate)
+                optimiser.step()
+                state.step += 1
+                if state.averages is not None and state.step % recipe.optimiser.average_every == 0:
+                    state.averages.update()
+                watch.after(batch, rate, cross_entropy.detach(), decay)
+                if interrupts.pending is not None:
+                    watch.save()
+                    interrupts.raise_pending()
+            watch.save()
+            return self._result(watch) if self.replica.is_first else None
+
+    def _first_images(self) -> Tensor:
+        """Some training images, undistorted, from which a network may take its first layer."""
+        some = self.data.train.pixels[:_PREPARING_IMAGES]
+        batches = evaluation_batches(some, self.recipe.distortions, self.moments, device=self.device)
+        return torch.cat(list(batches))
+
+    def _replicated(self) -> nn.Module:
+        if self.replica.world == 1:
+            return self.state.network
+        places = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(self.state.network, device_ids=places)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.precision is torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.precision)
+
+    def _announce(self) -> None:
+        if self.report is None:
+            return
+        data = self.data
+        counts = {"train": len(data.train), "test": len(data.test)}
+        if data.validation is not None:
+            counts["validation"] = len(data.validation)
+        self.report(
+            Begun(
+                recipe=self.recipe,
+                cost=cost_of(
+                    self.state.network, size=self.recipe.distortions.output_side(data.side), channels=data.channels
+                ),
+                classes=data.classes,
+                images=counts,
+                skipped=data.skipped,
+                steps=self.steps,
+                step=self.state.step,
+                damaged=tuple(self.folder.checkpoints.damaged),
+                precision=str(self.precision).removeprefix("torch."),
+                device=str(self.device),
+                replicas=self.replica.world,
+            )
+        )
+
+    def _result(self, watch: Watch) -> RunResult:
+        test = self._evaluate(self.data.test)
+        validation = None if self.data.validation is None else self._evaluate(self.data.validation)
+        result = RunResult(
+            run=self.folder.path,
+            steps=self.state.step,
+            evaluation=test,
+            validation=validation,
+            seconds=watch.seconds(),
+        )
+        self.folder.finish(result.to_dict())
+        return result
+
+    def _evaluate(self, data: PixelSet) -> Evaluation:
+        averages = self.state.averages
+        with averages.applied() if averages is not None else nullcontext():
+            logits = logits_of(
+                self.state.network,
+                data,
+                self.recipe.distortions,
+                self.moments,
+                mirrored=self.recipe.mirrored_test,
+                precision=self.precision,
+            )
+        return evaluate_logits(logits, data)
+
+
+def _check(recipe: Recipe, data: TrainingData, replica: Replica) -> None:
+    recipe.distortions.check(data.side)
+    if recipe.optimiser.batch % replica.world:
+        raise RecipeError(
+            f"batch is {recipe.optimiser.batch}, which {replica.world} devices cannot share evenly; "
+            f"take a multiple of {replica.world}"
+        )

@@ -1,0 +1,142 @@
+"""Layers that torch lacks, or has in a form that costs more than the layers around them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+}
+"""By the names that recipes use."""
+
+
+class LocalResponseNorm(nn.Module):
+    """Divides each value by (bias + alpha · sum of squares of the channels within `radius`) to the power `beta`.
+
+    As in Krizhevsky, Sutskever & Hinton, 2012, section 3.3, with TensorFlow's definition of the sum (`alpha` is not
+    divided by the window's width). torch's own layer takes most of the classic network's step; here the sum over
+    neighbouring channels is a product with a banded matrix, and the gradient is written out.
+    """
+
+    band: Tensor
+
+    def __init__(self, channels: int, *, radius: int = 4, bias: float = 1.0, alpha: float, beta: float) -> None:
+        super().__init__()
+        self.bias, self.alpha, self.beta = bias, alpha, beta
+        places = torch.arange(channels)
+        self.register_buffer("band", ((places[:, None] - places).abs() <= radius).float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N×C×H×W to the same shape."""
+        if torch.onnx.is_in_onnx_export():
+            scale = self.bias + self.alpha * F.conv2d(x * x, self.band[:, :, None, None].to(x.dtype))
+            return x * scale.pow(-self.beta)
+        result: Tensor = _LocalResponseNorm.apply(x, self.band, self.bias, self.alpha, self.beta)  # type: ignore[no-untyped-call]
+        return result
+
+    def extra_repr(self) -> str:
+        """The constants, for `print(network)`."""
+        return f"bias={self.bias}, alpha={self.alpha:.3g}, beta={self.beta}"
+
+
+class _LocalResponseNorm(torch.autograd.Function):
+    """y = x · s^-β with s = k + α · B(x²); dx = g · s^-β − 2αβ · x · B(g · x · s^-(β+1)), B being symmetric."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, band: Tensor, bias: float, alpha: float, beta: float) -> Tensor:
+        rows = _as_rows(x)
+        scale = torch.addmm(rows.new_tensor(bias), rows.square(), band.to(x.dtype), beta=1, alpha=alpha)
+        power = _negative_power(scale, beta)
+        ctx.save_for_backward(rows, scale, power, band)
+        ctx.alpha, ctx.beta, ctx.shape = alpha, beta, x.shape
+        return _as_images(rows * power, x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        rows, scale, power, band = ctx.saved_tensors
+        passed = _as_rows(gradients[0]) * power
+        spread = (passed * rows).div_(scale) @ band.to(rows.dtype)
+        return _as_images(passed.addcmul_(rows, spread, value=-2 * ctx.alpha * ctx.beta), ctx.shape), None, None, None, None
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    """N×C×H×W as (N·H·W)×C; no copy where the memory is channels-last."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _as_images(rows: Tensor, shape: torch.Size) -> Tensor:
+    n, channels, height, width = shape
+    return rows.reshape(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _negative_power(scale: Tensor, beta: float) -> Tensor:
+    if beta == 0.75:  # a power costs ten times as much as two square roots
+        root = scale.rsqrt()
+        return root.mul_(root.sqrt())
+    return scale.pow(-beta)
+
+
+class LocallyConnected(nn.Module):
+    """A convolution whose filters differ from place to place, as in cuda-convnet's local layers.
+
+    N×C×H×W to N×`channels`×H×W; zeros beyond the border.
+    """
+
+    def __init__(self, in_channels: int, channels: int, *, size: int, kernel: int) -> None:
+        super().__init__()
+        self.kernel, self.size = kernel, size
+        self.weight = nn.Parameter(torch.empty(size * size, in_channels * kernel * kernel, channels))
+        self.bias = nn.Parameter(torch.empty(channels, size, size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One matrix product a place."""
+        patches = F.unfold(x, self.kernel, padding=self.kernel // 2)
+        products = torch.bmm(patches.permute(2, 0, 1), self.weight)
+        return products.permute(1, 2, 0).reshape(len(x), -1, self.size, self.size) + self.bias
+
+    def extra_repr(self) -> str:
+        """The shape, for `print(network)`."""
+        return f"size={self.size}, kernel={self.kernel}, channels={self.weight.shape[2]}"
+
+
+class Whitening(nn.Conv2d):
+    """A first convolution that turns image patches into uncorrelated values of unit variance, then stays as it is.
+
+    Its filters are the eigenvectors of the patches' covariance over the root of their eigenvalues, each with both signs
+    (Page, 2019; Jordan, 2024, https://arxiv.org/abs/2404.00498, section 3.2). Only its biases are trained.
+    """
+
+    def __init__(self, channels: int, *, kernel: int, stride: int) -> None:
+        super().__init__(channels, 2 * channels * kernel * kernel, kernel, stride)
+        self.weight.requires_grad = False
+        nn.init.zeros_(self.bias if self.bias is not None else self.weight)
+
+    @torch.no_grad()
+    def fit(self, images: Tensor, *, floor: float = 5e-4) -> None:
+        """Take the filters from images (N×C×H×W, as the network gets them); `floor` keeps flat patches from blowing up."""
+        kernel = self.kernel_size[0]
+        patches = F.unfold(images.float(), kernel, stride=2).transpose(1, 2).flatten(0, 1).double()
+        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = (vectors / (values + floor).sqrt()).T.flip(0).reshape(-1, images.shape[1], kernel, kernel)
+        self.weight.copy_(torch.cat([filters, -filters]))
+
+
+def truncated_normal(tensor: Tensor, deviation: float) -> None:
+    """Fill with normal values, redrawn beyond two deviations (TensorFlow's truncated_normal_initializer)."""
+    nn.init.trunc_normal_(tensor, std=deviation, a=-2 * deviation, b=2 * deviation)
+
+
+def after_pooling(size: int) -> int:
+    """Side of a map after pooling by two, a last odd row included."""
+    return math.ceil(size / 2)

@@ -1,0 +1,210 @@
+"""Recipes: named, complete training configurations. They differ in their values, not in the loop that runs them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from quickstudy.errors import RecipeError
+from quickstudy.training.distortions import Distortions
+from quickstudy.training.networks.classic import ClassicNetwork
+from quickstudy.training.networks.fast import FastNetwork
+from quickstudy.training.schedules import OneCycle, Staircase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimiser:
+    """Stochastic gradient descent and what belongs to it."""
+
+    batch: int = 128
+    """Images a step, over all devices."""
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    """Factor of half the sum of squares of the decayed weights, which is added to the loss."""
+    bias_rate: float = 1.0
+    """Factor of the learning rate for biases."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread over all classes (Szegedy et al., 2016, section 7)."""
+    average_decay: float = 0.0
+    """Decay of the moving averages of all parameters that evaluation uses; 0: it uses the parameters themselves."""
+    average_every: int = 1
+    """Steps from one update of the averages to the next."""
+    precision: str = "float32"
+    """float32, bfloat16, or auto: bfloat16 where the machine multiplies it faster."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides what a training gives."""
+
+    name: str
+    network: ClassicNetwork | FastNetwork
+    distortions: Distortions
+    optimiser: Optimiser
+    schedule: Staircase | OneCycle
+    data: str = "cifar10"
+    """A named data set, or a folder or manifest of images."""
+    image_size: int = 32
+    """Side to which image files are decoded; named data sets have their own."""
+    validation: float = 0.0
+    """Share of the training images that is held out to choose by, never trained on."""
+    steps: int = 0
+    """Steps to train for; 0: as many as `epochs` takes."""
+    epochs: float = 0.0
+    """Passes over the training images; used where `steps` is 0."""
+    mirrored_test: bool = False
+    """Evaluate, and export, the mean over an image and its mirror image."""
+    seed: int = 0
+
+    def total_steps(self, images: int) -> int:
+        """Steps to train for on so many images."""
+        return self.steps or max(1, round(self.epochs * images / self.optimiser.batch))
+
+    def options(self) -> dict[str, Any]:
+        """All options by name, with their values; names are unique over the parts of a recipe."""
+        result: dict[str, Any] = {}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if dataclasses.is_dataclass(value):
+                result |= {inner.name: getattr(value, inner.name) for inner in dataclasses.fields(value)}
+            elif item.name != "name":
+                result[item.name] = value
+        return result
+
+    def with_options(self, options: Mapping[str, Any]) -> Recipe:
+        """The recipe with other values, by option name; strings are read as the option's type.
+
+        Raises:
+            RecipeError: there is no such option, or it cannot have this value.
+        """
+        known = self.options()
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else f"; it has {', '.join(sorted(known))}"
+                raise RecipeError(f"The recipe '{self.name}' has no option '{name}'{hint}")
+        values = {name: _read(name, value, known[name]) for name, value in options.items()}
+        parts: dict[str, Any] = {}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if dataclasses.is_dataclass(value) and not isinstance(value, type):
+                inner = {field.name: values[field.name] for field in dataclasses.fields(value) if field.name in values}
+                parts[item.name] = dataclasses.replace(value, **inner)
+            elif item.name in values:
+                parts[item.name] = values[item.name]
+        recipe = dataclasses.replace(self, **parts)
+        recipe.check()
+        return recipe
+
+    def check(self) -> None:
+        """Raise a RecipeError where a value cannot be used, before any work is done."""
+        for name, value in self.options().items():
+            if name in _RANGES and not _RANGES[name][0] <= value <= _RANGES[name][1]:
+                low, high = _RANGES[name]
+                upper = f" to {high:g}" if high < math.inf else " or more"
+                raise RecipeError(f"{name} is {value:g}; expected {low:g}{upper}")
+        if not self.steps and not self.epochs:
+            raise RecipeError("Both steps and epochs are 0; set one of them to say how long to train")
+        if self.optimiser.precision not in ("float32", "bfloat16", "auto"):
+            raise RecipeError(f"precision is '{self.optimiser.precision}'; expected float32, bfloat16 or auto")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; `from_dict` reads them back."""
+        return {"recipe": self.name, "options": self.options()}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Recipe:
+        """From what `to_dict` gave.
+
+        Raises:
+            RecipeError: the values are not those of a recipe of this version.
+        """
+        try:
+            return recipe_named(values["recipe"]).with_options(values["options"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RecipeError(f"This is no recipe of this version of quickstudy: {error!r}") from None
+
+
+def recipe_named(name: str) -> Recipe:
+    """The recipe of this name.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    if name not in RECIPES:
+        raise RecipeError(f"There is no recipe '{name}'; there are: {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def _read(name: str, value: Any, present: Any) -> Any:
+    """A value of the type of the present one, from text or JSON."""
+    try:
+        if isinstance(present, bool):
+            return value if isinstance(value, bool) else _SWITCH[str(value).lower()]
+        if isinstance(present, tuple):
+            parts = value.split(",") if isinstance(value, str) else value
+            return tuple(type(present[0])(part) for part in parts)
+        if isinstance(present, int) and not isinstance(value, int):
+            if float(value) != int(float(value)):
+                raise ValueError
+            return int(float(value))
+        return type(present)(value)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        kind = "numbers with commas between them" if isinstance(present, tuple) else _KINDS[type(present)]
+        raise RecipeError(f"{name} is '{value}'; expected {kind}, such as {_shown(present)}") from None
+
+
+def _shown(value: Any) -> str:
+    return ",".join(f"{part:g}" for part in value) if isinstance(value, tuple) else str(value)
+
+
+_SWITCH = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
+_KINDS = {bool: "on or off", int: "a whole number", float: "a number", str: "a name"}
+_RANGES: dict[str, tuple[float, float]] = {
+    "batch": (1, math.inf),
+    "steps": (0, math.inf),
+    "epochs": (0, math.inf),
+    "rate": (0, math.inf),
+    "momentum": (0, 1),
+    "weight_decay": (0, math.inf),
+    "label_smoothing": (0, 1),
+    "average_decay": (0, 1),
+    "average_every": (1, math.inf),
+    "validation": (0, 0.9),
+    "image_size": (8, 4096),
+    "seed": (0, 2**63 - 1),
+    "warmup": (0, 1),
+    "bottleneck": (0, 4096),
+}
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="cifar10-classic",
+            network=ClassicNetwork(),
+            distortions=Distortions(crop=24, brightness=63, contrast=(0.2, 1.8)),
+            optimiser=Optimiser(batch=128, weight_decay=0.004, average_decay=0.9999),
+            schedule=Staircase(rate=0.1, rate_decay=0.1, rate_decay_epochs=350),
+            steps=60_000,
+        ),
+        Recipe(
+            name="cifar10-fast",
+            network=FastNetwork(),
+            distortions=Distortions(pad=2, alternate=True, standardise="set"),
+            optimiser=Optimiser(
+                batch=256, momentum=0.85, nesterov=True, weight_decay=0.003, bias_rate=64, label_smoothing=0.2,
+                average_decay=0.95, average_every=5, precision="auto",
+            ),
+            schedule=OneCycle(rate=0.26),
+            epochs=8,
+            mirrored_test=True,
+        ),
+    )
+}  # fmt: skip
+"""All recipes by name."""

@@ -1,0 +1,109 @@
+"""What a training is at one moment: network, optimiser, averages, and how they go to a checkpoint and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quickstudy.training.averages import ParameterAverages
+from quickstudy.training.recipe import Optimiser, Recipe
+
+_LOSS_DECAY = 0.9
+
+
+class TrainingState:
+    """Everything that changes from step to step."""
+
+    def __init__(self, recipe: Recipe, *, side: int, channels: int, classes: int, device: torch.device) -> None:
+        torch.manual_seed(recipe.seed)
+        network = recipe.network.build(
+            size=recipe.distortions.output_side(side), channels=channels, classes=classes
+        )
+        self.network = network.to(device, memory_format=torch.channels_last)
+        self.decayed = list(self.network.decayed())
+        self.optimiser = _optimiser(self.network, self.decayed, recipe.optimiser)
+        self.averages = (
+            ParameterAverages(self.network, recipe.optimiser.average_decay) if recipe.optimiser.average_decay else None
+        )
+        self.smoothed = torch.zeros(0, device=device)
+        """Moving averages of the loss and its terms, for display only."""
+        self.step = 0
+        """How many steps have been made."""
+        self.seconds = 0.0
+        """Spent training before this process took over."""
+
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate of all groups."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate * group["rate_factor"]
+
+    def decay_loss(self, weight_decay: float) -> Tensor:
+        """What weight decay adds to the loss: its factor times half the sum of squares."""
+        squares = [weight.detach().square().sum() for weight in self.decayed] if weight_decay else []
+        return weight_decay / 2 * torch.stack(squares).sum() if squares else torch.zeros(())
+
+    def smooth(self, losses: Tensor) -> None:
+        """Take the losses of one step into their moving averages."""
+        self.smoothed = torch.lerp(losses, self.smoothed, _LOSS_DECAY) if len(self.smoothed) else losses.clone()
+
+    def is_finite(self) -> bool:
+        """Whether all parameters are numbers."""
+        return all(bool(torch.isfinite(parameter).all()) for parameter in self.network.parameters())
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "network": self.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "averages": None if self.averages is None else self.averages.state_dict(),
+            "smoothed": self.smoothed,
+            "generator": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """From a checkpoint."""
+        self.step, self.seconds = int(state["step"]), float(state["seconds"])
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.averages is not None:
+            self.averages.load_state_dict(state["averages"])
+        self.smoothed = state["smoothed"].to(self.smoothed.device)
+        torch.set_rng_state(state["generator"])
+
+
+def choose_precision(name: str, device_type: str) -> torch.dtype:
+    """The type in which layers multiply; `auto` is bfloat16 where the machine has instructions for it."""
+    if name == "auto":
+        if device_type == "cuda":
+            fast = torch.cuda.is_bf16_supported()
+        else:
+            able = torch.cpu.get_capabilities()
+            fast = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def _optimiser(network: nn.Module, decayed: list[nn.Parameter], options: Optimiser) -> torch.optim.SGD:
+    chosen = {id(parameter) for parameter in decayed}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            factor = options.bias_rate if name.endswith("bias") else 1.0
+            # Divided by the factor, so that biases shrink as fast as weights.
+            decay = options.weight_decay / factor if id(parameter) in chosen else 0.0
+            groups.setdefault((factor, decay), []).append(parameter)
+    return torch.optim.SGD(
+        [
+            {"params": members, "rate_factor": factor, "weight_decay": decay}
+            for (factor, decay), members in groups.items()
+        ],
+        lr=0.0,
+        momentum=options.momentum,
+        nesterov=options.nesterov,
+        fused=True,
+    )

@@ -1,0 +1,206 @@
+"""Whole image sets in memory: the pixels of `fit(decode(…))`, in the right split, whatever else lies in the folder."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from quickstudy.errors import ImageSetError
+from quickstudy.images import decoded as decoded_module
+from quickstudy.images.decoded import DecodedImageSet, decode_image_set
+from quickstudy.images.decoding import InputSpec, decode, fit
+from quickstudy.images.imageset import load_image_set
+from quickstudy.images.splits import LOCK_NAME, read_lock, split_by_content, write_lock
+
+SPEC = InputSpec(size=32)
+
+
+def save(path: Path, seed: int) -> Path:
+    """A small picture of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.Generator(np.random.PCG64(seed)).integers(0, 256, (40, 50, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def fingerprints(decoded: DecodedImageSet) -> dict[str, str]:
+    return {split: pixel_set.content_fingerprint() for split, pixel_set in decoded.splits.items()}
+
+
+def test_the_pixels_are_those_of_decode_and_fit(photos: Path) -> None:
+    decoded = decode_image_set(photos, SPEC)
+    assert decoded.classes == ("checks", "discs", "stripes")
+    assert sum(len(pixel_set) for pixel_set in decoded.splits.values()) == 36
+    assert not decoded.given_splits and not decoded.skipped and not decoded.conflicts
+    assert (decoded.copies, decoded.leaks) == (0, 0)
+    for split, pixel_set in decoded.splits.items():
+        assert pixel_set.pixels.shape == (len(pixel_set), 32, 32, 3)
+        for path, pixels, label in zip(decoded.paths[split], pixel_set.pixels, pixel_set.labels, strict=True):
+            assert np.array_equal(pixels, fit(decode(path.read_bytes(), SPEC), SPEC))
+            assert pixel_set.classes[label] == path.parent.name
+
+
+def test_the_split_is_the_one_by_content(photos: Path) -> None:
+    decoded = decode_image_set(photos, SPEC)
+    labels = {hashlib.sha256(path.read_bytes()).digest(): path.parent.name for path in photos.rglob("*.jpg")}
+    parts = split_by_content(labels)
+    for split in ("train", "test"):
+        digests = [hashlib.sha256(path.read_bytes()).digest() for path in decoded.paths[split]]
+        assert digests == sorted(digest for digest, part in parts.items() if part == split)
+    assert decoded.paths["validation"] == ()
+    assert "validation" not in decoded.splits
+
+
+def test_names_order_and_threads_change_nothing(photos: Path, tmp_path: Path) -> None:
+    first = decode_image_set(photos, SPEC, threads=1)
+    for number, path in enumerate(sorted(photos.rglob("*.jpg"))):
+        target = tmp_path / "renamed" / path.parent.name / f"{(number * 7) % 36:02}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    assert fingerprints(decode_image_set(tmp_path / "renamed", SPEC, threads=4)) == fingerprints(first)
+    assert fingerprints(decode_image_set(load_image_set(photos), SPEC)) == fingerprints(first)
+    assert fingerprints(decode_image_set(photos, InputSpec(size=16))) != fingerprints(first)
+
+
+def test_copies_count_once_and_conflicts_not_at_all(photos: Path) -> None:
+    shutil.copy(photos / "discs" / "00.jpg", photos / "discs" / "again.jpg")
+    shutil.copy(photos / "discs" / "01.jpg", photos / "stripes" / "wrong.jpg")
+    decoded = decode_image_set(photos, SPEC)
+    assert decoded.copies == 1
+    assert decoded.conflicts == ((photos / "discs" / "01.jpg", photos / "stripes" / "wrong.jpg"),)
+    paths = [path for split in decoded.paths.values() for path in split]
+    assert len(paths) == 35
+    assert photos / "discs" / "00.jpg" in paths and photos / "discs" / "again.jpg" not in paths
+
+
+def test_bad_files_are_skipped_with_their_reason_copies_too(photos: Path) -> None:
+    (photos / "discs" / "empty.jpg").touch()
+    half = (photos / "checks" / "00.jpg").read_bytes()[:2000]
+    (photos / "checks" / "half.jpg").write_bytes(half)
+    (photos / "checks" / "half too.jpg").write_bytes(half)
+    (photos / "stripes" / "gone.jpg").symlink_to(photos / "nowhere")
+    decoded = decode_image_set(photos, SPEC)
+    reasons = {item.path.name: item.reason for item in decoded.skipped}
+    assert reasons == {
+        "empty.jpg": "empty file (0 bytes)",
+        "half.jpg": "truncated",
+        "half too.jpg": "truncated",
+        "gone.jpg": "unreadable (no such file or directory)",
+    }
+    assert sum(len(pixel_set) for pixel_set in decoded.splits.values()) == 36
+    with pytest.raises(ImageSetError, match="4 files cannot be used and --strict was asked for; the first"):
+        decode_image_set(photos, SPEC, strict=True)
+
+
+def test_given_splits_stay_and_leaks_leave_training(tmp_path: Path) -> None:
+    seed = 0
+    for split, count in (("train", 4), ("val", 2), ("test", 3)):
+        for label in ("cats", "dogs"):
+            for number in range(count):
+                save(tmp_path / split / label / f"{number}.png", seed := seed + 1)
+    shutil.copy(tmp_path / "test/cats/0.png", tmp_path / "train/cats/leak.png")
+    shutil.copy(tmp_path / "val/dogs/0.png", tmp_path / "train/dogs/leak.png")
+    decoded = decode_image_set(tmp_path, SPEC)
+    assert decoded.given_splits
+    assert {split: len(pixel_set) for split, pixel_set in decoded.splits.items()} == {
+        "train": 8,
+        "validation": 4,
+        "test": 6,
+    }
+    assert decoded.leaks == 2
+    for split, folder in (("train", "train"), ("validation", "val"), ("test", "test")):
+        of = Counter(path.relative_to(tmp_path).parts[0] for path in decoded.paths[split])
+        # Of a leak, the first file in the listing is named, which may lie in the other split's folder.
+        assert set(of) <= {folder, "train"}
+
+
+def test_splits_without_a_test_and_classes_without_training(tmp_path: Path) -> None:
+    for seed, name in enumerate(["train/a/1", "train/a/2", "train/b/1", "train/b/2", "val/a/1", "val/c/1", "val/c/2"]):
+        save(tmp_path / f"{name}.png", seed)
+    decoded = decode_image_set(tmp_path, SPEC)
+    assert set(decoded.splits) == {"train", "validation"}
+    assert len(decoded.splits["validation"]) == 1
+    assert decoded.classes == ("a", "b")
+    assert [(item.path.name, item.reason) for item in sorted(decoded.skipped, key=lambda item: item.path)] == [
+        ("1.png", "its class 'c' has no training images"),
+        ("2.png", "its class 'c' has no training images"),
+    ]
+
+
+def test_manifests(tmp_path: Path) -> None:
+    rows = ["path,label,split"]
+    for seed in range(8):
+        save(tmp_path / f"{seed}.png", seed)
+        rows.append(f"{seed}.png,{'ab'[seed % 2]},{'test' if seed > 5 else ''}")
+    (tmp_path / "set.csv").write_text("\n".join(rows))
+    decoded = decode_image_set(tmp_path / "set.csv", SPEC)
+    assert {split: len(pixel_set) for split, pixel_set in decoded.splits.items()} == {"train": 6, "test": 2}
+
+
+def test_the_split_lock_is_respected_and_added_to(photos: Path, tmp_path: Path) -> None:
+    lock = tmp_path / "out" / LOCK_NAME
+    moved = hashlib.sha256(decode_image_set(photos, SPEC).paths["train"][0].read_bytes()).digest()
+    write_lock(lock, {moved: "test"})
+    decoded = decode_image_set(photos, SPEC, lock=lock)
+    assert moved in [hashlib.sha256(path.read_bytes()).digest() for path in decoded.paths["test"]]
+    assert len(read_lock(lock)) == 36
+    assert fingerprints(decode_image_set(photos, SPEC, lock=lock)) == fingerprints(decoded)
+
+
+def test_a_split_lock_that_cannot_be_written(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(decoded_module, "write_lock", refuse)
+    with pytest.raises(ImageSetError, match=r"Cannot write the split lock '.*': No space left on device; name"):
+        decode_image_set(photos, SPEC, lock=tmp_path / LOCK_NAME)
+
+
+def test_too_little_to_learn_from(tmp_path: Path) -> None:
+    with pytest.raises(ImageSetError, match="No such file or folder"):
+        decode_image_set(tmp_path / "nothing", SPEC)
+    save(tmp_path / "cats" / "1.png", 1)
+    save(tmp_path / "cats" / "2.png", 2)
+    with pytest.raises(ImageSetError, match="At least 2 classes are needed"):
+        decode_image_set(tmp_path, SPEC)
+    save(tmp_path / "dogs" / "1.png", 3)
+    (tmp_path / "dogs" / "2.png").write_bytes(b"no picture")
+    with pytest.raises(ImageSetError, match=r"too few in .*: 'dogs' \(1\)"):
+        decode_image_set(tmp_path, SPEC)
+
+
+class Noted:
+    def __init__(self) -> None:
+        self.told: list[object] = []
+
+    def start(self, task: str, total: int) -> None:
+        self.told.append((task, total))
+
+    def update(self, *, done: int, note: str) -> None:
+        self.told.append(done)
+
+    def finish(self) -> None:
+        self.told.append("finished")
+
+
+def test_progress_is_told(photos: Path) -> None:
+    noted = Noted()
+    decode_image_set(photos, SPEC, progress=noted)
+    assert noted.told == [("decoding", 36), *range(1, 37), "finished"]
+
+
+def test_an_interrupt_stops_the_threads(photos: Path) -> None:
+    class Interrupting(Noted):
+        def update(self, *, done: int, note: str) -> None:
+            raise KeyboardInterrupt
+
+    noted = Interrupting()
+    with pytest.raises(KeyboardInterrupt):
+        decode_image_set(photos, SPEC, progress=noted)
+    assert noted.told[-1] == "finished"
