@@ -7,7 +7,6 @@ an image's activations then stay in one core's cache.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,11 +20,6 @@ if TYPE_CHECKING:
     import onnxruntime
 
     from quickstudy.backbones.backbone import Backbone
-
-
-def usable_cores() -> int:
-    """How many cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def open_session(graph: bytes | Path, *, threads: int = 1) -> onnxruntime.InferenceSession:

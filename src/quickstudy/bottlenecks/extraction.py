@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.runtime import Prefix, usable_cores
+from quickstudy.backbones.runtime import Prefix
 from quickstudy.bottlenecks.store import Source, SourceSpec, Store
+from quickstudy.cores import usable_cores
 from quickstudy.errors import StoreError, UnusableImageError
 from quickstudy.images.decoding import decode
 from quickstudy.images.identity import Stamp, StatIndex, read_image_file, stamp_of

@@ -1,7 +1,8 @@
-"""`quickstudy evaluate`: a model's accuracy on labelled images."""
+"""`quickstudy evaluate`: a model's accuracy on labelled images, or that of a run's checkpoints."""
 
 from __future__ import annotations
 
+import datetime
 import json
 import sys
 from pathlib import Path
@@ -13,12 +14,26 @@ from quickstudy.cli.options import Json, Quiet
 
 
 def command(
-    model: Annotated[Path, typer.Argument(help="The model (.onnx).")],
-    images: Annotated[Path, typer.Argument(help="Labelled images, laid out as for retrain.")],
+    model: Annotated[Path, typer.Argument(help="The model (.onnx), or the folder of a run.", show_default=False)],
+    images: Annotated[
+        Path | None, typer.Argument(help="Labelled images, laid out as for retrain; a run brings its own.")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Run: follow it until it ends.")] = False,
+    split: Annotated[
+        str | None, typer.Option(help="Run: validation or test [default: validation, where the run holds some out].")
+    ] = None,
+    ema: Annotated[bool, typer.Option(help="Run: use the averaged parameters.")] = True,
+    interval: Annotated[float, typer.Option(min=0.1, help="Run: seconds between looks for a new checkpoint.")] = 5.0,
+    data_folder: Annotated[Path | None, typer.Option(help="Run: where named data sets lie.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score a model on labelled images, matching classes by name."""
+    """Score a model on labelled images, matching classes by name; or follow the checkpoints of a training."""
+    if model.is_dir() and (images is None or (model / "config.json").is_file()):
+        _evaluate_run(model, images, watch, split, ema, interval, data_folder, as_json)
+        return
+    if images is None:
+        raise typer.BadParameter("name the labelled images, as in: quickstudy evaluate photos.onnx held_out/")
     from quickstudy.cli.display import format_score, print_evaluation, print_skipped, progress_for
     from quickstudy.retraining.evaluation import evaluate
 
@@ -36,3 +51,39 @@ def command(
             f"\nThe model does not know these classes, so their images are not scored: {', '.join(evaluation.unknown)}"
         )
     print_skipped(evaluation.skipped)
+
+
+def _evaluate_run(
+    run: Path,
+    images: Path | None,
+    watch: bool,
+    split: str | None,
+    ema: bool,
+    interval: float,
+    data_folder: Path | None,
+    as_json: bool,
+) -> None:
+    from quickstudy.cli.extras import require
+
+    if images is not None:
+        raise typer.BadParameter(f"a run brings its own images; to score it on {images}, export it first")
+    if split not in (None, "validation", "test"):
+        raise typer.BadParameter(f"--split is '{split}'; expected validation or test")
+    require("torch", extra="train")
+    from quickstudy.cli.display import print_evaluation
+    from quickstudy.training.evaluator import Evaluator
+
+    evaluator = Evaluator(run, split=split, averaged=ema, data_folder=data_folder)
+    results = evaluator.follow(interval_seconds=interval) if watch else iter([evaluator.newest()])
+    for result in results:
+        if as_json:
+            print(json.dumps({"step": result.step, "split": result.split, **result.evaluation.to_dict()}), flush=True)
+            continue
+        now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        print(
+            f"{now}: precision @ 1 = {result.score.accuracy:.3f} "
+            f"(step {result.step}, {result.score.n:,} {result.split} images)",
+            flush=True,
+        )
+        if not watch:
+            print_evaluation(result.evaluation)

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from quickstudy.cli import cache, data, evaluate, predict, retrain
+from quickstudy.cli import cache, data, evaluate, export, predict, retrain, train
 from quickstudy.errors import QuickstudyError
 from quickstudy.version import VERSION
 
@@ -20,8 +20,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("retrain", epilog="Example: quickstudy retrain photos/ --output flowers.onnx")(retrain.command)
+app.command("train", epilog="Example: quickstudy train cifar10-fast --data photos/ --run runs/photos")(train.command)
 app.command("predict", epilog="Example: quickstudy predict photos.onnx new.jpg other/ 'more/*.png'")(predict.command)
 app.command("evaluate", epilog="Example: quickstudy evaluate photos.onnx held_out/")(evaluate.command)
+app.command("export", epilog="Example: quickstudy export runs/cifar10-fast -o cifar10.onnx")(export.command)
 app.add_typer(cache.app, name="cache")
 app.add_typer(data.app, name="data")
 

@@ -48,6 +48,13 @@ def _load(model: str, cache: Path | None) -> tuple[Model, int]:
     """The classifier, and how many classes to print unless told."""
     from quickstudy.models.model import from_backbone, load
 
+    if Path(model).is_dir():
+        from quickstudy.cli.extras import require
+
+        require("torch", extra="train")
+        from quickstudy.training.export import export
+
+        return load(export(model)), 1
     if not Path(model).exists() and Path(model).suffix != ".onnx":
         from quickstudy.backbones.backbone import NAMES, load_backbone
         from quickstudy.errors import ModelError

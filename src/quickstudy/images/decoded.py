@@ -8,7 +8,6 @@ or listing them otherwise changes nothing.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from quickstudy.cores import usable_cores
 from quickstudy.errors import ImageSetError, UnusableImageError
 from quickstudy.images.decoding import InputSpec, Pixels, decode, fit
 from quickstudy.images.identity import read_image_file
@@ -164,7 +164,7 @@ def _decode_all(
     digests: list[bytes | None] = []
     reasons: dict[int, str] = {}
     progress.start("decoding", len(files))
-    pool = ThreadPoolExecutor(threads or _usable_cores())
+    pool = ThreadPoolExecutor(threads or usable_cores())
     try:
         for number, (digest, reason) in enumerate(pool.map(decoder.decode, files)):
             digests.append(digest)
@@ -200,7 +200,3 @@ def _drawn_parts(labels: Mapping[bytes, str], lock: Path | None, source: Path) -
                 f"Cannot write the split lock '{lock}': {error.strerror}; name another place"
             ) from error
     return dict(parts)
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -23,6 +23,7 @@ from quickstudy.backbones.graph import keep_until
 from quickstudy.backbones.runtime import open_session
 from quickstudy.errors import ModelError
 from quickstudy.files import write_bytes_atomically
+from quickstudy.images.decoding import InputSpec
 from quickstudy.models.golden import GOLDEN_TOLERANCE, golden_images
 from quickstudy.models.metadata import FORMAT, PREFIX
 from quickstudy.version import VERSION
@@ -63,18 +64,53 @@ def write_model(
             f"The merged model differs from its parts by {difference:.1e}; it was not written. Please report this"
         )
     del merged.graph.output[1:]
+    save_model(
+        path,
+        merged,
+        input_spec=backbone.input,
+        classes=classes,
+        expected=expected,
+        origin={"backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint, "cut": backbone.cut}},
+        training=training,
+    )
+
+
+def save_model(
+    path: Path,
+    graph: onnx.ModelProto,
+    *,
+    input_spec: InputSpec,
+    classes: Sequence[str],
+    expected: NDArray[np.floating],
+    origin: dict[str, Any],
+    training: dict[str, Any],
+) -> None:
+    """Write a checked graph as a model, with its metadata and golden checks.
+
+    Args:
+        path: the `.onnx` file to create or replace, atomically.
+        graph: takes `image`, gives `probabilities`.
+        input_spec: how an image becomes `image`.
+        classes: names in the order of the probabilities.
+        expected: the probabilities of the golden images.
+        origin: where the network comes from: further properties, as JSON values.
+        training: what there is to say about data, split and accuracy, as JSON values.
+
+    Raises:
+        ModelError: the file cannot be written.
+    """
     properties = {
         "format": FORMAT,
         "classes": list(classes),
-        "input": backbone.input.to_dict(),
-        "backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint, "cut": backbone.cut},
+        "input": input_spec.to_dict(),
+        **origin,
         "training": training,
         "golden": {"probabilities": [[round(float(p), 7) for p in row] for row in expected]},
         "versions": {"quickstudy": VERSION, "onnx": onnx.__version__, "numpy": np.__version__},
     }
-    helper.set_model_props(merged, {PREFIX + name: json.dumps(value) for name, value in properties.items()})
+    helper.set_model_props(graph, {PREFIX + name: json.dumps(value) for name, value in properties.items()})
     try:
-        write_bytes_atomically(path, merged.SerializeToString(deterministic=True))
+        write_bytes_atomically(path, graph.SerializeToString(deterministic=True))
     except OSError as error:
         raise ModelError(
             f"Cannot write the model '{path}': {error.strerror}. Name another place with --output"

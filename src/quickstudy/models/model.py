@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.runtime import open_session, usable_cores
+from quickstudy.backbones.runtime import open_session
+from quickstudy.cores import usable_cores
 from quickstudy.errors import BackboneError, ModelError, UnsafeFileError, UnusableImageError
 from quickstudy.images.decoding import InputSpec, Pixels, decode, fit, to_pixels
 from quickstudy.images.identity import read_image_file

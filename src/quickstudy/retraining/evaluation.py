@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,20 @@ class Evaluation:
             "unknown_classes": list(self.unknown),
             "skipped": [{"path": str(item.path), "reason": item.reason} for item in self.skipped],
         }
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Evaluation:
+        """From what `to_dict` gave."""
+        return Evaluation(
+            score=Score(right=values["right"], n=values["n"]),
+            classes=tuple(
+                ClassScore(**{name: c[name] for name in ("name", "n", "predicted", "right")}) for c in values["classes"]
+            ),
+            confusions=tuple(Confusion(**confusion) for confusion in values["confusions"]),
+            missing=tuple(values["missing_classes"]),
+            unknown=tuple(values["unknown_classes"]),
+            skipped=tuple(Skipped(path=Path(item["path"]), reason=item["reason"]) for item in values["skipped"]),
+        )
 
 
 def score_predictions(

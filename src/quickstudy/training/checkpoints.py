@@ -63,7 +63,8 @@ class Checkpoints:
         path = self.path(step)
         try:
             write_json_atomically(
-                path.with_suffix(".json"), {"step": step, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+                path.with_suffix(".json"),
+                {"step": step, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)},
             )
             write_bytes_atomically(path, data)
         except OSError as error:
@@ -104,7 +105,15 @@ class Checkpoints:
             if hashlib.sha256(data).hexdigest() != expected:
                 raise ValueError("its bytes are not those that were written")
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            RuntimeError,
+            pickle.UnpicklingError,
+            zipfile.BadZipFile,
+        ) as error:
             if isinstance(error, FileNotFoundError) and not path.exists():
                 raise
             raise RunError(f"The checkpoint '{path}' is damaged: {error}") from None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from quickstudy.images.imageset import Skipped
 from quickstudy.images.named import NAMED, find, layout_of, load
 from quickstudy.images.pixels import PixelSet
 from quickstudy.progress import Progress, silent
+from quickstudy.training.distortions import Moments
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,13 +59,57 @@ class TrainingData:
             raise ImageSetError("This run has no validation images; train with --set validation=0.1 to hold some out")
         return self.validation
 
-    def fingerprint(self) -> str:
-        """Hash of the images trained on, their labels and the class names."""
-        return self.train.content_fingerprint()
+    def facts(self) -> DataFacts:
+        """What a network trained on this has to know."""
+        return DataFacts(
+            fingerprint=self.train.content_fingerprint(),
+            classes=self.classes,
+            side=self.side,
+            channels=self.channels,
+            moments=Moments.of(self.train.pixels),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """What stays of the training data in the run: enough to build the network and to use it."""
+
+    fingerprint: str
+    """Hash of the images trained on, their labels and the class names."""
+    classes: tuple[str, ...]
+    side: int
+    channels: int
+    moments: Moments
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "fingerprint": self.fingerprint,
+            "classes": list(self.classes),
+            "side": self.side,
+            "channels": self.channels,
+            "moments": self.moments.to_dict(),
+        }
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> DataFacts:
+        """From what `to_dict` gave."""
+        return DataFacts(
+            fingerprint=values["fingerprint"],
+            classes=tuple(values["classes"]),
+            side=int(values["side"]),
+            channels=int(values["channels"]),
+            moments=Moments.from_dict(values["moments"]),
+        )
 
 
 def load_training_data(
-    source: str, *, image_size: int, validation: float, folder: Path | None = None, lock: Path | None = None,
+    source: str,
+    *,
+    image_size: int,
+    validation: float,
+    folder: Path | None = None,
+    lock: Path | None = None,
     progress: Progress = silent,
 ) -> TrainingData:
     """Load a data set.
@@ -80,10 +126,11 @@ def load_training_data(
         ImageSetError: there is no such data, or it cannot be used.
     """  # fmt: skip
     path = Path(source)
+    skipped: tuple[Skipped, ...] = ()
     if source in NAMED and source != "flowers":
-        splits, skipped = dict(load(source, folder=folder)), ()
+        splits = dict(load(source, folder=folder))
     elif source not in NAMED and layout_of(path) is not None:
-        splits, skipped = dict(load(path)), ()
+        splits = dict(load(path))
     else:
         place = find(source, folder) if source in NAMED else path
         if place is None:
@@ -97,7 +144,7 @@ def load_training_data(
         raise ImageSetError(f"Images of {train.pixels.shape[1:3]} pixels are not square; training needs square ones")
     if held is None and validation:
         train, held = _hold_out(train, validation)
-    return TrainingData(train=train, validation=held, test=test, skipped=tuple(skipped))
+    return TrainingData(train=train, validation=held, test=test, skipped=skipped)
 
 
 def _hold_out(data: PixelSet, share: float) -> tuple[PixelSet, PixelSet]:

@@ -8,6 +8,7 @@ crop's moments: one pass over the pixels instead of six.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,6 +79,15 @@ class Moments:
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
 
+    def to_dict(self) -> dict[str, list[float]]:
+        """As JSON values."""
+        return {"mean": list(self.mean), "deviation": list(self.deviation)}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Sequence[float]]) -> Moments:
+        """From what `to_dict` gave."""
+        return Moments(mean=tuple(values["mean"]), deviation=tuple(values["deviation"]))
+
     @staticmethod
     def of(pixels: NDArray[np.uint8]) -> Moments:
         """Of N×H×W×C images, from their histograms: exact, and in little memory."""
@@ -94,7 +104,12 @@ class Moments:
 
 
 def draw(
-    distortions: Distortions, generator: np.random.Generator, *, side: int, epochs: NDArray[np.int64], first: NDArray[np.bool_]
+    distortions: Distortions,
+    generator: np.random.Generator,
+    *,
+    side: int,
+    epochs: NDArray[np.int64],
+    first: NDArray[np.bool_],
 ) -> Draws:
     """Draw what a batch needs.
 
@@ -132,9 +147,7 @@ def centred(distortions: Distortions, n: int, *, side: int) -> Draws:
     )
 
 
-def distort(
-    pixels: Tensor, rows: Tensor, draws: Draws, distortions: Distortions, moments: Moments
-) -> Tensor:
+def distort(pixels: Tensor, rows: Tensor, draws: Draws, distortions: Distortions, moments: Moments) -> Tensor:
     """Make a batch: pick images, distort, standardise.
 
     Args:

@@ -35,7 +35,7 @@ def logits_of(
     mirrored: bool = False,
     precision: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The logits of all images (N×classes, float32, on the CPU); with `mirrored`, the mean with those of the mirror image."""
+    """The logits of all images, N×classes in float32 on the CPU; with `mirrored`, averaged with the mirror images'."""
     device = next(network.parameters()).device
     rows = []
     with evaluating(network), torch.autocast(device.type, precision, enabled=precision is not torch.float32):

@@ -13,6 +13,7 @@ from typing import Any
 from quickstudy.errors import RecipeError, RunError
 from quickstudy.files import write_bytes_atomically, write_json_atomically
 from quickstudy.training.checkpoints import Checkpoints
+from quickstudy.training.data import DataFacts
 from quickstudy.training.recipe import Recipe
 
 METRICS = "metrics.jsonl"
@@ -61,12 +62,24 @@ class RunFolder:
         except RecipeError as error:
             raise RunError(f"'{self.path / 'config.json'}': {error}") from None
 
-    def begin(self, config: dict[str, Any]) -> None:
+    def facts(self) -> DataFacts:
+        """What is known of the data that the run trains on.
+
+        Raises:
+            RunError: the configuration is damaged.
+        """
+        try:
+            return DataFacts.from_dict(self.config()["data_facts"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"'{self.path / 'config.json'}' is damaged: {error!r}") from None
+
+    def begin(self, recipe: Recipe, facts: DataFacts) -> None:
         """Write the configuration, or see that a run that goes on has the same.
 
         Raises:
             RunError: the folder holds a run with another configuration, or cannot be written.
         """
+        config = recipe.to_dict() | {"data_facts": facts.to_dict()}
         if (self.path / "config.json").exists():
             differences = _differences(self.config(), config)
             if differences:
@@ -151,14 +164,18 @@ def append_line(path: Path, values: dict[str, Any]) -> None:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    flat_old = {**old, **old.get("options", {})}
-    flat_new = json.loads(json.dumps({**new, **new.get("options", {})}))
-    names = sorted((flat_old.keys() | flat_new.keys()) - {"options", "versions"})
-    return [
-        f"{name} is {flat_old.get(name)} there, {flat_new.get(name)} here"
-        for name in names
-        if flat_old.get(name) != flat_new.get(name)
+    """What differs, for people: options by name, and the images."""
+    before, now = dict(old.get("options", {})), json.loads(json.dumps(new["options"]))
+    found = [
+        f"{name} is {before.get(name)} there, {now.get(name)} here"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
     ]
+    if old.get("recipe") != new["recipe"]:
+        found.insert(0, f"the recipe is {old.get('recipe')} there, {new['recipe']} here")
+    if old.get("data_facts", {}).get("fingerprint") != new["data_facts"]["fingerprint"]:
+        found.append("the training images are others")
+    return found
 
 
 def _try_lock(descriptor: int) -> bool:

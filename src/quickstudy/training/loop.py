@@ -6,8 +6,8 @@ import time
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from quickstudy.errors import RecipeError
 from quickstudy.images.pixels import PixelSet
@@ -21,7 +21,7 @@ from quickstudy.training.networks.cost import cost_of
 from quickstudy.training.parallel import Replica
 from quickstudy.training.pipeline import Pipeline, evaluation_batches
 from quickstudy.training.recipe import Recipe
-from quickstudy.training.settings import Begun, Progressed, Report, RunResult, Settings
+from quickstudy.training.settings import Begun, Report, RunResult, Settings
 from quickstudy.training.state import TrainingState, choose_precision
 from quickstudy.training.watch import Watch
 
@@ -52,9 +52,9 @@ def fit(
     with ExitStack() as stack:
         if replica.is_first:
             stack.enter_context(folder.locked())
-            folder.begin(recipe.to_dict() | {"data_fingerprint": data.fingerprint()})
+            folder.begin(recipe, data.facts())
             if (finished := folder.result()) is not None:
-                return finished
+                return RunResult.from_dict(folder.path, finished)
         return _Training(recipe, data, folder, replica, settings, report).run()
 
 
@@ -122,11 +122,11 @@ class _Training:
                 rate = recipe.schedule.at(batch.step, steps=self.steps, steps_per_epoch=steps_per_epoch)
                 with watch.forward(batch), self._autocast():
                     logits = network(batch.images)
-                cross_entropy = F.cross_entropy(
+                cross_entropy = functional.cross_entropy(
                     logits.float(), batch.labels, label_smoothing=recipe.optimiser.label_smoothing
                 )
                 optimiser.zero_grad()
-                cross_entropy.backward()
+                cross_entropy.backward()  # type: ignore[no-untyped-call]
                 decay = state.decay_loss(recipe.optimiser.weight_decay)
                 state.set_rate(rate)
                 optimiser.step()
@@ -150,7 +150,8 @@ class _Training:
         if self.replica.world == 1:
             return self.state.network
         places = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(self.state.network, device_ids=places)
+        replicated: nn.Module = nn.parallel.DistributedDataParallel(self.state.network, device_ids=places)
+        return replicated
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.precision is torch.float32:
@@ -188,7 +189,7 @@ class _Training:
         result = RunResult(
             run=self.folder.path,
             steps=self.state.step,
-            evaluation=test,
+            test=test,
             validation=validation,
             seconds=watch.seconds(),
         )

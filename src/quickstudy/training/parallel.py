@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed
 
-from quickstudy.backbones.runtime import usable_cores
+from quickstudy.cores import usable_cores
 from quickstudy.errors import RecipeError, TrainingError
 
 _TIMEOUT = datetime.timedelta(minutes=10)
@@ -113,16 +113,16 @@ def run_replicas(world: int, device_type: str, work: Callable[..., Any], *argume
     """
     if device_type == "cuda" and world > torch.cuda.device_count():
         raise RecipeError(f"devices is {world}; there are {torch.cuda.device_count()} GPUs here")
-    from torch import multiprocessing
+    from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
     with tempfile.TemporaryDirectory(prefix="quickstudy-") as folder:
         meeting = (Path(folder) / "meeting").as_uri()
         try:
-            multiprocessing.spawn(_replica, (world, device_type, meeting, work, arguments), nprocs=world)
-        except multiprocessing.ProcessRaisedException as error:
+            spawn(_replica, (world, device_type, meeting, work, arguments), nprocs=world)  # type: ignore[no-untyped-call]
+        except ProcessRaisedException as error:
             lines = [line for line in str(error).strip().splitlines() if line.strip()]
             raise TrainingError(f"A replica failed: {lines[-1] if lines else error}") from None
-        except multiprocessing.ProcessExitedException as error:
+        except ProcessExitedException as error:
             how = f"signal {error.signal_name}" if error.signal_name else f"exit status {error.exit_code}"
             raise TrainingError(
                 f"Replica {error.error_index} died ({how}), so the others were ended; "

@@ -124,7 +124,7 @@ def evaluation_batches(
     batch: int = 500,
     device: torch.device | str = "cpu",
 ) -> Iterator[Tensor]:
-    """All images (N×H×H×C), in order and without distortion, as the network takes them; the last batch may be smaller."""
+    """All images (N×H×H×C), in order and undistorted, as the network takes them; the last batch may be smaller."""
     for start in range(0, len(pixels), batch):
         part = torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch])).to(device)
         rows = torch.arange(len(part), device=device)

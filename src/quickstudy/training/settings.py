@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ class RunResult:
 
     run: Path
     steps: int
-    evaluation: Evaluation
+    test: Evaluation
     """On all test images."""
     validation: Evaluation | None
     """On the images held out to choose by."""
@@ -93,9 +93,21 @@ class RunResult:
         return {
             "steps": self.steps,
             "seconds": self.seconds,
-            "test": self.evaluation.to_dict(),
+            "test": self.test.to_dict(),
             "validation": None if self.validation is None else self.validation.to_dict(),
         }
+
+    @staticmethod
+    def from_dict(run: Path, values: Mapping[str, Any]) -> RunResult:
+        """From what `to_dict` gave."""
+        held = values["validation"]
+        return RunResult(
+            run=run,
+            steps=values["steps"],
+            test=Evaluation.from_dict(values["test"]),
+            validation=None if held is None else Evaluation.from_dict(held),
+            seconds=values["seconds"],
+        )
 
 
 Report = Callable[[Begun | Progressed], None]

@@ -19,10 +19,9 @@ class TrainingState:
 
     def __init__(self, recipe: Recipe, *, side: int, channels: int, classes: int, device: torch.device) -> None:
         torch.manual_seed(recipe.seed)
-        network = recipe.network.build(
-            size=recipe.distortions.output_side(side), channels=channels, classes=classes
-        )
-        self.network = network.to(device, memory_format=torch.channels_last)
+        network = recipe.network.build(size=recipe.distortions.output_side(side), channels=channels, classes=classes)
+        self.network = network.to(device)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.decayed = list(self.network.decayed())
         self.optimiser = _optimiser(self.network, self.decayed, recipe.optimiser)
         self.averages = (
@@ -88,7 +87,7 @@ def choose_precision(name: str, device_type: str) -> torch.dtype:
     return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
-def _optimiser(network: nn.Module, decayed: list[nn.Parameter], options: Optimiser) -> torch.optim.SGD:
+def _optimiser(network: nn.Module, decayed: list[Tensor], options: Optimiser) -> torch.optim.SGD:
     chosen = {id(parameter) for parameter in decayed}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():

@@ -7,7 +7,7 @@ Histograms are counted in torch over fixed, exponentially growing buckets, a hun
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,9 +42,9 @@ class Summaries:
         if self.writer is not None:
             self.writer.close()
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers, by name."""
-        append_line(self.lines, {"step": step, **values})
+    def scalars(self, step: int, values: Mapping[str, float], **facts: object) -> None:
+        """Numbers, by name; `facts` go with them into the .jsonl file only."""
+        append_line(self.lines, {"step": step, **facts, **values})
         if self.writer is not None:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, step)
@@ -56,6 +56,11 @@ class Summaries:
         shown = batch[:_IMAGES].float()
         low, high = shown.amin((1, 2, 3), keepdim=True), shown.amax((1, 2, 3), keepdim=True)
         self.writer.add_images(name, (shown - low) / (high - low).clamp(min=1e-6), step)
+
+    def picture(self, step: int, name: str, picture: Tensor) -> None:
+        """One picture, C×H×W from 0 to 1."""
+        if self.writer is not None:
+            self.writer.add_image(name, picture, step)
 
     def histogram(self, step: int, name: str, values: Tensor) -> None:
         """The distribution of a tensor's values."""
@@ -95,7 +100,7 @@ class Summaries:
         """Histograms and sparsity (share of zeros) of all activations in a forward pass inside this context."""
         sparsity: dict[str, float] = {}
 
-        def watch(name: str) -> object:
+        def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
             def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
                 part = output.detach()[:_ACTIVATION_IMAGES]
                 self.histogram(step, f"activations/{name}", part)
@@ -104,9 +109,9 @@ class Summaries:
             return hook
 
         handles = [
-            module.register_forward_hook(watch(name))  # type: ignore[arg-type]
+            module.register_forward_hook(watch(name))
             for name, module in network.named_modules()
-            if isinstance(module, tuple(ACTIVATIONS.values()))
+            if type(module) in ACTIVATIONS.values()
         ]
         try:
             yield

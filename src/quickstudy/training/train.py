@@ -43,7 +43,7 @@ def train(
         result = RunFolder(Path(run)).result()
         if result is None:
             raise RunError(f"The replicas ended without a result in '{run}'")
-        return result
+        return RunResult.from_dict(Path(run), result)
     replica = replica or Replica(device_type=device_type)
     with joined(replica):
         return train_as(replica, recipe, Path(run), settings, report)

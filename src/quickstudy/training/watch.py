@@ -1,4 +1,4 @@
-"""What is done beside the steps of a training: reports, summaries, checkpoints, and the check that the loss is a number."""
+"""What is done beside the steps of a training: reports, summaries, checkpoints, and a check that the loss is finite."""
 
 from __future__ import annotations
 
@@ -138,4 +138,3 @@ class Watch:
             f"The loss is not a number in step {step} (training images {shown}{rest}); {good}. "
             "Lower the rate (--set rate=…), or look at these images"
         )
-

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from quickstudy.errors import RecipeError
 from quickstudy.training.networks.layers import (
@@ -67,8 +67,8 @@ class ClassicNet(nn.Module):
         self.norm2 = _normalisation(config.normalisation)
         side = after_pooling(after_pooling(size))
         if config.top == "dense":
-            self.hidden1: nn.Module = nn.Linear(_FILTERS * side**2, _HIDDEN[0])
-            self.hidden2: nn.Module = nn.Linear(*_HIDDEN)
+            self.hidden1: nn.Linear | LocallyConnected = nn.Linear(_FILTERS * side**2, _HIDDEN[0])
+            self.hidden2: nn.Linear | LocallyConnected = nn.Linear(*_HIDDEN)
             last = _HIDDEN[1]
         else:
             self.hidden1 = LocallyConnected(_FILTERS, _LOCAL[0], size=side, kernel=3)
@@ -86,12 +86,13 @@ class ClassicNet(nn.Module):
             x = x.flatten(1)
         x = self.active3(self.hidden1(x))
         x = self.active4(self.hidden2(x))
-        return self.linear(x.flatten(1))
+        logits: Tensor = self.linear(x.flatten(1))
+        return logits
 
-    def decayed(self) -> Iterator[nn.Parameter]:
+    def decayed(self) -> Iterator[Tensor]:
         """The weights of the two hidden layers: those that the tutorial decays."""
-        for layer in (self.hidden1, self.hidden2):
-            yield layer.weight
+        yield self.hidden1.weight
+        yield self.hidden2.weight
 
     def prepare(self, images: Tensor) -> None:
         """Nothing is taken from the images."""
@@ -100,7 +101,8 @@ class ClassicNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 truncated_normal(module.weight, 0.05)
-                nn.init.constant_(module.bias, 0.0 if module is self.conv1 else 0.1)
+                if module.bias is not None:
+                    nn.init.constant_(module.bias, 0.0 if module is self.conv1 else 0.1)
         for layer in (self.hidden1, self.hidden2):
             truncated_normal(layer.weight, 0.04)
             nn.init.constant_(layer.bias, 0.1)
@@ -120,7 +122,8 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """N×C×H×W to the same shape."""
-        return self.expand(self.active2(self.conv(self.active1(self.reduce(x)))))
+        expanded: Tensor = self.expand(self.active2(self.conv(self.active1(self.reduce(x)))))
+        return expanded
 
 
 def _normalisation(kind: str) -> nn.Module:
@@ -131,4 +134,4 @@ def _normalisation(kind: str) -> nn.Module:
 
 def _pool(x: Tensor) -> Tensor:
     # Windows of 3 every 2 from the first pixel on, the last one cut off at the border: TensorFlow's padding SAME.
-    return F.max_pool2d(x, 3, 2, ceil_mode=True)
+    return functional.max_pool2d(x, 3, 2, ceil_mode=True)

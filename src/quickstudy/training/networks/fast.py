@@ -1,7 +1,7 @@
 """A small modern network that learns in few passes: whitened patches, then blocks of 3×3 convolutions and batch norms.
 
-After Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024, https://arxiv.org/abs/2404.00498), with widths that
-suit a processor.
+After Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024, https://arxiv.org/abs/2404.00498), with widths
+that suit a processor.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from quickstudy.errors import RecipeError
 from quickstudy.training.networks.layers import ACTIVATIONS, Whitening
@@ -65,9 +65,10 @@ class FastNet(nn.Module):
         x = self.active(self.first(images))
         for block in self.blocks:
             x = block(x)
-        return self.linear(x.amax((2, 3))) * self.logit_scale
+        logits: Tensor = self.linear(x.amax((2, 3))) * self.logit_scale
+        return logits
 
-    def decayed(self) -> Iterator[nn.Parameter]:
+    def decayed(self) -> Iterator[Tensor]:
         """Everything that is trained."""
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
 
@@ -100,6 +101,6 @@ class Block(nn.Module):
         ):
             x = convolution(x)
             if not number:
-                x = F.max_pool2d(x, 2)
+                x = functional.max_pool2d(x, 2)
             x = active(norm(x))
         return x

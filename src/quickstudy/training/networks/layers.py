@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -40,7 +40,7 @@ class LocalResponseNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """N×C×H×W to the same shape."""
         if torch.onnx.is_in_onnx_export():
-            scale = self.bias + self.alpha * F.conv2d(x * x, self.band[:, :, None, None].to(x.dtype))
+            scale = self.bias + self.alpha * functional.conv2d(x * x, self.band[:, :, None, None].to(x.dtype))
             return x * scale.pow(-self.beta)
         result: Tensor = _LocalResponseNorm.apply(x, self.band, self.bias, self.alpha, self.beta)  # type: ignore[no-untyped-call]
         return result
@@ -67,7 +67,13 @@ class _LocalResponseNorm(torch.autograd.Function):
         rows, scale, power, band = ctx.saved_tensors
         passed = _as_rows(gradients[0]) * power
         spread = (passed * rows).div_(scale) @ band.to(rows.dtype)
-        return _as_images(passed.addcmul_(rows, spread, value=-2 * ctx.alpha * ctx.beta), ctx.shape), None, None, None, None
+        return (
+            _as_images(passed.addcmul_(rows, spread, value=-2 * ctx.alpha * ctx.beta), ctx.shape),
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def _as_rows(x: Tensor) -> Tensor:
@@ -101,7 +107,7 @@ class LocallyConnected(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """One matrix product a place."""
-        patches = F.unfold(x, self.kernel, padding=self.kernel // 2)
+        patches = functional.unfold(x, self.kernel, padding=self.kernel // 2)
         products = torch.bmm(patches.permute(2, 0, 1), self.weight)
         return products.permute(1, 2, 0).reshape(len(x), -1, self.size, self.size) + self.bias
 
@@ -124,9 +130,9 @@ class Whitening(nn.Conv2d):
 
     @torch.no_grad()
     def fit(self, images: Tensor, *, floor: float = 5e-4) -> None:
-        """Take the filters from images (N×C×H×W, as the network gets them); `floor` keeps flat patches from blowing up."""
+        """Take the filters from images (N×C×H×W, as the network gets them); `floor` bounds what flat patches become."""
         kernel = self.kernel_size[0]
-        patches = F.unfold(images.float(), kernel, stride=2).transpose(1, 2).flatten(0, 1).double()
+        patches = functional.unfold(images.float(), kernel, stride=2).transpose(1, 2).flatten(0, 1).double()
         values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
         filters = (vectors / (values + floor).sqrt()).T.flip(0).reshape(-1, images.shape[1], kernel, kernel)
         self.weight.copy_(torch.cat([filters, -filters]))

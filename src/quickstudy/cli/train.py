@@ -1,0 +1,166 @@
+"""`quickstudy train`: a small network from scratch, by a recipe."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quickstudy.cli.options import Json, Quiet
+
+if TYPE_CHECKING:
+    from quickstudy.progress import Bar
+    from quickstudy.training.settings import Begun, Progressed, RunResult
+
+
+def command(
+    recipe: Annotated[str, typer.Argument(help="cifar10-classic or cifar10-fast.", show_default=False)],
+    data: Annotated[
+        str | None,
+        typer.Option(help="A named data set, a folder in its official layout, or images laid out as for retrain."),
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="The run's folder [default: runs/RECIPE].")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps to train for.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the training images, instead of steps.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images a step, over all devices.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of all random numbers.")] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--set", help="Another value of any option of the recipe: NAME=VALUE.")
+    ] = None,
+    devices: Annotated[int, typer.Option(min=1, help="Replicas on this machine, in data parallel.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="Threads that prepare batches.")] = 16,
+    data_folder: Annotated[
+        Path | None, typer.Option(help="Where named data sets lie [default: QUICKSTUDY_DATA or the user's].")
+    ] = None,
+    summary_steps: Annotated[int, typer.Option(min=0, help="Steps between summaries for TensorBoard; 0: none.")] = 100,
+    checkpoint_seconds: Annotated[float, typer.Option(help="Time between checkpoints.")] = 60,
+    keep: Annotated[int, typer.Option(min=1, help="Newest checkpoints to keep; the best is kept, too.")] = 5,
+    show_options: Annotated[bool, typer.Option("--options", help="Print the recipe's options and end.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a network from scratch, going on where an earlier run in the same folder stopped."""
+    from quickstudy.cli.extras import require
+    from quickstudy.errors import RecipeError
+
+    require("torch", extra="train")
+    from quickstudy.training.recipe import recipe_named
+    from quickstudy.training.settings import Settings
+    from quickstudy.training.train import train
+
+    named = {"data": data, "steps": steps, "epochs": epochs, "batch": batch, "seed": seed}
+    values: dict[str, object] = {name: value for name, value in named.items() if value is not None}
+    if epochs is not None and steps is None:
+        values["steps"] = 0
+    for option in options or []:
+        name, equals, value = option.partition("=")
+        if not equals:
+            raise RecipeError(f"--set {option}: expected NAME=VALUE, such as --set rate=0.05")
+        values[name.strip().replace("-", "_")] = value.strip()
+    chosen = recipe_named(recipe).with_options(values)
+    if show_options:
+        json.dump(chosen.options(), sys.stdout, indent=1)
+        print()
+        return
+    folder = run or Path("runs") / recipe
+    shows_bar = not quiet and not as_json and sys.stderr.isatty()
+    reporter = None if quiet or as_json else _Reporter(folder, bar=shows_bar)
+    try:
+        result = train(
+            chosen,
+            folder,
+            settings=Settings(
+                devices=devices,
+                device=device,
+                threads=threads,
+                data_folder=data_folder,
+                summary_steps=summary_steps,
+                checkpoint_seconds=checkpoint_seconds,
+                keep=keep,
+            ),
+            report=reporter,
+        )
+    except KeyboardInterrupt:
+        print(f"\nquickstudy: interrupted; the same command goes on from the checkpoint in {folder}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    finally:
+        if reporter is not None:
+            reporter.finish()
+    if result is None:
+        return
+    if as_json:
+        json.dump({"run": str(folder), **result.to_dict()}, sys.stdout, indent=1)
+        print()
+    else:
+        _print_result(result, folder)
+
+
+class _Reporter:
+    """Lines for a log; on a terminal with a bar below them. Replicas can be sent it, as the bar is made late."""
+
+    def __init__(self, folder: Path, *, bar: bool) -> None:
+        self.folder, self.wants_bar = folder, bar
+        self.bar: Bar | None = None
+
+    def __call__(self, news: Begun | Progressed) -> None:
+        from quickstudy.training.settings import Begun
+
+        if isinstance(news, Begun):
+            self._begin(news)
+        else:
+            self._progress(news)
+        sys.stdout.flush()
+
+    def finish(self) -> None:
+        if self.bar is not None:
+            self.bar.finish()
+
+    def _begin(self, news: Begun) -> None:
+        from quickstudy.cli.display import print_skipped
+
+        counts = ", ".join(f"{count:,} to {_PURPOSES[name]}" for name, count in news.images.items())
+        print(f"{news.recipe.data}: {len(news.classes)} classes; {counts}")
+        print_skipped(news.skipped)
+        replicas = f" ×{news.replicas}" if news.replicas > 1 else ""
+        print(
+            f"{news.recipe.name}: {news.cost.parameters:,} parameters, "
+            f"{news.cost.multiply_adds / 1e6:.1f} million multiply-adds an image; "
+            f"{news.steps:,} steps of {news.recipe.optimiser.batch} images, {news.precision} on {news.device}{replicas}"
+        )
+        for path in news.damaged:
+            print(f"Warning: the checkpoint {path} is damaged; an older one is used", file=sys.stderr)
+        if news.step:
+            print(f"Going on from step {news.step:,}, as {self.folder} has it")
+        if self.wants_bar:
+            from quickstudy.progress import Bar
+
+            self.bar = Bar(unit="steps")
+            self.bar.start("training", news.steps)
+
+    def _progress(self, news: Progressed) -> None:
+        now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        print(
+            f"{now}: step {news.step}, loss = {news.loss:.2f} "
+            f"({news.examples_per_second:.1f} examples/s; {news.seconds_per_batch:.3f} s/batch)"
+        )
+        if self.bar is not None:
+            self.bar.update(done=news.step, note=f"loss {news.smoothed_loss:.2f}")
+
+
+_PURPOSES = {"train": "train on", "test": "test on", "validation": "validate on"}
+
+
+def _print_result(result: RunResult, folder: Path) -> None:
+    from quickstudy.cli.display import format_score
+
+    if result.validation is not None:
+        print(f"Validation: precision @ 1 = {result.validation.score.accuracy:.3f}")
+    print(f"precision @ 1 = {result.test.score.accuracy:.3f}")
+    print(f"Test accuracy {format_score(result.test.score)}; {result.steps:,} steps in {result.seconds:.1f} s")
+    print(f"\nRun:   {folder} (tensorboard --logdir {folder / 'tensorboard'})")
+    print(f"Next:  quickstudy export {folder}")

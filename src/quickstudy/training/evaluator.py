@@ -1,0 +1,171 @@
+"""The evaluator: a process of its own that follows a run's newest checkpoint and says how good it is.
+
+It reads whole checkpoints only, never misses the last one, and ends when the run has ended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from quickstudy.errors import RunError
+from quickstudy.retraining.evaluation import Evaluation, Score
+from quickstudy.training.checkpoints import Checkpoint
+from quickstudy.training.data import TrainingData, load_training_data
+from quickstudy.training.evaluation import evaluate_logits, logits_of
+from quickstudy.training.folder import EVALUATIONS, RunFolder
+from quickstudy.training.parallel import Replica, choose_device
+from quickstudy.training.state import TrainingState, choose_precision
+from quickstudy.training.summaries import Summaries
+
+_CELL = 16
+"""Pixels a side of a cell of the confusion matrix's picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointEvaluation:
+    """How good a checkpoint is."""
+
+    step: int
+    split: str
+    averaged: bool
+    """Whether the averaged parameters were used."""
+    evaluation: Evaluation
+
+    @property
+    def score(self) -> Score:
+        """Precision at 1, which is the accuracy of the most probable class."""
+        return self.evaluation.score
+
+
+class Evaluator:
+    """Evaluates checkpoints of one run; loads the run's data once."""
+
+    def __init__(
+        self,
+        run: str | Path,
+        *,
+        split: str | None = None,
+        averaged: bool = True,
+        data_folder: Path | None = None,
+        device: str = "auto",
+    ) -> None:
+        """Prepare to evaluate.
+
+        Args:
+            run: the run's folder.
+            split: `validation` or `test`; left out, the validation images where the run has some, else the test images.
+            averaged: use the moving averages of the parameters, where the recipe has them.
+            data_folder: where named data sets lie.
+            device: auto, cpu or cuda.
+
+        Raises:
+            RunError: there is no such run.
+            ImageSetError: its data is not there.
+        """
+        self.folder = RunFolder.existing(Path(run))
+        self.recipe = self.folder.recipe()
+        self.data: TrainingData = load_training_data(
+            self.recipe.data,
+            image_size=self.recipe.image_size,
+            validation=self.recipe.validation,
+            folder=data_folder,
+            lock=self.folder.path / "quickstudy.lock.json",
+        )
+        self.split = split or ("test" if self.data.validation is None else "validation")
+        self.images = self.data.split(self.split)
+        self.moments = self.folder.facts().moments
+        replica = Replica(device_type=choose_device(device))
+        self.precision = choose_precision(self.recipe.optimiser.precision, replica.device_type)
+        self.state = TrainingState(
+            self.recipe,
+            side=self.data.side,
+            channels=self.data.channels,
+            classes=len(self.data.classes),
+            device=replica.device,
+        )
+        self.averaged = averaged and self.state.averages is not None
+
+    def newest(self) -> CheckpointEvaluation:
+        """Evaluate the newest checkpoint.
+
+        Raises:
+            RunError: there is none that is whole.
+        """
+        checkpoint = self.folder.checkpoints.newest()
+        if checkpoint is None:
+            raise RunError(f"'{self.folder.path}' has no checkpoint yet; wait for one with --watch")
+        return self._evaluate(checkpoint)
+
+    def follow(self, *, interval_seconds: float = 5.0) -> Iterator[CheckpointEvaluation]:
+        """Evaluate each newest checkpoint as it comes, the last one included; ends when the run has ended."""
+        name = "evaluation" if self.averaged else "evaluation_own_parameters"
+        done = {line["step"] for line in self._written()}
+        last = max(done, default=-1)
+        with closing(Summaries(self.folder.path / "tensorboard" / name, self.folder.path / EVALUATIONS)) as summaries:
+            while True:
+                # Asked before looking, so that a checkpoint written in between is not missed.
+                ended = self.folder.result() is not None or not self.folder.is_active()
+                checkpoint = self.folder.checkpoints.newest(after=last)
+                if checkpoint is not None:
+                    last = checkpoint.step
+                    result = self._evaluate(checkpoint)
+                    self._write(result, summaries)
+                    yield result
+                elif ended:
+                    return
+                else:
+                    time.sleep(interval_seconds)
+
+    def _evaluate(self, checkpoint: Checkpoint) -> CheckpointEvaluation:
+        state = self.state
+        state.load_state_dict(checkpoint.state)
+        with state.averages.applied() if self.averaged and state.averages is not None else nullcontext():
+            logits = logits_of(
+                state.network,
+                self.images,
+                self.recipe.distortions,
+                self.moments,
+                mirrored=self.recipe.mirrored_test,
+                precision=self.precision,
+            )
+        return CheckpointEvaluation(
+            step=checkpoint.step,
+            split=self.split,
+            averaged=self.averaged,
+            evaluation=evaluate_logits(logits, self.images),
+        )
+
+    def _written(self) -> list[dict[str, Any]]:
+        mine = {"split": self.split, "averaged": self.averaged}
+        lines = self.folder.lines(EVALUATIONS)
+        return [line for line in lines if {name: line.get(name) for name in mine} == mine]
+
+    def _write(self, result: CheckpointEvaluation, summaries: Summaries) -> None:
+        summaries.scalars(
+            result.step,
+            {"precision": result.score.accuracy},
+            split=result.split,
+            averaged=result.averaged,
+            n=result.score.n,
+        )
+        summaries.picture(result.step, "confusion", _confusion_picture(result.evaluation))
+
+
+def _confusion_picture(evaluation: Evaluation) -> torch.Tensor:
+    """Rows are true classes, columns predicted ones; the darker, the more of the class. 1×height×width, 0 to 1."""
+    places = {score.name: number for number, score in enumerate(evaluation.classes)}
+    counts = np.zeros((len(places), len(places)))
+    for score in evaluation.classes:
+        counts[places[score.name], places[score.name]] = score.right
+    for pair in evaluation.confusions:
+        counts[places[pair.truth], places[pair.predicted]] = pair.count
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return torch.from_numpy(1 - np.kron(np.sqrt(shares), np.ones((_CELL, _CELL))))[None].float()
