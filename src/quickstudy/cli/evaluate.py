@@ -29,7 +29,8 @@ def command(
     quiet: Quiet = False,
 ) -> None:
     """Score a model on labelled images, matching classes by name; or follow the checkpoints of a training."""
-    if model.is_dir() and (images is None or (model / "config.json").is_file()):
+    is_run = (model / "config.json").is_file() or (images is None and (watch or model.suffix != ".onnx"))
+    if is_run:
         _evaluate_run(model, images, watch, split, ema, interval, data_folder, as_json)
         return
     if images is None:

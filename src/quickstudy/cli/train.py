@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def command(
-    recipe: Annotated[str, typer.Argument(help="cifar10-classic or cifar10-fast.", show_default=False)],
+    recipe: Annotated[
+        str, typer.Argument(help="cifar10-classic, cifar10-fast, cifar10-long or cifar10-gpu.", show_default=False)
+    ],
     data: Annotated[
         str | None,
         typer.Option(help="A named data set, a folder in its official layout, or images laid out as for retrain."),
@@ -91,8 +94,10 @@ def command(
     finally:
         if reporter is not None:
             reporter.finish()
-    if result is None:
-        return
+    if result is None:  # another replica than the first, started by torchrun
+        sys.stdout.flush()
+        # At once: what gloo leaves behind aborts the interpreter's end now and then (see `parallel._replica`).
+        os._exit(0)
     if as_json:
         json.dump({"run": str(folder), **result.to_dict()}, sys.stdout, indent=1)
         print()

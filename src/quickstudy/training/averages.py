@@ -30,6 +30,11 @@ class ParameterAverages:
         self.updates += 1
         torch._foreach_lerp_(self._averages, [value.detach() for value in self._sources.values()], 1 - decay)
 
+    def restart(self) -> None:
+        """Begin again with the parameters as they are now."""
+        self.updates = 0
+        self._copy_to_averages()
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The network has the averages inside this context, and its own parameters again after it."""
@@ -51,6 +56,11 @@ class ParameterAverages:
         saved: Mapping[str, Tensor] = state["averages"]  # type: ignore[assignment]
         for name, average in zip(self._names, self._averages, strict=True):
             average.copy_(saved[name])
+
+    @torch.no_grad()
+    def _copy_to_averages(self) -> None:
+        for average, value in zip(self._averages, self._sources.values(), strict=True):
+            average.copy_(value)
 
     @torch.no_grad()
     def _copy(self, values: list[Tensor]) -> None:

@@ -10,8 +10,6 @@ import contextlib
 import hashlib
 import io
 import json
-import pickle
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from typing import Any
 import torch
 
 from quickstudy.errors import RunError
-from quickstudy.files import write_bytes_atomically, write_json_atomically
+from quickstudy.files import TEMPORARY_PREFIX, write_bytes_atomically, write_json_atomically
 
 _PATTERN = "step-*.pt"
 
@@ -72,6 +70,8 @@ class Checkpoints:
                 f"Cannot write the checkpoint '{path}': {error.strerror}. Those before it are safe; "
                 "free some space and start the same command again to go on"
             ) from error
+        for rubbish in self.folder.glob(f"{TEMPORARY_PREFIX}*"):  # of a process that was killed while it wrote
+            rubbish.unlink(missing_ok=True)
         for old in self.steps()[: -self.keep]:
             if old not in (best, step):
                 with contextlib.suppress(OSError):
@@ -99,21 +99,13 @@ class Checkpoints:
             FileNotFoundError: it is not there.
         """
         path = self.path(step)
-        data = path.read_bytes()
         try:
+            data = path.read_bytes()
             expected = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["sha256"]
             if hashlib.sha256(data).hexdigest() != expected:
                 raise ValueError("its bytes are not those that were written")
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            RuntimeError,
-            pickle.UnpicklingError,
-            zipfile.BadZipFile,
-        ) as error:
+        except Exception as error:  # torch's reader raises anything when it is given garbage
             if isinstance(error, FileNotFoundError) and not path.exists():
                 raise
             raise RunError(f"The checkpoint '{path}' is damaged: {error}") from None

@@ -154,9 +154,17 @@ def _hold_out(data: PixelSet, share: float) -> tuple[PixelSet, PixelSet]:
     held = np.zeros(len(data), np.bool_)
     for label in range(len(data.classes)):
         rows = order[data.labels[order] == label]
-        held[rows[: round(share * len(rows))]] = True
+        wanted = max(1, round(share * len(rows)))  # a class of two or more is on both sides, however small
+        held[rows[: max(0, min(wanted, len(rows) - 1))]] = True
     taken = {hashes[row] for row in np.flatnonzero(held)}
     held |= np.fromiter((digest in taken for digest in hashes), np.bool_, len(hashes))
+    if untrained := sorted(set(data.labels.tolist()) - set(data.labels[~held].tolist())):
+        raise ImageSetError(
+            f"validation={share:g} leaves no image of '{data.classes[untrained[0]]}' to train on; "
+            "hold out a smaller share, or add images to the class"
+        )
+    if not held.any():
+        raise ImageSetError(f"No class has a second image that validation={share:g} could hold out; add images")
     return _part(data, ~held), _part(data, held)
 
 

@@ -22,7 +22,7 @@ from quickstudy.training.data import TrainingData, load_training_data
 from quickstudy.training.evaluation import evaluate_logits, logits_of
 from quickstudy.training.folder import EVALUATIONS, RunFolder
 from quickstudy.training.parallel import Replica, choose_device
-from quickstudy.training.state import TrainingState, choose_precision
+from quickstudy.training.state import TrainingState
 from quickstudy.training.summaries import Summaries
 
 _CELL = 16
@@ -83,7 +83,6 @@ class Evaluator:
         self.images = self.data.split(self.split)
         self.moments = self.folder.facts().moments
         replica = Replica(device_type=choose_device(device))
-        self.precision = choose_precision(self.recipe.optimiser.precision, replica.device_type)
         self.state = TrainingState(
             self.recipe,
             side=self.data.side,
@@ -134,7 +133,7 @@ class Evaluator:
                 self.recipe.distortions,
                 self.moments,
                 mirrored=self.recipe.mirrored_test,
-                precision=self.precision,
+                precision=self.state.precision,
             )
         return CheckpointEvaluation(
             step=checkpoint.step,

@@ -81,7 +81,10 @@ class RunFolder:
         """
         config = recipe.to_dict() | {"data_facts": facts.to_dict()}
         if (self.path / "config.json").exists():
-            differences = _differences(self.config(), config)
+            try:
+                differences = _differences(self.config(), config)
+            except (AttributeError, TypeError, ValueError) as error:
+                raise RunError(f"'{self.path / 'config.json'}' is damaged: {error!r}") from None
             if differences:
                 raise RunError(
                     f"'{self.path}' holds a run with other values ({'; '.join(differences)}); "
@@ -100,8 +103,12 @@ class RunFolder:
         Raises:
             RunError: somebody else does.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("a+") as file:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            opened = (self.path / "lock").open("a+")
+        except OSError as error:
+            raise RunError(f"Cannot write to '{self.path}': {error.strerror}; name another folder with --run") from None
+        with opened as file:
             for attempt in range(_LOCK_ATTEMPTS):
                 if _try_lock(file.fileno()):
                     break
@@ -140,7 +147,7 @@ class RunFolder:
         """What a .jsonl file of the run holds; a last line that a kill cut off is left out."""
         found = []
         try:
-            text = (self.path / name).read_text(encoding="utf-8")
+            text = (self.path / name).read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return []
         for line in text.splitlines():
@@ -159,8 +166,11 @@ class RunFolder:
 
 def append_line(path: Path, values: dict[str, Any]) -> None:
     """Add one JSON line, in one write, so that a reader sees whole lines but for a kill in its midst."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(values) + "\n")
+    with path.open("ab+") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(end - 1, 0))
+        whole = file.read(1) in (b"", b"\n")  # what a kill has cut off must not spoil this line, too
+        file.write((("" if whole else "\n") + json.dumps(values) + "\n").encode())
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

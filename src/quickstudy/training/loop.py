@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from quickstudy.errors import RecipeError
+from quickstudy.errors import RecipeError, RunError
 from quickstudy.images.pixels import PixelSet
 from quickstudy.retraining.evaluation import Evaluation
 from quickstudy.training.data import TrainingData
@@ -18,11 +18,11 @@ from quickstudy.training.evaluation import evaluate_logits, logits_of
 from quickstudy.training.folder import RunFolder
 from quickstudy.training.interrupts import Interrupts
 from quickstudy.training.networks.cost import cost_of
-from quickstudy.training.parallel import Replica
+from quickstudy.training.parallel import Replica, agree_on_step
 from quickstudy.training.pipeline import Pipeline, evaluation_batches
 from quickstudy.training.recipe import Recipe
 from quickstudy.training.settings import Begun, Report, RunResult, Settings
-from quickstudy.training.state import TrainingState, choose_precision
+from quickstudy.training.state import TrainingState
 from quickstudy.training.watch import Watch
 
 _PREPARING_IMAGES = 2000
@@ -49,13 +49,23 @@ def fit(
     """
     replica, settings = replica or Replica(), settings or Settings()
     _check(recipe, data, replica)
-    with ExitStack() as stack:
-        if replica.is_first:
-            stack.enter_context(folder.locked())
-            folder.begin(recipe, data.facts())
-            if (finished := folder.result()) is not None:
-                return RunResult.from_dict(folder.path, finished)
-        return _Training(recipe, data, folder, replica, settings, report).run()
+    if not replica.is_first and folder.result() is not None:
+        return None
+    try:
+        with ExitStack() as stack:
+            if replica.is_first:
+                stack.enter_context(folder.locked())
+                folder.begin(recipe, data.facts())
+                if (finished := folder.result()) is not None:
+                    return RunResult.from_dict(folder.path, finished)
+            return _Training(recipe, data, folder, replica, settings, report).run()
+    except BrokenPipeError:  # who read the reports has gone
+        raise
+    except OSError as error:
+        raise RunError(
+            f"Cannot write to '{folder.path}': {error.strerror or error}. Its checkpoints are safe; "
+            "free some space and start the same command again to go on"
+        ) from error
 
 
 class _Training:
@@ -76,7 +86,6 @@ class _Training:
         self.report = report if replica.is_first else None
         self.steps = recipe.total_steps(len(data.train))
         self.moments = Moments.of(data.train.pixels)
-        self.precision = choose_precision(recipe.optimiser.precision, replica.device_type)
         self.state = TrainingState(
             recipe, side=data.side, channels=data.channels, classes=len(data.classes), device=self.device
         )
@@ -94,12 +103,13 @@ class _Training:
 
     def run(self) -> RunResult | None:
         """Train to the last step, then evaluate."""
-        state, optimiser, recipe = self.state, self.state.optimiser, self.recipe
+        state, recipe = self.state, self.recipe
         checkpoints = self.folder.checkpoints
         if (checkpoint := checkpoints.newest()) is not None:
             state.load_state_dict(checkpoint.state)
         else:
-            state.network.prepare(self._first_images())
+            state.prepare(self._first_images())
+        agree_on_step(self.replica, state.step)
         self._announce()
         network = self._replicated()
         steps_per_epoch = len(self.data.train) / recipe.optimiser.batch
@@ -125,13 +135,12 @@ class _Training:
                 cross_entropy = functional.cross_entropy(
                     logits.float(), batch.labels, label_smoothing=recipe.optimiser.label_smoothing
                 )
-                optimiser.zero_grad()
+                state.zero_grad()
                 cross_entropy.backward()  # type: ignore[no-untyped-call]
                 decay = state.decay_loss(recipe.optimiser.weight_decay)
-                state.set_rate(rate)
-                optimiser.step()
-                state.step += 1
-                if state.averages is not None and state.step % recipe.optimiser.average_every == 0:
+                state.learn(rate)
+                due = state.step % recipe.optimiser.average_every == 0 or state.step == self.steps
+                if state.averages is not None and due:
                     state.averages.update()
                 watch.after(batch, rate, cross_entropy.detach(), decay)
                 if interrupts.pending is not None:
@@ -147,16 +156,18 @@ class _Training:
         return torch.cat(list(batches))
 
     def _replicated(self) -> nn.Module:
-        if self.replica.world == 1:
-            return self.state.network
-        places = [self.device.index] if self.device.type == "cuda" else None
-        replicated: nn.Module = nn.parallel.DistributedDataParallel(self.state.network, device_ids=places)
-        return replicated
+        network: nn.Module = self.state.network
+        if self.recipe.optimiser.compiled and self.device.type == "cuda":
+            network.compile()
+        if self.replica.world > 1:
+            places = [self.device.index] if self.device.type == "cuda" else None
+            network = nn.parallel.DistributedDataParallel(network, device_ids=places)
+        return network
 
     def _autocast(self) -> AbstractContextManager[object]:
-        if self.precision is torch.float32:
+        if self.state.precision is torch.float32:
             return nullcontext()
-        return torch.autocast(self.device.type, self.precision)
+        return torch.autocast(self.device.type, self.state.precision)
 
     def _announce(self) -> None:
         if self.report is None:
@@ -177,7 +188,7 @@ class _Training:
                 steps=self.steps,
                 step=self.state.step,
                 damaged=tuple(self.folder.checkpoints.damaged),
-                precision=str(self.precision).removeprefix("torch."),
+                precision=str(self.state.precision).removeprefix("torch."),
                 device=str(self.device),
                 replicas=self.replica.world,
             )
@@ -205,7 +216,7 @@ class _Training:
                 self.recipe.distortions,
                 self.moments,
                 mirrored=self.recipe.mirrored_test,
-                precision=self.precision,
+                precision=self.state.precision,
             )
         return evaluate_logits(logits, data)
 
@@ -216,4 +227,8 @@ def _check(recipe: Recipe, data: TrainingData, replica: Replica) -> None:
         raise RecipeError(
             f"batch is {recipe.optimiser.batch}, which {replica.world} devices cannot share evenly; "
             f"take a multiple of {replica.world}"
+        )
+    with torch.device("meta"):  # tells whether there is such a network, before anything is written
+        recipe.network.build(
+            size=recipe.distortions.output_side(data.side), channels=data.channels, classes=len(data.classes)
         )

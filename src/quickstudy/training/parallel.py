@@ -6,10 +6,14 @@ torch.distributed: gloo on processors, NCCL on GPUs. Nothing listens beyond the 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import json
 import os
+import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +23,9 @@ from typing import Any
 import torch
 import torch.distributed
 
+from quickstudy import errors
 from quickstudy.cores import usable_cores
-from quickstudy.errors import RecipeError, TrainingError
+from quickstudy.errors import QuickstudyError, RecipeError, RunError, TrainingError
 
 _TIMEOUT = datetime.timedelta(minutes=10)
 
@@ -98,6 +103,24 @@ def joined(replica: Replica, meeting: str = "env://") -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
+def agree_on_step(replica: Replica, step: int) -> None:
+    """See that all replicas go on from the same step.
+
+    Raises:
+        RunError: they do not, so they do not share the run's folder.
+    """
+    if replica.world == 1:
+        return
+    ends = torch.tensor([step, -step], device=replica.device)
+    torch.distributed.all_reduce(ends, torch.distributed.ReduceOp.MAX)
+    highest, lowest = ends[0].item(), -ends[1].item()
+    if highest != lowest:
+        raise RunError(
+            f"The replicas would go on from different steps, {lowest} and {highest}; "
+            "all machines have to share the run's folder"
+        )
+
+
 def run_replicas(world: int, device_type: str, work: Callable[..., Any], *arguments: Any) -> None:
     """Run `work(replica, *arguments)` in `world` processes on this machine; all of them end before this returns.
 
@@ -108,32 +131,68 @@ def run_replicas(world: int, device_type: str, work: Callable[..., Any], *argume
         arguments: passed on.
 
     Raises:
+        QuickstudyError: one of them raised it.
         TrainingError: one of them died; the others have been ended.
         RecipeError: there are not so many devices.
     """
     if device_type == "cuda" and world > torch.cuda.device_count():
         raise RecipeError(f"devices is {world}; there are {torch.cuda.device_count()} GPUs here")
-    from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
+    from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
     with tempfile.TemporaryDirectory(prefix="quickstudy-") as folder:
-        meeting = (Path(folder) / "meeting").as_uri()
+        replicas = start_processes(  # type: ignore[no-untyped-call]
+            _replica, (world, device_type, Path(folder), work, arguments), nprocs=world, join=False
+        )
         try:
-            spawn(_replica, (world, device_type, meeting, work, arguments), nprocs=world)  # type: ignore[no-untyped-call]
-        except ProcessRaisedException as error:
-            lines = [line for line in str(error).strip().splitlines() if line.strip()]
-            raise TrainingError(f"A replica failed: {lines[-1] if lines else error}") from None
-        except ProcessExitedException as error:
-            how = f"signal {error.signal_name}" if error.signal_name else f"exit status {error.exit_code}"
-            raise TrainingError(
-                f"Replica {error.error_index} died ({how}), so the others were ended; "
-                "the same command goes on from the newest checkpoint"
-            ) from None
+            while not replicas.join():
+                pass
+        except (ProcessExitedException, ProcessRaisedException) as error:
+            # Where one dies, all others fail or are ended, and may be noticed first.
+            for index, process in enumerate(replicas.processes):
+                if process.exitcode not in (0, 1, -signal.SIGTERM, 128 + signal.SIGTERM):
+                    raise _death(index, process.exitcode) from None
+            if isinstance(error, ProcessExitedException) and error.exit_code != 1:
+                raise _death(error.error_index, error.exit_code) from None
+            raise _failure(Path(folder) / _ERROR, str(error)) from None
+
+
+def _death(index: int, exit_code: int) -> TrainingError:
+    how = f"signal {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit status {exit_code}"
+    return TrainingError(
+        f"Replica {index} died ({how}), so the others were ended; the same command goes on from the newest checkpoint"
+    )
+
+
+def _failure(path: Path, otherwise: str) -> QuickstudyError:
+    """The first error of a replica, as it was raised there."""
+    try:
+        kind, message = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return TrainingError(f"A replica failed: {otherwise.strip()}")
+    known = getattr(errors, kind, None)
+    return known(message) if known is not None else TrainingError(f"A replica failed: {kind}: {message}")
+
+
+_ERROR = "error.json"
 
 
 def _replica(
-    rank: int, world: int, device_type: str, meeting: str, work: Callable[..., Any], arguments: tuple[Any, ...]
+    rank: int, world: int, device_type: str, folder: Path, work: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
     replica = Replica(rank=rank, world=world, local_rank=rank, local_world=world, device_type=device_type)
-    with joined(replica, meeting):
-        work(replica, *arguments)
+    status = 0
+    with joined(replica, (folder / "meeting").as_uri()):
+        try:
+            work(replica, *arguments)
+        except Exception as error:
+            status = 1
+            # Only the first counts: that it leaves makes the others fail.
+            with contextlib.suppress(FileExistsError), (folder / _ERROR).open("x", encoding="utf-8") as file:
+                json.dump([type(error).__name__, str(error)], file)
+                if not isinstance(error, QuickstudyError):
+                    traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # At once: what gloo leaves behind aborts the interpreter's end now and then (torch 2.13, under load).
+    os._exit(status)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quickstudy.images.pixels import PixelSet
-from quickstudy.training.distortions import Distortions, Moments, centred, distort, draw
+from quickstudy.training.distortions import Distortions, Moments, centred, distort, draw, with_margin
 
 _ORDER, _DISTORTION, _FIRST_FLIP = 1, 2, 3
 """Purposes of random numbers, so that no two use the same stream."""
@@ -53,7 +53,7 @@ class Pipeline:
         self.distortions, self.batch, self.seed, self.moments = distortions, batch, seed, moments
         self.part = slice(rank * batch // world, (rank + 1) * batch // world)
         self.threads = threads
-        self.pixels = torch.from_numpy(data.pixels).to(device)
+        self.pixels = torch.from_numpy(with_margin(data.pixels, distortions.pad)).to(device)
         self.labels = torch.from_numpy(data.labels).to(device)
         self.side = data.pixels.shape[1]
         self._orders: dict[int, NDArray[np.int64]] = {}
@@ -64,7 +64,9 @@ class Pipeline:
         if self.pixels.device.type != "cpu" or not self.threads:
             yield from map(self.make, steps)
             return
-        # A thread of its own for each batch: torch's own threads belong to the network's layers.
+        # A thread of its own for each batch: torch's own threads belong to the network's layers. What one thread sets,
+        # all that have not computed yet begin with; so this one settles its own count before, and the others' after.
+        torch.get_num_threads()
         with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             ahead: deque[Future[Batch]] = deque()
             try:
@@ -76,6 +78,7 @@ class Pipeline:
                     yield ahead.popleft().result()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+                torch.set_num_threads(torch.get_num_threads())
 
     def make(self, step: int) -> Batch:
         """The batch of one step; this replica's part of it."""
@@ -91,7 +94,14 @@ class Pipeline:
         chosen = torch.from_numpy(rows).to(self.pixels.device)
         return Batch(
             step=step,
-            images=distort(self.pixels, chosen, draws[self.part], self.distortions, self.moments),
+            images=distort(
+                self.pixels,
+                chosen,
+                draws[self.part],
+                self.distortions,
+                self.moments,
+                side=self.distortions.output_side(self.side),
+            ),
             labels=self.labels[chosen],
         )
 
@@ -128,7 +138,9 @@ def evaluation_batches(
     for start in range(0, len(pixels), batch):
         part = torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch])).to(device)
         rows = torch.arange(len(part), device=device)
-        yield distort(part, rows, centred(distortions, len(part), side=part.shape[1]), distortions, moments)
+        side = part.shape[1]
+        draws = centred(distortions, len(part), side=side)
+        yield distort(part, rows, draws, distortions, moments, side=distortions.output_side(side))
 
 
 def _generator(seed: int, purpose: int, number: int) -> np.random.Generator:

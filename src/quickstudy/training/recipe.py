@@ -18,22 +18,29 @@ from quickstudy.training.schedules import OneCycle, Staircase
 
 @dataclass(frozen=True, kw_only=True)
 class Optimiser:
-    """Stochastic gradient descent and what belongs to it."""
+    """Stochastic gradient descent, or Muon, and what belongs to it."""
 
     batch: int = 128
     """Images a step, over all devices."""
     momentum: float = 0.0
     nesterov: bool = False
+    muon: bool = False
+    """Use Muon for the convolutions' weights; they must be followed by batch norms."""
+    muon_momentum: float = 0.6
     weight_decay: float = 0.0
     """Factor of half the sum of squares of the decayed weights, which is added to the loss."""
     bias_rate: float = 1.0
     """Factor of the learning rate for biases."""
+    head_rate: float = 1.0
+    """Factor of the learning rate for the last layer."""
     label_smoothing: float = 0.0
     """Share of each label that is spread over all classes (Szegedy et al., 2016, section 7)."""
     average_decay: float = 0.0
     """Decay of the moving averages of all parameters that evaluation uses; 0: it uses the parameters themselves."""
     average_every: int = 1
     """Steps from one update of the averages to the next."""
+    compiled: bool = False
+    """On a GPU, let torch.compile fuse the network's operations; it takes a minute at the start."""
     precision: str = "float32"
     """float32, bfloat16, or auto: bfloat16 where the machine multiplies it faster."""
 
@@ -71,9 +78,11 @@ class Recipe:
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             if dataclasses.is_dataclass(value):
-                result |= {inner.name: getattr(value, inner.name) for inner in dataclasses.fields(value)}
+                result |= {
+                    inner.name: _as_declared(inner, getattr(value, inner.name)) for inner in dataclasses.fields(value)
+                }
             elif item.name != "name":
-                result[item.name] = value
+                result[item.name] = _as_declared(item, value)
         return result
 
     def with_options(self, options: Mapping[str, Any]) -> Recipe:
@@ -104,14 +113,16 @@ class Recipe:
     def check(self) -> None:
         """Raise a RecipeError where a value cannot be used, before any work is done."""
         for name, value in self.options().items():
-            if name in _RANGES and not _RANGES[name][0] <= value <= _RANGES[name][1]:
-                low, high = _RANGES[name]
+            low, high = _RANGES.get(name, (-math.inf, math.inf))
+            if name in _RANGES and not (low <= value <= high and math.isfinite(value)):
                 upper = f" to {high:g}" if high < math.inf else " or more"
                 raise RecipeError(f"{name} is {value:g}; expected {low:g}{upper}")
         if not self.steps and not self.epochs:
             raise RecipeError("Both steps and epochs are 0; set one of them to say how long to train")
         if self.optimiser.precision not in ("float32", "bfloat16", "auto"):
             raise RecipeError(f"precision is '{self.optimiser.precision}'; expected float32, bfloat16 or auto")
+        if self.optimiser.nesterov and not self.optimiser.momentum:
+            raise RecipeError("nesterov is on, which takes a momentum above 0; set momentum, or nesterov=off")
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; `from_dict` reads them back."""
@@ -141,6 +152,11 @@ def recipe_named(name: str) -> Recipe:
     return RECIPES[name]
 
 
+def _as_declared(field: dataclasses.Field[Any], value: Any) -> Any:
+    """A whole number that stands where any number may stand becomes a float, so that 2.5 can be put in its place."""
+    return float(value) if field.type == "float" else value
+
+
 def _read(name: str, value: Any, present: Any) -> Any:
     """A value of the type of the present one, from text or JSON."""
     try:
@@ -150,6 +166,8 @@ def _read(name: str, value: Any, present: Any) -> Any:
             parts = value.split(",") if isinstance(value, str) else value
             return tuple(type(present[0])(part) for part in parts)
         if isinstance(present, int) and not isinstance(value, int):
+            if isinstance(value, str) and value.strip().isdecimal():
+                return int(value)  # not by way of a float, which has 53 bits
             if float(value) != int(float(value)):
                 raise ValueError
             return int(float(value))
@@ -180,6 +198,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
     "warmup": (0, 1),
     "bottleneck": (0, 4096),
+    "convolutions": (1, 64),
+    "bias_rate": (0.001, math.inf),
+    "head_rate": (0.001, math.inf),
+    "muon_momentum": (0, 1),
+    "rate_decay_epochs": (0.001, math.inf),
 }
 
 RECIPES = {
@@ -198,10 +221,34 @@ RECIPES = {
             network=FastNetwork(),
             distortions=Distortions(pad=2, alternate=True, standardise="set"),
             optimiser=Optimiser(
-                batch=256, momentum=0.85, nesterov=True, weight_decay=0.003, bias_rate=64, label_smoothing=0.2,
-                average_decay=0.95, average_every=5, precision="auto",
+                batch=256, momentum=0.85, nesterov=True, muon=True, weight_decay=0.0064, bias_rate=0.66, head_rate=8.4,
+                label_smoothing=0.2, precision="auto",
             ),
-            schedule=OneCycle(rate=0.26),
+            schedule=OneCycle(rate=0.08, warmup=0.01, rate_end=0.0),
+            epochs=5.6,
+            mirrored_test=True,
+        ),
+        Recipe(
+            name="cifar10-long",
+            network=FastNetwork(widths=(64, 256, 256)),
+            distortions=Distortions(pad=2, alternate=True, standardise="set"),
+            optimiser=Optimiser(
+                batch=256, momentum=0.85, nesterov=True, muon=True, weight_decay=0.0064, bias_rate=0.66, head_rate=8.4,
+                label_smoothing=0.2, precision="auto",
+            ),
+            schedule=OneCycle(rate=0.08, warmup=0.01, rate_end=0.0),
+            epochs=12,
+            mirrored_test=True,
+        ),
+        Recipe(
+            name="cifar10-gpu",
+            network=FastNetwork(widths=(64, 256, 256), convolutions=2, residual=False, activation="gelu"),
+            distortions=Distortions(pad=2, alternate=True, standardise="set"),
+            optimiser=Optimiser(
+                batch=2000, momentum=0.85, nesterov=True, muon=True, weight_decay=0.017, bias_rate=0.22, head_rate=2.8,
+                label_smoothing=0.2, precision="auto", compiled=True,
+            ),
+            schedule=OneCycle(rate=0.24, warmup=0.01, rate_end=0.0),
             epochs=8,
             mirrored_test=True,
         ),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quickstudy.training.averages import ParameterAverages
+from quickstudy.training.muon import Muon
 from quickstudy.training.recipe import Optimiser, Recipe
 
 _LOSS_DECAY = 0.9
@@ -22,8 +23,11 @@ class TrainingState:
         network = recipe.network.build(size=recipe.distortions.output_side(side), channels=channels, classes=classes)
         self.network = network.to(device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.decayed = list(self.network.decayed())
-        self.optimiser = _optimiser(self.network, self.decayed, recipe.optimiser)
+        muon = recipe.optimiser.muon  # which keeps its weights' norms as they are
+        self.precision = choose_precision(recipe.optimiser.precision, device.type)
+        """In which layers multiply."""
+        self.decayed = [weight for weight in self.network.decayed() if not (muon and weight.ndim == 4)]
+        self.optimisers = _optimisers(self.network, self.decayed, recipe.optimiser, self.precision)
         self.averages = (
             ParameterAverages(self.network, recipe.optimiser.average_decay) if recipe.optimiser.average_decay else None
         )
@@ -34,10 +38,23 @@ class TrainingState:
         self.seconds = 0.0
         """Spent training before this process took over."""
 
-    def set_rate(self, rate: float) -> None:
-        """Set the learning rate of all groups."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate * group["rate_factor"]
+    def prepare(self, images: Tensor) -> None:
+        """Let the network take from images what it does not train; the averages begin after that."""
+        self.network.prepare(images)
+        if self.averages is not None:
+            self.averages.restart()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of the step before."""
+        self.network.zero_grad()
+
+    def learn(self, rate: float) -> None:
+        """Change the parameters by their gradients, at this learning rate."""
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate * group["rate_factor"]
+            optimiser.step()
+        self.step += 1
 
     def decay_loss(self, weight_decay: float) -> Tensor:
         """What weight decay adds to the loss: its factor times half the sum of squares."""
@@ -58,7 +75,7 @@ class TrainingState:
             "step": self.step,
             "seconds": self.seconds,
             "network": self.network.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "averages": None if self.averages is None else self.averages.state_dict(),
             "smoothed": self.smoothed,
             "generator": torch.get_rng_state(),
@@ -68,7 +85,8 @@ class TrainingState:
         """From a checkpoint."""
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
         self.network.load_state_dict(state["network"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
         if self.averages is not None:
             self.averages.load_state_dict(state["averages"])
         self.smoothed = state["smoothed"].to(self.smoothed.device)
@@ -87,16 +105,25 @@ def choose_precision(name: str, device_type: str) -> torch.dtype:
     return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
-def _optimiser(network: nn.Module, decayed: list[Tensor], options: Optimiser) -> torch.optim.SGD:
+def _optimisers(
+    network: nn.Module, decayed: list[Tensor], options: Optimiser, precision: torch.dtype
+) -> list[torch.optim.Optimizer]:
+    """Gradient descent for all parameters; with `muon` that for the convolutions' weights, descent for the others."""
     chosen = {id(parameter) for parameter in decayed}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    convolutions: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            factor = options.bias_rate if name.endswith("bias") else 1.0
-            # Divided by the factor, so that biases shrink as fast as weights.
-            decay = options.weight_decay / factor if id(parameter) in chosen else 0.0
-            groups.setdefault((factor, decay), []).append(parameter)
-    return torch.optim.SGD(
+        if not parameter.requires_grad:
+            continue
+        if options.muon and parameter.ndim == 4:
+            convolutions.append(parameter)
+            continue
+        head_rate = options.head_rate if name.startswith("linear.") else 1.0
+        factor = head_rate * (options.bias_rate if name.endswith("bias") else 1.0)
+        # Divided by the factor, so that all that decays shrinks equally fast.
+        decay = options.weight_decay / factor if id(parameter) in chosen else 0.0
+        groups.setdefault((factor, decay), []).append(parameter)
+    descent = torch.optim.SGD(
         [
             {"params": members, "rate_factor": factor, "weight_decay": decay}
             for (factor, decay), members in groups.items()
@@ -106,3 +133,7 @@ def _optimiser(network: nn.Module, decayed: list[Tensor], options: Optimiser) ->
         nesterov=options.nesterov,
         fused=True,
     )
+    if not convolutions:
+        return [descent]
+    group = [{"params": convolutions, "rate_factor": 1.0}]
+    return [Muon(group, lr=0.0, momentum=options.muon_momentum, precision=precision), descent]

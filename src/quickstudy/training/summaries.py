@@ -7,6 +7,7 @@ Histograms are counted in torch over fixed, exponentially growing buckets, a hun
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ _ACTIVATION_IMAGES = 16
 
 
 class Summaries:
-    """Writes to TensorBoard and to a .jsonl file; closes both when it is left."""
+    """Writes to TensorBoard and to a .jsonl file; `close` writes out what is waiting."""
 
     def __init__(self, events: Path | None, lines: Path, *, first_step: int = 0) -> None:
         self.lines = lines
@@ -35,7 +36,9 @@ class Summaries:
         if events is not None:
             from torch.utils.tensorboard.writer import SummaryWriter
 
-            self.writer = SummaryWriter(str(events), purge_step=first_step or None, max_queue=1000, flush_secs=10)
+            self.writer = SummaryWriter(
+                str(events), purge_step=first_step + 1 if first_step else None, max_queue=1000, flush_secs=10
+            )
 
     def close(self) -> None:
         """Write out what is waiting."""
@@ -127,7 +130,9 @@ class Summaries:
         training = network.training
         network.eval()
         try:
-            self.writer.add_graph(network, images[:1])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the tracer: shapes become constants, as they should in a picture
+                self.writer.add_graph(network, images[:1])
         finally:
             network.train(training)
 

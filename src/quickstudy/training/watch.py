@@ -49,7 +49,9 @@ class Watch:
         self._seconds_before = state.seconds
         self._started, self._reported_at = started, time.perf_counter()
         self._reported_step = state.step
-        self._saved_at, self._saved_step = time.monotonic(), -1
+        self._saved_at = time.monotonic()
+        # A run that goes on has the checkpoint of its step; to write it again would endanger it.
+        self._saved_step = state.step or -1
 
     def close(self) -> None:
         """Write out what is waiting."""
@@ -59,9 +61,10 @@ class Watch:
     @contextmanager
     def forward(self, batch: Batch) -> Iterator[None]:
         """Around the forward pass of a step: where a summary is due, the activations go into it."""
-        if self._summary_is_due(batch.step) and self.summaries is not None:
-            self.summaries.images(batch.step, "images", batch.images)
-            with self.summaries.watching(batch.step, self.state.network):
+        step = batch.step + 1
+        if self.summaries is not None and self._summary_is_due(step):
+            self.summaries.images(step, "images", batch.images)
+            with self.summaries.watching(step, self.state.network):
                 yield
         else:
             yield
@@ -74,8 +77,8 @@ class Watch:
         self._unseen.append((batch.step, losses[0]))
         if state.step % self._look_every == 0:
             self._check()
-        if self._summary_is_due(batch.step) and self.summaries is not None:
-            self.summaries.network(batch.step, state.network)
+        if self.summaries is not None and self._summary_is_due(state.step):
+            self.summaries.network(state.step, state.network)
         if state.step % settings.log_steps == 0 and self.writes:
             self._tell(losses, rate)
         if self.writes and time.monotonic() - self._saved_at >= settings.checkpoint_seconds:
@@ -97,7 +100,9 @@ class Watch:
         return self._seconds_before + time.perf_counter() - self._started
 
     def _summary_is_due(self, step: int) -> bool:
-        return bool(self.settings.summary_steps) and self.writes and step % self.settings.summary_steps == 0
+        """Of the first step and every so many after it; steps count from 1 in all that is written."""
+        every = self.settings.summary_steps
+        return bool(every) and (step == 1 or step % every == 0)
 
     def _tell(self, losses: Tensor, rate: float) -> None:
         now, step = time.perf_counter(), self.state.step

@@ -65,7 +65,8 @@ class ClassicNet(nn.Module):
             self.conv2 = Bottleneck(_FILTERS, config.bottleneck, activation=config.activation)
         self.active2 = activation()
         self.norm2 = _normalisation(config.normalisation)
-        side = after_pooling(after_pooling(size))
+        self.sides = (size, after_pooling(size))
+        side = after_pooling(self.sides[1])
         if config.top == "dense":
             self.hidden1: nn.Linear | LocallyConnected = nn.Linear(_FILTERS * side**2, _HIDDEN[0])
             self.hidden2: nn.Linear | LocallyConnected = nn.Linear(*_HIDDEN)
@@ -80,8 +81,8 @@ class ClassicNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The layers, in order."""
-        x = self.norm1(_pool(self.active1(self.conv1(images))))
-        x = _pool(self.norm2(self.active2(self.conv2(x))))
+        x = self.norm1(_pool(self.active1(self.conv1(images)), side=self.sides[0]))
+        x = _pool(self.norm2(self.active2(self.conv2(x))), side=self.sides[1])
         if isinstance(self.hidden1, nn.Linear):
             x = x.flatten(1)
         x = self.active3(self.hidden1(x))
@@ -132,6 +133,7 @@ def _normalisation(kind: str) -> nn.Module:
     return nn.BatchNorm2d(_FILTERS) if kind == "batch_norm" else nn.Identity()
 
 
-def _pool(x: Tensor) -> Tensor:
-    # Windows of 3 every 2 from the first pixel on, the last one cut off at the border: TensorFlow's padding SAME.
-    return functional.max_pool2d(x, 3, 2, ceil_mode=True)
+def _pool(x: Tensor, *, side: int) -> Tensor:
+    # TensorFlow's padding SAME: windows of 3 every 2 from the first pixel on, the last one cut off at the border; of an
+    # odd side from one pixel before it, cut off at both ends.
+    return functional.max_pool2d(x, 3, 2, padding=side % 2, ceil_mode=side % 2 == 0)

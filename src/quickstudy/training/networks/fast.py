@@ -20,12 +20,14 @@ from quickstudy.training.networks.layers import ACTIVATIONS, Whitening
 class FastNetwork:
     """What may be varied in the fast network."""
 
-    activation: str = "gelu"
+    activation: str = "silu"
     """One of relu, gelu, silu, sigmoid, tanh, leaky_relu, elu."""
-    widths: tuple[int, ...] = (32, 64, 128)
+    widths: tuple[int, ...] = (16, 64, 128)
     """Channels of each block; a block halves the side."""
-    convolutions: int = 2
+    convolutions: int = 3
     """3×3 convolutions a block."""
+    residual: bool = True
+    """Add a block's input after pooling to its output."""
     whitening: bool = True
     """Take the first layer from the images' patches instead of training it."""
     logit_scale: float = 1 / 9
@@ -37,8 +39,14 @@ class FastNetwork:
         """The network for images of `channels`×`size`×`size`."""
         if self.activation not in ACTIVATIONS:
             raise RecipeError(f"activation is '{self.activation}'; expected one of {', '.join(ACTIVATIONS)}")
-        if size < 2 ** (len(self.widths) + 1):
-            raise RecipeError(f"Images of {size} pixels a side are too small for {len(self.widths)} blocks")
+        if not self.widths or min(self.widths) < 1:
+            shown = ",".join(map(str, self.widths)) or "empty"
+            raise RecipeError(f"widths is {shown}; expected the channels of each block, 1 or more, such as 32,64,128")
+        if size < (least := 2 ** (len(self.widths) + 1)):
+            raise RecipeError(
+                f"Images of {size} pixels a side are too small for {len(self.widths)} blocks, which take {least}; "
+                "set fewer widths, such as widths=32,64, or larger images"
+            )
         return FastNet(self, channels=channels, classes=classes)
 
 
@@ -49,12 +57,11 @@ class FastNet(nn.Module):
         super().__init__()
         self.active = ACTIVATIONS[config.activation]()
         self.logit_scale = config.logit_scale
-        first = Whitening(channels, kernel=2, stride=1)
-        first.weight.requires_grad = not config.whitening
-        self.first = first
-        self.whitened = config.whitening
+        self.first: nn.Conv2d = Whitening(channels, kernel=2)
+        if not config.whitening:
+            self.first = nn.Conv2d(channels, self.first.out_channels, 2)
         self.blocks = nn.ModuleList()
-        width_in = first.out_channels
+        width_in = self.first.out_channels
         for width in config.widths:
             self.blocks.append(Block(width_in, width, config))
             width_in = width
@@ -74,7 +81,7 @@ class FastNet(nn.Module):
 
     def prepare(self, images: Tensor) -> None:
         """Take the first layer from these images."""
-        if self.whitened:
+        if isinstance(self.first, Whitening):
             self.first.fit(images)
 
 
@@ -83,6 +90,7 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, width: int, config: FastNetwork) -> None:
         super().__init__()
+        self.residual = config.residual
         self.convolutions, self.norms, self.actives = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for number in range(config.convolutions):
             conv = nn.Conv2d(width if number else channels, width, 3, padding=1, bias=False)
@@ -96,11 +104,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """N×C×H×W to N×width×H/2×W/2."""
-        for number, (convolution, norm, active) in enumerate(
-            zip(self.convolutions, self.norms, self.actives, strict=True)
-        ):
-            x = convolution(x)
-            if not number:
-                x = functional.max_pool2d(x, 2)
-            x = active(norm(x))
-        return x
+        x = pooled = self.actives[0](self.norms[0](functional.max_pool2d(self.convolutions[0](x), 2)))
+        for number in range(1, len(self.convolutions)):
+            x = self.actives[number](self.norms[number](self.convolutions[number](x)))
+        return x + pooled if self.residual and x is not pooled else x

@@ -109,7 +109,7 @@ class LocallyConnected(nn.Module):
         """One matrix product a place."""
         patches = functional.unfold(x, self.kernel, padding=self.kernel // 2)
         products = torch.bmm(patches.permute(2, 0, 1), self.weight)
-        return products.permute(1, 2, 0).reshape(len(x), -1, self.size, self.size) + self.bias
+        return products.permute(1, 2, 0).reshape(x.shape[0], -1, self.size, self.size) + self.bias
 
     def extra_repr(self) -> str:
         """The shape, for `print(network)`."""
@@ -117,16 +117,16 @@ class LocallyConnected(nn.Module):
 
 
 class Whitening(nn.Conv2d):
-    """A first convolution that turns image patches into uncorrelated values of unit variance, then stays as it is.
+    """A first convolution that turns image patches into uncorrelated values of unit variance, and is not trained.
 
     Its filters are the eigenvectors of the patches' covariance over the root of their eigenvalues, each with both signs
-    (Page, 2019; Jordan, 2024, https://arxiv.org/abs/2404.00498, section 3.2). Only its biases are trained.
+    (Page, 2019; Jordan, 2024, https://arxiv.org/abs/2404.00498, section 3.2). Where nothing before a layer is trained,
+    its gradient need not be passed on, which saves a tenth of the fast network's step.
     """
 
-    def __init__(self, channels: int, *, kernel: int, stride: int) -> None:
-        super().__init__(channels, 2 * channels * kernel * kernel, kernel, stride)
+    def __init__(self, channels: int, *, kernel: int) -> None:
+        super().__init__(channels, 2 * channels * kernel * kernel, kernel, bias=False)
         self.weight.requires_grad = False
-        nn.init.zeros_(self.bias if self.bias is not None else self.weight)
 
     @torch.no_grad()
     def fit(self, images: Tensor, *, floor: float = 5e-4) -> None:

@@ -1,0 +1,286 @@
+"""Training from scratch: the classic network's step against its peers, what its parts cost, and the fast recipe's race.
+
+    python benchmarks/training.py step --tensorflow TF_PYTHON [--rounds 5]
+    python benchmarks/training.py parts [--rounds 6]
+    python benchmarks/training.py devices [--rounds 3]
+    python benchmarks/training.py race [--seeds 5] [--rounds 2]
+
+Reads CIFAR-10 from QUICKSTUDY_DATA. The sides run in turn, and ratios are taken round by round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from common import quickstudy, run_measured, save, spread
+
+_PEERS = Path(__file__).parent / "peers"
+_STEPS = 60_000
+"""Of the classic recipe."""
+
+
+def main() -> None:
+    """Measure one thing and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["step", "parts", "devices", "race"])
+    parser.add_argument("--tensorflow", help="Python of an environment with tensorflow")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--set", action="append", default=[], help="option of the fast recipe, for race")
+    options = parser.parse_args()
+    measure = {"step": step, "parts": parts, "devices": devices, "race": race}[options.what]
+    save(f"training_{options.what}", measure(options))
+
+
+def step(options: argparse.Namespace) -> dict[str, Any]:
+    """Examples a second: ours with its input pipeline, averages, summaries and checkpoints; peers without any."""
+    sides: dict[str, list[float]] = {"quickstudy": [], "torch": [], "torch_channels_last": [], "tensorflow": []}
+    gemm: dict[str, list[float]] = {"torch": [], "convolution": []}
+    for _ in range(options.rounds):
+        sides["quickstudy"].append(_classic_rate())
+        sides["torch"].append(_peer([sys.executable, "torch_classic.py"]))
+        sides["torch_channels_last"].append(_peer([sys.executable, "torch_classic.py", "--channels-last"]))
+        if options.tensorflow:
+            sides["tensorflow"].append(_peer([options.tensorflow, "keras_classic.py"]))
+        for name, rate in _ceilings().items():
+            gemm[name].append(rate)
+        print({name: rates[-1] for name, rates in (sides | gemm).items() if rates}, flush=True)
+    peers = [rates for name, rates in sides.items() if name != "quickstudy" and rates]
+    best = [max(rates[number] for rates in peers) for number in range(options.rounds)]
+    work = _gigaflop_an_example()
+    return {
+        "examples_per_second": {name: spread(rates) for name, rates in sides.items() if rates},
+        "times_fastest_peer": spread([q / b for q, b in zip(sides["quickstudy"], best, strict=True)]),
+        "gigaflop_an_example": work,
+        "gigaflop_per_second": spread([rate * work for rate in sides["quickstudy"]]),
+        "ceilings_gigaflop_per_second": {name: spread(rates) for name, rates in gemm.items()},
+        "share_of_gemm": spread([q * work / g for q, g in zip(sides["quickstudy"], gemm["torch"], strict=True)]),
+        "share_of_convolution": spread(
+            [q * work / g for q, g in zip(sides["quickstudy"], gemm["convolution"], strict=True)]
+        ),
+        "hours_for_60000_steps": spread([_STEPS * 128 / rate / 3600 for rate in sides["quickstudy"]]),
+    }
+
+
+def parts(options: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds a step with everything, and with one part left out at a time."""
+    variants = {
+        "everything": {},
+        "one batch in memory instead of the input pipeline": {"frozen_batch": True},
+        "no averages": {"average_decay": 0.0},
+        "no summaries": {"summary_steps": 0},
+        "no checkpoints": {"checkpoint_seconds": 1e9},
+        "none of the three": {"average_decay": 0.0, "summary_steps": 0, "checkpoint_seconds": 1e9},
+    }
+    milliseconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(options.rounds):
+        for name, changes in variants.items():
+            milliseconds[name].append(128_000 / _classic_rate(**changes))
+        print({name: round(values[-1], 2) for name, values in milliseconds.items()}, flush=True)
+    everything = milliseconds["everything"]
+    return {
+        "milliseconds_a_step": {name: spread(values) for name, values in milliseconds.items()},
+        "cost_percent": {
+            name: spread([100 * (a / b - 1) for a, b in zip(everything, values, strict=True)])
+            for name, values in milliseconds.items()
+            if name != "everything"
+        },
+        "batch_milliseconds_on_one_core": _batch_milliseconds(),
+    }
+
+
+def devices(options: argparse.Namespace) -> dict[str, Any]:
+    """Examples a second with one process and with two, each with half of the cores."""
+    rates: dict[str, list[float]] = {"1": [], "2": []}
+    for _ in range(options.rounds):
+        for count, values in rates.items():
+            with tempfile.TemporaryDirectory() as folder:
+                command = quickstudy(
+                    "train", "cifar10-classic", "--steps", "200", "--devices", count, "--run", f"{folder}/run"
+                )
+                run_measured(command)
+                values.append(_reported_rate(Path(folder) / "run"))
+        print({name: values[-1] for name, values in rates.items()}, flush=True)
+    return {
+        "examples_per_second": {name: spread(values) for name, values in rates.items()},
+        "speedup": spread([b / a for a, b in zip(rates["1"], rates["2"], strict=True)]),
+    }
+
+
+def race(options: argparse.Namespace) -> dict[str, Any]:
+    """The fast recipe, whole processes, against the wall time that the classic one would take for 60,000 steps."""
+    rows, classic = [], []
+    for seed in range(options.seeds):
+        classic.append(_classic_rate())
+        with tempfile.TemporaryDirectory() as folder:
+            chosen = [part for option in options.set for part in ("--set", option)]
+            command = quickstudy(
+                "train", "cifar10-fast", "--seed", str(seed), "--run", f"{folder}/run", "--json", *chosen
+            )
+            measured = run_measured(command)
+            result = json.loads(measured["output"])
+        needed = _STEPS * 128 / classic[-1]
+        rows.append(
+            {
+                "seed": seed,
+                "wall_seconds": measured["wall_seconds"],
+                "precision": result["test"]["accuracy"],
+                "classic_seconds": needed,
+                "times_sooner": needed / measured["wall_seconds"],
+            }
+        )
+        print(rows[-1], flush=True)
+    precisions = [row["precision"] for row in rows]
+    return {
+        "options": options.set,
+        "rows": rows,
+        "precision": spread(precisions) | {"mean": statistics.mean(precisions), "deviation": _deviation(precisions)},
+        "wall_seconds": spread([row["wall_seconds"] for row in rows]),
+        "classic_examples_per_second": spread(classic),
+        "times_sooner": spread([row["times_sooner"] for row in rows]),
+    }
+
+
+def _classic_rate(
+    *,
+    steps: int = 300,
+    average_decay: float = 0.9999,
+    summary_steps: int = 100,
+    checkpoint_seconds: float = 10.0,
+    frozen_batch: bool = False,
+) -> float:
+    """Examples a second over a short run in this process, its first 50 steps left out.
+
+    Checkpoints come six times as often as by default, so that the short run has its share of them.
+    """
+    from quickstudy.training.data import load_training_data
+    from quickstudy.training.folder import RunFolder
+    from quickstudy.training.loop import fit
+    from quickstudy.training.parallel import Replica, joined
+    from quickstudy.training.recipe import recipe_named
+    from quickstudy.training.settings import Progressed, Settings
+
+    if "data" not in _KEPT:
+        data = load_training_data("cifar10", image_size=32, validation=0)
+        _KEPT["data"] = replace(
+            data, test=replace(data.test, pixels=data.test.pixels[:100], labels=data.test.labels[:100])
+        )
+    recipe = recipe_named("cifar10-classic").with_options({"steps": steps, "average_decay": average_decay})
+    times: dict[int, float] = {}
+
+    def note(news: object) -> None:
+        if isinstance(news, Progressed):
+            times[news.step] = time.perf_counter()
+
+    settings = Settings(summary_steps=summary_steps, checkpoint_seconds=checkpoint_seconds)
+    with tempfile.TemporaryDirectory() as folder, _frozen() if frozen_batch else _nothing(), joined(Replica()):
+        fit(recipe, _KEPT["data"], RunFolder(Path(folder)), settings=settings, report=note)
+    return (steps - 50) * 128 / (times[steps] - times[50])
+
+
+_KEPT: dict[str, Any] = {}
+
+
+@contextmanager
+def _frozen() -> Iterator[None]:
+    """The pipeline gives the same batch again and again."""
+    from quickstudy.training.pipeline import Pipeline
+
+    original, kept = Pipeline.make, {}
+
+    def make(self: Pipeline, step: int) -> Any:
+        if "batch" not in kept:
+            kept["batch"] = original(self, step)
+        return replace(kept["batch"], step=step)
+
+    with mock.patch.object(Pipeline, "make", make):
+        yield
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _batch_milliseconds() -> float:
+    """What one batch costs a core."""
+    import torch
+
+    from quickstudy.training.distortions import Moments
+    from quickstudy.training.pipeline import Pipeline
+    from quickstudy.training.recipe import recipe_named
+
+    data = _KEPT["data"].train
+    recipe = recipe_named("cifar10-classic")
+    pipeline = Pipeline(data, recipe.distortions, batch=128, seed=0, moments=Moments.of(data.pixels), threads=0)
+    torch.set_num_threads(1)
+    seconds = []
+    for number in range(200):
+        started = time.perf_counter()
+        pipeline.make(number)
+        seconds.append(time.perf_counter() - started)
+    return 1e3 * statistics.median(seconds)
+
+
+def _reported_rate(run: Path) -> float:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return statistics.median(line["examples_per_second"] for line in lines if "examples_per_second" in line)
+
+
+def _peer(command: list[str]) -> float:
+    python, script, *rest = command
+    output = subprocess.run([python, _PEERS / script, *rest], check=True, capture_output=True, text=True).stdout
+    return float(json.loads(output.strip().splitlines()[-1])["examples_per_second"])
+
+
+def _ceilings() -> dict[str, float]:
+    """What the machine can do: a square float32 product in torch, and one large convolution in oneDNN, forward."""
+    import torch
+
+    def rate(work: Any, flop: float) -> float:
+        seconds = []
+        for _ in range(12):
+            started = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - started)
+        return flop / statistics.median(seconds[2:]) / 1e9
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    a = torch.randn(2048, 2048)
+    images = torch.randn(64, 128, 16, 16).to(memory_format=torch.channels_last)
+    convolution = torch.nn.Conv2d(128, 128, 3, padding=1).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        return {
+            "torch": rate(lambda: a @ a, 2 * 2048**3),
+            "convolution": rate(lambda: convolution(images), 2 * 64 * 16 * 16 * 128 * 128 * 9),
+        }
+
+
+def _gigaflop_an_example() -> float:
+    """Forward, and backward to weights and to inputs; the first layer's inputs need no gradient."""
+    from quickstudy.training.networks.classic import ClassicNetwork
+    from quickstudy.training.networks.cost import cost_of
+
+    forward = cost_of(ClassicNetwork().build(size=24, channels=3, classes=10), size=24, channels=3).multiply_adds
+    return 2 * (3 * forward - 24 * 24 * 64 * 75) / 1e9
+
+
+def _deviation(values: list[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+if __name__ == "__main__":
+    main()
