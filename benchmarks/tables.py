@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 def main() -> None:
     """Rewrite both pages."""
-    for page in (ROOT / "README.md", ROOT / "docs" / "benchmarks.md"):
+    for page in (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "train.md"):
         text = page.read_text(encoding="utf-8")
         for name, table in TABLES.items():
             pattern = rf"(<!-- figures: {name} -->\n).*?(<!-- end -->)"
@@ -204,6 +204,54 @@ def faults() -> str:
     return "```json\n" + json.dumps({k: v for k, v in load("faults").items() if k != "machine"}, indent=1) + "\n```\n"
 
 
+def training_step() -> str:
+    """The classic network's step against its peers."""
+    values = load("training_step")
+    names = {
+        "quickstudy": "**quickstudy**, with input pipeline, averages, summaries and checkpoints",
+        "torch": "PyTorch, plain loop, one batch in memory",
+        "torch_channels_last": "the same, channels last",
+        "tensorflow": "Keras on TensorFlow, compiled step, one batch in memory",
+    }
+    rates = values["examples_per_second"]
+    rows = [[text, ranged(rates[name], 0)] for name, text in names.items() if name in rates]
+    share = (
+        f"\n{ranged(values['times_fastest_peer'], 2)} times the fastest peer of each round; "
+        f"{values['gigaflop_per_second']['median']:.0f} GFLOP/s, which is "
+        f"{100 * values['share_of_gemm']['median']:.0f} % of torch's matrix product and "
+        f"{100 * values['share_of_convolution']['median']:.0f} % of one large convolution, forward, in oneDNN.\n"
+    )
+    return table(["classic network, batch 128", "examples/s"], rows) + share
+
+
+def training_race() -> str:
+    """The fast recipe against the classic one."""
+    values = load("training_race")
+    rows = [
+        [
+            str(row["seed"]),
+            f"{100 * row['precision']:.2f} %",
+            f"{row['wall_seconds']:.1f}",
+            f"{row['classic_seconds']:,.0f}",
+            f"{row['times_sooner']:.1f}",
+        ]
+        for row in values["rows"]
+    ]
+    precision = values["precision"]
+    mean = (
+        f"\nMean {100 * precision['mean']:.2f} %, standard deviation {100 * precision['deviation']:.2f}; "
+        f"{ranged(values['times_sooner'])} times sooner.\n"
+    )
+    header = [
+        "seed",
+        "precision @ 1",
+        "seconds, process start to exit",
+        "60,000 classic steps, seconds",
+        "times sooner",
+    ]
+    return table(header, rows) + mean
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "summary": summary,
     "extraction": extraction,
@@ -214,6 +262,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "accuracy": accuracy,
     "views": views,
     "faults": faults,
+    "training_step": training_step,
+    "training_race": training_race,
 }
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def main() -> None:
 def step(options: argparse.Namespace) -> dict[str, Any]:
     """Examples a second: ours with its input pipeline, averages, summaries and checkpoints; peers without any."""
     sides: dict[str, list[float]] = {"quickstudy": [], "torch": [], "torch_channels_last": [], "tensorflow": []}
-    gemm: dict[str, list[float]] = {"torch": [], "convolution": []}
+    gemm: dict[str, list[float]] = {"gemm": [], "convolution": []}
     for _ in range(options.rounds):
         sides["quickstudy"].append(_classic_rate())
         sides["torch"].append(_peer([sys.executable, "torch_classic.py"]))
@@ -67,7 +67,7 @@ def step(options: argparse.Namespace) -> dict[str, Any]:
         "gigaflop_an_example": work,
         "gigaflop_per_second": spread([rate * work for rate in sides["quickstudy"]]),
         "ceilings_gigaflop_per_second": {name: spread(rates) for name, rates in gemm.items()},
-        "share_of_gemm": spread([q * work / g for q, g in zip(sides["quickstudy"], gemm["torch"], strict=True)]),
+        "share_of_gemm": spread([q * work / g for q, g in zip(sides["quickstudy"], gemm["gemm"], strict=True)]),
         "share_of_convolution": spread(
             [q * work / g for q, g in zip(sides["quickstudy"], gemm["convolution"], strict=True)]
         ),
@@ -264,7 +264,7 @@ def _ceilings() -> dict[str, float]:
     convolution = torch.nn.Conv2d(128, 128, 3, padding=1).to(memory_format=torch.channels_last)
     with torch.no_grad():
         return {
-            "torch": rate(lambda: a @ a, 2 * 2048**3),
+            "gemm": rate(lambda: a @ a, 2 * 2048**3),
             "convolution": rate(lambda: convolution(images), 2 * 64 * 16 * 16 * 128 * 128 * 9),
         }
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.runtime import Prefix, open_session, usable_cores
+from quickstudy.backbones.runtime import Prefix, open_session
+from quickstudy.cores import usable_cores
 from quickstudy.errors import BackboneError
 
 

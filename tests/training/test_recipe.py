@@ -77,16 +77,19 @@ CHANGED: dict[str, Any] = {
     "seed": 2**53 + 1, "batch": 32, "momentum": 0.5, "nesterov": True, "weight_decay": 0.5, "bias_rate": 0.5,
     "label_smoothing": 0.25, "average_decay": 0.5, "average_every": 3, "precision": "bfloat16", "crop": 16, "pad": 3,
     "flip": False, "alternate": True, "brightness": 31.5, "contrast": (0.5, 1.5), "standardise": "none", "rate": 0.375,
-    "activation": "silu",
+    "activation": "tanh", "muon": True, "muon_momentum": 0.5, "head_rate": 0.5, "compiled": True,
+}  # fmt: skip
+_FAST: dict[str, Any] = {
+    "widths": (8, 16), "convolutions": 4, "residual": False, "whitening": False, "logit_scale": 0.5,
+    "batch_norm_momentum": 0.25, "rate_start": 0.5, "rate_end": 0.25, "warmup": 0.5,
 }  # fmt: skip
 PARTICULAR: dict[str, dict[str, Any]] = {
     "cifar10-classic": {
         "normalisation": "none", "top": "local", "bottleneck": 16, "rate_decay": 0.5, "rate_decay_epochs": 0.5,
     },
-    "cifar10-fast": {
-        "widths": (8, 16), "convolutions": 3, "whitening": False, "logit_scale": 0.5, "batch_norm_momentum": 0.25,
-        "rate_start": 0.5, "rate_end": 0.25, "warmup": 0.5,
-    },
+    "cifar10-fast": _FAST,
+    "cifar10-long": _FAST,
+    "cifar10-gpu": _FAST,
 }  # fmt: skip
 
 
@@ -260,7 +263,10 @@ def test_total_steps(steps: int, epochs: float, images: int, expected: int) -> N
 def test_an_unknown_recipe() -> None:
     with pytest.raises(RecipeError) as caught:
         recipe_named("cifar10")
-    assert str(caught.value) == "There is no recipe 'cifar10'; there are: cifar10-classic, cifar10-fast"
+    assert (
+        str(caught.value)
+        == "There is no recipe 'cifar10'; there are: cifar10-classic, cifar10-fast, cifar10-long, cifar10-gpu"
+    )
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,7 @@ RECIPES = {
                 label_smoothing=0.2, precision="auto",
             ),
             schedule=OneCycle(rate=0.08, warmup=0.01, rate_end=0.0),
-            epochs=5.6,
+            epochs=5.4,
             mirrored_test=True,
         ),
         Recipe(

@@ -58,7 +58,8 @@ class TrainingState:
 
     def decay_loss(self, weight_decay: float) -> Tensor:
         """What weight decay adds to the loss: its factor times half the sum of squares."""
-        squares = [weight.detach().square().sum() for weight in self.decayed] if weight_decay else []
+        flat = [weight.detach().flatten() for weight in self.decayed] if weight_decay else []
+        squares = [weights.dot(weights) for weights in flat]
         return weight_decay / 2 * torch.stack(squares).sum() if squares else torch.zeros(())
 
     def smooth(self, losses: Tensor) -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional
 from quickstudy.errors import RecipeError
 from quickstudy.training.networks.layers import (
     ACTIVATIONS,
+    RISING,
     LocallyConnected,
     LocalResponseNorm,
     after_pooling,
@@ -81,7 +82,12 @@ class ClassicNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The layers, in order."""
-        x = self.norm1(_pool(self.active1(self.conv1(images)), side=self.sides[0]))
+        x = self.conv1(images)
+        if isinstance(self.active1, RISING):  # then pooling may come first, which leaves a quarter of the values
+            x = self.active1(_pool(x, side=self.sides[0]))
+        else:
+            x = _pool(self.active1(x), side=self.sides[0])
+        x = self.norm1(x)
         x = _pool(self.norm2(self.active2(self.conv2(x))), side=self.sides[1])
         if isinstance(self.hidden1, nn.Linear):
             x = x.flatten(1)

@@ -19,6 +19,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
 }
 """By the names that recipes use."""
+RISING = (nn.ReLU, nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.ELU)
+"""Those that never fall: the largest of several values stays the largest."""
 
 
 class LocalResponseNorm(nn.Module):
@@ -26,7 +28,7 @@ class LocalResponseNorm(nn.Module):
 
     As in Krizhevsky, Sutskever & Hinton, 2012, section 3.3, with TensorFlow's definition of the sum (`alpha` is not
     divided by the window's width). torch's own layer takes most of the classic network's step; here the sum over
-    neighbouring channels is a product with a banded matrix, and the gradient is written out.
+    neighbouring channels is a 1×1 convolution with a banded matrix, and the gradient is written out.
     """
 
     band: Tensor
@@ -55,35 +57,20 @@ class _LocalResponseNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, band: Tensor, bias: float, alpha: float, beta: float) -> Tensor:
-        rows = _as_rows(x)
-        scale = torch.addmm(rows.new_tensor(bias), rows.square(), band.to(x.dtype), beta=1, alpha=alpha)
+        # As a 1×1 convolution the product runs in oneDNN, at twice the rate of torch's matrix product.
+        kernel = (alpha * band)[:, :, None, None].to(x.dtype)
+        scale = functional.conv2d(x.square(), kernel, x.new_full((len(band),), bias))
         power = _negative_power(scale, beta)
-        ctx.save_for_backward(rows, scale, power, band)
-        ctx.alpha, ctx.beta, ctx.shape = alpha, beta, x.shape
-        return _as_images(rows * power, x.shape)
+        ctx.save_for_backward(x, scale, power, kernel)
+        ctx.beta = beta
+        return x * power
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        rows, scale, power, band = ctx.saved_tensors
-        passed = _as_rows(gradients[0]) * power
-        spread = (passed * rows).div_(scale) @ band.to(rows.dtype)
-        return (
-            _as_images(passed.addcmul_(rows, spread, value=-2 * ctx.alpha * ctx.beta), ctx.shape),
-            None,
-            None,
-            None,
-            None,
-        )
-
-
-def _as_rows(x: Tensor) -> Tensor:
-    """N×C×H×W as (N·H·W)×C; no copy where the memory is channels-last."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def _as_images(rows: Tensor, shape: torch.Size) -> Tensor:
-    n, channels, height, width = shape
-    return rows.reshape(n, height, width, channels).permute(0, 3, 1, 2)
+        x, scale, power, kernel = ctx.saved_tensors
+        passed = gradients[0] * power
+        spread = functional.conv2d((passed * x).div_(scale), kernel)
+        return passed.addcmul_(x, spread, value=-2 * ctx.beta), None, None, None, None
 
 
 def _negative_power(scale: Tensor, beta: float) -> Tensor:
