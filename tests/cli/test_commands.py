@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -157,8 +158,15 @@ def test_help_of_every_command_has_an_example_that_works(trained: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_readme_commands_run(trained: Path) -> None:
-    """Every `quickstudy` line of the README's and the guide's indented blocks, as it stands."""
+def test_readme_commands_run(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every `quickstudy` line of the README's and the guide's indented blocks, as it stands; trainings cut short."""
+    random = np.random.Generator(np.random.PCG64(0))
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        records = random.integers(0, 256, (40, 3073), np.uint8)
+        records[:, 0] = np.arange(40) % 10
+        (trained / "data").mkdir(exist_ok=True)
+        records.tofile(trained / "data" / f"{name}.bin")
+    monkeypatch.setenv("QUICKSTUDY_DATA", str(trained / "data"))
     pages = [(ROOT / "README.md").read_text(), (ROOT / "docs" / "retrain.md").read_text()]
     # Lines of a transcript begin with a prompt; their photos are not here.
     lines = [line for page in pages for line in re.findall(r"^    (quickstudy .*)$", page, re.MULTILINE)]
@@ -166,6 +174,7 @@ def test_readme_commands_run(trained: Path) -> None:
     for line in lines:
         words = shlex.split(line.split("#")[0].split("→")[0])[1:]
         words = [word for given in words for word in (sorted(_glob(trained, given)) if "*" in given else [given])]
+        words += ["--steps", "3", "--batch", "16"] if words[0] == "train" else []
         done = run(trained, *words)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
 

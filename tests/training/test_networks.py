@@ -92,8 +92,9 @@ def test_the_classic_networks_parameters_by_layer() -> None:
 @pytest.mark.parametrize("size", [24, 25, 26, 27, 30, 9, 8, 5, 4, 3, 2, 1])
 def test_pooling_is_tensorflows(size: int) -> None:
     network = classic(size=size)
-    seen = watched(network, noise(2, 3, size, size), "active1", "norm1", "norm2", "hidden1")
-    np.testing.assert_array_equal(seen["norm1"][0].numpy(), pooled_as_in_tensorflow(seen["active1"][1].numpy()))
+    seen = watched(network, noise(2, 3, size, size), "conv1", "norm1", "norm2", "hidden1")
+    first = pooled_as_in_tensorflow(np.maximum(seen["conv1"][1].numpy(), 0))  # after the activation, as in the tutorial
+    np.testing.assert_array_equal(seen["norm1"][0].numpy(), first)
     second = pooled_as_in_tensorflow(seen["norm2"][1].numpy())
     np.testing.assert_array_equal(seen["hidden1"][0].numpy(), second.reshape(2, -1))
 
@@ -290,7 +291,7 @@ def test_a_residual_block_adds_its_input_after_pooling() -> None:
     torch.manual_seed(0)
     images = noise(4, 3, 32, 32)
     for residual in (True, False):
-        network = fast(residual=residual, widths=(8,)).eval()
+        network = fast(residual=residual, widths=(8,), convolutions=2).eval()
         names = ("blocks.0", "blocks.0.actives.0", "blocks.0.actives.1")
         seen = watched(network, images, *names)
         block, first, last = (seen[name][1] for name in names)
