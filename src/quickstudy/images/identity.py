@@ -19,6 +19,7 @@ from quickstudy.files import is_text
 from quickstudy.images.decoding import MOST_BYTES
 
 _RACY_NANOSECONDS = 2_000_000_000
+_ATTEMPTS = 100
 _LARGEST_INTEGER = 2**63 - 1  # that SQLite holds
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (
@@ -67,6 +68,19 @@ def _reason(error: OSError) -> str:
     return f"unreadable ({error.strerror or type(error).__name__})".lower()
 
 
+def _prepare(connection: sqlite3.Connection) -> None:
+    """Choose the journal and make the table, where another process may be doing the same."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            # A lost index costs only time, so it need not be flushed; WAL lets several processes read and write.
+            connection.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF; {_SCHEMA}")
+            return
+        except sqlite3.OperationalError as error:  # SQLite does not wait for the lock that a change of journal takes
+            if "locked" not in str(error) or attempt == _ATTEMPTS - 1:
+                raise
+            time.sleep(0.02)
+
+
 class StatIndex:
     """Remembers the hashes of files by path and stamp. Not safe for use by several threads at once."""
 
@@ -77,8 +91,7 @@ class StatIndex:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(path, timeout=5)
-            # A lost index costs only time, so it need not be flushed; WAL lets several processes read and write.
-            self._connection.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF; {_SCHEMA}")
+            _prepare(self._connection)
         except (sqlite3.Error, OSError):
             self.close()
 
