@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -62,3 +63,8 @@ def _percent(share: float | None) -> str:
 def count(number: int, noun: str, plural: str = "") -> str:
     """Such as `1 file` and `1,200 files`."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def now() -> str:
+    """The local time, such as `2026-01-31 13:05:09`, for lines of a log."""
+    return datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import sys
 from pathlib import Path
@@ -71,7 +70,7 @@ def _evaluate_run(
     if split not in (None, "validation", "test"):
         raise typer.BadParameter(f"--split is '{split}'; expected validation or test")
     require("torch", extra="train")
-    from quickstudy.cli.display import print_evaluation
+    from quickstudy.cli.display import now, print_evaluation
     from quickstudy.training.evaluator import Evaluator
 
     evaluator = Evaluator(run, split=split, averaged=ema, data_folder=data_folder)
@@ -80,9 +79,8 @@ def _evaluate_run(
         if as_json:
             print(json.dumps({"step": result.step, "split": result.split, **result.evaluation.to_dict()}), flush=True)
             continue
-        now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
         print(
-            f"{now}: precision @ 1 = {result.score.accuracy:.3f} "
+            f"{now()}: precision @ 1 = {result.score.accuracy:.3f} "
             f"(step {result.step}, {result.score.n:,} {result.split} images)",
             flush=True,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import sys
@@ -148,9 +147,10 @@ class _Reporter:
             self.bar.start("training", news.steps)
 
     def _progress(self, news: Progressed) -> None:
-        now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        from quickstudy.cli.display import now
+
         print(
-            f"{now}: step {news.step}, loss = {news.loss:.2f} "
+            f"{now()}: step {news.step}, loss = {news.loss:.2f} "
             f"({news.examples_per_second:.1f} examples/s; {news.seconds_per_batch:.3f} s/batch)"
         )
         if self.bar is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -33,42 +33,34 @@ class ParameterAverages:
     def restart(self) -> None:
         """Begin again with the parameters as they are now."""
         self.updates = 0
-        self._copy_to_averages()
+        _copy(self._sources.values(), self._averages)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The network has the averages inside this context, and its own parameters again after it."""
         own = [value.detach().clone() for value in self._sources.values()]
-        self._copy(self._averages)
+        _copy(self._averages, self._sources.values())
         try:
             yield
         finally:
-            self._copy(own)
+            _copy(own, self._sources.values())
 
     def state_dict(self) -> dict[str, object]:
         """For a checkpoint."""
         return {"updates": self.updates, "averages": dict(zip(self._names, self._averages, strict=True))}
 
-    @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """From a checkpoint."""
         self.updates = int(state["updates"])  # type: ignore[call-overload]
         saved: Mapping[str, Tensor] = state["averages"]  # type: ignore[assignment]
-        for name, average in zip(self._names, self._averages, strict=True):
-            average.copy_(saved[name])
+        _copy((saved[name] for name in self._names), self._averages)
 
-    @torch.no_grad()
-    def _copy_to_averages(self) -> None:
-        for average, value in zip(self._averages, self._sources.values(), strict=True):
-            average.copy_(value)
 
-    @torch.no_grad()
-    def _copy(self, values: list[Tensor]) -> None:
-        for target, value in zip(self._sources.values(), values, strict=True):
-            target.copy_(value)
+@torch.no_grad()
+def _copy(values: Iterable[Tensor], targets: Iterable[Tensor]) -> None:
+    for value, target in zip(values, targets, strict=True):
+        target.copy_(value)
 
 
 def _averaged(network: nn.Module) -> dict[str, Tensor]:
-    values: dict[str, Tensor] = dict(network.named_parameters())
-    values |= {name: buffer for name, buffer in network.state_dict().items() if buffer.is_floating_point()}
-    return values
+    return {name: value for name, value in network.state_dict().items() if value.is_floating_point()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,11 @@ class TrainingData:
             raise ImageSetError("This run has no validation images; train with --set validation=0.1 to hold some out")
         return self.validation
 
+    @cached_property
+    def moments(self) -> Moments:
+        """Of the images trained on."""
+        return Moments.of(self.train.pixels)
+
     def facts(self) -> DataFacts:
         """What a network trained on this has to know."""
         return DataFacts(
@@ -66,7 +72,7 @@ class TrainingData:
             classes=self.classes,
             side=self.side,
             channels=self.channels,
-            moments=Moments.of(self.train.pixels),
+            moments=self.moments,
         )
 
 

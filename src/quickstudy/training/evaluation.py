@@ -11,19 +11,17 @@ from torch import Tensor, nn
 from quickstudy.images.pixels import PixelSet
 from quickstudy.retraining.evaluation import Evaluation, score_predictions
 from quickstudy.training.distortions import Distortions, Moments
+from quickstudy.training.networks.mode import evaluation_mode
 from quickstudy.training.pipeline import evaluation_batches
+from quickstudy.training.recipe import Recipe
+from quickstudy.training.state import TrainingState
 
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """The network is in evaluation mode, without gradients, inside this context."""
-    training = network.training
-    network.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        network.train(training)
+    with evaluation_mode(network), torch.inference_mode():
+        yield
 
 
 def logits_of(
@@ -45,6 +43,22 @@ def logits_of(
                 logits = (logits + network(images.flip(-1)).float()) / 2
             rows.append(logits.cpu())
     return torch.cat(rows)
+
+
+def evaluate_state(
+    state: TrainingState, recipe: Recipe, data: PixelSet, moments: Moments, *, averaged: bool = True
+) -> Evaluation:
+    """How good a network is as it stands: as its recipe evaluates, with averaged parameters where it has them."""
+    with state.averages_applied(averaged):
+        logits = logits_of(
+            state.network,
+            data,
+            recipe.distortions,
+            moments,
+            mirrored=recipe.mirrored_test,
+            precision=state.precision,
+        )
+    return evaluate_logits(logits, data)
 
 
 def evaluate_logits(logits: Tensor, data: PixelSet) -> Evaluation:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from quickstudy.errors import RunError
+from quickstudy.images.splits import LOCK_NAME
 from quickstudy.retraining.evaluation import Evaluation, Score
 from quickstudy.training.checkpoints import Checkpoint
 from quickstudy.training.data import TrainingData, load_training_data
-from quickstudy.training.evaluation import evaluate_logits, logits_of
+from quickstudy.training.evaluation import evaluate_state
 from quickstudy.training.folder import EVALUATIONS, RunFolder
 from quickstudy.training.parallel import Replica, choose_device
 from quickstudy.training.state import TrainingState
@@ -77,7 +78,7 @@ class Evaluator:
             image_size=self.recipe.image_size,
             validation=self.recipe.validation,
             folder=data_folder,
-            lock=self.folder.path / "quickstudy.lock.json",
+            lock=self.folder.path / LOCK_NAME,
         )
         self.split = split or ("test" if self.data.validation is None else "validation")
         self.images = self.data.split(self.split)
@@ -124,22 +125,13 @@ class Evaluator:
                     time.sleep(interval_seconds)
 
     def _evaluate(self, checkpoint: Checkpoint) -> CheckpointEvaluation:
-        state = self.state
-        state.load_state_dict(checkpoint.state)
-        with state.averages.applied() if self.averaged and state.averages is not None else nullcontext():
-            logits = logits_of(
-                state.network,
-                self.images,
-                self.recipe.distortions,
-                self.moments,
-                mirrored=self.recipe.mirrored_test,
-                precision=self.state.precision,
-            )
+        self.state.load_state_dict(checkpoint.state)
+        evaluation = evaluate_state(self.state, self.recipe, self.images, self.moments, averaged=self.averaged)
         return CheckpointEvaluation(
             step=checkpoint.step,
             split=self.split,
             averaged=self.averaged,
-            evaluation=evaluate_logits(logits, self.images),
+            evaluation=evaluation,
         )
 
     def _written(self) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +56,7 @@ def export(run: str | Path, output: str | Path | None = None) -> Path:
     state.load_state_dict(checkpoint.state)
     path = Path(output) if output is not None else folder.path / "model.onnx"
     images = golden_images(facts.side)
-    with state.averages.applied() if state.averages is not None else nullcontext():
+    with state.averages_applied():
         classifier = _Classifier(state.network, recipe, facts)
         with evaluating(classifier):
             expected = classifier(torch.from_numpy(images)).numpy()

@@ -13,8 +13,7 @@ from quickstudy.errors import RecipeError, RunError
 from quickstudy.images.pixels import PixelSet
 from quickstudy.retraining.evaluation import Evaluation
 from quickstudy.training.data import TrainingData
-from quickstudy.training.distortions import Moments
-from quickstudy.training.evaluation import evaluate_logits, logits_of
+from quickstudy.training.evaluation import evaluate_state
 from quickstudy.training.folder import RunFolder
 from quickstudy.training.interrupts import Interrupts
 from quickstudy.training.networks.cost import cost_of
@@ -85,7 +84,6 @@ class _Training:
         self.replica, self.device = replica, replica.device
         self.report = report if replica.is_first else None
         self.steps = recipe.total_steps(len(data.train))
-        self.moments = Moments.of(data.train.pixels)
         self.state = TrainingState(
             recipe, side=data.side, channels=data.channels, classes=len(data.classes), device=self.device
         )
@@ -94,7 +92,7 @@ class _Training:
             recipe.distortions,
             batch=recipe.optimiser.batch,
             seed=recipe.seed,
-            moments=self.moments,
+            moments=data.moments,
             rank=replica.rank,
             world=replica.world,
             threads=settings.threads,
@@ -152,7 +150,7 @@ class _Training:
     def _first_images(self) -> Tensor:
         """Some training images, undistorted, from which a network may take its first layer."""
         some = self.data.train.pixels[:_PREPARING_IMAGES]
-        batches = evaluation_batches(some, self.recipe.distortions, self.moments, device=self.device)
+        batches = evaluation_batches(some, self.recipe.distortions, self.data.moments, device=self.device)
         return torch.cat(list(batches))
 
     def _replicated(self) -> nn.Module:
@@ -208,17 +206,7 @@ class _Training:
         return result
 
     def _evaluate(self, data: PixelSet) -> Evaluation:
-        averages = self.state.averages
-        with averages.applied() if averages is not None else nullcontext():
-            logits = logits_of(
-                self.state.network,
-                data,
-                self.recipe.distortions,
-                self.moments,
-                mirrored=self.recipe.mirrored_test,
-                precision=self.state.precision,
-            )
-        return evaluate_logits(logits, data)
+        return evaluate_state(self.state, self.recipe, data, self.data.moments)
 
 
 def _check(recipe: Recipe, data: TrainingData, replica: Replica) -> None:

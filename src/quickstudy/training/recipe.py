@@ -113,8 +113,10 @@ class Recipe:
     def check(self) -> None:
         """Raise a RecipeError where a value cannot be used, before any work is done."""
         for name, value in self.options().items():
-            low, high = _RANGES.get(name, (-math.inf, math.inf))
-            if name in _RANGES and not (low <= value <= high and math.isfinite(value)):
+            if name not in _RANGES:
+                continue
+            low, high = _RANGES[name]
+            if not (low <= value <= high and math.isfinite(value)):
                 upper = f" to {high:g}" if high < math.inf else " or more"
                 raise RecipeError(f"{name} is {value:g}; expected {low:g}{upper}")
         if not self.steps and not self.epochs:
@@ -205,53 +207,38 @@ _RANGES: dict[str, tuple[float, float]] = {
     "rate_decay_epochs": (0.001, math.inf),
 }
 
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe(
-            name="cifar10-classic",
-            network=ClassicNetwork(),
-            distortions=Distortions(crop=24, brightness=63, contrast=(0.2, 1.8)),
-            optimiser=Optimiser(batch=128, weight_decay=0.004, average_decay=0.9999),
-            schedule=Staircase(rate=0.1, rate_decay=0.1, rate_decay_epochs=350),
-            steps=60_000,
-        ),
-        Recipe(
-            name="cifar10-fast",
-            network=FastNetwork(),
-            distortions=Distortions(pad=2, alternate=True, standardise="set"),
-            optimiser=Optimiser(
-                batch=256, momentum=0.85, nesterov=True, muon=True, weight_decay=0.0064, bias_rate=0.66, head_rate=8.4,
-                label_smoothing=0.2, precision="auto",
-            ),
-            schedule=OneCycle(rate=0.08, warmup=0.01, rate_end=0.0),
-            epochs=5.4,
-            mirrored_test=True,
-        ),
-        Recipe(
-            name="cifar10-long",
-            network=FastNetwork(widths=(64, 256, 256)),
-            distortions=Distortions(pad=2, alternate=True, standardise="set"),
-            optimiser=Optimiser(
-                batch=256, momentum=0.85, nesterov=True, muon=True, weight_decay=0.0064, bias_rate=0.66, head_rate=8.4,
-                label_smoothing=0.2, precision="auto",
-            ),
-            schedule=OneCycle(rate=0.08, warmup=0.01, rate_end=0.0),
-            epochs=12,
-            mirrored_test=True,
-        ),
-        Recipe(
-            name="cifar10-gpu",
-            network=FastNetwork(widths=(64, 256, 256), convolutions=2, residual=False, activation="gelu"),
-            distortions=Distortions(pad=2, alternate=True, standardise="set"),
-            optimiser=Optimiser(
-                batch=2000, momentum=0.85, nesterov=True, muon=True, weight_decay=0.017, bias_rate=0.22, head_rate=2.8,
-                label_smoothing=0.2, precision="auto", compiled=True,
-            ),
-            schedule=OneCycle(rate=0.24, warmup=0.01, rate_end=0.0),
-            epochs=8,
-            mirrored_test=True,
-        ),
-    )
-}  # fmt: skip
+_CLASSIC = Recipe(
+    name="cifar10-classic",
+    network=ClassicNetwork(),
+    distortions=Distortions(crop=24, brightness=63, contrast=(0.2, 1.8)),
+    optimiser=Optimiser(batch=128, weight_decay=0.004, average_decay=0.9999),
+    schedule=Staircase(rate=0.1, rate_decay=0.1, rate_decay_epochs=350),
+    steps=60_000,
+)
+_FAST = Recipe(
+    name="cifar10-fast",
+    network=FastNetwork(),
+    distortions=Distortions(pad=2, alternate=True, standardise="set"),
+    optimiser=Optimiser(
+        batch=256, momentum=0.85, nesterov=True, muon=True, weight_decay=0.0064, bias_rate=0.66, head_rate=8.4,
+        label_smoothing=0.2, precision="auto",
+    ),
+    schedule=OneCycle(rate=0.08, warmup=0.01, rate_end=0.0),
+    epochs=5.4,
+    mirrored_test=True,
+)  # fmt: skip
+_WIDE = FastNetwork(widths=(64, 256, 256))
+_LONG = dataclasses.replace(_FAST, name="cifar10-long", network=_WIDE, epochs=12)
+_GPU = dataclasses.replace(
+    _FAST,
+    name="cifar10-gpu",
+    network=dataclasses.replace(_WIDE, convolutions=2, residual=False, activation="gelu"),
+    optimiser=dataclasses.replace(
+        _FAST.optimiser, batch=2000, weight_decay=0.017, bias_rate=0.22, head_rate=2.8, compiled=True
+    ),
+    schedule=dataclasses.replace(_FAST.schedule, rate=0.24),
+    epochs=8,
+)
+
+RECIPES = {recipe.name: recipe for recipe in (_CLASSIC, _FAST, _LONG, _GPU)}
 """All recipes by name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -69,6 +70,10 @@ class TrainingState:
     def is_finite(self) -> bool:
         """Whether all parameters are numbers."""
         return all(bool(torch.isfinite(parameter).all()) for parameter in self.network.parameters())
+
+    def averages_applied(self, wanted: bool = True) -> AbstractContextManager[None]:
+        """The network has the averages inside this context, where the recipe has them and they are wanted."""
+        return self.averages.applied() if wanted and self.averages is not None else nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""

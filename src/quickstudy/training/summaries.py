@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from quickstudy.training.folder import append_line
 from quickstudy.training.networks.layers import ACTIVATIONS
+from quickstudy.training.networks.mode import evaluation_mode
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -127,14 +128,9 @@ class Summaries:
         """The network's graph, traced with one image in evaluation mode."""
         if self.writer is None:
             return
-        training = network.training
-        network.eval()
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the tracer: shapes become constants, as they should in a picture
-                self.writer.add_graph(network, images[:1])
-        finally:
-            network.train(training)
+        with evaluation_mode(network), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the tracer: shapes become constants, as they should in a picture
+            self.writer.add_graph(network, images[:1])
 
 
 def _bucket(values: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from quickstudy.training.networks.layers import LocallyConnected
+from quickstudy.training.networks.mode import evaluation_mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +31,11 @@ def cost_of(network: nn.Module, *, size: int, channels: int) -> Cost:
             total += output.numel() * module.weight[0].numel()
 
     hooks = [module.register_forward_hook(count) for module in network.modules()]
-    training = network.training
-    network.eval()
     try:
-        with torch.no_grad():
+        with evaluation_mode(network), torch.no_grad():
             parameter = next(network.parameters())
             network(torch.zeros(1, channels, size, size, device=parameter.device, dtype=parameter.dtype))
     finally:
-        network.train(training)
         for hook in hooks:
             hook.remove()
     return Cost(parameters=sum(p.numel() for p in network.parameters()), multiply_adds=total)
