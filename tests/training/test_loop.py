@@ -181,7 +181,7 @@ def test_the_last_checkpoint_is_not_written_again_where_only_the_evaluation_was_
 ) -> None:
     folder = RunFolder(tmp_path / "run", keep=1)
     with monkeypatch.context() as patch, pytest.raises(KeyError):  # killed while it evaluates
-        patch.setattr("quickstudy.training.loop.evaluate_logits", lambda *_: {}["killed"])
+        patch.setattr("quickstudy.training.evaluation.evaluate_logits", lambda *_: {}["killed"])
         fit(CLASSIC, DATA, folder, settings=dataclasses.replace(QUIET, keep=1))
     assert folder.checkpoints.steps() == [20]
     before = folder.checkpoints.path(20).stat().st_mtime_ns
@@ -260,7 +260,7 @@ def test_the_result_is_that_of_the_last_parameters_averaged(
         evaluated.append(logits)
         return evaluate_logits(logits, data)
 
-    monkeypatch.setattr("quickstudy.training.loop.evaluate_logits", evaluate)
+    monkeypatch.setattr("quickstudy.training.evaluation.evaluate_logits", evaluate)
     result = fit_whole(recipe, DATA, tmp_path / "run")
     saved = newest(tmp_path / "run").state
     state = initial_state(recipe)

@@ -52,7 +52,7 @@ def at_call(owner: Any, name: str, number: int, *, after: bool = False) -> None:
 def train_until_killed(name: str, path: Path, moment: str, number: int) -> None:
     """In a process of its own: train, and be killed at a moment unless there is none."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    from quickstudy.training import loop
+    from quickstudy.training import evaluation
     from quickstudy.training.watch import Watch
 
     if moment == "flush":
@@ -62,7 +62,7 @@ def train_until_killed(name: str, path: Path, moment: str, number: int) -> None:
     elif moment == "a step":
         at_call(Watch, "after", number, after=True)
     elif moment == "evaluation":
-        at_call(loop, "logits_of", 1)
+        at_call(evaluation, "logits_of", 1)
     train(RECIPES[name], path, settings=SETTINGS)
 
 
