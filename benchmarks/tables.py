@@ -20,7 +20,12 @@ ROOT = Path(__file__).parents[1]
 
 def main() -> None:
     """Rewrite both pages."""
-    for page in (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "train.md"):
+    for page in (
+        ROOT / "README.md",
+        ROOT / "docs" / "benchmarks.md",
+        ROOT / "docs" / "train.md",
+        ROOT / "docs" / "sweep.md",
+    ):
         text = page.read_text(encoding="utf-8")
         for name, table in TABLES.items():
             pattern = rf"(<!-- figures: {name} -->\n).*?(<!-- end -->)"
@@ -252,6 +257,48 @@ def training_race() -> str:
     return table(header, rows) + mean
 
 
+def training_parts() -> str:
+    """What the classic recipe's parts cost."""
+    values = load("training_parts")
+    steps, costs = values["milliseconds_a_step"], values["cost_percent"]
+    rows = [[name, ranged(steps[name]), ranged(costs[name]) if name in costs else ""] for name in steps]
+    spent = values["percent_of_the_time_spent_in"]
+    shown = ", ".join(f"{name} {share:.1f} %" for name, share in spent.items())
+    text = (
+        f"\nOf the training thread's time, measured inside the process: {shown}; together {sum(spent.values()):.1f} %. "
+        f"A batch costs one core {values['batch_milliseconds_on_one_core']:.2f} ms.\n"
+    )
+    return table(["classic recipe", "ms a step", "what is left out costs, %"], rows) + text
+
+
+def training_devices() -> str:
+    """One process and two."""
+    values = load("training_devices")
+    rates = values["examples_per_second"]
+    rows = [[f"{count} process{'es' if count != '1' else ''}", ranged(rate, 0)] for count, rate in rates.items()]
+    return table(["classic recipe, two cores", "examples/s"], rows) + f"\nSpeed-up {ranged(values['speedup'], 2)}.\n"
+
+
+def sweep() -> str:
+    """The batch-norm study."""
+    values = load("sweep")
+    rows = [
+        ["`quickstudy sweep batchnorm`, two workers", ranged(values["two_workers_seconds"])],
+        ["the same, one worker", ranged(values["one_worker_seconds"])],
+        [
+            "a bare PyTorch loop in two processes, the same steps and evaluations",
+            ranged(values["bare_two_processes_seconds"]),
+        ],
+    ]
+    text = (
+        f"\n{values['runs']} runs of {values['steps']:,} steps in all. Over the bare loop: "
+        f"{ranged(values['overhead_over_bare_percent'])} %. Start-up, bookkeeping and pictures, over the "
+        f"time inside the runs: {ranged(values['start_up_and_bookkeeping_percent'])} %. Two workers instead of one: "
+        f"{ranged(values['times_one_worker'], 2)} times sooner.\n"
+    )
+    return table(["", "seconds, process start to exit"], rows) + text
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "summary": summary,
     "extraction": extraction,
@@ -264,6 +311,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "faults": faults,
     "training_step": training_step,
     "training_race": training_race,
+    "training_parts": training_parts,
+    "training_devices": training_devices,
+    "sweep": sweep,
 }
 
 if __name__ == "__main__":

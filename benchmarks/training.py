@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,10 @@ def step(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def parts(options: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds a step with everything, and with one part left out at a time."""
+    """Milliseconds a step with everything, and with one part left out at a time; and the time spent in each part.
+
+    The second is what to believe where a machine's speed varies by more than the parts cost.
+    """
     variants = {
         "everything": {},
         "one batch in memory instead of the input pipeline": {"frozen_batch": True},
@@ -91,7 +94,13 @@ def parts(options: argparse.Namespace) -> dict[str, Any]:
             milliseconds[name].append(128_000 / _classic_rate(**changes))
         print({name: round(values[-1], 2) for name, values in milliseconds.items()}, flush=True)
     everything = milliseconds["everything"]
+    with _timed() as seconds:
+        started = time.perf_counter()
+        for _ in range(options.rounds):
+            _classic_rate()
+        whole = time.perf_counter() - started
     return {
+        "percent_of_the_time_spent_in": {name: 100 * spent / whole for name, spent in seconds.items()},
         "milliseconds_a_step": {name: spread(values) for name, values in milliseconds.items()},
         "cost_percent": {
             name: spread([100 * (a / b - 1) for a, b in zip(everything, values, strict=True)])
@@ -192,6 +201,41 @@ def _classic_rate(
 
 
 _KEPT: dict[str, Any] = {}
+
+
+@contextmanager
+def _timed() -> Iterator[dict[str, float]]:
+    """Adds up what the training thread spends in averages, summaries and checkpoints; what one calls counts once."""
+    from quickstudy.training.averages import ParameterAverages
+    from quickstudy.training.checkpoints import Checkpoints
+    from quickstudy.training.summaries import Summaries
+
+    parts = {
+        "averages": [(ParameterAverages, "update")],
+        "summaries": [(Summaries, name) for name in ("scalars", "images", "histogram", "network", "graph")],
+        "checkpoints": [(Checkpoints, "save")],
+    }
+    seconds, depth = dict.fromkeys(parts, 0.0), 0
+
+    def timed(part: str, original: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal depth
+            depth += 1
+            started = time.perf_counter()
+            try:
+                return original(*arguments, **options)
+            finally:
+                depth -= 1
+                if not depth:
+                    seconds[part] += time.perf_counter() - started
+
+        return call
+
+    with ExitStack() as stack:
+        for part, methods in parts.items():
+            for owner, name in methods:
+                stack.enter_context(mock.patch.object(owner, name, timed(part, getattr(owner, name))))
+        yield seconds
 
 
 @contextmanager

@@ -36,6 +36,10 @@ class StoreError(QuickstudyError):
     """The store of bottlenecks cannot be read or written."""
 
 
+class ClusterError(QuickstudyError):
+    """A Ray cluster cannot be reached or started, or has lost its workers again and again."""
+
+
 class ModelError(QuickstudyError):
     """A model file is missing, damaged, of another kind, or fails its golden checks."""
 
@@ -54,3 +58,7 @@ class RunError(QuickstudyError):
 
 class TrainingError(QuickstudyError):
     """A training cannot go on; what was saved before stays."""
+
+
+class SweepError(QuickstudyError):
+    """A sweep's study, results or workers cannot be used."""

@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -167,6 +168,17 @@ def test_readme_commands_run(trained: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (trained / "data").mkdir(exist_ok=True)
         records.tofile(trained / "data" / f"{name}.bin")
     monkeypatch.setenv("QUICKSTUDY_DATA", str(trained / "data"))
+    (trained / "data" / "mnist").mkdir()
+    for name, count in (("train", 60), ("t10k", 20)):
+        images, labels = random.integers(0, 256, (count, 28, 28), np.uint8), np.arange(count, dtype=np.uint8) % 10
+        head = struct.pack(">HBBIII", 0, 8, 3, count, 28, 28)
+        (trained / "data" / "mnist" / f"{name}-images-idx3-ubyte").write_bytes(head + images.tobytes())
+        (trained / "data" / "mnist" / f"{name}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">HBBI", 0, 8, 1, count) + labels.tobytes()
+        )
+    short_sweep = shlex.split(
+        "--steps 2 --set batch=8 --set evaluate_steps=1 --seeds 1 --grid depth=1,2 --grid activation=relu"
+    )
     pages = [(ROOT / "README.md").read_text(), (ROOT / "docs" / "retrain.md").read_text()]
     # Lines of a transcript begin with a prompt; their photos are not here.
     lines = [line for page in pages for line in re.findall(r"^    (quickstudy .*)$", page, re.MULTILINE)]
@@ -175,6 +187,7 @@ def test_readme_commands_run(trained: Path, monkeypatch: pytest.MonkeyPatch) -> 
         words = shlex.split(line.split("#")[0].split("→")[0])[1:]
         words = [word for given in words for word in (sorted(_glob(trained, given)) if "*" in given else [given])]
         words += ["--steps", "3", "--batch", "16"] if words[0] == "train" else []
+        words += short_sweep if words[0] == "sweep" and words[1] != "show" else []
         done = run(trained, *words)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
 

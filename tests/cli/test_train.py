@@ -9,49 +9,22 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from in_process import Run
 from PIL import Image
-
-from quickstudy.cli.main import run as quickstudy
 
 COMMAND = str(Path(sys.executable).parent / "quickstudy")
 SMALL = ("--data", "digits", "--set", "crop=6", "--batch", "32", "--steps", "25", "--threads", "1")
 STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 
 
-@dataclass
-class Done:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command line in this process, where it starts in no time, on one core."""
-
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads that wait for each other would be slow beside other work."""
     monkeypatch.setattr("quickstudy.training.parallel.usable_cores", lambda: 1)
-
-    def run(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["quickstudy", *arguments])
-        monkeypatch.setenv("COLUMNS", "100")
-        code = 0
-        try:
-            quickstudy()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1 if end.code else 0
-        captured = capfd.readouterr()
-        return Done(code, captured.out, captured.err)
-
-    return run
 
 
 def on_one_core() -> None:
@@ -186,7 +159,7 @@ def test_options_are_printed_and_nothing_is_trained(tmp_path: Path, run: Run, mo
     ("arguments", "words"),
     [
         (("cifar10-classsic",), "There is no recipe 'cifar10-classsic'; there are: cifar10-classic, cifar10-fast"),
-        (("cifar10-classic", "--set", "rate"), "--set rate: expected NAME=VALUE, such as --set rate=0.05"),
+        (("cifar10-classic", "--set", "rate"), "'rate': expected NAME=VALUE, such as rate=0.05"),
         (("cifar10-classic", "--set", "ratte=1"), "has no option 'ratte'; did you mean 'rate'?"),
         (("cifar10-classic", "--set", "rate=fast"), "rate is 'fast'; expected a number, such as 0.1"),
         (("cifar10-classic", "--set", "flip=perhaps"), "flip is 'perhaps'; expected on or off"),

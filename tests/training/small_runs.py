@@ -20,7 +20,7 @@ from quickstudy.training.data import TrainingData
 from quickstudy.training.folder import RunFolder
 from quickstudy.training.loop import fit
 from quickstudy.training.recipe import RECIPES
-from quickstudy.training.settings import Begun, Progressed, RunResult, Settings
+from quickstudy.training.settings import Begun, Evaluated, Progressed, RunResult, Settings
 
 CLASSES = ("across", "down", "plain")
 CLASSIC = RECIPES["cifar10-classic"].with_options({"crop": 10, "batch": 16, "steps": 20, "seed": 3})
@@ -76,11 +76,15 @@ class News:
     def __init__(self, stop_after: int | None = None, number: int = signal.SIGTERM) -> None:
         self.begun: Begun | None = None
         self.progress: list[Progressed] = []
+        self.evaluated: list[Evaluated] = []
         self.stop_after, self.number = stop_after, number
 
-    def __call__(self, news: Begun | Progressed) -> None:
+    def __call__(self, news: Begun | Progressed | Evaluated) -> None:
         if isinstance(news, Begun):
             self.begun = news
+            return
+        if isinstance(news, Evaluated):
+            self.evaluated.append(news)
             return
         self.progress.append(news)
         if news.step == self.stop_after:
@@ -111,7 +115,7 @@ def newest(path: Path) -> Checkpoint:
 def differences(one: Any, other: Any, place: str = "") -> list[str]:
     """Where two nested states differ, to the bit; the time that they took left out."""
     if isinstance(one, dict) and isinstance(other, dict):
-        names = (one.keys() | other.keys()) - ({"seconds"} if not place else set())
+        names = (one.keys() | other.keys()) - ({"seconds", "idle_seconds"} if not place else set())
         return [
             found
             for name in sorted(names, key=str)

@@ -69,7 +69,7 @@ def right_of(recipe: Recipe, state: dict[str, object], data: TrainingData, *, av
                 torch.tensor([number]),
                 draws,
                 recipe.distortions,
-                data.facts().moments,
+                data.facts.moments,
                 side=recipe.distortions.output_side(data.side),
             )
             logits = network(image)
@@ -124,7 +124,7 @@ def test_validation_where_there_is_one_and_the_test_images_on_request(
 def test_no_run_and_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is no run"):
         Evaluator(tmp_path)
-    RunFolder(tmp_path / "run").begin(CLASSIC, DATA.facts())
+    RunFolder(tmp_path / "run").begin(CLASSIC, DATA.facts)
     with pytest.raises(RunError, match="has no checkpoint yet; wait for one with --watch"):
         Evaluator(tmp_path / "run").newest()
 

@@ -49,7 +49,7 @@ def torch_probabilities(recipe: Recipe, run: Path, data: TrainingData) -> np.nda
     state.load_state_dict(values)
     if values["averages"] is not None:
         state.network.load_state_dict({**state.network.state_dict(), **values["averages"]["averages"]})
-    moments = data.facts().moments
+    moments = data.facts.moments
     logits = logits_of(state.network, data.test, recipe.distortions, moments, mirrored=recipe.mirrored_test)
     return logits.softmax(1).numpy()
 
@@ -103,7 +103,7 @@ def test_a_run_that_has_not_ended(tmp_path: Path) -> None:
 def test_nothing_to_export(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is no run"):
         export(tmp_path / "run")
-    RunFolder(tmp_path / "run").begin(CLASSIC, small_data().facts())
+    RunFolder(tmp_path / "run").begin(CLASSIC, small_data().facts)
     with pytest.raises(RunError, match="has no checkpoint that is whole; nothing can be exported yet"):
         export(tmp_path / "run")
     assert not (tmp_path / "run" / "model.onnx").exists()

@@ -16,7 +16,7 @@ from quickstudy.errors import RunError
 from quickstudy.training.folder import METRICS, RunFolder, append_line
 from quickstudy.training.recipe import Recipe
 
-FACTS = small_data().facts()
+FACTS = small_data().facts
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_another_recipe_or_other_images_are_refused(folder: RunFolder) -> None:
     with pytest.raises(RunError, match="the recipe is cifar10-classic there, cifar10-fast here"):
         folder.begin(FAST, FACTS)
     with pytest.raises(RunError, match="the training images are others"):
-        folder.begin(CLASSIC, small_data(train=101).facts())
+        folder.begin(CLASSIC, small_data(train=101).facts)
 
 
 @pytest.mark.parametrize(

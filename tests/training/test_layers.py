@@ -183,7 +183,7 @@ def test_locally_connected_has_the_right_gradient() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_whitened_patches_are_uncorrelated_with_unit_variance(channels: int) -> None:
-    layer = Whitening(channels, kernel=2)
+    layer = Whitening(channels, kernel=2, directions=99)
     # Neighbours and channels that have much in common, as in photos, about a mean of zero.
     images = functional.avg_pool2d(noise(100, channels, 12, 12, dtype=torch.float32), 3, 1)
     images = images + 0.5 * images.mean(dim=1, keepdim=True)
@@ -199,14 +199,24 @@ def test_whitened_patches_are_uncorrelated_with_unit_variance(channels: int) -> 
 
 
 def test_whitening_orders_its_filters_from_much_variance_to_little() -> None:
-    layer = Whitening(1, kernel=2)
+    layer = Whitening(1, kernel=2, directions=4)
     layer.fit(functional.avg_pool2d(noise(100, 1, 14, 14, dtype=torch.float32), 3, 1))
     lengths = layer.weight.flatten(1).norm(dim=1)[:4]
     assert (lengths.diff() > 0).all()  # the less variance, the larger the factor
 
 
+def test_the_strongest_directions_are_those_of_all() -> None:
+    images = functional.avg_pool2d(noise(100, 3, 14, 14, dtype=torch.float32), 3, 1)
+    every, some = Whitening(3, kernel=2, directions=12), Whitening(3, kernel=2, directions=5)
+    every.fit(images)
+    some.fit(images)
+    assert some.weight.shape == (10, 3, 2, 2)
+    assert torch.equal(some.weight[:5], every.weight[:5])
+    assert torch.equal(some.weight[5:], -every.weight[:5])
+
+
 def test_whitening_does_not_blow_up_what_never_varies() -> None:
-    layer = Whitening(3, kernel=2)
+    layer = Whitening(3, kernel=2, directions=12)
     layer.fit(torch.full((10, 3, 8, 8), 0.5), floor=5e-4)
     lengths = layer.weight.flatten(1).norm(dim=1)
     assert lengths.isfinite().all()
@@ -214,7 +224,7 @@ def test_whitening_does_not_blow_up_what_never_varies() -> None:
 
 
 def test_whitening_is_not_trained_and_passes_a_gradient_on() -> None:
-    layer = Whitening(3, kernel=2)
+    layer = Whitening(3, kernel=2, directions=12)
     layer.fit(noise(20, 3, 8, 8, dtype=torch.float32))
     assert not any(parameter.requires_grad for parameter in layer.parameters())
     x = noise(2, 3, 8, 8, dtype=torch.float32).requires_grad_()

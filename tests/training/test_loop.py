@@ -56,7 +56,7 @@ def batches(recipe: Recipe, count: int) -> list[Batch]:
         recipe.distortions,
         batch=recipe.optimiser.batch,
         seed=recipe.seed,
-        moments=DATA.facts().moments,
+        moments=DATA.facts.moments,
         threads=0,
     )
     return [pipeline.make(step) for step in range(count)]
@@ -267,7 +267,7 @@ def test_the_result_is_that_of_the_last_parameters_averaged(
 
     def logits_with(values: dict[str, torch.Tensor]) -> torch.Tensor:
         state.network.load_state_dict({**saved["network"], **values})
-        moments = DATA.facts().moments
+        moments = DATA.facts.moments
         return logits_of(state.network, DATA.test, recipe.distortions, moments, mirrored=recipe.mirrored_test)
 
     averaged = logits_with(saved["averages"]["averages"])
@@ -341,7 +341,7 @@ def test_the_weight_decay_of_the_first_step(recipe: Recipe, whole: Path) -> None
     if recipe.name == "cifar10-classic":
         decayed = [network.hidden1.weight, network.hidden2.weight]
     else:
-        muon = recipe.optimiser.muon  # which keeps the norms of the convolutions' weights as they are
+        muon = recipe.optimiser.method == "muon"  # which keeps the norms of the convolutions' weights as they are
         decayed = [
             parameter
             for parameter in network.parameters()
@@ -354,7 +354,7 @@ def test_the_weight_decay_of_the_first_step(recipe: Recipe, whole: Path) -> None
 
 def first_images(recipe: Recipe) -> torch.Tensor:
     """All training images as evaluation takes them; the recipes here crop or standardise, no more."""
-    moments = DATA.facts().moments
+    moments = DATA.facts.moments
     mean, deviation = np.array(moments.mean), np.array(moments.deviation)
     assert recipe.distortions.standardise == "set"
     assert recipe.distortions.crop == 0
@@ -384,7 +384,7 @@ def test_a_classic_step_by_hand(tmp_path: Path) -> None:
 
 
 def test_three_fast_steps_by_hand(tmp_path: Path) -> None:
-    recipe = FAST.with_options({"steps": 3, "muon": False})
+    recipe = FAST.with_options({"steps": 3, "method": "sgd"})
     fit_whole(recipe, DATA, tmp_path / "run")
     network = initial_state(recipe).network
     network.prepare(first_images(recipe))
@@ -448,7 +448,7 @@ def test_a_loss_that_is_no_number_names_step_and_images_and_leaves_a_good_checkp
     step = int(found[1])
     assert 7 <= step <= 8  # the first pass ends in step 6
     pipeline = Pipeline(
-        DATA.train, recipe.distortions, batch=16, seed=recipe.seed, moments=DATA.facts().moments, threads=0
+        DATA.train, recipe.distortions, batch=16, seed=recipe.seed, moments=DATA.facts.moments, threads=0
     )
     assert [int(row) for row in found[2].split(", ")] == pipeline.rows(step).tolist()
     kept = folder.checkpoints.newest()
@@ -549,3 +549,62 @@ def test_without_averages(tmp_path: Path) -> None:
     fit_whole(recipe, DATA, tmp_path / "whole")
     assert newest(tmp_path / "run").state["averages"] is None
     assert differences(newest(tmp_path / "run").state, newest(tmp_path / "whole").state) == []
+
+
+def evaluations(run: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["precision"]) for line in RunFolder(run).lines(METRICS) if "precision" in line]
+
+
+def test_evaluating_within_a_run_changes_nothing(recipe: Recipe, whole: Path, tmp_path: Path) -> None:
+    news = News()
+    result = fit(
+        recipe.with_options({"evaluate_steps": 5}), DATA, RunFolder(tmp_path / "run"), settings=QUIET, report=news
+    )
+    assert result is not None
+    assert differences(newest(tmp_path / "run").state, newest(whole).state) == []
+    found = evaluations(tmp_path / "run")
+    assert [step for step, _ in found] == [5, 10, 15, 20]
+    assert found[-1][1] == result.test.score.accuracy
+    assert [(told.step, told.score.accuracy, told.split) for told in news.evaluated] == [
+        (step, precision, "test") for step, precision in found
+    ]
+    part = fit_whole(recipe.with_options({"steps": 10}), DATA, tmp_path / "half")
+    if recipe is CLASSIC:  # whose rate does not depend on how many steps there will be
+        assert found[1][1] == part.test.score.accuracy
+    assert 0 < result.training_seconds < result.seconds
+
+
+def test_within_a_run_the_validation_images_are_looked_at_where_there_are_some(tmp_path: Path) -> None:
+    result = fit_whole(CLASSIC.with_options({"evaluate_steps": 10}), small_data(validation=17), tmp_path / "run")
+    assert result.validation is not None
+    lines = [line for line in RunFolder(tmp_path / "run").lines(METRICS) if "precision" in line]
+    assert [(line["split"], line["n"]) for line in lines] == [("validation", 17)] * 2
+    assert lines[-1]["precision"] == result.validation.score.accuracy
+
+
+def test_a_run_ends_at_its_target_and_stays_ended(recipe: Recipe, tmp_path: Path) -> None:
+    longer = recipe.with_options({"steps": 200, "evaluate_steps": 5, "target": 0.7})
+    result = fit_whole(longer, DATA, tmp_path / "run")
+    found = evaluations(tmp_path / "run")
+    assert result.steps == found[-1][0] < 200
+    assert found[-1][1] >= 0.7 > max((precision for _, precision in found[:-1]), default=0)
+    (tmp_path / "run" / "result.json").unlink()  # as if it had been killed before it could write it
+    again = fit_whole(longer, DATA, tmp_path / "run")
+    assert (again.steps, again.test) == (result.steps, result.test)
+    assert evaluations(tmp_path / "run") == found
+
+
+def test_a_run_ends_when_its_time_is_up(tmp_path: Path) -> None:
+    assert fit_whole(CLASSIC.with_options({"seconds": 1e-6}), DATA, tmp_path / "run").steps == 1
+    assert fit_whole(CLASSIC.with_options({"seconds": 1e6}), DATA, tmp_path / "long").steps == 20
+
+
+def test_gradient_norms_by_hand(tmp_path: Path) -> None:
+    fit_whole(CLASSIC.with_options({"steps": 1}), DATA, tmp_path / "run")
+    network = initial_state(CLASSIC).network
+    batch = batches(CLASSIC, 1)[0]
+    functional.cross_entropy(network(batch.images), batch.labels).backward()  # type: ignore[no-untyped-call]
+    line = RunFolder(tmp_path / "run").lines(METRICS)[0]
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None
+        assert line[f"gradient_norm/{name}"] == pytest.approx(parameter.grad.norm().item(), rel=1e-4), name

@@ -238,7 +238,7 @@ def test_the_fast_network_takes_many_sizes(size: int, channels: int) -> None:
     assert network(noise(2, channels, size, size)).shape == (2, 7)
     seen = watched(network, noise(2, channels, size, size), "first", *(f"blocks.{number}" for number in range(3)))
     side = size - 1
-    assert seen["first"][1].shape == (2, 8 * channels, side, side)
+    assert seen["first"][1].shape == (2, 16 if channels == 3 else 8, side, side)
     for number, width in enumerate((16, 64, 128)):
         side //= 2
         assert seen[f"blocks.{number}"][1].shape == (2, width, side, side)
@@ -247,12 +247,12 @@ def test_the_fast_network_takes_many_sizes(size: int, channels: int) -> None:
 def test_the_fast_networks_cost_by_hand() -> None:
     network = fast(widths=(16, 32), convolutions=2, classes=5)
     multiply_adds = (
-        31 * 31 * 24 * 12
-        + 31 * 31 * 16 * 24 * 9 + 15 * 15 * 16 * 16 * 9
+        31 * 31 * 16 * 12
+        + 31 * 31 * 16 * 16 * 9 + 15 * 15 * 16 * 16 * 9
         + 15 * 15 * 32 * 16 * 9 + 7 * 7 * 32 * 32 * 9
         + 32 * 5
     )  # fmt: skip
-    parameters = 24 * 12 + (16 * 24 + 16 * 16 + 32 * 16 + 32 * 32) * 9 + 2 * 2 * (16 + 32) + 32 * 5
+    parameters = 16 * 12 + (16 * 16 + 16 * 16 + 32 * 16 + 32 * 32) * 9 + 2 * 2 * (16 + 32) + 32 * 5
     assert cost_of(network, size=32, channels=3) == Cost(parameters=parameters, multiply_adds=multiply_adds)
 
 
@@ -281,10 +281,10 @@ def test_without_whitening_the_first_layer_is_trained() -> None:
 
 def test_blocks_begin_as_copies_of_their_input() -> None:
     network = fast(widths=(32, 64))
-    x = noise(1, 24, 8, 8)
+    x = noise(1, 16, 8, 8)
     first = network.get_submodule("blocks.0.convolutions.0")
-    torch.testing.assert_close(first(x)[:, :24], x)
-    assert first(x)[:, 24:].std() > 0.05
+    torch.testing.assert_close(first(x)[:, :16], x)
+    assert first(x)[:, 16:].std() > 0.05
 
 
 def test_a_residual_block_adds_its_input_after_pooling() -> None:

@@ -76,6 +76,11 @@ def fit_twice(replica: Replica, path: Path) -> None:
     again = fit(RECIPE, small_data(), RunFolder(path), replica=replica, settings=QUIET)
     assert again == result
     torch.distributed.barrier()
+    # The first replica finds the target reached; the others have to end in the same step.
+    wanted = RECIPE.with_options({"evaluate_steps": 2, "target": 0.01})
+    early = fit(wanted, small_data(), RunFolder(path / "target"), replica=replica, settings=QUIET)
+    assert early is None or early.steps == 2
+    torch.distributed.barrier()
 
 
 def fit_and_die(replica: Replica, path: Path) -> None:

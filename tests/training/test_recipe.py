@@ -77,10 +77,11 @@ CHANGED: dict[str, Any] = {
     "seed": 2**53 + 1, "batch": 32, "momentum": 0.5, "nesterov": True, "weight_decay": 0.5, "bias_rate": 0.5,
     "label_smoothing": 0.25, "average_decay": 0.5, "average_every": 3, "precision": "bfloat16", "crop": 16, "pad": 3,
     "flip": False, "alternate": True, "brightness": 31.5, "contrast": (0.5, 1.5), "standardise": "none", "rate": 0.375,
-    "activation": "tanh", "muon": True, "muon_momentum": 0.5, "head_rate": 0.5, "compiled": True,
+    "activation": "tanh", "method": "adam", "muon_momentum": 0.5, "head_rate": 0.5, "compiled": True,
+    "random_crop": False, "seconds": 2.5, "evaluate_steps": 3, "target": 0.5,
 }  # fmt: skip
 _FAST: dict[str, Any] = {
-    "widths": (8, 16), "convolutions": 4, "residual": False, "whitening": False, "logit_scale": 0.5,
+    "widths": (8, 16), "convolutions": 4, "residual": False, "whitening": False, "directions": 4, "logit_scale": 0.5,
     "batch_norm_momentum": 0.25, "rate_start": 0.5, "rate_end": 0.25, "warmup": 0.5,
 }  # fmt: skip
 PARTICULAR: dict[str, dict[str, Any]] = {
@@ -90,6 +91,10 @@ PARTICULAR: dict[str, dict[str, Any]] = {
     "cifar10-fast": _FAST,
     "cifar10-long": _FAST,
     "cifar10-gpu": _FAST,
+    "mlp": {
+        "widths": (8, 16), "depth": 1, "batch_norm": "after", "bottleneck": 4, "rate_decay": 0.5,
+        "rate_decay_epochs": 0.5,
+    },
 }  # fmt: skip
 
 
@@ -265,7 +270,7 @@ def test_an_unknown_recipe() -> None:
         recipe_named("cifar10")
     assert (
         str(caught.value)
-        == "There is no recipe 'cifar10'; there are: cifar10-classic, cifar10-fast, cifar10-long, cifar10-gpu"
+        == "There is no recipe 'cifar10'; there are: cifar10-classic, cifar10-fast, cifar10-long, cifar10-gpu, mlp"
     )
 
 

@@ -170,7 +170,7 @@ def test_without_tensorboard_there_are_lines_only(tmp_path: Path) -> None:
     quiet.close()
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
     written = {name for line in lines(quiet) for name in line}
-    assert written == {"step", "loss", "sparsity/1", "gradient_norm/0.weight", "gradient_norm/0.bias"}
+    assert written == {"step", "loss", "sparsity/1"}
 
 
 def test_what_a_killed_process_wrote_after_its_checkpoint_is_purged(tmp_path: Path) -> None:
@@ -281,7 +281,6 @@ def test_parameters_and_gradients(summaries: Summaries) -> None:
     network[1].weight.data.fill_(2.0)
     network(torch.tensor([[3.0, 4.0]])).sum().backward()  # gradients 2·(3, 4); and 9 − 4
     summaries.network(9, network)
-    assert lines(summaries) == [{"step": 9, "gradient_norm/0.weight": 10.0, "gradient_norm/1.weight": 5.0}]
     found = events(summaries)
     assert sorted(found.Tags()["histograms"]) == [
         "gradients/0.weight", "gradients/1.weight", "parameters/0.weight", "parameters/1.bias", "parameters/1.weight",

@@ -116,7 +116,7 @@ def test_a_folder_in_the_official_layout(tmp_path: Path, inner: bool) -> None:
     folder = write_cifar10(tmp_path / "mine" / "cifar-10-batches-bin")
     data = load(folder if inner else folder.parent)
     named = load("cifar10", folder=folder.parent)
-    assert data.facts() == named.facts()
+    assert data.facts == named.facts
     assert together(data.test) == together(named.test)
 
 
@@ -124,7 +124,7 @@ def test_grey_images_have_one_channel(tmp_path: Path) -> None:
     write_idx(tmp_path / "mnist")
     for data in (load(tmp_path / "mnist"), load("mnist", folder=tmp_path)):
         assert (data.channels, data.side, len(data.train), len(data.test)) == (1, 4, 6, 6)
-        facts = data.facts()
+        facts = data.facts
         assert (facts.channels, len(facts.moments.mean)) == (1, 1)
 
 
@@ -209,9 +209,9 @@ def test_what_is_held_out_is_a_share_of_each_class_and_never_trained_on(tmp_path
     assert together(part.train, part.validation) == together(whole.train)
     assert not set(digests(part.train)) & set(digests(part.validation))
     assert together(part.test) == together(whole.test)
-    assert part.facts().fingerprint != whole.facts().fingerprint
+    assert part.facts.fingerprint != whole.facts.fingerprint
     # The moments are those of what is trained on.
-    assert part.facts().moments == Moments.of(part.train.pixels)
+    assert part.facts.moments == Moments.of(part.train.pixels)
     # The rest keeps its order.
     held = set(digests(part.validation))
     assert digests(part.train) == [digest for digest in digests(whole.train) if digest not in held]
@@ -320,7 +320,7 @@ def test_flowers_are_an_image_set(tmp_path: Path) -> None:
 
 def test_facts_go_through_json(tmp_path: Path) -> None:
     data = load(image_folder(tmp_path / "photos"))
-    facts = data.facts()
+    facts = data.facts
     assert DataFacts.from_dict(facts.to_dict()) == facts
     assert facts.moments == Moments.of(data.train.pixels)
     assert facts.fingerprint == data.train.content_fingerprint()

@@ -12,7 +12,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.runtime import Prefix
-from quickstudy.bottlenecks.store import Source, SourceSpec, Store
+from quickstudy.bottlenecks.shards import SourceSpec
+from quickstudy.bottlenecks.store import Source, Store
 from quickstudy.cores import usable_cores
 from quickstudy.errors import StoreError, UnusableImageError
-from quickstudy.images.decoding import decode
+from quickstudy.images.decoding import InputSpec, decode
 from quickstudy.images.identity import Stamp, StatIndex, read_image_file, stamp_of
 from quickstudy.images.views import Distortions, render_view, view_key
 from quickstudy.progress import Progress, silent
@@ -148,20 +149,12 @@ def extract(
     """
     started = time.perf_counter()
     distortions = distortions or Distortions()
-    spec = SourceSpec(
-        backbone=backbone.name,
-        fingerprint=backbone.fingerprint,
-        cut=backbone.cut,
-        input=backbone.input.to_dict(),
-        shape=backbone.cut_shape,
-        dtype=dtype,
-    )
     index = StatIndex(store.index_path)
     job = _Job(
         images=images,
         known=index.look_up([image for image in images if isinstance(image, Path)]),
         backbone=backbone,
-        source=store.source(spec),
+        source=store.source(source_spec(backbone, dtype)),
         prefix=_LazyPrefix(backbone, backbone.cut, backbone.cut_shape),
         views=views,
         distortions=distortions,
@@ -199,6 +192,49 @@ def extract(
         distortions=distortions,
         timings=job.timings,
     )
+
+
+def source_spec(backbone: Backbone, dtype: str) -> SourceSpec:
+    """What the bottlenecks at a backbone's default cut are computed by."""
+    return SourceSpec(
+        backbone=backbone.name,
+        fingerprint=backbone.fingerprint,
+        cut=backbone.cut,
+        input=backbone.input.to_dict(),
+        shape=backbone.cut_shape,
+        dtype=dtype,
+    )
+
+
+def compute_bottlenecks(
+    data: bytes,
+    digest: bytes,
+    views: Sequence[int],
+    *,
+    spec: InputSpec,
+    distortions: Distortions,
+    prefix: Callable[[], Prefix],
+    dtype: str,
+    timings: Timings,
+) -> Iterator[NDArray[np.floating]]:
+    """From an image file's bytes to the bottlenecks of these views, one after the other; decoded once, at the start.
+
+    Threads here and workers on a cluster all come through here, so a bottleneck is the same to the bit wherever it is
+    computed.
+
+    Raises:
+        UnusableImageError: the bytes are no image that can be used; the message is the reason.
+    """
+    clock = time.perf_counter()
+    decoded = decode(data, spec)
+    timings.decode += time.perf_counter() - clock
+    for view in views:
+        before = time.perf_counter()
+        pixels = render_view(decoded, spec, digest, view, distortions)
+        timings.resize += (clock := time.perf_counter()) - before
+        bottleneck: NDArray[np.floating] = prefix()(pixels[None])[0].astype(dtype)
+        timings.prefix += time.perf_counter() - clock
+        yield bottleneck
 
 
 def _supervise(job: _Job, workers: Sequence[threading.Thread], index: StatIndex, progress: Progress) -> None:
@@ -253,25 +289,27 @@ def _process(job: _Job, number: int, timings: Timings) -> None:
     clock = time.perf_counter()
     data, digest = _identify(job, job.images[number])
     missing = _claim(job, digest)
+    timings.read += time.perf_counter() - clock
     if missing and data is not None:
-        timings.read += (before := time.perf_counter()) - clock
+        bottlenecks = compute_bottlenecks(
+            data,
+            digest,
+            [view for view, _ in missing],
+            spec=job.backbone.input,
+            distortions=job.distortions,
+            prefix=job.prefix.get,
+            dtype=job.source.spec.dtype,
+            timings=timings,
+        )
         try:
-            decoded = decode(data, job.backbone.input)
+            for (_, key), bottleneck in zip(missing, bottlenecks, strict=True):
+                with job.lock:
+                    job.keys.append(key)
+                    job.values.append(bottleneck)
+                    job.computed += 1
         except UnusableImageError:
             job.unusable[number] = digest
             raise
-        timings.decode += (clock := time.perf_counter()) - before
-        for view, key in missing:
-            pixels = render_view(decoded, job.backbone.input, digest, view, job.distortions)
-            timings.resize += (before := time.perf_counter()) - clock
-            bottleneck = job.prefix.get()(pixels[None])[0].astype(job.source.spec.dtype)
-            timings.prefix += (clock := time.perf_counter()) - before
-            with job.lock:
-                job.keys.append(key)
-                job.values.append(bottleneck)
-                job.computed += 1
-    else:
-        timings.read += time.perf_counter() - clock
     job.digests[number] = digest
 
 

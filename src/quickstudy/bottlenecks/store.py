@@ -9,13 +9,12 @@ flushed stays. Shards are memory-mapped when read.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,59 +22,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import DTypeLike, NDArray
 
+from quickstudy.bottlenecks.shards import SUFFIX, Shard, SourceSpec, map_shard, name_of, serialise
 from quickstudy.errors import StoreError
 from quickstudy.files import TEMPORARY_PREFIX, sha256_of_file, write_bytes_atomically, write_json_atomically
 
-_SUFFIX = ".arrow"
-_ARROW_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
 _COMPACT_ABOVE = 8
 _MERGED_BYTES = 8 << 20
 _STALE_SECONDS = 3600
 _LISTINGS = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceSpec:
-    """All that decides a bottleneck besides the image and its view."""
-
-    backbone: str
-    """Name, for people."""
-    fingerprint: str
-    """Hash of the backbone's graph and weights."""
-    cut: str
-    """Name of the tensor at which freezing ends."""
-    input: Mapping[str, Any]
-    """The input specification that turned the file into pixels."""
-    shape: tuple[int, ...]
-    """Shape of one bottleneck."""
-    dtype: str = "float16"
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values; what is written to `source.json`."""
-        return {
-            "version": 1,
-            "backbone": self.backbone,
-            "fingerprint": self.fingerprint,
-            "cut": self.cut,
-            "input": dict(self.input),
-            "shape": list(self.shape),
-            "dtype": self.dtype,
-        }
-
-    @property
-    def identity(self) -> str:
-        """The name of the source's folder: a hash of everything above but the name for people."""
-        named = {name: value for name, value in self.to_dict().items() if name != "backbone"}
-        return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:32]
-
-
-@dataclass(kw_only=True)
-class _Shard:
-    path: Path
-    keys: list[bytes]
-    values: NDArray[np.floating]
-    batch: object = field(repr=False)
-    """Keeps the file mapped."""
 
 
 class Source:
@@ -84,9 +38,9 @@ class Source:
     def __init__(self, folder: Path, spec: SourceSpec) -> None:
         self.folder, self.spec = folder, spec
         self._dtype: DTypeLike = np.dtype(spec.dtype)
-        self._width = int(np.prod(spec.shape))
+        self._width = spec.width
         self._places: dict[bytes, tuple[int, int]] = {}
-        self._shards: list[_Shard] = []
+        self._shards: list[Shard] = []
         self.damaged: list[Path] = []
         """Shards that could not be read and were left out; `verify` tells more."""
         self.load()
@@ -144,7 +98,17 @@ class Source:
             raise StoreError(
                 f"A bottleneck of '{self.spec.backbone}' has {rows.shape[1]} values; expected {self._width}"
             )
-        path = self._write(keys, rows)
+        self._see(self._write(serialise(self.spec, keys, rows)))
+
+    def adopt(self, shard: bytes) -> None:
+        """Write a shard of this source that was made elsewhere, durably and as it is, and make it readable here.
+
+        Raises:
+            StoreError: the disk is full, or the folder cannot be written.
+        """
+        self._see(self._write(shard))
+
+    def _see(self, path: Path) -> None:
         try:
             self._add(path)
         except FileNotFoundError:  # merged into a larger shard by another process already
@@ -160,7 +124,7 @@ class Source:
         while batch := self._batch_to_merge():
             rows = {key: shard.values[row] for shard in batch for row, key in enumerate(shard.keys)}
             keys = sorted(rows)
-            path = self._write(keys, np.stack([rows[key] for key in keys]))
+            path = self._write(serialise(self.spec, keys, np.stack([rows[key] for key in keys])))
             for shard in batch:
                 if shard.path != path:
                     with contextlib.suppress(OSError):  # gone already, or in use on Windows; a duplicate is harmless
@@ -171,19 +135,18 @@ class Source:
                 break  # what cannot be deleted would be merged for ever
         return merged
 
-    def _batch_to_merge(self) -> list[_Shard]:
+    def _batch_to_merge(self) -> list[Shard]:
         """More than a few small shards that make one of full size together, or none where there are not so many."""
         small = [shard for shard in self._shards if shard.values.nbytes < _MERGED_BYTES // 4]
-        batch: list[_Shard] = []
+        batch: list[Shard] = []
         for shard in small if len(small) > _COMPACT_ABOVE else []:
             # A damaged shard stays as it is: merged, its wrong values would get a hash that is right.
             if sum(member.values.nbytes for member in batch) < _MERGED_BYTES and _is_whole(shard.path):
                 batch.append(shard)
         return batch if len(batch) > _COMPACT_ABOVE else []
 
-    def _write(self, keys: Sequence[bytes], rows: NDArray[np.floating]) -> Path:
-        data = self._serialise(keys, rows)
-        path = self.folder / f"{hashlib.sha256(data).hexdigest()}{_SUFFIX}"
+    def _write(self, data: bytes | memoryview) -> Path:
+        path = self.folder / name_of(data)
         try:
             if not (self.folder / "source.json").exists():
                 write_json_atomically(self.folder / "source.json", self.spec.to_dict())
@@ -195,25 +158,9 @@ class Source:
             ) from error
         return path
 
-    def _serialise(self, keys: Sequence[bytes], rows: NDArray[np.floating]) -> memoryview:
-        metadata = {"shape": json.dumps(list(self.spec.shape)), "source": self.spec.identity}
-        value_type = pa.list_(_ARROW_TYPES[self.spec.dtype], self._width)
-        schema = pa.schema(
-            [pa.field("key", pa.binary(32), nullable=False), pa.field("bottleneck", value_type, nullable=False)],
-            metadata=metadata,
-        )
-        columns = [
-            pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(keys), [None, pa.py_buffer(b"".join(keys))]),
-            pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), self._width),
-        ]
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, schema) as writer:
-            writer.write_batch(pa.record_batch(columns, schema=schema))
-        return memoryview(sink.getvalue())
-
     def _add(self, path: Path) -> None:
         try:
-            shard = self._open(path)
+            shard = map_shard(path, self.spec)
         except FileNotFoundError:
             raise
         except (OSError, pa.ArrowException, ValueError, IndexError):
@@ -222,27 +169,6 @@ class Source:
         number = len(self._shards)
         self._shards.append(shard)
         self._places.update((key, (number, row)) for row, key in enumerate(shard.keys))
-
-    def _open(self, path: Path) -> _Shard:
-        # Closed at once, the file stays mapped for as long as the batch lives; open files would run out in long runs.
-        with pa.memory_map(str(path)) as mapped:
-            table = pa.ipc.open_file(mapped)
-            metadata = table.schema.metadata or {}
-            if table.num_record_batches != 1 or metadata.get(b"source") != self.spec.identity.encode():
-                raise ValueError("not a shard of this source")
-            batch = table.get_batch(0)
-        batch.validate()
-        keys, lists = batch.column(0), batch.column(1)
-        if keys.type != pa.binary(32) or lists.type != pa.list_(_ARROW_TYPES[self.spec.dtype], self._width):
-            raise ValueError("columns of other types")
-        raw = memoryview(keys.buffers()[1])
-        values = np.frombuffer(lists.values.buffers()[1], self._dtype, count=len(lists) * self._width)
-        return _Shard(
-            path=path,
-            keys=[bytes(raw[start : start + 32]) for start in range(0, 32 * len(keys), 32)],
-            values=values.reshape(len(lists), self._width),
-            batch=batch,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,17 +270,7 @@ class Store:
         for path in sorted(self.folder.glob("*/source.json")):
             try:
                 values = json.loads(path.read_text(encoding="utf-8"))
-                yield (
-                    path.parent,
-                    SourceSpec(
-                        backbone=values["backbone"],
-                        fingerprint=values["fingerprint"],
-                        cut=values["cut"],
-                        input=values["input"],
-                        shape=tuple(values["shape"]),
-                        dtype=values["dtype"],
-                    ),
-                )
+                yield path.parent, SourceSpec.from_dict(values)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise StoreError(f"'{path}' is damaged ({error}); delete the folder '{path.parent}'") from None
 
@@ -395,4 +311,4 @@ def _shard_paths(folder: Path) -> list[Path]:
         return []
     except OSError as error:
         raise StoreError(f"Cannot read the store '{folder}': {error.strerror}") from error
-    return [folder / name for name in sorted(names) if name.endswith(_SUFFIX) and not name.startswith(".")]
+    return [folder / name for name in sorted(names) if name.endswith(SUFFIX) and not name.startswith(".")]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quickstudy.cli import cache_fill
 from quickstudy.cli.options import Cache, Json
 
 if TYPE_CHECKING:
@@ -17,11 +18,15 @@ if TYPE_CHECKING:
     from quickstudy.bottlenecks.store import SourceSummary, Store
 
 app = typer.Typer(
-    help="List, verify, compact and prune the store of bottlenecks.",
+    help="Fill, list, verify, compact and prune the store of bottlenecks.",
     epilog="Example: quickstudy cache list",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+
+app.command("fill", epilog="Example: quickstudy cache fill photos/")(cache_fill.fill)
+app.command("pull", epilog="Example: quickstudy cache pull s3://bucket/bottlenecks")(cache_fill.pull)
 
 
 def _store(cache: Path | None) -> Store:

@@ -14,12 +14,12 @@ from quickstudy.cli.options import Json, Quiet
 
 if TYPE_CHECKING:
     from quickstudy.progress import Bar
-    from quickstudy.training.settings import Begun, Progressed, RunResult
+    from quickstudy.training.settings import Begun, Evaluated, Progressed, RunResult
 
 
 def command(
     recipe: Annotated[
-        str, typer.Argument(help="cifar10-classic, cifar10-fast, cifar10-long or cifar10-gpu.", show_default=False)
+        str, typer.Argument(help="cifar10-classic, cifar10-fast, cifar10-long, cifar10-gpu or mlp.", show_default=False)
     ],
     data: Annotated[
         str | None,
@@ -48,9 +48,9 @@ def command(
 ) -> None:
     """Train a network from scratch, going on where an earlier run in the same folder stopped."""
     from quickstudy.cli.extras import require
-    from quickstudy.errors import RecipeError
 
     require("torch", extra="train")
+    from quickstudy.training.options import read_assignment
     from quickstudy.training.recipe import recipe_named
     from quickstudy.training.settings import Settings
     from quickstudy.training.train import train
@@ -60,10 +60,8 @@ def command(
     if epochs is not None and steps is None:
         values["steps"] = 0
     for option in options or []:
-        name, equals, value = option.partition("=")
-        if not equals:
-            raise RecipeError(f"--set {option}: expected NAME=VALUE, such as --set rate=0.05")
-        values[name.strip().replace("-", "_")] = value.strip()
+        name, value = read_assignment(option)
+        values[name] = value
     chosen = recipe_named(recipe).with_options(values)
     if show_options:
         json.dump(chosen.options(), sys.stdout, indent=1)
@@ -111,11 +109,14 @@ class _Reporter:
         self.folder, self.wants_bar = folder, bar
         self.bar: Bar | None = None
 
-    def __call__(self, news: Begun | Progressed) -> None:
-        from quickstudy.training.settings import Begun
+    def __call__(self, news: Begun | Progressed | Evaluated) -> None:
+        from quickstudy.cli.display import now
+        from quickstudy.training.settings import Begun, Evaluated
 
         if isinstance(news, Begun):
             self._begin(news)
+        elif isinstance(news, Evaluated):
+            print(f"{now()}: step {news.step}, {news.split} precision @ 1 = {news.score.accuracy:.3f}")
         else:
             self._progress(news)
         sys.stdout.flush()

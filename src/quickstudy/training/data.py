@@ -65,6 +65,7 @@ class TrainingData:
         """Of the images trained on."""
         return Moments.of(self.train.pixels)
 
+    @cached_property
     def facts(self) -> DataFacts:
         """What a network trained on this has to know."""
         return DataFacts(

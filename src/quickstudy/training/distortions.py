@@ -25,6 +25,8 @@ class Distortions:
 
     crop: int = 0
     """Side of the random crop, in pixels, centred in evaluation; 0: the whole image."""
+    random_crop: bool = True
+    """Cut the crop out at a random place; off: at the centre in training, too."""
     pad: int = 0
     """Pixels mirrored at each border before the random crop; not in evaluation."""
     flip: bool = True
@@ -122,6 +124,8 @@ def draw(
     """
     n, room = len(epochs), side + 2 * distortions.pad - distortions.output_side(side) + 1
     tops, lefts = generator.integers(0, room, n), generator.integers(0, room, n)
+    if not distortions.random_crop:
+        tops = lefts = np.full(n, (room - 1) // 2)
     coins = generator.random(n) < 0.5
     if distortions.alternate:
         coins = first ^ (epochs % 2 == 1)

@@ -17,7 +17,7 @@ from quickstudy.training.evaluation import evaluate_state
 from quickstudy.training.folder import RunFolder
 from quickstudy.training.interrupts import Interrupts
 from quickstudy.training.networks.cost import cost_of
-from quickstudy.training.parallel import Replica, agree_on_step
+from quickstudy.training.parallel import Replica, agree_on_step, said_by_first
 from quickstudy.training.pipeline import Pipeline, evaluation_batches
 from quickstudy.training.recipe import Recipe
 from quickstudy.training.settings import Begun, Report, RunResult, Settings
@@ -47,14 +47,14 @@ def fit(
         TrainingError: the loss is not a number any more.
     """
     replica, settings = replica or Replica(), settings or Settings()
-    _check(recipe, data, replica)
+    check_recipe(recipe, data, replica)
     if not replica.is_first and folder.result() is not None:
         return None
     try:
         with ExitStack() as stack:
             if replica.is_first:
                 stack.enter_context(folder.locked())
-                folder.begin(recipe, data.facts())
+                folder.begin(recipe, data.facts)
                 if (finished := folder.result()) is not None:
                     return RunResult.from_dict(folder.path, finished)
             return _Training(recipe, data, folder, replica, settings, report).run()
@@ -87,6 +87,7 @@ class _Training:
         self.state = TrainingState(
             recipe, side=data.side, channels=data.channels, classes=len(data.classes), device=self.device
         )
+        self.cost = cost_of(self.state.network, size=recipe.distortions.output_side(data.side), channels=data.channels)
         self.pipeline = Pipeline(
             data.train,
             recipe.distortions,
@@ -126,7 +127,7 @@ class _Training:
                 )
             ) as watch,
         ):
-            for batch in self.pipeline.batches(range(state.step, self.steps)):
+            for batch in self.pipeline.batches(range(state.step, state.step if state.ended else self.steps)):
                 rate = recipe.schedule.at(batch.step, steps=self.steps, steps_per_epoch=steps_per_epoch)
                 with watch.forward(batch), self._autocast():
                     logits = network(batch.images)
@@ -141,11 +142,27 @@ class _Training:
                 if state.averages is not None and due:
                     state.averages.update()
                 watch.after(batch, rate, cross_entropy.detach(), decay)
+                state.ended = self._is_enough(watch)
                 if interrupts.pending is not None:
                     watch.save()
                     interrupts.raise_pending()
+                if state.ended:
+                    break
             watch.save()
             return self._result(watch) if self.replica.is_first else None
+
+    def _is_enough(self, watch: Watch) -> bool:
+        """Whether the run has reached its target or used up its time; evaluates where that is due."""
+        recipe, enough = self.recipe, False
+        if self.replica.is_first:
+            enough = 0 < recipe.seconds <= watch.training_seconds()
+            if recipe.evaluate_steps and self.state.step % recipe.evaluate_steps == 0:
+                name = "test" if self.data.validation is None else "validation"
+                with watch.idling():
+                    score = self._evaluate(self.data.split(name)).score
+                watch.evaluated(score, split=name)
+                enough = enough or 0 < recipe.target <= score.accuracy
+        return said_by_first(self.replica, enough) if recipe.seconds or recipe.evaluate_steps else False
 
     def _first_images(self) -> Tensor:
         """Some training images, undistorted, from which a network may take its first layer."""
@@ -177,9 +194,7 @@ class _Training:
         self.report(
             Begun(
                 recipe=self.recipe,
-                cost=cost_of(
-                    self.state.network, size=self.recipe.distortions.output_side(data.side), channels=data.channels
-                ),
+                cost=self.cost,
                 classes=data.classes,
                 images=counts,
                 skipped=data.skipped,
@@ -193,6 +208,7 @@ class _Training:
         )
 
     def _result(self, watch: Watch) -> RunResult:
+        training_seconds = watch.training_seconds()
         test = self._evaluate(self.data.test)
         validation = None if self.data.validation is None else self._evaluate(self.data.validation)
         result = RunResult(
@@ -201,6 +217,8 @@ class _Training:
             test=test,
             validation=validation,
             seconds=watch.seconds(),
+            training_seconds=training_seconds,
+            cost=self.cost,
         )
         self.folder.finish(result.to_dict())
         return result
@@ -209,7 +227,8 @@ class _Training:
         return evaluate_state(self.state, self.recipe, data, self.data.moments)
 
 
-def _check(recipe: Recipe, data: TrainingData, replica: Replica) -> None:
+def check_recipe(recipe: Recipe, data: TrainingData, replica: Replica) -> None:
+    """Raise a RecipeError where these images and this many replicas cannot be trained on; writes nothing."""
     recipe.distortions.check(data.side)
     if recipe.optimiser.batch % replica.world:
         raise RecipeError(

@@ -121,6 +121,15 @@ def agree_on_step(replica: Replica, step: int) -> None:
         )
 
 
+def said_by_first(replica: Replica, yes: bool) -> bool:
+    """What the first replica says; what the others say does not count."""
+    if replica.world == 1:
+        return yes
+    answer = torch.tensor(int(yes), device=replica.device)
+    torch.distributed.broadcast(answer, 0)
+    return bool(answer.item())
+
+
 def run_replicas(world: int, device_type: str, work: Callable[..., Any], *arguments: Any) -> None:
     """Run `work(replica, *arguments)` in `world` processes on this machine; all of them end before this returns.
 

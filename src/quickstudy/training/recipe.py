@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,19 +12,22 @@ from quickstudy.errors import RecipeError
 from quickstudy.training.distortions import Distortions
 from quickstudy.training.networks.classic import ClassicNetwork
 from quickstudy.training.networks.fast import FastNetwork
+from quickstudy.training.networks.mlp import MlpNetwork
+from quickstudy.training.options import options_of, with_options
 from quickstudy.training.schedules import OneCycle, Staircase
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimiser:
-    """Stochastic gradient descent, or Muon, and what belongs to it."""
+    """How parameters follow their gradients."""
 
+    method: str = "sgd"
+    """sgd, adam, or muon: for the convolutions' weights, which batch norms must follow, and sgd for all else."""
     batch: int = 128
     """Images a step, over all devices."""
     momentum: float = 0.0
+    """Of sgd; adam has its own."""
     nesterov: bool = False
-    muon: bool = False
-    """Use Muon for the convolutions' weights; they must be followed by batch norms."""
     muon_momentum: float = 0.6
     weight_decay: float = 0.0
     """Factor of half the sum of squares of the decayed weights, which is added to the loss."""
@@ -50,7 +52,7 @@ class Recipe:
     """Everything that decides what a training gives."""
 
     name: str
-    network: ClassicNetwork | FastNetwork
+    network: ClassicNetwork | FastNetwork | MlpNetwork
     distortions: Distortions
     optimiser: Optimiser
     schedule: Staircase | OneCycle
@@ -64,6 +66,13 @@ class Recipe:
     """Steps to train for; 0: as many as `epochs` takes."""
     epochs: float = 0.0
     """Passes over the training images; used where `steps` is 0."""
+    seconds: float = 0.0
+    """Time to train for at most, start-up and evaluation left out; 0: as long as it takes."""
+    evaluate_steps: int = 0
+    """Steps from one evaluation within the run to the next, on the validation images where some are held out, else on
+    the test images; 0: none until the end."""
+    target: float = 0.0
+    """Precision at which such an evaluation ends the run; 0: none does."""
     mirrored_test: bool = False
     """Evaluate, and export, the mean over an image and its mirror image."""
     seed: int = 0
@@ -74,16 +83,7 @@ class Recipe:
 
     def options(self) -> dict[str, Any]:
         """All options by name, with their values; names are unique over the parts of a recipe."""
-        result: dict[str, Any] = {}
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            if dataclasses.is_dataclass(value):
-                result |= {
-                    inner.name: _as_declared(inner, getattr(value, inner.name)) for inner in dataclasses.fields(value)
-                }
-            elif item.name != "name":
-                result[item.name] = _as_declared(item, value)
-        return result
+        return options_of(self)
 
     def with_options(self, options: Mapping[str, Any]) -> Recipe:
         """The recipe with other values, by option name; strings are read as the option's type.
@@ -91,22 +91,7 @@ class Recipe:
         Raises:
             RecipeError: there is no such option, or it cannot have this value.
         """
-        known = self.options()
-        for name in options:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean '{near[0]}'?" if near else f"; it has {', '.join(sorted(known))}"
-                raise RecipeError(f"The recipe '{self.name}' has no option '{name}'{hint}")
-        values = {name: _read(name, value, known[name]) for name, value in options.items()}
-        parts: dict[str, Any] = {}
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            if dataclasses.is_dataclass(value) and not isinstance(value, type):
-                inner = {field.name: values[field.name] for field in dataclasses.fields(value) if field.name in values}
-                parts[item.name] = dataclasses.replace(value, **inner)
-            elif item.name in values:
-                parts[item.name] = values[item.name]
-        recipe = dataclasses.replace(self, **parts)
+        recipe = with_options(self, options, owner=self.name)
         recipe.check()
         return recipe
 
@@ -121,6 +106,13 @@ class Recipe:
                 raise RecipeError(f"{name} is {value:g}; expected {low:g}{upper}")
         if not self.steps and not self.epochs:
             raise RecipeError("Both steps and epochs are 0; set one of them to say how long to train")
+        if self.target and not self.evaluate_steps:
+            raise RecipeError(
+                f"target is {self.target:g}, but evaluate_steps is 0, so that it is never looked at; "
+                "set evaluate_steps=10, or so"
+            )
+        if self.optimiser.method not in ("sgd", "adam", "muon"):
+            raise RecipeError(f"method is '{self.optimiser.method}'; expected sgd, adam or muon")
         if self.optimiser.precision not in ("float32", "bfloat16", "auto"):
             raise RecipeError(f"precision is '{self.optimiser.precision}'; expected float32, bfloat16 or auto")
         if self.optimiser.nesterov and not self.optimiser.momentum:
@@ -154,41 +146,13 @@ def recipe_named(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def _as_declared(field: dataclasses.Field[Any], value: Any) -> Any:
-    """A whole number that stands where any number may stand becomes a float, so that 2.5 can be put in its place."""
-    return float(value) if field.type == "float" else value
-
-
-def _read(name: str, value: Any, present: Any) -> Any:
-    """A value of the type of the present one, from text or JSON."""
-    try:
-        if isinstance(present, bool):
-            return value if isinstance(value, bool) else _SWITCH[str(value).lower()]
-        if isinstance(present, tuple):
-            parts = value.split(",") if isinstance(value, str) else value
-            return tuple(type(present[0])(part) for part in parts)
-        if isinstance(present, int) and not isinstance(value, int):
-            if isinstance(value, str) and value.strip().isdecimal():
-                return int(value)  # not by way of a float, which has 53 bits
-            if float(value) != int(float(value)):
-                raise ValueError
-            return int(float(value))
-        return type(present)(value)
-    except (KeyError, TypeError, ValueError, OverflowError):
-        kind = "numbers with commas between them" if isinstance(present, tuple) else _KINDS[type(present)]
-        raise RecipeError(f"{name} is '{value}'; expected {kind}, such as {_shown(present)}") from None
-
-
-def _shown(value: Any) -> str:
-    return ",".join(f"{part:g}" for part in value) if isinstance(value, tuple) else str(value)
-
-
-_SWITCH = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
-_KINDS = {bool: "on or off", int: "a whole number", float: "a number", str: "a name"}
 _RANGES: dict[str, tuple[float, float]] = {
     "batch": (1, math.inf),
     "steps": (0, math.inf),
     "epochs": (0, math.inf),
+    "seconds": (0, math.inf),
+    "evaluate_steps": (0, math.inf),
+    "target": (0, 1),
     "rate": (0, math.inf),
     "momentum": (0, 1),
     "weight_decay": (0, math.inf),
@@ -201,6 +165,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "warmup": (0, 1),
     "bottleneck": (0, 4096),
     "convolutions": (1, 64),
+    "directions": (1, 4096),
     "bias_rate": (0.001, math.inf),
     "head_rate": (0.001, math.inf),
     "muon_momentum": (0, 1),
@@ -220,11 +185,11 @@ _FAST = Recipe(
     network=FastNetwork(),
     distortions=Distortions(pad=2, alternate=True, standardise="set"),
     optimiser=Optimiser(
-        batch=256, momentum=0.85, nesterov=True, muon=True, weight_decay=0.0064, bias_rate=0.66, head_rate=8.4,
+        method="muon", batch=256, momentum=0.85, nesterov=True, weight_decay=0.0064, bias_rate=0.66, head_rate=8.4,
         label_smoothing=0.2, precision="auto",
     ),
     schedule=OneCycle(rate=0.08, warmup=0.01, rate_end=0.0),
-    epochs=5.4,
+    epochs=5.6,
     mirrored_test=True,
 )  # fmt: skip
 _WIDE = FastNetwork(widths=(64, 256, 256))
@@ -239,6 +204,15 @@ _GPU = dataclasses.replace(
     schedule=dataclasses.replace(_FAST.schedule, rate=0.24),
     epochs=8,
 )
+_MLP = Recipe(
+    name="mlp",
+    network=MlpNetwork(),
+    distortions=Distortions(flip=False, standardise="none"),
+    optimiser=Optimiser(method="adam", batch=500),
+    schedule=Staircase(rate=0.001),
+    data="mnist",
+    steps=1000,
+)
 
-RECIPES = {recipe.name: recipe for recipe in (_CLASSIC, _FAST, _LONG, _GPU)}
+RECIPES = {recipe.name: recipe for recipe in (_CLASSIC, _FAST, _LONG, _GPU, _MLP)}
 """All recipes by name."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from quickstudy.errors import RecipeError
 from quickstudy.images.imageset import Skipped
-from quickstudy.retraining.evaluation import Evaluation
+from quickstudy.retraining.evaluation import Evaluation, Score
 from quickstudy.training.networks.cost import Cost
 from quickstudy.training.recipe import Recipe
 
@@ -76,6 +76,17 @@ class Progressed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """What an evaluation within the run came to."""
+
+    step: int
+    split: str
+    score: Score
+    seconds: float
+    """Spent on steps until then."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunResult:
     """What a run came to."""
 
@@ -87,12 +98,19 @@ class RunResult:
     """On the images held out to choose by."""
     seconds: float
     """Spent training and evaluating, by all processes that took part one after the other."""
+    training_seconds: float
+    """Of these, spent on steps."""
+    cost: Cost
+    """Of the network."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return {
             "steps": self.steps,
             "seconds": self.seconds,
+            "training_seconds": self.training_seconds,
+            "parameters": self.cost.parameters,
+            "multiply_adds": self.cost.multiply_adds,
             "test": self.test.to_dict(),
             "validation": None if self.validation is None else self.validation.to_dict(),
         }
@@ -107,8 +125,10 @@ class RunResult:
             test=Evaluation.from_dict(values["test"]),
             validation=None if held is None else Evaluation.from_dict(held),
             seconds=values["seconds"],
+            training_seconds=values["training_seconds"],
+            cost=Cost(parameters=values["parameters"], multiply_adds=values["multiply_adds"]),
         )
 
 
-Report = Callable[[Begun | Progressed], None]
+Report = Callable[[Begun | Progressed | Evaluated], None]
 """What a run tells its news to."""

@@ -24,7 +24,7 @@ class TrainingState:
         network = recipe.network.build(size=recipe.distortions.output_side(side), channels=channels, classes=classes)
         self.network = network.to(device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        muon = recipe.optimiser.muon  # which keeps its weights' norms as they are
+        muon = recipe.optimiser.method == "muon"  # which keeps its weights' norms as they are
         self.precision = choose_precision(recipe.optimiser.precision, device.type)
         """In which layers multiply."""
         self.decayed = [weight for weight in self.network.decayed() if not (muon and weight.ndim == 4)]
@@ -36,8 +36,12 @@ class TrainingState:
         """Moving averages of the loss and its terms, for display only."""
         self.step = 0
         """How many steps have been made."""
+        self.ended = False
+        """Whether the run has reached its target, or used up its time."""
         self.seconds = 0.0
-        """Spent training before this process took over."""
+        """Spent on the run until the checkpoint that this process goes on from."""
+        self.idle_seconds = 0.0
+        """Of these, spent on other things than steps: starting and evaluating."""
 
     def prepare(self, images: Tensor) -> None:
         """Let the network take from images what it does not train; the averages begin after that."""
@@ -63,6 +67,12 @@ class TrainingState:
         squares = [weights.dot(weights) for weights in flat]
         return weight_decay / 2 * torch.stack(squares).sum() if squares else torch.zeros(())
 
+    def gradient_norms(self) -> dict[str, float]:
+        """Of each trained parameter, in the last step; brought from a GPU in one piece."""
+        with_gradient = {name: p.grad for name, p in self.network.named_parameters() if p.grad is not None}
+        norms = torch._foreach_norm(list(with_gradient.values()))
+        return dict(zip(with_gradient, torch.stack(norms).tolist() if norms else [], strict=True))
+
     def smooth(self, losses: Tensor) -> None:
         """Take the losses of one step into their moving averages."""
         self.smoothed = torch.lerp(losses, self.smoothed, _LOSS_DECAY) if len(self.smoothed) else losses.clone()
@@ -79,7 +89,9 @@ class TrainingState:
         """For a checkpoint."""
         return {
             "step": self.step,
+            "ended": self.ended,
             "seconds": self.seconds,
+            "idle_seconds": self.idle_seconds,
             "network": self.network.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "averages": None if self.averages is None else self.averages.state_dict(),
@@ -89,7 +101,8 @@ class TrainingState:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """From a checkpoint."""
-        self.step, self.seconds = int(state["step"]), float(state["seconds"])
+        self.step, self.ended = int(state["step"]), bool(state["ended"])
+        self.seconds, self.idle_seconds = float(state["seconds"]), float(state["idle_seconds"])
         self.network.load_state_dict(state["network"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
@@ -114,14 +127,14 @@ def choose_precision(name: str, device_type: str) -> torch.dtype:
 def _optimisers(
     network: nn.Module, decayed: list[Tensor], options: Optimiser, precision: torch.dtype
 ) -> list[torch.optim.Optimizer]:
-    """Gradient descent for all parameters; with `muon` that for the convolutions' weights, descent for the others."""
+    """One for all parameters; with `muon` that for the convolutions' weights, descent for the others."""
     chosen = {id(parameter) for parameter in decayed}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     convolutions: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
-        if options.muon and parameter.ndim == 4:
+        if options.method == "muon" and parameter.ndim == 4:
             convolutions.append(parameter)
             continue
         head_rate = options.head_rate if name.startswith("linear.") else 1.0
@@ -129,11 +142,14 @@ def _optimisers(
         # Divided by the factor, so that all that decays shrinks equally fast.
         decay = options.weight_decay / factor if id(parameter) in chosen else 0.0
         groups.setdefault((factor, decay), []).append(parameter)
+    members = [
+        {"params": parameters, "rate_factor": factor, "weight_decay": decay}
+        for (factor, decay), parameters in groups.items()
+    ]
+    if options.method == "adam":
+        return [torch.optim.Adam(members, lr=0.0, fused=True)]
     descent = torch.optim.SGD(
-        [
-            {"params": members, "rate_factor": factor, "weight_decay": decay}
-            for (factor, decay), members in groups.items()
-        ],
+        members,
         lr=0.0,
         momentum=options.momentum,
         nesterov=options.nesterov,

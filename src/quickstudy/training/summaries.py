@@ -90,14 +90,11 @@ class Summaries:
         )
 
     def network(self, step: int, network: nn.Module) -> None:
-        """Histograms of parameters and gradients, and the gradients' norms by layer."""
-        norms = {}
+        """Histograms of parameters and gradients."""
         for name, parameter in network.named_parameters():
             self.histogram(step, f"parameters/{name}", parameter)
             if parameter.grad is not None:
                 self.histogram(step, f"gradients/{name}", parameter.grad)
-                norms[f"gradient_norm/{name}"] = parameter.grad.norm().item()
-        self.scalars(step, norms)
 
     @contextmanager
     def watching(self, step: int, network: nn.Module) -> Iterator[None]:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from quickstudy.errors import TrainingError
+from quickstudy.retraining.evaluation import Score
 from quickstudy.training.folder import METRICS, RunFolder
 from quickstudy.training.pipeline import Batch, Pipeline
-from quickstudy.training.settings import Progressed, Report, Settings
+from quickstudy.training.settings import Evaluated, Progressed, Report, Settings
 from quickstudy.training.state import TrainingState
 from quickstudy.training.summaries import Summaries
 
@@ -48,6 +49,7 @@ class Watch:
         self._unseen: list[tuple[int, Tensor]] = []
         self._seconds_before = state.seconds
         self._started, self._reported_at = started, time.perf_counter()
+        state.idle_seconds += self._reported_at - started
         self._reported_step = state.step
         self._saved_at = time.monotonic()
         # A run that goes on has the checkpoint of its step; to write it again would endanger it.
@@ -95,6 +97,29 @@ class Watch:
         self.folder.checkpoints.save(self.state.step, self.state.state_dict(), best=self.folder.best_step())
         self._saved_at, self._saved_step = time.monotonic(), self.state.step
 
+    @contextmanager
+    def idling(self) -> Iterator[None]:
+        """Time spent in here does not count as training."""
+        started = time.perf_counter()
+        yield
+        spent = time.perf_counter() - started
+        self.state.idle_seconds += spent
+        self._reported_at += spent
+
+    def evaluated(self, score: Score, *, split: str) -> None:
+        """The network has been evaluated after this step."""
+        step, seconds = self.state.step, self.training_seconds()
+        if self.summaries is not None:
+            self.summaries.scalars(
+                step, {"precision": score.accuracy}, split=split, n=score.n, training_seconds=seconds
+            )
+        if self.report:
+            self.report(Evaluated(step=step, split=split, score=score, seconds=seconds))
+
+    def training_seconds(self) -> float:
+        """Spent on steps so far, by all processes that took part one after the other."""
+        return self.seconds() - self.state.idle_seconds
+
     def seconds(self) -> float:
         """Spent on this run so far, by all processes that took part one after the other."""
         return self._seconds_before + time.perf_counter() - self._started
@@ -111,6 +136,7 @@ class Watch:
         values = {f"loss/{name}": value for name, value in zip(LOSSES, raw, strict=True)}
         values |= {f"loss_smoothed/{name}": value for name, value in zip(LOSSES, smoothed, strict=True)}
         values |= {"learning_rate": rate, "examples_per_second": self.pipeline.batch / per_batch}
+        values |= {f"gradient_norm/{name}": norm for name, norm in self.state.gradient_norms().items()}
         if self.summaries is not None:
             self.summaries.scalars(step, values)
         if self.report:

@@ -30,6 +30,8 @@ class FastNetwork:
     """Add a block's input after pooling to its output."""
     whitening: bool = True
     """Take the first layer from the images' patches instead of training it."""
+    directions: int = 8
+    """Of the whitened 2×2 patches, the strongest first, at most all (12 in RGB); each is a filter with both signs."""
     logit_scale: float = 1 / 9
     """Factor of the logits."""
     batch_norm_momentum: float = 0.6
@@ -57,7 +59,7 @@ class FastNet(nn.Module):
         super().__init__()
         self.active = ACTIVATIONS[config.activation]()
         self.logit_scale = config.logit_scale
-        self.first: nn.Conv2d = Whitening(channels, kernel=2)
+        self.first: nn.Conv2d = Whitening(channels, kernel=2, directions=config.directions)
         if not config.whitening:
             self.first = nn.Conv2d(channels, self.first.out_channels, 2)
         self.blocks = nn.ModuleList()

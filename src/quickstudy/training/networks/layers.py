@@ -111,8 +111,9 @@ class Whitening(nn.Conv2d):
     its gradient need not be passed on, which saves a tenth of the fast network's step.
     """
 
-    def __init__(self, channels: int, *, kernel: int) -> None:
-        super().__init__(channels, 2 * channels * kernel * kernel, kernel, bias=False)
+    def __init__(self, channels: int, *, kernel: int, directions: int) -> None:
+        """Args: `directions`: eigenvectors to use, those of the largest eigenvalues first; there are C·kernel²."""
+        super().__init__(channels, 2 * min(directions, channels * kernel * kernel), kernel, bias=False)
         self.weight.requires_grad = False
 
     @torch.no_grad()
@@ -122,6 +123,7 @@ class Whitening(nn.Conv2d):
         patches = functional.unfold(images.float(), kernel, stride=2).transpose(1, 2).flatten(0, 1).double()
         values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
         filters = (vectors / (values + floor).sqrt()).T.flip(0).reshape(-1, images.shape[1], kernel, kernel)
+        filters = filters[: self.out_channels // 2]
         self.weight.copy_(torch.cat([filters, -filters]))
 
 

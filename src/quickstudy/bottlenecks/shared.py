@@ -1,0 +1,222 @@
+"""A store that many machines reach: a shared folder, or object storage named by a URI (pyarrow.fs).
+
+It is laid out like the local one and holds the same files, so it needs no locks either: who fills it writes whole
+shards under the hash of their content. Bottlenecks are read from a local store, which maps its shards into memory;
+`pull` brings a local store the shards that it lacks. A shared folder is a local store to whoever mounts it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import fs
+
+from quickstudy.bottlenecks.shards import SUFFIX, SourceSpec, name_of, read_keys, serialise
+from quickstudy.bottlenecks.store import Source, Store
+from quickstudy.errors import StoreError
+from quickstudy.files import TEMPORARY_PREFIX, write_bytes_atomically
+from quickstudy.progress import Progress, silent
+
+EXPECTED = "expected a folder, or a URI such as s3://bucket/path, gs://bucket/path or file:///folder"
+# Where an object appears whole or not at all; elsewhere it takes a temporary name and a rename.
+_OBJECT_STORES = ("s3", "gcs", "abfs")
+_DESCRIPTION = "source.json"
+_LISTINGS = 3
+# Requests to object storage take tens of milliseconds each, nearly all of it waiting.
+_REQUESTS_AT_ONCE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pulled:
+    """What `SharedStore.pull` brought."""
+
+    shards: int
+    bottlenecks: int
+    """That were not in the local store before."""
+    size_bytes: int
+    damaged: tuple[str, ...]
+    """Shards whose bytes do not match their name; left where they are."""
+
+
+class SharedStore:
+    """The shards of all sources under one path of a file system."""
+
+    def __init__(self, filesystem: fs.FileSystem, root: str, *, place: str) -> None:
+        self.filesystem, self.root = filesystem, root.rstrip("/")
+        self.place = place
+        """As the user named it, for messages."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that it is on this machine, None where it is none."""
+        return Path(self.root) if isinstance(self.filesystem, fs.LocalFileSystem) else None
+
+    def prepare(self, spec: SourceSpec) -> None:
+        """Write a source's description, which shows before anything is computed whether the place can be written.
+
+        Raises:
+            StoreError: it cannot.
+        """
+        text = json.dumps(spec.to_dict(), indent=1, ensure_ascii=False) + "\n"
+        with self._named("write to"):
+            self._put(f"{self._folder_of(spec)}/{_DESCRIPTION}", text.encode())
+
+    def is_prepared(self, spec: SourceSpec) -> bool:
+        """Whether a source's description is there, seen from this machine."""
+        with self._named("read"):
+            info: fs.FileInfo = self.filesystem.get_file_info(f"{self._folder_of(spec)}/{_DESCRIPTION}")
+        return bool(info.type == fs.FileType.File)
+
+    def specs(self) -> list[SourceSpec]:
+        """The sources that are described here."""
+        found = []
+        with self._named("read"):
+            for info in self._list(self.root):
+                path = f"{info.path}/{_DESCRIPTION}"
+                if info.type == fs.FileType.Directory and self.filesystem.get_file_info(path).type == fs.FileType.File:
+                    try:
+                        found.append(SourceSpec.from_dict(json.loads(self._get(path))))
+                    except (ValueError, KeyError, TypeError) as error:
+                        raise StoreError(
+                            f"'{path}' in '{self.place}' is damaged ({error}); delete its folder"
+                        ) from None
+        return found
+
+    def shards(self, spec: SourceSpec) -> list[str]:
+        """The names of a source's shards, sorted."""
+        with self._named("read"):
+            names = [info.base_name for info in self._list(self._folder_of(spec))]
+        return sorted(name for name in names if name.endswith(SUFFIX) and not name.startswith("."))
+
+    def keys(self, spec: SourceSpec) -> set[bytes]:
+        """The keys of all of a source's shards; those of damaged ones are left out, to be computed again."""
+        keys: set[bytes] = set()
+        seen: set[str] = set()
+        # Listed again, as what is gone when it is to be read has been merged into a shard that is new.
+        for _ in range(_LISTINGS):
+            fresh = [name for name in self.shards(spec) if name not in seen]
+            with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+                for found in pool.map(lambda name: self.keys_of(spec, name), fresh):
+                    keys.update(found)
+            seen.update(fresh)
+        return keys
+
+    def keys_of(self, spec: SourceSpec, name: str) -> list[bytes]:
+        """The keys of one shard; none where it is damaged or gone."""
+        try:
+            with self.filesystem.open_input_file(f"{self._folder_of(spec)}/{name}") as file:
+                return read_keys(file, spec)
+        except (OSError, pa.ArrowException, ValueError, IndexError):
+            return []
+
+    def append(self, spec: SourceSpec, keys: Sequence[bytes], values: NDArray[np.floating]) -> None:
+        """Write one shard.
+
+        Raises:
+            StoreError: the place cannot be written.
+        """
+        rows = np.ascontiguousarray(values, np.dtype(spec.dtype)).reshape(len(keys), spec.width)
+        data = serialise(spec, keys, rows)
+        with self._named("write to"):
+            self._put(f"{self._folder_of(spec)}/{name_of(data)}", data)
+
+    def pull(self, store: Store, *, progress: Progress = silent) -> Pulled:
+        """Copy to a local store the shards that it lacks; those whose bottlenecks it has in others are not missed.
+
+        Raises:
+            StoreError: this place cannot be read, or the local store cannot be written.
+        """
+        pulled = bottlenecks = size = done = 0
+        damaged: list[str] = []
+        wanted = [(spec, name) for spec in self.specs() for name in self.shards(spec)]
+        sources = {spec.identity: store.source(spec) for spec, _ in wanted}
+        progress.start("shards", len(wanted))
+        try:
+            for spec, name in wanted:
+                source = sources[spec.identity]
+                if self._is_missed(source, name):
+                    with self._named("read"):
+                        data = self._get(f"{self._folder_of(spec)}/{name}")
+                    if name_of(data) == name:
+                        before = len(source)
+                        source.adopt(data)
+                        pulled, size = pulled + 1, size + len(data)
+                        bottlenecks += len(source) - before
+                    else:
+                        damaged.append(f"{spec.identity}/{name}")
+                done += 1
+                progress.update(done=done, note=f"{size / 1e6:.0f} MB copied")
+        finally:
+            progress.finish()
+        return Pulled(shards=pulled, bottlenecks=bottlenecks, size_bytes=size, damaged=tuple(damaged))
+
+    def _is_missed(self, source: Source, name: str) -> bool:
+        """Whether a shard here has anything that a local source lacks, which may have it in a shard of another name."""
+        if (source.folder / name).exists():
+            return False
+        keys = self.keys_of(source.spec, name) if len(source) else []
+        return not keys or any(key not in source for key in keys)
+
+    def _folder_of(self, spec: SourceSpec) -> str:
+        return f"{self.root}/{spec.identity}"
+
+    def _list(self, path: str) -> list[fs.FileInfo]:
+        found: list[fs.FileInfo] = self.filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        return sorted(found, key=lambda info: str(info.path))
+
+    def _get(self, path: str) -> bytes:
+        with self.filesystem.open_input_file(path) as file:
+            return bytes(file.readall())
+
+    def _put(self, path: str, data: bytes | memoryview) -> None:
+        if self.folder is not None:
+            write_bytes_atomically(Path(path), data)
+        elif self.filesystem.type_name in _OBJECT_STORES:
+            self._write(path, data)
+        else:
+            folder, _, _ = path.rpartition("/")
+            self.filesystem.create_dir(folder, recursive=True)
+            temporary = f"{folder}/{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+            self._write(temporary, data)
+            self.filesystem.move(temporary, path)
+
+    def _write(self, path: str, data: bytes | memoryview) -> None:
+        with self.filesystem.open_output_stream(path) as stream:
+            stream.write(data)
+
+    @contextlib.contextmanager
+    def _named(self, action: str) -> Iterator[None]:
+        """Errors say which store they are about."""
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise StoreError(f"Cannot {action} the store '{self.place}': {reason}; {EXPECTED}") from error
+
+
+def open_shared_store(place: str | Path) -> SharedStore:
+    """The store in a folder, or at a URI that pyarrow.fs knows. Nothing is written.
+
+    Raises:
+        StoreError: no such kind of URI.
+    """
+    text = str(place)
+    if "://" not in text:
+        return SharedStore(fs.LocalFileSystem(), Path(text).absolute().as_posix(), place=text)
+    shown = re.sub(r"//[^/@]*@", "//…@", text)  # user and password
+    try:
+        filesystem, root = fs.FileSystem.from_uri(text)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        reason = str(error).replace(text, shown)
+        raise StoreError(f"Cannot open the store '{shown}': {reason}; {EXPECTED}") from None
+    return SharedStore(filesystem, root, place=shown)

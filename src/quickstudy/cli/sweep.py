@@ -1,0 +1,266 @@
+"""`quickstudy sweep`: grids of runs in parallel, and what they show."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from quickstudy.cli.options import Cache, Json, Quiet
+
+if TYPE_CHECKING:
+    from quickstudy.experiments.study import Study, Trial
+    from quickstudy.experiments.sweep import Planned, SweepResult
+    from quickstudy.experiments.worker import Went
+
+_MANY = 1000
+"""Runs from which on it asks first."""
+_SHOW = "show"
+
+
+def command(
+    study: Annotated[
+        str,
+        typer.Argument(
+            help="A study (batchnorm, bottleneck, input, or a .toml file), a recipe to vary, or: show RESULTS.",
+            show_default=False,
+        ),
+    ],
+    shown: Annotated[Path | None, typer.Argument(metavar="[RESULTS]", help="After show: the sweep's folder.")] = None,
+    grid: Annotated[
+        list[str] | None, typer.Option("--grid", help="An axis: NAME=1..7 or NAME=a,b (a;b where values have commas).")
+    ] = None,
+    options: Annotated[list[str] | None, typer.Option("--set", help="An option of all runs: NAME=VALUE.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each combination.")] = None,
+    target: Annotated[float | None, typer.Option(help="Precision at which a run ends early, such as 0.9.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of a run at most.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Training time of a run at most.")] = None,
+    results: Annotated[Path | None, typer.Option(help="The sweep's folder [default: sweeps/STUDY].")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time [default: as many as cores].")] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Send the runs to a Ray cluster: auto, or its address.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    data_folder: Annotated[
+        Path | None, typer.Option(help="Where named data sets lie [default: QUICKSTUDY_DATA or the user's].")
+    ] = None,
+    cache: Cache = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help=f"Do not ask before more than {_MANY:,} runs.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a grid of trainings in parallel, going on where an earlier sweep in the same folder stopped."""
+    from quickstudy.cli.extras import require
+    from quickstudy.errors import SweepError
+
+    require("torch", extra="train")
+    require("matplotlib", extra="train")
+    if study == _SHOW:
+        if shown is None:
+            raise SweepError("Which sweep? Name its folder: quickstudy sweep show sweeps/batchnorm")
+        from quickstudy.experiments.sweep import show
+
+        _print_result(show(shown), as_json=as_json)
+        return
+    if shown is not None:
+        raise SweepError(f"'{shown}' is one word too many; a folder to write to is named with --results")
+    if ray is not None:
+        require("ray", extra="ray")
+    else:
+        from quickstudy.experiments.processes import warm_up
+
+        warm_up()
+    from quickstudy.experiments.study import study_named
+    from quickstudy.experiments.sweep import sweep
+
+    named = {"target": target, "steps": steps, "seconds": seconds}
+    fixed = {name: value for name, value in named.items() if value is not None}
+    chosen = _changed(study_named(study), grid or [], options or [], fixed, seeds)
+    count = len(chosen.trials())
+    if count > _MANY and not yes and not _agrees(count):
+        raise SweepError(f"{count:,} runs were not begun; --yes begins them without asking")
+    folder = results or Path("sweeps") / chosen.name
+    with _reporter(quiet=quiet or as_json) as report:
+        try:
+            result = sweep(
+                chosen,
+                folder,
+                workers=workers,
+                ray=ray,
+                device=device,
+                data_folder=data_folder,
+                cache=cache,
+                report=report,
+            )
+        except KeyboardInterrupt:
+            print(f"\nquickstudy: interrupted; the same command goes on with the runs in {folder}", file=sys.stderr)
+            raise typer.Exit(130) from None
+    _print_result(result, as_json=as_json)
+    if result.failed:
+        raise typer.Exit(1)
+
+
+def _changed(study: Study, grid: list[str], options: list[str], fixed: dict[str, Any], seeds: int | None) -> Study:
+    from quickstudy.experiments.study import read_axis
+    from quickstudy.training.options import read_assignment
+
+    fixed = dict(map(read_assignment, options)) | fixed
+    axes = {name: read_axis(study.grids[0].recipe, name, text) for name, text in map(read_assignment, grid)}
+    return study.changed(fixed=fixed, axes=axes, seeds=seeds)
+
+
+def _agrees(count: int) -> bool:
+    return sys.stdin.isatty() and typer.confirm(f"That is {count:,} runs. Begin?", err=True)
+
+
+@contextmanager
+def _reporter(*, quiet: bool) -> Iterator[Any]:
+    """A live table on a terminal, a line for each ended run elsewhere."""
+    if quiet:
+        yield lambda _news: None
+    elif sys.stderr.isatty():
+        table = _LiveTable()
+        try:
+            yield table
+        finally:
+            table.finish()
+    else:
+        yield _Lines()
+
+
+class _Lines:
+    """For a log: a line for each run that has ended or failed."""
+
+    def __init__(self) -> None:
+        self.ended, self.total = 0, 0
+        self.precision: dict[str, float] = {}
+
+    def __call__(self, news: Planned | Went) -> None:
+        from quickstudy.experiments.sweep import Planned
+
+        if isinstance(news, Planned):
+            self.ended, self.total = news.done, news.trials
+            done = f", {news.done} of them done" if news.done else ""
+            print(f"{news.trials} runs{done}; {news.workers} at a time", flush=True)
+        elif news.ended or news.error is not None:
+            self.ended += 1
+            print(f"{self.ended}/{self.total}  {self.describe(news)}", flush=True)
+        elif news.moment is not None and news.moment.precision is not None:
+            self.precision[news.trial.folder] = news.moment.precision
+
+    def describe(self, news: Went) -> str:
+        if news.error is not None:
+            return f"{news.trial}: failed: {news.error.splitlines()[0]}"
+        precision = self.precision.get(news.trial.folder)
+        return f"{news.trial}" + ("" if precision is None else f": precision @ 1 = {precision:.3f}")
+
+
+class _LiveTable(_Lines):
+    """On a terminal: a bar over all runs, and one for each that is on its way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self.all = self.progress.add_task("runs", total=None, note="")
+        self.bars: dict[str, Any] = {}
+        self.progress.start()
+
+    def __call__(self, news: Planned | Went) -> None:
+        from quickstudy.experiments.sweep import Planned
+
+        if isinstance(news, Planned):
+            self.ended, self.total = news.done, news.trials
+            self.progress.update(self.all, total=news.trials, completed=news.done)
+            return
+        if news.ended or news.error is not None:
+            self.ended += 1
+            self.progress.console.print(f"{self.ended}/{self.total}  {self.describe(news)}", highlight=False)
+            self.progress.update(self.all, completed=self.ended)
+            if (bar := self.bars.pop(news.trial.folder, None)) is not None:
+                self.progress.remove_task(bar)
+            return
+        self._move(news.trial, news)
+
+    def finish(self) -> None:
+        self.progress.stop()
+
+    def _move(self, trial: Trial, news: Went) -> None:
+        if news.moment is None:
+            return
+        if trial.folder not in self.bars:
+            self.bars[trial.folder] = self.progress.add_task(f"  {trial}", total=news.moment.steps, note="")
+        note = ""
+        if news.moment.precision is not None:
+            self.precision[trial.folder] = news.moment.precision
+            note = f"precision {news.moment.precision:.3f}"
+        self.progress.update(self.bars[trial.folder], completed=news.moment.step, note=note)
+
+
+def _print_result(result: SweepResult, *, as_json: bool) -> None:
+    if as_json:
+        values = {
+            "folder": str(result.folder),
+            "rows": result.table.to_pylist(),
+            "pictures": [str(path) for path in result.pictures],
+            "conclusion": result.conclusion,
+        }
+        json.dump(values, sys.stdout, indent=1)
+        print()
+        return
+    _print_table(result)
+    print()
+    print(result.conclusion)
+    print(f"Table:    {result.folder / 'results.parquet'} (and .csv)")
+    if result.pictures:
+        print(f"Pictures: {result.folder / 'pictures'} ({', '.join(path.stem for path in result.pictures)})")
+    print(f"Curves:   tensorboard --logdir {result.folder / 'runs'}")
+
+
+def _print_table(result: SweepResult) -> None:
+    """The columns in which there is something, in the order of the table; the runs' folders are in the files."""
+    rows = [{name: value for name, value in row.items() if name not in _HIDDEN} for row in result.table.to_pylist()]
+    names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    if all(row["status"] == "done" for row in rows):
+        names.remove("status")
+    heads = [_HEADS.get(name, name) for name in names]
+    cells = [[_cell(name, row[name]) for name in names] for row in rows]
+    widths = [max(len(head), *(len(line[place]) for line in cells)) for place, head in enumerate(heads)]
+    for line in (heads, *cells):
+        print("  ".join(f"{text:>{width}}" for text, width in zip(line, widths, strict=True)))
+
+
+_HIDDEN = ("run", "error", "multiply_adds", "seconds", "training_seconds")
+_HEADS = {
+    "milliseconds_a_step": "ms/step",
+    "steps_to_target": "steps to target",
+    "seconds_to_target": "seconds to target",
+    "cross_validation": "cross-validation",
+}
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "–"
+    if name in ("precision", "cross_validation"):
+        return f"{100 * value:.1f} %"
+    if name == "milliseconds_a_step":
+        return f"{value:.1f}"
+    if isinstance(value, bool | str):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"

@@ -1,0 +1,393 @@
+"""Pictures of a sweep, as PNG and SVG. What is varied from left to right, by lines and by panels, the study says."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+
+from quickstudy.experiments.results import Row, median
+from quickstudy.experiments.study import CASE, Study
+from quickstudy.files import write_bytes_atomically
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
+"""Told apart by everybody (Okabe & Ito, 2008)."""
+_MARKERS = "osD^vPX*"
+_MOST_LINES = 24
+_BESIDE = 0.06
+"""Of a step of the axis, from one line to the next."""
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "svg.hashsalt": "quickstudy",
+    "savefig.dpi": 150,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Which axis of a study plays which part; empty where none does."""
+
+    x: str
+    lines: str
+    panels: str
+
+
+def layout_of(study: Study, rows: Sequence[Row]) -> Layout:
+    """As the study says, or the first axis of numbers from left to right, the last of the others as lines."""
+    axes = list(study.axes)
+    x = study.x or next((name for name in axes if _is_numeric(rows, name)), axes[0] if axes else "")
+    others = [name for name in axes if name not in (x, study.lines, study.panels)]
+    lines = study.lines or (others.pop() if others else "")
+    panels = study.panels or (others.pop() if others else "")
+    return Layout(x=x, lines=lines, panels=panels)
+
+
+def draw_all(study: Study, rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Draw everything that the rows, all of runs that have ended, allow; the paths of the PNG files."""
+    layout = layout_of(study, rows)
+    drawn = []
+    with mpl.rc_context(_STYLE):
+        for name, draw in _PICTURES.items():
+            figure = draw(study, layout, rows)
+            if figure is not None:
+                drawn.append(_save(figure, folder / name))
+    return drawn
+
+
+def values_of(rows: Sequence[Row], name: str) -> list[Any]:
+    """The values of an axis, in the order in which they first come; [None] where there is no such axis."""
+    return list(dict.fromkeys(_label(row, name) for row in rows)) if name else [None]
+
+
+def group(rows: Sequence[Row], layout: Layout, x: Any, line: Any, panel: Any) -> list[Row]:
+    """The rows, one a seed, of one point; where two axes play no part, of all their values."""
+    wanted = ((layout.x, x), (layout.lines, line), (layout.panels, panel))
+    return [row for row in rows if all(not name or _label(row, name) == value for name, value in wanted)]
+
+
+def _steps_to_target(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
+    return _to_target(layout, rows, "steps_to_target", "steps", study)
+
+
+def _seconds_to_target(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
+    return _to_target(layout, rows, "seconds_to_target", "seconds of training", study)
+
+
+def _to_target(layout: Layout, rows: Sequence[Row], column: str, unit: str, study: Study) -> Figure | None:
+    """Median over seeds against x, with the range; runs that never get there are at the top."""
+    if not any(column in row.values for row in rows):
+        return None
+    reached = [row.values[column] for row in rows if row.values.get(column) is not None]
+    if not reached:
+        return None
+    ceiling = 2 * max(reached)
+    target = max(float(row.trial.task.options().get("target") or 0) for row in rows)
+    figure, panels = _panels(layout, rows)
+    for axes, panel in panels:
+        _draw_lines(axes, layout, rows, panel, lambda row: row.values.get(column), ceiling=ceiling)
+        _plain_log(axes.set_yscale, axes.yaxis)
+        if any(row.values.get(column) is None for row in rows):
+            axes.axhline(ceiling, color="grey", linewidth=0.8, linestyle=":")
+            axes.annotate(
+                "never in this run", (0.01, ceiling), xycoords=("axes fraction", "data"),
+                xytext=(0, 3), textcoords="offset points", fontsize=7, color="grey",
+            )  # fmt: skip
+            axes.set_ylim(top=ceiling * 1.5)
+    panels[0][0].set_ylabel(f"{unit} to {100 * target:g} % test precision")
+    return _finish(figure, panels, study.title)
+
+
+def _step_cost(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
+    """Milliseconds a step against x, one line for each panel of the other pictures, over all their lines."""
+    if not any("milliseconds_a_step" in row.values for row in rows) or not layout.panels or layout.panels == CASE:
+        return None
+    flat = Layout(x=layout.x, lines=layout.panels, panels="")
+    figure, panels = _panels(flat, rows)
+    axes = panels[0][0]
+    _draw_lines(axes, flat, rows, None, lambda row: row.values.get("milliseconds_a_step"))
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("milliseconds a step")
+    return _finish(figure, panels, study.title)
+
+
+def _precision(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
+    """Precision at the end against x, where runs do not end at a target."""
+    if any("steps_to_target" in row.values for row in rows) or layout.x == CASE or not layout.x:
+        return None
+    return _against_x(study, layout, rows, "precision", "test precision, %", 100)
+
+
+def _seconds(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
+    if any("steps_to_target" in row.values for row in rows) or layout.x == CASE or not layout.x:
+        return None
+    if any("milliseconds_a_step" in row.values for row in rows):
+        return _against_x(study, layout, rows, "milliseconds_a_step", "milliseconds a step", 1)
+    return _against_x(study, layout, rows, "seconds", "seconds", 1)
+
+
+def _parameters(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
+    counts = {row.values.get("parameters") for row in rows}
+    if any("steps_to_target" in row.values for row in rows) or layout.x == CASE or len(counts) < 3:
+        return None
+    return _against_x(study, layout, rows, "parameters", "parameters, thousands", 1e-3)
+
+
+def _against_x(
+    study: Study, layout: Layout, rows: Sequence[Row], column: str, label: str, factor: float
+) -> Figure | None:
+    def value(row: Row) -> float | None:
+        found = row.values.get(column)
+        return None if found is None else factor * found
+
+    figure, panels = _panels(layout, rows, share=False)
+    for axes, panel in panels:
+        _draw_lines(axes, layout, rows, panel, value, apart=0 if layout.x == "bottleneck" else None)
+    panels[0][0].set_ylabel(label)
+    return _finish(figure, panels, study.title)
+
+
+def _cases(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
+    """Where the cases are all there is: each one's precision, and its difference from the first."""
+    if layout.x != CASE:
+        return None
+    names = values_of(rows, CASE)
+    figure = Figure(figsize=(6.4, 0.9 + 0.36 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    for place, name in enumerate(names):
+        values = [100 * row.values["precision"] for row in group(rows, layout, name, None, None)]
+        axes.plot(values, [place] * len(values), "o", color=_COLOURS[0], alpha=0.5, markersize=5)
+        axes.plot(sum(values) / len(values), place, "|", color="black", markersize=14, markeredgewidth=2)
+    first = [100 * row.values["precision"] for row in group(rows, layout, names[0], None, None)]
+    axes.axvline(sum(first) / len(first), color="grey", linewidth=0.8, linestyle=":")
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("test precision, % (a dot a seed; | their mean)")
+    axes.set_title(study.title, fontsize=10, loc="left")
+    return figure
+
+
+def _learning_curves(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
+    """Precision against steps, for the largest x, or for each x where there is nothing else."""
+    at = _last_x(layout, rows)
+    chosen = [row for row in rows if layout.lines == "" or layout.x == "" or _label(row, layout.x) == at]
+    if layout.lines == "":  # then x itself is what tells the curves apart
+        layout = Layout(x="", lines=layout.x, panels=layout.panels)
+    if not any(len(row.curve.steps) > 1 for row in chosen) or len(values_of(chosen, layout.lines)) > _MOST_LINES:
+        return None
+    figure, panels = _panels(layout, chosen, same_x=True)
+    for axes, panel in panels:
+        for number, line in enumerate(values_of(chosen, layout.lines)):
+            for row in group(chosen, Layout(x="", lines=layout.lines, panels=layout.panels), None, line, panel):
+                label = _name(layout.lines, line) if axes is panels[0][0] and not row.trial.seed else None
+                axes.plot(
+                    row.curve.steps, [100 * value for value in row.curve.precision], label=label,
+                    color=_COLOURS[number % len(_COLOURS)], linewidth=1.2, alpha=0.9,
+                )  # fmt: skip
+        axes.set_xlabel("step")
+        _plain_log(axes.set_xscale, axes.xaxis)
+    panels[0][0].set_ylabel("test precision, %")
+    where = f"{study.title}: {layout.x} {at}" if layout.x else study.title
+    return _finish(figure, panels, where)
+
+
+def _gradient_norms(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
+    """Norms of the gradients by layer over time, for the largest x: a row a panel, a column a line."""
+    at = _last_x(layout, rows)
+    chosen = [row for row in rows if not row.trial.seed and (not layout.x or _label(row, layout.x) == at)]
+    chosen = [row for row in chosen if len(row.curve.norms) > 2]
+    panel_values, line_values = values_of(chosen, layout.panels), values_of(chosen, layout.lines)
+    if not chosen or not layout.lines or layout.x == CASE or layout.panels == CASE or len(line_values) > 8:
+        return None
+    figure = Figure(figsize=(2.1 * len(line_values) + 1, 2.0 * len(panel_values) + 0.6), layout="constrained")
+    grid = figure.subplots(len(panel_values), len(line_values), sharex=True, sharey=True, squeeze=False)
+    for across, panel in zip(grid, panel_values, strict=True):
+        for axes, line in zip(across, line_values, strict=True):
+            for row in group(chosen, Layout(x="", lines=layout.lines, panels=layout.panels), None, line, panel):
+                shades = mpl.colormaps["viridis"]
+                for number, (layer, points) in enumerate(row.curve.norms.items()):
+                    steps, norms = zip(*points, strict=True)
+                    axes.plot(
+                        steps, norms, label=layer, linewidth=1.2,
+                        color=shades(0.95 * number / max(len(row.curve.norms) - 1, 1)),
+                    )  # fmt: skip
+            axes.set_yscale("log")
+            _plain_log(axes.set_xscale, axes.xaxis)
+            axes.set_title(
+                ", ".join(filter(None, (_name(layout.lines, line), _name(layout.panels, panel)))), fontsize=8
+            )
+    for axes in grid[-1]:
+        axes.set_xlabel("step")
+    for across in grid:
+        across[0].set_ylabel("norm of the gradient")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=7, title="layer")
+    figure.suptitle(f"{study.title}: {layout.x} {at}", fontsize=10)
+    return figure
+
+
+_PICTURES: dict[str, Callable[[Study, Layout, Sequence[Row]], Figure | None]] = {
+    "steps_to_target": _steps_to_target,
+    "seconds_to_target": _seconds_to_target,
+    "step_cost": _step_cost,
+    "precision": _precision,
+    "seconds": _seconds,
+    "parameters": _parameters,
+    "cases": _cases,
+    "learning_curves": _learning_curves,
+    "gradient_norms": _gradient_norms,
+}
+
+
+def _draw_lines(
+    axes: Axes,
+    layout: Layout,
+    rows: Sequence[Row],
+    panel: Any,
+    value: Callable[[Row], float | None],
+    *,
+    ceiling: float | None = None,
+    apart: Any = None,
+) -> None:
+    """One line for each value of the lines' axis: median over seeds, and their range.
+
+    What has no value is drawn at the `ceiling`, where there is one. The x that is `apart` stands for "none": it is a
+    level and not a point.
+    """
+    lines = values_of(rows, layout.lines)
+    for number, line in enumerate(lines):
+        points = list(_points(layout, rows, line, panel, value, ceiling))
+        colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+        for point in points:
+            if apart is not None and point.x == apart:
+                axes.axhline(point.middle, color=colour, linestyle="--", linewidth=1)
+                axes.annotate(
+                    "without", (1, point.middle), xycoords=("axes fraction", "data"), xytext=(-2, 3), ha="right",
+                    textcoords="offset points", fontsize=7, color=colour,
+                )  # fmt: skip
+        points = [point for point in points if apart is None or point.x != apart]
+        # Lines that are the same are seen side by side.
+        aside = _BESIDE * (number - (len(lines) - 1) / 2) if all(isinstance(point.x, int) for point in points) else 0
+        xs = [point.x + aside if aside else point.x for point in points]
+        axes.plot(
+            xs, [point.middle for point in points], color=colour, marker=marker, markersize=4, linewidth=1.3,
+            label=_name(layout.lines, line) or None,
+        )  # fmt: skip
+        for x, point in zip(xs, points, strict=True):
+            if point.never:
+                axes.plot(x, point.middle, marker, color="white", markeredgecolor=colour, markersize=7)
+        if any(point.low != point.high for point in points):
+            lows, highs = [point.low for point in points], [point.high for point in points]
+            axes.fill_between(xs, lows, highs, color=colour, alpha=0.15, linewidth=0)
+    shown = [x for x in values_of(rows, layout.x) if x != apart]
+    axes.set_xlabel(layout.x)
+    if shown and all(isinstance(x, int | float) for x in shown) and min(shown) > 0 and max(shown) >= 16 * min(shown):
+        axes.set_xscale("log")
+    if len(shown) <= 12:
+        axes.set_xticks(shown, [str(x) for x in shown])
+        axes.minorticks_off()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Point:
+    """What several seeds came to at one x."""
+
+    x: Any
+    middle: float
+    low: float
+    high: float
+    never: bool
+    """Most of them came to nothing."""
+
+
+def _points(
+    layout: Layout,
+    rows: Sequence[Row],
+    line: Any,
+    panel: Any,
+    value: Callable[[Row], float | None],
+    ceiling: float | None,
+) -> Iterator[_Point]:
+    for x in values_of(rows, layout.x):
+        values = [value(row) for row in group(rows, layout, x, line, panel)]
+        middle, known = median(values), [found for found in values if found is not None]
+        if (middle is None and ceiling is None) or not values:
+            continue
+        top = math.inf if ceiling is None else ceiling
+        yield _Point(
+            x=x,
+            middle=top if middle is None else middle,
+            low=min(known, default=top),
+            high=top if len(known) < len(values) else max(known),
+            never=middle is None,
+        )
+
+
+def _panels(
+    layout: Layout, rows: Sequence[Row], *, share: bool = True, same_x: bool = False
+) -> tuple[Figure, list[tuple[Axes, Any]]]:
+    values = values_of(rows, layout.panels)
+    figure = Figure(figsize=(3.6 * len(values) + 1.6, 3.4), layout="constrained")
+    grid = figure.subplots(1, len(values), sharex=same_x, sharey=share, squeeze=False)[0]
+    for axes, value in zip(grid, values, strict=True):
+        axes.set_title(_name(layout.panels, value), fontsize=9)
+    return figure, list(zip(grid, values, strict=True))
+
+
+def _finish(figure: Figure, panels: list[tuple[Axes, Any]], title: str) -> Figure:
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    if len(labels) > 1 and len(panels) > 1:
+        figure.legend(handles, labels, loc="outside right upper", fontsize=8)
+    elif len(labels) > 1:
+        panels[0][0].legend(fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    for kind in ("svg", "png"):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
+        write_bytes_atomically(path.with_suffix(f".{kind}"), buffer.getbuffer())
+    return path.with_suffix(".png")
+
+
+def _plain_log(set_scale: Callable[[str], object], axis: Axis) -> None:
+    """A logarithmic axis with 10, 20, 50, 100 and so on at its ticks."""
+    set_scale("log")
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(ticker.NullFormatter())
+
+
+def _label(row: Row, name: str) -> Any:
+    return row.trial.labels.get(name)
+
+
+def _last_x(layout: Layout, rows: Sequence[Row]) -> Any:
+    values = values_of(rows, layout.x)
+    numbers = [value for value in values if isinstance(value, int | float)]
+    return max(numbers) if numbers else values[-1]
+
+
+def _name(axis: str, value: Any) -> str:
+    if not axis or value is None:
+        return ""
+    shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return shown if axis in (CASE, "activation") else f"{axis} {shown}"
+
+
+def _is_numeric(rows: Sequence[Row], name: str) -> bool:
+    return all(isinstance(_label(row, name), int | float) and not isinstance(_label(row, name), bool) for row in rows)

@@ -1,0 +1,189 @@
+"""Tasks: what a trial of a sweep may be: a training by any recipe, or a retraining. Both have options by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from quickstudy.errors import RecipeError
+from quickstudy.files import write_json_atomically
+from quickstudy.images.views import Distortions
+from quickstudy.retraining.retrain import retrain
+from quickstudy.training.data import TrainingData, load_training_data
+from quickstudy.training.folder import RunFolder
+from quickstudy.training.loop import check_recipe, fit
+from quickstudy.training.options import options_of, with_options
+from quickstudy.training.parallel import Replica, choose_device, joined
+from quickstudy.training.recipe import RECIPES, Recipe
+from quickstudy.training.settings import Begun, Evaluated, Progressed, Settings
+
+RETRAIN = "retrain"
+RESULT = "result.json"
+"""In a trial's folder once it has ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """Under which trials are carried out; nothing here changes what they give."""
+
+    workers: int = 1
+    """Trials at a time on one machine, which share its cores evenly."""
+    device: str = "auto"
+    data_folder: Path | None = None
+    """Where named data sets lie."""
+    cache: Path | None = None
+    """Where bottlenecks and backbones lie, for retraining."""
+    lock: Path | None = None
+    """The split lock that all trials on images without splits share."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """How far a trial is."""
+
+    step: int
+    steps: int
+    precision: float | None = None
+    """Of the newest evaluation; None where none has been made."""
+
+
+Note = Callable[[Moment], None]
+
+
+class Task(Protocol):
+    """What a trial is made of."""
+
+    @property
+    def name(self) -> str:
+        """The recipe's."""
+
+    def options(self) -> dict[str, Any]:
+        """By name; together with the name they decide what the trial gives."""
+
+    def check(self, conditions: Conditions) -> None:
+        """Raise a QuickstudyError where the trial could not even begin."""
+
+    def run(self, folder: Path, conditions: Conditions, note: Note) -> None:
+        """Carry out the trial in a folder, which has `result.json` when it has ended."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training from scratch."""
+
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        """The recipe's."""
+        return self.recipe.name
+
+    def options(self) -> dict[str, Any]:
+        """The recipe's."""
+        return self.recipe.options()
+
+    def check(self, conditions: Conditions) -> None:
+        """Raise a QuickstudyError where the data is not there, or does not fit the network."""
+        self.recipe.check()
+        check_recipe(self.recipe, self._data(conditions), Replica())
+
+    def run(self, folder: Path, conditions: Conditions, note: Note) -> None:
+        """Train, or go on with a training."""
+        steps, precision = 0, None
+
+        def report(news: Begun | Progressed | Evaluated) -> None:
+            nonlocal steps, precision
+            if isinstance(news, Begun):
+                steps = news.steps
+            elif isinstance(news, Evaluated):
+                precision = news.score.accuracy
+            note(Moment(step=news.step, steps=steps, precision=precision))
+
+        replica = Replica(device_type=choose_device(conditions.device), local_world=conditions.workers)
+        # No threads for the input: each worker has its cores busy with its own network.
+        settings = Settings(threads=0 if conditions.workers > 1 else 2)
+        data = self._data(conditions)
+        with joined(replica):
+            fit(self.recipe, data, RunFolder(folder, keep=1), replica=replica, settings=settings, report=report)
+
+    def _data(self, conditions: Conditions) -> TrainingData:
+        recipe = self.recipe
+        return _load(recipe.data, recipe.image_size, recipe.validation, conditions.data_folder, conditions.lock)
+
+
+@lru_cache(maxsize=2)
+def _load(source: str, image_size: int, validation: float, folder: Path | None, lock: Path | None) -> TrainingData:
+    return load_training_data(source, image_size=image_size, validation=validation, folder=folder, lock=lock)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retraining:
+    """A retraining; see `retraining.retrain`."""
+
+    name: str = RETRAIN
+    data: str = ""
+    """The images: class folders, split folders or a manifest."""
+    backbone: str = "efficientnet_lite0"
+    views: int = 0
+    """Augmented views an image to train on besides the plain one."""
+    l2: float = 0.0
+    """Regularisation strength of the head; 0: chosen by cross-validation."""
+    class_weight: str = "none"
+    """none, or balanced."""
+    dtype: str = "float16"
+    """How bottlenecks are kept: float16 or float32."""
+    distortions: Distortions = field(default_factory=Distortions)
+
+    def options(self) -> dict[str, Any]:
+        """All, by name."""
+        return options_of(self)
+
+    def check(self, conditions: Conditions) -> None:
+        """Raise a RecipeError where a value cannot be used."""
+        del conditions
+        for name, known in (("class_weight", ("none", "balanced")), ("dtype", ("float16", "float32"))):
+            if (value := getattr(self, name)) not in known:
+                raise RecipeError(f"{name} is '{value}'; expected {' or '.join(known)}")
+        if not self.data:
+            raise RecipeError("A retraining needs images; name them with --set data=photos/")
+        if not Path(self.data).exists():
+            raise RecipeError(f"data is '{self.data}'; there is no such file or folder")
+        if self.views < 0 or self.l2 < 0:
+            raise RecipeError(f"views is {self.views} and l2 is {self.l2:g}; expected 0 or more")
+
+    def run(self, folder: Path, conditions: Conditions, note: Note) -> None:
+        """Retrain; the model lies in the folder, too."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json_atomically(folder / "config.json", {"recipe": self.name, "options": self.options()})
+        note(Moment(step=0, steps=1))
+        balanced: Literal["balanced"] | None = "balanced" if self.class_weight == "balanced" else None
+        result = retrain(
+            self.data,
+            folder / "model.onnx",
+            backbone=self.backbone,
+            views=self.views,
+            distortions=self.distortions,
+            class_weight=balanced,
+            l2=self.l2 or None,
+            dtype="float32" if self.dtype == "float32" else "float16",
+            cache=conditions.cache,
+        )
+        write_json_atomically(folder / RESULT, result.to_dict())
+        accuracy = result.test.score.accuracy if result.test else None
+        note(Moment(step=1, steps=1, precision=accuracy))
+
+
+def task_named(name: str, options: Mapping[str, Any]) -> Task:
+    """The task of this name with these options.
+
+    Raises:
+        RecipeError: there is no such task or option, or a value cannot be used.
+    """
+    if name == RETRAIN:
+        return with_options(Retraining(), options, owner=RETRAIN)
+    if name not in RECIPES:
+        raise RecipeError(f"There is no recipe '{name}'; there are: {', '.join((*RECIPES, RETRAIN))}")
+    return Training(RECIPES[name].with_options(options))
