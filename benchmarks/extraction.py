@@ -27,9 +27,10 @@ from PIL import Image
 from common import backbone_from_graph, fresh, photos, save, spread
 from quickstudy.backbones.backbone import Backbone, load_backbone
 from quickstudy.backbones.graph import keep_until
-from quickstudy.backbones.runtime import open_session, usable_cores
+from quickstudy.backbones.runtime import open_session
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
+from quickstudy.cores import usable_cores
 
 Run = Callable[[Any], Any]
 

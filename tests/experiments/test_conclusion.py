@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from quickstudy.experiments.conclusion import conclude
-from quickstudy.experiments.pictures import draw_all, layout_of
+from quickstudy.experiments.layout import layout_of
+from quickstudy.experiments.pictures import draw_all
 from quickstudy.experiments.results import Row, SweepFolder, median
 from quickstudy.experiments.study import Grid, Study
 

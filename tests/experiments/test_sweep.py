@@ -277,6 +277,9 @@ class Deadly:
 
     def check(self, conditions: Conditions) -> None: ...
 
+    def work(self, conditions: Conditions) -> float:
+        return 0.0
+
     def run(self, folder: Path, conditions: Conditions, note: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from quickstudy.experiments.pictures import Layout, group, layout_of, values_of
+from quickstudy.experiments.layout import Layout, group, largest, layout_of, name_of, values_of
 from quickstudy.experiments.results import Row, median
 from quickstudy.experiments.study import CASE, Study
 
@@ -66,7 +66,7 @@ def _compared(layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
             members = [row for row in rows if row.trial.labels.get(layout.panels) == value]
             reached = sum(row.values.get("steps_to_target") is not None for row in members)
             yield (
-                f"{_axis(layout.panels, value)}: {reached} of {len(members)} runs reach {_percent(target)} test "
+                f"{name_of(layout.panels, value)}: {reached} of {len(members)} runs reach {_percent(target)} test "
                 f"precision within their steps."
             )
         for value in values[1:]:
@@ -75,8 +75,8 @@ def _compared(layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
         ratios = list(_ratios(layout, rows, "milliseconds_a_step", first, value))
         if ratios:
             yield (
-                f"A step with {_axis(layout.panels, value)} takes {statistics.median(ratios):.2f} times as long as "
-                f"with {_axis(layout.panels, first)} (from {min(ratios):.2f} to {max(ratios):.2f} over "
+                f"A step with {name_of(layout.panels, value)} takes {statistics.median(ratios):.2f} times as long as "
+                f"with {name_of(layout.panels, first)} (from {min(ratios):.2f} to {max(ratios):.2f} over "
                 f"{len(ratios)} combinations)."
             )
 
@@ -84,7 +84,7 @@ def _compared(layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
 def _to_target(layout: Layout, rows: Sequence[Row], first: Any, value: Any) -> Iterator[str]:
     sooner: list[str] = []
     later: list[str] = []
-    last = _largest(values_of(rows, layout.x))
+    last = largest(values_of(rows, layout.x))
     for line in values_of(rows, layout.lines):
         for x in values_of(rows, layout.x):
             pairs = {
@@ -97,7 +97,7 @@ def _to_target(layout: Layout, rows: Sequence[Row], first: Any, value: Any) -> I
             }
             if not pairs:
                 continue
-            name = ", ".join(filter(None, (_axis(layout.lines, line), _axis(layout.x, x))))
+            name = ", ".join(filter(None, (name_of(layout.lines, line), name_of(layout.x, x))))
             before, after = pairs["seconds_to_target"]
             if _or_never(after) < _or_never(before):
                 sooner.append(name)
@@ -106,14 +106,14 @@ def _to_target(layout: Layout, rows: Sequence[Row], first: Any, value: Any) -> I
             if x == last:
                 steps, seconds = pairs["steps_to_target"], pairs["seconds_to_target"]
                 yield (
-                    f"{name}: {_steps(steps[0])} with {_axis(layout.panels, first)}, {_steps(steps[1])} with "
-                    f"{_axis(layout.panels, value)}; in seconds of training {_seconds(seconds[0])} and "
+                    f"{name}: {_steps(steps[0])} with {name_of(layout.panels, first)}, {_steps(steps[1])} with "
+                    f"{name_of(layout.panels, value)}; in seconds of training {_seconds(seconds[0])} and "
                     f"{_seconds(seconds[1])}."
                 )
     total = len(sooner) + len(later)
     if total:
         yield (
-            f"In seconds, {_axis(layout.panels, value)} gets there sooner than {_axis(layout.panels, first)} in "
+            f"In seconds, {name_of(layout.panels, value)} gets there sooner than {name_of(layout.panels, first)} in "
             f"{len(sooner)} of {total} combinations" + (f"; not with {'; '.join(later)}." if later else ".")
         )
 
@@ -132,7 +132,7 @@ def _narrowed(layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
             if 0 not in means or len(means) < 2:
                 continue
             enough = [x for x in sorted(means) if x and means[x] >= means[0] - _NEAR]
-            name = ", ".join(filter(None, (_axis(layout.panels, panel), _axis(layout.lines, line))))
+            name = ", ".join(filter(None, (name_of(layout.panels, panel), name_of(layout.lines, line))))
             widest = max(means)
             ending = (
                 f"width {enough[0]} is enough to come within a point of that ({_percent(means[enough[0]])})"
@@ -205,11 +205,6 @@ def _means(rows: Sequence[Row]) -> dict[str, float]:
     }
 
 
-def _largest(values: Sequence[Any]) -> Any:
-    numbers = [value for value in values if isinstance(value, int | float)]
-    return max(numbers) if numbers else values[-1]
-
-
 def _or_never(value: float | None) -> float:
     return math.inf if value is None else value
 
@@ -224,9 +219,3 @@ def _seconds(value: float | None) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
-
-
-def _axis(name: str, value: Any) -> str:
-    if not name or value is None:
-        return ""
-    return str(value) if name in (CASE, "activation") else f"{name} {value}"

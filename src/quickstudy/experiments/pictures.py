@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
+from quickstudy.experiments.layout import Layout, group, label_of, largest, layout_of, name_of, values_of
 from quickstudy.experiments.results import Row, median
 from quickstudy.experiments.study import CASE, Study
 from quickstudy.files import write_bytes_atomically
@@ -36,25 +37,6 @@ _STYLE: Any = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Which axis of a study plays which part; empty where none does."""
-
-    x: str
-    lines: str
-    panels: str
-
-
-def layout_of(study: Study, rows: Sequence[Row]) -> Layout:
-    """As the study says, or the first axis of numbers from left to right, the last of the others as lines."""
-    axes = list(study.axes)
-    x = study.x or next((name for name in axes if _is_numeric(rows, name)), axes[0] if axes else "")
-    others = [name for name in axes if name not in (x, study.lines, study.panels)]
-    lines = study.lines or (others.pop() if others else "")
-    panels = study.panels or (others.pop() if others else "")
-    return Layout(x=x, lines=lines, panels=panels)
-
-
 def draw_all(study: Study, rows: Sequence[Row], folder: Path) -> list[Path]:
     """Draw everything that the rows, all of runs that have ended, allow; the paths of the PNG files."""
     layout = layout_of(study, rows)
@@ -65,17 +47,6 @@ def draw_all(study: Study, rows: Sequence[Row], folder: Path) -> list[Path]:
             if figure is not None:
                 drawn.append(_save(figure, folder / name))
     return drawn
-
-
-def values_of(rows: Sequence[Row], name: str) -> list[Any]:
-    """The values of an axis, in the order in which they first come; [None] where there is no such axis."""
-    return list(dict.fromkeys(_label(row, name) for row in rows)) if name else [None]
-
-
-def group(rows: Sequence[Row], layout: Layout, x: Any, line: Any, panel: Any) -> list[Row]:
-    """The rows, one a seed, of one point; where two axes play no part, of all their values."""
-    wanted = ((layout.x, x), (layout.lines, line), (layout.panels, panel))
-    return [row for row in rows if all(not name or _label(row, name) == value for name, value in wanted)]
 
 
 def _steps_to_target(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
@@ -181,8 +152,8 @@ def _cases(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
 
 def _learning_curves(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
     """Precision against steps, for the largest x, or for each x where there is nothing else."""
-    at = _last_x(layout, rows)
-    chosen = [row for row in rows if layout.lines == "" or layout.x == "" or _label(row, layout.x) == at]
+    at = largest(values_of(rows, layout.x))
+    chosen = [row for row in rows if layout.lines == "" or layout.x == "" or label_of(row, layout.x) == at]
     if layout.lines == "":  # then x itself is what tells the curves apart
         layout = Layout(x="", lines=layout.x, panels=layout.panels)
     if not any(len(row.curve.steps) > 1 for row in chosen) or len(values_of(chosen, layout.lines)) > _MOST_LINES:
@@ -191,7 +162,7 @@ def _learning_curves(study: Study, layout: Layout, rows: Sequence[Row]) -> Figur
     for axes, panel in panels:
         for number, line in enumerate(values_of(chosen, layout.lines)):
             for row in group(chosen, Layout(x="", lines=layout.lines, panels=layout.panels), None, line, panel):
-                label = _name(layout.lines, line) if axes is panels[0][0] and not row.trial.seed else None
+                label = name_of(layout.lines, line) if axes is panels[0][0] and not row.trial.seed else None
                 axes.plot(
                     row.curve.steps, [100 * value for value in row.curve.precision], label=label,
                     color=_COLOURS[number % len(_COLOURS)], linewidth=1.2, alpha=0.9,
@@ -205,8 +176,8 @@ def _learning_curves(study: Study, layout: Layout, rows: Sequence[Row]) -> Figur
 
 def _gradient_norms(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
     """Norms of the gradients by layer over time, for the largest x: a row a panel, a column a line."""
-    at = _last_x(layout, rows)
-    chosen = [row for row in rows if not row.trial.seed and (not layout.x or _label(row, layout.x) == at)]
+    at = largest(values_of(rows, layout.x))
+    chosen = [row for row in rows if not row.trial.seed and (not layout.x or label_of(row, layout.x) == at)]
     chosen = [row for row in chosen if len(row.curve.norms) > 2]
     panel_values, line_values = values_of(chosen, layout.panels), values_of(chosen, layout.lines)
     if not chosen or not layout.lines or layout.x == CASE or layout.panels == CASE or len(line_values) > 8:
@@ -224,9 +195,10 @@ def _gradient_norms(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure
                         color=shades(0.95 * number / max(len(row.curve.norms) - 1, 1)),
                     )  # fmt: skip
             axes.set_yscale("log")
+            axes.minorticks_off()
             _plain_log(axes.set_xscale, axes.xaxis)
             axes.set_title(
-                ", ".join(filter(None, (_name(layout.lines, line), _name(layout.panels, panel)))), fontsize=8
+                ", ".join(filter(None, (name_of(layout.lines, line), name_of(layout.panels, panel)))), fontsize=8
             )
     for axes in grid[-1]:
         axes.set_xlabel("step")
@@ -283,7 +255,7 @@ def _draw_lines(
         xs = [point.x + aside if aside else point.x for point in points]
         axes.plot(
             xs, [point.middle for point in points], color=colour, marker=marker, markersize=4, linewidth=1.3,
-            label=_name(layout.lines, line) or None,
+            label=name_of(layout.lines, line) or None,
         )  # fmt: skip
         for x, point in zip(xs, points, strict=True):
             if point.never:
@@ -342,7 +314,7 @@ def _panels(
     figure = Figure(figsize=(3.6 * len(values) + 1.6, 3.4), layout="constrained")
     grid = figure.subplots(1, len(values), sharex=same_x, sharey=share, squeeze=False)[0]
     for axes, value in zip(grid, values, strict=True):
-        axes.set_title(_name(layout.panels, value), fontsize=9)
+        axes.set_title(name_of(layout.panels, value), fontsize=9)
     return figure, list(zip(grid, values, strict=True))
 
 
@@ -357,6 +329,9 @@ def _finish(figure: Figure, panels: list[tuple[Axes, Any]], title: str) -> Figur
 
 
 def _save(figure: Figure, path: Path) -> Path:
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")  # worked out once for both files
     for kind in ("svg", "png"):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
@@ -369,25 +344,4 @@ def _plain_log(set_scale: Callable[[str], object], axis: Axis) -> None:
     set_scale("log")
     axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(ticker.NullFormatter())
-
-
-def _label(row: Row, name: str) -> Any:
-    return row.trial.labels.get(name)
-
-
-def _last_x(layout: Layout, rows: Sequence[Row]) -> Any:
-    values = values_of(rows, layout.x)
-    numbers = [value for value in values if isinstance(value, int | float)]
-    return max(numbers) if numbers else values[-1]
-
-
-def _name(axis: str, value: Any) -> str:
-    if not axis or value is None:
-        return ""
-    shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return shown if axis in (CASE, "activation") else f"{axis} {shown}"
-
-
-def _is_numeric(rows: Sequence[Row], name: str) -> bool:
-    return all(isinstance(_label(row, name), int | float) and not isinstance(_label(row, name), bool) for row in rows)
+    axis.set_minor_locator(ticker.NullLocator())  # each tick would be drawn twice: half of the time of a picture

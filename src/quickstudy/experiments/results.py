@@ -6,6 +6,7 @@ table, `pictures/` and `conclusion.md` what it shows.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import statistics
@@ -20,7 +21,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from quickstudy.errors import SweepError
-from quickstudy.experiments.study import Study, Trial
+from quickstudy.experiments.study import Grid, Study, Trial
 from quickstudy.experiments.tasks import RESULT
 from quickstudy.files import write_bytes_atomically, write_json_atomically
 from quickstudy.training.folder import METRICS, RunFolder
@@ -95,7 +96,7 @@ class SweepFolder:
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise SweepError(f"'{self.path}' is there already and is no sweep; name another folder with --results")
         try:
-            write_json_atomically(self.path / _FILE, {"format": FORMAT, "study": _to_json(study)})
+            write_json_atomically(self.path / _FILE, {"format": FORMAT, "study": dataclasses.asdict(study)})
         except OSError as error:
             raise SweepError(
                 f"Cannot write to '{self.path}': {error.strerror or error}; name another folder with --results"
@@ -240,15 +241,7 @@ def median(values: Sequence[float | None]) -> float | None:
     return None if not middle or None in middle else statistics.mean(value for value in middle if value is not None)
 
 
-def _to_json(study: Study) -> dict[str, Any]:
-    import dataclasses
-
-    return dataclasses.asdict(study)
-
-
 def _from_json(values: dict[str, Any]) -> Study:
-    from quickstudy.experiments.study import Grid
-
     grids = tuple(
         Grid(**{**grid, "axes": {name: tuple(_frozen(v) for v in axis) for name, axis in grid["axes"].items()}})
         for grid in values["grids"]

@@ -11,7 +11,6 @@ import pyarrow as pa
 from quickstudy.cores import usable_cores
 from quickstudy.errors import SweepError
 from quickstudy.experiments.conclusion import conclude
-from quickstudy.experiments.pictures import draw_all
 from quickstudy.experiments.results import Row, SweepFolder, table_of
 from quickstudy.experiments.study import Study, Trial
 from quickstudy.experiments.tasks import Conditions
@@ -87,6 +86,8 @@ def sweep(
     todo = [trial for trial in trials if not folder.is_done(trial)]
     for trial in todo:
         trial.task.check(conditions)
+    # The longest first, so that no worker is left alone with one at the end.
+    todo.sort(key=lambda trial: -trial.task.work(conditions))
     folder.begin(study)
     count = min(workers or usable_workers(device), max(len(todo), 1))
     report(Planned(trials=len(trials), done=len(trials) - len(todo), workers=count))
@@ -99,6 +100,8 @@ def sweep(
     else:
         news = run_locally(todo, folder.runs, replace(conditions, workers=count))
     for went in news:
+        from quickstudy.experiments import pictures  # noqa: F401  which takes its second while the workers are busy
+
         if went.error is not None:
             folder.failed(went.trial, went.error)
         report(went)
@@ -118,6 +121,8 @@ def show(results: str | Path) -> SweepResult:
 
 def summarise(folder: SweepFolder, study: Study, trials: list[Trial]) -> SweepResult:
     """Write table, pictures and conclusion, from what the runs have."""
+    from quickstudy.experiments.pictures import draw_all
+
     rows = folder.rows(trials)
     table = table_of(study, rows)
     folder.write_table(table)

@@ -8,6 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import torch
+
 from quickstudy.errors import RecipeError
 from quickstudy.files import write_json_atomically
 from quickstudy.images.views import Distortions
@@ -66,6 +68,9 @@ class Task(Protocol):
     def check(self, conditions: Conditions) -> None:
         """Raise a QuickstudyError where the trial could not even begin."""
 
+    def work(self, conditions: Conditions) -> float:
+        """About how much there is to do, to begin with the longest trials; comparable within a study."""
+
     def run(self, folder: Path, conditions: Conditions, note: Note) -> None:
         """Carry out the trial in a folder, which has `result.json` when it has ended."""
 
@@ -90,6 +95,16 @@ class Training:
         self.recipe.check()
         check_recipe(self.recipe, self._data(conditions), Replica())
 
+    def work(self, conditions: Conditions) -> float:
+        """Parameters times images: what dense layers take, and quickly counted."""
+        recipe, data = self.recipe, self._data(conditions)
+        with torch.device("meta"):
+            network = recipe.network.build(
+                size=recipe.distortions.output_side(data.side), channels=data.channels, classes=len(data.classes)
+            )
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        return float(parameters * recipe.optimiser.batch * recipe.total_steps(len(data.train)))
+
     def run(self, folder: Path, conditions: Conditions, note: Note) -> None:
         """Train, or go on with a training."""
         steps, precision = 0, None
@@ -104,7 +119,7 @@ class Training:
 
         replica = Replica(device_type=choose_device(conditions.device), local_world=conditions.workers)
         # No threads for the input: each worker has its cores busy with its own network.
-        settings = Settings(threads=0 if conditions.workers > 1 else 2)
+        settings = Settings(threads=0 if conditions.workers > 1 else 2, graph=False)
         data = self._data(conditions)
         with joined(replica):
             fit(self.recipe, data, RunFolder(folder, keep=1), replica=replica, settings=settings, report=report)
@@ -153,6 +168,11 @@ class Retraining:
             raise RecipeError(f"data is '{self.data}'; there is no such file or folder")
         if self.views < 0 or self.l2 < 0:
             raise RecipeError(f"views is {self.views} and l2 is {self.l2:g}; expected 0 or more")
+
+    def work(self, conditions: Conditions) -> float:
+        """Images that pass through the backbone, for each image."""
+        del conditions
+        return 1.0 + self.views
 
     def run(self, folder: Path, conditions: Conditions, note: Note) -> None:
         """Retrain; the model lies in the folder, too."""

@@ -84,6 +84,8 @@ class _Training:
         self.replica, self.device = replica, replica.device
         self.report = report if replica.is_first else None
         self.steps = recipe.total_steps(len(data.train))
+        self.evaluated: tuple[int, PixelSet, Evaluation] | None = None
+        """The newest evaluation: after which step, and on which images."""
         self.state = TrainingState(
             recipe, side=data.side, channels=data.channels, classes=len(data.classes), device=self.device
         )
@@ -224,7 +226,10 @@ class _Training:
         return result
 
     def _evaluate(self, data: PixelSet) -> Evaluation:
-        return evaluate_state(self.state, self.recipe, data, self.data.moments)
+        if self.evaluated is None or self.evaluated[0] != self.state.step or self.evaluated[1] is not data:
+            evaluation = evaluate_state(self.state, self.recipe, data, self.data.moments)
+            self.evaluated = (self.state.step, data, evaluation)
+        return self.evaluated[2]
 
 
 def check_recipe(recipe: Recipe, data: TrainingData, replica: Replica) -> None:

@@ -30,6 +30,8 @@ class Settings:
     """Steps from one report to the next."""
     summary_steps: int = 100
     """Steps from one set of histograms and images to the next; 0: no TensorBoard."""
+    graph: bool = True
+    """Whether TensorBoard gets the network's graph, which takes some tenths of a second to trace."""
     checkpoint_seconds: float = 60.0
     """Time from one checkpoint to the next."""
     keep: int = 5

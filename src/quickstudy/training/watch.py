@@ -42,7 +42,7 @@ class Watch:
             folder.forget_after(METRICS, state.step)
             events = folder.path / "tensorboard" / "train" if settings.summary_steps else None
             self.summaries = Summaries(events, folder.path / METRICS, first_step=state.step)
-            if events and not state.step:
+            if events and settings.graph and not state.step:
                 self.summaries.graph(state.network, pipeline.make(0).images)
         # A look at the loss makes a GPU wait, so there it is only looked at when it is reported.
         self._look_every = 1 if pipeline.pixels.device.type == "cpu" else settings.log_steps
