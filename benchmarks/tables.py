@@ -264,7 +264,10 @@ def training_parts() -> str:
     rows = [[name, ranged(steps[name]), ranged(costs[name]) if name in costs else ""] for name in steps]
     spent = values["percent_of_the_time_spent_in"]
     shown = ", ".join(f"{name} {share:.1f} %" for name, share in spent.items())
+    pipeline = values["pipeline"]
     text = (
+        f"\nThe input pipeline, in blocks of 60 steps by turns: {ranged(pipeline['with'])} ms with it and "
+        f"{ranged(pipeline['without'])} with one batch in memory; it costs {ranged(pipeline['cost_percent'])} %.\n"
         f"\nOf the training thread's time, measured inside the process: {shown}; together {sum(spent.values()):.1f} %. "
         f"A batch costs one core {values['batch_milliseconds_on_one_core']:.2f} ms.\n"
     )

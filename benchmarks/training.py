@@ -76,17 +76,17 @@ def step(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def parts(options: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds a step with everything, and with one part left out at a time; and the time spent in each part.
+    """Milliseconds a step with and without averages, summaries and checkpoints, and with and without the pipeline.
 
-    The second is what to believe where a machine's speed varies by more than the parts cost.
+    The time spent in each of the three is what to believe where a machine's speed varies by more than the parts cost.
     """
     variants = {
         "everything": {},
-        "one batch in memory instead of the input pipeline": {"frozen_batch": True},
-        "no averages": {"average_decay": 0.0},
-        "no summaries": {"summary_steps": 0},
-        "no checkpoints": {"checkpoint_seconds": 1e9},
-        "none of the three": {"average_decay": 0.0, "summary_steps": 0, "checkpoint_seconds": 1e9},
+        "no averages, summaries and checkpoints": {
+            "average_decay": 0.0,
+            "summary_steps": 0,
+            "checkpoint_seconds": 1e9,
+        },
     }
     milliseconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(options.rounds):
@@ -107,6 +107,7 @@ def parts(options: argparse.Namespace) -> dict[str, Any]:
             for name, values in milliseconds.items()
             if name != "everything"
         },
+        "pipeline": _pipeline(options.rounds),
         "batch_milliseconds_on_one_core": _batch_milliseconds(),
     }
 
@@ -169,7 +170,6 @@ def _classic_rate(
     average_decay: float = 0.9999,
     summary_steps: int = 100,
     checkpoint_seconds: float = 10.0,
-    frozen_batch: bool = False,
 ) -> float:
     """Examples a second over a short run in this process, its first 50 steps left out.
 
@@ -195,7 +195,7 @@ def _classic_rate(
             times[news.step] = time.perf_counter()
 
     settings = Settings(summary_steps=summary_steps, checkpoint_seconds=checkpoint_seconds)
-    with tempfile.TemporaryDirectory() as folder, _frozen() if frozen_batch else _nothing(), joined(Replica()):
+    with tempfile.TemporaryDirectory() as folder, joined(Replica()):
         fit(recipe, _KEPT["data"], RunFolder(Path(folder)), settings=settings, report=note)
     return (steps - 50) * 128 / (times[steps] - times[50])
 
@@ -238,25 +238,39 @@ def _timed() -> Iterator[dict[str, float]]:
         yield seconds
 
 
-@contextmanager
-def _frozen() -> Iterator[None]:
-    """The pipeline gives the same batch again and again."""
+def _pipeline(rounds: int) -> dict[str, Any]:
+    """Milliseconds a bare step with the input pipeline and with one batch in memory, in turn, 60 steps at a time."""
+    import torch
+    from torch.nn import functional
+
     from quickstudy.training.pipeline import Pipeline
+    from quickstudy.training.recipe import recipe_named
+    from quickstudy.training.state import TrainingState
 
-    original, kept = Pipeline.make, {}
+    data, recipe = _KEPT["data"], recipe_named("cifar10-classic")
+    state = TrainingState(recipe, side=32, channels=3, classes=10, device=torch.device("cpu"))
+    pipeline = Pipeline(data.train, recipe.distortions, batch=128, seed=0, moments=data.moments)
+    one = pipeline.make(0)
 
-    def make(self: Pipeline, step: int) -> Any:
-        if "batch" not in kept:
-            kept["batch"] = original(self, step)
-        return replace(kept["batch"], step=step)
+    def block(batches: Iterator[Any]) -> float:
+        for number, batch in enumerate(batches):
+            if number == 10:
+                started = time.perf_counter()
+            loss = functional.cross_entropy(state.network(batch.images), batch.labels)
+            state.zero_grad()
+            loss.backward()
+            state.learn(0.01)
+        return 1e3 * (time.perf_counter() - started) / 60
 
-    with mock.patch.object(Pipeline, "make", make):
-        yield
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+    with_it, without = [], []
+    for _ in range(4 * rounds):
+        with_it.append(block(pipeline.batches(range(70))))
+        without.append(block(one for _ in range(70)))
+    return {
+        "with": spread(with_it),
+        "without": spread(without),
+        "cost_percent": spread([100 * (a / b - 1) for a, b in zip(with_it, without, strict=True)]),
+    }
 
 
 def _batch_milliseconds() -> float:

@@ -33,6 +33,7 @@ _STYLE: Any = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "svg.hashsalt": "quickstudy",
+    "svg.fonttype": "none",
     "savefig.dpi": 150,
 }
 
