@@ -126,6 +126,17 @@ def test_runs_that_failed_or_are_missing_are_counted(tmp_path: Path) -> None:
     assert draw_all(NORM, [row for row in rows if row.status == "done"], tmp_path / "pictures")
 
 
+def test_where_nothing_is_compared_the_quickest_and_the_slowest_are_named(tmp_path: Path) -> None:
+    axes = {"depth": (1, 2, 3), "activation": ("relu", "sigmoid")}
+    grid = Grid(recipe="mlp", fixed={"evaluate_steps": 10, "target": 0.9}, axes=axes)
+    study = Study(name="x", grids=(grid,))
+    runs = {(depth, "relu"): {"steps": 50 - 10 * depth} for depth in (1, 2, 3)}
+    runs |= {(depth, "sigmoid"): {"steps": 100 * depth, "reached": depth < 3} for depth in (1, 2, 3)}
+    text = conclude(study, write_rows(study, tmp_path, runs))
+    assert "- relu: 20 steps with depth 3; 40 steps with depth 1.\n" in text
+    assert "- sigmoid: 100 steps with depth 1; never there with depth 3.\n" in text
+
+
 def test_how_narrow(tmp_path: Path) -> None:
     study = Study(
         name="narrow", grids=(Grid(recipe="mlp", axes={"bottleneck": (0, 1, 4, 16)}),), x="bottleneck", seeds=2

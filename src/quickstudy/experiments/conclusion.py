@@ -23,6 +23,7 @@ def conclude(study: Study, rows: Sequence[Row]) -> str:
         layout = layout_of(study, done)
         said = [
             *_best(study, layout, done),
+            *_quickest(layout, done),
             *_compared(layout, done),
             *_narrowed(layout, done),
             *_without(layout, done),
@@ -52,6 +53,23 @@ def _best(study: Study, layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
             best = max(points, key=lambda key: statistics.mean(points[key]))
             shown = ", ".join(str(v) if name == CASE else f"{name} {v}" for name, v in best)
             yield f"Best precision: {_percent(statistics.mean(points[best]))}, with {shown}."
+
+
+def _quickest(layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
+    """For each line, where the target is reached in the fewest and in the most steps, if nothing is compared."""
+    if len(values_of(rows, layout.panels)) > 1 or not any("steps_to_target" in row.values for row in rows):
+        return
+    for line in values_of(rows, layout.lines):
+        steps = {}
+        for x in values_of(rows, layout.x):
+            members = [row.values.get("steps_to_target") for row in group(rows, layout, x, line, None)]
+            if members:
+                steps[x] = median(members)
+        if not steps:
+            continue
+        best, worst = (choose(steps, key=lambda x: _or_never(steps[x])) for choose in (min, max))
+        parts = [f"{_steps(steps[x])} with {name_of(layout.x, x)}" for x in dict.fromkeys((best, worst))]
+        yield ": ".join(filter(None, (name_of(layout.lines, line), "; ".join(parts)))) + "."
 
 
 def _compared(layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
