@@ -3,7 +3,7 @@
     python benchmarks/training.py step --tensorflow TF_PYTHON [--rounds 5]
     python benchmarks/training.py parts [--rounds 6]
     python benchmarks/training.py devices [--rounds 3]
-    python benchmarks/training.py race [--seeds 5] [--rounds 2]
+    python benchmarks/training.py race [--seeds 5]
 
 Reads CIFAR-10 from QUICKSTUDY_DATA. The sides run in turn, and ratios are taken round by round.
 """
@@ -277,13 +277,12 @@ def _batch_milliseconds() -> float:
     """What one batch costs a core."""
     import torch
 
-    from quickstudy.training.distortions import Moments
     from quickstudy.training.pipeline import Pipeline
     from quickstudy.training.recipe import recipe_named
 
-    data = _KEPT["data"].train
+    data = _KEPT["data"]
     recipe = recipe_named("cifar10-classic")
-    pipeline = Pipeline(data, recipe.distortions, batch=128, seed=0, moments=Moments.of(data.pixels), threads=0)
+    pipeline = Pipeline(data.train, recipe.distortions, batch=128, seed=0, moments=data.moments, threads=0)
     torch.set_num_threads(1)
     seconds = []
     for number in range(200):

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -74,11 +75,7 @@ def fill(
         from quickstudy.cli.extras import require
 
         require("ray", extra="ray")
-        filled = _fill_by_cluster(
-            images, ray, backbone=backbone, views=views, dtype=dtype, store=store, cache=cache, quiet=quiet
-        )
-    else:
-        filled = _fill_here(images, backbone=backbone, views=views, dtype=dtype, cache=cache, quiet=quiet)
+    filled = _fill(images, ray, backbone=backbone, views=views, dtype=dtype, store=store, cache=cache, quiet=quiet)
     if as_json:
         json.dump(filled.to_dict(), sys.stdout, indent=1)
         print()
@@ -86,40 +83,9 @@ def fill(
         _print_filled(filled, images)
 
 
-def _fill_here(images: Path, *, backbone: str, views: int, dtype: Dtype, cache: Path | None, quiet: bool) -> _Filled:
-    started = time.perf_counter()
-    from quickstudy.backbones.backbone import load_backbone
-    from quickstudy.bottlenecks.extraction import extract
-    from quickstudy.bottlenecks.store import Store
-    from quickstudy.cli.display import progress_for
-    from quickstudy.files import cache_folder
-    from quickstudy.images.imageset import load_image_set
-
-    folder = cache_folder(cache)
-    found = load_image_set(images)
-    paths = [file.path for file in found.files]
-    store = Store(folder / "bottlenecks")
-    done = extract(
-        paths,
-        load_backbone(backbone, folder),
-        store,
-        views=views,
-        dtype=dtype.value,
-        progress=progress_for(quiet=quiet),
-    )
-    return _Filled(
-        images=len(paths),
-        forward_passes=done.computed,
-        from_store=done.cached,
-        skipped=_all_skipped(found.skipped, paths, done.reasons),
-        store=str(store.folder),
-        seconds=time.perf_counter() - started,
-    )
-
-
-def _fill_by_cluster(
+def _fill(
     images: Path,
-    address: str,
+    address: str | None,
     *,
     backbone: str,
     views: int,
@@ -128,10 +94,13 @@ def _fill_by_cluster(
     cache: Path | None,
     quiet: bool,
 ) -> _Filled:
+    """Fill a store on the cluster at this address; here, where there is none."""
     started = time.perf_counter()
     from quickstudy.backbones.backbone import load_backbone
-    from quickstudy.bottlenecks.distributed import extract_on_cluster
+    from quickstudy.bottlenecks.distributed import ClusterExtraction, extract_on_cluster
+    from quickstudy.bottlenecks.extraction import Extraction, extract
     from quickstudy.bottlenecks.shared import open_shared_store
+    from quickstudy.bottlenecks.store import Store
     from quickstudy.cli.display import progress_for
     from quickstudy.cluster import connected
     from quickstudy.files import cache_folder
@@ -140,17 +109,15 @@ def _fill_by_cluster(
     folder = cache_folder(cache)
     place = store or str(folder / "bottlenecks")
     shown = open_shared_store(place).place
-    with connected(address):
+    with connected(address) if address is not None else nullcontext():
         found = load_image_set(images)
         paths = [file.path for file in found.files]
-        done = extract_on_cluster(
-            paths,
-            load_backbone(backbone, folder),
-            place,
-            views=views,
-            dtype=dtype.value,
-            progress=progress_for(quiet=quiet),
-        )
+        net, progress = load_backbone(backbone, folder), progress_for(quiet=quiet)
+        done: Extraction | ClusterExtraction
+        if address is not None:
+            done = extract_on_cluster(paths, net, place, views=views, dtype=dtype.value, progress=progress)
+        else:
+            done = extract(paths, net, Store(Path(place)), views=views, dtype=dtype.value, progress=progress)
     return _Filled(
         images=len(paths),
         forward_passes=done.computed,
@@ -158,8 +125,8 @@ def _fill_by_cluster(
         skipped=_all_skipped(found.skipped, paths, done.reasons),
         store=shown,
         seconds=time.perf_counter() - started,
-        workers=done.workers,
-        nodes=done.nodes,
+        workers=done.workers if isinstance(done, ClusterExtraction) else None,
+        nodes=done.nodes if isinstance(done, ClusterExtraction) else None,
     )
 
 

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from quickstudy.experiments.layout import Layout, group, largest, layout_of, name_of, values_of
+from quickstudy.experiments.layout import Layout, group, have_target, largest, layout_of, name_of, values_of
 from quickstudy.experiments.results import Row, median
 from quickstudy.experiments.study import CASE, Study
 
@@ -42,7 +42,7 @@ def _what_ran(study: Study, rows: Sequence[Row], done: Sequence[Row]) -> Iterato
 
 def _best(study: Study, layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
     """The best combination by precision, where runs do not end at a target and cases do not say more."""
-    if any("steps_to_target" in row.values for row in rows) or not study.axes or layout.x == CASE:
+    if have_target(rows) or not study.axes or layout.x == CASE:
         return
     for case in values_of(rows, CASE) if CASE in study.axes else [None]:
         points: dict[tuple[Any, ...], list[float]] = {}
@@ -57,7 +57,7 @@ def _best(study: Study, layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
 
 def _quickest(layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
     """For each line, where the target is reached in the fewest and in the most steps, if nothing is compared."""
-    if len(values_of(rows, layout.panels)) > 1 or not any("steps_to_target" in row.values for row in rows):
+    if len(values_of(rows, layout.panels)) > 1 or not have_target(rows):
         return
     for line in values_of(rows, layout.lines):
         steps = {}
@@ -78,8 +78,8 @@ def _compared(layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
     if len(values) < 2 or layout.panels == CASE:
         return
     first = values[0]
-    if any("steps_to_target" in row.values for row in rows):
-        target = max(float(row.trial.task.options().get("target") or 0) for row in rows)
+    if have_target(rows):
+        target = max(row.trial.target for row in rows)
         for value in values:
             members = [row for row in rows if row.trial.labels.get(layout.panels) == value]
             reached = sum(row.values.get("steps_to_target") is not None for row in members)

@@ -9,17 +9,15 @@ from __future__ import annotations
 import io
 import tarfile
 import tempfile
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from quickstudy.cluster import connected
 from quickstudy.cores import usable_cores
-from quickstudy.errors import QuickstudyError
 from quickstudy.experiments.study import Trial
 from quickstudy.experiments.tasks import Conditions
-from quickstudy.experiments.worker import Went
+from quickstudy.experiments.worker import Went, attempt
 from quickstudy.files import TEMPORARY_PREFIX
 
 _RETRIES = 2
@@ -61,16 +59,10 @@ def _gpus(conditions: Conditions) -> int:
 
 def _carry_out(trial: Trial, conditions: Conditions) -> tuple[bytes, str | None]:
     """On the cluster: a trial's folder as an archive, and the error, if there was one."""
-    error = None
     alone = replace(conditions, workers=usable_cores(), lock=None)  # one core each, as it has asked for
     with tempfile.TemporaryDirectory(prefix="quickstudy-") as name:
         folder = Path(name) / trial.folder
-        try:
-            trial.task.run(folder, alone, lambda _moment: None)
-        except QuickstudyError as failed:
-            error = str(failed)
-        except Exception as failed:
-            error = f"{type(failed).__name__}: {failed}\n{traceback.format_exc()}"
+        error = attempt(trial, folder, alone, lambda _moment: None)
         return _pack(folder), error
 
 

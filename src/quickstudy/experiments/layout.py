@@ -45,6 +45,11 @@ def label_of(row: Row, name: str) -> Any:
     return row.trial.labels.get(name)
 
 
+def have_target(rows: Sequence[Row]) -> bool:
+    """Whether the runs end at a target."""
+    return any("steps_to_target" in row.values for row in rows)
+
+
 def largest(values: Sequence[Any]) -> Any:
     """Of the numbers among values; the last value, where there is no number."""
     numbers = [value for value in values if isinstance(value, int | float)]

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
-from quickstudy.experiments.layout import Layout, group, label_of, largest, layout_of, name_of, values_of
+from quickstudy.experiments.layout import Layout, group, have_target, label_of, largest, layout_of, name_of, values_of
 from quickstudy.experiments.results import Row, median
 from quickstudy.experiments.study import CASE, Study
 from quickstudy.files import write_bytes_atomically
@@ -66,7 +66,7 @@ def _to_target(layout: Layout, rows: Sequence[Row], column: str, unit: str, stud
     if not reached:
         return None
     ceiling = 2 * max(reached)
-    target = max(float(row.trial.task.options().get("target") or 0) for row in rows)
+    target = max(row.trial.target for row in rows)
     figure, panels = _panels(layout, rows)
     for axes, panel in panels:
         _draw_lines(axes, layout, rows, panel, lambda row: row.values.get(column), ceiling=ceiling)
@@ -96,15 +96,10 @@ def _step_cost(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | No
 
 
 def _precision(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
-    """Precision at the end against x, where runs do not end at a target."""
-    if any("steps_to_target" in row.values for row in rows) or layout.x == CASE or not layout.x:
-        return None
     return _against_x(study, layout, rows, "precision", "test precision, %", 100)
 
 
 def _seconds(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
-    if any("steps_to_target" in row.values for row in rows) or layout.x == CASE or not layout.x:
-        return None
     if any("milliseconds_a_step" in row.values for row in rows):
         return _against_x(study, layout, rows, "milliseconds_a_step", "milliseconds a step", 1)
     return _against_x(study, layout, rows, "seconds", "seconds", 1)
@@ -112,7 +107,7 @@ def _seconds(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None
 
 def _parameters(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
     counts = {row.values.get("parameters") for row in rows}
-    if any("steps_to_target" in row.values for row in rows) or layout.x == CASE or len(counts) < 3:
+    if len(counts) < 3:
         return None
     return _against_x(study, layout, rows, "parameters", "parameters, thousands", 1e-3)
 
@@ -120,6 +115,10 @@ def _parameters(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | N
 def _against_x(
     study: Study, layout: Layout, rows: Sequence[Row], column: str, label: str, factor: float
 ) -> Figure | None:
+    """A column against x, where runs do not end at a target, and cases are not all there is."""
+    if have_target(rows) or layout.x in ("", CASE):
+        return None
+
     def value(row: Row) -> float | None:
         found = row.values.get(column)
         return None if found is None else factor * found

@@ -22,9 +22,8 @@ import pyarrow.parquet
 
 from quickstudy.errors import SweepError
 from quickstudy.experiments.study import Grid, Study, Trial
-from quickstudy.experiments.tasks import RESULT
 from quickstudy.files import write_bytes_atomically, write_json_atomically
-from quickstudy.training.folder import METRICS, RunFolder
+from quickstudy.training.folder import METRICS, RESULT, RunFolder
 
 FORMAT = 1
 """Of a sweep's folder; another one is not read."""
@@ -138,7 +137,6 @@ class SweepFolder:
 
     def _row(self, trial: Trial) -> Row:
         folder = self.runs / trial.folder
-        target = float(trial.task.options().get("target") or 0)
         try:
             result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -148,8 +146,8 @@ class SweepFolder:
             raise SweepError(f"'{folder / RESULT}' is damaged ({error}); delete '{folder}' to run it again") from None
         row = Row(trial=trial, folder=folder, status="done", error=None, values={})
         row.values.update(_values(result))
-        if target:
-            reached = [number for number, precision in enumerate(row.curve.precision) if precision >= target]
+        if trial.target:
+            reached = [number for number, precision in enumerate(row.curve.precision) if precision >= trial.target]
             row.values["steps_to_target"] = row.curve.steps[reached[0]] if reached else None
             row.values["seconds_to_target"] = row.curve.seconds[reached[0]] if reached else None
         return row

@@ -43,6 +43,11 @@ class Trial:
         return hashlib.sha256(text.encode()).hexdigest()
 
     @cached_property
+    def target(self) -> float:
+        """Precision at which it ends early; 0 where none does."""
+        return float(self.task.options().get("target") or 0)
+
+    @cached_property
     def folder(self) -> str:
         """The name of its folder: what differs from the recipe as it stands, for people, and the hash."""
         plain = task_named(self.task.name, {}).options()

@@ -17,6 +17,7 @@ from quickstudy.experiments.tasks import Conditions
 from quickstudy.experiments.worker import Went, run_locally
 from quickstudy.files import write_bytes_atomically
 from quickstudy.images.splits import LOCK_NAME
+from quickstudy.training.parallel import choose_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ def sweep(
     if ray is not None:
         from quickstudy.experiments.distributed import run_on_ray
 
-        news = run_on_ray(todo, folder.runs, replace(conditions, workers=1), address=ray)
+        news = run_on_ray(todo, folder.runs, conditions, address=ray)
     else:
         news = run_locally(todo, folder.runs, replace(conditions, workers=count))
     for went in news:
@@ -142,6 +143,4 @@ def summarise(folder: SweepFolder, study: Study, trials: list[Trial]) -> SweepRe
 
 def usable_workers(device: str) -> int:
     """How many trials at a time pay: one for each core, as small networks use a second core badly; one on a GPU."""
-    from quickstudy.training.parallel import choose_device
-
     return 1 if choose_device(device) == "cuda" else usable_cores()

@@ -15,7 +15,7 @@ from quickstudy.files import write_json_atomically
 from quickstudy.images.views import Distortions
 from quickstudy.retraining.retrain import retrain
 from quickstudy.training.data import TrainingData, load_training_data
-from quickstudy.training.folder import RunFolder
+from quickstudy.training.folder import RESULT, RunFolder
 from quickstudy.training.loop import check_recipe, fit
 from quickstudy.training.options import options_of, with_options
 from quickstudy.training.parallel import Replica, choose_device, joined
@@ -23,8 +23,6 @@ from quickstudy.training.recipe import RECIPES, Recipe
 from quickstudy.training.settings import Begun, Evaluated, Progressed, Settings
 
 RETRAIN = "retrain"
-RESULT = "result.json"
-"""In a trial's folder once it has ended."""
 
 
 @dataclass(frozen=True, kw_only=True)

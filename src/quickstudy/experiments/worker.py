@@ -20,7 +20,7 @@ from pathlib import Path
 from quickstudy.errors import QuickstudyError
 from quickstudy.experiments.processes import start_method
 from quickstudy.experiments.study import Trial
-from quickstudy.experiments.tasks import Conditions, Moment
+from quickstudy.experiments.tasks import Conditions, Moment, Note
 
 _ATTEMPTS = 3
 _ENDING_SECONDS = 60.0
@@ -111,18 +111,19 @@ def _serve(pipe: connection.Connection, runs: Path, conditions: Conditions) -> N
     try:
         while True:
             trial: Trial = pipe.recv()
-            pipe.send((None, _attempt(pipe, trial, runs, conditions)))
+            folder = runs / trial.folder
+            pipe.send((None, attempt(trial, folder, conditions, lambda moment: pipe.send((moment, None)))))
     except (EOFError, BrokenPipeError, KeyboardInterrupt):  # the parent has gone, or wants it to stop
         # At once: there is nothing to clean up, and the interpreter's own end can hang on torch's threads.
         sys.stdout.flush()
         os._exit(0)
 
 
-def _attempt(pipe: connection.Connection, trial: Trial, runs: Path, conditions: Conditions) -> str | None:
-    """Carry out a trial; the error, if there was one."""
+def attempt(trial: Trial, folder: Path, conditions: Conditions, note: Note) -> str | None:
+    """Carry out a trial, here or on a cluster; the error, if there was one."""
     try:
-        trial.task.run(runs / trial.folder, conditions, lambda moment: pipe.send((moment, None)))
-    except BrokenPipeError:
+        trial.task.run(folder, conditions, note)
+    except BrokenPipeError:  # who read the notes has gone
         raise
     except QuickstudyError as error:
         return str(error)

@@ -17,6 +17,8 @@ from quickstudy.training.data import DataFacts
 from quickstudy.training.recipe import Recipe
 
 METRICS = "metrics.jsonl"
+RESULT = "result.json"
+"""There once the run has ended."""
 EVALUATIONS = "evaluations.jsonl"
 _LOCK_ATTEMPTS = 10
 
@@ -129,13 +131,13 @@ class RunFolder:
     def result(self) -> dict[str, Any] | None:
         """What the run came to, as `RunResult.to_dict` gave it, once it has ended."""
         try:
-            return dict(json.loads((self.path / "result.json").read_text(encoding="utf-8")))
+            return dict(json.loads((self.path / RESULT).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 
     def finish(self, result: dict[str, Any]) -> None:
         """Say that the run has ended, and what it came to."""
-        write_json_atomically(self.path / "result.json", result)
+        write_json_atomically(self.path / RESULT, result)
 
     def best_step(self) -> int | None:
         """The step whose checkpoint the evaluator found best, if it has found one."""
