@@ -25,6 +25,7 @@ def main() -> None:
         ROOT / "docs" / "benchmarks.md",
         ROOT / "docs" / "train.md",
         ROOT / "docs" / "sweep.md",
+        ROOT / "docs" / "finetune.md",
     ):
         text = page.read_text(encoding="utf-8")
         for name, table in TABLES.items():
@@ -302,6 +303,51 @@ def sweep() -> str:
     return table(["", "seconds, process start to exit"], rows) + text
 
 
+def finetuning_epoch() -> str:
+    """Steps with and without the cache, cut by cut."""
+    rows = [
+        [
+            f"`{cut['cut']}`",
+            f"{100 * cut['work_frozen']:.0f} %",
+            f"{cut['cached_milliseconds_an_image']:.2f}",
+            f"{cut['whole_network_milliseconds_an_image']:.2f}",
+            f"{cut['times_faster']:.1f}",
+        ]
+        for cut in load("finetuning_epoch")["cuts"]
+    ]
+    return table(["cut", "work frozen", "cached, ms an image", "whole network, ms an image", "times faster"], rows)
+
+
+def finetuning_accuracy() -> str:
+    """Linear head and fine-tuned network, each from an empty cache."""
+    values = load("finetuning_accuracy")
+    rows = []
+    for name in ("linear", "fine-tuned"):
+        found = values[name]
+        validation = "–"
+        if found["fine_tuning"]:
+            start, best = found["fine_tuning"][0]["start"], found["fine_tuning"][-1]["best"]
+            validation = f"{100 * start['accuracy']:.1f} → {100 * best['accuracy']:.1f} % of {best['n']}"
+        rows.append([name, f"{found['seconds']:.0f}", validation, percent(found["test"])])
+    return table(["clothing photos", "seconds from nothing", "validation", "test accuracy (95 % interval)"], rows)
+
+
+def finetuning_curves() -> str:
+    """Accuracy by number of images and by cut."""
+    runs = load("finetuning_curves")["runs"]
+    cuts = list(dict.fromkeys(run["cut"] for run in runs))
+    rows = []
+    for images in dict.fromkeys(run["images"] for run in runs):
+        found = {run["cut"]: run for run in runs if run["images"] == images}
+        rows.append(
+            [
+                f"{images:,}",
+                *(f"{100 * found[cut]['test']['accuracy']:.1f} % in {found[cut]['seconds']:.0f} s" for cut in cuts),
+            ]
+        )
+    return table(["training images", *(f"`{cut}`" for cut in cuts)], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "summary": summary,
     "extraction": extraction,
@@ -317,6 +363,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "training_parts": training_parts,
     "training_devices": training_devices,
     "sweep": sweep,
+    "finetuning_epoch": finetuning_epoch,
+    "finetuning_accuracy": finetuning_accuracy,
+    "finetuning_curves": finetuning_curves,
 }
 
 if __name__ == "__main__":

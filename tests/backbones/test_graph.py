@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.graph import keep_until
+from quickstudy.backbones.graph import keep_between, keep_until, weights_of
 from quickstudy.backbones.runtime import open_session
 from quickstudy.errors import BackboneError
 
@@ -64,10 +64,60 @@ def test_versions_are_kept() -> None:
 
 
 @pytest.mark.parametrize("name", ["nothing", "x", "two", ""])
-def test_a_tensor_that_no_node_gives_is_an_error_that_lists_the_cut_points(name: str) -> None:
+def test_a_tensor_that_no_node_gives_is_an_error(name: str) -> None:
     with pytest.raises(BackboneError) as caught:
         keep_until(small_graph(), name, [2])
-    assert str(caught.value) == f"The graph 'small' has no tensor '{name}'; its cut points are: double, other, sum, out"
+    assert str(caught.value) == f"The graph 'small' has no tensor '{name}'"
+
+
+def test_what_follows_from_a_tensor() -> None:
+    rest = keep_between(small_graph(), "sum", [2], "out", [2])
+    assert [node.output[0] for node in rest.graph.node] == ["out"]
+    assert [info.name for info in rest.graph.input] == ["sum"]
+    onnx.checker.check_model(rest, full_check=True)
+    assert run(rest, "out", np.array([[4, 9]], np.float32)).tolist() == [[2, 3]]
+
+
+def test_what_leads_around_a_cut_is_named() -> None:
+    with pytest.raises(BackboneError) as caught:
+        keep_between(small_graph(), "double", [2], "out", [2])
+    assert str(caught.value) == (
+        "The graph 'small' cannot be cut at 'double': 'sum' also takes 'x', which leads around it"
+    )
+
+
+def test_before_and_after_a_cut_are_the_whole(backbone: Backbone) -> None:
+    model = onnx.load(backbone.path)
+    image = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (1, 288, 288, 3), np.uint8)
+    for cut in (backbone.cuts[0], backbone.cuts[9]):
+        before = keep_until(model, cut.name, cut.shape)
+        after = keep_between(model, cut.name, cut.shape, "features", (1280,))
+        assert len(before.graph.node) + len(after.graph.node) == len(keep_until(model, "features", (1280,)).graph.node)
+        found = run(after, "features", run(before, cut.name, image))
+        np.testing.assert_allclose(found, run(keep_until(model, "features", (1280,)), "features", image), atol=1e-4)
+
+
+def test_weights_are_those_of_layers() -> None:
+    """Not a batch norm's, not the limits of an activation; a product's bias is a layer's."""
+    shapes = {"k": (4, 3, 1, 1), "b": (4,), "scale": (4,), "six": (), "m": (4, 5), "mb": (5,), "other": (5,)}
+    nodes = [
+        helper.make_node("Conv", ["x", "k", "b"], ["c"]),
+        helper.make_node("BatchNormalization", ["c", "scale", "scale", "scale", "scale"], ["n"]),
+        helper.make_node("Clip", ["n", "", "six"], ["r"]),
+        helper.make_node("Flatten", ["r"], ["f"]),
+        helper.make_node("MatMul", ["f", "m"], ["p"]),
+        helper.make_node("Add", ["p", "mb"], ["q"]),
+        helper.make_node("Add", ["q", "other"], ["out"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [],
+        [],
+        [numpy_helper.from_array(np.zeros(shape, np.float32), name) for name, shape in shapes.items()],
+    )
+    assert weights_of(graph, graph.node) == {"k": 12, "b": 4, "m": 20, "mb": 5}
+    assert weights_of(graph, graph.node[:2]) == {"k": 12, "b": 4}
 
 
 @pytest.mark.parametrize(
@@ -96,10 +146,3 @@ def test_the_default_cut_leaves_the_classifier_behind(backbone: Backbone) -> Non
     assert names == {name for node in cut.graph.node for name in node.input} & names
     assert not {"Gemm", "Softmax"} & {node.op_type for node in cut.graph.node}
     assert len(cut.SerializeToString()) < backbone.path.stat().st_size - 4 * 1000 * 1280
-
-
-def test_an_unknown_cut_of_the_backbone_lists_its_blocks(backbone: Backbone) -> None:
-    with pytest.raises(BackboneError) as caught:
-        keep_until(onnx.load(backbone.path), "block_17", [1])
-    blocks = ", ".join(f"block_{number}" for number in range(1, 17))
-    assert f"has no tensor 'block_17'; its cut points are: input, stem, {blocks}, head, features" in str(caught.value)

@@ -15,7 +15,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+
+from small_backbones import small_graph
 
 ROOT = Path(__file__).parents[2]
 COMMAND = str(Path(sys.executable).parent / "quickstudy")
@@ -176,6 +179,7 @@ def test_readme_commands_run(trained: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (trained / "data" / "mnist" / f"{name}-labels-idx1-ubyte").write_bytes(
             struct.pack(">HBBI", 0, 8, 1, count) + labels.tobytes()
         )
+    onnx.save(small_graph(), trained / "my_network.onnx")
     short_sweep = shlex.split(
         "--steps 2 --set batch=8 --set evaluate_steps=1 --seeds 1 --grid depth=1,2 --grid activation=relu"
     )

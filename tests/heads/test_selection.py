@@ -16,7 +16,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.linear_model import LogisticRegression
 
 from quickstudy.errors import HeadError
-from quickstudy.heads.selection import _fit_temperature, assign_folds, fit_head
+from quickstudy.heads.selection import assign_folds, fit_head, fit_temperature
 from quickstudy.heads.softmax import signed_sqrt
 
 Array = NDArray[Any]
@@ -167,7 +167,7 @@ def test_the_temperature_is_the_best_one_and_lowers_the_log_loss() -> None:
     labels = (true_logits + rng.gumbel(size=true_logits.shape)).argmax(axis=1)
     for factor in (0.5, 1.0, 2.5):  # too timid, right, too bold
         logits = (true_logits * factor).astype(np.float32)
-        temperature = _fit_temperature(logits, labels)
+        temperature = fit_temperature(logits, labels)
         best = minimize_scalar(lambda t, z=logits: log_loss(z / t, labels), bounds=(0.25, 4), method="bounded")
         assert temperature == pytest.approx(best.x, rel=5e-3)
         assert temperature == pytest.approx(factor, rel=0.1)
@@ -177,9 +177,9 @@ def test_the_temperature_is_the_best_one_and_lowers_the_log_loss() -> None:
 def test_the_temperature_stays_within_bounds_and_is_left_alone_for_few_images() -> None:
     labels = np.zeros(60, int)
     sure = np.tile(np.array([[1.0, 0.0]], np.float32), (60, 1))
-    assert _fit_temperature(sure, labels) == pytest.approx(0.25, abs=0.01)
-    assert _fit_temperature(sure, 1 - labels) == pytest.approx(4, abs=0.05)
-    assert _fit_temperature(sure[:49], labels[:49]) == 1
+    assert fit_temperature(sure, labels) == pytest.approx(0.25, abs=0.01)
+    assert fit_temperature(sure, 1 - labels) == pytest.approx(4, abs=0.05)
+    assert fit_temperature(sure[:49], labels[:49]) == 1
 
 
 def test_calibration_helps_on_images_never_seen() -> None:

@@ -21,10 +21,11 @@ from PIL import Image
 
 import quickstudy
 from quickstudy.backbones.backbone import Backbone
+from quickstudy.backbones.graph import keep_until
 from quickstudy.backbones.runtime import Prefix
 from quickstudy.errors import ModelError, UnusableImageError
 from quickstudy.images.decoding import decode, fit
-from quickstudy.models.assemble import LinearHead, write_model
+from quickstudy.models.assemble import LinearHead, fingerprint_of, write_model
 from quickstudy.models.golden import golden_images
 from quickstudy.models.model import Model, from_backbone, load
 
@@ -124,6 +125,7 @@ class TestTheFile:
             "name": backbone.name,
             "fingerprint": backbone.fingerprint,
             "cut": backbone.cut,
+            "prefix_sha256": fingerprint_of(keep_until(onnx.load(path), backbone.cut, backbone.cut_shape)),
         }
         assert values["training"] == TRAINING
         assert values["versions"]["quickstudy"] == quickstudy.__version__

@@ -22,7 +22,7 @@ from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import HeadError, ImageSetError, ModelError, QuickstudyError
 from quickstudy.images.splits import LOCK_NAME, read_lock
 from quickstudy.images.views import Distortions
-from quickstudy.retraining.retrain import RetrainResult
+from quickstudy.retraining.result import RetrainResult
 
 Retrain = Callable[..., RetrainResult]
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from quickstudy.images.pixels import PixelSet
-from quickstudy.training.checkpoints import Checkpoint
+from quickstudy.optimisation.checkpoints import Checkpoint
 from quickstudy.training.data import TrainingData
 from quickstudy.training.folder import RunFolder
 from quickstudy.training.loop import fit

@@ -19,7 +19,7 @@ import torch
 from small_runs import CLASSIC, FAST, QUIET, fit_until, fit_whole, newest, quick_processes, small_data
 
 from quickstudy.errors import ImageSetError, RunError
-from quickstudy.training.checkpoints import Checkpoints
+from quickstudy.optimisation.checkpoints import Checkpoints
 from quickstudy.training.data import TrainingData
 from quickstudy.training.distortions import centred, distort
 from quickstudy.training.evaluator import CheckpointEvaluation, Evaluator

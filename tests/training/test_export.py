@@ -16,7 +16,7 @@ from small_runs import CLASSES, CLASSIC, FAST, differences, fit_until, fit_whole
 from quickstudy.errors import RunError
 from quickstudy.models.model import load
 from quickstudy.training.data import TrainingData
-from quickstudy.training.evaluation import logits_of
+from quickstudy.training.evaluation import logits_of, undistorted
 from quickstudy.training.export import export
 from quickstudy.training.folder import RunFolder
 from quickstudy.training.recipe import Recipe
@@ -50,7 +50,7 @@ def torch_probabilities(recipe: Recipe, run: Path, data: TrainingData) -> np.nda
     if values["averages"] is not None:
         state.network.load_state_dict({**state.network.state_dict(), **values["averages"]["averages"]})
     moments = data.facts.moments
-    logits = logits_of(state.network, data.test, recipe.distortions, moments, mirrored=recipe.mirrored_test)
+    logits = logits_of(state.network, undistorted(data.test, recipe, moments), mirrored=recipe.mirrored_test)
     return logits.softmax(1).numpy()
 
 

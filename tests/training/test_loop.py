@@ -28,7 +28,7 @@ from torch.nn import functional
 from quickstudy.errors import RecipeError, RunError, TrainingError
 from quickstudy.images.pixels import PixelSet
 from quickstudy.retraining.evaluation import Evaluation
-from quickstudy.training.evaluation import evaluate_logits, logits_of
+from quickstudy.training.evaluation import evaluate_logits, logits_of, undistorted
 from quickstudy.training.folder import METRICS, RunFolder
 from quickstudy.training.loop import fit
 from quickstudy.training.parallel import Replica
@@ -190,7 +190,7 @@ def test_the_last_checkpoint_is_not_written_again_where_only_the_evaluation_was_
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("quickstudy.training.checkpoints.write_bytes_atomically", full)
+        patch.setattr("quickstudy.optimisation.checkpoints.write_bytes_atomically", full)
         fit(CLASSIC, DATA, folder, settings=dataclasses.replace(QUIET, keep=1))
     assert folder.checkpoints.path(20).stat().st_mtime_ns == before
     assert folder.checkpoints.load(20).step == 20
@@ -208,7 +208,7 @@ def test_disk_full_while_saving_is_an_error_and_the_run_goes_on_later(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(RunError, match="No space left on device"):
-        patch.setattr(f"quickstudy.training.checkpoints.{place}", full)
+        patch.setattr(f"quickstudy.optimisation.checkpoints.{place}", full)
         fit(recipe, DATA, folder, settings=dataclasses.replace(QUIET, checkpoint_seconds=0))
     assert folder.checkpoints.newest().step == 5  # type: ignore[union-attr]
     assert not folder.is_active()
@@ -268,7 +268,7 @@ def test_the_result_is_that_of_the_last_parameters_averaged(
     def logits_with(values: dict[str, torch.Tensor]) -> torch.Tensor:
         state.network.load_state_dict({**saved["network"], **values})
         moments = DATA.facts.moments
-        return logits_of(state.network, DATA.test, recipe.distortions, moments, mirrored=recipe.mirrored_test)
+        return logits_of(state.network, undistorted(DATA.test, recipe, moments), mirrored=recipe.mirrored_test)
 
     averaged = logits_with(saved["averages"]["averages"])
     assert torch.allclose(evaluated[0], averaged, rtol=1e-5, atol=1e-6)

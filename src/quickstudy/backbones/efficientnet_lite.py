@@ -8,8 +8,9 @@ batch norms stay apart, so that the graph can be fine-tuned; ONNX Runtime folds 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ class _Stage:
 
 
 # Table 1 of arXiv:1905.11946 (EfficientNet-B0), whose widths and depths Lite0 keeps.
-_LITE0_STAGES = (
+_STAGES = (
     _Stage(repeats=1, kernel=3, stride=1, expand=1, channels=16),
     _Stage(repeats=2, kernel=3, stride=2, expand=6, channels=24),
     _Stage(repeats=2, kernel=5, stride=2, expand=6, channels=40),
@@ -43,6 +44,9 @@ _LITE0_STAGES = (
     _Stage(repeats=4, kernel=5, stride=2, expand=6, channels=192),
     _Stage(repeats=1, kernel=3, stride=1, expand=6, channels=320),
 )
+
+# How much wider and deeper than Lite0 the others are; stem, head and the depths of the outer stages do not grow.
+_SCALES = {0: (1.0, 1.0), 1: (1.0, 1.1), 2: (1.1, 1.2), 3: (1.2, 1.4), 4: (1.4, 1.8)}
 
 
 class _Builder:
@@ -86,11 +90,13 @@ class _Builder:
         return self.add("Clip", [y, "relu6/min", "relu6/max"], output) if activate else y
 
 
-def build_efficientnet_lite0(weights: Mapping[str, NDArray[Any]], *, size: int = 224) -> onnx.ModelProto:
+def build_efficientnet_lite(
+    weights: Mapping[str, NDArray[Any]], *, version: int = 0, size: int = 224
+) -> onnx.ModelProto:
     """Build the graph: `image` (uint8, N×size×size×3, RGB) to `probabilities` (float32, N×1000, ImageNet's classes).
 
-    Tensors are named after the blocks whose output they are: `stem`, `block_1` to `block_16`, `head` and `features`
-    (N×1280, the pooled penultimate layer).
+    Tensors are named after the blocks whose output they are: `stem`, `block_1` and so on (16 of them in Lite0), `head`
+    and `features` (N×1280, the pooled penultimate layer).
 
     Raises:
         KeyError: `weights` lacks a tensor of the network.
@@ -109,7 +115,7 @@ def build_efficientnet_lite0(weights: Mapping[str, NDArray[Any]], *, size: int =
     x = b.conv_bn(x, "_conv_stem", "_bn0", "stem", size=size, stride=2)
     size = -(-size // 2)
     channels, number = weights["_conv_stem.weight"].shape[0], 0
-    for stage in _LITE0_STAGES:
+    for stage in _stages(version):
         for repeat in range(stage.repeats):
             number += 1
             stride = stage.stride if repeat == 0 else 1
@@ -124,12 +130,31 @@ def build_efficientnet_lite0(weights: Mapping[str, NDArray[Any]], *, size: int =
     b.add("Softmax", [x], "probabilities", axis=1)
     graph = helper.make_graph(
         b.nodes,
-        "efficientnet_lite0",
+        f"efficientnet_lite{version}",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", input_size, input_size, 3])],
         [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", weights["_fc.bias"].shape[0]])],
         b.initializers,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
+
+
+def _stages(version: int) -> list[_Stage]:
+    width, depth = _SCALES[version]
+    last = len(_STAGES) - 1
+    return [
+        replace(
+            stage,
+            repeats=stage.repeats if number in (0, last) else math.ceil(stage.repeats * depth),
+            channels=_in_eights(stage.channels * width),
+        )
+        for number, stage in enumerate(_STAGES)
+    ]
+
+
+def _in_eights(channels: float) -> int:
+    """The nearest multiple of 8 that is not more than a tenth smaller."""
+    nearest = max(8, int(channels + 4) // 8 * 8)
+    return nearest if nearest >= 0.9 * channels else nearest + 8
 
 
 def _inverted_residual(b: _Builder, x: str, number: int, *, size: int, stride: int, expand: bool, skip: bool) -> str:

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from quickstudy.cli import cache, data, evaluate, export, predict, retrain, sweep, train
+from quickstudy.cli import backbone, cache, data, evaluate, export, predict, retrain, sweep, train
 from quickstudy.errors import QuickstudyError
 from quickstudy.version import VERSION
 
@@ -25,6 +25,7 @@ app.command("predict", epilog="Example: quickstudy predict photos.onnx new.jpg o
 app.command("evaluate", epilog="Example: quickstudy evaluate photos.onnx held_out/")(evaluate.command)
 app.command("export", epilog="Example: quickstudy export runs/cifar10-fast -o cifar10.onnx")(export.command)
 app.command("sweep", epilog="Example: quickstudy sweep mlp --grid depth=1..7 --target 0.9")(sweep.command)
+app.add_typer(backbone.app, name="backbone")
 app.add_typer(cache.app, name="cache")
 app.add_typer(data.app, name="data")
 

@@ -56,13 +56,19 @@ def _load(model: str, cache: Path | None) -> tuple[Model, int]:
 
         return load(export(model)), 1
     if not Path(model).exists() and Path(model).suffix != ".onnx":
-        from quickstudy.backbones.backbone import NAMES, load_backbone
+        from quickstudy.backbones.backbone import backbone_names, load_backbone
         from quickstudy.errors import ModelError
         from quickstudy.files import cache_folder
 
-        if model not in NAMES:
-            raise ModelError(f"No such model: '{model}'; give an .onnx file or a backbone: {', '.join(NAMES)}")
-        return from_backbone(load_backbone(model, cache_folder(cache))), 5
+        names = backbone_names(cache_folder(cache))
+        if model not in names:
+            raise ModelError(f"No such model: '{model}'; give an .onnx file or a backbone: {', '.join(names)}")
+        backbone = load_backbone(model, cache_folder(cache))
+        if not backbone.classes:
+            raise ModelError(
+                f"The backbone '{model}' has no classifier; train one: quickstudy retrain photos/ --backbone {model}"
+            )
+        return from_backbone(backbone), 5
     return load(model), 1
 
 

@@ -7,20 +7,26 @@ import sys
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from quickstudy.cli.options import Cache, Json, Quiet
 
 if TYPE_CHECKING:
-    from quickstudy.retraining.retrain import RetrainResult
+    from quickstudy.retraining.result import RetrainResult
 
 
 class ClassWeight(StrEnum):
     """Values of --class-weight."""
 
     BALANCED = "balanced"
+
+
+class Unfreeze(StrEnum):
+    """Values of --unfreeze."""
+
+    PROGRESSIVE = "progressive"
 
 
 class Dtype(StrEnum):
@@ -39,7 +45,30 @@ def command(
         Path | None, typer.Option("--output", "-o", help="The model to write [default: <name of IMAGES>.onnx].")
     ] = None,
     backbone: Annotated[str, typer.Option(help="The pretrained network.")] = "efficientnet_lite0",
-    views: Annotated[int, typer.Option(min=0, help="Distorted views an image to train on besides the plain one.")] = 0,
+    cut: Annotated[
+        str, typer.Option(help="Freeze up to here and fine-tune what follows; backbone show lists the cuts.")
+    ] = "features",
+    unfreeze: Annotated[
+        Unfreeze | None,
+        typer.Option(help="Fine-tune from a late cut, then from earlier ones, --cut at the earliest, while it helps."),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="Such as 90s or 3m: choose the cut, views and epochs that fit, and fine-tune."
+        ),
+    ] = None,
+    disk: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="With --budget: how much the store may grow, such as 2GB.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of fine-tuning, at most [default: 12].")] = None,
+    rate: Annotated[float | None, typer.Option(help="Highest learning rate of fine-tuning [default: 0.001].")] = None,
+    views: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Distorted views an image to train on besides the plain one [default: 0; 1 with --cut]."
+        ),
+    ] = None,
     flip: Annotated[bool, typer.Option(help="Views may be mirrored left to right.")] = True,
     random_crop: Annotated[float, typer.Option(help="Views: widest margin cut away, in percent of the side.")] = 10,
     random_scale: Annotated[float, typer.Option(help="Views: strongest enlargement, in percent.")] = 10,
@@ -58,7 +87,17 @@ def command(
 ) -> None:
     """Train a classifier on a folder of images and write it as one .onnx file."""
     started = time.perf_counter()
+    if cut != "features" or unfreeze or budget:
+        from quickstudy.cli.extras import require
+
+        require("torch", extra="train")
+    if budget and (unfreeze or cut != "features" or epochs or views is not None):
+        raise typer.BadParameter("--budget chooses cut, views and epochs itself; leave out what you have named, or it")
+    if disk and not budget:
+        raise typer.BadParameter("--disk goes with --budget; name a time, too")
+    from quickstudy.cli.amounts import parse_bytes, parse_seconds
     from quickstudy.cli.display import progress_for
+    from quickstudy.finetuning.method import Method
     from quickstudy.images.views import Distortions
     from quickstudy.retraining.retrain import retrain
 
@@ -66,6 +105,11 @@ def command(
         images,
         output,
         backbone=backbone,
+        cut=cut,
+        progressive=unfreeze is not None,
+        budget_seconds=parse_seconds(budget) if budget else None,
+        disk_bytes=parse_bytes(disk) if disk else None,
+        method=Method.of(epochs=epochs, rate=rate),
         views=views,
         distortions=Distortions(
             flip=flip, crop=random_crop / 100, scale=random_scale / 100, brightness=random_brightness / 100
@@ -105,7 +149,10 @@ def _print_summary(result: RetrainResult, images: Path, seconds: float) -> None:
     print_skipped(result.skipped)
     evaluation = result.test or score_predictions([], [], result.classes)
     print_evaluation(evaluation, train_counts=result.train_counts)
-    print(f"\nCross-validated accuracy  {format_score(result.cross_validation)}")
+    if result.tuning:
+        _print_tuning(result, seconds)
+    else:
+        print(f"\nCross-validated accuracy  {format_score(result.cross_validation)}")
     print(f"Test accuracy             {format_score(evaluation.score)}")
     if not result.head.converged:
         print(f"Warning: the head has not converged; its loss may be {result.head.gap:.0e} nats above the optimum")
@@ -115,3 +162,31 @@ def _print_summary(result: RetrainResult, images: Path, seconds: float) -> None:
     print(f"Seconds: {stages}; {seconds:.2f} in all")
     print(f"\nModel: {result.model} ({result.model.stat().st_size / 1e6:.1f} MB), its golden checks passed")
     print(f"Next:  quickstudy predict {result.model} new.jpg")
+
+
+def _print_tuning(result: RetrainResult, seconds: float) -> None:
+    from quickstudy.cli.display import format_score
+    from quickstudy.retraining.evaluation import Score
+
+    for stage in result.tuning:
+        print(f"\nFine-tuned all that follows '{stage['cut']}': {stage['trained_parameters']:,} parameters")
+        print("  epoch  training loss  validation log loss  validation accuracy")
+        for epoch in stage["epochs"]:
+            loss = "–" if epoch["training_loss"] is None else f"{epoch['training_loss']:.3f}"
+            kept = "  kept" if epoch["epoch"] == stage["best_epoch"] else ""
+            accuracy = f"{100 * epoch['accuracy']:.1f} %"
+            print(f"  {epoch['epoch']:>5}  {loss:>13}  {epoch['log_loss']:>19.3f}  {accuracy:>19}{kept}")
+    first, last = result.tuning[0]["start"], max((stage["best"] for stage in result.tuning), key=_rank)
+    print()
+    for name, found in (("linear head", first), ("fine-tuned", last)):
+        score = Score(right=found["right"], n=found["n"])
+        print(f"Validation, {name:<13} {format_score(score)}")
+    if result.plan:
+        print(
+            f"Planned: cut '{result.plan['cut']}', {result.plan['views']} views, {result.plan['epochs']} epochs, "
+            f"{result.plan['seconds']:.0f} s; it took {seconds:.0f} s"
+        )
+
+
+def _rank(found: dict[str, Any]) -> tuple[int, float]:
+    return found["right"], -found["log_loss"]

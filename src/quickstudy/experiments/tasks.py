@@ -10,8 +10,10 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from quickstudy.backbones.cuts import FEATURES
 from quickstudy.errors import RecipeError
 from quickstudy.files import write_json_atomically
+from quickstudy.finetuning.method import Method
 from quickstudy.images.views import Distortions
 from quickstudy.retraining.retrain import retrain
 from quickstudy.training.data import TrainingData, load_training_data
@@ -140,6 +142,12 @@ class Retraining:
     data: str = ""
     """The images: class folders, split folders or a manifest."""
     backbone: str = "efficientnet_lite0"
+    cut: str = FEATURES
+    """Where freezing ends; what follows is fine-tuned."""
+    epochs: int = Method().epochs
+    """Of fine-tuning."""
+    rate: float = Method().schedule.rate
+    """Highest learning rate of fine-tuning."""
     views: int = 0
     """Augmented views an image to train on besides the plain one."""
     l2: float = 0.0
@@ -164,6 +172,8 @@ class Retraining:
             raise RecipeError("A retraining needs images; name them with --set data=photos/")
         if not Path(self.data).exists():
             raise RecipeError(f"data is '{self.data}'; there is no such file or folder")
+        if self.epochs < 1 or not self.rate > 0:
+            raise RecipeError(f"epochs is {self.epochs} and rate is {self.rate:g}; expected 1 or more, and more than 0")
         if self.views < 0 or self.l2 < 0:
             raise RecipeError(f"views is {self.views} and l2 is {self.l2:g}; expected 0 or more")
 
@@ -182,6 +192,8 @@ class Retraining:
             self.data,
             folder / "model.onnx",
             backbone=self.backbone,
+            cut=self.cut,
+            method=Method.of(epochs=self.epochs, rate=self.rate),
             views=self.views,
             distortions=self.distortions,
             class_weight=balanced,

@@ -53,6 +53,8 @@ class Head:
     """Row numbers of the plain images that were held out, once each, in cross-validation."""
     held_out_classes: Integers
     """Their classes as predicted by the fit that had not seen them."""
+    held_out_right: int
+    """How many of those predictions were right."""
     temperature: float
     """What the logits were divided by to calibrate them on the held-out images."""
     converged: bool
@@ -113,7 +115,7 @@ def fit_head(
         tolerance=_TOLERANCE,
         start=start,
     )
-    temperature = _fit_temperature(best.logits, labels[held_out])
+    temperature = fit_temperature(best.logits, labels[held_out])
     fitted = fit.weights[0] if basis is None else basis @ fit.weights[0]
     weights = fitted.astype(np.float64) / (features.scale * temperature)
     return Head(
@@ -127,6 +129,7 @@ def fit_head(
         ),
         held_out=held_out,
         held_out_classes=best.logits.argmax(axis=1),
+        held_out_right=int(np.sum(best.logits.argmax(axis=1) == labels[held_out])),
         temperature=temperature,
         converged=fit.converged,
         iterations=fit.iterations,
@@ -134,13 +137,13 @@ def fit_head(
     )
 
 
-def assign_folds(labels: Integers, keys: Sequence[bytes]) -> Integers:
+def assign_folds(labels: Integers, keys: Sequence[bytes], *, folds: int = _FOLDS) -> Integers:
     """Fold numbers (n) for cross-validation; -1 for rows that are never held out.
 
     A class's distinct keys are put in order and dealt out one by one; the next class goes on where the last one ended,
     so that folds are even. The only image of a class is never held out: nothing else could stand for it.
     """
-    folds = np.full(len(labels), -1, np.intp)
+    assigned = np.full(len(labels), -1, np.intp)
     dealt = 0
     rows_by_label: dict[int, dict[bytes, list[int]]] = {}
     for row, (label, key) in enumerate(zip(labels.tolist(), keys, strict=True)):
@@ -150,9 +153,9 @@ def assign_folds(labels: Integers, keys: Sequence[bytes]) -> Integers:
         if len(rows_by_key) < 2:
             continue
         for key in sorted(rows_by_key):
-            folds[rows_by_key[key]] = dealt % _FOLDS
+            assigned[rows_by_key[key]] = dealt % folds
             dealt += 1
-    return folds
+    return assigned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +247,7 @@ def _log_loss(logits: NDArray[np.floating], labels: Integers) -> float:
     return float(np.mean(np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), labels]))
 
 
-def _fit_temperature(logits: Floats, labels: Integers) -> float:
+def fit_temperature(logits: Floats, labels: Integers) -> float:
     """The number to divide logits by for the least held-out log loss: ternary search over a convex function of 1/T.
 
     Between 1/4 and 4; 1 where fewer than 50 held-out images could tell.

@@ -7,8 +7,9 @@ written: the merged graph must give what the backbone and the head gave apart.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, compose, helper, numpy_helper
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.graph import keep_until
@@ -28,41 +29,72 @@ from quickstudy.models.golden import GOLDEN_TOLERANCE, golden_images
 from quickstudy.models.metadata import FORMAT, PREFIX
 from quickstudy.version import VERSION
 
+_TUNED = "tuned/"
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinearHead:
-    """What follows the cut: softmax(signed_sqrt(bottleneck) · weights + biases)."""
+    """What follows the features: softmax(signed_sqrt(features) · weights + biases)."""
 
     weights: NDArray[np.float32]
+    """Features × classes."""
     biases: NDArray[np.float32]
+    """One a class."""
+
+    def probabilities(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Class probabilities (n×K) of features (n×d), worked out in float64."""
+        values = features.astype(np.float64)
+        logits = np.copysign(np.sqrt(np.abs(values)), values) @ self.weights.astype(np.float64) + self.biases
+        exponentials: NDArray[np.float64] = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
+        return probabilities
+
+
+Tail = Callable[[NDArray[np.float32]], NDArray[np.floating]]
+"""From bottlenecks at the cut (n × its shape) to class probabilities (n×K)."""
 
 
 def write_model(
-    path: Path, backbone: Backbone, head: LinearHead, *, classes: Sequence[str], training: dict[str, Any]
+    path: Path,
+    backbone: Backbone,
+    head: LinearHead,
+    *,
+    suffix: onnx.ModelProto | None = None,
+    tail: Tail | None = None,
+    classes: Sequence[str],
+    training: dict[str, Any],
 ) -> None:
     """Merge, check and write a model.
 
     Args:
         path: the `.onnx` file to create or replace, atomically.
-        backbone: what runs up to the cut.
-        head: what follows.
+        backbone: what runs up to the cut, frozen.
+        head: what follows the features.
+        suffix: what lies between the cut and the features; none where the cut is the features.
+        tail: suffix and head, computed by who has trained them; what the merged graph must agree with.
         classes: names in the order of the head's columns.
         training: what there is to say about data, split and accuracy, as JSON values.
 
     Raises:
-        ModelError: the merged graph does not give what its parts give, or the file cannot be written.
+        ModelError: the merged graph does not give what its parts give, what was frozen has changed, or the file cannot
+            be written.
     """
-    merged = _merge(backbone, head)
+    original = onnx.load(backbone.path, load_external_data=False)
+    prefix = keep_until(original, backbone.cut, backbone.cut_shape)
+    merged = _merge(prefix, backbone.cut, suffix, head)
     images = golden_images(backbone.input.size)
     bottlenecks, probabilities = open_session(merged.SerializeToString()).run(
         [backbone.cut, "probabilities"], {"image": images}
     )
-    expected = _apply(head, bottlenecks)
+    expected = (tail or head.probabilities)(bottlenecks)
     difference = float(np.abs(probabilities - expected).max())
     if not difference <= GOLDEN_TOLERANCE:
         raise ModelError(
             f"The merged model differs from its parts by {difference:.1e}; it was not written. Please report this"
         )
+    frozen = fingerprint_of(keep_until(merged, backbone.cut, backbone.cut_shape))
+    if frozen != fingerprint_of(prefix):
+        raise ModelError("What was frozen has changed in the merged model; it was not written. Please report this")
     del merged.graph.output[1:]
     save_model(
         path,
@@ -70,9 +102,21 @@ def write_model(
         input_spec=backbone.input,
         classes=classes,
         expected=expected,
-        origin={"backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint, "cut": backbone.cut}},
+        origin={
+            "backbone": {
+                "name": backbone.name,
+                "fingerprint": backbone.fingerprint,
+                "cut": backbone.cut,
+                "prefix_sha256": frozen,
+            }
+        },
         training=training,
     )
+
+
+def fingerprint_of(graph: onnx.ModelProto) -> str:
+    """SHA-256 of a graph's nodes and weights."""
+    return hashlib.sha256(graph.SerializeToString(deterministic=True)).hexdigest()
 
 
 def save_model(
@@ -117,16 +161,22 @@ def save_model(
         ) from error
 
 
-def _merge(backbone: Backbone, head: LinearHead) -> onnx.ModelProto:
-    """The backbone's graph up to the cut with the head behind it; outputs: `probabilities` and, last, the cut."""
-    original = onnx.load(backbone.path, load_external_data=False)
-    model = keep_until(original, backbone.cut, backbone.cut_shape)
-    graph, cut = model.graph, backbone.cut
+def _merge(prefix: onnx.ModelProto, cut: str, suffix: onnx.ModelProto | None, head: LinearHead) -> onnx.ModelProto:
+    """Prefix, suffix and head in one graph; outputs: `probabilities` and, last, the cut."""
+    model = onnx.ModelProto()
+    model.CopyFrom(prefix)
+    graph, features = model.graph, cut
+    if suffix is not None:
+        # Apart from the cut itself, names of both parts must not meet; the trained weights are another network's.
+        behind = compose.add_prefix(suffix, _TUNED, rename_inputs=False)
+        graph.node.extend(behind.graph.node)
+        graph.initializer.extend(behind.graph.initializer)
+        features = behind.graph.output[0].name
     graph.initializer.append(numpy_helper.from_array(head.weights, "head/weights"))
     graph.initializer.append(numpy_helper.from_array(head.biases, "head/biases"))
     for operator, inputs, output in (
-        ("Sign", [cut], "head/sign"),
-        ("Abs", [cut], "head/magnitude"),
+        ("Sign", [features], "head/sign"),
+        ("Abs", [features], "head/magnitude"),
         ("Sqrt", ["head/magnitude"], "head/root"),
         ("Mul", ["head/sign", "head/root"], "head/features"),
         ("Gemm", ["head/features", "head/weights", "head/biases"], "logits"),
@@ -136,12 +186,3 @@ def _merge(backbone: Backbone, head: LinearHead) -> onnx.ModelProto:
     classes = head.weights.shape[1]
     graph.output.insert(0, helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", classes]))
     return model
-
-
-def _apply(head: LinearHead, bottlenecks: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The head in plain NumPy, in float64: what the graph must agree with."""
-    values = bottlenecks.astype(np.float64)
-    logits = np.copysign(np.sqrt(np.abs(values)), values) @ head.weights.astype(np.float64) + head.biases
-    exponentials: NDArray[np.float64] = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
-    return probabilities

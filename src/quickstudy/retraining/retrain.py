@@ -1,7 +1,7 @@
 """The main job: from a folder of photos to a verified classifier.
 
 Reads top to bottom as it happens: list the images, make sure that each has its bottleneck, decide who is held out, fit
-the head to its optimum, score it on what it has not seen, write the model.
+the head to its optimum, or from there everything after a cut, score it on what it has not seen, write the model.
 """
 
 from __future__ import annotations
@@ -9,93 +9,33 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from quickstudy.backbones.backbone import load_backbone
-from quickstudy.bottlenecks.extraction import Extraction, Timings, extract
+from quickstudy.backbones.backbone import Backbone, load_backbone
+from quickstudy.backbones.cuts import FEATURES, stages
+from quickstudy.bottlenecks.extraction import Extraction, extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ImageSetError, ModelError
 from quickstudy.files import cache_folder
-from quickstudy.heads.selection import Head, PathPoint, fit_head
-from quickstudy.images.imageset import ImageSet, Skipped, load_image_set, require_classes
-from quickstudy.images.splits import LOCK_NAME, Part, read_lock, split_by_content, write_lock
+from quickstudy.finetuning.method import VIEWS, Method
+from quickstudy.heads.selection import Head, fit_head
+from quickstudy.images.imageset import load_image_set, require_classes
+from quickstudy.images.splits import LOCK_NAME, Part
 from quickstudy.images.views import Distortions
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.progress import Progress, silent
 from quickstudy.retraining.evaluation import Evaluation, Score, score_predictions
+from quickstudy.retraining.material import Material, draw_parts, require_training_images, sort_material
+from quickstudy.retraining.result import RetrainResult
 
 ClassWeight = Literal["balanced"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RetrainResult:
-    """What a retraining made, and how far to trust it."""
-
-    model: Path
-    """The `.onnx` file."""
-    classes: tuple[str, ...]
-    train_counts: dict[str, int]
-    """Images trained on, by class; copies count once."""
-    test_counts: dict[str, int]
-    skipped: tuple[Skipped, ...]
-    """Files that were left out, with the reason."""
-    conflicts: tuple[tuple[Path, ...], ...]
-    """Groups of files with the same content under different labels; all left out."""
-    copies: int
-    """Files whose content was there already under the same label."""
-    leaks: int
-    """Images that the given splits have in both train and test; left out of training."""
-    cross_validation: Score
-    """On training images, each held out once."""
-    test: Evaluation | None
-    """On the test split, looked at once; None where the given splits have no test."""
-    head: Head
-    computed: int
-    """Forward passes through the backbone."""
-    cached: int
-    """Bottlenecks that came from the store."""
-    seconds: dict[str, float]
-    """Wall time by stage."""
-    extraction: Timings
-    """Seconds in each step of the extraction, summed over threads."""
-
-    @property
-    def path(self) -> tuple[PathPoint, ...]:
-        """The regularisation strengths that were tried."""
-        return self.head.path
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON values."""
-        return {
-            "model": str(self.model),
-            "classes": list(self.classes),
-            "train_counts": self.train_counts,
-            "test_counts": self.test_counts,
-            "skipped": [{"path": str(item.path), "reason": item.reason} for item in self.skipped],
-            "conflicts": [[str(path) for path in group] for group in self.conflicts],
-            "copies": self.copies,
-            "leaks": self.leaks,
-            "cross_validation": self.cross_validation.to_dict(),
-            "test": self.test.to_dict() if self.test else None,
-            "head": {
-                "l2": self.head.l2,
-                "path": [asdict(point) for point in self.head.path],
-                "temperature": self.head.temperature,
-                "converged": self.head.converged,
-                "iterations": self.head.iterations,
-                "gap": self.head.gap,
-            },
-            "forward_passes": self.computed,
-            "from_store": self.cached,
-            "seconds": self.seconds,
-            "extraction_seconds": asdict(self.extraction),
-        }
 
 
 def retrain(
@@ -103,7 +43,12 @@ def retrain(
     output: str | Path | None = None,
     *,
     backbone: str = "efficientnet_lite0",
-    views: int = 0,
+    cut: str = FEATURES,
+    progressive: bool = False,
+    budget_seconds: float | None = None,
+    disk_bytes: float | None = None,
+    method: Method | None = None,
+    views: int | None = None,
     distortions: Distortions | None = None,
     class_weight: ClassWeight | None = None,
     l2: float | None = None,
@@ -118,7 +63,14 @@ def retrain(
         images: class folders, split folders with class folders in them, or a CSV or Parquet manifest.
         output: the model to write; `<name of images>.onnx` in the working folder if left out.
         backbone: name of the pretrained network.
-        views: augmented views an image to train on besides the plain one.
+        cut: where freezing ends; what follows is fine-tuned. By default only the head is trained.
+        progressive: fine-tune step by step, from a late cut to earlier ones, `cut` at the earliest, for as long as
+            that makes the network better on the validation images.
+        budget_seconds: let the planner choose cut, views and epochs that fit this time.
+        disk_bytes: with a budget, how much the store may grow.
+        method: how to fine-tune, where there is something to fine-tune.
+        views: augmented views an image to train on besides the plain one; none if left out, or `VIEWS`
+            where there is something to fine-tune.
         distortions: how views differ from the plain image.
         class_weight: `balanced` weighs all classes the same, however many images they have.
         l2: regularisation strength; chosen by cross-validation if left out.
@@ -129,47 +81,80 @@ def retrain(
 
     Raises:
         ImageSetError: there is too little to learn from, or with `strict` a file that cannot be used.
+        PlanError: no fine-tuning fits the budget.
         QuickstudyError: the store, the backbone or the model's place cannot be used; see the message.
     """
     images, folder = Path(images), cache_folder(Path(cache) if cache else None)
     model_path = _model_path(images, output)
-    if views < 0:
+    method = method or Method()
+    if views is not None and views < 0:
         raise ImageSetError(f"The number of views cannot be negative; got {views}")
     clock = _Clock()
     with clock.stage("listing"):
         found = load_image_set(images)
         require_classes(Counter(file.label for file in found.files), images)
-        net = load_backbone(backbone, folder)
-    with clock.stage("bottlenecks"):
-        extraction = extract(
-            [file.path for file in found.files],
-            net,
-            Store(folder / "bottlenecks"),
-            views=views,
-            distortions=distortions,
-            dtype=dtype,
-            progress=progress,
+        net = load_backbone(backbone, folder).at(cut)
+    cuts, plan = [cut], None
+    if budget_seconds is not None:
+        from quickstudy.retraining.planning import plan_for
+
+        with clock.stage("planning"):
+            plan = plan_for(found, net, seconds=budget_seconds, disk_bytes=disk_bytes, method=method, dtype=dtype)
+            cuts, views, method = [plan.cost.cut.name], plan.views, replace(method, epochs=plan.epochs)
+    elif progressive:
+        cuts = stages(net.cuts, None if cut == FEATURES else cut)
+    tunes = cuts != [FEATURES]
+    views = (VIEWS if tunes else 0) if views is None else views
+
+    extractions: list[Extraction] = []
+
+    def bottlenecks_at(net: Backbone) -> Extraction:
+        paths, store = [file.path for file in found.files], Store(folder / "bottlenecks")
+        extractions.append(
+            extract(paths, net, store, views=views, distortions=distortions, dtype=dtype, progress=progress)
         )
+        return extractions[-1]
+
+    net = net.at(cuts[0])
+    with clock.stage("bottlenecks"):
+        extraction = bottlenecks_at(net)
     with clock.stage("splitting"):
-        material = _sort_material(found, extraction, strict=strict)
-        parts = material.given_parts or _draw_parts(material.labels, model_path.parent / LOCK_NAME)
+        material = sort_material(found, extraction, strict=strict)
+        parts = material.given_parts or draw_parts(material.labels, model_path.parent / LOCK_NAME)
         train, test = (sorted(digest for digest, part in parts.items() if part == side) for side in ("train", "test"))
         train_counts = Counter(material.labels[digest] for digest in train)
-        _require_training_images(train_counts, material, images)
+        require_training_images(train_counts, material, images)
         classes = tuple(sorted(train_counts))
-    with clock.stage("head"):
-        head = _fit(extraction, material.labels, train, classes, class_weight, l2)
+    learned: Learned
+    if not tunes:
+        with clock.stage("head"):
+            learned = _fit(net, extraction, material.labels, train, classes, class_weight, l2)
+    else:
+        from quickstudy.retraining.finetune import Lesson, fine_tune_in_stages
+
+        lesson = Lesson(
+            train=train,
+            labels=_numbered(material.labels, train, classes),
+            validation=material.validation,
+            classes=len(classes),
+            balanced=class_weight == "balanced",
+            l2=l2,
+        )
+        with clock.stage("fine-tuning"):
+            learned = fine_tune_in_stages(
+                [net.at(name) for name in cuts],
+                extraction,
+                bottlenecks_at,
+                lesson,
+                method,
+                cache=folder,
+                progress=progress,
+            )
     with clock.stage("evaluation"):
-        held_out = Score(
-            right=int(np.sum(head.held_out_classes == _numbers(material.labels, train, classes)[head.held_out])),
-            n=len(head.held_out),
-        )
-        evaluation = _evaluate(extraction, head, material.labels, test, classes) if test else None
+        evaluation = _evaluate(learned, material.labels, test, classes) if test else None
     with clock.stage("model"):
-        training = _describe_training(material, parts, train_counts, held_out, evaluation, head, extraction)
-        write_model(
-            model_path, net, LinearHead(weights=head.weights, biases=head.biases), classes=classes, training=training
-        )
+        training = _describe_training(material, parts, train_counts, evaluation, learned, extraction)
+        learned.write(model_path, classes=classes, training=training)
     return RetrainResult(
         model=model_path,
         classes=classes,
@@ -179,27 +164,63 @@ def retrain(
         conflicts=material.conflicts,
         copies=material.copies,
         leaks=material.leaks,
-        cross_validation=held_out,
+        cross_validation=_cross_validated(learned.head),
         test=evaluation,
-        head=head,
-        computed=extraction.computed,
-        cached=extraction.cached,
+        head=learned.head,
+        cut=learned.cut,
+        views=views,
+        tuning=learned.stages(),
+        plan=plan.to_dict() if plan else None,
+        computed=sum(one.computed for one in extractions),
+        cached=sum(one.cached for one in extractions),
         seconds=clock.seconds,
         extraction=extraction.timings,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Material:
-    """The usable images by content, without copies, conflicts and leaks."""
+class Learned(Protocol):
+    """What has been learned from the training images."""
 
-    labels: dict[bytes, str]
-    given_parts: dict[bytes, Part] | None
-    """Train or test by content where the set came with splits."""
-    skipped: tuple[Skipped, ...]
-    conflicts: tuple[tuple[Path, ...], ...]
-    copies: int
-    leaks: int
+    @property
+    def head(self) -> Head:
+        """The linear head at its optimum; where fine-tuning began if there was any."""
+
+    @property
+    def cut(self) -> str:
+        """Where freezing ended."""
+
+    def stages(self) -> tuple[dict[str, Any], ...]:
+        """How fine-tuning went, as JSON values; nothing where there was none."""
+
+    def classify(self, digests: list[bytes]) -> NDArray[np.intp]:
+        """The most probable class number of each image."""
+
+    def write(self, path: Path, *, classes: Sequence[str], training: dict[str, Any]) -> None:
+        """Write it as a model."""
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """A linear head on frozen features."""
+
+    head: Head
+    net: Backbone
+    extraction: Extraction
+
+    @property
+    def cut(self) -> str:
+        return self.net.cut
+
+    def stages(self) -> tuple[dict[str, Any], ...]:
+        return ()
+
+    def classify(self, digests: list[bytes]) -> NDArray[np.intp]:
+        numbers: NDArray[np.intp] = self.head.logits(self.extraction.gather(digests)).argmax(axis=1)
+        return numbers
+
+    def write(self, path: Path, *, classes: Sequence[str], training: dict[str, Any]) -> None:
+        linear = LinearHead(weights=self.head.weights, biases=self.head.biases)
+        write_model(path, self.net, linear, classes=classes, training=training)
 
 
 class _Clock:
@@ -212,7 +233,7 @@ class _Clock:
     def stage(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        self.seconds[name] = time.perf_counter() - started
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
 def _model_path(images: Path, output: str | Path | None) -> Path:
@@ -226,78 +247,18 @@ def _model_path(images: Path, output: str | Path | None) -> Path:
     return path
 
 
-def _sort_material(found: ImageSet, extraction: Extraction, *, strict: bool) -> _Material:
-    """Bring files together by content; leave out what cannot be used, what is contradictory, and what would leak."""
-    skipped = list(found.skipped)
-    skipped += [Skipped(path=found.files[n].path, reason=extraction.reasons[n]) for n in sorted(extraction.reasons)]
-    if strict and skipped:
-        raise ImageSetError(
-            f"{len(skipped)} files cannot be used and --strict was asked for; the first: "
-            f"'{skipped[0].path}': {skipped[0].reason}"
-        )
-    copies: dict[bytes, list[int]] = {}
-    for number, digest in enumerate(extraction.digests):
-        if digest is not None:
-            copies.setdefault(digest, []).append(number)
-    labels: dict[bytes, str] = {}
-    conflicts: list[tuple[Path, ...]] = []
-    for digest, numbers in copies.items():
-        names = {found.files[number].label for number in numbers}
-        if len(names) == 1:
-            labels[digest] = names.pop()
-        else:
-            conflicts.append(tuple(found.files[number].path for number in numbers))
-    parts: dict[bytes, Part] | None = None
-    leaks = 0
-    if any(file.split for file in found.files):
-        parts = {}
-        for digest in labels:
-            splits = {found.files[number].split for number in copies[digest]}
-            parts[digest] = "test" if "test" in splits else "train"
-            leaks += "test" in splits and len(splits) > 1
-    return _Material(
-        labels=labels,
-        given_parts=parts,
-        skipped=tuple(skipped),
-        conflicts=tuple(conflicts),
-        copies=sum(len(copies[digest]) - 1 for digest in labels),
-        leaks=leaks,
-    )
-
-
-def _draw_parts(labels: dict[bytes, str], lock: Path) -> dict[bytes, Part]:
-    """Split by content as the lock has it, and write what is new to the lock."""
-    locked = read_lock(lock)
-    parts = split_by_content(labels, locked=locked)
-    if any(digest not in locked for digest in parts):
-        try:
-            write_lock(lock, {**locked, **parts})
-        except OSError as error:
-            raise ModelError(
-                f"Cannot write the split lock '{lock}': {error.strerror}. Name another place with --output"
-            ) from error
-    return parts
-
-
-def _require_training_images(train_counts: Counter[str], material: _Material, images: Path) -> None:
-    """Check again, now that unusable and contradictory files are out."""
-    if material.given_parts is None:
-        require_classes(Counter(material.labels.values()), images)
-    elif len(train_counts) < 2:
-        require_classes(train_counts, images)
-
-
 def _fit(
+    net: Backbone,
     extraction: Extraction,
     labels: dict[bytes, str],
     train: list[bytes],
     classes: tuple[str, ...],
     class_weight: ClassWeight | None,
     l2: float | None,
-) -> Head:
+) -> _Linear:
     views = range(extraction.views + 1)
-    numbers = _numbers(labels, train, classes)
-    return fit_head(
+    numbers = np.array(list(_numbered(labels, train, classes).values()), np.intp)
+    head = fit_head(
         np.concatenate([extraction.gather(train, view) for view in views]),
         np.tile(numbers, len(views)),
         train * len(views),
@@ -306,13 +267,17 @@ def _fit(
         balanced=class_weight == "balanced",
         l2=l2,
     )
+    return _Linear(head, net, extraction)
 
 
 def _evaluate(
-    extraction: Extraction, head: Head, labels: dict[bytes, str], test: list[bytes], classes: tuple[str, ...]
+    learned: Learned,
+    labels: dict[bytes, str],
+    test: list[bytes],
+    classes: tuple[str, ...],
 ) -> Evaluation:
     known = [digest for digest in test if labels[digest] in classes]
-    predicted = head.logits(extraction.gather(known)).argmax(axis=1)
+    predicted = learned.classify(known)
     return score_predictions(
         [labels[digest] for digest in known],
         [classes[number] for number in predicted],
@@ -321,20 +286,21 @@ def _evaluate(
     )
 
 
-def _numbers(
-    labels: dict[bytes, str], digests: list[bytes], classes: tuple[str, ...]
-) -> np.ndarray[Any, np.dtype[np.intp]]:
+def _numbered(labels: dict[bytes, str], digests: list[bytes], classes: tuple[str, ...]) -> dict[bytes, int]:
     number_of = {name: number for number, name in enumerate(classes)}
-    return np.array([number_of[labels[digest]] for digest in digests], np.intp)
+    return {digest: number_of[labels[digest]] for digest in digests}
+
+
+def _cross_validated(head: Head) -> Score:
+    return Score(right=head.held_out_right, n=len(head.held_out))
 
 
 def _describe_training(
-    material: _Material,
+    material: Material,
     parts: dict[bytes, Part],
     train_counts: Counter[str],
-    held_out: Score,
     evaluation: Evaluation | None,
-    head: Head,
+    learned: Learned,
     extraction: Extraction,
 ) -> dict[str, Any]:
     """The training summary that the model file carries; the same data give the same text."""
@@ -345,8 +311,9 @@ def _describe_training(
         "train_counts": dict(sorted(train_counts.items())),
         "views": extraction.views,
         "distortions": asdict(extraction.distortions) if extraction.views else None,
-        "l2": head.l2,
-        "temperature": head.temperature,
-        "cross_validation": held_out.to_dict(),
+        "l2": learned.head.l2,
+        "temperature": learned.head.temperature,
+        "cross_validation": _cross_validated(learned.head).to_dict(),
+        "fine_tuning": list(learned.stages()),
         "test": evaluation.score.to_dict() if evaluation else None,
     }

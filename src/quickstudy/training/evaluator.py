@@ -17,8 +17,8 @@ import torch
 
 from quickstudy.errors import RunError
 from quickstudy.images.splits import LOCK_NAME
+from quickstudy.optimisation.checkpoints import Checkpoint
 from quickstudy.retraining.evaluation import Evaluation, Score
-from quickstudy.training.checkpoints import Checkpoint
 from quickstudy.training.data import TrainingData, load_training_data
 from quickstudy.training.evaluation import evaluate_state
 from quickstudy.training.folder import EVALUATIONS, RunFolder

@@ -12,7 +12,7 @@ from typing import Any
 
 from quickstudy.errors import RecipeError, RunError
 from quickstudy.files import write_bytes_atomically, write_json_atomically
-from quickstudy.training.checkpoints import Checkpoints
+from quickstudy.optimisation.checkpoints import Checkpoints
 from quickstudy.training.data import DataFacts
 from quickstudy.training.recipe import Recipe
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 
 import torch
@@ -11,11 +12,11 @@ from torch.nn import functional
 
 from quickstudy.errors import RecipeError, RunError
 from quickstudy.images.pixels import PixelSet
+from quickstudy.optimisation.interrupts import Interrupts
 from quickstudy.retraining.evaluation import Evaluation
 from quickstudy.training.data import TrainingData
-from quickstudy.training.evaluation import evaluate_state
+from quickstudy.training.evaluation import evaluate_state, undistorted
 from quickstudy.training.folder import RunFolder
-from quickstudy.training.interrupts import Interrupts
 from quickstudy.training.networks.cost import cost_of
 from quickstudy.training.parallel import Replica, agree_on_step, said_by_first
 from quickstudy.training.pipeline import Pipeline, evaluation_batches
@@ -25,6 +26,7 @@ from quickstudy.training.state import TrainingState
 from quickstudy.training.watch import Watch
 
 _PREPARING_IMAGES = 2000
+_KEPT_VALUES = 64_000_000  # 256 MB in float32
 
 
 def fit(
@@ -86,6 +88,8 @@ class _Training:
         self.steps = recipe.total_steps(len(data.train))
         self.evaluated: tuple[int, PixelSet, Evaluation] | None = None
         """The newest evaluation: after which step, and on which images."""
+        self.kept: dict[int, list[Tensor]] = {}
+        """Images as they are evaluated on, by the identity of their set."""
         self.state = TrainingState(
             recipe, side=data.side, channels=data.channels, classes=len(data.classes), device=self.device
         )
@@ -227,9 +231,20 @@ class _Training:
 
     def _evaluate(self, data: PixelSet) -> Evaluation:
         if self.evaluated is None or self.evaluated[0] != self.state.step or self.evaluated[1] is not data:
-            evaluation = evaluate_state(self.state, self.recipe, data, self.data.moments)
+            evaluation = evaluate_state(
+                self.state, self.recipe, data, self.data.moments, batches=self._undistorted(data)
+            )
             self.evaluated = (self.state.step, data, evaluation)
         return self.evaluated[2]
+
+    def _undistorted(self, data: PixelSet) -> Iterable[Tensor]:
+        """The images to evaluate on; kept where they are small and evaluated on again and again."""
+        batches = undistorted(data, self.recipe, self.data.moments, device=self.device)
+        if not self.recipe.evaluate_steps or data.pixels.size > _KEPT_VALUES:
+            return batches
+        if id(data) not in self.kept:
+            self.kept[id(data)] = list(batches)
+        return self.kept[id(data)]
 
 
 def check_recipe(recipe: Recipe, data: TrainingData, replica: Replica) -> None:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from quickstudy.errors import RecipeError
+from quickstudy.optimisation.schedules import OneCycle, Staircase
 from quickstudy.training.distortions import Distortions
 from quickstudy.training.networks.classic import ClassicNetwork
 from quickstudy.training.networks.fast import FastNetwork
 from quickstudy.training.networks.mlp import MlpNetwork
 from quickstudy.training.options import options_of, with_options
-from quickstudy.training.schedules import OneCycle, Staircase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +193,7 @@ _FAST = Recipe(
     mirrored_test=True,
 )  # fmt: skip
 _WIDE = FastNetwork(widths=(64, 256, 256))
-_LONG = dataclasses.replace(_FAST, name="cifar10-long", network=_WIDE, epochs=12)
+_LONG = dataclasses.replace(_FAST, name="cifar10-long", network=_WIDE, epochs=20)
 _GPU = dataclasses.replace(
     _FAST,
     name="cifar10-gpu",

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quickstudy.training.averages import ParameterAverages
+from quickstudy.optimisation.averages import ParameterAverages
+from quickstudy.optimisation.precision import choose_precision
 from quickstudy.training.muon import Muon
 from quickstudy.training.recipe import Optimiser, Recipe
 
@@ -110,18 +111,6 @@ class TrainingState:
             self.averages.load_state_dict(state["averages"])
         self.smoothed = state["smoothed"].to(self.smoothed.device)
         torch.set_rng_state(state["generator"])
-
-
-def choose_precision(name: str, device_type: str) -> torch.dtype:
-    """The type in which layers multiply; `auto` is bfloat16 where the machine has instructions for it."""
-    if name == "auto":
-        if device_type == "cuda":
-            fast = torch.cuda.is_bf16_supported()
-        else:
-            able = torch.cpu.get_capabilities()
-            fast = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-        return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
 def _optimisers(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from quickstudy.errors import RecipeError
+from quickstudy.training.networks.dense import Dense
 from quickstudy.training.networks.layers import ACTIVATIONS
 
 _PLACES = ("off", "before", "after")
@@ -52,7 +53,7 @@ class Mlp(nn.Module):
         for width in widths:
             self.hidden.append(Hidden(inputs, width, config))
             inputs = width
-        self.linear = nn.Linear(inputs, classes)
+        self.linear = Dense(inputs, classes)
         _initialise(self.linear)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ class Hidden(nn.Module):
     def __init__(self, inputs: int, width: int, config: MlpNetwork) -> None:
         super().__init__()
         # The shift of a batch norm that follows at once makes a bias of the linear layer superfluous.
-        self.linear = nn.Linear(inputs, width, bias=config.batch_norm != "before")
+        self.linear = Dense(inputs, width, bias=config.batch_norm != "before")
         _initialise(self.linear)
         self.norm = nn.Identity() if config.batch_norm == "off" else nn.BatchNorm1d(width)
         self.norm_first = config.batch_norm == "before"

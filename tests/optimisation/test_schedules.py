@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quickstudy.training.schedules import OneCycle, Staircase
+from quickstudy.optimisation.schedules import OneCycle, Staircase
 
 
 @pytest.mark.parametrize(

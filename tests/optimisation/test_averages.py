@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quickstudy.training.averages import ParameterAverages
+from quickstudy.optimisation.averages import ParameterAverages
 
 
 def network() -> nn.Sequential:

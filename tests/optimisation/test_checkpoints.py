@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from quickstudy.errors import RunError
-from quickstudy.training.checkpoints import Checkpoints
+from quickstudy.optimisation.checkpoints import Checkpoints
 
 
 def state(number: int, size: int = 10) -> dict[str, Any]:

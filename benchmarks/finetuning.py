@@ -1,0 +1,200 @@
+"""Fine-tuning: what the cache is worth at each cut, and what comes of it.
+
+    python benchmarks/finetuning.py epoch PHOTOS [--cuts block_15,block_12,block_8]
+    python benchmarks/finetuning.py accuracy PHOTOS [--cut block_12]
+    python benchmarks/finetuning.py curves PHOTOS [--cuts features,block_15,block_12]
+
+`epoch` times steps of the same loop on the same images with the same weights to begin with: once with activations from
+the store, once with the whole network in every step, whose images lie decoded in memory. `accuracy` is the whole
+command from an empty cache. `curves` repeats it with some of the training images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from common import fresh, quickstudy, run_measured, save
+from quickstudy.backbones.autograd import GraphModule
+from quickstudy.backbones.backbone import Backbone, load_backbone
+from quickstudy.backbones.graph import keep_until
+from quickstudy.backbones.runtime import optimised
+from quickstudy.bottlenecks.extraction import extract
+from quickstudy.bottlenecks.store import Store
+from quickstudy.finetuning.examples import Examples
+from quickstudy.finetuning.loop import fine_tune
+from quickstudy.finetuning.method import Method
+from quickstudy.finetuning.network import SuffixNetwork, suffix_graph
+from quickstudy.images.decoding import decode
+from quickstudy.images.imageset import load_image_set
+from quickstudy.images.views import Distortions, render_view
+from quickstudy.optimisation.precision import choose_precision
+
+_IMAGES = 320
+_STEPS_LEFT_OUT = 2
+
+
+def main() -> None:
+    """Measure what is asked for and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("epoch", "accuracy", "curves"))
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--cuts", default="")
+    parser.add_argument("--cut", default="block_12")
+    parser.add_argument("--backbone", default="efficientnet_lite0")
+    options = parser.parse_args()
+    if options.what == "epoch":
+        cuts = options.cuts or "stem,block_3,block_5,block_8,block_10,block_12,block_14,block_15,block_16,head"
+        _epoch(options.photos, options.backbone, cuts.split(","))
+    elif options.what == "accuracy":
+        _accuracy(options.photos, options.backbone, options.cut)
+    else:
+        _curves(options.photos, options.backbone, (options.cuts or "features,block_15,block_12").split(","))
+
+
+def _epoch(photos: Path, name: str, cuts: Sequence[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        cache = Path(folder)
+        whole = load_backbone(name, cache)
+        paths = [file.path for file in load_image_set(photos).files][::3][:_IMAGES]
+        rows = []
+        for cut in cuts:
+            net = whole.at(cut)
+            extraction = extract(paths, net, Store(cache / "bottlenecks"), views=1)
+            digests = tuple(digest for digest in extraction.digests if digest is not None)
+            pixels = _pixels(paths, digests, net)
+            prefix = _TorchPrefix(net, pixels)
+            seconds: dict[str, list[float]] = {"cached": [], "whole": []}
+            difference = _difference(extraction.gather(digests[:32]), prefix(digests[:32], 0))
+            for _ in range(2):  # by turns
+                seconds["cached"] += _step_seconds(net, digests, extraction.gather)
+                seconds["whole"] += _step_seconds(net, digests, prefix)
+            cached, uncached = (1000 * np.median(seconds[kind]) for kind in ("cached", "whole"))
+            rows.append(
+                {
+                    "cut": cut,
+                    "work_frozen": next(c.multiply_adds for c in net.cuts if c.name == cut)
+                    / net.cuts[-1].multiply_adds,
+                    "cached_milliseconds_an_image": cached,
+                    "whole_network_milliseconds_an_image": uncached,
+                    "times_faster": uncached / cached,
+                    "largest_relative_difference_at_the_cut": difference,
+                }
+            )
+            print(rows[-1], flush=True)
+        save("finetuning_epoch", {"backbone": name, "images": len(digests), "batch": Method().batch, "cuts": rows})
+
+
+class _TorchPrefix:
+    """Activations at the cut, worked out anew each time from decoded images, as a training without a cache does."""
+
+    def __init__(self, net: Backbone, pixels: dict[tuple[bytes, int], NDArray[np.uint8]]) -> None:
+        graph = keep_until(onnx.load(net.path), net.cut, net.cut_shape)
+        self.module = GraphModule(optimised(graph)).to(memory_format=torch.channels_last)
+        self.pixels, self.precision = pixels, choose_precision("auto", "cpu")
+
+    def __call__(self, digests: Sequence[bytes], view: int) -> NDArray[np.float32]:
+        images = torch.from_numpy(np.stack([self.pixels[digest, view] for digest in digests]))
+        with torch.inference_mode(), torch.autocast("cpu", self.precision, enabled=self.precision != torch.float32):
+            return self.module(images).float().numpy()
+
+
+def _pixels(paths: Sequence[Path], digests: Sequence[bytes], net: Backbone) -> dict[tuple[bytes, int], Any]:
+    found = {}
+    for path, digest in zip(paths, digests, strict=True):
+        decoded = decode(path.read_bytes(), net.input)
+        for view in (0, 1):
+            found[digest, view] = render_view(decoded, net.input, digest, view, Distortions())
+    return found
+
+
+def _difference(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
+    return float(np.abs(a.astype(np.float32) - b).max() / np.abs(b).max())
+
+
+def _step_seconds(net: Backbone, digests: tuple[bytes, ...], gather: Any) -> list[float]:
+    """Of each step, an image's share."""
+    torch.manual_seed(0)
+    labels = np.arange(len(digests)) % 10
+    network = SuffixNetwork(
+        GraphModule(suffix_graph(net)), np.zeros((net.cuts[-1].values, 10), np.float32), np.zeros(10, np.float32)
+    )
+    train = Examples(digests=digests, labels=labels, gather=gather, views=1)
+    few = Examples(digests=digests[:1], labels=labels[:1], gather=gather)
+    method = replace(Method(), epochs=1)
+    times = [time.perf_counter()]
+    fine_tune(network, train, few, method, note=lambda *_: times.append(time.perf_counter()))
+    # The last step has an evaluation behind it.
+    return [(b - a) / method.batch for a, b in itertools.pairwise(times)][_STEPS_LEFT_OUT:-1]
+
+
+def _accuracy(photos: Path, name: str, cut: str) -> None:
+    folder = fresh(Path(tempfile.gettempdir()) / "quickstudy-finetuning")
+    results = {}
+    for label, options in (("linear", []), ("fine-tuned", ["--cut", cut])):
+        command = quickstudy(
+            "retrain", str(photos), "--backbone", name, "-o", str(folder / "m.onnx"), "--cache", str(folder / label),
+            "--json", *options,
+        )  # fmt: skip
+        measured = run_measured(command)
+        found = json.loads(measured["output"])
+        results[label] = {
+            "seconds": measured["wall_seconds"],
+            "test": found["test"],
+            "cross_validation": found["cross_validation"],
+            "fine_tuning": found["fine_tuning"],
+            "stages": found["seconds"],
+        }
+        print(label, measured["wall_seconds"], found["test"]["accuracy"], flush=True)
+    shutil.rmtree(folder)
+    save("finetuning_accuracy", {"backbone": name, "cut": cut, **results})
+
+
+def _curves(photos: Path, name: str, cuts: Sequence[str]) -> None:
+    folder = fresh(Path(tempfile.gettempdir()) / "quickstudy-curves")
+    files = load_image_set(photos).files
+    train = [file for file in files if file.split != "test"]
+    random.Random(0).shuffle(train)
+    rows = []
+    for share in (0.1, 0.25, 0.5, 1.0):
+        manifest = folder / "some.csv"
+        chosen = [*train[: round(share * len(train))], *(file for file in files if file.split == "test")]
+        lines = [f"{file.path.resolve()},{file.label},{file.split}" for file in chosen]
+        manifest.write_text("\n".join(["path,label,split", *lines]) + "\n")
+        for cut in cuts:
+            command = quickstudy(
+                "retrain", str(manifest), "--backbone", name, "--cut", cut, "-o", str(folder / "m.onnx"), "--cache",
+                str(folder / "cache"), "--json",
+            )  # fmt: skip
+            measured = run_measured(command)
+            found = json.loads(measured["output"])
+            rows.append(
+                {
+                    "images": sum(found["train_counts"].values()),
+                    "cut": cut,
+                    "test": found["test"],
+                    "seconds": measured["wall_seconds"],
+                    "fine_tuning": found["fine_tuning"],
+                }
+            )
+            print(rows[-1]["images"], cut, found["test"]["accuracy"], measured["wall_seconds"], flush=True)
+    shutil.rmtree(folder)
+    save("finetuning_curves", {"backbone": name, "runs": rows})
+
+
+if __name__ == "__main__":
+    main()

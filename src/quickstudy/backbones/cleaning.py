@@ -1,0 +1,191 @@
+"""Makes a graph from elsewhere plain: fixed shapes, batches of any size, channels first, batch norms as such.
+
+ONNX Runtime's basic optimisation does most of it. It folds everything that computes shapes, but only where it knows all
+of them; so a graph is given to it for one image at a time, and set free again afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from quickstudy.backbones.cuts import shapes_of
+from quickstudy.backbones.image_input import ImageInput
+
+BATCH = "N"
+_IR_VERSION = 8  # at least: before 4, initializers had to be inputs, too
+
+
+def fix_shapes(model: onnx.ModelProto, image: ImageInput, *, batch: int | None, outputs: Sequence[str]) -> None:
+    """Let the graph take images of one size, and give these outputs only.
+
+    Args:
+        model: changed in place.
+        image: its input.
+        batch: how many images at a time; None for any number.
+        outputs: tensors in it.
+    """
+    graph = model.graph
+    sides = {"N": batch or BATCH, "C": 3, "H": image.size, "W": image.size}
+    kind = next(info for info in graph.input if info.name == image.name).type.tensor_type.elem_type
+    del graph.input[:], graph.output[:], graph.value_info[:]
+    graph.input.append(helper.make_tensor_value_info(image.name, kind, [sides[letter] for letter in image.layout]))
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(outputs))
+    model.ir_version = max(model.ir_version, _IR_VERSION)
+
+
+def pool_channels_first(model: onnx.ModelProto) -> None:
+    """Write means over rows and columns of N×H×W×C as transposition and global average pooling.
+
+    With channels last all through the end of a network, ONNX Runtime moves transpositions there and leaves its last
+    block that way; with a transposition to meet, they cancel out, and all maps have their channels first.
+    """
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = []
+    for node in model.graph.node:
+        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        axes = attributes.get("axes")
+        if node.op_type == "ReduceMean" and len(node.input) > 1 and node.input[1] in constants:
+            axes = numpy_helper.to_array(constants[node.input[1]]).tolist()
+        if node.op_type == "ReduceMean" and axes == [1, 2] and attributes.get("keepdims", 1) == 0:
+            first, pooled = (f"{node.output[0]}/{step}" for step in ("channels_first", "pooled"))
+            nodes += [
+                helper.make_node("Transpose", [node.input[0]], [first], perm=[0, 3, 1, 2]),
+                helper.make_node("GlobalAveragePool", [first], [pooled]),
+                helper.make_node("Flatten", [pooled], [node.output[0]]),
+            ]
+        else:
+            nodes.append(node)
+    _replace_nodes(model.graph, nodes)
+
+
+def join_batch_norms(model: onnx.ModelProto) -> None:
+    """Write what scales and shifts a map's channels, in several steps or after a convolution, as one batch norm.
+
+    Some exporters take batch norms apart into subtraction, multiplication and addition. ONNX Runtime folds them into
+    convolutions only if they are whole.
+    """
+    graph, shapes = model.graph, shapes_of(model)
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    users: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    replaced: dict[str, onnx.NodeProto | None] = {}
+    for start in graph.node:
+        source, shape = start.output[0], shapes.get(start.output[0], ())
+        if len(shape) != 3 or source in replaced:
+            continue
+        steps = list(_affine_steps(source, users, constants, shape[0], {info.name for info in graph.output}))
+        whole = start.op_type == "Conv" or (len(steps) > 1 and any(step.by_channel for step in steps))
+        if not steps or not whole:
+            continue
+        scale, shift = np.ones(shape[0]), np.zeros(shape[0])
+        for step in steps:
+            scale, shift = scale * step.scale, shift * step.scale + step.shift
+        end = steps[-1].output
+        names = [f"{end}/{part}" for part in ("scale", "shift", "mean", "variance")]
+        for name, values in zip(names, (scale, shift, 0 * scale, 0 * scale + 1), strict=True):
+            graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+        replaced |= dict.fromkeys(step.output for step in steps)
+        replaced[end] = helper.make_node("BatchNormalization", [source, *names], [end], name=end, epsilon=0.0)
+    nodes = [replaced.get(node.output[0], node) for node in graph.node]
+    _replace_nodes(graph, [node for node in nodes if node is not None])
+
+
+def free_batch(model: onnx.ModelProto) -> None:
+    """Let the graph of one image take any number: the first side of what is reshaped follows from what comes in."""
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for number, node in enumerate(graph.node):
+        if node.op_type != "Reshape" or node.input[1] not in constants:
+            continue
+        shape = numpy_helper.to_array(constants[node.input[1]])
+        if not shape.size or shape[0] < 1:
+            continue
+        node.input[1] += f"/any_batch_{number}"
+        first = 0 if -1 in shape else -1  # 0 takes over what comes in, -1 is worked out
+        graph.initializer.append(numpy_helper.from_array(np.array([first, *shape[1:]]), node.input[1]))
+        del node.attribute[:]  # there is only one, which would take the 0 at its word
+    for info in (*graph.input, *graph.output):
+        for side in info.type.tensor_type.shape.dim[:1]:
+            side.dim_param = BATCH
+    del graph.value_info[:]
+
+
+def rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
+    """Give tensors other names; what has one of these names already gets another."""
+    renamed, taken = dict(names), {name for node in graph.node for name in (*node.input, *node.output)}
+    for name in taken & set(names.values()):
+        other = name
+        while other in taken:
+            other += "/other"
+        renamed.setdefault(name, other)
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+        node.name = node.output[0]  # tensors' names differ, so nodes' names do
+    for part in (*graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        part.name = renamed.get(part.name, part.name)
+
+
+class _Step(NamedTuple):
+    """What a node does to a map's channels."""
+
+    output: str
+    scale: NDArray[np.float64]
+    shift: NDArray[np.float64]
+    by_channel: bool
+    """Whether it is written as a number for each channel."""
+
+
+def _affine_steps(
+    tensor: str,
+    users: Mapping[str, Sequence[onnx.NodeProto]],
+    constants: Mapping[str, onnx.TensorProto],
+    channels: int,
+    kept: set[str],
+) -> Iterator[_Step]:
+    """The steps that scale and shift a map (N×C×H×W) one after the other, as long as nothing else takes part."""
+    while tensor not in kept and len(users.get(tensor, ())) == 1:
+        step = _affine(users[tensor][0], tensor, constants, channels)
+        if step is None:
+            return
+        yield step
+        tensor = step.output
+
+
+def _affine(
+    node: onnx.NodeProto, tensor: str, constants: Mapping[str, onnx.TensorProto], channels: int
+) -> _Step | None:
+    if node.op_type not in ("Add", "Sub", "Mul", "Div"):
+        return None
+    first = node.input[0] == tensor
+    other = constants.get(node.input[1] if first else node.input[0])
+    if other is None or (node.op_type == "Div" and not first):
+        return None
+    value = numpy_helper.to_array(other).astype(np.float64)
+    by_channel = value.ndim in (3, 4) and value.shape[-3:] == (channels, 1, 1)
+    if value.size != 1 and not by_channel:
+        return None
+    value, one = np.broadcast_to(value.reshape(-1), channels), np.ones(channels)
+    match node.op_type:
+        case "Add":
+            scale, shift = one, value
+        case "Sub":
+            scale, shift = (one, -value) if first else (-one, value)
+        case "Mul":
+            scale, shift = value, 0 * one
+        case _:
+            scale, shift = 1 / value, 0 * one
+    return _Step(node.output[0], scale, shift, by_channel)
+
+
+def _replace_nodes(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
+    del graph.node[:]
+    graph.node.extend(nodes)

@@ -1,0 +1,204 @@
+"""Backbones from keras.applications, and from any Keras model that takes images.
+
+Keras runs on torch here, whose exporter makes the ONNX graph. What Keras' own `preprocess_input` does to pixels goes
+into the graph; cuts bear the names of Keras' layers, found by comparing what layers and tensors hold for an image.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from quickstudy.backbones.comparison import TOLERANCE, run_until, sample_images
+from quickstudy.backbones.graph_import import Imported, import_graph
+from quickstudy.backbones.image_input import find_image_input
+from quickstudy.backbones.keras_weights import build, with_own_weights, with_weights_of
+from quickstudy.backbones.preprocessing import PRESETS, Preprocessing
+from quickstudy.backbones.torch_export import export_module
+from quickstudy.errors import BackboneError
+
+if TYPE_CHECKING:
+    import keras
+
+_USUAL_SIZE = 224  # of networks that take any
+
+
+def import_keras(
+    name: str,
+    *,
+    weights: Path | None = None,
+    top: bool = True,
+    size: int | None = None,
+    classes: Sequence[str] | None = None,
+) -> Imported:
+    """Make a backbone of a Keras application.
+
+    Args:
+        name: of the application, such as `InceptionV3`, in capitals or not.
+        weights: a file of this application's weights; left out, Keras' own, which it downloads once.
+        top: whether the weights have a classifier, and the backbone shall have it.
+        size: side of the input in pixels; left out, the application's usual one.
+        classes: names of the classes; left out, ImageNet's where there are 1,000.
+
+    Raises:
+        BackboneError: Keras is missing or has no such application, or weights cannot be had or do not fit.
+        UnsafeFileError: the file asks for others, or is too large.
+    """
+    keras = _keras()
+    application = _application(keras, name)
+    size = size or build(application, weights=None).input_shape[1] or _USUAL_SIZE
+    keras.utils.clear_session(free_memory=False)  # names of layers are numbered from 1 again
+    arguments = {"include_top": top, "input_shape": (size, size, 3)}
+    if classes is not None and top:
+        arguments["classes"] = len(classes)
+    if weights is None:
+        model = with_own_weights(application, **arguments)
+    else:
+        model = with_weights_of(weights, application, **arguments)
+    imported = import_keras_model(model, preprocessing=_preprocessing_of(application), classes=classes)
+    name = application.__name__
+    return replace(
+        imported,
+        name=snake_case(name),
+        origin=f"keras:{name}" + (f" with the weights of {weights.name}" if weights else ""),
+        top1=None if weights else _published_accuracy(name),
+    )
+
+
+def import_keras_model(
+    model: keras.Model, *, preprocessing: Preprocessing, classes: Sequence[str] | None = None
+) -> Imported:
+    """Make a backbone of a Keras model on the torch backend, from one square image to class scores, features or a map.
+
+    A map becomes features by averaging over rows and columns.
+
+    Args:
+        model: takes N×size×size×3.
+        preprocessing: what becomes of bytes before the model.
+        classes: names in the order of the outputs; left out, ImageNet's where there are 1,000.
+
+    Raises:
+        BackboneError: the model takes something else, cannot be exported, or the backbone differs from it.
+    """
+    import torch
+
+    keras = _keras()
+    shape = model.input_shape
+    if not isinstance(shape, tuple) or len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or not shape[1]:
+        raise BackboneError(f"The Keras model takes {shape}; expected (None, size, size, 3)")
+    size = int(shape[1])
+    graph = export_module(model, torch.zeros(1, size, size, 3))
+
+    def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.no_grad():
+            return np.concatenate([keras.ops.convert_to_numpy(model(one[None], training=False)) for one in images])
+
+    def name(graph: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, str]:
+        return _layer_names(keras, model, graph, tensors, preprocessing.apply(sample_images(size)[:1]))
+
+    image = find_image_input(graph, layout="NHWC")
+    return import_graph(graph, image, reference=run, preprocessing=preprocessing, classes=classes, naming=name)
+
+
+def snake_case(name: str) -> str:
+    """A Keras application's name in small letters: `inception_v3` of `InceptionV3`."""
+    breaks = r"(?<=[a-z\d])(?=V\d|ResNet)|(?<=[a-z])(?=B\d)|(?<=[a-z\d])(?=(?:Small|X?Large|Base|Tiny|Mobile)$)"
+    return re.sub(breaks, "_", name).lower()
+
+
+def _keras() -> Any:
+    """Keras, on the torch backend.
+
+    Raises:
+        BackboneError: it is missing, or runs on another backend already.
+    """
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    try:
+        import keras
+    except ImportError as error:
+        raise BackboneError(
+            f"keras: needs Keras and torch ({error}); install them: pip install 'quickstudy[keras]'"
+        ) from None
+    if keras.backend.backend() != "torch":
+        raise BackboneError(
+            f"Keras runs on {keras.backend.backend()}; set the environment variable KERAS_BACKEND to torch"
+        )
+    keras.config.set_image_data_format("channels_last")
+    return keras
+
+
+def _application(keras: Any, name: str) -> Callable[..., keras.Model]:
+    known = {
+        found.lower(): getattr(keras.applications, found)
+        for found in dir(keras.applications)
+        if callable(getattr(keras.applications, found))
+    }
+    if name.lower() not in known:
+        close = difflib.get_close_matches(name.lower(), known, 3) or known
+        raise BackboneError(
+            f"Keras has no application '{name}'; there are: {', '.join(known[one].__name__ for one in close)}"
+        )
+    application: Callable[..., keras.Model] = known[name.lower()]
+    return application
+
+
+def _published_accuracy(name: str) -> float | None:
+    """Of Keras' own weights on ImageNet, in percent: keras.io/api/applications, and Keras' source for MobileNetV3."""
+    text = resources.files("quickstudy.backbones").joinpath("keras_top1.json").read_text(encoding="utf-8")
+    accuracies: dict[str, float] = json.loads(text)
+    return accuracies.get(name)
+
+
+def _preprocessing_of(application: Callable[..., keras.Model]) -> Preprocessing:
+    """What the application's own `preprocess_input` does, found by showing it a few pixels."""
+    pixels = np.array([[[[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255]]]], np.uint8)
+    given = sys.modules[application.__module__].preprocess_input(pixels.astype(np.float32))
+    for preset in PRESETS.values():
+        if np.allclose(preset.apply(pixels), given, atol=1e-4):
+            return preset
+    raise BackboneError(f"{application.__name__} preprocesses images in a way that quickstudy does not know")
+
+
+def _layer_names(
+    keras: Any, model: keras.Model, graph: onnx.ModelProto, tensors: Sequence[str], image: NDArray[np.float32]
+) -> dict[str, str]:
+    """Names of the layers that give what these tensors hold; `image` is the first of the sample images."""
+    held = dict(zip(tensors, run_until(graph, tensors, sample_images(image.shape[1])[:1]), strict=True))
+    shapes = {shape for value in held.values() for shape in (value.shape[1:], value.transpose(0, 2, 3, 1).shape[1:])}
+    layers = [
+        layer  # or an operation that stands for itself, such as the addition in `x + y`
+        for layer in model.operations
+        if isinstance(layer.output, keras.KerasTensor) and tuple(layer.output.shape[1:]) in shapes
+    ]
+    outputs = keras.Model(model.input, [layer.output for layer in layers])(image, training=False)
+    given = {layer.name: keras.ops.convert_to_numpy(output) for layer, output in zip(layers, outputs, strict=True)}
+    names: dict[str, str] = {}
+    for tensor, value in held.items():
+        distances = {name: _distance(value, output) for name, output in given.items()}
+        nearest = min(distances, key=distances.__getitem__, default=None)
+        if nearest is not None and distances[nearest] <= TOLERANCE:
+            names[tensor] = nearest
+            del given[nearest]
+    return names
+
+
+def _distance(held: NDArray[np.float32], given: NDArray[np.float32]) -> float:
+    """Largest difference between what a tensor and a layer hold, whose channels are last, as a share of the largest."""
+    shares = [
+        np.abs(value - given).max() / max(np.abs(given).max(), np.finfo(np.float32).tiny)
+        for value in (held.transpose(0, 2, 3, 1), held)
+        if value.shape == given.shape
+    ]
+    return float(min(shares, default=np.inf))

@@ -1,0 +1,414 @@
+"""Operators of the ONNX standard in PyTorch: what networks for images are made of.
+
+Each is a function of a node's inputs and attributes; `opset` is among the attributes, as some have changed their
+meaning. The specification is at https://onnx.ai/onnx/operators/.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import helper
+from torch import Tensor
+from torch.nn import functional
+
+from quickstudy.backbones.depthwise import depthwise_convolution
+from quickstudy.errors import BackboneError
+
+Inputs = Sequence[Any]
+"""A node's inputs: tensors, or None where an optional one is left out."""
+Attributes = Mapping[str, Any]
+Operator = Callable[[Inputs, Attributes], Any]
+
+
+def _fold(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
+    """An operator on any number of inputs, taken two at a time."""
+    return lambda inputs, _attributes: reduce(function, inputs)
+
+
+def _divide(a: Tensor, b: Tensor) -> Tensor:
+    return torch.div(a, b, rounding_mode=None if a.is_floating_point() else "trunc")
+
+
+def _elementwise(function: Callable[..., Any]) -> Operator:
+    """An operator whose inputs are the function's arguments, and which has no attributes."""
+    return lambda inputs, _attributes: function(*inputs)
+
+
+def _activation(function: Callable[..., Tensor], **defaults: float) -> Operator:
+    """An operator with one input and numbers as attributes, which the function takes in this order."""
+    return lambda inputs, attributes: function(inputs[0], *(attributes.get(n, d) for n, d in defaults.items()))
+
+
+def _clip(inputs: Inputs, attributes: Attributes) -> Tensor:
+    low, high = (*inputs[1:3], None, None)[:2] if len(inputs) > 1 else (attributes.get("min"), attributes.get("max"))
+    # Numbers rather than tensors: PyTorch then takes its quick way, forward and backward.
+    if low is not None and high is not None:
+        # The gradient of hardtanh is one pass over memory, that of clamp five.
+        return functional.hardtanh(inputs[0], float(low), float(high))
+    return torch.clamp(inputs[0], *(None if limit is None else float(limit) for limit in (low, high)))
+
+
+def _selu(x: Tensor, alpha: float, gamma: float) -> Tensor:
+    return gamma * torch.where(x > 0, x, alpha * (torch.exp(x) - 1))
+
+
+def _hard_sigmoid(x: Tensor, alpha: float, beta: float) -> Tensor:
+    return torch.clamp(alpha * x + beta, 0.0, 1.0)
+
+
+def _gelu(inputs: Inputs, attributes: Attributes) -> Tensor:
+    return functional.gelu(inputs[0], approximate=_text(attributes.get("approximate", b"none")))
+
+
+def _cast(inputs: Inputs, attributes: Attributes) -> Tensor:
+    dtype = torch.from_numpy(np.empty(0, helper.tensor_dtype_to_np_dtype(attributes["to"]))).dtype
+    x: Tensor = inputs[0]
+    # Under mixed precision a graph's float32 is whatever the layers before have given.
+    return x if x.is_floating_point() and dtype.is_floating_point else x.to(dtype)
+
+
+def _conv(inputs: Inputs, attributes: Attributes) -> Tensor:
+    x, kernel = inputs[0], inputs[1]
+    bias = inputs[2] if len(inputs) > 2 else None
+    rank = kernel.ndim - 2
+    strides, dilations = _each(attributes, "strides", rank), _each(attributes, "dilations", rank)
+    begin, end = _padding(attributes, x.shape[2:], kernel.shape[2:], strides, dilations)
+    if begin != end:
+        x, begin = functional.pad(x, _torch_padding(begin, end)), [0] * rank
+    groups = attributes.get("group", 1)
+    if _is_large_depthwise(x, kernel, groups, dilations):
+        return depthwise_convolution(x, kernel, bias, strides, begin)
+    convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[rank - 1]
+    return convolve(x, kernel, bias, strides, begin, dilations, groups)
+
+
+def _is_large_depthwise(x: Tensor, kernel: Tensor, groups: int, dilations: list[int]) -> bool:
+    """Whether the gradient of these weights is slow in PyTorch itself."""
+    return (
+        kernel.ndim == 4
+        and groups == x.shape[1] == kernel.shape[0]
+        and min(kernel.shape[2:]) >= 3
+        and max(kernel.shape[2:]) > 3
+        and dilations == [1, 1]
+        and x.device.type == "cpu"
+        and kernel.requires_grad
+        and torch.is_grad_enabled()
+    )
+
+
+def _conv_transpose(inputs: Inputs, attributes: Attributes) -> Tensor:
+    x, kernel = inputs[0], inputs[1]
+    bias = inputs[2] if len(inputs) > 2 else None
+    rank = kernel.ndim - 2
+    pads = list(attributes.get("pads", [0] * 2 * rank))
+    if pads[:rank] != pads[rank:] or "output_shape" in attributes or _auto_pad(attributes) != "NOTSET":
+        raise BackboneError("A ConvTranspose with uneven or automatic padding cannot be run in PyTorch here")
+    convolve = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)[rank - 1]
+    return convolve(
+        x,
+        kernel,
+        bias,
+        _each(attributes, "strides", rank),
+        pads[:rank],
+        list(attributes.get("output_padding", [0] * rank)),
+        attributes.get("group", 1),
+        _each(attributes, "dilations", rank),
+    )
+
+
+def _batch_norm(inputs: Inputs, attributes: Attributes) -> Tensor:
+    x, scale, shift, mean, variance = inputs[:5]
+    return functional.batch_norm(x, mean, variance, scale, shift, training=False, eps=attributes.get("epsilon", 1e-5))
+
+
+def _layer_norm(inputs: Inputs, attributes: Attributes) -> Tensor:
+    x, scale = inputs[0], inputs[1]
+    shift = inputs[2] if len(inputs) > 2 else None
+    axis = attributes.get("axis", -1) % x.ndim
+    return functional.layer_norm(x, x.shape[axis:], scale, shift, attributes.get("epsilon", 1e-5))
+
+
+def _instance_norm(inputs: Inputs, attributes: Attributes) -> Tensor:
+    return functional.instance_norm(inputs[0], weight=inputs[1], bias=inputs[2], eps=attributes.get("epsilon", 1e-5))
+
+
+def _local_response_norm(inputs: Inputs, attributes: Attributes) -> Tensor:
+    return functional.local_response_norm(
+        inputs[0],
+        attributes["size"],
+        attributes.get("alpha", 1e-4),
+        attributes.get("beta", 0.75),
+        attributes.get("bias", 1.0),
+    )
+
+
+def _max_pool(inputs: Inputs, attributes: Attributes) -> Tensor:
+    x, kernel = inputs[0], list(attributes["kernel_shape"])
+    rank = len(kernel)
+    strides, dilations = _each(attributes, "strides", rank), _each(attributes, "dilations", rank)
+    begin, end = _padding(attributes, x.shape[2:], kernel, strides, dilations)
+    if any(begin) or any(end):
+        x = functional.pad(x, _torch_padding(begin, end), value=-math.inf)
+    pool = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[rank - 1]
+    return pool(x, kernel, strides, 0, dilations, ceil_mode=bool(attributes.get("ceil_mode", 0)))
+
+
+def _average_pool(inputs: Inputs, attributes: Attributes) -> Tensor:
+    x, kernel = inputs[0], list(attributes["kernel_shape"])
+    rank = len(kernel)
+    strides = _each(attributes, "strides", rank)
+    begin, end = _padding(attributes, x.shape[2:], kernel, strides, [1] * rank)
+    ceil_mode = bool(attributes.get("ceil_mode", 0))
+    pool = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[rank - 1]
+    if begin == end and not (ceil_mode and any(begin)):
+        counted = bool(attributes.get("count_include_pad", 0))
+        return pool(x, kernel, strides, begin, ceil_mode=ceil_mode, count_include_pad=counted)
+    padding = _torch_padding(begin, end)
+    total = pool(functional.pad(x, padding), kernel, strides, ceil_mode=ceil_mode)
+    if attributes.get("count_include_pad", 0):
+        return total
+    # The share of each window that is not padding.
+    share = pool(functional.pad(torch.ones_like(x[:1, :1]), padding), kernel, strides, ceil_mode=ceil_mode)
+    return total / share
+
+
+def _global_pool(function: Callable[..., Tensor]) -> Operator:
+    return lambda inputs, _attributes: function(inputs[0], dim=tuple(range(2, inputs[0].ndim)), keepdim=True)
+
+
+def _reduce(function: Callable[..., Tensor]) -> Operator:
+    def run(inputs: Inputs, attributes: Attributes) -> Tensor:
+        axes = inputs[1].tolist() if len(inputs) > 1 and inputs[1] is not None else attributes.get("axes")
+        x: Tensor = inputs[0]
+        if axes is None or not len(axes):
+            if attributes.get("noop_with_empty_axes", 0):
+                return x
+            axes = range(x.ndim)
+        return function(x, dim=tuple(axes), keepdim=bool(attributes.get("keepdims", 1)))
+
+    return run
+
+
+def _softmax(function: Callable[..., Tensor]) -> Operator:
+    def run(inputs: Inputs, attributes: Attributes) -> Tensor:
+        x: Tensor = inputs[0]
+        if attributes["opset"] >= 13:
+            return function(x, dim=attributes.get("axis", -1))
+        rows = x.flatten(attributes.get("axis", 1))  # older ones see a matrix
+        return function(rows, dim=-1).reshape(x.shape)
+
+    return run
+
+
+def _gemm(inputs: Inputs, attributes: Attributes) -> Tensor:
+    a = inputs[0].T if attributes.get("transA", 0) else inputs[0]
+    b = inputs[1].T if attributes.get("transB", 0) else inputs[1]
+    alpha, beta = attributes.get("alpha", 1.0), attributes.get("beta", 1.0)
+    product: Tensor = a @ b if alpha == 1 else alpha * (a @ b)
+    if len(inputs) < 3 or inputs[2] is None:
+        return product
+    bias: Tensor = inputs[2]
+    return product + (bias if beta == 1 else beta * bias)
+
+
+def _flatten(inputs: Inputs, attributes: Attributes) -> Tensor:
+    x: Tensor = inputs[0]
+    axis = attributes.get("axis", 1)
+    axis += x.ndim if axis < 0 else 0
+    return x.reshape(math.prod(x.shape[:axis]), -1)
+
+
+def _reshape(inputs: Inputs, attributes: Attributes) -> Tensor:
+    x: Tensor = inputs[0]
+    sides = inputs[1].tolist()
+    if not attributes.get("allowzero", 0):
+        sides = [x.shape[number] if side == 0 else side for number, side in enumerate(sides)]
+    return x.reshape(sides)
+
+
+def _transpose(inputs: Inputs, attributes: Attributes) -> Tensor:
+    x: Tensor = inputs[0]
+    return x.permute(tuple(attributes.get("perm", range(x.ndim)[::-1])))
+
+
+def _squeeze(inputs: Inputs, attributes: Attributes) -> Tensor:
+    x: Tensor = inputs[0]
+    axes = _axes(inputs, attributes)
+    return x.squeeze() if axes is None else x.squeeze(tuple(axes))
+
+
+def _unsqueeze(inputs: Inputs, attributes: Attributes) -> Tensor:
+    x: Tensor = inputs[0]
+    axes = _axes(inputs, attributes) or []
+    rank = x.ndim + len(axes)
+    for axis in sorted(axis % rank for axis in axes):
+        x = x.unsqueeze(axis)
+    return x
+
+
+def _slice(inputs: Inputs, attributes: Attributes) -> Tensor:
+    x: Tensor = inputs[0]
+    given: list[Any] = [attributes.get("starts"), attributes.get("ends"), attributes.get("axes"), None]
+    if len(inputs) > 1:
+        given = [value.tolist() if value is not None else None for value in (*inputs[1:], None, None)[:4]]
+    starts, ends, axes, steps = given
+    axes = range(len(starts)) if axes is None else axes
+    steps = [1] * len(starts) if steps is None else steps
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        places = range(x.shape[axis])[slice(start, end if end > -x.shape[axis] - 1 else None, step)]
+        if step > 0:
+            x = x[(slice(None),) * (axis % x.ndim) + (slice(places.start, places.stop, step),)]
+        else:
+            x = x.index_select(axis, torch.tensor(list(places), device=x.device))
+    return x
+
+
+def _split(inputs: Inputs, attributes: Attributes) -> tuple[Tensor, ...]:
+    x, axis = inputs[0], attributes.get("axis", 0)
+    sizes = inputs[1].tolist() if len(inputs) > 1 and inputs[1] is not None else attributes.get("split")
+    if sizes is None:
+        sizes = -(-x.shape[axis] // attributes["num_outputs"])
+    return tuple(torch.split(x, sizes, dim=axis))
+
+
+def _concat(inputs: Inputs, attributes: Attributes) -> Tensor:
+    return torch.cat(list(inputs), dim=attributes["axis"])
+
+
+def _gather(inputs: Inputs, attributes: Attributes) -> Tensor:
+    x, indices, axis = inputs[0], inputs[1], attributes.get("axis", 0)
+    axis %= x.ndim
+    picked: Tensor = x.index_select(axis, indices.flatten() % x.shape[axis])
+    return picked.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+
+
+def _pad(inputs: Inputs, attributes: Attributes) -> Tensor:
+    x: Tensor = inputs[0]
+    pads = inputs[1].tolist() if len(inputs) > 1 else list(attributes["pads"])
+    value = inputs[2] if len(inputs) > 2 and inputs[2] is not None else attributes.get("value", 0.0)
+    axes = inputs[3].tolist() if len(inputs) > 3 and inputs[3] is not None else range(x.ndim)
+    begin, end = [0] * x.ndim, [0] * x.ndim
+    for axis, before, after in zip(axes, pads[: len(pads) // 2], pads[len(pads) // 2 :], strict=True):
+        begin[axis], end[axis] = before, after
+    mode = _text(attributes.get("mode", b"constant"))
+    if mode == "constant":
+        return functional.pad(x, _torch_padding(begin, end), value=float(value))
+    return functional.pad(x, _torch_padding(begin[2:], end[2:]), mode={"edge": "replicate"}.get(mode, mode))
+
+
+def _each(attributes: Attributes, name: str, rank: int) -> list[int]:
+    return list(attributes.get(name, [1] * rank))
+
+
+def _axes(inputs: Inputs, attributes: Attributes) -> list[int] | None:
+    if len(inputs) > 1 and inputs[1] is not None:
+        return [int(axis) for axis in inputs[1].tolist()]
+    return list(attributes["axes"]) if "axes" in attributes else None
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _auto_pad(attributes: Attributes) -> str:
+    return _text(attributes.get("auto_pad", b"NOTSET"))
+
+
+def _padding(
+    attributes: Attributes, sides: Sequence[int], kernel: Sequence[int], strides: list[int], dilations: list[int]
+) -> tuple[list[int], list[int]]:
+    """Zeros before and after, for each spatial dimension."""
+    rank, automatic = len(kernel), _auto_pad(attributes)
+    if automatic == "NOTSET":
+        pads = list(attributes.get("pads", [0] * 2 * rank))
+        return pads[:rank], pads[rank:]
+    if automatic == "VALID":
+        return [0] * rank, [0] * rank
+    totals = [
+        max((-(-side // stride) - 1) * stride + (size - 1) * dilation + 1 - side, 0)
+        for side, size, stride, dilation in zip(sides, kernel, strides, dilations, strict=True)
+    ]
+    smaller, larger = [total // 2 for total in totals], [total - total // 2 for total in totals]
+    return (smaller, larger) if automatic == "SAME_UPPER" else (larger, smaller)
+
+
+def _torch_padding(begin: Sequence[int], end: Sequence[int]) -> list[int]:
+    """As PyTorch wants it: the last dimension first, before and after by turns."""
+    return [size for pair in zip(reversed(begin), reversed(end), strict=True) for size in pair]
+
+
+_ELEMENTWISE: dict[str, Callable[..., Any]] = {
+    "Abs": torch.abs,
+    "Add": torch.add,
+    "Div": _divide,
+    "Dropout": lambda x, *_rates: x,
+    "Erf": torch.erf,
+    "Exp": torch.exp,
+    "HardSwish": functional.hardswish,
+    "Identity": lambda x: x,
+    "Log": torch.log,
+    "MatMul": torch.matmul,
+    "Mish": functional.mish,
+    "Mul": torch.mul,
+    "Neg": torch.neg,
+    "PRelu": lambda x, slope: torch.where(x < 0, x * slope, x),
+    "Pow": torch.pow,
+    "Reciprocal": torch.reciprocal,
+    "Relu": torch.relu,
+    "Sigmoid": torch.sigmoid,
+    "Sign": torch.sign,
+    "Softplus": functional.softplus,
+    "Softsign": functional.softsign,
+    "Sqrt": torch.sqrt,
+    "Sub": torch.sub,
+    "Tanh": torch.tanh,
+}
+
+OPERATORS: dict[str, Operator] = {
+    **{name: _elementwise(function) for name, function in _ELEMENTWISE.items()},
+    "AveragePool": _average_pool,
+    "BatchNormalization": _batch_norm,
+    "Cast": _cast,
+    "Celu": _activation(functional.celu, alpha=1.0),
+    "Clip": _clip,
+    "Concat": _concat,
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Elu": _activation(functional.elu, alpha=1.0),
+    "Flatten": _flatten,
+    "Gather": _gather,
+    "Gelu": _gelu,
+    "Gemm": _gemm,
+    "GlobalAveragePool": _global_pool(torch.mean),
+    "GlobalMaxPool": _global_pool(torch.amax),
+    "HardSigmoid": _activation(_hard_sigmoid, alpha=0.2, beta=0.5),
+    "InstanceNormalization": _instance_norm,
+    "LRN": _local_response_norm,
+    "LayerNormalization": _layer_norm,
+    "LeakyRelu": _activation(functional.leaky_relu, alpha=0.01),
+    "LogSoftmax": _softmax(torch.log_softmax),
+    "Max": _fold(torch.maximum),
+    "MaxPool": _max_pool,
+    "Min": _fold(torch.minimum),
+    "Pad": _pad,
+    "ReduceL2": _reduce(torch.linalg.vector_norm),
+    "ReduceMax": _reduce(torch.amax),
+    "ReduceMean": _reduce(torch.mean),
+    "ReduceSum": _reduce(torch.sum),
+    "Reshape": _reshape,
+    "Selu": _activation(_selu, alpha=1.67326319217681884765625, gamma=1.05070102214813232421875),
+    "Slice": _slice,
+    "Softmax": _softmax(torch.softmax),
+    "Split": _split,
+    "Squeeze": _squeeze,
+    "Sum": _fold(torch.add),
+    "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
+}
+"""What can be run, by the name that the ONNX standard gives it."""

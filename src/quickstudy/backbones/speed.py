@@ -1,0 +1,85 @@
+"""How fast backbones are on this machine: measured once, then remembered beside them.
+
+Measured as extraction runs them: a session of one thread, called by as many threads as there are cores, one image at a
+time. Decoding is left out; it takes about a millisecond an image, whatever the backbone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from quickstudy.backbones.backbone import Backbone
+from quickstudy.backbones.runtime import Prefix
+from quickstudy.cores import usable_cores
+from quickstudy.files import write_json_atomically
+
+SECONDS = 1.0
+"""How long a measurement takes."""
+
+
+def measure_speed(backbone: Backbone, *, seconds: float = SECONDS) -> float:
+    """Images a second up to the features, from pixels in memory, on all cores; remembered for `known_speed`.
+
+    Args:
+        backbone: what to measure.
+        seconds: for how long.
+
+    Raises:
+        BackboneError: ONNX Runtime cannot load it.
+    """
+    prefix = Prefix(backbone, backbone.cuts[-1].name, backbone.cuts[-1].shape)
+    size, threads = backbone.input.size, usable_cores()
+    pixels = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (1, size, size, 3), np.uint8)
+
+    def run_for_a_while(_: int) -> int:
+        began, count = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds:
+            prefix(pixels)
+            count += 1
+        return count
+
+    prefix(pixels)  # the first one is slower
+    began = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        count = sum(pool.map(run_for_a_while, range(threads)))
+    speed = count / (time.perf_counter() - began)
+    _remember(backbone, speed)
+    return speed
+
+
+def known_speed(backbone: Backbone) -> float | None:
+    """What `measure_speed` found on this machine for this graph, if it has been asked."""
+    try:
+        note = json.loads(_place(backbone).read_text(encoding="utf-8"))
+        if note["fingerprint"] == backbone.fingerprint:
+            return float(note["images_per_second"][machine()])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
+
+
+def machine() -> str:
+    """This machine, as measurements are filed: its name, processor and usable cores."""
+    return f"{platform.node()}, {platform.machine()}, {usable_cores()} cores"
+
+
+def _place(backbone: Backbone) -> Path:
+    return backbone.path.with_suffix(".speed.json")
+
+
+def _remember(backbone: Backbone, speed: float) -> None:
+    """Several machines may share a cache folder; one that cannot be written costs another measurement only."""
+    speeds = {}
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        note = json.loads(_place(backbone).read_text(encoding="utf-8"))
+        speeds = dict(note["images_per_second"]) if note["fingerprint"] == backbone.fingerprint else {}
+    speeds[machine()] = round(speed, 2)
+    with contextlib.suppress(OSError):
+        write_json_atomically(_place(backbone), {"fingerprint": backbone.fingerprint, "images_per_second": speeds})

@@ -1,0 +1,256 @@
+"""`quickstudy backbone`: pretrained networks; adding others, what they cost, where they can be cut."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from quickstudy.cli.options import Cache, Json
+
+if TYPE_CHECKING:
+    from quickstudy.backbones.backbone import Backbone
+    from quickstudy.backbones.graph_import import Imported
+
+app = typer.Typer(
+    help="Add pretrained networks, list and compare them, show where they can be cut.",
+    epilog="Example: quickstudy backbone list",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+_BYTES_A_VALUE = 2  # float16, as the store keeps them
+
+
+@app.command("add", epilog="Example: quickstudy backbone add keras:MobileNetV3Small")
+def add(
+    source: Annotated[str, typer.Argument(help="keras:NAME (as keras.applications has it), timm:NAME or FILE.onnx.")],
+    name: Annotated[str | None, typer.Option(help="What to call it [default: made of SOURCE].")] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="keras: *.h5, *.keras; timm: *.pth. [default: those for ImageNet, downloaded once]"),
+    ] = None,
+    top: Annotated[
+        bool, typer.Option("--top/--no-top", help="keras, timm: with the classifier, if there is one.")
+    ] = True,
+    size: Annotated[int | None, typer.Option(help="Side of the input in pixels, where SOURCE leaves it open.")] = None,
+    layout: Annotated[str | None, typer.Option(help="Of the input: NCHW or NHWC [default: seen by its shape].")] = None,
+    preprocessing: Annotated[
+        str | None, typer.Option(help="tf, torch, caffe or none, as Keras calls them [default: read from the graph].")
+    ] = None,
+    value_range: Annotated[
+        str | None, typer.Option("--range", help="Instead: what 0 and 255 become, such as -1..1.")
+    ] = None,
+    mean: Annotated[str | None, typer.Option(help="Subtracted then, such as 0.485,0.456,0.406.")] = None,
+    std: Annotated[str | None, typer.Option(help="Divided by then, such as 0.229,0.224,0.225.")] = None,
+    features: Annotated[str | None, typer.Option(help="The penultimate layer's tensor [default: found].")] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="Text file with a class name a line [default: ImageNet's where there are 1,000]."),
+    ] = None,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Make a backbone of a network, compare it with its original, and keep it."""
+    from quickstudy.backbones.onnx_files import read_classes
+    from quickstudy.backbones.preprocessing import choose_preprocessing
+    from quickstudy.backbones.sources import Source, add_from
+    from quickstudy.files import cache_folder
+
+    wanted = Source(
+        place=source,
+        weights=weights,
+        top=top,
+        size=size,
+        layout=layout,
+        preprocessing=choose_preprocessing(preprocessing, value_range=value_range, mean=mean, std=std),
+        features=features or "",
+        classes=read_classes(classes) if classes is not None else None,
+    )
+    added, imported = add_from(wanted, cache_folder(cache), name=name)
+    if as_json:
+        _print_json({**_describe(added), **imported.found, "difference": imported.difference})
+    else:
+        _print_added(added, imported)
+
+
+@app.command("list", epilog="Example: quickstudy backbone list --json")
+def list_backbones(cache: Cache = None, as_json: Json = False) -> None:
+    """List the backbones; what has not been measured on this machine yet is measured, a second each."""
+    from quickstudy.backbones.backbone import backbone_names
+    from quickstudy.files import cache_folder
+
+    _print_table(_rows(backbone_names(cache_folder(cache)), cache, anew=False), as_json=as_json)
+
+
+@app.command("bench", epilog="Example: quickstudy backbone bench efficientnet_lite0 efficientnet_lite2")
+def bench(
+    names: Annotated[list[str] | None, typer.Argument(help="Backbones [default: all].")] = None,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Measure backbones on this machine, anew: images a second up to the features, decoding not included."""
+    from quickstudy.backbones.backbone import backbone_names, load_backbone
+    from quickstudy.files import cache_folder
+
+    for name in names or ():
+        load_backbone(name, cache_folder(cache))  # what was asked for by name is an error where it cannot be had
+    _print_table(_rows(names or backbone_names(cache_folder(cache)), cache, anew=True), as_json=as_json)
+
+
+@app.command("show", epilog="Example: quickstudy backbone show efficientnet_lite0")
+def show(
+    name: Annotated[str, typer.Argument(help="A backbone, as backbone list has it.")],
+    images: Annotated[int, typer.Option(min=1, help="How many images to predict times and sizes for.")] = 1000,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Show where a backbone can be cut, and what each cut costs: measured on this machine where torch is installed."""
+    from quickstudy.backbones.backbone import load_backbone
+    from quickstudy.files import cache_folder
+
+    backbone = load_backbone(name, cache_folder(cache))
+    cuts = _cuts(backbone, images)
+    work = backbone.cuts[-1].multiply_adds
+    if as_json:
+        _print_json({**_describe(backbone), "images": images, "cuts": cuts})
+        return
+    print(f"{backbone.name}, from {backbone.origin}: {backbone.input.size}×{backbone.input.size} pixels, ", end="")
+    print(f"{work / 1e6:,.1f} million multiply-adds, {len(backbone.classes):,} classes\n")
+    rows = [
+        (
+            cut["name"],
+            "×".join(str(side) for side in cut["shape"]),
+            f"{cut['bytes'] / 1e3:,.1f}",
+            f"{100 * cut['work_frozen']:.1f} %",
+            f"{cut['parameters_after']:,}",
+            f"{images * cut['bytes'] / 1e6:,.1f}",
+            *(("–" if cut[key] is None else f"{cut[key]:,.1f}") for key in ("fill_seconds", "epoch_seconds")),
+        )
+        for cut in cuts
+    ]
+    head = ("cut", "shape", "kB an image", "work frozen", "parameters after", "MB", "s to fill", "s an epoch")
+    _print_rows(head, rows, left=2)
+    print(
+        f"\nMB, seconds to fill the store and seconds an epoch are for {images:,} images, one view, without decoding",
+        end="",
+    )
+    print("." if cuts[-1]["fill_seconds"] is not None else "; seconds need PyTorch: pip install 'quickstudy[train]'")
+    print(f"Next:  quickstudy retrain photos/ --backbone {name} --cut {_middle(backbone)}")
+
+
+def _cuts(backbone: Backbone, images: int) -> list[dict[str, Any]]:
+    """What there is to say about each cut; seconds are None where there is no torch to measure them with."""
+    import importlib.util
+
+    work = backbone.cuts[-1].multiply_adds
+    cuts: list[dict[str, Any]] = [
+        {
+            **cut.to_dict(),
+            "bytes": cut.values * _BYTES_A_VALUE,
+            "work_frozen": round(cut.multiply_adds / work, 4),
+            "fill_seconds": None,
+            "epoch_seconds": None,
+        }
+        for cut in backbone.cuts
+    ]
+    if importlib.util.find_spec("torch") is not None:
+        from quickstudy.finetuning.costs import measure_costs
+
+        for cut, cost in zip(cuts, measure_costs(backbone), strict=True):
+            cut["fill_seconds"] = images * cost.prefix_seconds
+            cut["epoch_seconds"] = images * cost.training_seconds if cost.trainable else None
+    return cuts
+
+
+def _middle(backbone: Backbone) -> str:
+    """A cut worth trying: about two thirds on."""
+    cuts = backbone.cuts[:-1] or backbone.cuts
+    return cuts[2 * len(cuts) // 3].name
+
+
+def _rows(names: Sequence[str], cache: Path | None, *, anew: bool) -> list[dict[str, Any]]:
+    """What there is to say about each; where one cannot be had, why."""
+    from quickstudy.backbones.backbone import load_backbone
+    from quickstudy.backbones.speed import known_speed, measure_speed
+    from quickstudy.errors import BackboneError
+    from quickstudy.files import cache_folder
+
+    rows = []
+    for name in names:
+        try:
+            backbone = load_backbone(name, cache_folder(cache))
+            speed = None if anew else known_speed(backbone)
+            if speed is None and sys.stderr.isatty():
+                print(f"Measuring {name} …", file=sys.stderr)
+            rows.append({**_describe(backbone), "images_per_second": speed or measure_speed(backbone)})
+        except BackboneError as error:
+            rows.append({"name": name, "error": str(error)})
+    return rows
+
+
+def _describe(backbone: Backbone) -> dict[str, Any]:
+    return {
+        "name": backbone.name,
+        "origin": backbone.origin,
+        "input_size": backbone.input.size,
+        "megabytes": round(backbone.path.stat().st_size / 1e6, 1),
+        "features": backbone.cuts[-1].values,
+        "multiply_adds": backbone.cuts[-1].multiply_adds,
+        "classes": len(backbone.classes),
+        "imagenet_top1": backbone.top1,
+        "cuts": [cut.name for cut in backbone.cuts],
+        "fingerprint": backbone.fingerprint,
+    }
+
+
+def _print_added(added: Backbone, imported: Imported) -> None:
+    print(f"Added {added.name} from {added.origin} ({added.path.stat().st_size / 1e6:.1f} MB)")
+    for what, value in imported.found.items():
+        print(f"  {what:<13}  {value}")
+    print(f"  {'cuts':<13}  {', '.join(cut.name for cut in added.cuts)}")
+    print(f"  {'verified':<13}  differs from the original by {imported.difference:.1e} of the largest value")
+    print(f"\nNext:  quickstudy retrain photos/ --backbone {added.name}")
+
+
+def _print_table(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        _print_json(list(rows))
+        return
+    table = [
+        (
+            row["name"],
+            f"{row['images_per_second']:.0f}" if row["images_per_second"] >= 10 else f"{row['images_per_second']:.1f}",
+            f"{row['megabytes']:,.1f}",
+            str(row["input_size"]),
+            f"{row['features']:,}",
+            "–" if row["imagenet_top1"] is None else f"{row['imagenet_top1']:.1f} %",
+            row["origin"],
+        )
+        for row in rows
+        if "error" not in row
+    ]
+    _print_rows(("name", "images/s", "megabytes", "pixels", "features", "ImageNet", "from"), table, left=1, right=6)
+    for row in rows:
+        if "error" in row:
+            print(f"{row['name']}: {row['error']}")
+
+
+def _print_rows(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int, right: int | None = None) -> None:
+    """A table whose columns from `left` on, up to `right`, are numbers."""
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    for row in (head, *rows):
+        cells = [
+            f"{cell:>{width}}" if left <= column < (right or len(head)) else f"{cell:<{width}}"
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def _print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=1)
+    print()

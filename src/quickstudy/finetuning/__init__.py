@@ -1,0 +1,1 @@
+"""Training everything after a cut, on cached activations; needs torch."""

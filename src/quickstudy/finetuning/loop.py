@@ -1,0 +1,275 @@
+"""Fine-tuning: starts from the optimum of the linear head and can only get better on the validation images.
+
+The weights before the first step are a candidate like those after each epoch, and the best candidate is kept. A killed
+run goes on from its newest checkpoint, to the same weights to the bit: what a step sees is a function of its number.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from quickstudy.errors import TrainingError
+from quickstudy.finetuning.examples import Examples
+from quickstudy.finetuning.method import Method
+from quickstudy.finetuning.network import SuffixNetwork
+from quickstudy.optimisation.averages import ParameterAverages
+from quickstudy.optimisation.checkpoints import Checkpoints
+from quickstudy.optimisation.interrupts import Interrupts
+from quickstudy.optimisation.precision import choose_precision
+
+_CHECKPOINT_SECONDS = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """The network after an epoch, on the validation images."""
+
+    epoch: int
+    """0: before the first step, with the linear head as it was fitted."""
+    right: int
+    n: int
+    log_loss: float
+    """Mean, in nats."""
+    training_loss: float | None = None
+    """Mean over the epoch, with label smoothing and mixing; None before the first step."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of validation images that are classified right."""
+        return self.right / self.n
+
+    def beats(self, other: Candidate) -> bool:
+        """Whether more is right, or as much with a lower log loss."""
+        return (self.right, -self.log_loss) > (other.right, -other.log_loss)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuned:
+    """What fine-tuning came to; the network has the weights of the best candidate."""
+
+    network: SuffixNetwork
+    candidates: tuple[Candidate, ...]
+    """One an epoch, the linear head first."""
+    best: Candidate
+    steps: int
+    """Made, by all processes that took part one after the other."""
+    seconds: float
+    """Spent, likewise."""
+    stopped_early: bool
+
+    @property
+    def linear(self) -> Candidate:
+        """What the linear head gave."""
+        return self.candidates[0]
+
+
+Note = Callable[[int, int, Candidate], None]
+"""Is told after each step: steps made, steps in all, the best candidate so far."""
+
+
+def fine_tune(
+    network: SuffixNetwork,
+    train: Examples,
+    validation: Examples,
+    method: Method,
+    *,
+    class_weights: NDArray[np.float32] | None = None,
+    checkpoints: Checkpoints | None = None,
+    note: Note = lambda _step, _steps, _best: None,
+) -> FineTuned:
+    """Train a suffix and its head on cached activations; the best of all candidates stays in `network`.
+
+    Args:
+        network: begins with the linear head's weights; changed.
+        train: what it learns from.
+        validation: other images, on which candidates are compared.
+        method: how.
+        class_weights: how much each class counts in the loss (K); all the same if left out.
+        checkpoints: where it is saved, and goes on from after a kill; not at all if left out.
+        note: is told how far it is.
+
+    Raises:
+        TrainingError: the loss is not a number any more.
+        RunError: a checkpoint cannot be written.
+    """
+    training = _Training(network, train, validation, method, class_weights, checkpoints)
+    with Interrupts() as interrupts:
+        return training.run(note, interrupts)
+
+
+class _Training:
+    """What the steps share."""
+
+    def __init__(
+        self,
+        network: SuffixNetwork,
+        train: Examples,
+        validation: Examples,
+        method: Method,
+        class_weights: NDArray[np.float32] | None,
+        checkpoints: Checkpoints | None,
+    ) -> None:
+        self.network, self.train, self.validation, self.method = network, train, validation, method
+        self.checkpoints = checkpoints
+        self.device = network.weights.device
+        self.class_weights = None if class_weights is None else torch.from_numpy(class_weights).to(self.device)
+        self.precision = choose_precision(method.precision, self.device.type)
+        self.per_epoch = train.steps_per_epoch(method.batch)
+        self.steps = method.epochs * self.per_epoch
+        self.optimiser = torch.optim.AdamW(
+            network.parameter_groups(
+                depth_decay=method.depth_decay, head_rate=method.head_rate, weight_decay=method.weight_decay
+            ),
+            lr=0.0,
+            fused=True,
+        )
+        self.averages = ParameterAverages(network, method.average_decay)
+        self.step, self.seconds_before, self.started = 0, 0.0, time.perf_counter()
+        self.losses: list[float] = []
+        self.candidates: list[Candidate] = []
+        self.best_weights: dict[str, Tensor] = {}
+
+    def run(self, note: Note, interrupts: Interrupts) -> FineTuned:
+        """Train to the last step, or until nothing gets better."""
+        if not self._resume():
+            self._compare()
+        saved = time.monotonic()
+        stopped = self._is_enough()
+        while self.step < self.steps and not stopped:
+            self._learn()
+            if self.step % self.per_epoch == 0:
+                self._compare()
+                stopped = self._is_enough()
+            note(self.step, self.steps, self._best())
+            if interrupts.pending is not None or time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                self._save()
+                saved = time.monotonic()
+                interrupts.raise_pending()
+        self.network.load_state_dict(self.best_weights)
+        return FineTuned(
+            network=self.network,
+            candidates=tuple(self.candidates),
+            best=self._best(),
+            steps=self.step,
+            seconds=self._seconds(),
+            stopped_early=self.step < self.steps,
+        )
+
+    def _learn(self) -> None:
+        """One step."""
+        method = self.method
+        activations, labels = self.train.batch(self.step, size=method.batch, seed=method.seed)
+        activations, labels = activations.to(self.device), labels.to(self.device)
+        others, share = self._partners(len(labels))
+        if share < 1:
+            activations = torch.lerp(activations[others], activations, share)
+        rate = method.schedule.at(self.step, steps=self.steps, steps_per_epoch=self.per_epoch)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate * group["rate_factor"]
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32):
+            logits = self.network(activations)
+        loss = share * self._loss(logits, labels) + (1 - share) * self._loss(logits, labels[others])
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+        self.averages.update()
+        self.losses.append(loss.item())
+        if not math.isfinite(self.losses[-1]):
+            raise TrainingError(
+                f"The loss is not a number in step {self.step} of fine-tuning, at a learning rate of {rate:.2g}; "
+                "a lower --rate may help"
+            )
+        self.step += 1
+
+    def _partners(self, count: int) -> tuple[Tensor, float]:
+        """With which images of the batch each one is mixed, and the share of its own."""
+        if not self.method.mixup:
+            return torch.arange(count), 1.0
+        draws = np.random.Generator(np.random.Philox(key=[self.method.seed, 1 << 32 | self.step]))
+        share = draws.beta(self.method.mixup, self.method.mixup)
+        return torch.from_numpy(draws.permutation(count)).to(self.device), float(max(share, 1 - share))
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(
+            logits.float(), labels, weight=self.class_weights, label_smoothing=self.method.label_smoothing
+        )
+
+    def _compare(self) -> None:
+        """Add the averaged weights to the candidates, and keep them if they are the best so far."""
+        with self.averages.applied():
+            right, loss = 0, 0.0
+            labels = torch.from_numpy(self.validation.labels.astype(np.int64))
+            logits = logits_of(self.network, self.validation)
+            right = int((logits.argmax(1) == labels).sum())
+            loss = float(functional.cross_entropy(logits, labels))
+            candidate = Candidate(
+                epoch=self.step // self.per_epoch,
+                right=right,
+                n=len(self.validation),
+                log_loss=loss,
+                training_loss=float(np.mean(self.losses)) if self.losses else None,
+            )
+            if not self.candidates or candidate.beats(self._best()):
+                self.best_weights = copy.deepcopy(self.network.state_dict())
+        self.candidates.append(candidate)
+        self.losses = []
+
+    def _best(self) -> Candidate:
+        best = self.candidates[0]
+        for candidate in self.candidates[1:]:
+            if candidate.beats(best):
+                best = candidate
+        return best
+
+    def _is_enough(self) -> bool:
+        return self.step // self.per_epoch - self._best().epoch >= self.method.patience
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def _save(self) -> None:
+        if self.checkpoints is None:
+            return
+        state: dict[str, Any] = {
+            "network": self.network.state_dict(),
+            "best": self.best_weights,
+            "averages": self.averages.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "candidates": [vars(candidate) for candidate in self.candidates],
+            "losses": self.losses,
+            "seconds": self._seconds(),
+        }
+        self.checkpoints.save(self.step, state)
+
+    def _resume(self) -> bool:
+        """Go on from the newest checkpoint that is whole, if there is one."""
+        checkpoint = self.checkpoints.newest() if self.checkpoints is not None else None
+        if checkpoint is None:
+            return False
+        state = checkpoint.state
+        self.network.load_state_dict(state["network"])
+        self.best_weights = state["best"]
+        self.averages.load_state_dict(state["averages"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.candidates = [Candidate(**values) for values in state["candidates"]]
+        self.losses, self.seconds_before = state["losses"], state["seconds"]
+        self.step = checkpoint.step
+        return True
+
+
+def logits_of(network: SuffixNetwork, examples: Examples) -> Tensor:
+    """Logits (n×K, float32 on the CPU) of the plain images, in float32 throughout."""
+    device = network.weights.device
+    with torch.inference_mode():
+        return torch.cat([network(batch.to(device)).cpu() for batch in examples.plain()])

@@ -1,0 +1,286 @@
+"""Fine-tuning as a part of the main job: which images validate, where it starts, and what becomes of it.
+
+The only module of this room that needs torch; it is imported where a cut before the features is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from quickstudy.backbones.autograd import GraphModule
+from quickstudy.backbones.backbone import Backbone
+from quickstudy.bottlenecks.extraction import Extraction
+from quickstudy.errors import ImageSetError
+from quickstudy.finetuning.examples import Examples
+from quickstudy.finetuning.loop import Candidate, FineTuned, fine_tune, logits_of
+from quickstudy.finetuning.method import Method
+from quickstudy.finetuning.network import SuffixNetwork, features_of, suffix_graph
+from quickstudy.heads.selection import Head, assign_folds, fit_head, fit_temperature
+from quickstudy.models.assemble import LinearHead, write_model
+from quickstudy.optimisation.checkpoints import Checkpoints
+from quickstudy.progress import Progress
+
+_MANY_IMAGES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What there is to learn, wherever the network is cut."""
+
+    train: Sequence[bytes]
+    """The training images, by content hash."""
+    labels: Mapping[bytes, int]
+    """Class number by content hash."""
+    validation: frozenset[bytes]
+    """Those of the training images that came as a validation split; where there are none, some are held out."""
+    classes: int
+    balanced: bool
+    """Weigh all classes the same."""
+    l2: float | None
+    """The linear head's regularisation; chosen by cross-validation where it is None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A suffix and a head, fine-tuned from one cut."""
+
+    net: Backbone
+    """Cut where training began."""
+    head: Head
+    """The linear head at its optimum, on the features of the network as it was before all fine-tuning."""
+    result: FineTuned
+    temperature: float
+    """What the logits are divided by to calibrate them on the validation images."""
+    validation_given: bool
+    """Whether the images came with a validation split."""
+    extraction: Extraction
+
+    @property
+    def is_better(self) -> bool:
+        """Whether training has made anything better on the validation images."""
+        return self.result.best.epoch > 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """What there is to say about it, as JSON values."""
+        result = self.result
+        return {
+            "cut": self.net.cut,
+            "epochs": [_describe(candidate) for candidate in result.candidates],
+            "best_epoch": result.best.epoch,
+            "start": _describe(result.candidates[0]),
+            "best": _describe(result.best),
+            "validation": "given" if self.validation_given else "held out",
+            "stopped_early": result.stopped_early,
+            "steps": result.steps,
+            "seconds": result.seconds,
+            "trained_parameters": sum(parameter.numel() for parameter in result.network.parameters()),
+        }
+
+
+@dataclass(frozen=True)
+class FineTunedClassifier:
+    """What has been learned by fine-tuning: the last stage that made anything better, and the others' story."""
+
+    kept: Stage
+    all_stages: tuple[Stage, ...]
+
+    @property
+    def head(self) -> Head:
+        """The linear head from which the first stage began."""
+        return self.kept.head
+
+    @property
+    def cut(self) -> str:
+        """Where freezing ended."""
+        return self.kept.net.cut
+
+    def stages(self) -> tuple[dict[str, Any], ...]:
+        """How fine-tuning went, as JSON values."""
+        return tuple(stage.to_dict() for stage in self.all_stages)
+
+    def classify(self, digests: list[bytes]) -> NDArray[np.intp]:
+        """The most probable class number of each image."""
+        none = np.zeros(len(digests), np.intp)
+        examples = Examples(digests=tuple(digests), labels=none, gather=self.kept.extraction.gather)
+        numbers: NDArray[np.intp] = logits_of(self.kept.result.network, examples).argmax(1).numpy()
+        return numbers
+
+    def write(self, path: Path, *, classes: Sequence[str], training: dict[str, Any]) -> None:
+        """Write it as a model, with the trained weights in the graph."""
+        network, temperature = self.kept.result.network, self.kept.temperature
+
+        def probabilities(activations: NDArray[np.float32]) -> NDArray[np.float64]:
+            with torch.inference_mode():
+                logits = network(torch.from_numpy(activations).to(network.weights.device)).double().cpu()
+            calibrated: NDArray[np.float64] = (logits / temperature).softmax(1).numpy()
+            return calibrated
+
+        weights, biases = (p.detach().cpu().numpy() / temperature for p in (network.weights, network.biases))
+        write_model(
+            path,
+            self.kept.net,
+            LinearHead(weights=weights.astype(np.float32), biases=biases.astype(np.float32)),
+            suffix=network.suffix.to_onnx(),
+            tail=probabilities,
+            classes=classes,
+            training=training,
+        )
+
+
+def fine_tune_in_stages(
+    nets: Sequence[Backbone],
+    extraction: Extraction,
+    extract_at: Callable[[Backbone], Extraction],
+    lesson: Lesson,
+    method: Method,
+    *,
+    cache: Path,
+    progress: Progress,
+) -> FineTunedClassifier:
+    """Fine-tune from one cut after the other, each from what the one before has come to, while it gets better.
+
+    Args:
+        nets: the backbone at each of its cuts; one, or several that go deeper and deeper.
+        extraction: has the activations at the first cut, for all images and views.
+        extract_at: makes those at another cut, when they are needed.
+        lesson: what there is to learn.
+        method: how to train.
+        cache: where checkpoints lie until a stage has ended.
+        progress: is told how far it is.
+
+    Raises:
+        ImageSetError: too few images to hold any out.
+    """
+    done: list[Stage] = []
+    for net in nets:
+        at = extract_at(net) if done else extraction
+        done.append(_stage(net, at, lesson, method, done[-1] if done else None, cache=cache, progress=progress))
+        if not done[-1].is_better:
+            break
+    kept = next((stage for stage in reversed(done) if stage.is_better), done[0])
+    return FineTunedClassifier(kept, tuple(done))
+
+
+def _stage(
+    net: Backbone,
+    extraction: Extraction,
+    lesson: Lesson,
+    method: Method,
+    before: Stage | None,
+    *,
+    cache: Path,
+    progress: Progress,
+) -> Stage:
+    """Begin with the head at its optimum, or with what the stage before has come to, and train all after the cut."""
+    validation = lesson.validation or _held_out(lesson.train, lesson.labels)
+    learned = _examples(extraction, [d for d in lesson.train if d not in validation], lesson.labels, extraction.views)
+    compared = _examples(extraction, [d for d in lesson.train if d in validation], lesson.labels, 0)
+    if not len(compared) or len(set(learned.labels)) < lesson.classes:
+        raise ImageSetError(
+            f"{len(lesson.train)} training images are too few to fine-tune: too few could be held out to tell whether "
+            "it helps. Add images, or leave out --cut"
+        )
+    suffix = GraphModule(suffix_graph(net))
+    if before is None:
+        head = fit_head(
+            features_of(suffix, learned.plain()),
+            learned.labels,
+            learned.digests,
+            classes=lesson.classes,
+            balanced=lesson.balanced,
+            l2=lesson.l2,
+        )
+        network = SuffixNetwork(suffix, head.weights, head.biases)
+    else:
+        head = before.head
+        network = before.result.network.deepened(suffix)
+    place = cache / "finetuning" / _identity(network, extraction, learned, compared, method, lesson)
+    progress.start(f"fine-tuning after {net.cut}", method.epochs * learned.steps_per_epoch(method.batch))
+    try:
+        result = fine_tune(
+            network,
+            learned,
+            compared,
+            method,
+            class_weights=_balancing(learned.labels, lesson.classes) if lesson.balanced else None,
+            checkpoints=Checkpoints(place, keep=1),
+            note=lambda step, _steps, best: progress.update(done=step, note=_shown(best)),
+        )
+    finally:
+        progress.finish()
+    shutil.rmtree(place, ignore_errors=True)
+    return Stage(
+        net=net,
+        head=head,
+        result=result,
+        temperature=fit_temperature(logits_of(network, compared).numpy(), compared.labels),
+        validation_given=bool(lesson.validation),
+        extraction=extraction,
+    )
+
+
+def held_out_folds(images: int) -> int:
+    """One of how many images validates where no validation split is given: a tenth, or a fifth of few."""
+    return 10 if images >= _MANY_IMAGES else 5
+
+
+def _held_out(train: Sequence[bytes], labels: Mapping[bytes, int]) -> frozenset[bytes]:
+    """Some images of each class, by content hash."""
+    numbers = np.array([labels[digest] for digest in train], np.intp)
+    folds = assign_folds(numbers, train, folds=held_out_folds(len(train)))
+    return frozenset(digest for digest, fold in zip(train, folds.tolist(), strict=True) if fold == 0)
+
+
+def _examples(extraction: Extraction, digests: Sequence[bytes], labels: Mapping[bytes, int], views: int) -> Examples:
+    numbers = np.array([labels[digest] for digest in digests], np.intp)
+    return Examples(digests=tuple(digests), labels=numbers, gather=extraction.gather, views=views)
+
+
+def _balancing(labels: NDArray[np.intp], classes: int) -> NDArray[np.float32]:
+    """Weights of classes, inverse to how many images they have, and 1 on average over the images."""
+    counts = np.bincount(labels, minlength=classes)
+    return (len(labels) / (classes * counts)).astype(np.float32)
+
+
+def _identity(
+    network: SuffixNetwork,
+    extraction: Extraction,
+    learned: Examples,
+    compared: Examples,
+    method: Method,
+    lesson: Lesson,
+) -> str:
+    """Of everything that decides what fine-tuning gives: only the same run goes on from a checkpoint."""
+    described = {
+        "source": extraction.source.spec.identity,
+        "views": extraction.views,
+        "distortions": asdict(extraction.distortions),
+        "method": method.to_dict(),
+        "balanced": lesson.balanced,
+        "images": [
+            [[digest.hex(), int(label)] for digest, label in zip(part.digests, part.labels, strict=True)]
+            for part in (learned, compared)
+        ],
+    }
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for parameter in network.parameters():
+        digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _describe(candidate: Candidate) -> dict[str, Any]:
+    return {**asdict(candidate), "accuracy": candidate.accuracy}
+
+
+def _shown(best: Candidate) -> str:
+    return f"best so far {100 * best.accuracy:.1f} % of {best.n:,} validation images (epoch {best.epoch})"

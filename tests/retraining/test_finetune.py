@@ -1,0 +1,207 @@
+"""Retraining from a cut before the features: what is kept, what must not move, stages, budgets, kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from quickstudy.backbones.backbone import Backbone
+from quickstudy.backbones.graph import keep_until
+from quickstudy.backbones.runtime import Prefix
+from quickstudy.errors import BackboneError, ImageSetError, PlanError
+from quickstudy.finetuning import costs
+from quickstudy.finetuning.method import Method
+from quickstudy.models.assemble import fingerprint_of
+from quickstudy.models.model import load
+from quickstudy.retraining import finetune
+from quickstudy.retraining.result import RetrainResult
+from quickstudy.retraining.retrain import retrain
+from small_backbones import add_small_backbone
+
+METHOD = Method.of(epochs=6, rate=3e-3)
+
+
+@pytest.fixture
+def small(cache: Path) -> Backbone:
+    return add_small_backbone(cache)
+
+
+def run(photos: Path, cache: Path, output: Path, **options: object) -> RetrainResult:
+    settings = {"cut": "block_1", "method": METHOD} | options
+    return retrain(photos, output, backbone="small", cache=cache, **settings)
+
+
+def test_from_photos_to_a_model_that_predicts_what_was_evaluated(
+    small: Backbone, photos: Path, cache: Path, tmp_path: Path
+) -> None:
+    result = run(photos, cache, tmp_path / "m.onnx")
+    (stage,) = result.tuning
+    assert (result.cut, result.views, stage["cut"], stage["validation"]) == ("block_1", 1, "block_1", "held out")
+    assert [epoch["epoch"] for epoch in stage["epochs"]] == list(range(METHOD.epochs + 1))
+    assert stage["best"]["right"] >= stage["start"]["right"]
+    assert result.test is not None
+    model = load(tmp_path / "m.onnx")
+    assert model.verify() < 1e-5
+    lock = json.loads((tmp_path / "quickstudy.lock.json").read_text())
+    assert "test" in json.dumps(lock)
+    evaluated = result.test.score
+    from quickstudy.images.identity import read_image_file
+
+    tests = [p for p in sorted(photos.rglob("*.jpg")) if f'"{read_image_file(p)[1].hex()}": "test"' in json.dumps(lock)]
+    assert len(tests) == evaluated.n
+    assert sum(a == p.parent.name for a, p in zip(model.predict(tests), tests, strict=True)) == evaluated.right
+    assert not list(cache.glob("finetuning/*"))
+    described = model.metadata["training"]["fine_tuning"][0]
+    assert described["best"] == stage["best"]
+
+
+def test_what_was_frozen_has_not_moved_and_what_follows_has(
+    small: Backbone, photos: Path, cache: Path, tmp_path: Path
+) -> None:
+    run(photos, cache, tmp_path / "m.onnx", method=Method.of(epochs=12, rate=5e-3))
+    merged, before = onnx.load(tmp_path / "m.onnx"), onnx.load(small.path)
+    shape = small.at("block_1").cut_shape
+    prefix = keep_until(before, "block_1", shape)
+    assert fingerprint_of(keep_until(merged, "block_1", shape)) == fingerprint_of(prefix)
+    recorded = json.loads({p.key: p.value for p in merged.metadata_props}["quickstudy.backbone"])
+    assert recorded["prefix_sha256"] == fingerprint_of(prefix)
+    assert recorded["cut"] == "block_1"
+    onnx.checker.check_model(merged, full_check=True)
+
+
+def test_the_merged_graph_gives_what_torch_gives(
+    small: Backbone, photos: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+    original = finetune.write_model
+
+    def spy(path: Path, net: Backbone, head: object, **options: object) -> None:
+        seen.update(net=net, tail=options["tail"])
+        original(path, net, head, **options)
+
+    monkeypatch.setattr(finetune, "write_model", spy)
+    run(photos, cache, tmp_path / "m.onnx")
+    net = seen["net"]
+    pixels = np.random.Generator(np.random.PCG64(9)).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    expected = seen["tail"](Prefix(net, net.cut, net.cut_shape)(pixels))
+    found = load(tmp_path / "m.onnx").predict_proba(list(pixels))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_second_time_nothing_passes_through_the_prefix(
+    small: Backbone, photos: Path, cache: Path, tmp_path: Path
+) -> None:
+    first = run(photos, cache, tmp_path / "a.onnx")
+    second = run(photos, cache, tmp_path / "b.onnx")
+    assert (first.computed, first.cached) == (72, 0)
+    assert (second.computed, second.cached) == (0, 72)
+    assert first.tuning[0]["epochs"] == second.tuning[0]["epochs"]
+    assert first.test == second.test
+
+
+def test_a_given_validation_split_validates_and_is_not_trained_on(
+    small: Backbone, photos: Path, cache: Path, tmp_path: Path
+) -> None:
+    for split, numbers in (("train", range(6)), ("validation", range(6, 9)), ("test", range(9, 12))):
+        for name in ("checks", "discs", "stripes"):
+            (tmp_path / "given" / split / name).mkdir(parents=True)
+            for number in numbers:
+                shutil.copy(photos / name / f"{number:02}.jpg", tmp_path / "given" / split / name)
+    result = run(tmp_path / "given", cache, tmp_path / "m.onnx")
+    (stage,) = result.tuning
+    assert (stage["validation"], stage["start"]["n"]) == ("given", 9)
+    assert stage["steps"] == METHOD.epochs  # 18 images, in one batch
+    assert result.test is not None
+    assert result.test.score.n == 9
+
+
+def test_going_deeper_step_by_step_keeps_the_last_stage_that_helped(
+    small: Backbone, photos: Path, cache: Path, tmp_path: Path
+) -> None:
+    result = run(photos, cache, tmp_path / "m.onnx", cut="features", progressive=True)
+    cuts = [stage["cut"] for stage in result.tuning]
+    order = [cut.name for cut in small.cuts]
+    assert [order.index(cut) for cut in cuts] == sorted((order.index(cut) for cut in cuts), reverse=True)
+    helped = [stage["best_epoch"] > 0 for stage in result.tuning]
+    assert all(helped[:-1])
+    assert result.cut == (cuts[-1] if helped[-1] else cuts[max(len(cuts) - 2, 0)])
+    for before, after in zip(result.tuning, result.tuning[1:], strict=False):
+        assert after["start"]["right"] == before["best"]["right"]
+        assert after["trained_parameters"] > before["trained_parameters"]
+    load(tmp_path / "m.onnx").verify()
+
+
+def test_a_budget_chooses_what_fits_and_says_what_was_predicted(
+    small: Backbone, photos: Path, cache: Path, tmp_path: Path
+) -> None:
+    result = run(photos, cache, tmp_path / "m.onnx", cut="features", budget_seconds=120)
+    assert result.plan is not None
+    assert result.plan["cut"] == result.cut == "stem"
+    assert result.plan["seconds"] <= 120
+    assert result.plan["views"] == result.views
+    assert len(result.tuning[0]["epochs"]) <= result.plan["epochs"] + 1
+    with pytest.raises(PlanError, match=r"No fine-tuning fits 2 s; "):
+        run(photos, cache, tmp_path / "m.onnx", cut="features", budget_seconds=2)
+
+
+def test_costs_grow_before_the_cut_and_fall_behind_it(small: Backbone) -> None:
+    found = costs.measure_costs(small, batch=4)
+    assert [cost.cut.name for cost in found] == [cut.name for cut in small.cuts]
+    assert [cost.trainable for cost in found] == [True] * 3 + [False] * 2
+    prefix = [cost.prefix_seconds for cost in found]
+    training = [cost.training_seconds for cost in found]
+    assert prefix == sorted(prefix)
+    assert training == sorted(training, reverse=True)
+    assert found[-1].evaluation_seconds == 0
+
+
+def test_mistakes_are_named_with_a_way_out(small: Backbone, photos: Path, cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match="'small' cannot be cut at 'block_9'; its cuts are: stem, block_1, block_2"):
+        run(photos, cache, tmp_path / "m.onnx", cut="block_9")
+    for path in sorted(photos.rglob("*.jpg")):
+        if int(path.stem) > 1:
+            path.unlink()
+    with pytest.raises(ImageSetError, match="too few to fine-tune"):
+        run(photos, cache, tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_kill_nine_in_the_midst_and_the_same_command_again(
+    small: Backbone, photos: Path, cache: Path, tmp_path: Path
+) -> None:
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from quickstudy.finetuning import loop; loop._CHECKPOINT_SECONDS = 0.0\n"
+        "from quickstudy.finetuning.method import Method; from quickstudy.retraining.retrain import retrain\n"
+        "retrain(sys.argv[1], sys.argv[2], backbone='small', cut='block_1', cache=sys.argv[3],\n"
+        "        method=Method.of(epochs=int(sys.argv[4]), rate=3e-3))\n"
+    )
+    epochs = "300"
+    command = [sys.executable, "-c", script, str(photos), str(tmp_path / "m.onnx"), str(cache), epochs]
+    process = subprocess.Popen(command)
+    try:
+        while process.poll() is None and not list(cache.glob("finetuning/*/step-*.pt")):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+    saved = max(int(path.stem.removeprefix("step-")) for path in cache.glob("finetuning/*/step-*.pt"))
+    assert saved > 0
+    subprocess.run(command, check=True)
+    model = load(tmp_path / "m.onnx")
+    model.verify()
+    described = model.metadata["training"]["fine_tuning"][0]
+    assert described["steps"] >= saved
+    assert not list(cache.glob("finetuning/*"))
