@@ -346,3 +346,25 @@ def test_a_preprocessing_with_three_deviations(tmp_path: Path) -> None:
     given = (images / 255 * 2 - [0.1, 0.2, 0.3]) / [1, 2, 4]
     expected = softmax(run(tmp_path / "net.onnx", output, given.transpose(0, 3, 1, 2).astype(np.float32)))
     np.testing.assert_allclose(probabilities(imported, images), expected, atol=1e-6)
+
+
+def test_any_damage_is_refused_or_harmless(tmp_path: Path) -> None:
+    """Bytes of everything but the weights, changed at random: names, operators, shapes, versions, lengths."""
+    net, output = classifier()
+    path = net.save(tmp_path / "net.onnx", output)
+    whole = path.read_bytes()
+    places = np.ones(len(whole), bool)
+    for tensor in onnx.load(path).graph.initializer:
+        start = whole.find(tensor.raw_data)
+        places[start : start + len(tensor.raw_data)] = False
+    draws, harmless = np.random.Generator(np.random.PCG64(0)), 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[draws.choice(np.flatnonzero(places))] = draws.integers(256)
+        path.write_bytes(damaged)
+        try:
+            check(import_onnx(path, preprocessing=NONE))
+            harmless += 1
+        except BackboneError:
+            pass
+    assert 0 < harmless < 150

@@ -106,7 +106,7 @@ def test_training_helps_here_and_the_best_is_kept(world: World, fresh: Callable[
     logits = logits_of(network, world.validation)
     assert int((logits.argmax(1).numpy() == world.validation.labels).sum()) == best.right
     assert result.network is network
-    assert result.linear is first
+    assert result.start is first
 
 
 def test_where_training_harms_the_linear_head_stays(world: World, fresh: Callable[[], SuffixNetwork]) -> None:

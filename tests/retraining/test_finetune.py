@@ -107,6 +107,7 @@ def test_the_second_time_nothing_passes_through_the_prefix(
     assert (second.computed, second.cached) == (0, 72)
     assert first.tuning[0]["epochs"] == second.tuning[0]["epochs"]
     assert first.test == second.test
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
 def test_a_given_validation_split_validates_and_is_not_trained_on(

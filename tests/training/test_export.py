@@ -30,6 +30,7 @@ VARIANTS: dict[str, tuple[Recipe, dict[str, object], int]] = {
     "local": (CLASSIC, {"top": "local"}, 3),
     "bottleneck": (CLASSIC, {"bottleneck": 16, "average_decay": 0, "normalisation": "batch_norm"}, 3),
     "fast, mirrored": (FAST, {}, 3),
+    "fast, mirrored and shifted": (FAST, {"shifted_test": 1}, 3),
     "fast, grey": (FAST, {"whitening": "off", "mirrored_test": "off", "standardise": "image"}, 1),
 }
 
@@ -50,7 +51,8 @@ def torch_probabilities(recipe: Recipe, run: Path, data: TrainingData) -> np.nda
     if values["averages"] is not None:
         state.network.load_state_dict({**state.network.state_dict(), **values["averages"]["averages"]})
     moments = data.facts.moments
-    logits = logits_of(state.network, undistorted(data.test, recipe, moments), mirrored=recipe.mirrored_test)
+    batches = undistorted(data.test, recipe, moments)
+    logits = logits_of(state.network, batches, mirrored=recipe.mirrored_test, shifted=recipe.shifted_test)
     return logits.softmax(1).numpy()
 
 

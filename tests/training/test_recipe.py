@@ -40,7 +40,7 @@ def test_the_classic_recipe_is_the_tutorials() -> None:
         "data": "cifar10", "steps": 60_000, "batch": 128, "momentum": 0, "nesterov": False, "weight_decay": 0.004,
         "label_smoothing": 0, "average_decay": 0.9999, "average_every": 1, "precision": "float32", "crop": 24, "pad": 0,
         "flip": True, "alternate": False, "brightness": 63, "contrast": (0.2, 1.8), "standardise": "image",
-        "mirrored_test": False, "validation": 0,
+        "mirrored_test": False, "shifted_test": 0, "validation": 0,
     }  # fmt: skip
     assert {name: CLASSIC.options()[name] for name in expected} == expected
 
@@ -78,7 +78,7 @@ CHANGED: dict[str, Any] = {
     "label_smoothing": 0.25, "average_decay": 0.5, "average_every": 3, "precision": "bfloat16", "crop": 16, "pad": 3,
     "flip": False, "alternate": True, "brightness": 31.5, "contrast": (0.5, 1.5), "standardise": "none", "rate": 0.375,
     "activation": "tanh", "method": "adam", "muon_momentum": 0.5, "head_rate": 0.5, "compiled": True,
-    "random_crop": False, "seconds": 2.5, "evaluate_steps": 3, "target": 0.5,
+    "random_crop": False, "seconds": 2.5, "evaluate_steps": 3, "target": 0.5, "shifted_test": 2,
 }  # fmt: skip
 _FAST: dict[str, Any] = {
     "widths": (8, 16), "convolutions": 4, "residual": False, "whitening": False, "directions": 4, "logit_scale": 0.5,

@@ -38,8 +38,8 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         _check_text(model)
     except Exception:  # protobuf's own kinds
         raise BackboneError(f"'{path}' is not an ONNX file, or it is damaged or cut short") from None
-    if not model.graph.node or not model.opset_import:
-        raise BackboneError(f"'{path}' is not an ONNX file, or it is cut short: it has no graph or no opset")
+    if not model.graph.node or not model.graph.output or not model.opset_import:
+        raise BackboneError(f"'{path}' is not an ONNX file, or it is cut short: it has no graph, outputs or opset")
     _normalise_domains(model)
     _check_operators(model, path)
     _embed_external_data(model, path)

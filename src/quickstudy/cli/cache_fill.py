@@ -46,6 +46,7 @@ def fill(
         ),
     ],
     backbone: Annotated[str, typer.Option(help="The pretrained network.")] = "efficientnet_lite0",
+    cut: Annotated[str, typer.Option(help="Where freezing ends; backbone show lists the cuts.")] = "features",
     views: Annotated[
         int, typer.Option(min=0, help="Distorted views an image besides the plain one, as retrain distorts by default.")
     ] = 0,
@@ -75,7 +76,9 @@ def fill(
         from quickstudy.cli.extras import require
 
         require("ray", extra="ray")
-    filled = _fill(images, ray, backbone=backbone, views=views, dtype=dtype, store=store, cache=cache, quiet=quiet)
+    filled = _fill(
+        images, ray, backbone=backbone, cut=cut, views=views, dtype=dtype, store=store, cache=cache, quiet=quiet
+    )
     if as_json:
         json.dump(filled.to_dict(), sys.stdout, indent=1)
         print()
@@ -88,6 +91,7 @@ def _fill(
     address: str | None,
     *,
     backbone: str,
+    cut: str,
     views: int,
     dtype: Dtype,
     store: str | None,
@@ -112,7 +116,7 @@ def _fill(
     with connected(address) if address is not None else nullcontext():
         found = load_image_set(images)
         paths = [file.path for file in found.files]
-        net, progress = load_backbone(backbone, folder), progress_for(quiet=quiet)
+        net, progress = load_backbone(backbone, folder).at(cut), progress_for(quiet=quiet)
         done: Extraction | ClusterExtraction
         if address is not None:
             done = extract_on_cluster(paths, net, place, views=views, dtype=dtype.value, progress=progress)

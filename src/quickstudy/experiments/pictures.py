@@ -20,6 +20,7 @@ from quickstudy.experiments.results import Row, median
 from quickstudy.experiments.study import CASE, Study
 from quickstudy.files import write_bytes_atomically
 
+_STYLES = ("-", "--", ":", "-.")  # where there are more lines than colours
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 """Told apart by everybody (Okabe & Ito, 2008)."""
 _MARKERS = "osD^vPX*"
@@ -166,6 +167,7 @@ def _learning_curves(study: Study, layout: Layout, rows: Sequence[Row]) -> Figur
                 axes.plot(
                     row.curve.steps, [100 * value for value in row.curve.precision], label=label,
                     color=_COLOURS[number % len(_COLOURS)], linewidth=1.2, alpha=0.9,
+                    linestyle=_STYLES[number // len(_COLOURS) % len(_STYLES)],
                 )  # fmt: skip
         axes.set_xlabel("step")
         _plain_log(axes.set_xscale, axes.xaxis)

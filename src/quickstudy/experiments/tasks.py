@@ -172,8 +172,7 @@ class Retraining:
             raise RecipeError("A retraining needs images; name them with --set data=photos/")
         if not Path(self.data).exists():
             raise RecipeError(f"data is '{self.data}'; there is no such file or folder")
-        if self.epochs < 1 or not self.rate > 0:
-            raise RecipeError(f"epochs is {self.epochs} and rate is {self.rate:g}; expected 1 or more, and more than 0")
+        Method.of(epochs=self.epochs, rate=self.rate)
         if self.views < 0 or self.l2 < 0:
             raise RecipeError(f"views is {self.views} and l2 is {self.l2:g}; expected 0 or more")
 

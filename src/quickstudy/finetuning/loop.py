@@ -36,7 +36,7 @@ class Candidate:
     """The network after an epoch, on the validation images."""
 
     epoch: int
-    """0: before the first step, with the linear head as it was fitted."""
+    """0: before the first step."""
     right: int
     n: int
     log_loss: float
@@ -60,7 +60,7 @@ class FineTuned:
 
     network: SuffixNetwork
     candidates: tuple[Candidate, ...]
-    """One an epoch, the linear head first."""
+    """Before the first step, and after each epoch."""
     best: Candidate
     steps: int
     """Made, by all processes that took part one after the other."""
@@ -69,8 +69,8 @@ class FineTuned:
     stopped_early: bool
 
     @property
-    def linear(self) -> Candidate:
-        """What the linear head gave."""
+    def start(self) -> Candidate:
+        """What the network gave before the first step."""
         return self.candidates[0]
 
 
@@ -208,16 +208,13 @@ class _Training:
     def _compare(self) -> None:
         """Add the averaged weights to the candidates, and keep them if they are the best so far."""
         with self.averages.applied():
-            right, loss = 0, 0.0
             labels = torch.from_numpy(self.validation.labels.astype(np.int64))
             logits = logits_of(self.network, self.validation)
-            right = int((logits.argmax(1) == labels).sum())
-            loss = float(functional.cross_entropy(logits, labels))
             candidate = Candidate(
                 epoch=self.step // self.per_epoch,
-                right=right,
+                right=int((logits.argmax(1) == labels).sum()),
                 n=len(self.validation),
-                log_loss=loss,
+                log_loss=float(functional.cross_entropy(logits, labels)),
                 training_loss=float(np.mean(self.losses)) if self.losses else None,
             )
             if not self.candidates or candidate.beats(self._best()):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from quickstudy.errors import RecipeError
 from quickstudy.optimisation.schedules import OneCycle
 
 VIEWS = 1
@@ -38,8 +40,16 @@ class Method:
 
     @staticmethod
     def of(*, epochs: int | None = None, rate: float | None = None) -> Method:
-        """The usual method, with other values for what is given."""
+        """The usual method, with other values for what is given.
+
+        Raises:
+            RecipeError: a value cannot be used.
+        """
         usual = Method()
+        if epochs is not None and epochs < 1:
+            raise RecipeError(f"epochs is {epochs}; expected 1 or more")
+        if rate is not None and not 0 < rate < math.inf:
+            raise RecipeError(f"rate is {rate:g}; expected a positive number, such as {usual.schedule.rate:g}")
         schedule = usual.schedule if rate is None else replace(usual.schedule, rate=rate)
         return replace(usual, epochs=usual.epochs if epochs is None else epochs, schedule=schedule)
 

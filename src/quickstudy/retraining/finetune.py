@@ -77,7 +77,7 @@ class Stage:
             "cut": self.net.cut,
             "epochs": [_describe(candidate) for candidate in result.candidates],
             "best_epoch": result.best.epoch,
-            "start": _describe(result.candidates[0]),
+            "start": _describe(result.start),
             "best": _describe(result.best),
             "validation": "given" if self.validation_given else "held out",
             "stopped_early": result.stopped_early,

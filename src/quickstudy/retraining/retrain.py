@@ -314,6 +314,7 @@ def _describe_training(
         "l2": learned.head.l2,
         "temperature": learned.head.temperature,
         "cross_validation": _cross_validated(learned.head).to_dict(),
-        "fine_tuning": list(learned.stages()),
+        # Without what differs from run to run.
+        "fine_tuning": [{k: v for k, v in stage.items() if k != "seconds"} for stage in learned.stages()],
         "test": evaluation.score.to_dict() if evaluation else None,
     }

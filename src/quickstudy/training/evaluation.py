@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from quickstudy.images.pixels import PixelSet
 from quickstudy.retraining.evaluation import Evaluation, score_predictions
@@ -29,21 +30,37 @@ def logits_of(
     batches: Iterable[Tensor],
     *,
     mirrored: bool = False,
+    shifted: int = 0,
     precision: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The logits of all images in `batches`, N×classes in float32 on the CPU.
-
-    With `mirrored`, they are averaged with the mirror images'.
-    """
+    """The logits of all images in `batches`, N×classes in float32 on the CPU; see `averaged_logits`."""
     device = next(network.parameters()).device
-    rows = []
     with evaluating(network), torch.autocast(device.type, precision, enabled=precision is not torch.float32):
-        for images in batches:
-            logits = network(images).float()
-            if mirrored:
-                logits = (logits + network(images.flip(-1)).float()) / 2
-            rows.append(logits.cpu())
+        rows = [averaged_logits(network, images, mirrored=mirrored, shifted=shifted).cpu() for images in batches]
     return torch.cat(rows)
+
+
+def averaged_logits(network: nn.Module, images: Tensor, *, mirrored: bool, shifted: int) -> Tensor:
+    """Logits (N×classes, float32) of images (N×C×S×S): means over an image and what else it could have looked like.
+
+    Args:
+        network: in evaluation mode.
+        images: as it takes them.
+        mirrored: average with the mirror image.
+        shifted: average with copies that are shifted by so many pixels, borders mirrored (Jordan, 2024,
+            arXiv:2404.00498, whose weights these are).
+    """
+
+    def logits_at(view: Tensor) -> Tensor:
+        logits: Tensor = network(view).float()
+        return (logits + network(view.flip(-1)).float()) / 2 if mirrored else logits
+
+    logits, side = logits_at(images), images.shape[-1]
+    if not shifted:
+        return logits
+    wider = functional.pad(images, [shifted] * 4, mode="reflect")
+    copies = [logits_at(wider[:, :, at : at + side, at : at + side]) for at in (0, 2 * shifted)]
+    return logits / 2 + (copies[0] + copies[1]) / 4
 
 
 def evaluate_state(
@@ -66,6 +83,7 @@ def evaluate_state(
             state.network,
             batches,
             mirrored=recipe.mirrored_test,
+            shifted=recipe.shifted_test,
             precision=state.precision,
         )
     return evaluate_logits(logits, data)

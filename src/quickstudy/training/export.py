@@ -21,7 +21,7 @@ from quickstudy.images.decoding import InputSpec
 from quickstudy.models.assemble import save_model
 from quickstudy.models.golden import GOLDEN_TOLERANCE, golden_images
 from quickstudy.training.data import DataFacts
-from quickstudy.training.evaluation import evaluating
+from quickstudy.training.evaluation import averaged_logits, evaluating
 from quickstudy.training.folder import RunFolder
 from quickstudy.training.recipe import Recipe
 from quickstudy.training.state import TrainingState
@@ -97,7 +97,7 @@ class _Classifier(nn.Module):
 
     def __init__(self, network: nn.Module, recipe: Recipe, facts: DataFacts) -> None:
         super().__init__()
-        self.network, self.mirrored = network, recipe.mirrored_test
+        self.network, self.mirrored, self.shifted = network, recipe.mirrored_test, recipe.shifted_test
         self.distortions, self.facts = recipe.distortions, facts
         self.register_buffer("grey", torch.tensor(_GREY).reshape(1, 3, 1, 1))
         self.register_buffer("mean", torch.tensor(facts.moments.mean).reshape(1, -1, 1, 1))
@@ -118,9 +118,7 @@ class _Classifier(nn.Module):
             x = (x - self.mean) / self.deviation
         else:
             x = x / 255
-        logits = self.network(x)
-        if self.mirrored:
-            logits = (logits + self.network(x.flip(3))) / 2
+        logits = averaged_logits(self.network, x, mirrored=self.mirrored, shifted=self.shifted)
         probabilities: Tensor = logits.softmax(dim=1)
         return probabilities
 

@@ -75,6 +75,9 @@ class Recipe:
     """Precision at which such an evaluation ends the run; 0: none does."""
     mirrored_test: bool = False
     """Evaluate, and export, the mean over an image and its mirror image."""
+    shifted_test: int = 0
+    """Evaluate, and export, the mean over an image (half the weight) and two copies of it, shifted by so many pixels to
+    the upper left and the lower right (a quarter each); 0: no copies."""
     seed: int = 0
 
     def total_steps(self, images: int) -> int:
@@ -153,6 +156,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "seconds": (0, math.inf),
     "evaluate_steps": (0, math.inf),
     "target": (0, 1),
+    "shifted_test": (0, 7),
     "rate": (0, math.inf),
     "momentum": (0, 1),
     "weight_decay": (0, math.inf),
@@ -193,7 +197,14 @@ _FAST = Recipe(
     mirrored_test=True,
 )  # fmt: skip
 _WIDE = FastNetwork(widths=(64, 256, 256))
-_LONG = dataclasses.replace(_FAST, name="cifar10-long", network=_WIDE, epochs=20)
+_LONG = dataclasses.replace(
+    _FAST,
+    name="cifar10-long",
+    network=dataclasses.replace(_WIDE, directions=12),
+    distortions=dataclasses.replace(_FAST.distortions, pad=4),
+    epochs=24,
+    shifted_test=1,
+)
 _GPU = dataclasses.replace(
     _FAST,
     name="cifar10-gpu",

@@ -1,0 +1,77 @@
+"""Fine-tuning from the command line: what it prints, what it takes from the store, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from small_backbones import add_small_backbone
+
+COMMAND = str(Path(sys.executable).parent / "quickstudy")
+
+
+@pytest.fixture
+def folder(photos: Path) -> Path:
+    add_small_backbone(photos.parent / "cache")
+    return photos.parent
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "QUICKSTUDY_CACHE": str(folder / "cache"), "COLUMNS": "100"}
+    return subprocess.run(
+        [COMMAND, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_the_summary_tells_the_story_epoch_by_epoch(folder: Path) -> None:
+    filled = run(folder, "cache", "fill", "photos/", "--backbone", "small", "--cut", "block_1", "--views", "1")
+    assert "72 forward passes" in filled.stdout, filled.stderr
+    done = run(folder, "retrain", "photos/", "--backbone", "small", "--cut", "block_1", "--epochs", "3")
+    assert done.returncode == 0, done.stderr
+    out = done.stdout
+    assert "0 forward passes, 72 bottlenecks from the store" in out
+    assert re.search(r"Fine-tuned all that follows 'block_1': [\d,]+ parameters\n  epoch  training loss", out)
+    lines = re.findall(r"^ +(\d) +(–|\d+\.\d{3}) +\d+\.\d{3} +\d+\.\d %(  kept)?$", out, re.MULTILINE)
+    assert [line[0] for line in lines] == ["0", "1", "2", "3"]
+    assert [line[1] == "–" for line in lines] == [True, False, False, False]
+    assert sum(bool(line[2]) for line in lines) == 1
+    assert re.search(r"Validation, linear head   \d+\.\d %.*\nValidation, fine-tuned    \d+\.\d %", out)
+    assert "Cross-validated accuracy" not in out
+    assert run(folder, "predict", "photos.onnx", "photos/discs/01.jpg").returncode == 0
+
+
+def test_json_has_the_plan_and_the_stages(folder: Path) -> None:
+    done = run(folder, "retrain", "photos/", "--backbone", "small", "--budget", "2m", "--disk", "1GB", "--json")
+    values = json.loads(done.stdout)
+    assert values["plan"]["cut"] == values["cut"] == values["fine_tuning"][0]["cut"]
+    assert values["plan"]["disk_bytes"] <= 1e9
+    shown = run(folder, "retrain", "photos/", "--backbone", "small", "--budget", "2m")
+    assert re.search(r"Planned: cut 'stem', \d views, \d+ epochs, \d+ s; it took \d+ s", shown.stdout)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--cut", "block_7"],
+            "'small' cannot be cut at 'block_7'; its cuts are: stem, block_1, block_2, head, features",
+        ),
+        (["--budget", "soon"], "'soon' is no time; expected such as 90s, 3m or 1h30m"),
+        (["--budget", "3m", "--disk", "much"], "'much' is no size; expected such as 500MB or 2GB"),
+        (["--budget", "1s"], "No fine-tuning fits 1 s; "),
+        (["--budget", "3m", "--cut", "block_1"], "--budget chooses cut, views and epochs itself"),
+        (["--disk", "2GB"], "--disk goes with --budget"),
+        (["--cut", "block_1", "--rate", "-1"], "rate is -1"),
+    ],
+)
+def test_mistakes(folder: Path, options: list[str], message: str) -> None:
+    done = run(folder, "retrain", "photos/", "--backbone", "small", *options)
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.replace("│", " ").split())
+    assert not (folder / "photos.onnx").exists()
