@@ -71,11 +71,11 @@ def main() -> None:
 def _epoch(photos: Path, name: str, cuts: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder)
-        whole = load_backbone(name, cache)
+        uncut = load_backbone(name, cache)
         paths = [file.path for file in load_image_set(photos).files][::3][:_IMAGES]
         rows = []
         for cut in cuts:
-            net = whole.at(cut)
+            net = uncut.at(cut)
             extraction = extract(paths, net, Store(cache / "bottlenecks"), views=1)
             digests = tuple(digest for digest in extraction.digests if digest is not None)
             prefix = _TorchPrefix(net, dict(zip(digests, paths, strict=True)))

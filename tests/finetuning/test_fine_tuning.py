@@ -102,7 +102,8 @@ def test_training_helps_here_and_the_best_is_kept(world: World, fresh: Callable[
     result = fine_tune(network, world.train, world.validation, replace(Method.of(epochs=30, rate=1e-2), batch=16))
     first, best = result.candidates[0], result.best
     assert best.right > first.right
-    assert all(not candidate.beats(best) for candidate in result.candidates)
+    assert best.right == max(candidate.right for candidate in result.candidates)
+    assert all(later.right < best.right for later in result.candidates[best.epoch + 1 :])
     logits = logits_of(network, world.validation)
     assert int((logits.argmax(1).numpy() == world.validation.labels).sum()) == best.right
     assert result.network is network

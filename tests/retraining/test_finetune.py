@@ -133,7 +133,7 @@ def test_going_deeper_step_by_step_keeps_the_last_stage_that_helped(
     cuts = [stage["cut"] for stage in result.tuning]
     order = [cut.name for cut in small.cuts]
     assert [order.index(cut) for cut in cuts] == sorted((order.index(cut) for cut in cuts), reverse=True)
-    helped = [stage["best_epoch"] > 0 for stage in result.tuning]
+    helped = [stage["best"]["right"] > stage["start"]["right"] for stage in result.tuning]
     assert all(helped[:-1])
     assert result.cut == (cuts[-1] if helped[-1] else cuts[max(len(cuts) - 2, 0)])
     for before, after in zip(result.tuning, result.tuning[1:], strict=False):

@@ -63,11 +63,12 @@ def import_keras(
     arguments = {"include_top": top, "input_shape": (size, size, 3)}
     if classes is not None and top:
         arguments["classes"] = len(classes)
-    if weights is None:
-        model = with_own_weights(application, **arguments)
-    else:
-        model = with_weights_of(weights, application, **arguments)
-    imported = import_keras_model(model, preprocessing=_preprocessing_of(application), classes=classes)
+    with keras.device("cpu"):
+        if weights is None:
+            model = with_own_weights(application, **arguments)
+        else:
+            model = with_weights_of(weights, application, **arguments)
+        imported = import_keras_model(model, preprocessing=_preprocessing_of(application), classes=classes)
     name = application.__name__
     return replace(
         imported,

@@ -36,6 +36,8 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     try:
         model: onnx.ModelProto = onnx.ModelProto.FromString(path.read_bytes())
         _check_text(model)
+    except OSError as error:
+        raise BackboneError(f"Cannot read '{path}': {error.strerror}") from None
     except Exception:  # protobuf's own kinds
         raise BackboneError(f"'{path}' is not an ONNX file, or it is damaged or cut short") from None
     if not model.graph.node or not model.graph.output or not model.opset_import:

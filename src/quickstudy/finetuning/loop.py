@@ -1,7 +1,8 @@
 """Fine-tuning: starts from the optimum of the linear head and can only get better on the validation images.
 
-The weights before the first step are a candidate like those after each epoch, and the best candidate is kept. A killed
-run goes on from its newest checkpoint, to the same weights to the bit: what a step sees is a function of its number.
+The weights before the first step are a candidate like those after each epoch, and the best candidate is kept, the latest
+of equals. A killed run goes on from its newest checkpoint, to the same weights to the bit: what a step sees is a function
+of its number.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ class Candidate:
         """Share of validation images that are classified right."""
         return self.right / self.n
 
-    def beats(self, other: Candidate) -> bool:
-        """Whether more is right, or as much with a lower log loss."""
-        return (self.right, -self.log_loss) > (other.right, -other.log_loss)
+    def beats(self, earlier: Candidate) -> bool:
+        """Whether at least as much is right: of two that cannot be told apart, the one that has learned longer."""
+        return self.right >= earlier.right
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,7 @@ class Stage:
     @property
     def is_better(self) -> bool:
         """Whether training has made anything better on the validation images."""
-        return self.result.best.epoch > 0
+        return self.result.best.right > self.result.start.right
 
     def to_dict(self) -> dict[str, Any]:
         """What there is to say about it, as JSON values."""
