@@ -1,8 +1,8 @@
 """Fine-tuning: starts from the optimum of the linear head and can only get better on the validation images.
 
-The weights before the first step are a candidate like those after each epoch, and the best candidate is kept, the latest
-of equals. A killed run goes on from its newest checkpoint, to the same weights to the bit: what a step sees is a function
-of its number.
+The weights before the first step are a candidate like those after each epoch, and the best candidate is kept, the
+latest of equals. A killed run goes on from its newest checkpoint, to the same weights to the bit: what a step sees is a
+function of its number.
 """
 
 from __future__ import annotations
