@@ -3,10 +3,13 @@
     python benchmarks/finetuning.py epoch PHOTOS [--cuts block_15,block_12,block_8]
     python benchmarks/finetuning.py accuracy PHOTOS [--cut block_12]
     python benchmarks/finetuning.py curves PHOTOS [--cuts features,block_15,block_12]
+    python benchmarks/finetuning.py keras PHOTOS --weights INCEPTION_V3 --tensorflow TF_PYTHON
 
 `epoch` times steps of the same loop on the same images with the same weights to begin with: with activations from the
 store, and with the whole network in every step, its images decoded from their files each time or lying decoded in
-memory. `accuracy` is the whole command from an empty cache. `curves` repeats it with some of the training images.
+memory. `accuracy` is the whole command from an empty cache. `curves` repeats it with some of the training images. `keras`
+is the same job, on 500 of the training photos, beside Keras on TensorFlow after its own guide: InceptionV3 up to mixed8
+with ImageNet's weights, the classifier and what follows mixed7 trained.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import itertools
 import json
 import random
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -53,17 +57,21 @@ _STEPS_LEFT_OUT = 2
 def main() -> None:
     """Measure what is asked for and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("epoch", "accuracy", "curves"))
+    parser.add_argument("what", choices=("epoch", "accuracy", "curves", "keras"))
     parser.add_argument("photos", type=Path)
     parser.add_argument("--cuts", default="")
     parser.add_argument("--cut", default="block_12")
     parser.add_argument("--backbone", default="efficientnet_lite0")
+    parser.add_argument("--weights", type=Path, help="keras: folder of InceptionV3's weights up to mixed8")
+    parser.add_argument("--tensorflow", help="keras: the Python of an environment with tensorflow")
     options = parser.parse_args()
     if options.what == "epoch":
         cuts = options.cuts or "stem,block_3,block_5,block_8,block_10,block_12,block_14,block_15,block_16,head"
         _epoch(options.photos, options.backbone, cuts.split(","))
     elif options.what == "accuracy":
         _accuracy(options.photos, options.backbone, options.cut)
+    elif options.what == "keras":
+        _keras(options.photos, options.weights, options.tensorflow)
     else:
         _curves(options.photos, options.backbone, (options.cuts or "features,block_15,block_12").split(","))
 
@@ -201,6 +209,52 @@ def _curves(photos: Path, name: str, cuts: Sequence[str]) -> None:
             print(rows[-1]["images"], cut, found["test"]["accuracy"], measured["wall_seconds"], flush=True)
     shutil.rmtree(folder)
     save("finetuning_curves", {"backbone": name, "runs": rows})
+
+
+def _keras(photos: Path, weights: Path, tensorflow: str) -> None:
+    folder = fresh(Path(tempfile.gettempdir()) / "quickstudy-keras")
+    some = folder / "photos"
+    counts = {"train": 500, "validation": 170, "test": None}
+    for part, count in counts.items():
+        files = sorted(photos.joinpath(part).glob("*/*.jpg"))
+        random.Random(0).shuffle(files)
+        for file in files[:count]:
+            link = some / part / file.parent.name / file.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file.resolve())
+    peers = Path(__file__).parent / "peers"
+    add = [sys.executable, str(peers / "add_inception_v3.py"), str(weights), str(folder / "cache")]
+    imported = run_measured(add)
+    ours = {}
+    for label, options in (("linear", []), ("fine-tuned", ["--cut", "mixed7"])):
+        cache = folder / label
+        shutil.copytree(folder / "cache", cache)
+        command = quickstudy(
+            "retrain", str(some), "--backbone", "inception_v3_mixed8", "-o", str(folder / "m.onnx"),
+            "--cache", str(cache), "--json", *options,
+        )  # fmt: skip
+        measured = run_measured(command)
+        found = json.loads(measured["output"])
+        ours[label] = {
+            "seconds": measured["wall_seconds"],
+            "test": found["test"],
+            "fine_tuning": found["fine_tuning"],
+        }
+        print(label, measured["wall_seconds"], found["test"]["accuracy"], flush=True)
+    peer = [tensorflow, str(peers / "keras_finetuning.py"), "--folder", str(some), "--weights", str(weights)]
+    measured = run_measured(peer)
+    theirs = [json.loads(line) for line in measured["output"].splitlines()]
+    shutil.rmtree(folder)
+    save(
+        "finetuning_keras",
+        {
+            "images": counts["train"],
+            "import_seconds": imported["wall_seconds"],
+            "quickstudy": ours,
+            "keras": {"seconds": measured["wall_seconds"], "epochs": theirs[:-1], "test": theirs[-1]},
+            "times_less": measured["wall_seconds"] / ours["fine-tuned"]["seconds"],
+        },
+    )
 
 
 if __name__ == "__main__":

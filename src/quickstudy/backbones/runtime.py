@@ -1,4 +1,4 @@
-"""Runs graphs in ONNX Runtime on the CPU.
+"""Runs graphs in ONNX Runtime on the CPU; says what any engine is to be.
 
 A session uses one thread and is meant to be called from as many threads as there are cores, one image at a time.
 Measured on EfficientNet-Lite0, that is a quarter faster than one session that spreads a batch over all cores, because
@@ -7,10 +7,12 @@ an image's activations then stay in one core's cache.
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,8 +83,30 @@ def optimised(model: onnx.ModelProto, *, without: Sequence[str] = ()) -> onnx.Mo
     return result
 
 
+class AnyPrefix(Protocol):
+    """The frozen part of a backbone, up to a cut, in whatever runs it. May be called from several threads at once."""
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Bottlenecks (N × shape of the cut) of images (uint8, N×size×size×3)."""
+
+    def close(self) -> None:
+        """Let go of what it holds; it is not called any more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """What runs prefixes."""
+
+    name: str
+    """Part of the key of every bottleneck: engines differ in more than the last digit."""
+    open: Callable[[Backbone, str, tuple[int, ...]], AnyPrefix]
+    """Loads a backbone up to a cut, given by its name and the shape of a bottleneck there."""
+    threads: int | None = None
+    """How many threads to call it from; as many as there are cores where it is None."""
+
+
 class Prefix:
-    """The frozen part of a backbone, up to a cut. May be called from several threads at once."""
+    """The frozen part of a backbone, up to a cut, in ONNX Runtime. May be called from several threads at once."""
 
     def __init__(self, backbone: Backbone, cut: str, shape: tuple[int, ...]) -> None:
         import onnx
@@ -97,3 +121,29 @@ class Prefix:
         """Bottlenecks (N × shape of the cut) of images (uint8, N×size×size×3)."""
         bottlenecks: NDArray[np.float32] = self._session.run([self._cut], {"image": images})[0]
         return bottlenecks
+
+    def close(self) -> None:
+        """The session goes with this object."""
+
+
+ONNX_RUNTIME = Engine(name="onnxruntime", open=Prefix)
+"""The usual engine, on the processor."""
+
+
+def engine_for(device: str) -> Engine:
+    """What runs prefixes on a device: ONNX Runtime on `cpu`, PyTorch on `cuda`, `cuda:1` and so on.
+
+    Raises:
+        BackboneError: PyTorch or the device is missing.
+    """
+    if device == "cpu":
+        return ONNX_RUNTIME
+    if device.partition(":")[0] != "cuda":
+        raise BackboneError(f"The device is '{device}'; expected cpu or cuda")
+    if importlib.util.find_spec("torch") is None:
+        raise BackboneError(
+            f"Device '{device}' needs PyTorch, which is not installed; install it with: pip install 'quickstudy[train]'"
+        )
+    from quickstudy.backbones.batched import engine_on
+
+    return engine_on(device)

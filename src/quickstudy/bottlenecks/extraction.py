@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.runtime import Prefix
+from quickstudy.backbones.runtime import ONNX_RUNTIME, AnyPrefix, Engine
 from quickstudy.bottlenecks.shards import SourceSpec
 from quickstudy.bottlenecks.store import Source, Store
 from quickstudy.cores import usable_cores
@@ -109,16 +109,20 @@ class _Job:
 class _LazyPrefix:
     """Loads the prefix when the first image needs it; a run that finds everything in the store never does."""
 
-    def __init__(self, backbone: Backbone, cut: str, shape: tuple[int, ...]) -> None:
-        self._arguments = backbone, cut, shape
+    def __init__(self, engine: Engine, backbone: Backbone) -> None:
+        self._engine, self._backbone = engine, backbone
         self._lock = threading.Lock()
-        self._prefix: Prefix | None = None
+        self._prefix: AnyPrefix | None = None
 
-    def get(self) -> Prefix:
+    def get(self) -> AnyPrefix:
         with self._lock:
             if self._prefix is None:
-                self._prefix = Prefix(*self._arguments)
+                self._prefix = self._engine.open(self._backbone, self._backbone.cut, self._backbone.cut_shape)
             return self._prefix
+
+    def close(self) -> None:
+        if self._prefix is not None:
+            self._prefix.close()
 
 
 def extract(
@@ -129,6 +133,7 @@ def extract(
     views: int = 0,
     distortions: Distortions | None = None,
     dtype: str = "float16",
+    engine: Engine = ONNX_RUNTIME,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Extraction:
@@ -141,7 +146,8 @@ def extract(
         views: how many augmented views each image gets besides the plain one.
         distortions: how views differ from the plain image.
         dtype: `float16` or `float32`, as the store keeps them.
-        threads: as many as there are cores if left out.
+        engine: what runs the network.
+        threads: as many as the engine asks for, or else as there are cores, if left out.
         progress: is told how far it has come.
 
     Raises:
@@ -154,15 +160,15 @@ def extract(
         images=images,
         known=index.look_up([image for image in images if isinstance(image, Path)]),
         backbone=backbone,
-        source=store.source(source_spec(backbone, dtype)),
-        prefix=_LazyPrefix(backbone, backbone.cut, backbone.cut_shape),
+        source=store.source(source_spec(backbone, dtype, engine)),
+        prefix=_LazyPrefix(engine, backbone),
         views=views,
         distortions=distortions,
         numbers=iter(range(len(images))),
         digests=[None] * len(images),
     )
     progress.start("bottlenecks", len(images))
-    workers = [threading.Thread(target=_work, args=(job,)) for _ in range(threads or usable_cores())]
+    workers = [threading.Thread(target=_work, args=(job,)) for _ in range(threads or engine.threads or usable_cores())]
     try:
         for worker in workers:
             worker.start()
@@ -171,6 +177,7 @@ def extract(
         job.stop = True
         for worker in workers:
             worker.join()
+        job.prefix.close()
         try:
             _flush(job, index)
         finally:
@@ -194,7 +201,7 @@ def extract(
     )
 
 
-def source_spec(backbone: Backbone, dtype: str) -> SourceSpec:
+def source_spec(backbone: Backbone, dtype: str, engine: Engine = ONNX_RUNTIME) -> SourceSpec:
     """What the bottlenecks at a backbone's default cut are computed by."""
     return SourceSpec(
         backbone=backbone.name,
@@ -203,6 +210,7 @@ def source_spec(backbone: Backbone, dtype: str) -> SourceSpec:
         input=backbone.input.to_dict(),
         shape=backbone.cut_shape,
         dtype=dtype,
+        engine=engine.name,
     )
 
 
@@ -213,7 +221,7 @@ def compute_bottlenecks(
     *,
     spec: InputSpec,
     distortions: Distortions,
-    prefix: Callable[[], Prefix],
+    prefix: Callable[[], AnyPrefix],
     dtype: str,
     timings: Timings,
 ) -> Iterator[NDArray[np.floating]]:

@@ -19,6 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 SUFFIX = ".arrow"
+_USUAL_ENGINE = "onnxruntime"
 _ARROW_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
 
 
@@ -37,6 +38,8 @@ class SourceSpec:
     shape: tuple[int, ...]
     """Shape of one bottleneck."""
     dtype: str = "float16"
+    engine: str = _USUAL_ENGINE
+    """What ran the network."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; what is written to `source.json`."""
@@ -48,6 +51,7 @@ class SourceSpec:
             "input": dict(self.input),
             "shape": list(self.shape),
             "dtype": self.dtype,
+            **({} if self.engine == _USUAL_ENGINE else {"engine": self.engine}),
         }
 
     @staticmethod
@@ -64,6 +68,7 @@ class SourceSpec:
             input=values["input"],
             shape=tuple(values["shape"]),
             dtype=values["dtype"],
+            engine=values.get("engine", _USUAL_ENGINE),
         )
 
     @property

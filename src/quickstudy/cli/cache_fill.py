@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quickstudy.cli.options import Cache, Json, Quiet
+from quickstudy.cli.options import Cache, Device, Json, Quiet
 from quickstudy.cli.retrain import Dtype
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def fill(
         int, typer.Option(min=0, help="Distorted views an image besides the plain one, as retrain distorts by default.")
     ] = 0,
     dtype: Annotated[Dtype, typer.Option(help="How bottlenecks are kept.")] = Dtype.FLOAT16,
+    device: Device = "cpu",
     ray: Annotated[
         str | None,
         typer.Option(
@@ -76,8 +77,19 @@ def fill(
         from quickstudy.cli.extras import require
 
         require("ray", extra="ray")
+        if device != "cpu":
+            raise typer.BadParameter("a cluster's workers use their processors; leave out --device, or --ray")
     filled = _fill(
-        images, ray, backbone=backbone, cut=cut, views=views, dtype=dtype, store=store, cache=cache, quiet=quiet
+        images,
+        ray,
+        backbone=backbone,
+        cut=cut,
+        views=views,
+        dtype=dtype,
+        device=device,
+        store=store,
+        cache=cache,
+        quiet=quiet,
     )
     if as_json:
         json.dump(filled.to_dict(), sys.stdout, indent=1)
@@ -94,6 +106,7 @@ def _fill(
     cut: str,
     views: int,
     dtype: Dtype,
+    device: str,
     store: str | None,
     cache: Path | None,
     quiet: bool,
@@ -101,6 +114,7 @@ def _fill(
     """Fill a store on the cluster at this address; here, where there is none."""
     started = time.perf_counter()
     from quickstudy.backbones.backbone import load_backbone
+    from quickstudy.backbones.runtime import engine_for
     from quickstudy.bottlenecks.distributed import ClusterExtraction, extract_on_cluster
     from quickstudy.bottlenecks.extraction import Extraction, extract
     from quickstudy.bottlenecks.shared import open_shared_store
@@ -121,7 +135,15 @@ def _fill(
         if address is not None:
             done = extract_on_cluster(paths, net, place, views=views, dtype=dtype.value, progress=progress)
         else:
-            done = extract(paths, net, Store(Path(place)), views=views, dtype=dtype.value, progress=progress)
+            done = extract(
+                paths,
+                net,
+                Store(Path(place)),
+                views=views,
+                dtype=dtype.value,
+                engine=engine_for(device),
+                progress=progress,
+            )
     return _Filled(
         images=len(paths),
         forward_passes=done.computed,

@@ -15,3 +15,6 @@ Cache = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Device = Annotated[
+    str, typer.Option(metavar="cpu|cuda", help="What runs the network: ONNX Runtime on the processor, or a GPU.")
+]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quickstudy.cli.options import Cache, Json, Quiet
+from quickstudy.cli.options import Cache, Device, Json, Quiet
 
 if TYPE_CHECKING:
     from quickstudy.retraining.result import RetrainResult
@@ -80,6 +80,7 @@ def command(
         float | None, typer.Option(help="Regularisation strength [default: chosen by cross-validation].")
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help="How bottlenecks are kept.")] = Dtype.FLOAT16,
+    device: Device = "cpu",
     strict: Annotated[bool, typer.Option("--strict", help="A file that cannot be used is an error.")] = False,
     cache: Cache = None,
     as_json: Json = False,
@@ -117,6 +118,7 @@ def command(
         class_weight="balanced" if class_weight else None,
         l2=l2,
         dtype=dtype.value,
+        device=device,
         cache=cache,
         strict=strict,
         progress=progress_for(quiet=quiet),

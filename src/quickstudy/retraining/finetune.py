@@ -144,6 +144,7 @@ def fine_tune_in_stages(
     lesson: Lesson,
     method: Method,
     *,
+    device: str,
     cache: Path,
     progress: Progress,
 ) -> FineTunedClassifier:
@@ -155,6 +156,7 @@ def fine_tune_in_stages(
         extract_at: makes those at another cut, when they are needed.
         lesson: what there is to learn.
         method: how to train.
+        device: where to train, as PyTorch names it.
         cache: where checkpoints lie until a stage has ended.
         progress: is told how far it is.
 
@@ -164,7 +166,8 @@ def fine_tune_in_stages(
     done: list[Stage] = []
     for net in nets:
         at = extract_at(net) if done else extraction
-        done.append(_stage(net, at, lesson, method, done[-1] if done else None, cache=cache, progress=progress))
+        before = done[-1] if done else None
+        done.append(_stage(net, at, lesson, method, before, device=device, cache=cache, progress=progress))
         if not done[-1].is_better:
             break
     kept = next((stage for stage in reversed(done) if stage.is_better), done[0])
@@ -178,6 +181,7 @@ def _stage(
     method: Method,
     before: Stage | None,
     *,
+    device: str,
     cache: Path,
     progress: Progress,
 ) -> Stage:
@@ -190,7 +194,7 @@ def _stage(
             f"{len(lesson.train)} training images are too few to fine-tune: too few could be held out to tell whether "
             "it helps. Add images, or leave out --cut"
         )
-    suffix = GraphModule(suffix_graph(net))
+    suffix = GraphModule(suffix_graph(net)).to(device)
     if before is None:
         head = fit_head(
             features_of(suffix, learned.plain()),

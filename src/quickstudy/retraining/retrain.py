@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone, load_backbone
 from quickstudy.backbones.cuts import FEATURES, stages
+from quickstudy.backbones.runtime import engine_for
 from quickstudy.bottlenecks.extraction import Extraction, extract
 from quickstudy.bottlenecks.store import Store
-from quickstudy.errors import ImageSetError, ModelError
+from quickstudy.errors import ImageSetError, ModelError, PlanError
 from quickstudy.files import cache_folder
 from quickstudy.finetuning.method import VIEWS, Method
 from quickstudy.heads.selection import Head, fit_head
@@ -53,6 +54,7 @@ def retrain(
     class_weight: ClassWeight | None = None,
     l2: float | None = None,
     dtype: Literal["float16", "float32"] = "float16",
+    device: str = "cpu",
     cache: str | Path | None = None,
     strict: bool = False,
     progress: Progress = silent,
@@ -75,13 +77,14 @@ def retrain(
         class_weight: `balanced` weighs all classes the same, however many images they have.
         l2: regularisation strength; chosen by cross-validation if left out.
         dtype: how bottlenecks are kept in the store.
+        device: what runs the network: `cpu` (ONNX Runtime), or a GPU as PyTorch names it, such as `cuda`.
         cache: folder of the store and the backbones; see `quickstudy.files.cache_folder`.
         strict: raise an error for the first file that cannot be used instead of leaving it out.
         progress: is told how far things are.
 
     Raises:
         ImageSetError: there is too little to learn from, or with `strict` a file that cannot be used.
-        PlanError: no fine-tuning fits the budget.
+        PlanError: no fine-tuning fits the budget, or a budget is given with another device than the processor.
         QuickstudyError: the store, the backbone or the model's place cannot be used; see the message.
     """
     images, folder = Path(images), cache_folder(Path(cache) if cache else None)
@@ -89,7 +92,11 @@ def retrain(
     method = method or Method()
     if views is not None and views < 0:
         raise ImageSetError(f"The number of views cannot be negative; got {views}")
-    clock = _Clock()
+    if budget_seconds is not None and device != "cpu":
+        raise PlanError(
+            f"The planner measures the processor; name a cut and epochs, not a budget, with device '{device}'"
+        )
+    engine, clock = engine_for(device), _Clock()
     with clock.stage("listing"):
         found = load_image_set(images)
         require_classes(Counter(file.label for file in found.files), images)
@@ -111,7 +118,16 @@ def retrain(
     def bottlenecks_at(net: Backbone) -> Extraction:
         paths, store = [file.path for file in found.files], Store(folder / "bottlenecks")
         extractions.append(
-            extract(paths, net, store, views=views, distortions=distortions, dtype=dtype, progress=progress)
+            extract(
+                paths,
+                net,
+                store,
+                views=views,
+                distortions=distortions,
+                dtype=dtype,
+                engine=engine,
+                progress=progress,
+            )
         )
         return extractions[-1]
 
@@ -147,6 +163,7 @@ def retrain(
                 bottlenecks_at,
                 lesson,
                 method,
+                device=device,
                 cache=folder,
                 progress=progress,
             )
