@@ -8,8 +8,8 @@
 `epoch` times steps of the same loop on the same images with the same weights to begin with: with activations from the
 store, and with the whole network in every step, its images decoded from their files each time or lying decoded in
 memory. `accuracy` is the whole command from an empty cache. `curves` repeats it with some of the training images.
-`keras` is the same job, on 500 of the training photos, beside Keras on TensorFlow after its own guide: InceptionV3 up to
-mixed8 with ImageNet's weights, the classifier and what follows mixed7 trained.
+`keras` is the same job, on 500 of the training photos, beside Keras on TensorFlow after its own guide: InceptionV3 up
+to mixed8 with ImageNet's weights, the classifier and what follows mixed7 trained.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Written after keras.io/guides/transfer_learning and TensorFlow's tutorial of the same name:
 image_dataset_from_directory, random flips, prefetch, a frozen base in inference mode, Adam at 1e-3, then the base's
-last layers unfrozen and Adam at 1e-5, 10 epochs each. The network is InceptionV3 up to mixed8 with given weights; what is
-unfrozen follows mixed7.
+last layers unfrozen and Adam at 1e-5, 10 epochs each. The network is InceptionV3 up to mixed8 with given weights; what
+is unfrozen follows mixed7.
 
     python keras_finetuning.py --folder photos --weights inception_v3 [--epochs 10] [--tuning-epochs 10]
 
