@@ -338,8 +338,8 @@ def finetuning_accuracy() -> str:
         found = values[name]
         validation = "–"
         if found["fine_tuning"]:
-            start, best = found["fine_tuning"][0]["start"], found["fine_tuning"][-1]["best"]
-            validation = f"{100 * start['accuracy']:.1f} → {100 * best['accuracy']:.1f} % of {best['n']}"
+            start, kept = found["fine_tuning"][0]["start"], found["fine_tuning"][-1]["kept"]
+            validation = f"{100 * start['accuracy']:.1f} → {100 * kept['accuracy']:.1f} % of {kept['n']}"
         rows.append([name, f"{found['seconds']:.0f}", validation, percent(found["test"])])
     return table(["clothing photos", "seconds from nothing", "validation", "test accuracy (95 % interval)"], rows)
 

@@ -37,7 +37,7 @@ def test_the_summary_tells_the_story_epoch_by_epoch(folder: Path) -> None:
     out = done.stdout
     assert "0 forward passes, 72 bottlenecks from the store" in out
     assert re.search(r"Fine-tuned all that follows 'block_1': [\d,]+ parameters\n  epoch  training loss", out)
-    lines = re.findall(r"^ +(\d) +(–|\d+\.\d{3}) +\d+\.\d{3} +\d+\.\d %(  kept)?$", out, re.MULTILINE)
+    lines = re.findall(r"^ +(\d) +(–|\d+\.\d{3}) +\d+ % +\d+\.\d{3} +\d+\.\d %(  kept)?$", out, re.MULTILINE)
     assert [line[0] for line in lines] == ["0", "1", "2", "3"]
     assert [line[1] == "–" for line in lines] == [True, False, False, False]
     assert sum(bool(line[2]) for line in lines) == 1

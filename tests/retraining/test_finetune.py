@@ -19,7 +19,7 @@ from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.graph import keep_until
 from quickstudy.backbones.runtime import Prefix
 from quickstudy.errors import BackboneError, ImageSetError, PlanError
-from quickstudy.finetuning import costs
+from quickstudy.finetuning import costs, loop
 from quickstudy.finetuning.method import Method
 from quickstudy.models.assemble import fingerprint_of
 from quickstudy.models.model import load
@@ -48,7 +48,7 @@ def test_from_photos_to_a_model_that_predicts_what_was_evaluated(
     (stage,) = result.tuning
     assert (result.cut, result.views, stage["cut"], stage["validation"]) == ("block_1", 1, "block_1", "held out")
     assert [epoch["epoch"] for epoch in stage["epochs"]] == list(range(METHOD.epochs + 1))
-    assert stage["best"]["right"] >= stage["start"]["right"]
+    assert stage["kept"]["right"] >= stage["start"]["right"]
     assert result.test is not None
     model = load(tmp_path / "m.onnx")
     assert model.verify() < 1e-5
@@ -62,7 +62,7 @@ def test_from_photos_to_a_model_that_predicts_what_was_evaluated(
     assert sum(a == p.parent.name for a, p in zip(model.predict(tests), tests, strict=True)) == evaluated.right
     assert not list(cache.glob("finetuning/*"))
     described = model.metadata["training"]["fine_tuning"][0]
-    assert described["best"] == stage["best"]
+    assert described["kept"] == stage["kept"]
 
 
 def test_what_was_frozen_has_not_moved_and_what_follows_has(
@@ -126,6 +126,20 @@ def test_a_given_validation_split_validates_and_is_not_trained_on(
     assert result.test.score.n == 9
 
 
+def test_where_nothing_helps_the_model_is_the_linear_one_of_all_training_images(
+    small: Backbone, photos: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop._Training, "_is_borne", lambda _self, candidate: candidate.epoch == 0)
+    result = run(photos, cache, tmp_path / "m.onnx")
+    plain = run(photos, cache, tmp_path / "plain.onnx", cut="features")
+    assert result.tuning[0]["kept"]["epoch"] == 0
+    assert result.cross_validation == plain.cross_validation
+    assert result.test == plain.test
+    paths = sorted(photos.rglob("*.jpg"))[::7]
+    found, expected = (load(tmp_path / name).predict_proba(paths) for name in ("m.onnx", "plain.onnx"))
+    np.testing.assert_allclose(found, expected, atol=2e-3)  # the features of one of them passed the store in float16
+
+
 def test_going_deeper_step_by_step_keeps_the_last_stage_that_helped(
     small: Backbone, photos: Path, cache: Path, tmp_path: Path
 ) -> None:
@@ -133,11 +147,11 @@ def test_going_deeper_step_by_step_keeps_the_last_stage_that_helped(
     cuts = [stage["cut"] for stage in result.tuning]
     order = [cut.name for cut in small.cuts]
     assert [order.index(cut) for cut in cuts] == sorted((order.index(cut) for cut in cuts), reverse=True)
-    helped = [stage["best"]["right"] > stage["start"]["right"] for stage in result.tuning]
+    helped = [stage["kept"]["right"] > stage["start"]["right"] for stage in result.tuning]
     assert all(helped[:-1])
     assert result.cut == (cuts[-1] if helped[-1] else cuts[max(len(cuts) - 2, 0)])
     for before, after in zip(result.tuning, result.tuning[1:], strict=False):
-        assert after["start"]["right"] == before["best"]["right"]
+        assert after["start"]["right"] == before["kept"]["right"]
         assert after["trained_parameters"] > before["trained_parameters"]
     load(tmp_path / "m.onnx").verify()
 

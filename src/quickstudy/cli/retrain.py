@@ -172,13 +172,14 @@ def _print_tuning(result: RetrainResult, seconds: float) -> None:
 
     for stage in result.tuning:
         print(f"\nFine-tuned all that follows '{stage['cut']}': {stage['trained_parameters']:,} parameters")
-        print("  epoch  training loss  validation log loss  validation accuracy")
+        print("  epoch  training loss  trained weights  validation log loss  validation accuracy")
         for epoch in stage["epochs"]:
             loss = "–" if epoch["training_loss"] is None else f"{epoch['training_loss']:.3f}"
-            kept = "  kept" if epoch["epoch"] == stage["best_epoch"] else ""
+            share = f"{100 * epoch['share']:.0f} %"
             accuracy = f"{100 * epoch['accuracy']:.1f} %"
-            print(f"  {epoch['epoch']:>5}  {loss:>13}  {epoch['log_loss']:>19.3f}  {accuracy:>19}{kept}")
-    first, last = result.tuning[0]["start"], max((stage["best"] for stage in result.tuning), key=_rank)
+            kept = "  kept" if epoch["epoch"] == stage["kept"]["epoch"] else ""
+            print(f"  {epoch['epoch']:>5}  {loss:>13}  {share:>15}  {epoch['log_loss']:>19.3f}  {accuracy:>19}{kept}")
+    first, last = result.tuning[0]["start"], max((stage["kept"] for stage in result.tuning), key=_rank)
     print()
     for name, found in (("linear head", first), ("fine-tuned", last)):
         score = Score(right=found["right"], n=found["n"])

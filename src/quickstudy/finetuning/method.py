@@ -33,7 +33,7 @@ class Method:
     average_decay: float = 0.99
     """Of the moving averages of all weights, which are what is evaluated and kept."""
     patience: int = 6
-    """Epochs without anything better after which it ends."""
+    """Epochs in a row after which it ends that have left fewer validation images right than the linear head."""
     precision: str = "auto"
     """In which layers multiply: float32, bfloat16, or auto: bfloat16 where the machine has instructions for it."""
     seed: int = 0

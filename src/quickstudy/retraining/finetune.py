@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ class Stage:
     @property
     def is_better(self) -> bool:
         """Whether training has made anything better on the validation images."""
-        return self.result.best.right > self.result.start.right
+        return self.result.kept.right > self.result.start.right
 
     def to_dict(self) -> dict[str, Any]:
         """What there is to say about it, as JSON values."""
@@ -76,9 +76,8 @@ class Stage:
         return {
             "cut": self.net.cut,
             "epochs": [_describe(candidate) for candidate in result.candidates],
-            "best_epoch": result.best.epoch,
             "start": _describe(result.start),
-            "best": _describe(result.best),
+            "kept": _describe(result.kept),
             "validation": "given" if self.validation_given else "held out",
             "stopped_early": result.stopped_early,
             "steps": result.steps,
@@ -196,14 +195,7 @@ def _stage(
         )
     suffix = GraphModule(suffix_graph(net)).to(device)
     if before is None:
-        head = fit_head(
-            features_of(suffix, learned.plain()),
-            learned.labels,
-            learned.digests,
-            classes=lesson.classes,
-            balanced=lesson.balanced,
-            l2=lesson.l2,
-        )
+        head = _fit_head(suffix, learned, lesson)
         network = SuffixNetwork(suffix, head.weights, head.biases)
     else:
         head = before.head
@@ -218,18 +210,37 @@ def _stage(
             method,
             class_weights=_balancing(learned.labels, lesson.classes) if lesson.balanced else None,
             checkpoints=Checkpoints(place, keep=1),
-            note=lambda step, _steps, best: progress.update(done=step, note=_shown(best)),
+            note=lambda step, _steps, kept: progress.update(done=step, note=_shown(kept)),
         )
     finally:
         progress.finish()
     shutil.rmtree(place, ignore_errors=True)
+    temperature = fit_temperature(logits_of(network, compared).numpy(), compared.labels)
+    if before is None and result.kept.epoch == 0:
+        # Nothing is left to be compared, so the linear head may learn from all images, and is calibrated as it comes.
+        everything = _examples(extraction, lesson.train, lesson.labels, 0)
+        head = _fit_head(suffix, everything, lesson)
+        result = replace(result, network=SuffixNetwork(suffix, head.weights, head.biases))
+        temperature = 1.0
     return Stage(
         net=net,
         head=head,
         result=result,
-        temperature=fit_temperature(logits_of(network, compared).numpy(), compared.labels),
+        temperature=temperature,
         validation_given=bool(lesson.validation),
         extraction=extraction,
+    )
+
+
+def _fit_head(suffix: GraphModule, examples: Examples, lesson: Lesson) -> Head:
+    """The linear head at its optimum, on the plain images' features."""
+    return fit_head(
+        features_of(suffix, examples.plain()),
+        examples.labels,
+        examples.digests,
+        classes=lesson.classes,
+        balanced=lesson.balanced,
+        l2=lesson.l2,
     )
 
 
@@ -286,5 +297,5 @@ def _describe(candidate: Candidate) -> dict[str, Any]:
     return {**asdict(candidate), "accuracy": candidate.accuracy}
 
 
-def _shown(best: Candidate) -> str:
-    return f"best so far {100 * best.accuracy:.1f} % of {best.n:,} validation images (epoch {best.epoch})"
+def _shown(kept: Candidate) -> str:
+    return f"{100 * kept.accuracy:.1f} % of {kept.n:,} validation images after epoch {kept.epoch}"
