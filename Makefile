@@ -1,4 +1,5 @@
-# make demo: the main job on an embedded data set, or on IMAGES=path; make test, make check: what every change passes.
+# make demo: the main job on an embedded data set, or on IMAGES=path; make test, make check: what every change passes;
+# make docs: the documentation as web pages.
 PYTHON ?= python3
 IMAGES ?=
 BIN = .venv/bin
@@ -6,7 +7,7 @@ SOURCES = pyproject.toml constraints.txt
 # Without compiling what will never be imported: 60 MB less, and seconds saved.
 INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-slow check docs clean
 
 .venv/core: $(SOURCES)
 	$(PYTHON) -m venv .venv
@@ -32,5 +33,13 @@ check: .venv/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+.venv/docs: .venv/core
+	$(INSTALL) --editable '.[docs,train]'
+	touch $@
+
+docs: .venv/docs
+	$(BIN)/sphinx-build -W --keep-going --quiet -b html docs .docs
+	@echo "The documentation: .docs/index.html"
+
 clean:
-	rm -rf .venv .demo
+	rm -rf .venv .demo .docs
