@@ -167,7 +167,7 @@ def _print_summary(result: RetrainResult, images: Path, seconds: float) -> None:
 
 
 def _print_tuning(result: RetrainResult, seconds: float) -> None:
-    from quickstudy.cli.display import format_score
+    from quickstudy.cli.display import count, format_score
     from quickstudy.retraining.evaluation import Score
 
     for stage in result.tuning:
@@ -186,7 +186,7 @@ def _print_tuning(result: RetrainResult, seconds: float) -> None:
         print(f"Validation, {name:<13} {format_score(score)}")
     if result.plan:
         print(
-            f"Planned: cut '{result.plan['cut']}', {result.plan['views']} views, {result.plan['epochs']} epochs, "
+            f"Planned: cut '{result.plan['cut']}', {count(result.plan['views'], 'view')}, {result.plan['epochs']} epochs, "
             f"{result.plan['seconds']:.0f} s; it took {seconds:.0f} s"
         )
 
