@@ -54,7 +54,7 @@ class Head:
     held_out_classes: Integers
     """Their classes as predicted by the fit that had not seen them."""
     held_out_logits: Floats
-    """Their calibrated logits (m×K) by that same fit, for the m rows `held_out`."""
+    """m×K, calibrated: their logits by the fit that had not seen them, divided by the temperature."""
     held_out_right: int
     """How many of those predictions were right."""
     temperature: float
