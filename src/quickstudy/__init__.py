@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 from quickstudy.version import VERSION
 
 __version__ = VERSION
-__all__ = ["Bottleneck", "Model", "QuickstudyError", "RetrainResult", "__version__", "evaluate", "load", "retrain"]
+__all__ = ["Bottleneck", "Model", "QuickstudyError", "RetrainResult", "__version__", "compare", "evaluate", "load", "report", "retrain"]
 
 if TYPE_CHECKING:
     from quickstudy.errors import QuickstudyError
     from quickstudy.models.model import Model, load
+    from quickstudy.reports.report import report
+    from quickstudy.retraining.comparison import compare
     from quickstudy.retraining.evaluation import evaluate
     from quickstudy.retraining.result import RetrainResult
     from quickstudy.retraining.retrain import retrain
@@ -32,8 +34,10 @@ _HOMES = {
     "Model": "quickstudy.models.model",
     "QuickstudyError": "quickstudy.errors",
     "RetrainResult": "quickstudy.retraining.result",
+    "compare": "quickstudy.retraining.comparison",
     "evaluate": "quickstudy.retraining.evaluation",
     "load": "quickstudy.models.model",
+    "report": "quickstudy.reports.report",
     "retrain": "quickstudy.retraining.retrain",
 }
 

@@ -26,9 +26,11 @@ from quickstudy.finetuning.loop import Candidate, FineTuned, fine_tune, logits_o
 from quickstudy.finetuning.method import Method
 from quickstudy.finetuning.network import SuffixNetwork, features_of, suffix_graph
 from quickstudy.heads.selection import Head, assign_folds, fit_head, fit_temperature
+from quickstudy.heads.softmax import Floats
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.optimisation.checkpoints import Checkpoints
 from quickstudy.progress import Progress
+from quickstudy.retraining.record import Unseen, cross_validated
 
 _MANY_IMAGES = 1000
 
@@ -61,6 +63,10 @@ class Stage:
     result: FineTuned
     temperature: float
     """What the logits are divided by to calibrate them on the validation images."""
+    learned: tuple[bytes, ...]
+    """The images trained on."""
+    validation: tuple[bytes, ...]
+    """Those that the network was compared on, which are not among them."""
     validation_given: bool
     """Whether the images came with a validation split."""
     extraction: Extraction
@@ -108,12 +114,20 @@ class FineTunedClassifier:
         """How fine-tuning went, as JSON values."""
         return tuple(stage.to_dict() for stage in self.all_stages)
 
-    def classify(self, digests: list[bytes]) -> NDArray[np.intp]:
-        """The most probable class number of each image."""
+    def logits(self, digests: list[bytes]) -> Floats:
+        """Calibrated logits (n×K) of images."""
         none = np.zeros(len(digests), np.intp)
         examples = Examples(digests=tuple(digests), labels=none, gather=self.kept.extraction.gather)
-        numbers: NDArray[np.intp] = logits_of(self.kept.result.network, examples).argmax(1).numpy()
-        return numbers
+        logits: Floats = logits_of(self.kept.result.network, examples).numpy() / np.float32(self.kept.temperature)
+        return logits
+
+    def unseen(self) -> tuple[Unseen, ...]:
+        """Images trained on, by the linear head's cross-validation; then validation images, by the network itself."""
+        validation = list(self.kept.validation)
+        return (
+            cross_validated(self.kept.head, self.kept.learned),
+            Unseen(by="validation", digests=self.kept.validation, logits=self.logits(validation)),
+        )
 
     def write(self, path: Path, *, classes: Sequence[str], training: dict[str, Any]) -> None:
         """Write it as a model, with the trained weights in the graph."""
@@ -224,6 +238,8 @@ def _stage(
         head=head,
         result=result,
         temperature=fit_temperature(logits_of(network, compared).numpy(), compared.labels),
+        learned=tuple(learned.digests),
+        validation=tuple(compared.digests),
         validation_given=bool(lesson.validation),
         extraction=extraction,
     )

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone, load_backbone
 from quickstudy.backbones.cuts import FEATURES, stages
@@ -25,7 +24,9 @@ from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ImageSetError, ModelError
 from quickstudy.files import cache_folder
 from quickstudy.finetuning.method import VIEWS, Method
+from quickstudy.heads.calibration import probabilities_of, suggest_abstention
 from quickstudy.heads.selection import Head, fit_head
+from quickstudy.heads.softmax import Floats
 from quickstudy.images.imageset import load_image_set, require_classes
 from quickstudy.images.splits import LOCK_NAME, Part
 from quickstudy.images.views import Distortions
@@ -33,6 +34,7 @@ from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.progress import Progress, silent
 from quickstudy.retraining.evaluation import Evaluation, Score, score_predictions
 from quickstudy.retraining.material import Material, draw_parts, require_training_images, sort_material
+from quickstudy.retraining.record import Record, Unseen, cross_validated, save_record
 from quickstudy.retraining.result import RetrainResult
 
 ClassWeight = Literal["balanced"]
@@ -155,6 +157,9 @@ def retrain(
     with clock.stage("model"):
         training = _describe_training(material, parts, train_counts, evaluation, learned, extraction)
         learned.write(model_path, classes=classes, training=training)
+        known = [digest for digest in test if material.labels[digest] in classes]
+        tests = Unseen(by="test", digests=tuple(known), logits=learned.logits(known))
+        save_record(folder, model_path, Record(images=images.resolve(), unseen=(*learned.unseen(), tests)))
     return RetrainResult(
         model=model_path,
         classes=classes,
@@ -192,8 +197,11 @@ class Learned(Protocol):
     def stages(self) -> tuple[dict[str, Any], ...]:
         """How fine-tuning went, as JSON values; nothing where there was none."""
 
-    def classify(self, digests: list[bytes]) -> NDArray[np.intp]:
-        """The most probable class number of each image."""
+    def logits(self, digests: list[bytes]) -> Floats:
+        """Calibrated logits (n×K) of images."""
+
+    def unseen(self) -> tuple[Unseen, ...]:
+        """What training images were said to be by fits that had not seen them; what calibrated the model comes last."""
 
     def write(self, path: Path, *, classes: Sequence[str], training: dict[str, Any]) -> None:
         """Write it as a model."""
@@ -206,6 +214,7 @@ class _Linear:
     head: Head
     net: Backbone
     extraction: Extraction
+    train: list[bytes]
 
     @property
     def cut(self) -> str:
@@ -214,9 +223,11 @@ class _Linear:
     def stages(self) -> tuple[dict[str, Any], ...]:
         return ()
 
-    def classify(self, digests: list[bytes]) -> NDArray[np.intp]:
-        numbers: NDArray[np.intp] = self.head.logits(self.extraction.gather(digests)).argmax(axis=1)
-        return numbers
+    def logits(self, digests: list[bytes]) -> Floats:
+        return self.head.logits(self.extraction.gather(digests))
+
+    def unseen(self) -> tuple[Unseen, ...]:
+        return (cross_validated(self.head, self.train),)
 
     def write(self, path: Path, *, classes: Sequence[str], training: dict[str, Any]) -> None:
         linear = LinearHead(weights=self.head.weights, biases=self.head.biases)
@@ -267,7 +278,7 @@ def _fit(
         balanced=class_weight == "balanced",
         l2=l2,
     )
-    return _Linear(head, net, extraction)
+    return _Linear(head, net, extraction, train)
 
 
 def _evaluate(
@@ -277,7 +288,7 @@ def _evaluate(
     classes: tuple[str, ...],
 ) -> Evaluation:
     known = [digest for digest in test if labels[digest] in classes]
-    predicted = learned.classify(known)
+    predicted = learned.logits(known).argmax(axis=1)
     return score_predictions(
         [labels[digest] for digest in known],
         [classes[number] for number in predicted],
@@ -295,6 +306,14 @@ def _cross_validated(head: Head) -> Score:
     return Score(right=head.held_out_right, n=len(head.held_out))
 
 
+def _abstention(unseen: Unseen, numbers: dict[bytes, int]) -> dict[str, Any] | None:
+    """From which confidence on the model should answer, by images that calibrated it; None where they cannot tell."""
+    probabilities = probabilities_of(unseen.logits)
+    truth = np.array([numbers[digest] for digest in unseen.digests], np.intp)
+    found = suggest_abstention(probabilities.max(axis=1), probabilities.argmax(axis=1) == truth)
+    return {"by": unseen.by, **found.to_dict()} if found else None
+
+
 def _describe_training(
     material: Material,
     parts: dict[bytes, Part],
@@ -304,6 +323,7 @@ def _describe_training(
     extraction: Extraction,
 ) -> dict[str, Any]:
     """The training summary that the model file carries; the same data give the same text."""
+    train = [digest for digest, part in parts.items() if part == "train"]
     listing = "".join(f"{d.hex()} {parts[d]} {material.labels[d]}\n" for d in sorted(parts))
     return {
         "data_fingerprint": hashlib.sha256(listing.encode()).hexdigest(),
@@ -314,6 +334,7 @@ def _describe_training(
         "l2": learned.head.l2,
         "temperature": learned.head.temperature,
         "cross_validation": _cross_validated(learned.head).to_dict(),
+        "abstention": _abstention(learned.unseen()[-1], _numbered(material.labels, train, tuple(sorted(train_counts)))),
         # Without what differs from run to run.
         "fine_tuning": [{k: v for k, v in stage.items() if k != "seconds"} for stage in learned.stages()],
         "test": evaluation.score.to_dict() if evaluation else None,
