@@ -4,7 +4,7 @@ An image set is read from class folders (`photos/<class>/**/*.jpg`), from class 
 (`photos/train/<class>/…`), or from a manifest (CSV or Parquet with `path,label[,split]`). Nothing is decoded here; what
 cannot be an image at all is noted among the skipped with its reason.
 
-Images without a label are loose in a folder of classes, or in a folder `unlabelled`, or have none in the manifest; nobody
+Images without a label are loose in the root, or in a folder `unlabelled`, or have none in the manifest; nobody
 gets them who does not ask for them. What `audit` has set aside is not there.
 """
 
