@@ -48,7 +48,9 @@ def main() -> None:
         print(row, flush=True)
     by_class = [row for seed in range(max(1, options.seeds // 5)) for row in backtest_classes(data, right, head.l2, seed)]
     errors = np.array([row["forecast"] - row["actual"] for row in overall])
-    gains = np.array([[row["forecast"], row["actual"], row["deviation"]] for row in by_class])
+    gains = np.array(
+        [[row["forecast"], row["actual"], np.hypot(row["deviation"], row["actual_deviation"])] for row in by_class]
+    )
     save(
         options.name,
         {
@@ -168,13 +170,16 @@ def backtest_classes(
         more = int(np.sum(data["labels"] == number) - own.sum())
         curve = curve_of(data, rows, head, more=more, seed=seed)
         gain = next(gain for gain in curve.gains if gain.name == number)
-        before = verdict(head, data["labels"][rows])[own]
+        before, after = verdict(head, data["labels"][rows])[own], right[rows][own]
+        change = after - before
         row = {
             "class": name,
             "images": int(own.sum()),
             "forecast": gain.points,
             "deviation": gain.deviation,
-            "actual": 100 * float(np.nanmean(right[rows][own]) - np.nanmean(before)),
+            "actual": 100 * float(np.nanmean(change)),
+            # What is found scatters, too: few images change sides.
+            "actual_deviation": 100 * float(np.nanstd(change) / np.sqrt(np.sum(~np.isnan(change)))),
         }
         print(row, flush=True)
         found.append(row)

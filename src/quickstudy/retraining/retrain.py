@@ -6,7 +6,6 @@ the head to its optimum, or from there everything after a cut, score it on what 
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -33,7 +32,13 @@ from quickstudy.images.views import Distortions
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.progress import Progress, silent
 from quickstudy.retraining.evaluation import Evaluation, Score, score_predictions
-from quickstudy.retraining.material import Material, draw_parts, require_training_images, sort_material
+from quickstudy.retraining.material import (
+    Material,
+    data_fingerprint,
+    draw_parts,
+    require_training_images,
+    sort_material,
+)
 from quickstudy.retraining.record import Record, Unseen, cross_validated, save_record
 from quickstudy.retraining.result import RetrainResult
 
@@ -324,9 +329,8 @@ def _describe_training(
 ) -> dict[str, Any]:
     """The training summary that the model file carries; the same data give the same text."""
     train = [digest for digest, part in parts.items() if part == "train"]
-    listing = "".join(f"{d.hex()} {parts[d]} {material.labels[d]}\n" for d in sorted(parts))
     return {
-        "data_fingerprint": hashlib.sha256(listing.encode()).hexdigest(),
+        "data_fingerprint": data_fingerprint(material.labels, parts),
         "split": "given" if material.given_parts is not None else "by content",
         "train_counts": dict(sorted(train_counts.items())),
         "views": extraction.views,
