@@ -65,9 +65,7 @@ def _as_they_lie(fixed: Floats, moving: Floats) -> Floats:
     return result
 
 
-def _align(
-    fixed: Floats, moving: Floats, placement: Floats, samples: int, iterations: int
-) -> tuple[Floats, Floats]:
+def _align(fixed: Floats, moving: Floats, placement: Floats, samples: int, iterations: int) -> tuple[Floats, Floats]:
     """Better placements of the grid of `fixed` on `moving`, and how well details agree there."""
     target, source = _reduce(fixed, SIDE // samples), _reduce(moving, SIDE // samples)
     grid = _grid(samples)
