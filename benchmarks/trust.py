@@ -46,7 +46,9 @@ def main() -> None:
     overall = [backtest(data, right, seed) for seed in range(options.seeds)]
     for row in overall:
         print(row, flush=True)
-    by_class = [row for seed in range(max(1, options.seeds // 5)) for row in backtest_classes(data, right, head.l2, seed)]
+    by_class = [
+        row for seed in range(max(1, options.seeds // 5)) for row in backtest_classes(data, right, head.l2, seed)
+    ]
     errors = np.array([row["forecast"] - row["actual"] for row in overall])
     gains = np.array(
         [[row["forecast"], row["actual"], np.hypot(row["deviation"], row["actual_deviation"])] for row in by_class]
@@ -212,9 +214,7 @@ def measure_test(data: dict[str, Any], head: Head) -> dict[str, Any] | None:
     probabilities = probabilities_of(logits)
     confidences, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     held_out = probabilities_of(head.held_out_logits)
-    chosen = suggest_abstention(
-        held_out.max(axis=1), held_out.argmax(axis=1) == data["labels"][head.held_out]
-    )
+    chosen = suggest_abstention(held_out.max(axis=1), held_out.argmax(axis=1) == data["labels"][head.held_out])
     answered = confidences >= chosen.threshold if chosen else np.ones(len(labels), bool)
     return {
         **_errors(logits, labels, head.temperature),

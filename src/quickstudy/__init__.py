@@ -16,7 +16,18 @@ from typing import TYPE_CHECKING, Any
 from quickstudy.version import VERSION
 
 __version__ = VERSION
-__all__ = ["Bottleneck", "Model", "QuickstudyError", "RetrainResult", "__version__", "compare", "evaluate", "load", "report", "retrain"]
+__all__ = [
+    "Bottleneck",
+    "Model",
+    "QuickstudyError",
+    "RetrainResult",
+    "__version__",
+    "compare",
+    "evaluate",
+    "load",
+    "report",
+    "retrain",
+]
 
 if TYPE_CHECKING:
     from quickstudy.errors import QuickstudyError

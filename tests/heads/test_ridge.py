@@ -18,7 +18,9 @@ def some_bottlenecks(n: int, d: int, classes: int, seed: int = 3) -> tuple[NDArr
     return (centres[labels] + 2 * draws.normal(size=(n, d))).astype(np.float32), labels
 
 
-def refitted(bottlenecks: NDArray[np.float32], labels: NDArray[np.intp], classes: int, l2: float) -> NDArray[np.float64]:
+def refitted(
+    bottlenecks: NDArray[np.float32], labels: NDArray[np.intp], classes: int, l2: float
+) -> NDArray[np.float64]:
     """Predictions (n×K) by n fits, each from the normal equations with an intercept that is not penalised."""
     x = prepare_features(bottlenecks).values.astype(np.float64)
     n, d = x.shape

@@ -140,7 +140,9 @@ def _write_csv(
 ) -> tuple[int, int]:
     writer = csv.writer(sys.stdout)
     # The column `answered` comes with --abstain only, so that what reads the table otherwise need not change.
-    writer.writerow(["image", "rank", "label", "probability", "error", *(["answered"] if threshold is not None else [])])
+    writer.writerow(
+        ["image", "rank", "label", "probability", "error", *(["answered"] if threshold is not None else [])]
+    )
     done = failed = 0
     for prediction in predictions:
         ranked = _ranked(model, prediction, count)

@@ -84,9 +84,7 @@ def leave_one_out(
         predicted = (targets - left_out).argmax(axis=1)
         predictions.append(predicted)
         path.append(
-            RidgePoint(
-                l2=l2, squared_error=float(np.mean(np.square(left_out))), right=int(np.sum(predicted == labels))
-            )
+            RidgePoint(l2=l2, squared_error=float(np.mean(np.square(left_out))), right=int(np.sum(predicted == labels)))
         )
     chosen = min(range(len(path)), key=lambda number: path[number].squared_error)
     return LeaveOneOut(path=tuple(path), best=path[chosen], predicted=predictions[chosen], n=n)

@@ -8,7 +8,7 @@ from quickstudy.progress import Progress, silent
 from quickstudy.reports.balance import count_classes, find_alike
 from quickstudy.reports.duplicates import find_duplicates
 from quickstudy.reports.evidence import Evidence, gather_evidence
-from quickstudy.reports.findings import Audit
+from quickstudy.reports.findings import Audit, DuplicateGroup
 from quickstudy.reports.gallery import Gallery, view_gallery
 from quickstudy.reports.label_errors import find_label_errors
 from quickstudy.reports.labelling import choose_next, suggest_labels
@@ -39,14 +39,16 @@ def audit(
     return draw_findings(evidence, view_gallery(evidence.images, cache=cache, progress=progress))
 
 
-def draw_findings(evidence: Evidence, gallery: Gallery) -> Audit:
-    """What the evidence and the looks of its images tell."""
+def draw_findings(
+    evidence: Evidence, gallery: Gallery, *, duplicates: tuple[DuplicateGroup, ...] | None = None
+) -> Audit:
+    """What the evidence and the looks of its images tell; `duplicates` are looked for unless they are given."""
     return Audit(
         images=tuple(image.path for image in evidence.images),
         labelled=sum(image.label is not None for image in evidence.images),
         classes=count_classes(evidence),
         skipped=evidence.skipped,
-        duplicates=find_duplicates(evidence, gallery),
+        duplicates=find_duplicates(evidence, gallery) if duplicates is None else duplicates,
         label_errors=find_label_errors(evidence),
         outliers=find_outliers(evidence),
         quality=find_flaws(gallery),

@@ -15,7 +15,7 @@ from quickstudy.heads.calibration import Bin, CoveragePoint
 from quickstudy.heads.learning_curve import LearningCurve
 
 _WIDTH, _HEIGHT = 400, 290
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 42
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 26, 12, 42
 
 Point = tuple[float, float]
 

@@ -163,9 +163,7 @@ def _evaluate(standing: Standing, by: By) -> dict[str, tuple[int, float | None, 
     return {c.name: (c.n, c.precision, c.recall) for c in score_predictions(truth, predicted, classes).classes}
 
 
-def _class_table(
-    standing: Standing, test: dict[str, tuple[int, float | None, float | None]]
-) -> list[dict[str, Any]]:
+def _class_table(standing: Standing, test: dict[str, tuple[int, float | None, float | None]]) -> list[dict[str, Any]]:
     trained = _evaluate(standing, "cross-validation")
     counts = standing.metadata["training"].get("train_counts", {})
     return [

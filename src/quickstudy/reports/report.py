@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,12 @@ from quickstudy.files import cache_folder, write_bytes_atomically
 from quickstudy.heads.learning_curve import LearningCurve, learning_curve
 from quickstudy.heads.ridge import LeaveOneOut, leave_one_out
 from quickstudy.progress import Progress, silent
-from quickstudy.reports.audit import audit_evidence
-from quickstudy.reports.gallery import view_gallery
+from quickstudy.reports.audit import draw_findings
+from quickstudy.reports.duplicates import find_duplicates
+from quickstudy.reports.evidence import Evidence
+from quickstudy.reports.findings import Audit, DuplicateGroup
+from quickstudy.reports.gallery import Gallery, view_gallery
+from quickstudy.reports.memory import remember
 from quickstudy.reports.page import Contents, render
 from quickstudy.reports.placing import place_images
 from quickstudy.reports.sprites import sprite_sheets
@@ -49,9 +54,9 @@ def report(
     gallery = view_gallery(evidence.images, cache=folder, progress=progress)
     # Each of these keeps a core busy for about as long, mostly outside of Python.
     with ThreadPoolExecutor(2) as pool:
-        places = pool.submit(place_images, evidence.features)
+        places = pool.submit(remember, folder, "map", evidence, lambda: place_images(evidence.features).tolist())
         sheets = pool.submit(sprite_sheets, gallery.thumbnails)
-        found = pool.submit(audit_evidence, evidence, gallery)
+        found = pool.submit(_findings, evidence, gallery, folder)
         curve = pool.submit(_learning_curve, standing)
         left_out = pool.submit(_leave_one_out, standing)
         contents = Contents(
@@ -59,7 +64,7 @@ def report(
             audit=found.result(),
             curve=curve.result(),
             left_out=left_out.result(),
-            places=places.result(),
+            places=np.array(places.result()),
             sheets=sheets.result(),
         )
     page = render(contents)
@@ -70,6 +75,23 @@ def report(
             f"Cannot write the report '{target}': {error.strerror}. Name another place with --output"
         ) from error
     return target
+
+
+def _findings(evidence: Evidence, gallery: Gallery, cache: Path) -> Audit:
+    """What an audit finds; looking for duplicates takes longest, so those found are remembered."""
+    groups = remember(
+        cache, "duplicates", evidence, lambda: [asdict(group) for group in find_duplicates(evidence, gallery)]
+    )
+    duplicates = tuple(
+        DuplicateGroup(
+            members=tuple(group["members"]),
+            exact=group["exact"],
+            splits=tuple(group["splits"]),
+            labels=tuple(group["labels"]),
+        )
+        for group in groups
+    )
+    return draw_findings(evidence, gallery, duplicates=duplicates)
 
 
 def _training_rows(standing: Standing) -> NDArray[np.intp]:

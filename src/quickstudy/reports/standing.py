@@ -118,7 +118,7 @@ def take_stock(model: Path, images: Path | None, cache: Path, progress: Progress
     extraction = extract(paths, net, Store(cache / "bottlenecks"), progress=progress)
     material = sort_material(found, extraction, strict=False)
     parts = material.given_parts or split_by_content(material.labels, locked=read_lock(model.parent / LOCK_NAME))
-    known = {digest for digest in material.labels}
+    known = set(material.labels)
     remembered = record is not None and any(known.intersection(part.digests) for part in record.unseen)
     if record is None or not remembered:
         record = _work_out(classifier, found, extraction, material, parts)

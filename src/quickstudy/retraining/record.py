@@ -2,8 +2,8 @@
 
 Where the images are, and what was said of each image by a fit that had not seen it. It lies in the cache folder, under
 the hash of the model file, and not in the model: a model that is given away says nothing of its maker's folders, and
-the same images give the same model wherever they lie. Like all of the cache it can be lost; then the images must be named,
-and what was said of them is worked out again.
+the same images give the same model wherever they lie. Like all of the cache it can be lost; then the images must be
+named, and what was said of them is worked out again.
 """
 
 from __future__ import annotations
