@@ -1,11 +1,11 @@
-"""How far the report's figures can be trusted: leave-one-out, calibration, "don't know", and forecasts against the truth.
+"""How far the report's figures can be trusted: leave-one-out, calibration, "don't know", forecasts against the truth.
 
     python benchmarks/trust.py FOLDER --cache CACHE [--name trust] [--seeds 10] [--limit IMAGES]
 
-The forecasts are back-tested on the training images. For all classes together: from half of each class, what accuracy is
-forecast for all of them, and what cross-validation of all of them gives. For one class: from half of that class's
-images and all of the others', how much more often it will be recognised with the other half, and how much more often it is,
-on the same images. FOLDER may be a data set kept by `quickstudy data`, as an image folder.
+The forecasts are back-tested on the training images. For all classes together: from half of each class, what accuracy
+is forecast for all of them, and what cross-validation of all of them gives. For one class: from half of its images and
+all of the others', how much more often it will be recognised with its other half, and how much more often it is, on the
+same images.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main() -> None:
             "cross_validation": Score(right=head.held_out_right, n=len(head.held_out)).to_dict(),
             "calibration": measure_calibration(data, head),
             "test": measure_test(data, head),
-            "learning_curve_seconds": seconds(data, head, right),
+            "learning_curve_seconds": seconds(data, head),
             "forecast_of_the_whole_from_half": {
                 "seeds": overall,
                 "mean_absolute_error_points": 100 * float(np.abs(errors).mean()),
@@ -238,7 +238,7 @@ def _errors(logits: NDArray[np.floating], labels: NDArray[np.intp], temperature:
     return errors
 
 
-def seconds(data: dict[str, Any], head: Head, right: NDArray[np.float64]) -> dict[str, float]:
+def seconds(data: dict[str, Any], head: Head) -> dict[str, float]:
     """Wall time of the learning curve."""
     times = []
     for _ in range(5):

@@ -28,7 +28,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", "
 _FOREIGN_SUFFIXES = frozenset(
     {".heic", ".heif", ".avif", ".svg", ".psd", ".raw", ".cr2", ".nef", ".dng", ".jp2", ".jxl"}
 )
-_SPLITS: dict[str, Split] = {
+SPLIT_FOLDERS: dict[str, Split] = {
     "train": "train",
     "training": "train",
     "val": "validation",
@@ -37,7 +37,7 @@ _SPLITS: dict[str, Split] = {
     "test": "test",
     "testing": "test",
 }
-_UNLABELLED = frozenset({"unlabelled", "unlabeled"})
+UNLABELLED = frozenset({"unlabelled", "unlabeled"})
 SET_ASIDE = "_set_aside"
 """The folder to which `audit --apply` moves images; nothing below it counts."""
 EXPECTED = (
@@ -162,7 +162,7 @@ def _from_folder(root: Path, unlabelled: bool) -> ImageSet:
     except OSError as error:
         raise ImageSetError(f"Cannot read the folder '{root}': {error.strerror}") from None
     folders = [entry for entry in top if _is_folder(entry)]
-    split_of = {folder: _SPLITS.get(folder.name.lower()) for folder in folders}
+    split_of = {folder: SPLIT_FOLDERS.get(folder.name.lower()) for folder in folders}
     splits = {split for split in split_of.values() if split}
     train = next((folder for folder, split in split_of.items() if split == "train"), root)
     has_others = None in split_of.values()
@@ -192,7 +192,7 @@ def _add_folder(
     folder: Path, split: Split | None, files: list[ImageFile], others: list[UnlabelledFile], skipped: list[Skipped]
 ) -> None:
     paths, wrong = list_images(folder)
-    if folder.name.lower() in _UNLABELLED:
+    if folder.name.lower() in UNLABELLED:
         others += [UnlabelledFile(path=path, split=split) for path in paths]
     else:
         files += [ImageFile(path=path, label=folder.name, split=split) for path in paths]
@@ -256,12 +256,12 @@ def _from_manifest(source: Path, unlabelled: bool) -> ImageSet:
     skipped: list[Skipped] = []
     for number, row in enumerate(rows, start=1):
         name, label, split = (_text(row.get(column)) for column in ("path", "label", "split"))
-        if split and split.lower() not in _SPLITS:
+        if split and split.lower() not in SPLIT_FOLDERS:
             raise ImageSetError(
                 f"Row {number} of '{source}' has the split '{split}'; expected train, validation or test, or nothing"
             )
         path = source.parent / name
-        part = _SPLITS[split.lower()] if split else None
+        part = SPLIT_FOLDERS[split.lower()] if split else None
         if not name or not (label or unlabelled):
             skipped.append(
                 Skipped(path=path, reason=f"row {number} of the manifest has no {'label' if name else 'path'}")
