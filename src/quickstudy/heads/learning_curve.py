@@ -1,16 +1,16 @@
 """What more images would bring: accuracy against the number of training images, measured below and forecast above.
 
-Measured: heads fitted side by side to nested subsets of the training images, class by class in the order of a hash, each
-scored on images that none of the subsets of its order holds. The logits of what is left out come with the fit, so a
-point costs a few matrix products. Cross-validation adds the point at four fifths of all images.
+Measured: heads fitted side by side to nested subsets of the training images, class by class in the order of a hash,
+each scored on images that none of the subsets of its order holds. The logits of what is left out come with the fit, so
+a point costs a few matrix products. Cross-validation adds the point at four fifths of all images.
 
-Forecast: the error falls as c + a · n^-b, an inverse power law (Cortes et al., "Learning curves: asymptotic values and rate
-of convergence", NIPS 1993; Hestness et al., arXiv:1712.00409). Four points cannot tell the three numbers apart, so no
-single best fit is believed: exponents on a grid are each fitted by weighted least squares and weighed by how well they
-fit. The images are drawn again and again (the bootstrap), and the forecasts' scatter is their uncertainty.
+Forecast: the error falls as c + a · n^-b, an inverse power law (Cortes et al., "Learning curves: asymptotic values and
+rate of convergence", NIPS 1993; Hestness et al., arXiv:1712.00409). Four points cannot tell the three numbers apart, so
+no single best fit is believed: exponents on a grid are each fitted by weighted least squares and weighed by how well
+they fit. The images are drawn again and again (the bootstrap), and the forecasts' scatter is their uncertainty.
 
-For one class: in further subsets each class is thinned or not, half of the subsets each, so that what a class gains by its
-own images is told apart from what it gains, or loses, by those of the others.
+For one class: in further subsets each class is thinned or not, half of the subsets each, so that what a class gains by
+its own images is told apart from what it gains, or loses, by those of the others.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _FOLD_SHARE = 0.8  # of the images, that a fit of five-fold cross-validation lea
 _TOLERANCE = 1e-2  # nats; a tenth of it changes no accuracy by more than its noise
 _DRAWS = 100
 _EXPONENTS = np.linspace(0.05, 1.5, 30)
-# Standard deviation of a class's own exponent around the common one: with it, on the clothing photos, forecasts for single
-# classes are as far off as they say (benchmarks/trust.py).
+# Standard deviation of a class's own exponent around the common one: with it, on the clothing photos, forecasts for
+# single classes are no farther off than they say (benchmarks/trust.py).
 _CLASSES_DIFFER = 0.2
 _LARGEST_BATCH = 60_000_000  # logits of subsets that are fitted side by side: 240 MB in float32
 

@@ -55,8 +55,9 @@ def leave_one_out(
 ) -> LeaveOneOut:
     """Predict each image by the ridge head of all the others, exactly, for all `strengths`.
 
-    The head is linear with an intercept on the signed square roots of the bottlenecks, as the softmax head is; a class's
-    target is 1 for its own images and -1 for others. The penalty `l2 * n` stays the same when an image is left out.
+    The head is linear with an intercept on the signed square roots of the bottlenecks, as the softmax head is; a
+    class's target is 1 for its own images and -1 for others. The penalty `l2 * n` stays the same when an image is left
+    out.
 
     Args:
         bottlenecks: n×d, one row an image.

@@ -111,9 +111,9 @@ class Model:
             return float(self.metadata["training"]["abstention"]["threshold"])
         except (KeyError, TypeError, ValueError):
             raise ModelError(
-                "The model has no threshold for 'don't know': it is a network as it stands, was written before quickstudy "
-                "suggested one, or its training images could not tell one (fewer than 30 answered at half the errors). "
-                "Retrain with more images, or judge by the probabilities"
+                "The model has no threshold for 'don't know': it is a network as it stands, was written before "
+                "quickstudy suggested one, or its training images could not tell one (fewer than 30 answered at half "
+                "the errors). Retrain with more images, or judge by the probabilities"
             ) from None
 
     def predict_each(self, images: Iterable[ImageLike], *, threads: int | None = None) -> Iterator[Prediction]:

@@ -1,8 +1,8 @@
 """From findings to the page: what the template shows, and the data that the page's script works on.
 
-Nothing of the user's is put into the page but through Jinja's automatic escaping or as JSON without any `<`, `>` or `&`,
-and the script writes it as text only. A content security policy names the hashes of the page's own script and style, and
-forbids everything else, the network above all.
+Nothing of the user's is put into the page but through Jinja's automatic escaping or as JSON without any `<`, `>` or
+`&`, and the script writes it as text only. A content security policy names the hashes of the page's own script and
+style, and forbids everything else, the network above all.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A map of the bottlenecks in two dimensions: images that the network finds alike lie side by side.
 
-t-SNE (van der Maaten and Hinton, JMLR 9, 2008) of the leading principal components. Laying out thousands of images takes
-seconds, so a sample is laid out and each of the others put among its nearest neighbours in it, as landmarks serve in
-larger maps (Kobak and Berens, Nature Communications 10, 2019, "The art of using t-SNE").
+t-SNE (van der Maaten and Hinton, JMLR 9, 2008) of the leading principal components. Laying out thousands of images
+takes seconds, so a sample is laid out and each of the others put among its nearest neighbours in it, as large maps are
+made (Kobak and Berens, "The art of using t-SNE for single-cell transcriptomics", Nature Communications 10, 2019).
 """
 
 from __future__ import annotations
