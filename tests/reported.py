@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from conftest import draw_photo
+from drawing import draw_photo
 from quickstudy import report, retrain
 
 SCRIPT = "</script><script>window.hacked = 1</script>"
@@ -28,8 +27,17 @@ class Reported:
     cache: Path
 
 
-@functools.cache
+_made: list[Reported] = []
+
+
 def make_report(factory: pytest.TempPathFactory) -> Reported:
+    """The report, made once."""
+    if not _made:
+        _made.append(_make(factory))
+    return _made[0]
+
+
+def _make(factory: pytest.TempPathFactory) -> Reported:
     folder = factory.mktemp("report")
     rows = []
     for name, label in CLASSES.items():

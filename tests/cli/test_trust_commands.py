@@ -10,22 +10,26 @@ from pathlib import Path
 
 import pytest
 from in_process import Run
+from PIL import Image
 
-from conftest import draw_photo
+from drawing import draw_photo
 from quickstudy.cli.report import sees_browser
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with photos of which some carry the label of others, so that not all is right."""
+    """A folder with photos of which some are half of one class and half of another, so that not all is right."""
     folder = tmp_path_factory.mktemp("trust")
     names = ("checks", "discs", "stripes")
     for name in names:
         (folder / "photos" / name).mkdir(parents=True)
     for name in names:
         for number in range(40):
-            label = names[(names.index(name) + 1) % 3] if number % 8 == 0 else name
-            draw_photo(name, number).save(folder / "photos" / label / f"{name}{number:02}.jpg", quality=90)
+            picture = draw_photo(name, number)
+            if number % 5 == 0:
+                another = names[(names.index(name) + 1) % 3]
+                picture = Image.blend(picture, draw_photo(another, number), 0.5 + (number % 10 - 2) / 40)
+            picture.save(folder / "photos" / name / f"{name}{number:02}.jpg", quality=90)
     return folder
 
 

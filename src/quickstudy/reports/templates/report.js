@@ -253,7 +253,11 @@
   // Arrow keys go to the nearest image within a quarter turn of their direction.
   const directions = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   canvas.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && current >= 0) { open(current); return; }
+    if (event.key === "Enter" && current >= 0) {
+      event.preventDefault(); // or the dialog's button, which has the focus by then, would be pressed at once
+      open(current);
+      return;
+    }
     const direction = directions[event.key];
     if (!direction) return;
     event.preventDefault();
