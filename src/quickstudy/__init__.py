@@ -5,6 +5,7 @@
     result = quickstudy.retrain("photos/")            # photos/<class>/*.jpg  →  photos.onnx
     model = quickstudy.load("photos.onnx")
     model.predict(["new.jpg"])                        # ["skirt"]
+    quickstudy.audit("photos/").label_errors          # what is probably wrong with the photos
 
 `quickstudy.Bottleneck` is a scikit-learn transformer from images to cached bottlenecks.
 """
@@ -16,11 +17,28 @@ from typing import TYPE_CHECKING, Any
 from quickstudy.version import VERSION
 
 __version__ = VERSION
-__all__ = ["Bottleneck", "Model", "QuickstudyError", "RetrainResult", "__version__", "evaluate", "load", "retrain"]
+__all__ = [
+    "Audit",
+    "Bottleneck",
+    "Model",
+    "QuickstudyError",
+    "RetrainResult",
+    "__version__",
+    "audit",
+    "compare",
+    "evaluate",
+    "load",
+    "report",
+    "retrain",
+]
 
 if TYPE_CHECKING:
     from quickstudy.errors import QuickstudyError
     from quickstudy.models.model import Model, load
+    from quickstudy.reports.audit import audit
+    from quickstudy.reports.findings import Audit
+    from quickstudy.reports.report import report
+    from quickstudy.retraining.comparison import compare
     from quickstudy.retraining.evaluation import evaluate
     from quickstudy.retraining.result import RetrainResult
     from quickstudy.retraining.retrain import retrain
@@ -28,12 +46,16 @@ if TYPE_CHECKING:
 
 # Looked up when first used, so that `import quickstudy` and `quickstudy --help` answer at once.
 _HOMES = {
+    "Audit": "quickstudy.reports.findings",
     "Bottleneck": "quickstudy.retraining.transformer",
     "Model": "quickstudy.models.model",
     "QuickstudyError": "quickstudy.errors",
     "RetrainResult": "quickstudy.retraining.result",
+    "audit": "quickstudy.reports.audit",
+    "compare": "quickstudy.retraining.comparison",
     "evaluate": "quickstudy.retraining.evaluation",
     "load": "quickstudy.models.model",
+    "report": "quickstudy.reports.report",
     "retrain": "quickstudy.retraining.retrain",
 }
 

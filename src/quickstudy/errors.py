@@ -66,3 +66,7 @@ class TrainingError(QuickstudyError):
 
 class SweepError(QuickstudyError):
     """A sweep's study, results or workers cannot be used."""
+
+
+class AuditError(QuickstudyError):
+    """A plan of an audit cannot be read, written or carried out."""

@@ -8,7 +8,20 @@ import sys
 
 import typer
 
-from quickstudy.cli import backbone, cache, data, evaluate, export, predict, retrain, sweep, train
+from quickstudy.cli import (
+    audit,
+    backbone,
+    cache,
+    compare,
+    data,
+    evaluate,
+    export,
+    predict,
+    report,
+    retrain,
+    sweep,
+    train,
+)
 from quickstudy.errors import QuickstudyError
 from quickstudy.version import VERSION
 
@@ -23,6 +36,9 @@ app.command("retrain", epilog="Example: quickstudy retrain photos/ --output flow
 app.command("train", epilog="Example: quickstudy train cifar10-fast --data photos/ --run runs/photos")(train.command)
 app.command("predict", epilog="Example: quickstudy predict photos.onnx new.jpg other/ 'more/*.png'")(predict.command)
 app.command("evaluate", epilog="Example: quickstudy evaluate photos.onnx held_out/")(evaluate.command)
+app.command("compare", epilog="Example: quickstudy compare old.onnx new.onnx held_out/")(compare.command)
+app.command("report", epilog="Example: quickstudy report photos.onnx")(report.command)
+app.command("audit", epilog="Example: quickstudy audit photos/ --fix plan.csv")(audit.command)
 app.command("export", epilog="Example: quickstudy export runs/cifar10-fast -o cifar10.onnx")(export.command)
 app.command("sweep", epilog="Example: quickstudy sweep mlp --grid depth=1..7 --target 0.9")(sweep.command)
 app.add_typer(backbone.app, name="backbone")

@@ -23,6 +23,9 @@ def command(
         list[str], typer.Argument(help="Images, folders, patterns such as 'new/*.jpg'; - reads a list of paths.")
     ],
     top: Annotated[int | None, typer.Option(min=1, help="Classes an image [default: 1; 5 for backbones].")] = None,
+    abstain: Annotated[
+        bool, typer.Option("--abstain", help="Say 'don't know' below the probability that the model came with.")
+    ] = False,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: image, rank, label, probability, error.")] = False,
     cache: Cache = None,
@@ -34,10 +37,11 @@ def command(
         raise typer.BadParameter("choose one of --json and --csv")
     classifier, usual = _load(model, cache)
     count = min(top or usual, len(classifier.classes))
+    threshold = classifier.threshold() if abstain else None
     wrong: list[Skipped] = []
     predictions = classifier.predict_each(_expand(images, wrong))
     writer = _write_json if as_json else _write_csv if as_csv else _write_text
-    done, failed = writer(classifier, predictions, count, wrong)
+    done, failed = writer(classifier, predictions, count, threshold, wrong)
     if failed and not as_json and not as_csv:
         print(f"{failed} of {done + failed} could not be used", file=sys.stderr)
     if not done:
@@ -106,7 +110,13 @@ def _ranked(model: Model, prediction: Prediction, count: int) -> list[tuple[str,
     return [(model.classes[number], float(prediction.probabilities[number])) for number in best]
 
 
-def _write_text(model: Model, predictions: Iterator[Prediction], count: int, wrong: list[Any]) -> tuple[int, int]:
+def _answers(ranked: list[tuple[str, float]], threshold: float) -> bool:
+    return bool(ranked) and ranked[0][1] >= threshold
+
+
+def _write_text(
+    model: Model, predictions: Iterator[Prediction], count: int, threshold: float | None, wrong: list[Any]
+) -> tuple[int, int]:
     done = failed = 0
     for prediction in predictions:
         if prediction.probabilities is None:
@@ -114,7 +124,10 @@ def _write_text(model: Model, predictions: Iterator[Prediction], count: int, wro
             print(f"{prediction.image}: {prediction.reason}", file=sys.stderr)
         else:
             done += 1
-            shown = ", ".join(f"{name} {100 * share:.1f} %" for name, share in _ranked(model, prediction, count))
+            ranked = _ranked(model, prediction, count)
+            shown = ", ".join(f"{name} {100 * share:.1f} %" for name, share in ranked)
+            if threshold is not None and not _answers(ranked, threshold):
+                shown = f"don't know (best guess {shown})"
             print(f"{prediction.image}: {shown}")
     for item in wrong:
         failed += 1
@@ -122,34 +135,45 @@ def _write_text(model: Model, predictions: Iterator[Prediction], count: int, wro
     return done, failed
 
 
-def _write_csv(model: Model, predictions: Iterator[Prediction], count: int, wrong: list[Any]) -> tuple[int, int]:
+def _write_csv(
+    model: Model, predictions: Iterator[Prediction], count: int, threshold: float | None, wrong: list[Any]
+) -> tuple[int, int]:
     writer = csv.writer(sys.stdout)
-    writer.writerow(["image", "rank", "label", "probability", "error"])
+    # The column `answered` comes with --abstain only, so that what reads the table otherwise need not change.
+    writer.writerow(
+        ["image", "rank", "label", "probability", "error", *(["answered"] if threshold is not None else [])]
+    )
     done = failed = 0
     for prediction in predictions:
-        for rank, (name, share) in enumerate(_ranked(model, prediction, count), start=1):
-            writer.writerow([prediction.image, rank, name, f"{share:.6f}", ""])
+        ranked = _ranked(model, prediction, count)
+        answered = [] if threshold is None else ["yes" if _answers(ranked, threshold) else "no"]
+        for rank, (name, share) in enumerate(ranked, start=1):
+            writer.writerow([prediction.image, rank, name, f"{share:.6f}", "", *answered])
         if prediction.probabilities is None:
             failed += 1
-            writer.writerow([prediction.image, "", "", "", prediction.reason])
+            writer.writerow([prediction.image, "", "", "", prediction.reason, *answered])
         else:
             done += 1
     for item in wrong:
         failed += 1
-        writer.writerow([item.path, "", "", "", item.reason])
+        writer.writerow([item.path, "", "", "", item.reason, *([] if threshold is None else ["no"])])
     return done, failed
 
 
-def _write_json(model: Model, predictions: Iterator[Prediction], count: int, wrong: list[Any]) -> tuple[int, int]:
+def _write_json(
+    model: Model, predictions: Iterator[Prediction], count: int, threshold: float | None, wrong: list[Any]
+) -> tuple[int, int]:
     rows: list[dict[str, Any]] = []
     for prediction in predictions:
         if prediction.probabilities is None:
             rows.append({"image": str(prediction.image), "error": prediction.reason})
         else:
-            ranked = [
-                {"label": name, "probability": round(share, 6)} for name, share in _ranked(model, prediction, count)
-            ]
-            rows.append({"image": str(prediction.image), "predictions": ranked})
+            ranked = _ranked(model, prediction, count)
+            row = {
+                "image": str(prediction.image),
+                "predictions": [{"label": name, "probability": round(share, 6)} for name, share in ranked],
+            }
+            rows.append(row if threshold is None else {**row, "answered": _answers(ranked, threshold)})
     rows += [{"image": str(item.path), "error": item.reason} for item in wrong]
     json.dump(rows, sys.stdout, indent=1)
     print()

@@ -81,6 +81,9 @@ def command(
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help="How bottlenecks are kept.")] = Dtype.FLOAT16,
     device: Device = "cpu",
+    report: Annotated[
+        bool, typer.Option("--report", help="Write the report, <name of the model>.report.html, at once.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="A file that cannot be used is an error.")] = False,
     cache: Cache = None,
     as_json: Json = False,
@@ -123,11 +126,18 @@ def command(
         strict=strict,
         progress=progress_for(quiet=quiet),
     )
+    seconds = time.perf_counter() - started
+    written = None
+    if report:
+        from quickstudy.reports.report import report as write_report
+
+        written = write_report(result.model, images, cache=cache, progress=progress_for(quiet=quiet))
     if as_json:
-        json.dump(result.to_dict(), sys.stdout, indent=1)
+        json.dump({**result.to_dict(), "report": str(written) if written else None}, sys.stdout, indent=1)
         print()
     else:
-        _print_summary(result, images, time.perf_counter() - started)
+        _print_summary(result, images, seconds)
+        print(f"Report: {written or f'quickstudy report {result.model}'}")
 
 
 def _print_summary(result: RetrainResult, images: Path, seconds: float) -> None:

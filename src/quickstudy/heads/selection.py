@@ -53,6 +53,8 @@ class Head:
     """Row numbers of the plain images that were held out, once each, in cross-validation."""
     held_out_classes: Integers
     """Their classes as predicted by the fit that had not seen them."""
+    held_out_logits: Floats
+    """m×K, calibrated: their logits by the fit that had not seen them, divided by the temperature."""
     held_out_right: int
     """How many of those predictions were right."""
     temperature: float
@@ -129,6 +131,7 @@ def fit_head(
         ),
         held_out=held_out,
         held_out_classes=best.logits.argmax(axis=1),
+        held_out_logits=best.logits / np.float32(temperature),
         held_out_right=int(np.sum(best.logits.argmax(axis=1) == labels[held_out])),
         temperature=temperature,
         converged=fit.converged,

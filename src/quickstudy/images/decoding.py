@@ -81,20 +81,7 @@ def decode(data: bytes, spec: InputSpec) -> Pixels:
     Raises:
         UnusableImageError: the bytes are no image that can be used; the message is the reason.
     """
-    if not data:
-        raise UnusableImageError("empty file (0 bytes)")
-    try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except UnidentifiedImageError:
-        raise UnusableImageError(_describe_unidentified(data)) from None
-    except Image.DecompressionBombError:
-        raise UnusableImageError(f"too many pixels (the limit is {MOST_PIXELS // 1_000_000} million)") from None
-    except Exception as error:  # decoders raise many kinds on damaged headers
-        raise UnusableImageError(f"damaged header ({_first_line(error)})") from None
-    if image.width * image.height > MOST_PIXELS:
-        raise UnusableImageError(
-            f"too many pixels ({image.width}x{image.height}; the limit is {MOST_PIXELS // 1_000_000} million)"
-        )
+    image = _open(data)
     try:
         factor = _largest_factor(min(image.size), spec) if image.format in ("JPEG", "MPO") else 1
         if image.format == "JPEG" and image.mode in ("RGB", "L"):
@@ -189,9 +176,39 @@ def _largest_factor(shorter_side: int, spec: InputSpec) -> int:
     return next(factor for factor in (8, 4, 2, 1) if factor == 1 or shorter_side * spec.crop >= spec.size * factor)
 
 
+def size_of(data: bytes) -> tuple[int, int]:
+    """Width and height of an image file as it is shown, upright, from its header.
+
+    Raises:
+        UnusableImageError: as `decode`.
+    """
+    image = _open(data)
+    turned = _orientation(image) in (5, 6, 7, 8)
+    return (image.height, image.width) if turned else image.size
+
+
 def to_pixels(image: Image.Image) -> Pixels:
     """Any loaded Pillow image as upright 8-bit RGB pixels; what `decode` does about modes and orientation."""
     return _upright(np.asarray(_to_rgb(image)), _orientation(image))
+
+
+def _open(data: bytes) -> Image.Image:
+    """The file with its header read, if that is all right."""
+    if not data:
+        raise UnusableImageError("empty file (0 bytes)")
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError:
+        raise UnusableImageError(_describe_unidentified(data)) from None
+    except Image.DecompressionBombError:
+        raise UnusableImageError(f"too many pixels (the limit is {MOST_PIXELS // 1_000_000} million)") from None
+    except Exception as error:  # decoders raise many kinds on damaged headers
+        raise UnusableImageError(f"damaged header ({_first_line(error)})") from None
+    if image.width * image.height > MOST_PIXELS:
+        raise UnusableImageError(
+            f"too many pixels ({image.width}x{image.height}; the limit is {MOST_PIXELS // 1_000_000} million)"
+        )
+    return image
 
 
 def _decode_ordinary_jpeg(data: bytes, size: tuple[int, int], factor: int) -> Pixels | None:

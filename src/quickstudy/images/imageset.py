@@ -3,6 +3,9 @@
 An image set is read from class folders (`photos/<class>/**/*.jpg`), from class folders under split folders
 (`photos/train/<class>/…`), or from a manifest (CSV or Parquet with `path,label[,split]`). Nothing is decoded here; what
 cannot be an image at all is noted among the skipped with its reason.
+
+Images without a label are loose in the root, or in a folder `unlabelled`, or have none in the manifest; nobody
+gets them who does not ask for them. What `audit` has set aside is not there.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", "
 _FOREIGN_SUFFIXES = frozenset(
     {".heic", ".heif", ".avif", ".svg", ".psd", ".raw", ".cr2", ".nef", ".dng", ".jp2", ".jxl"}
 )
-_SPLITS: dict[str, Split] = {
+SPLIT_FOLDERS: dict[str, Split] = {
     "train": "train",
     "training": "train",
     "val": "validation",
@@ -34,6 +37,9 @@ _SPLITS: dict[str, Split] = {
     "test": "test",
     "testing": "test",
 }
+UNLABELLED = frozenset({"unlabelled", "unlabeled"})
+SET_ASIDE = "_set_aside"
+"""The folder to which `audit --apply` moves images; nothing below it counts."""
 EXPECTED = (
     "expected photos/<class>/*.jpg, photos/train|validation|test/<class>/*.jpg, "
     "or a .csv or .parquet manifest with columns path,label[,split]"
@@ -58,12 +64,22 @@ class ImageFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnlabelledFile:
+    """One image file without a label and, where the set came with splits, its split."""
+
+    path: Path
+    split: Split | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageSet:
     """The images of a classification problem, in a stable order (by path)."""
 
     source: Path
     files: tuple[ImageFile, ...]
     skipped: tuple[Skipped, ...]
+    unlabelled: tuple[UnlabelledFile, ...] = ()
+    """Images without a label, where they were asked for."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -76,16 +92,20 @@ class ImageSet:
         return any(file.split == "test" for file in self.files)
 
 
-def load_image_set(source: Path) -> ImageSet:
+def load_image_set(source: Path, *, unlabelled: bool = False) -> ImageSet:
     """Read an image set from a folder or a manifest.
+
+    Args:
+        source: the folder, or the manifest.
+        unlabelled: take images without a label, too; otherwise they are among the skipped.
 
     Raises:
         ImageSetError: the path is missing, holds no images, or a manifest cannot be read.
     """
     if not source.exists():
         raise ImageSetError(f"No such file or folder: '{source}'; {EXPECTED}")
-    found = _from_folder(source) if source.is_dir() else _from_manifest(source)
-    if not found.files:
+    found = _from_folder(source, unlabelled) if source.is_dir() else _from_manifest(source, unlabelled)
+    if not found.files and not found.unlabelled:
         hint = f" (skipped {len(found.skipped)}, e.g. {_example(found.skipped)})" if found.skipped else ""
         raise ImageSetError(f"No images under '{source}'{hint}; {EXPECTED}")
     if unwritable := [name for name in found.classes if not is_text(name)]:
@@ -133,15 +153,16 @@ def list_images(folder: Path) -> tuple[list[Path], list[Skipped]]:
     return paths, skipped
 
 
-def _from_folder(root: Path) -> ImageSet:
+def _from_folder(root: Path, unlabelled: bool) -> ImageSet:
     skipped: list[Skipped] = []
     files: list[ImageFile] = []
+    others: list[UnlabelledFile] = []
     try:
         top = [entry for entry in sorted(root.iterdir()) if not _is_hidden(entry.name)]
     except OSError as error:
         raise ImageSetError(f"Cannot read the folder '{root}': {error.strerror}") from None
     folders = [entry for entry in top if _is_folder(entry)]
-    split_of = {folder: _SPLITS.get(folder.name.lower()) for folder in folders}
+    split_of = {folder: SPLIT_FOLDERS.get(folder.name.lower()) for folder in folders}
     splits = {split for split in split_of.values() if split}
     train = next((folder for folder, split in split_of.items() if split == "train"), root)
     has_others = None in split_of.values()
@@ -153,20 +174,28 @@ def _from_folder(root: Path) -> ImageSet:
                 continue
             for entry in _entries(folder, skipped):
                 if _is_folder(entry):
-                    _add_class(entry, split, files, skipped)
+                    _add_folder(entry, split, files, others, skipped)
                 elif entry.suffix.lower() in IMAGE_SUFFIXES:
-                    skipped.append(Skipped(path=entry, reason="not in a class folder"))
+                    others.append(UnlabelledFile(path=entry, split=split))
     else:
         for folder in folders:
-            _add_class(folder, None, files, skipped)
+            _add_folder(folder, None, files, others, skipped)
     loose = [entry for entry in top if entry not in split_of and entry.suffix.lower() in IMAGE_SUFFIXES]
-    skipped += [Skipped(path=entry, reason="not in a class folder") for entry in loose]
-    return ImageSet(source=root, files=tuple(files), skipped=tuple(skipped))
+    others += [UnlabelledFile(path=entry) for entry in loose]
+    if not unlabelled:
+        skipped += [Skipped(path=file.path, reason="not in a class folder") for file in others]
+        others = []
+    return ImageSet(source=root, files=tuple(files), skipped=tuple(skipped), unlabelled=tuple(others))
 
 
-def _add_class(folder: Path, split: Split | None, files: list[ImageFile], skipped: list[Skipped]) -> None:
+def _add_folder(
+    folder: Path, split: Split | None, files: list[ImageFile], others: list[UnlabelledFile], skipped: list[Skipped]
+) -> None:
     paths, wrong = list_images(folder)
-    files += [ImageFile(path=path, label=folder.name, split=split) for path in paths]
+    if folder.name.lower() in UNLABELLED:
+        others += [UnlabelledFile(path=path, split=split) for path in paths]
+    else:
+        files += [ImageFile(path=path, label=folder.name, split=split) for path in paths]
     skipped += wrong
 
 
@@ -214,33 +243,38 @@ def _is_folder(path: Path) -> bool:
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+    return name.startswith(".") or name in ("__MACOSX", SET_ASIDE)
 
 
-def _from_manifest(source: Path) -> ImageSet:
+def _from_manifest(source: Path, unlabelled: bool) -> ImageSet:
     suffix = source.suffix.lower()
     if suffix not in (".csv", ".parquet"):
         raise ImageSetError(f"'{source}' is neither a folder nor a .csv or .parquet manifest; {EXPECTED}")
     rows: Iterable[Mapping[str, object]] = _read_csv(source) if suffix == ".csv" else _read_parquet(source)
     files: list[ImageFile] = []
+    others: list[UnlabelledFile] = []
     skipped: list[Skipped] = []
     for number, row in enumerate(rows, start=1):
         name, label, split = (_text(row.get(column)) for column in ("path", "label", "split"))
-        if split and split.lower() not in _SPLITS:
+        if split and split.lower() not in SPLIT_FOLDERS:
             raise ImageSetError(
                 f"Row {number} of '{source}' has the split '{split}'; expected train, validation or test, or nothing"
             )
         path = source.parent / name
-        if not name or not label:
+        part = SPLIT_FOLDERS[split.lower()] if split else None
+        if not name or not (label or unlabelled):
             skipped.append(
                 Skipped(path=path, reason=f"row {number} of the manifest has no {'label' if name else 'path'}")
             )
         elif not os.path.isfile(path):  # noqa: PTH113 (answers where pathlib raises)
             skipped.append(Skipped(path=path, reason="no such file"))
+        elif label:
+            files.append(ImageFile(path=path, label=label, split=part))
         else:
-            files.append(ImageFile(path=path, label=label, split=_SPLITS[split.lower()] if split else None))
+            others.append(UnlabelledFile(path=path, split=part))
     files.sort(key=lambda file: str(file.path))
-    return ImageSet(source=source, files=tuple(files), skipped=tuple(skipped))
+    others.sort(key=lambda file: str(file.path))
+    return ImageSet(source=source, files=tuple(files), skipped=tuple(skipped), unlabelled=tuple(others))
 
 
 def _text(value: object) -> str:

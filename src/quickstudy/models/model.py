@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,9 +75,46 @@ class Model:
             rows.append(prediction.probabilities)
         return np.stack(rows) if rows else np.empty((0, len(self.classes)), np.float32)
 
-    def predict(self, images: ImageLike | Iterable[ImageLike]) -> list[str]:
-        """The most probable class of each image, by name. See `predict_proba`."""
-        return [self.classes[row.argmax()] for row in self.predict_proba(images)]
+    @overload
+    def predict(self, images: ImageLike | Iterable[ImageLike], *, abstain: Literal[False] = False) -> list[str]: ...
+
+    @overload
+    def predict(self, images: ImageLike | Iterable[ImageLike], *, abstain: Literal[True]) -> list[str | None]: ...
+
+    def predict(
+        self, images: ImageLike | Iterable[ImageLike], *, abstain: bool = False
+    ) -> list[str] | list[str | None]:
+        """The most probable class of each image, by name; see `predict_proba`.
+
+        With `abstain`, None where its probability is below the model's threshold; see `threshold`.
+
+        Raises:
+            ModelError: with `abstain`, the model has no threshold.
+        """
+        rows = self.predict_proba(images)
+        names = [self.classes[row.argmax()] for row in rows]
+        if not abstain:
+            return names
+        threshold = self.threshold()
+        return [name if row.max() >= threshold else None for name, row in zip(names, rows, strict=True)]
+
+    def threshold(self) -> float:
+        """The probability from which on the most probable class should be believed.
+
+        Chosen when the model was trained, on images that had not been trained on: the lowest at which the images above
+        it have half the errors of all (see `quickstudy.heads.calibration.suggest_abstention`).
+
+        Raises:
+            ModelError: the model has none.
+        """
+        try:
+            return float(self.metadata["training"]["abstention"]["threshold"])
+        except (KeyError, TypeError, ValueError):
+            raise ModelError(
+                "The model has no threshold for 'don't know': it is a network as it stands, was written before "
+                "quickstudy suggested one, or its training images could not tell one (fewer than 30 answered at half "
+                "the errors). Retrain with more images, or judge by the probabilities"
+            ) from None
 
     def predict_each(self, images: Iterable[ImageLike], *, threads: int | None = None) -> Iterator[Prediction]:
         """Predictions in the images' order, as they are ready; an image that cannot be used does not end the others.

@@ -26,9 +26,11 @@ from quickstudy.finetuning.loop import Candidate, FineTuned, fine_tune, logits_o
 from quickstudy.finetuning.method import Method
 from quickstudy.finetuning.network import SuffixNetwork, features_of, suffix_graph
 from quickstudy.heads.selection import Head, assign_folds, fit_head, fit_temperature
+from quickstudy.heads.softmax import Floats
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.optimisation.checkpoints import Checkpoints
 from quickstudy.progress import Progress
+from quickstudy.retraining.record import Unseen, cross_validated
 
 _MANY_IMAGES = 1000
 
@@ -61,6 +63,10 @@ class Stage:
     result: FineTuned
     temperature: float
     """What the logits are divided by to calibrate them on the validation images."""
+    learned: tuple[bytes, ...]
+    """The images trained on."""
+    validation: tuple[bytes, ...]
+    """Those that the network was compared on; none where the linear head has learned from all in the end."""
     validation_given: bool
     """Whether the images came with a validation split."""
     extraction: Extraction
@@ -107,12 +113,20 @@ class FineTunedClassifier:
         """How fine-tuning went, as JSON values."""
         return tuple(stage.to_dict() for stage in self.all_stages)
 
-    def classify(self, digests: list[bytes]) -> NDArray[np.intp]:
-        """The most probable class number of each image."""
+    def logits(self, digests: list[bytes]) -> Floats:
+        """Calibrated logits (n×K) of images."""
         none = np.zeros(len(digests), np.intp)
         examples = Examples(digests=tuple(digests), labels=none, gather=self.kept.extraction.gather)
-        numbers: NDArray[np.intp] = logits_of(self.kept.result.network, examples).argmax(1).numpy()
-        return numbers
+        logits: Floats = logits_of(self.kept.result.network, examples).numpy() / np.float32(self.kept.temperature)
+        return logits
+
+    def unseen(self) -> tuple[Unseen, ...]:
+        """Images trained on, by the linear head's cross-validation; then validation images, by the network itself."""
+        unseen = [cross_validated(self.kept.head, self.kept.learned)]
+        if self.kept.validation:
+            logits = self.logits(list(self.kept.validation))
+            unseen.append(Unseen(by="validation", digests=self.kept.validation, logits=logits))
+        return tuple(unseen)
 
     def write(self, path: Path, *, classes: Sequence[str], training: dict[str, Any]) -> None:
         """Write it as a model, with the trained weights in the graph."""
@@ -215,18 +229,20 @@ def _stage(
     finally:
         progress.finish()
     shutil.rmtree(place, ignore_errors=True)
-    temperature = fit_temperature(logits_of(network, compared).numpy(), compared.labels)
+    temperature, held_out = fit_temperature(logits_of(network, compared).numpy(), compared.labels), compared.digests
     if before is None and result.kept.epoch == 0:
         # Nothing is left to be compared, so the linear head may learn from all images, and is calibrated as it comes.
-        everything = _examples(extraction, lesson.train, lesson.labels, 0)
-        head = _fit_head(suffix, everything, lesson)
+        learned = _examples(extraction, lesson.train, lesson.labels, 0)
+        head = _fit_head(suffix, learned, lesson)
         result = replace(result, network=SuffixNetwork(suffix, head.weights, head.biases))
-        temperature = 1.0
+        temperature, held_out = 1.0, ()
     return Stage(
         net=net,
         head=head,
         result=result,
         temperature=temperature,
+        learned=learned.digests,
+        validation=held_out,
         validation_given=bool(lesson.validation),
         extraction=extraction,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +84,12 @@ def draw_parts(labels: dict[bytes, str], lock: Path) -> dict[bytes, Part]:
                 f"Cannot write the split lock '{lock}': {error.strerror}. Name another place with --output"
             ) from error
     return parts
+
+
+def data_fingerprint(labels: Mapping[bytes, str], parts: Mapping[bytes, Part]) -> str:
+    """SHA-256 of the images by content, with label and side of the split: what a model was trained and tested on."""
+    listing = "".join(f"{digest.hex()} {parts[digest]} {labels[digest]}\n" for digest in sorted(parts))
+    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def require_training_images(train_counts: Counter[str], material: Material, images: Path) -> None:

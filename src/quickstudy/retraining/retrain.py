@@ -6,7 +6,6 @@ the head to its optimum, or from there everything after a cut, score it on what 
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone, load_backbone
 from quickstudy.backbones.cuts import FEATURES, stages
@@ -26,14 +24,23 @@ from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ImageSetError, ModelError, PlanError
 from quickstudy.files import cache_folder
 from quickstudy.finetuning.method import VIEWS, Method
+from quickstudy.heads.calibration import probabilities_of, suggest_abstention
 from quickstudy.heads.selection import Head, fit_head
+from quickstudy.heads.softmax import Floats
 from quickstudy.images.imageset import load_image_set, require_classes
 from quickstudy.images.splits import LOCK_NAME, Part
 from quickstudy.images.views import Distortions
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.progress import Progress, silent
 from quickstudy.retraining.evaluation import Evaluation, Score, score_predictions
-from quickstudy.retraining.material import Material, draw_parts, require_training_images, sort_material
+from quickstudy.retraining.material import (
+    Material,
+    data_fingerprint,
+    draw_parts,
+    require_training_images,
+    sort_material,
+)
+from quickstudy.retraining.record import Record, Unseen, cross_validated, save_record
 from quickstudy.retraining.result import RetrainResult
 
 ClassWeight = Literal["balanced"]
@@ -172,6 +179,9 @@ def retrain(
     with clock.stage("model"):
         training = _describe_training(material, parts, train_counts, evaluation, learned, extraction)
         learned.write(model_path, classes=classes, training=training)
+        known = [digest for digest in test if material.labels[digest] in classes]
+        tests = Unseen(by="test", digests=tuple(known), logits=learned.logits(known))
+        save_record(folder, model_path, Record(images=images.resolve(), unseen=(*learned.unseen(), tests)))
     return RetrainResult(
         model=model_path,
         classes=classes,
@@ -209,8 +219,11 @@ class Learned(Protocol):
     def stages(self) -> tuple[dict[str, Any], ...]:
         """How fine-tuning went, as JSON values; nothing where there was none."""
 
-    def classify(self, digests: list[bytes]) -> NDArray[np.intp]:
-        """The most probable class number of each image."""
+    def logits(self, digests: list[bytes]) -> Floats:
+        """Calibrated logits (n×K) of images."""
+
+    def unseen(self) -> tuple[Unseen, ...]:
+        """What training images were said to be by fits that had not seen them; what calibrated the model comes last."""
 
     def write(self, path: Path, *, classes: Sequence[str], training: dict[str, Any]) -> None:
         """Write it as a model."""
@@ -223,6 +236,7 @@ class _Linear:
     head: Head
     net: Backbone
     extraction: Extraction
+    train: list[bytes]
 
     @property
     def cut(self) -> str:
@@ -231,9 +245,11 @@ class _Linear:
     def stages(self) -> tuple[dict[str, Any], ...]:
         return ()
 
-    def classify(self, digests: list[bytes]) -> NDArray[np.intp]:
-        numbers: NDArray[np.intp] = self.head.logits(self.extraction.gather(digests)).argmax(axis=1)
-        return numbers
+    def logits(self, digests: list[bytes]) -> Floats:
+        return self.head.logits(self.extraction.gather(digests))
+
+    def unseen(self) -> tuple[Unseen, ...]:
+        return (cross_validated(self.head, self.train),)
 
     def write(self, path: Path, *, classes: Sequence[str], training: dict[str, Any]) -> None:
         linear = LinearHead(weights=self.head.weights, biases=self.head.biases)
@@ -284,7 +300,7 @@ def _fit(
         balanced=class_weight == "balanced",
         l2=l2,
     )
-    return _Linear(head, net, extraction)
+    return _Linear(head, net, extraction, train)
 
 
 def _evaluate(
@@ -294,7 +310,7 @@ def _evaluate(
     classes: tuple[str, ...],
 ) -> Evaluation:
     known = [digest for digest in test if labels[digest] in classes]
-    predicted = learned.classify(known)
+    predicted = learned.logits(known).argmax(axis=1)
     return score_predictions(
         [labels[digest] for digest in known],
         [classes[number] for number in predicted],
@@ -312,6 +328,14 @@ def _cross_validated(head: Head) -> Score:
     return Score(right=head.held_out_right, n=len(head.held_out))
 
 
+def _abstention(unseen: Unseen, numbers: dict[bytes, int]) -> dict[str, Any] | None:
+    """From which confidence on the model should answer, by images that calibrated it; None where they cannot tell."""
+    probabilities = probabilities_of(unseen.logits)
+    truth = np.array([numbers[digest] for digest in unseen.digests], np.intp)
+    found = suggest_abstention(probabilities.max(axis=1), probabilities.argmax(axis=1) == truth)
+    return {"by": unseen.by, **found.to_dict()} if found else None
+
+
 def _describe_training(
     material: Material,
     parts: dict[bytes, Part],
@@ -321,9 +345,9 @@ def _describe_training(
     extraction: Extraction,
 ) -> dict[str, Any]:
     """The training summary that the model file carries; the same data give the same text."""
-    listing = "".join(f"{d.hex()} {parts[d]} {material.labels[d]}\n" for d in sorted(parts))
+    train = [digest for digest, part in parts.items() if part == "train"]
     return {
-        "data_fingerprint": hashlib.sha256(listing.encode()).hexdigest(),
+        "data_fingerprint": data_fingerprint(material.labels, parts),
         "split": "given" if material.given_parts is not None else "by content",
         "train_counts": dict(sorted(train_counts.items())),
         "views": extraction.views,
@@ -331,6 +355,7 @@ def _describe_training(
         "l2": learned.head.l2,
         "temperature": learned.head.temperature,
         "cross_validation": _cross_validated(learned.head).to_dict(),
+        "abstention": _abstention(learned.unseen()[-1], _numbered(material.labels, train, tuple(sorted(train_counts)))),
         # Without what differs from run to run.
         "fine_tuning": [{k: v for k, v in stage.items() if k != "seconds"} for stage in learned.stages()],
         "test": evaluation.score.to_dict() if evaluation else None,

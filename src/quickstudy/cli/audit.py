@@ -1,0 +1,164 @@
+"""`quickstudy audit`: what is wrong with a folder of images, a plan to mend it, and the mending."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quickstudy.cli.options import Cache, Json, Quiet
+
+if TYPE_CHECKING:
+    from quickstudy.reports.carrying_out import Done
+    from quickstudy.reports.findings import Audit, DuplicateGroup
+
+
+def command(
+    images: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder or manifest as for retrain; images may be without a label: loose, or in unlabelled/."
+        ),
+    ],
+    fix: Annotated[
+        Path | None, typer.Option("--fix", metavar="PLAN", help="Write a plan of what to do, as CSV to review.")
+    ] = None,
+    apply: Annotated[
+        Path | None,
+        typer.Option("--apply", metavar="PLAN", help="Carry out a plan: move files, dropped ones to _set_aside/."),
+    ] = None,
+    undo: Annotated[
+        Path | None, typer.Option("--undo", metavar="FILE", help="Put everything back that --apply has moved.")
+    ] = None,
+    backbone: Annotated[str, typer.Option(help="The pretrained network.")] = "efficientnet_lite0",
+    limit: Annotated[int, typer.Option(min=1, help="Show at most so many findings of a kind.")] = 10,
+    cache: Cache = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find duplicates, leaks, wrong labels, outliers and bad images; nothing is changed without --apply."""
+    if sum(option is not None for option in (fix, apply, undo)) > 1:
+        raise typer.BadParameter("--fix, --apply and --undo are three steps; give one at a time")
+    if apply or undo:
+        from quickstudy.reports.carrying_out import apply_plan, undo_plan
+
+        _print_done(apply_plan(images, apply) if apply else undo_plan(images, undo or Path()), images, as_json)
+        return
+    from quickstudy.cli.display import progress_for
+    from quickstudy.reports.audit import draw_findings
+    from quickstudy.reports.evidence import gather_evidence
+    from quickstudy.reports.gallery import view_gallery
+    from quickstudy.reports.plan import make_plan, summarise, write_plan
+
+    progress = progress_for(quiet=quiet)
+    evidence = gather_evidence(images, backbone=backbone, cache=cache, progress=progress)
+    gallery = view_gallery(evidence.images, cache=cache, progress=progress)
+    audit = draw_findings(evidence, gallery)
+    steps = make_plan(evidence, gallery, audit) if fix else ()
+    if fix:
+        write_plan(fix, steps)
+    if as_json:
+        json.dump(audit.to_dict(), sys.stdout, indent=1)
+        print()
+        return
+    _print_audit(audit, images, limit)
+    if fix:
+        counts = ", ".join(f"{number:,} {action}" for action, number in summarise(steps).items() if number)
+        print(f"\nPlan: {fix} ({counts or 'nothing to do'}); review it, then: quickstudy audit {images} --apply {fix}")
+    else:
+        print(f"\nNext: quickstudy audit {images} --fix plan.csv")
+
+
+def _print_audit(audit: Audit, images: Path, limit: int) -> None:
+    from quickstudy.cli.display import count, print_skipped
+
+    base = images if images.is_dir() else images.parent
+
+    def name(number: int) -> str:
+        path = audit.images[number]
+        return str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
+
+    def section(title: str, lines: list[str]) -> None:
+        if lines:
+            print(f"\n{title}:")
+            print("\n".join(f"  {line}" for line in lines[:limit]))
+            if len(lines) > limit:
+                print(f"  … and {len(lines) - limit:,} more; --limit shows more, --json all")
+
+    def group(found: DuplicateGroup) -> str:
+        marks = [mark for mark, holds in (("leaks", found.leaks), ("two labels", found.conflicts)) if holds]
+        kind = "same file" if found.exact else "same picture"
+        return f"{kind}{''.join(f', {mark}' for mark in marks)}: {' = '.join(name(n) for n in found.members)}"
+
+    unlabelled = len(audit.images) - audit.labelled
+    print(
+        f"{images}: {count(len(audit.images), 'usable image')} of {count(len(audit.classes), 'class', 'classes')}"
+        + (f", {unlabelled:,} without a label" if unlabelled else "")
+        + (f"; {count(len(audit.skipped), 'file')} skipped" if audit.skipped else "")
+    )
+    print_skipped(audit.skipped)
+    leaks, conflicts = len(audit.leaks), len(audit.conflicts)
+    section(
+        f"{count(len(audit.duplicates), 'picture')} more than once ({leaks:,} across splits, {conflicts:,} under "
+        "several labels)",
+        [group(found) for found in audit.duplicates],
+    )
+    section(
+        f"{count(len(audit.label_errors), 'label')} to look at, most probably wrong first",
+        [
+            f"{100 * e.score:3.0f} %  {name(e.image)}: '{e.given}' {100 * e.probability_given:.1f} %, "
+            f"rather '{e.suggested}' {100 * e.probability_suggested:.1f} %"
+            for e in audit.label_errors
+        ],
+    )
+    section(
+        f"{count(len(audit.outliers), 'image')} unlike all others, farthest first (robust standard deviations)",
+        [f"{found.score:4.1f}  {name(found.image)}" for found in audit.outliers],
+    )
+    section(
+        f"{count(len(audit.quality), 'image')} of which little can be seen",
+        [f"{flaw.kind:<8}  {name(flaw.image)} ({flaw.value:.3g}, limit {flaw.limit:g})" for flaw in audit.quality],
+    )
+    section(
+        "Classes that look alike",
+        [
+            f"'{pair.first}' and '{pair.second}': {count(pair.images, 'image')} of either taken for the other, "
+            f"{100 * pair.rate:.1f} %"
+            for pair in audit.alike
+        ],
+    )
+    scarce = [f"'{share.name}': {count(share.images, 'image')}" for share in audit.classes if share.scarce]
+    section(f"Classes with few images (the largest has {audit.imbalance:.1f} times the smallest)", scarce)
+    section(
+        f"{count(len(audit.suggestions), 'suggested label')}",
+        [f"{100 * s.probability:3.0f} %  {name(s.image)}: '{s.label}'" for s in audit.suggestions],
+    )
+    section("Label these next; most would be learned from them", [name(number) for number in audit.next_to_label])
+
+
+def _print_done(done: Done, images: Path, as_json: bool) -> None:
+    from quickstudy.cli.display import count
+
+    if as_json:
+        values = {
+            "moved": done.moved,
+            "left": [{"path": path, "reason": reason} for path, reason in done.left],
+            "undo": str(done.undo) if done.undo else None,
+            "manifest": str(done.manifest) if done.manifest else None,
+        }
+        json.dump(values, sys.stdout, indent=1)
+        print()
+    elif done.manifest:
+        print(f"{count(done.moved, 'row')} changed or left out in the new manifest {done.manifest}; the old one stays")
+    else:
+        print(f"{count(done.moved, 'file')} moved; nothing is ever deleted")
+    if not as_json:
+        for path, reason in done.left:
+            print(f"  left as it was: {path}: {reason}")
+        if done.undo:
+            print(f"Undo with: quickstudy audit {images} --undo {done.undo}")
+    if done.left:
+        raise typer.Exit(1)

@@ -1,0 +1,62 @@
+"""`quickstudy compare`: two models on the same labelled images."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quickstudy.cli.options import Json, Quiet
+
+_MOST_SHOWN = 10
+
+
+def command(
+    first: Annotated[Path, typer.Argument(help="A model (.onnx).", show_default=False)],
+    second: Annotated[Path, typer.Argument(help="The model to compare it with.", show_default=False)],
+    images: Annotated[
+        Path, typer.Argument(help="Labelled images, laid out as for retrain; a test split is used alone.")
+    ],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score two models on the same labelled images: is one better, and where do they differ?"""
+    from quickstudy.cli.display import count, format_score, print_skipped, progress_for
+    from quickstudy.retraining.comparison import compare
+
+    found = compare(first, second, images, progress=progress_for(quiet=quiet))
+    if as_json:
+        json.dump(found.to_dict(), sys.stdout, indent=1)
+        print()
+        return
+    width = max(len(str(first)), len(str(second)))
+    print(f"{first!s:<{width}}  {format_score(found.first)}")
+    print(f"{second!s:<{width}}  {format_score(found.second)}")
+    low, high = found.interval
+    print(
+        f"\nDifference: {100 * found.difference:+.1f} points for {second} "
+        f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f}, paired)"
+    )
+    print(
+        f"{count(found.only_first, 'image')} right by {first} alone, {found.only_second:,} by {second} alone: "
+        f"McNemar's exact p = {found.p_value:.2g}"
+    )
+    if found.p_value >= 0.05:
+        print("Such a division is to be expected of two models that are equally good")
+    if found.trained_on:
+        print(
+            f"Warning: {found.trained_on:,} of these images were trained on by one of the models, so it is flattered; "
+            "compare on images that neither has seen"
+        )
+    if found.differences:
+        print(f"\nCalled differently: {count(len(found.differences), 'image')}")
+        for item in found.differences[:_MOST_SHOWN]:
+            print(f"  {item.path} ({item.label}): {item.first} / {item.second}")
+        if len(found.differences) > _MOST_SHOWN:
+            print(f"  … and {len(found.differences) - _MOST_SHOWN} more; --json lists all")
+    if found.unknown:
+        print(f"\nNot both models know these classes, so their images are left out: {', '.join(found.unknown)}")
+    print_skipped(found.skipped)

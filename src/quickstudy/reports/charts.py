@@ -1,0 +1,137 @@
+"""The report's charts as SVG: reliability, accuracy against coverage, learning curve.
+
+Colours and fonts come from the page's style sheet by class, so charts follow light and dark. Nothing here comes from
+the user: numbers and fixed words only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from quickstudy.heads.calibration import Bin, CoveragePoint
+from quickstudy.heads.learning_curve import LearningCurve
+
+_WIDTH, _HEIGHT = 400, 290
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 26, 12, 42
+
+Point = tuple[float, float]
+
+
+class _Axes:
+    """A frame with ticks; turns values into places."""
+
+    def __init__(
+        self, x: tuple[float, float], y: tuple[float, float], *, labels: tuple[str, str], logarithmic: bool = False
+    ) -> None:
+        self._x, self._y, self._logarithmic = x, y, logarithmic
+        self._labels = labels
+        self.parts: list[str] = []
+
+    def place(self, point: Point) -> Point:
+        (low, high), (bottom, top) = self._x, self._y
+        x, low, high = (math.log(v) if self._logarithmic else v for v in (point[0], low, high))
+        across = (x - low) / (high - low)
+        up = (min(max(point[1], bottom), top) - bottom) / (top - bottom)
+        return (
+            _LEFT + across * (_WIDTH - _LEFT - _RIGHT),
+            _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM),
+        )
+
+    def line(self, points: Sequence[Point], kind: str) -> None:
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(self.place, points))
+        self.parts.append(f'<polyline class="{kind}" points="{path}"/>')
+
+    def area(self, lower: Sequence[Point], upper: Sequence[Point], kind: str) -> None:
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(self.place, [*lower, *reversed(upper)]))
+        self.parts.append(f'<polygon class="{kind}" points="{path}"/>')
+
+    def dot(self, point: Point, title: str, *, radius: float = 4, kind: str = "dot") -> None:
+        x, y = self.place(point)
+        self.parts.append(
+            f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"><title>{title}</title></circle>'
+        )
+
+    def draw(self, ticks_x: Sequence[float], ticks_y: Sequence[float], *, percent_x: bool, about: str) -> Markup:
+        ground = []
+        for tick in ticks_y:
+            left, y = self.place((self._x[0], tick))
+            ground.append(f'<line class="grid" x1="{left:.1f}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            ground.append(f'<text x="{left - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{100 * tick:.3g} %</text>')
+        for tick in ticks_x:
+            x, y = self.place((tick, self._y[0]))
+            name = f"{100 * tick:.0f} %" if percent_x else f"{tick:,.0f}"
+            ground.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{y:.1f}"/>')
+            ground.append(f'<text x="{x:.1f}" y="{y + 16:.1f}" text-anchor="middle">{name}</text>')
+        middle = (_LEFT + _WIDTH - _RIGHT) / 2
+        ground.append(f'<text x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">{self._labels[0]}</text>')
+        body = "".join([*ground, *self.parts])
+        # Every piece is made here of numbers and fixed words.
+        return Markup(  # noqa: S704
+            f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{about}">{body}</svg>'
+        )
+
+
+def reliability_chart(after: Sequence[Bin], before: Sequence[Bin]) -> Markup:
+    """Confidence against accuracy, bin by bin, with the temperature and, fainter, without it."""
+    axes = _Axes((0, 1), (0, 1), labels=("Confidence", "Accuracy"))
+    axes.line([(0, 0), (1, 1)], "reference")
+    axes.line([(b.confidence, b.accuracy) for b in before], "line faint")
+    axes.line([(b.confidence, b.accuracy) for b in after], "line")
+    for b in after:
+        axes.dot(
+            (b.confidence, b.accuracy),
+            f"{b.n:,} images: confidence {100 * b.confidence:.1f} %, accuracy {100 * b.accuracy:.1f} %",
+        )
+    ticks = (0, 0.25, 0.5, 0.75, 1)
+    about = "Reliability: accuracy against confidence; on the diagonal, confidence can be taken at its word"
+    return axes.draw(ticks, ticks, percent_x=True, about=about)
+
+
+def coverage_chart(curve: Sequence[CoveragePoint], chosen: CoveragePoint | None) -> Markup:
+    """Accuracy of the answered images against their share, and the suggested threshold."""
+    lowest = min(point.accuracy for point in curve)
+    bottom = max(0.0, math.floor(20 * lowest - 1e-9) / 20)
+    bottom = min(bottom, 0.95)
+    axes = _Axes((0, 1), (bottom, 1), labels=("Share of images answered", "Accuracy"))
+    axes.line([(point.coverage, point.accuracy) for point in curve], "line")
+    if chosen:
+        title = (
+            f"At {100 * chosen.threshold:.0f} % confidence or more: {100 * chosen.coverage:.0f} % answered, "
+            f"{100 * chosen.accuracy:.1f} % of them right"
+        )
+        axes.dot((chosen.coverage, chosen.accuracy), title, radius=6, kind="dot chosen")
+    about = "Accuracy of the answered images against the share that is answered"
+    return axes.draw((0, 0.25, 0.5, 0.75, 1), _ticks(bottom, 1), percent_x=True, about=about)
+
+
+def learning_chart(curve: LearningCurve) -> Markup:
+    """Accuracy against training images: measured, and forecast to four times as many."""
+    first, last = curve.points[0].images, 4 * curve.images
+    sizes = [first * (last / first) ** (step / 40) for step in range(41)]
+    forecasts = [(size, *curve.forecast(size)) for size in sizes]
+    values = [mean - 2 * scatter for _, mean, scatter in forecasts] + [p.accuracy for p in curve.points]
+    highest = min(1.0, max(mean + 2 * scatter for _, mean, scatter in forecasts) + 0.01)
+    bottom = max(0.0, math.floor(20 * min(values)) / 20)
+    top = max(bottom + 0.05, math.ceil(20 * highest) / 20)
+    axes = _Axes((first, last), (bottom, top), labels=("Training images", "Accuracy"), logarithmic=True)
+    axes.area(
+        [(size, mean - 2 * scatter) for size, mean, scatter in forecasts],
+        [(size, mean + 2 * scatter) for size, mean, scatter in forecasts],
+        "band",
+    )
+    axes.line([(size, mean) for size, mean, _ in forecasts if size <= curve.images], "line")
+    axes.line([(size, mean) for size, mean, _ in forecasts if size >= curve.images * 0.95], "line dashed")
+    for point in curve.points:
+        title = f"{point.images:,} images: {100 * point.accuracy:.1f} %, standard deviation {100 * point.deviation:.1f}"
+        axes.dot((point.images, point.accuracy), title)
+    ticks = [size for size in (curve.images // 8, curve.images // 2, curve.images, 4 * curve.images) if size >= first]
+    about = "Learning curve: accuracy against the number of training images, measured and forecast"
+    return axes.draw(ticks, _ticks(bottom, top), percent_x=False, about=about)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    step = 0.05 if high - low <= 0.3 else 0.1 if high - low <= 0.6 else 0.25
+    return [low + step * number for number in range(round((high - low) / step) + 1)]

@@ -1,0 +1,172 @@
+"""Evidence: what is known of an image set by its bottlenecks, from which all findings are drawn.
+
+It is gathered from a folder (`gather_evidence`), or built from what a training has computed already (`build_evidence`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickstudy.backbones.backbone import Backbone, load_backbone
+from quickstudy.bottlenecks.extraction import Extraction, extract
+from quickstudy.bottlenecks.store import Store
+from quickstudy.files import cache_folder
+from quickstudy.heads.selection import Head, fit_head
+from quickstudy.heads.softmax import Floats, signed_sqrt
+from quickstudy.images.imageset import ImageSet, Skipped, Split, load_image_set
+from quickstudy.progress import Progress, silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownImage:
+    """One usable image file."""
+
+    path: Path
+    digest: bytes
+    """SHA-256 of the file's bytes: equal where files are copies."""
+    label: str | None
+    """None where it has none."""
+    split: Split | None
+    """None where the set came without splits."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evidence:
+    """What is known of an image set by its bottlenecks. Rows are images, n in all; K classes, d features."""
+
+    source: Path
+    """The folder or manifest that the images came from."""
+    images: tuple[KnownImage, ...]
+    """Every usable file, copies too, labelled ones first, then by path."""
+    skipped: tuple[Skipped, ...]
+    """Files that cannot be used, with the reason."""
+    classes: tuple[str, ...]
+    """The classes that the probabilities are of; without any, the labels that there are, sorted."""
+    features: Floats
+    """n×d, the signed square roots of the bottlenecks, which the head sees."""
+    probabilities: Floats
+    """n×K, calibrated; n×0 where there are no two classes to tell apart."""
+    unseen: NDArray[np.bool_]
+    """n: whether the probabilities come from a fit that has not seen the image."""
+    backbone: str
+    """The network's name."""
+    fingerprint: str
+    """Its hash."""
+    computed: int
+    """Forward passes that it took."""
+
+    @property
+    def labels(self) -> NDArray[np.intp]:
+        """Class numbers (n), -1 where an image has no label, or none of the classes."""
+        number_of = {name: number for number, name in enumerate(self.classes)}
+        return np.array([number_of.get(image.label or "", -1) for image in self.images], np.intp)
+
+
+def gather_evidence(
+    images: str | Path,
+    *,
+    backbone: str = "efficientnet_lite0",
+    cache: str | Path | None = None,
+    progress: Progress = silent,
+) -> Evidence:
+    """Compute the bottlenecks that are missing, and cross-validate a head on those with a label.
+
+    Args:
+        images: a folder or manifest, labelled, partly labelled or not.
+        backbone: name of the pretrained network.
+        cache: folder of the store and the backbones; see `quickstudy.files.cache_folder`.
+        progress: is told how far it has come.
+
+    Raises:
+        ImageSetError: there are no images.
+        QuickstudyError: the store or the backbone cannot be used; see the message.
+    """
+    source, folder = Path(images), cache_folder(Path(cache) if cache else None)
+    found = load_image_set(source, unlabelled=True)
+    net = load_backbone(backbone, folder)
+    paths = [file.path for file in (*found.files, *found.unlabelled)]
+    extraction = extract(paths, net, Store(folder / "bottlenecks"), progress=progress)
+    head, trained, classes = _cross_validate(found, extraction)
+    return build_evidence(found, extraction, net, head, trained, classes)
+
+
+def build_evidence(
+    found: ImageSet,
+    extraction: Extraction,
+    net: Backbone,
+    head: Head | None,
+    trained: Sequence[bytes],
+    classes: tuple[str, ...],
+) -> Evidence:
+    """Put together what an extraction and a head tell.
+
+    Args:
+        found: the images, with or without such that have no label.
+        extraction: of `found.files`, then `found.unlabelled`, in their order; at the cut that the head sees.
+        net: the network.
+        head: fitted to the bottlenecks of `trained`; None where there was nothing to tell apart.
+        trained: content hash by row that the head was fitted to.
+        classes: the head's classes, in its order.
+    """
+    files = [(file.path, file.label, file.split) for file in found.files]
+    files += [(file.path, None, file.split) for file in found.unlabelled]
+    usable = [number for number in range(len(files)) if extraction.digests[number] is not None]
+    digests = [digest for digest in extraction.digests if digest is not None]
+    bottlenecks = extraction.gather(digests)
+    probabilities = np.empty((len(usable), 0), np.float32)
+    unseen = np.zeros(len(usable), np.bool_)
+    if head is not None:
+        logits = head.logits(bottlenecks)
+        held_out = {trained[row]: position for position, row in enumerate(head.held_out.tolist())}
+        seen = set(trained)
+        for number, digest in enumerate(digests):
+            if (position := held_out.get(digest)) is not None:
+                logits[number] = head.held_out_logits[position]
+            unseen[number] = position is not None or digest not in seen
+        probabilities = _softmax(logits)
+    skipped = [Skipped(path=files[n][0], reason=extraction.reasons[n]) for n in sorted(extraction.reasons)]
+    return Evidence(
+        source=found.source,
+        images=tuple(
+            KnownImage(path=files[n][0], label=files[n][1], split=files[n][2], digest=digest)
+            for n, digest in zip(usable, digests, strict=True)
+        ),
+        skipped=(*found.skipped, *skipped),
+        classes=classes,
+        features=signed_sqrt(bottlenecks),
+        probabilities=probabilities,
+        unseen=unseen,
+        backbone=net.name,
+        fingerprint=net.fingerprint,
+        computed=extraction.computed,
+    )
+
+
+def _cross_validate(found: ImageSet, extraction: Extraction) -> tuple[Head | None, list[bytes], tuple[str, ...]]:
+    """A head on all images with a label, the content hashes that it was fitted to, and its classes.
+
+    The same content under two labels teaches nothing and is left out, so it is predicted by a fit that has not seen it.
+    """
+    labels: dict[bytes, set[str]] = {}
+    for file, digest in zip(found.files, extraction.digests, strict=False):
+        if digest is not None:
+            labels.setdefault(digest, set()).add(file.label)
+    trained = sorted(digest for digest, names in labels.items() if len(names) == 1)
+    names = [next(iter(labels[digest])) for digest in trained]
+    classes = tuple(sorted(set(names)))
+    if len(classes) < 2:
+        return None, [], tuple(sorted({name for names in labels.values() for name in names}))
+    number_of = {name: number for number, name in enumerate(classes)}
+    numbers = np.array([number_of[name] for name in names], np.intp)
+    return fit_head(extraction.gather(trained), numbers, trained, classes=len(classes)), trained, classes
+
+
+def _softmax(logits: Floats) -> Floats:
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: Floats = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return probabilities

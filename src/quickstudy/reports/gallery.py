@@ -1,0 +1,153 @@
+"""The gallery: the looks of an image set, looked at once by content and kept beside the store.
+
+`<cache>/looks/<version>/` holds immutable Arrow files, named by the SHA-256 of their own bytes, with a row for each
+image under the SHA-256 of its file. A file appears whole or not at all, so several processes may look at the same images
+at once and a kill loses a second's work; what cannot be read is looked at again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from quickstudy.cores import usable_cores
+from quickstudy.errors import UnusableImageError
+from quickstudy.files import cache_folder, write_bytes_atomically
+from quickstudy.images.identity import read_image_file
+from quickstudy.progress import Progress, silent
+from quickstudy.reports.evidence import KnownImage
+from quickstudy.reports.looks import VERSION, Look, look_at
+
+_SUFFIX = ".arrow"
+_BATCH = 1000
+_MANY_FILES = 8
+_TYPES = {"int": pa.int32(), "float": pa.float32(), "bytes": pa.binary()}
+_SCHEMA = pa.schema(
+    [pa.field("key", pa.binary(32), nullable=False)]
+    + [pa.field(field.name, _TYPES[str(field.type)], nullable=False) for field in fields(Look)]
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Gallery:
+    """The looks of n images, column by column; what each means is said at `Look`.
+
+    An image that could not be looked at, since its file has gone or changed meanwhile, has a width of 0 and no thumbnail.
+    """
+
+    width: NDArray[np.int32]
+    height: NDArray[np.int32]
+    brightness: NDArray[np.float32]
+    contrast: NDArray[np.float32]
+    black: NDArray[np.float32]
+    white: NDArray[np.float32]
+    sharpness: NDArray[np.float32]
+    thumbnails: tuple[bytes, ...]
+
+
+def view_gallery(
+    images: Sequence[KnownImage], *, cache: str | Path | None = None, progress: Progress = silent
+) -> Gallery:
+    """The looks of these images, in their order; those not kept yet are looked at now, on all cores.
+
+    A cache that cannot be written costs only time.
+    """
+    folder = cache_folder(Path(cache) if cache else None) / "looks" / VERSION
+    looks = _load(folder)
+    missing = list({image.digest: image for image in images if image.digest not in looks}.values())
+    if missing:
+        looks |= _look_and_keep(missing, folder, progress)
+    nothing = dict.fromkeys(_SCHEMA.names, 0) | {"thumbnail": b""}
+    rows = [looks.get(image.digest, nothing) for image in images]
+    columns = {
+        field.name: np.array([row[field.name] for row in rows], field.type.to_pandas_dtype())
+        for field in _SCHEMA
+        if field.name not in ("key", "thumbnail")
+    }
+    return Gallery(**columns, thumbnails=tuple(row["thumbnail"] for row in rows))
+
+
+def _look_and_keep(images: Sequence[KnownImage], folder: Path, progress: Progress) -> dict[bytes, dict[str, Any]]:
+    looks: dict[bytes, dict[str, Any]] = {}
+    progress.start("looks", len(images))
+    try:
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            for start in range(0, len(images), _BATCH):
+                rows = [row for row in pool.map(_look, images[start : start + _BATCH]) if row is not None]
+                looks.update((row["key"], row) for row in rows)
+                with contextlib.suppress(OSError):
+                    _write(folder, rows)
+                progress.update(done=min(start + _BATCH, len(images)), note="")
+    finally:
+        progress.finish()
+    with contextlib.suppress(OSError):
+        _merge(folder)
+    return looks
+
+
+def _look(image: KnownImage) -> dict[str, Any] | None:
+    try:
+        data, digest = read_image_file(image.path)
+        if digest != image.digest:
+            return None
+        return {"key": digest, **vars(look_at(data))}
+    except UnusableImageError:
+        return None
+
+
+def _load(folder: Path) -> dict[bytes, dict[str, Any]]:
+    looks: dict[bytes, dict[str, Any]] = {}
+    for _, rows in _files(folder):
+        looks.update((row["key"], row) for row in rows)
+    return looks
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
+    """The whole files in the folder with their rows; damaged ones, and those of another make, are passed over."""
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith(_SUFFIX) and not name.startswith("."))
+    except OSError:
+        return
+    for name in names:
+        try:
+            data = (folder / name).read_bytes()
+            if f"{hashlib.sha256(data).hexdigest()}{_SUFFIX}" == name:
+                table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
+                if table.schema.equals(_SCHEMA):
+                    yield folder / name, table.to_pylist()
+        except (OSError, pa.ArrowException):
+            continue
+
+
+def _write(folder: Path, rows: Sequence[dict[str, Any]]) -> Path | None:
+    if not rows:
+        return None
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, _SCHEMA) as writer:
+        writer.write_table(pa.Table.from_pylist(sorted(rows, key=lambda row: row["key"]), _SCHEMA))
+    data = memoryview(sink.getvalue())
+    path = folder / f"{hashlib.sha256(data).hexdigest()}{_SUFFIX}"
+    write_bytes_atomically(path, data)
+    return path
+
+
+def _merge(folder: Path) -> None:
+    """Make one file of many; the old ones go when the new one is durable, so a reader finds every look in one."""
+    files = list(_files(folder))
+    if len(files) <= _MANY_FILES:
+        return
+    merged = _write(folder, list({row["key"]: row for _, rows in files for row in rows}.values()))
+    for path, _ in files:
+        if path != merged:
+            with contextlib.suppress(OSError):
+                path.unlink()

@@ -1,0 +1,361 @@
+"""From findings to the page: what the template shows, and the data that the page's script works on.
+
+Nothing of the user's is put into the page but through Jinja's automatic escaping or as JSON without any `<`, `>` or
+`&`, and the script writes it as text only. A content security policy names the hashes of the page's own script and
+style, and forbids everything else, the network above all.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from quickstudy.heads.calibration import (
+    BINS,
+    CoveragePoint,
+    coverage_curve,
+    expected_calibration_error,
+    reliability,
+)
+from quickstudy.heads.learning_curve import LearningCurve
+from quickstudy.heads.ridge import LeaveOneOut
+from quickstudy.reports import charts
+from quickstudy.reports.findings import Audit, DuplicateGroup
+from quickstudy.reports.sprites import COLUMNS, PER_SHEET, SIDE
+from quickstudy.reports.standing import By, Standing
+from quickstudy.retraining.evaluation import Score, score_predictions
+from quickstudy.version import VERSION
+
+_TEMPLATES = resources.files("quickstudy.reports") / "templates"
+_MOST_SHOWN = 200
+_CURVE_POINTS = 200
+_FLAWS = {
+    "tiny": "few pixels",
+    "narrow": "extreme aspect ratio",
+    "blurred": "blurred",
+    "dark": "almost black",
+    "bright": "blown out",
+    "blank": "of one colour",
+}
+_SPLITS = ("train", "validation", "test")
+_WAYS: tuple[By, ...] = ("cross-validation", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Contents:
+    """All that a page is made of."""
+
+    standing: Standing
+    audit: Audit
+    curve: LearningCurve | None
+    left_out: LeaveOneOut | None
+    places: NDArray[np.float64]
+    """The map: n×2, each coordinate between 0 and 1."""
+    sheets: Sequence[bytes]
+    """The thumbnails, as `sprites.py` makes them."""
+
+
+def render(contents: Contents) -> str:
+    """The whole page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_read), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.1f} %"
+    environment.filters["count"] = lambda number: f"{number:,}"
+    # Our own files, not the user's.
+    style, script = Markup(_read("report.css")), Markup(_read("report.js"))  # noqa: S704
+    return environment.get_template("report.html").render(
+        style=style,
+        script=script,
+        policy=(
+            "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
+            f"script-src '{_hash_of(script)}'; style-src '{_hash_of(style)}'"
+        ),
+        data=_script_data(contents),
+        **_shown(contents),
+    )
+
+
+def _read(name: str) -> str:
+    return (_TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _hash_of(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _shown(contents: Contents) -> dict[str, Any]:
+    """What the template names."""
+    standing, audit = contents.standing, contents.audit
+    training, evidence = standing.metadata["training"], standing.evidence
+    test = _evaluate(standing, "test")
+    judged = next((by for by in ("validation", "cross-validation", "test") if len(standing.rows(by))), None)
+    return {
+        "title": standing.model.name,
+        "source": os.fsdecode(str(evidence.source)),
+        "images": len(evidence.images),
+        "classes": evidence.classes,
+        "scores": _scores(contents),
+        "unchanged": standing.unchanged,
+        "remembered": standing.remembered,
+        "fine_tuned": standing.fine_tuned,
+        "table": _class_table(standing, test),
+        "gains": _gains(contents.curve, evidence.classes),
+        "curve": _curve(contents.curve),
+        "calibration": _calibration(standing, judged) if judged else None,
+        "counts": {
+            "label errors": len(audit.label_errors),
+            "groups of duplicates": len(audit.duplicates),
+            "outliers": len(audit.outliers),
+            "quality flaws": len(audit.quality),
+            "skipped": len(evidence.skipped),
+        },
+        "leaks": len(audit.leaks),
+        "conflicts": len(audit.conflicts),
+        "alike": audit.alike[:8],
+        "skipped": [
+            {"path": _name(standing, item.path), "reason": item.reason} for item in evidence.skipped[:_MOST_SHOWN]
+        ],
+        "most_shown": _MOST_SHOWN,
+        "facts": _facts(standing, training),
+    }
+
+
+def _scores(contents: Contents) -> list[dict[str, Any]]:
+    """Accuracies with n and interval, each with what it is of."""
+    standing = contents.standing
+    scores: list[tuple[str, Score | None, str]] = [
+        ("Test", standing.score("test"), "images held out of everything, looked at once"),
+        ("Validation", standing.score("validation"), "images held out of fine-tuning, which chose by them"),
+        (
+            "Cross-validation",
+            standing.score("cross-validation"),
+            "training images, each predicted by a head that had not seen it"
+            + (", before fine-tuning" if standing.fine_tuned else ""),
+        ),
+    ]
+    if contents.left_out:
+        found = Score(right=contents.left_out.best.right, n=contents.left_out.n)
+        scores.append(("Leave-one-out", found, "training images, by a ridge head fitted to all others, exactly"))
+    return [
+        {"name": name, "accuracy": score.accuracy, "n": score.n, "interval": score.interval, "of": of}
+        for name, score, of in scores
+        if score
+    ]
+
+
+def _evaluate(standing: Standing, by: By) -> dict[str, tuple[int, float | None, float | None]]:
+    """Images, precision and recall by class."""
+    classes, rows = standing.evidence.classes, standing.rows(by)
+    truth = [classes[number] for number in standing.truth[rows]]
+    predicted = [classes[number] for number in standing.predicted[rows]]
+    return {c.name: (c.n, c.precision, c.recall) for c in score_predictions(truth, predicted, classes).classes}
+
+
+def _class_table(standing: Standing, test: dict[str, tuple[int, float | None, float | None]]) -> list[dict[str, Any]]:
+    trained = _evaluate(standing, "cross-validation")
+    counts = standing.metadata["training"].get("train_counts", {})
+    return [
+        {
+            "name": name,
+            "train": counts.get(name, 0),
+            "cv_precision": trained[name][1],
+            "cv_recall": trained[name][2],
+            "test": test[name][0],
+            "test_precision": test[name][1],
+            "test_recall": test[name][2],
+        }
+        for name in standing.evidence.classes
+    ]
+
+
+def _curve(curve: LearningCurve | None) -> dict[str, Any] | None:
+    if curve is None:
+        return None
+    now, twice = curve.forecast(curve.images), curve.forecast(2 * curve.images)
+    return {
+        "chart": charts.learning_chart(curve),
+        "images": curve.images,
+        "now": now[0],
+        "twice": twice[0],
+        "gain": 100 * (twice[0] - now[0]),
+        "deviation": 100 * twice[1],
+        "points": curve.points,
+    }
+
+
+def _gains(curve: LearningCurve | None, classes: Sequence[str]) -> list[dict[str, Any]]:
+    if curve is None:
+        return []
+    ranked = sorted(curve.gains, key=lambda gain: -gain.points)
+    return [
+        {
+            "name": classes[gain.name],
+            "images": gain.images,
+            "recall": gain.recall,
+            "more": gain.more,
+            "points": gain.points,
+            "deviation": gain.deviation,
+        }
+        for gain in ranked
+    ]
+
+
+def _calibration(standing: Standing, by: By) -> dict[str, Any]:
+    """Reliability and coverage on the images that calibrated the model."""
+    rows = standing.rows(by)
+    truth, temperature = standing.truth[rows], float(standing.metadata["training"]["temperature"])
+    probabilities = standing.evidence.probabilities[rows].astype(np.float64)
+    # Before the temperature: p^T, normalised, as logits were divided by T.
+    powers = probabilities**temperature
+    before = powers / powers.sum(axis=1, keepdims=True)
+    right = probabilities.argmax(axis=1) == truth
+    confidences, raw = probabilities.max(axis=1), before.max(axis=1)
+    curve = coverage_curve(confidences, right)
+    places = np.unique(np.linspace(0, len(curve) - 1, _CURVE_POINTS).round().astype(np.intp))
+    # The few most confident images say little: the curve begins where a fiftieth is answered.
+    drawn = [curve[place] for place in places if curve[place].coverage >= 0.02] or list(curve)
+    chosen = standing.metadata["training"].get("abstention")
+    point = (
+        CoveragePoint(
+            threshold=chosen["threshold"],
+            coverage=chosen["answered"] / chosen["n"],
+            accuracy=chosen["right"] / chosen["answered"],
+        )
+        if chosen
+        else None
+    )
+    bins = {"bins": BINS}
+    return {
+        "by": by,
+        "n": len(rows),
+        "temperature": temperature,
+        "reliability": charts.reliability_chart(
+            reliability(confidences, right, equal_mass=True), reliability(raw, right, equal_mass=True)
+        ),
+        "coverage": charts.coverage_chart(drawn, point),
+        "errors": [
+            {
+                "name": name,
+                "before": expected_calibration_error(raw, right, equal_mass=mass),
+                "after": expected_calibration_error(confidences, right, equal_mass=mass),
+            }
+            for name, mass in (("equal mass", True), ("equal width", False))
+        ],
+        "chosen": point,
+        **bins,
+    }
+
+
+def _facts(standing: Standing, training: dict[str, Any]) -> list[tuple[str, str]]:
+    """How to make the model again."""
+    origin, versions = standing.metadata["backbone"], standing.metadata.get("versions", {})
+    options = f" --backbone {origin['name']}" + (f" --cut {origin['cut']}" if origin["cut"] != "features" else "")
+    if training.get("views"):
+        options += f" --views {training['views']}"
+    return [
+        ("Command", f"quickstudy retrain {_quoted(str(standing.evidence.source))}{options} --l2 {training['l2']:.6g}"),
+        ("Model", hashlib.sha256(standing.model.read_bytes()).hexdigest()),
+        ("Data (content, labels and split)", str(training.get("data_fingerprint"))),
+        ("Backbone", f"{origin['name']}, cut at {origin['cut']}, {origin['fingerprint']}"),
+        ("Split", str(training.get("split"))),
+        ("Regularisation", f"{training['l2']:.6g}"),
+        ("Temperature", f"{training['temperature']:.4f}"),
+        ("Seeds", "folds and splits follow from the images' content; subsets, bootstrap and map: 0"),
+        ("Software that made the model", ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))),
+        ("Software that made the report", f"quickstudy {VERSION}"),
+    ]
+
+
+def _quoted(text: str) -> str:
+    import shlex
+
+    return shlex.quote(text)
+
+
+def _script_data(contents: Contents) -> dict[str, Any]:
+    """What the script works on: columns by image, then findings that name images by number."""
+    standing, audit = contents.standing, contents.audit
+    evidence = standing.evidence
+    probabilities = np.where(evidence.unseen[:, None], evidence.probabilities, 0)
+    top = np.argsort(-probabilities, axis=1)[:, :3]
+    first = {row for by in _WAYS for row in standing.rows(by).tolist()}
+    names = [_name(standing, image.path) for image in evidence.images]
+    return {
+        "classes": list(evidence.classes),
+        "splits": list(_SPLITS),
+        "ways": list(_WAYS),
+        "sprites": {
+            "side": SIDE,
+            "columns": COLUMNS,
+            "perSheet": PER_SHEET,
+            "sheets": [base64.b64encode(sheet).decode() for sheet in contents.sheets],
+        },
+        "images": {
+            "name": names,
+            "label": [image.label or "" for image in evidence.images],
+            "truth": standing.truth.tolist(),
+            "predicted": standing.predicted.tolist(),
+            "split": [_SPLITS.index(image.split) if image.split else -1 for image in evidence.images],
+            "by": [_WAYS.index(by) if by and row in first else -1 for row, by in enumerate(standing.by)],
+            "top": [
+                [[int(n), round(float(row[n]), 3)] for n in order] if seen else []
+                for row, order, seen in zip(probabilities, top.tolist(), evidence.unseen.tolist(), strict=True)
+            ],
+            "x": np.round(contents.places[:, 0], 4).tolist(),
+            "y": np.round(contents.places[:, 1], 4).tolist(),
+        },
+        "mistakes": _confident_mistakes(standing),
+        "labelErrors": [
+            [e.image, e.given, e.suggested, round(e.probability_given, 3), round(e.probability_suggested, 3)]
+            for e in audit.label_errors[:_MOST_SHOWN]
+        ],
+        "duplicates": [_group(group) for group in audit.duplicates[:_MOST_SHOWN]],
+        "outliers": [[o.image, round(o.score, 1)] for o in audit.outliers[:_MOST_SHOWN]],
+        "flaws": [[f.image, _FLAWS[f.kind], f"{f.value:.3g}", f"{f.limit:.3g}"] for f in audit.quality[:_MOST_SHOWN]],
+        "totals": Counter(
+            {
+                "labelErrors": len(audit.label_errors),
+                "duplicates": len(audit.duplicates),
+                "outliers": len(audit.outliers),
+                "flaws": len(audit.quality),
+            }
+        ),
+    }
+
+
+def _confident_mistakes(standing: Standing) -> list[int]:
+    """Images that are wrong with the greatest confidence, first."""
+    rows = np.concatenate([standing.rows(by) for by in _WAYS])
+    wrong = rows[standing.predicted[rows] != standing.truth[rows]]
+    confidences = standing.evidence.probabilities[wrong].max(axis=1, initial=0)
+    found: list[int] = wrong[np.argsort(-confidences, kind="stable")][:_MOST_SHOWN].tolist()
+    return found
+
+
+def _group(group: DuplicateGroup) -> dict[str, Any]:
+    notes = ["the same file" if group.exact else "the same picture"]
+    if group.leaks:
+        notes.append(f"in {' and '.join(group.splits)}: leakage")
+    if group.conflicts:
+        notes.append(f"labelled {' and '.join(group.labels)}")
+    return {"members": list(group.members), "notes": "; ".join(notes), "bad": group.leaks or group.conflicts}
+
+
+def _name(standing: Standing, path: os.PathLike[str]) -> str:
+    """The path below the image set, fit to be shown."""
+    root = standing.evidence.source
+    root = root if root.is_dir() else root.parent
+    name = os.path.relpath(path, root) if os.path.isabs(path) == os.path.isabs(root) else os.fspath(path)  # noqa: PTH117
+    return name.encode("utf-8", "backslashreplace").decode()

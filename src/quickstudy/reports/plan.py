@@ -1,0 +1,197 @@
+"""Plans: what to do about the findings, as a CSV file to review and edit; `carrying_out.py` does it.
+
+A plan has a row for each file that something is to be said of, with the columns `action`, `path` (relative to the image
+folder, or as in the manifest), `from` and `to` (the label now and then; for `move`, `to` is the path then), `reason` and
+`sha256` (of the file that the plan was made for). The actions:
+
+- `drop` sets the file aside, `relabel` gives it the label `to`, `move` puts it where `to` says;
+- `keep` does nothing: the row is there to be reviewed, and `to` says what may be right.
+
+A cell that a spreadsheet would take for a formula, or that starts with an apostrophe, is written with one before it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from quickstudy.errors import AuditError
+from quickstudy.files import write_bytes_atomically
+from quickstudy.reports.evidence import Evidence
+from quickstudy.reports.findings import Audit, DuplicateGroup
+from quickstudy.reports.gallery import Gallery
+
+Action = Literal["drop", "relabel", "move", "keep"]
+COLUMNS = ("action", "path", "from", "to", "reason", "sha256")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
+_CLEAR = 0.5
+_HOPELESS = {"tiny", "dark", "bright", "blank"}
+_PREFERRED = {"test": 0, "validation": 1, "train": 2, None: 3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One row of a plan."""
+
+    action: Action
+    path: str
+    """Of the file, relative to the image folder; for manifests as it is there."""
+    label: str = ""
+    """What the file is labelled now; nothing where it has no label."""
+    to: str = ""
+    """The label that it gets or may deserve; for `move`, the path that it gets."""
+    reason: str = ""
+    sha256: str = ""
+    """Of the file's bytes, in hexadecimal; nothing where they are not known, and then any file will do."""
+
+
+def make_plan(evidence: Evidence, gallery: Gallery, audit: Audit) -> tuple[Step, ...]:
+    """What to do about what was found, one step a file: unreadable files first, then by path.
+
+    Of one picture under several names, one file stays: with a label that the classifier believes, in the test split
+    where it is in one, the largest. Labels that are more probably wrong than not are changed; what is less clear is only
+    marked.
+    """
+    folder = evidence.source if evidence.source.is_dir() else evidence.source.parent
+    names = [_relative(image.path, folder) for image in evidence.images]
+    steps: dict[int, Step] = {}
+
+    def add(image: int, action: Action, reason: str, to: str = "") -> None:
+        known = evidence.images[image]
+        step = Step(
+            action=action,
+            path=names[image],
+            label=known.label or "",
+            to=to,
+            reason=reason,
+            sha256=known.digest.hex(),
+        )
+        steps.setdefault(image, step)
+
+    for group in audit.duplicates:
+        best = _best(group, evidence, gallery)
+        for member in group.members:
+            if member == best:
+                add(member, "keep", f"the one of {len(group.members)} files with this picture that stays")
+            else:
+                add(member, "drop", f"{_kind(group)} of {names[best]}")
+    for flaw in audit.quality:
+        action: Action = "drop" if flaw.kind in _HOPELESS else "keep"
+        add(flaw.image, action, f"{flaw.kind}: {flaw.value:.3g}, limit {flaw.limit:g}")
+    for error in audit.label_errors:
+        clear = error.score >= _CLEAR and error.probability_suggested >= _CLEAR
+        reason = (
+            f"label wrong with {100 * error.score:.0f} %: '{error.given}' {100 * error.probability_given:.1f} %, "
+            f"'{error.suggested}' {100 * error.probability_suggested:.1f} %"
+        )
+        add(error.image, "relabel" if clear else "keep", reason, error.suggested)
+    for outlier in audit.outliers:
+        add(outlier.image, "keep", f"unlike all others: {outlier.score:.1f} robust standard deviations")
+    for suggestion in audit.suggestions:
+        add(
+            suggestion.image, "keep", f"no label; suggested with {100 * suggestion.probability:.0f} %", suggestion.label
+        )
+    unusable = [
+        Step(action="drop", path=_relative(item.path, folder), reason=item.reason)
+        for item in audit.skipped
+        if item.path.is_file() and not item.path.is_symlink()
+    ]
+    return (*unusable, *sorted(steps.values(), key=lambda step: step.path))
+
+
+def write_plan(path: Path, steps: Iterable[Step]) -> None:
+    """Write a plan, atomically.
+
+    Raises:
+        AuditError: the file cannot be written.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for step in steps:
+        cells = (step.action, step.path, step.label, step.to, step.reason, step.sha256)
+        writer.writerow([_guard(cell) for cell in cells])
+    try:
+        # File names need not be valid text; as they are read, so they are written.
+        write_bytes_atomically(path, text.getvalue().encode("utf-8", "surrogateescape"))
+    except OSError as error:
+        raise AuditError(f"Cannot write the plan '{path}': {error.strerror}") from error
+
+
+def read_plan(path: Path) -> tuple[Step, ...]:
+    """Read a plan that `write_plan` wrote and people may have edited; columns may be in any order.
+
+    Raises:
+        AuditError: the file cannot be read, lacks a column, or names an action that there is not.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+    except (OSError, csv.Error) as error:
+        raise AuditError(f"Cannot read the plan '{path}': {error}") from None
+    steps = []
+    for number, row in enumerate(rows, start=2):
+        cells = {name: _unguard(row.get(name) or "") for name in COLUMNS}
+        action = cells["action"].strip().lower()
+        if action not in get_args(Action):
+            raise AuditError(
+                f"Row {number} of the plan '{path}' has the action '{action}'; expected {', '.join(get_args(Action))}"
+            )
+        steps.append(
+            Step(
+                action=action,  # type: ignore[arg-type]  # checked above
+                path=cells["path"],
+                label=cells["from"],
+                to=cells["to"],
+                reason=cells["reason"],
+                sha256=cells["sha256"].strip().lower(),
+            )
+        )
+    return tuple(steps)
+
+
+def _guard(cell: str) -> str:
+    return f"'{cell}" if cell.startswith(_FORMULA) else cell
+
+
+def _unguard(cell: str) -> str:
+    return cell.removeprefix("'")
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+
+
+def _kind(group: DuplicateGroup) -> str:
+    kind = "exact copy" if group.exact else "near copy"
+    if group.conflicts:
+        kind += " under another label" if len(group.labels) == 2 else " under other labels"
+    return f"{kind}, across splits," if group.leaks else kind
+
+
+def _best(group: DuplicateGroup, evidence: Evidence, gallery: Gallery) -> int:
+    """The member that stays."""
+    number_of = {name: number for number, name in enumerate(evidence.classes)}
+
+    def rank(member: int) -> tuple[bool, float, int, int, int]:
+        image = evidence.images[member]
+        known = number_of.get(image.label or "") if evidence.probabilities.shape[1] else None
+        belief = float(evidence.probabilities[member, known]) if known is not None else 0.0
+        return (
+            image.label is None,
+            -round(belief, 2) if group.conflicts else 0.0,
+            _PREFERRED[image.split],
+            -int(gallery.width[member]) * int(gallery.height[member]),
+            member,
+        )
+
+    return min(group.members, key=rank)
+
+
+def summarise(steps: Sequence[Step]) -> dict[str, int]:
+    """How many steps there are of each action."""
+    return {action: sum(step.action == action for step in steps) for action in get_args(Action)}

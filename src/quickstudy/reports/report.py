@@ -1,0 +1,120 @@
+"""The report: one HTML file that says how far to trust a model, and what is wrong with the images it learned from."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickstudy.errors import ModelError
+from quickstudy.files import cache_folder, write_bytes_atomically
+from quickstudy.heads.learning_curve import LearningCurve, learning_curve
+from quickstudy.heads.ridge import LeaveOneOut, leave_one_out
+from quickstudy.progress import Progress, silent
+from quickstudy.reports.audit import draw_findings
+from quickstudy.reports.duplicates import find_duplicates
+from quickstudy.reports.evidence import Evidence
+from quickstudy.reports.findings import Audit, DuplicateGroup
+from quickstudy.reports.gallery import Gallery, view_gallery
+from quickstudy.reports.memory import remember
+from quickstudy.reports.page import Contents, render
+from quickstudy.reports.placing import place_images
+from quickstudy.reports.sprites import sprite_sheets
+from quickstudy.reports.standing import Standing, take_stock
+
+
+def report(
+    model: str | Path,
+    images: str | Path | None = None,
+    *,
+    output: str | Path | None = None,
+    cache: str | Path | None = None,
+    progress: Progress = silent,
+) -> Path:
+    """Write a report on a model as one HTML file that needs no network; returns its path.
+
+    Args:
+        model: an `.onnx` file that `retrain` wrote.
+        images: the folder or manifest that it was trained on; as remembered in the cache if left out.
+        output: the file to write; `<name of the model>.report.html` beside the model if left out.
+        cache: folder of the store and the backbones; see `quickstudy.files.cache_folder`.
+        progress: is told how far things are.
+
+    Raises:
+        ModelError: the model cannot be used, where its images are is not known, or the file cannot be written.
+        ImageSetError: the images cannot be used.
+    """
+    model, folder = Path(model), cache_folder(Path(cache) if cache else None)
+    target = Path(output) if output else model.with_suffix(".report.html")
+    standing = take_stock(model, Path(images) if images else None, folder, progress)
+    evidence = standing.evidence
+    gallery = view_gallery(evidence.images, cache=folder, progress=progress)
+    # Each of these keeps a core busy for about as long, mostly outside of Python.
+    with ThreadPoolExecutor(2) as pool:
+        places = pool.submit(remember, folder, "map", evidence, lambda: place_images(evidence.features).tolist())
+        sheets = pool.submit(sprite_sheets, gallery.thumbnails)
+        found = pool.submit(_findings, evidence, gallery, folder)
+        curve = pool.submit(_learning_curve, standing)
+        left_out = pool.submit(_leave_one_out, standing)
+        contents = Contents(
+            standing=standing,
+            audit=found.result(),
+            curve=curve.result(),
+            left_out=left_out.result(),
+            places=np.array(places.result()),
+            sheets=sheets.result(),
+        )
+    page = render(contents)
+    try:
+        write_bytes_atomically(target, page.encode("utf-8", errors="backslashreplace"))
+    except OSError as error:
+        raise ModelError(
+            f"Cannot write the report '{target}': {error.strerror}. Name another place with --output"
+        ) from error
+    return target
+
+
+def _findings(evidence: Evidence, gallery: Gallery, cache: Path) -> Audit:
+    """What an audit finds; looking for duplicates takes longest, so those found are remembered."""
+    groups = remember(
+        cache, "duplicates", evidence, lambda: [asdict(group) for group in find_duplicates(evidence, gallery)]
+    )
+    duplicates = tuple(
+        DuplicateGroup(
+            members=tuple(group["members"]),
+            exact=group["exact"],
+            splits=tuple(group["splits"]),
+            labels=tuple(group["labels"]),
+        )
+        for group in groups
+    )
+    return draw_findings(evidence, gallery, duplicates=duplicates)
+
+
+def _training_rows(standing: Standing) -> NDArray[np.intp]:
+    """The images trained on, each content once, in the order of their hashes."""
+    return np.concatenate([standing.rows("cross-validation"), standing.rows("validation")]).astype(np.intp)
+
+
+def _leave_one_out(standing: Standing) -> LeaveOneOut | None:
+    rows = _training_rows(standing)
+    if len(rows) < 2:
+        return None
+    return leave_one_out(standing.bottlenecks[rows], standing.truth[rows], classes=len(standing.evidence.classes))
+
+
+def _learning_curve(standing: Standing) -> LearningCurve | None:
+    rows = standing.rows("cross-validation")
+    if not len(rows):
+        return None
+    return learning_curve(
+        standing.bottlenecks[rows],
+        standing.truth[rows],
+        [standing.evidence.images[row].digest for row in rows],
+        classes=len(standing.evidence.classes),
+        l2=standing.metadata["training"]["l2"],
+        right=(standing.predicted[rows] == standing.truth[rows]).astype(np.float64),
+    )
