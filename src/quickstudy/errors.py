@@ -66,3 +66,7 @@ class TrainingError(QuickstudyError):
 
 class SweepError(QuickstudyError):
     """A sweep's study, results or workers cannot be used."""
+
+
+class ServingError(QuickstudyError):
+    """A server cannot be started as asked."""

@@ -81,6 +81,12 @@ def command(
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help="How bottlenecks are kept.")] = Dtype.FLOAT16,
     strict: Annotated[bool, typer.Option("--strict", help="A file that cannot be used is an error.")] = False,
+    keep_thumbnails: Annotated[
+        bool,
+        typer.Option(
+            "--keep-thumbnails", help="Write thumbnails of the training images beside the model, for serve to show."
+        ),
+    ] = False,
     cache: Cache = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -119,6 +125,7 @@ def command(
         dtype=dtype.value,
         cache=cache,
         strict=strict,
+        keep_thumbnails=keep_thumbnails,
         progress=progress_for(quiet=quiet),
     )
     if as_json:

@@ -55,6 +55,7 @@ def retrain(
     dtype: Literal["float16", "float32"] = "float16",
     cache: str | Path | None = None,
     strict: bool = False,
+    keep_thumbnails: bool = False,
     progress: Progress = silent,
 ) -> RetrainResult:
     """Train a classifier on a folder of images and write it as one `.onnx` file.
@@ -77,6 +78,8 @@ def retrain(
         dtype: how bottlenecks are kept in the store.
         cache: folder of the store and the backbones; see `quickstudy.files.cache_folder`.
         strict: raise an error for the first file that cannot be used instead of leaving it out.
+        keep_thumbnails: write thumbnails of the training images beside the model, for the page of `quickstudy serve` to
+            show which are nearest; see `quickstudy.models.neighbours`.
         progress: is told how far things are.
 
     Raises:
@@ -155,6 +158,13 @@ def retrain(
     with clock.stage("model"):
         training = _describe_training(material, parts, train_counts, evaluation, learned, extraction)
         learned.write(model_path, classes=classes, training=training)
+    if keep_thumbnails:
+        from quickstudy.models.neighbours import keep_neighbours
+
+        with clock.stage("thumbnails"):
+            file_of = {digest: file.path for digest, file in zip(extraction.digests, found.files, strict=True)}
+            shown = [(file_of[digest], material.labels[digest]) for digest in train]
+            keep_neighbours(model_path, shown, progress=progress)
     return RetrainResult(
         model=model_path,
         classes=classes,
