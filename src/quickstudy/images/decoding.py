@@ -31,8 +31,8 @@ MOST_PIXELS = 100_000_000
 MOST_BYTES = 256 << 20
 """Larger files are not read."""
 MOST_SCANS = 100
-"""JPEGs announce their pixels once, but may go over them again and again: megabytes of empty scans keep libjpeg busy for
-hours. Encoders write one to a dozen."""
+"""JPEGs announce their pixels once, but may go over them again and again: megabytes of empty scans keep libjpeg busy
+for hours. Encoders write one to a dozen."""
 
 # Pillow's own check warns from 89 million pixels on and raises from 179; ours is one clear refusal in between.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)

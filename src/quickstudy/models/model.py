@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
-ImageLike = str | Path | bytes | Image.Image | NDArray[Any]
-"""A path, an image file's bytes, a Pillow image, or an array: height×width×3 or height×width, uint8."""
+ImageLike = str | Path | Image.Image | NDArray[Any]
+"""A path, a Pillow image, or an array: height×width×3 or height×width, uint8."""
 
 _LARGEST_FILE_BYTES = 2 << 30
 
@@ -67,7 +67,7 @@ class Model:
         Raises:
             UnusableImageError: an image cannot be used; `predict_each` goes on instead.
         """
-        many = [images] if isinstance(images, str | Path | bytes | Image.Image | np.ndarray) else images
+        many = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
         rows = []
         for prediction in self.predict_each(many):
             if prediction.probabilities is None:
@@ -86,20 +86,21 @@ class Model:
         """
         threads = threads or usable_cores()
         with ThreadPoolExecutor(threads) as pool:
-            yield from _in_order(pool, self.predict_one, images, ahead=4 * threads)
+            yield from _in_order(pool, self._predict_one, images, ahead=4 * threads)
 
-    def predict_one(self, image: ImageLike, *, most_pixels: int = MOST_PIXELS) -> Prediction:
-        """The prediction for one image, in the caller's thread.
+    def classify(self, file: bytes, *, most_pixels: int = MOST_PIXELS) -> NDArray[np.float32]:
+        """Class probabilities of one image, given as an image file's bytes, in the caller's thread.
 
         Args:
-            image: as for the others.
-            most_pixels: of a file or its bytes; more than this are not decoded.
+            file: what would be in the file.
+            most_pixels: images whose header announces more are refused.
+
+        Raises:
+            UnusableImageError: the bytes are no image that can be used; the message is the reason.
         """
-        try:
-            pixels = fit(_open(image, self.input, most_pixels), self.input)
-        except UnusableImageError as error:
-            return Prediction(image=image, probabilities=None, reason=str(error))
-        return Prediction(image=image, probabilities=self._run(pixels[None])[0])
+        pixels = fit(decode(file, self.input, most_pixels=most_pixels), self.input)
+        probabilities: NDArray[np.float32] = self._run(pixels[None])[0]
+        return probabilities
 
     def verify(self) -> float:
         """Run the golden checks; returns the largest difference from the expected probabilities.
@@ -121,6 +122,13 @@ class Model:
                 f"(tolerance {GOLDEN_TOLERANCE:.0e}); the file or the runtime is damaged"
             )
         return difference
+
+    def _predict_one(self, image: ImageLike) -> Prediction:
+        try:
+            pixels = fit(_open(image, self.input), self.input)
+        except UnusableImageError as error:
+            return Prediction(image=image, probabilities=None, reason=str(error))
+        return Prediction(image=image, probabilities=self._run(pixels[None])[0])
 
     def _run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         probabilities: NDArray[np.float32] = self._session.run(["probabilities"], {"image": images})[0]
@@ -205,11 +213,9 @@ def _check_signature(session: onnxruntime.InferenceSession, spec: InputSpec, cla
         raise ValueError("its output is not 'probabilities' of its classes")
 
 
-def _open(image: ImageLike, spec: InputSpec, most_pixels: int) -> Pixels:
+def _open(image: ImageLike, spec: InputSpec) -> Pixels:
     if isinstance(image, str | Path):
-        return decode(read_image_file(Path(image))[0], spec, most_pixels=most_pixels)
-    if isinstance(image, bytes):
-        return decode(image, spec, most_pixels=most_pixels)
+        return decode(read_image_file(Path(image))[0], spec)
     if isinstance(image, Image.Image):
         if 0 in image.size:
             raise UnusableImageError(f"an image of {image.width}x{image.height} pixels")

@@ -3,8 +3,8 @@
     photos.onnx             the model
     photos.neighbours.arrow thumbnails, labels and features of its training images
 
-Thumbnails are pictures of somebody's images, so the file is written only when asked for, and never inside the model. One
-row an image, without its name; the schema's metadata name the model by its hash, for features of another are meaningless.
+Thumbnails show somebody's images, so the file is written only when asked for, and never inside the model. One row an
+image, without its name; the schema's metadata name the model by its hash, for features of another mean nothing.
 Nearness is the cosine of what the head sees, the signed square roots of the features.
 """
 

@@ -181,28 +181,27 @@ class _Service:
     def _answer(self, version: Version, upload: Upload, top: int, neighbours: int) -> dict[str, Any]:
         """In a thread: what there is to say about one image."""
         answer: dict[str, Any] = {} if upload.file is None else {"file": upload.file}
-        prediction = version.model.predict_one(upload.data, most_pixels=self._settings.most_pixels)
-        if prediction.probabilities is None:
-            return {**answer, "error": prediction.reason}
-        classes = _ranked(version.model, prediction.probabilities, top)
-        answer |= {**classes[0], "classes": classes}
-        if neighbours:
-            answer["neighbours"] = self._nearest(version, upload.data, neighbours)
+        try:
+            probabilities = version.model.classify(upload.data, most_pixels=self._settings.most_pixels)
+            classes = _ranked(version.model, probabilities, top)
+            answer |= {**classes[0], "classes": classes}
+            if neighbours:
+                answer["neighbours"] = self._nearest(version, upload.data, neighbours)
+        except UnusableImageError as error:
+            answer["error"] = str(error)
         return answer
 
     def _nearest(self, version: Version, data: bytes, count: int) -> list[dict[str, Any]]:
         if version.neighbours is None:
             return []
-        with contextlib.suppress(UnusableImageError):
-            return [
-                {
-                    "label": neighbour.label,
-                    "similarity": round(neighbour.similarity, 4),
-                    "thumbnail": "data:image/jpeg;base64," + base64.b64encode(neighbour.thumbnail).decode(),
-                }
-                for neighbour in version.neighbours.nearest(data, count, most_pixels=self._settings.most_pixels)
-            ]
-        return []
+        return [
+            {
+                "label": neighbour.label,
+                "similarity": round(neighbour.similarity, 4),
+                "thumbnail": "data:image/jpeg;base64," + base64.b64encode(neighbour.thumbnail).decode(),
+            }
+            for neighbour in version.neighbours.nearest(data, count, most_pixels=self._settings.most_pixels)
+        ]
 
 
 def _ranked(model: Model, probabilities: np.ndarray[Any, np.dtype[np.float32]], top: int) -> list[dict[str, Any]]:

@@ -67,6 +67,7 @@ def documentation_page(settings: Settings) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>quickstudy: API</title>
+<link rel="icon" href="data:,">
 <link rel="stylesheet" href="/page.css">
 <main>
 <h1>API</h1>
@@ -205,7 +206,7 @@ _SCHEMAS: dict[str, Any] = {
             "ready": {"type": "boolean"},
             "models_current": {
                 "type": "boolean",
-                "description": "Whether every model in use is the file that is there.",
+                "description": "Whether each model in use is the file there now.",
             },
         }
     ),
@@ -215,8 +216,8 @@ _SCHEMAS: dict[str, Any] = {
 
 def _section(method: str, path: str, operation: dict[str, Any]) -> str:
     parameters = "".join(
-        f"<li><code>{html.escape(parameter['name'])}</code> ({parameter['in']}): {html.escape(parameter['description'])}"
-        for parameter in operation["parameters"]
+        f"<li><code>{one['name']}</code> ({one['in']}): {html.escape(one['description'])}"
+        for one in operation["parameters"]
     )
     responses = "".join(
         f"<li><code>{status}</code> {html.escape(response['description'])}{_schema_link(response)}"

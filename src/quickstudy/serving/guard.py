@@ -2,7 +2,7 @@
 
 - The Host header must be one of the server's names: otherwise a web site could let its own name point to 127.0.0.1 and
   have a visitor's browser talk to this server (DNS rebinding).
-- A page of another site cannot use the server: no CORS headers are ever sent, and requests with a foreign Origin refused.
+- Pages of other sites cannot use the server: no CORS headers are ever sent, and a foreign Origin is refused.
 - Where there is a token, everything but the page's shell, the documentation and the health checks takes it.
 """
 

@@ -1,7 +1,7 @@
 """Threads that work on images, as many as there are cores, and the bounded queue in front of them.
 
-An image a thread, from the file's bytes to the probabilities: two one-thread runs side by side beat a batch over two cores
-(`benchmarks/serving.py` measures it), so there is nothing to gain by holding images back until a batch is full.
+An image a thread, from the file's bytes to the probabilities: two one-thread runs side by side beat a batch over two
+cores (`benchmarks/serving.py` measures it), so there is nothing to gain by holding images back until a batch is full.
 """
 
 from __future__ import annotations

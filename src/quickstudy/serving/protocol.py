@@ -1,7 +1,7 @@
 """uvicorn's HTTP connection, with limits for callers that are slow, endless or too many.
 
-uvicorn itself waits for a request's headers for as long as they take, and reads the rest of a body that was refused for as
-long as it comes. Here headers and bodies have their time and their size; who exceeds them is cut off.
+uvicorn itself waits for a request's headers for as long as they take, and reads the rest of a body that was refused
+for as long as it comes. Here headers and bodies have their time and their size; who exceeds them is cut off.
 """
 
 from __future__ import annotations

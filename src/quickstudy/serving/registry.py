@@ -54,7 +54,7 @@ class Served:
         self.version = _load(path)
 
     def refresh(self) -> str | None:
-        """Take up the file if it has changed and has come to rest; tells what happened: `reloaded`, `refused` or nothing."""
+        """Take up the file if it has changed and come to rest; what came of it: `reloaded`, `refused`, nothing."""
         stamp = self._look()
         if stamp == self._stamp or stamp != self._seen:
             self._seen = stamp  # once more next time, lest a file be read while it is written

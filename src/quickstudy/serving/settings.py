@@ -72,8 +72,8 @@ class Settings:
     def names(self) -> frozenset[str] | None:
         """Host names under which the server may be asked; None where any will do.
 
-        On this machine's own address that is what stops DNS rebinding: a web site that lets its name point to 127.0.0.1 to
-        have the browser ask this server. On other addresses, names are not known unless given.
+        On this machine's own address that is what stops DNS rebinding: a web site that lets its name point to 127.0.0.1
+        to have the browser ask this server. On other addresses, names are not known unless given.
         """
         own = (*_LOOPBACK_NAMES, self.host) if is_loopback(self.host) else ()
         names = {name.lower() for name in (*own, *self.allowed_hosts)}
