@@ -4,43 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2 as httpx
 import pytest
 from starlette.testclient import TestClient
+from tests_of_serving import Running, Start
 
 import quickstudy
 from quickstudy.serving.app import make_app
 from quickstudy.serving.settings import Settings
-
-pytest.importorskip("uvicorn")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Running:
-    """A server of its own."""
-
-    process: subprocess.Popen[str]
-    address: str
-    log: Path
-
-    @property
-    def port(self) -> int:
-        return int(self.address.rpartition(":")[2])
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(60)
-
-    def metric(self, name: str) -> float:
-        lines = httpx.get(f"{self.address}/metrics").text.splitlines()
-        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +52,7 @@ def photo(photo_source: Path) -> Path:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+def start(tmp_path: Path) -> Iterator[Start]:
     """Starts `quickstudy serve` with these arguments on a free port; ends what is left at the end."""
     running: list[Running] = []
 

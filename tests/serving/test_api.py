@@ -1,4 +1,4 @@
-"""The HTTP API: the same probabilities as the model gives, an error an image, and answers as the OpenAPI document says."""
+"""The HTTP API: the probabilities that the model gives, an error an image, answers as the OpenAPI document says."""
 
 from __future__ import annotations
 
@@ -122,7 +122,10 @@ class TestPredict:
             ("multipart/form-data; boundary=b", b""),
             ("multipart/form-data; boundary=b", b"--b\r\n"),
             ("multipart/form-data; boundary=b", b"nonsense"),
-            ("multipart/form-data; boundary=b", b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\n1\r\n--b--\r\n'),
+            (
+                "multipart/form-data; boundary=b",
+                b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\n1\r\n--b--\r\n',
+            ),
             ("multipart/form-data; boundary=b", b"--b\r\nContent-Disposition: form-data; filename=x\r\n\r\n1234"),
         ],
     )
@@ -235,7 +238,12 @@ class TestDocumentation:
             ("post", "/predict", "/predict", {"content": b"x"}),
             ("post", "/predict", "/predict", {"content": b""}),
             ("post", "/predict", "/predict", {"json": 1}),
-            ("post", "/models/{name}/predict", "/models/other/predict", {"files": {"a": photo.read_bytes(), "b": b"x"}}),
+            (
+                "post",
+                "/models/{name}/predict",
+                "/models/other/predict",
+                {"files": {"a": photo.read_bytes(), "b": b"x"}},
+            ),
             ("post", "/models/{name}/predict", "/models/nobody/predict", {"content": b"x"}),
         ]
         for method, path, address, sent in asked:

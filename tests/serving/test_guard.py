@@ -56,7 +56,9 @@ class TestOrigins:
 
 class TestTokens:
     @pytest.mark.parametrize("path", ["/model", "/models", "/models/photos", "/metrics", "/nothing", "/predict"])
-    @pytest.mark.parametrize("given", [None, TOKEN, f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", "Bearer ", "Bearer \xff"])
+    @pytest.mark.parametrize(
+        "given", [None, TOKEN, f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", "Bearer ", "Bearer \xff"]
+    )
     def test_whoever_has_none_gets_401(self, guarded: TestClient, path: str, given: str | None) -> None:
         headers = {} if given is None else {"authorization": given.encode("latin-1")}
         answer = guarded.get(path, headers=headers)
@@ -102,7 +104,9 @@ class TestSettings:
         assert is_loopback(host)
         assert Settings(host=host).names
 
-    @pytest.mark.parametrize("token", ["short", "with space in it all", "with\nline break in it", "ümläute-und-mehr-davon"])
+    @pytest.mark.parametrize(
+        "token", ["short", "with space in it all", "with\nline break in it", "ümläute-und-mehr-davon"]
+    )
     def test_a_token_that_can_be_guessed_or_not_be_sent_is_refused(self, token: str) -> None:
         with pytest.raises(ServingError, match="openssl rand"):
             Settings(token=token)

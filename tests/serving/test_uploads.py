@@ -19,9 +19,9 @@ NAMES = st.text(st.characters(codec="ascii", exclude_characters='"\\;', exclude_
     lambda name: name == name.strip()
 )
 # Pieces that look like the boundary or the ends of lines, where parsers go wrong.
-CONTENTS = st.lists(st.sampled_from([b"--b", b"\r\n", b"--", b"\r", b"\n", b"--B0", b"\x00\xff", b"a"]), max_size=12).map(
-    b"".join
-)
+CONTENTS = st.lists(
+    st.sampled_from([b"--b", b"\r\n", b"--", b"\r", b"\n", b"--B0", b"\x00\xff", b"a"]), max_size=12
+).map(b"".join)
 TYPE = "multipart/form-data; boundary=B0UND"
 
 
