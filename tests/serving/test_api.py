@@ -1,4 +1,4 @@
-"""The HTTP API: the probabilities that the model gives, an error an image, answers as the OpenAPI document says."""
+"""The HTTP API: the model's probabilities, an error an image, and answers as the OpenAPI document says."""
 
 from __future__ import annotations
 
