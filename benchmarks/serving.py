@@ -4,9 +4,9 @@
     python benchmarks/serving.py FOLDER --model photos.onnx --peers --export KERAS_TORCH/bin/python \
         --tensorflow FASTAPI_TF/bin/python --litserve LITSERVE/bin/python
 
-The bare loop decodes the same JPEGs and runs the same model in as many threads as cores, without HTTP. Server and client
-share the cores, so what the client takes is missing: its share is reported, and the throughput with the client's cores
-left out of the count. Ratios are taken round by round, the bare loop before and after.
+The bare loop decodes the same JPEGs and runs the same model in as many threads as cores, without HTTP. Server and
+client share the cores, so what the client takes is missing: its share is reported, and the throughput with the client's
+cores left out of the count. Ratios are taken round by round, the bare loop before and after.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path

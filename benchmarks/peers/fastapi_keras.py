@@ -2,8 +2,9 @@
 
     python fastapi_keras.py --port 8000 --arch MobileNetV2
 
-The network is called as a compiled function (several times faster than `predict`), from FastAPI's own thread pool, so that
-requests overlap. Weights are random; speed does not depend on them. Needs tensorflow, keras, fastapi, uvicorn, pillow.
+The network is called as a compiled function (several times faster than `predict`), from FastAPI's own thread pool, so
+that requests overlap. Weights are random; speed does not depend on them. Needs tensorflow, keras, fastapi, uvicorn and
+pillow.
 """
 
 from __future__ import annotations

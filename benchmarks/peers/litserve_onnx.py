@@ -25,7 +25,7 @@ class Classifier(litserve.LitAPI):
         self.path = path
         self.side = side
 
-    def setup(self, device: str) -> None:
+    def setup(self, device: str) -> None:  # noqa: ARG002 (LitServe's interface)
         """Load the network, one thread a process."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1

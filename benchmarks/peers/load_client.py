@@ -4,8 +4,8 @@ One thread, plain sockets that are kept open, requests made ready beforehand, an
 takes to find their ends. Its own processor time is reported, for it comes out of the same cores.
 
 Closed loop, for throughput: every connection sends its next request when its answer is there.
-Open loop, for latency: requests come at random times (a Poisson process, seeded) whether or not the server keeps up, and
-latency counts from the moment at which a request was due, so that a server that falls behind cannot hide it.
+Open loop, for latency: requests come at random times (a Poisson process, seeded) whether or not the server keeps up,
+and latency counts from the moment at which a request was due, so that a server that falls behind cannot hide it.
 
     python load_client.py 8000 --images DIR --seconds 10 --connections 4
     python load_client.py 8000 --images DIR --seconds 10 --rate 120
@@ -56,10 +56,8 @@ def request_of(image: bytes, form: str | None) -> bytes:
     """A whole request."""
     kind = b"image/jpeg"
     if form:
-        part = (
-            b'--%s\r\nContent-Disposition: form-data; name="%s"; filename="x.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
-        )
-        image = part % (BOUNDARY, form.encode()) + image + b"\r\n--" + BOUNDARY + b"--\r\n"
+        head = b'--%s\r\nContent-Disposition: form-data; name="%s"; filename="x.jpg"\r\n\r\n'
+        image = head % (BOUNDARY, form.encode()) + image + b"\r\n--" + BOUNDARY + b"--\r\n"
         kind = b"multipart/form-data; boundary=" + BOUNDARY
     head = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n"
     return head % (kind, len(image)) + image
@@ -186,9 +184,7 @@ class Load:
             "milliseconds": {f"p{p}": 1000 * good[min(len(good) - 1, len(good) * p // 100)] for p in (50, 90, 99)}
             if good
             else {},
-            "each_second": [
-                seconds.get(second, {}) for second in range(int(max((d[0] for d in self.done), default=0)) + 1)
-            ],
+            "each_second": [seconds.get(second, {}) for second in range(max(seconds, default=-1) + 1)],
         }
 
 
