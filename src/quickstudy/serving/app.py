@@ -112,12 +112,12 @@ class _Service:
         with self._bodies.hold() as holder:
             body = await self._bodies.read(request, holder)
             started = time.perf_counter()
-            uploads = await self._uploads(body, request.headers.get("content-type", ""))
-            if len(uploads) > self._settings.queue:
-                raise RefusedError(413, f"more than {self._settings.queue} images; send several requests")
-            jobs = [partial(self._answer, version, upload, top, neighbours) for upload in uploads]
             try:
                 async with asyncio.timeout(self._settings.answer_seconds):
+                    uploads = await self._uploads(body, request.headers.get("content-type", ""))
+                    if len(uploads) > self._settings.queue:
+                        raise RefusedError(413, f"more than {self._settings.queue} images; send several requests")
+                    jobs = [partial(self._answer, version, upload, top, neighbours) for upload in uploads]
                     answers = await self._pool.run(jobs)
             except TimeoutError:
                 raise OverloadedError from None

@@ -96,7 +96,11 @@ def limited_protocol(settings: Settings) -> type[HttpToolsProtocol]:
             self._deadline = self.loop.call_later(seconds, self._give_up) if seconds is not None else None
 
         def _give_up(self) -> None:
-            if self._reads_head and self._head_bytes:
+            if not self._reads_head:
+                self.transport.abort()
+            elif self.cycle is not None and not self.cycle.response_complete:
+                self._within(settings.head_seconds)  # the answer to the request before is on its way
+            elif self._head_bytes:
                 self._turn_away(b"408 Request Timeout")
             else:
                 self.transport.abort()
