@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -9,13 +11,19 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2 as httpx
 import psutil
 import pytest
+import uvicorn
 from tests_of_serving import Running, Start, raw_request, wait_until
+
+from quickstudy.serving.app import make_app
+from quickstudy.serving.protocol import limited_protocol
+from quickstudy.serving.settings import Settings
 
 TOKEN = "correct-horse-battery"
 SERVE = [sys.executable, "-m", "quickstudy", "serve"]
@@ -90,47 +98,76 @@ def read_all_or_none(port: int) -> bytes:
             return b""
 
 
-def test_callers_that_never_finish_their_headers_are_cut_off(trained: Path) -> None:
-    """In this process, for the time that headers may take is no option of the command."""
-    import asyncio
+class TestLimitsOfTheProtocol:
+    """In this process, for these times are no options of the command."""
 
-    import uvicorn
+    def serve(self, trained: Path, scenario: Callable[[uvicorn.Server, int], Awaitable[object]]) -> object:
+        limits = Settings(head_seconds=0.2, body_seconds=0.3, idle_seconds=1)
+        app = make_app({"photos": trained / "photos.onnx"}, limits)
+        config = uvicorn.Config(app, http=limited_protocol(limits), log_config=None, timeout_keep_alive=1)
 
-    from quickstudy.serving.app import make_app
-    from quickstudy.serving.protocol import limited_protocol
-    from quickstudy.serving.settings import Settings
+        async def run() -> object:
+            server = uvicorn.Server(config)
+            listener = socket.create_server(("127.0.0.1", 0))
+            running = asyncio.create_task(server.serve(sockets=[listener]))
+            while not server.started:
+                await asyncio.sleep(0.01)
+            try:
+                return await asyncio.wait_for(scenario(server, listener.getsockname()[1]), 30)
+            finally:
+                server.should_exit = True
+                await running
 
-    settings = Settings(head_seconds=0.2, idle_seconds=1, port=0)
-    app = make_app({"photos": trained / "photos.onnx"}, settings)
+        return asyncio.run(run())
 
-    async def scenario() -> list[bytes]:
-        config = uvicorn.Config(app, http=limited_protocol(settings), log_config=None, timeout_keep_alive=1)
-        server = uvicorn.Server(config)
-        listener = socket.create_server(("127.0.0.1", 0))
-        running = asyncio.create_task(server.serve(sockets=[listener]))
-        while not server.started:
-            await asyncio.sleep(0.01)
-        answers = []
-        for sent in (b"", b"\r\n", b"POST /pre", b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "):
-            reader, writer = await asyncio.open_connection(*listener.getsockname())
+    @pytest.mark.parametrize(
+        ("sent", "answer"),
+        [
+            (b"", b""),
+            (b"\r\n", b"HTTP/1.1 408"),
+            (b"POST /pre", b"HTTP/1.1 408"),
+            (b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ", b"HTTP/1.1 408"),
+        ],
+    )
+    def test_headers_that_do_not_come_are_waited_for_so_long(self, trained: Path, sent: bytes, answer: bytes) -> None:
+        async def scenario(_: uvicorn.Server, port: int) -> bytes:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(sent)
-            answers.append(await asyncio.wait_for(reader.read(), 10))
+            received = await reader.read()
             writer.close()
-        # One whole request, then the beginning of another.
-        reader, writer = await asyncio.open_connection(*listener.getsockname())
-        writer.write(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-        await reader.readuntil(b"}")
-        writer.write(b"\r\n")
-        answers.append(await asyncio.wait_for(reader.read(), 10))
-        writer.close()
-        server.should_exit = True
-        await running
-        return answers
+            return received
 
-    answers = asyncio.run(scenario())
-    assert answers[0] == b""
-    assert all(answer == b"" or answer.startswith(b"HTTP/1.1 408") for answer in answers)
-    assert answers[2].startswith(b"HTTP/1.1 408")
+        received = self.serve(trained, scenario)
+        assert isinstance(received, bytes)
+        assert received[:12] == answer
+
+    def test_nor_those_of_a_second_request(self, trained: Path) -> None:
+        async def scenario(_: uvicorn.Server, port: int) -> bytes:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            await reader.readuntil(b"}")
+            writer.write(b"\r\n")
+            received = await reader.read()
+            writer.close()
+            return received
+
+        assert self.serve(trained, scenario) in (
+            b"",
+            b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        )
+
+    def test_a_caller_who_does_not_read_the_answers_is_cut_off(self, trained: Path) -> None:
+        async def scenario(server: uvicorn.Server, port: int) -> int:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 10)
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            with contextlib.suppress(OSError):
+                while server.server_state.connections or not server.server_state.total_requests:
+                    writer.write(b"GET /page.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 200)
+                    await asyncio.sleep(0.05)
+            writer.close()
+            return len(server.server_state.connections)
+
+        assert self.serve(trained, scenario) == 0
 
 
 class TestOverload:

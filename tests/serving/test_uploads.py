@@ -64,6 +64,12 @@ def test_more_parts_than_allowed_are_refused_before_the_rest_is_parsed() -> None
     assert caught.value.status == 413
 
 
+@pytest.mark.parametrize("noise", [b"\r\n--B0UN", b"\r", b"\r\n", b"--B0UND"])
+def test_what_keeps_looking_like_the_boundary_is_data_all_the_same(noise: bytes) -> None:
+    data = b"x" + noise * 20_000 + b"x"
+    assert parse_form(form([("a", data)]), TYPE, most_files=1) == [Upload(file="a", data=data)]
+
+
 @pytest.mark.parametrize(
     ("content_type", "expected"),
     [("multipart/form-data", True), ("Multipart/Form-Data; x", True), ("multipart/mixed", False), ("", False)],
