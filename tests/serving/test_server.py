@@ -151,14 +151,13 @@ class TestLimitsOfTheProtocol:
             writer.close()
             return received
 
-        assert self.serve(trained, scenario) in (
-            b"",
-            b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
-        )
+        received = self.serve(trained, scenario)
+        assert isinstance(received, bytes)
+        assert received[:12] in (b"", b"HTTP/1.1 408")  # the time between requests may end first
 
     def test_a_caller_who_does_not_read_the_answers_is_cut_off(self, trained: Path) -> None:
         async def scenario(server: uvicorn.Server, port: int) -> int:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 10)
+            _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 10)
             writer.transport.pause_reading()  # type: ignore[attr-defined]
             with contextlib.suppress(OSError):
                 while server.server_state.connections or not server.server_state.total_requests:
