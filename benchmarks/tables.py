@@ -390,6 +390,87 @@ def finetuning_keras() -> str:
     return table(["", "seconds from nothing", "validation", "test accuracy"], rows) + note
 
 
+def serving() -> str:
+    """The server under load."""
+    values = load("serving")
+    through, over = values["throughput"], values["overload"]
+    memory, after = over["memory_megabytes"], over["afterwards"]
+    counts = over["statuses"]
+    good, refused, in_all = counts.get("200", 0), counts.get("503", 0), sum(counts.values())
+    latencies = [
+        [
+            f"{share} % of capacity ({row['rate']:.0f} requests/s)",
+            *(f"{row['milliseconds'][name]:.0f}" for name in ("p50", "p90", "p99")),
+            f"{row['statuses'].get('503', 0):,} of {sum(row['statuses'].values()):,}",
+        ]
+        for share, row in values["latency"].items()
+    ]
+    overload = [
+        f"{over['rate']:.0f} requests/s for {over['seconds']:.0f} s",
+        f"{good:,} / {refused:,} / {in_all - good - refused:,}",
+        ranged(over["answered_each_second"], 0),
+        f"{over['milliseconds']['p50']:.0f} / {over['milliseconds']['p99']:.0f}",
+        f"{memory['before']:.0f} / {memory['largest']:.0f}",
+        f"{after['milliseconds']['p50']:.0f}",
+    ]
+    return "\n".join(
+        (
+            table(
+                ["", "images/s", "share of bare"],
+                [
+                    ["bare loop: decode, run", ranged(through["bare"]), ""],
+                    ["**quickstudy serve**", ranged(through["server"]), shares(through["share_of_bare"])],
+                    [
+                        "the client's cores left out of the count",
+                        f"client: {ranged(through['client_cores'], 2)} cores",
+                        shares(through["share_of_bare_without_client"]),
+                    ],
+                ],
+            ),
+            table(["", "p50 ms", "p90 ms", "p99 ms", "503"], latencies),
+            table(
+                [
+                    "three times the capacity",
+                    "200 / 503 / other",
+                    "200 each second",
+                    "p50 / p99 ms",
+                    "MB before / most",
+                    "p50 ms right after",
+                ],
+                [overload],
+            ),
+            table(
+                ["the model alone", "images/s"], [[name, f"{rate:.0f}"] for name, rate in values["batching"].items()]
+            ),
+        )
+    )
+
+
+def serving_peers() -> str:
+    """Other servers."""
+    values = load("serving_peers")
+    names = {
+        "quickstudy": "**quickstudy serve**",
+        "fastapi_keras": "FastAPI, Keras on TensorFlow",
+        "litserve": "LitServe",
+    }
+    rows = [
+        [
+            names[side],
+            ranged(rates),
+            ranged(values["milliseconds_p99"][side], 0),
+            ranged(values["ratio"][side], 2) if side in values["ratio"] else "",
+        ]
+        for side, rates in values["images_per_second"].items()
+    ]
+    return table([values["network"], "images/s", "p99 ms", "quickstudy is so many times faster"], rows)
+
+
+def shares(values: dict[str, float]) -> str:
+    """A ratio in percent, with smallest and largest."""
+    return ranged(values, 1, scale=100) + " %"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "summary": summary,
     "extraction": extraction,
@@ -409,6 +490,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "finetuning_accuracy": finetuning_accuracy,
     "finetuning_curves": finetuning_curves,
     "finetuning_keras": finetuning_keras,
+    "serving": serving,
+    "serving_peers": serving_peers,
 }
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import sys
 
 import typer
 
+<<<<<<< HEAD
 from quickstudy.cli import (
     audit,
     backbone,
@@ -22,6 +23,9 @@ from quickstudy.cli import (
     sweep,
     train,
 )
+=======
+from quickstudy.cli import backbone, cache, data, evaluate, export, predict, retrain, serve, sweep, train
+>>>>>>> serve
 from quickstudy.errors import QuickstudyError
 from quickstudy.version import VERSION
 
@@ -40,6 +44,7 @@ app.command("compare", epilog="Example: quickstudy compare old.onnx new.onnx hel
 app.command("report", epilog="Example: quickstudy report photos.onnx")(report.command)
 app.command("audit", epilog="Example: quickstudy audit photos/ --fix plan.csv")(audit.command)
 app.command("export", epilog="Example: quickstudy export runs/cifar10-fast -o cifar10.onnx")(export.command)
+app.command("serve", epilog="Example: quickstudy serve photos.onnx")(serve.command)
 app.command("sweep", epilog="Example: quickstudy sweep mlp --grid depth=1..7 --target 0.9")(sweep.command)
 app.add_typer(backbone.app, name="backbone")
 app.add_typer(cache.app, name="cache")

@@ -85,6 +85,12 @@ def command(
         bool, typer.Option("--report", help="Write the report, <name of the model>.report.html, at once.")
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="A file that cannot be used is an error.")] = False,
+    keep_thumbnails: Annotated[
+        bool,
+        typer.Option(
+            "--keep-thumbnails", help="Write thumbnails of the training images beside the model, for serve to show."
+        ),
+    ] = False,
     cache: Cache = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -124,6 +130,7 @@ def command(
         device=device,
         cache=cache,
         strict=strict,
+        keep_thumbnails=keep_thumbnails,
         progress=progress_for(quiet=quiet),
     )
     seconds = time.perf_counter() - started

@@ -30,6 +30,9 @@ MOST_PIXELS = 100_000_000
 """Images whose header announces more pixels are not decoded: decompression bombs, or scans that want resizing first."""
 MOST_BYTES = 256 << 20
 """Larger files are not read."""
+MOST_SCANS = 100
+"""JPEGs announce their pixels once, but may go over them again and again: megabytes of empty scans keep libjpeg busy
+for hours. Encoders write one to a dozen."""
 
 # Pillow's own check warns from 89 million pixels on and raises from 179; ours is one clear refusal in between.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -39,6 +42,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 # MPO, which phones write for two pictures in one file, comes with JPEG.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 _ORIENTATION_TAG = 0x0112
+_START_OF_SCAN = b"\xff\xda"
 
 Pixels = NDArray[np.uint8]
 """An image as height×width×3 RGB values from 0 to 255."""
@@ -70,18 +74,37 @@ class InputSpec:
         return spec
 
 
-def decode(data: bytes, spec: InputSpec) -> Pixels:
+def decode(data: bytes, spec: InputSpec, *, most_pixels: int = MOST_PIXELS) -> Pixels:
     """Decode an image file's bytes to upright 8-bit RGB pixels.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the square still keeps `spec.size` pixels a side: libjpeg
     then skips most of the work and gives the mean of each 2×2, 4×4 or 8×8 pixels, as `fit` would (on photos within 1
     of 255 levels on average, where the sides divide). Alpha is laid over white, 16 bits become 8, CMYK becomes RGB, and
-    of several frames the first is taken.
+    of several frames the first is taken. An image whose header announces more than `most_pixels` is refused.
 
     Raises:
         UnusableImageError: the bytes are no image that can be used; the message is the reason.
     """
+<<<<<<< HEAD
     image = _open(data)
+=======
+    if not data:
+        raise UnusableImageError("empty file (0 bytes)")
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError:
+        raise UnusableImageError(_describe_unidentified(data)) from None
+    except Image.DecompressionBombError:
+        raise UnusableImageError(f"too many pixels (the limit is {most_pixels / 1e6:g} million)") from None
+    except Exception as error:  # decoders raise many kinds on damaged headers
+        raise UnusableImageError(f"damaged header ({_first_line(error)})") from None
+    if image.width * image.height > most_pixels:
+        raise UnusableImageError(
+            f"too many pixels ({image.width}x{image.height}; the limit is {most_pixels / 1e6:g} million)"
+        )
+    if image.format in ("JPEG", "MPO") and data.count(_START_OF_SCAN) > MOST_SCANS:
+        raise UnusableImageError(f"a JPEG of more than {MOST_SCANS} scans")
+>>>>>>> serve
     try:
         factor = _largest_factor(min(image.size), spec) if image.format in ("JPEG", "MPO") else 1
         if image.format == "JPEG" and image.mode in ("RGB", "L"):

@@ -29,6 +29,9 @@ from quickstudy.models.golden import GOLDEN_TOLERANCE, golden_images
 from quickstudy.models.metadata import FORMAT, PREFIX
 from quickstudy.version import VERSION
 
+HEAD_INPUT = "head/sign"
+"""Name of the node that takes the features."""
+
 _TUNED = "tuned/"
 
 
@@ -175,10 +178,10 @@ def _merge(prefix: onnx.ModelProto, cut: str, suffix: onnx.ModelProto | None, he
     graph.initializer.append(numpy_helper.from_array(head.weights, "head/weights"))
     graph.initializer.append(numpy_helper.from_array(head.biases, "head/biases"))
     for operator, inputs, output in (
-        ("Sign", [features], "head/sign"),
+        ("Sign", [features], HEAD_INPUT),
         ("Abs", [features], "head/magnitude"),
         ("Sqrt", ["head/magnitude"], "head/root"),
-        ("Mul", ["head/sign", "head/root"], "head/features"),
+        ("Mul", [HEAD_INPUT, "head/root"], "head/features"),
         ("Gemm", ["head/features", "head/weights", "head/biases"], "logits"),
     ):
         graph.node.append(helper.make_node(operator, inputs, [output], name=output))

@@ -18,7 +18,7 @@ from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.runtime import open_session
 from quickstudy.cores import usable_cores
 from quickstudy.errors import BackboneError, ModelError, UnsafeFileError, UnusableImageError
-from quickstudy.images.decoding import InputSpec, Pixels, decode, fit, to_pixels
+from quickstudy.images.decoding import MOST_PIXELS, InputSpec, Pixels, decode, fit, to_pixels
 from quickstudy.images.identity import read_image_file
 from quickstudy.models.golden import GOLDEN_TOLERANCE, golden_images
 from quickstudy.models.metadata import FORMAT, PREFIX
@@ -124,6 +124,20 @@ class Model:
         threads = threads or usable_cores()
         with ThreadPoolExecutor(threads) as pool:
             yield from _in_order(pool, self._predict_one, images, ahead=4 * threads)
+
+    def classify(self, file: bytes, *, most_pixels: int = MOST_PIXELS) -> NDArray[np.float32]:
+        """Class probabilities of one image, given as an image file's bytes, in the caller's thread.
+
+        Args:
+            file: what would be in the file.
+            most_pixels: images whose header announces more are refused.
+
+        Raises:
+            UnusableImageError: the bytes are no image that can be used; the message is the reason.
+        """
+        pixels = fit(decode(file, self.input, most_pixels=most_pixels), self.input)
+        probabilities: NDArray[np.float32] = self._run(pixels[None])[0]
+        return probabilities
 
     def verify(self) -> float:
         """Run the golden checks; returns the largest difference from the expected probabilities.

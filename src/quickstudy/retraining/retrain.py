@@ -64,6 +64,7 @@ def retrain(
     device: str = "cpu",
     cache: str | Path | None = None,
     strict: bool = False,
+    keep_thumbnails: bool = False,
     progress: Progress = silent,
 ) -> RetrainResult:
     """Train a classifier on a folder of images and write it as one `.onnx` file.
@@ -87,6 +88,8 @@ def retrain(
         device: what runs the network: `cpu` (ONNX Runtime), or a GPU as PyTorch names it, such as `cuda`.
         cache: folder of the store and the backbones; see `quickstudy.files.cache_folder`.
         strict: raise an error for the first file that cannot be used instead of leaving it out.
+        keep_thumbnails: write thumbnails of the training images beside the model, for the page of `quickstudy serve` to
+            show which are nearest; see `quickstudy.models.neighbours`.
         progress: is told how far things are.
 
     Raises:
@@ -179,9 +182,19 @@ def retrain(
     with clock.stage("model"):
         training = _describe_training(material, parts, train_counts, evaluation, learned, extraction)
         learned.write(model_path, classes=classes, training=training)
+<<<<<<< HEAD
         known = [digest for digest in test if material.labels[digest] in classes]
         tests = Unseen(by="test", digests=tuple(known), logits=learned.logits(known))
         save_record(folder, model_path, Record(images=images.resolve(), unseen=(*learned.unseen(), tests)))
+=======
+    if keep_thumbnails:
+        from quickstudy.models.neighbours import keep_neighbours
+
+        with clock.stage("thumbnails"):
+            file_of = {digest: file.path for digest, file in zip(extraction.digests, found.files, strict=True)}
+            shown = [(file_of[digest], material.labels[digest]) for digest in train]
+            keep_neighbours(model_path, shown, progress=progress)
+>>>>>>> serve
     return RetrainResult(
         model=model_path,
         classes=classes,

@@ -1,0 +1,70 @@
+"""`quickstudy serve`: models behind an HTTP API, with a page to try them on."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def command(
+    models: Annotated[
+        list[str], typer.Argument(help="Models (.onnx), NAME=FILE to name one; the first is asked unless told.")
+    ],
+    host: Annotated[str, typer.Option(help="The address to listen on; other than this machine's takes --token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="QUICKSTUDY_TOKEN", show_envvar=True, help="What callers must show; better in the environment."
+        ),
+    ] = None,
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="Answer everybody who reaches the address.")] = False,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Answer under this name, too, such as a reverse proxy's.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Images at a time [default: one a core].")] = None,
+    queue: Annotated[int, typer.Option(min=1, help="Images that may wait; beyond, requests get 503.")] = 64,
+    max_bytes: Annotated[str, typer.Option(metavar="SIZE", help="Of one request, such as 32MB.")] = "32MB",
+    max_files: Annotated[int, typer.Option(min=1, help="Images of one request.")] = 32,
+    max_megapixels: Annotated[float, typer.Option(min=0.1, help="Of one image.")] = 64,
+    max_connections: Annotated[int, typer.Option(min=1, help="At the same time.")] = 512,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds for a body to arrive, and again for the answer.")
+    ] = 30,
+) -> None:
+    """Serve models over HTTP: a page to try them on, POST /predict, documentation at /docs, metrics."""
+    from quickstudy.cli.extras import require
+
+    for module in ("starlette", "uvicorn", "httptools", "python_multipart", "prometheus_client"):
+        require(module, extra="serve")
+    from quickstudy.cli.amounts import parse_bytes
+    from quickstudy.serving.registry import parse_models
+    from quickstudy.serving.server import serve
+    from quickstudy.serving.settings import Settings
+
+    chosen = {} if threads is None else {"threads": threads}
+    settings = Settings(
+        host=host,
+        port=port,
+        token=token or None,
+        no_auth=no_auth,
+        allowed_hosts=tuple(allow_host or ()),
+        queue=queue,
+        most_bytes=int(parse_bytes(max_bytes)),
+        most_files=max_files,
+        most_pixels=round(max_megapixels * 1e6),
+        most_connections=max_connections,
+        body_seconds=timeout,
+        answer_seconds=timeout,
+        **chosen,
+    )
+    files = parse_models(models)
+
+    def announce(address: str) -> None:
+        names = ", ".join(files)
+        print(f"Serving {names} on {address} (page, /docs, /metrics); Ctrl-C ends it", flush=True)
+
+    serve(files, settings, announce=announce)

@@ -1,0 +1,249 @@
+"""The application: what each address answers.
+
+POST /predict, /models/{name}/predict   images in, probabilities out
+GET /model, /models, /models/{name}     what is served
+GET /healthz, /readyz, /metrics         for those who look after it
+GET /, /docs, /openapi.json             for people and their programs
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from quickstudy.errors import UnusableImageError
+from quickstudy.models.model import Model
+from quickstudy.serving.documentation import PAGE, documentation_page, openapi
+from quickstudy.serving.guard import Guard
+from quickstudy.serving.metrics import CONTENT_TYPE, Metrics
+from quickstudy.serving.pool import OverloadedError, Pool
+from quickstudy.serving.registry import Registry, Served, Version
+from quickstudy.serving.settings import Settings
+from quickstudy.serving.uploads import Bodies, RefusedError, Upload, is_multipart, parse_form
+
+MOST_NEIGHBOURS = 20
+_RETRY_SECONDS = 1
+
+
+def make_app(models: Mapping[str, Path], settings: Settings) -> ASGIApp:
+    """An ASGI application that serves these models.
+
+    Raises:
+        ModelError: a model is missing, damaged or fails its golden checks.
+    """
+    service = _Service(models, settings)
+    routes = [
+        Route("/predict", service.predict, methods=["POST"]),
+        Route("/models/{name}/predict", service.predict, methods=["POST"]),
+        Route("/model", service.describe),
+        Route("/models", service.describe_all),
+        Route("/models/{name}", service.describe),
+        Route("/healthz", service.healthz),
+        Route("/readyz", service.readyz),
+        Route("/metrics", service.metrics_text),
+        Route("/openapi.json", _constant(json.dumps(openapi(settings), indent=1), "application/json")),
+        Route("/docs", _constant(documentation_page(settings), "text/html")),
+        Route("/", _constant((PAGE / "index.html").read_text("utf-8"), "text/html")),
+        Route("/page.js", _constant((PAGE / "page.js").read_text("utf-8"), "text/javascript")),
+        Route("/page.css", _constant((PAGE / "page.css").read_text("utf-8"), "text/css")),
+    ]
+    handlers = {
+        HTTPException: _on_http_exception,
+        RefusedError: _on_refused,
+        OverloadedError: _on_overloaded,
+        ClientDisconnect: _on_disconnect,
+    }
+    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=service.lifespan)  # type: ignore[arg-type]
+    app.router.redirect_slashes = False
+    return Guard(app, settings, service.metrics)
+
+
+class _Service:
+    """What the endpoints share."""
+
+    def __init__(self, models: Mapping[str, Path], settings: Settings) -> None:
+        self._settings = settings
+        self.metrics = Metrics()
+        self._registry = Registry(models, self.metrics)
+        self._pool = Pool(threads=settings.threads, queue=settings.queue)
+        self._parser = ThreadPoolExecutor(1, thread_name_prefix="form")
+        self._bodies = Bodies(
+            most_bytes=settings.most_bytes,
+            most_held_bytes=settings.most_held_bytes,
+            seconds=settings.body_seconds,
+        )
+        self.metrics.watch(pending=lambda: self._pool.pending, held=lambda: self._bodies.held)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        """Watch the model files for as long as the server runs; at the end let the threads finish."""
+        watcher = asyncio.create_task(self._watch())
+        try:
+            yield
+        finally:
+            watcher.cancel()
+            self._pool.close()
+            self._parser.shutdown()
+
+    async def predict(self, request: Request) -> Response:
+        """POST /predict."""
+        served = self._served(request)
+        version = served.version
+        top = _number(request, "top", least=1) or len(version.model.classes)
+        neighbours = min(_number(request, "neighbours", least=0) or 0, MOST_NEIGHBOURS)
+        if self._pool.is_full:
+            raise OverloadedError
+        with self._bodies.hold() as holder:
+            body = await self._bodies.read(request, holder)
+            started = time.perf_counter()
+            try:
+                async with asyncio.timeout(self._settings.answer_seconds):
+                    uploads = await self._uploads(body, request.headers.get("content-type", ""))
+                    if len(uploads) > self._settings.queue:
+                        raise RefusedError(413, f"more than {self._settings.queue} images; send several requests")
+                    jobs = [partial(self._answer, version, upload, top, neighbours) for upload in uploads]
+                    answers = await self._pool.run(jobs)
+            except TimeoutError:
+                raise OverloadedError from None
+        self.metrics.seconds.labels(served.name).observe(time.perf_counter() - started)
+        unusable = sum("error" in answer for answer in answers)
+        if unusable:
+            self.metrics.images.labels(served.name, "unusable").inc(unusable)
+        self.metrics.images.labels(served.name, "classified").inc(len(answers) - unusable)
+        result: dict[str, Any] = {"model": served.name, "predictions": answers}
+        if unusable == len(answers):
+            result = {"error": answers[0]["error"] if len(answers) == 1 else "no image can be used", **result}
+        return _json(result, 422 if unusable == len(answers) else 200)
+
+    async def describe(self, request: Request) -> Response:
+        """GET /model and /models/{name}."""
+        return _json(self._served(request).describe())
+
+    async def describe_all(self, _: Request) -> Response:
+        """GET /models."""
+        return _json({"models": [served.describe() for served in self._registry.models.values()]})
+
+    async def healthz(self, _: Request) -> Response:
+        """GET /healthz: the process lives."""
+        return _json({"alive": True})
+
+    async def readyz(self, _: Request) -> Response:
+        """GET /readyz: models are loaded; whether all are those that lie there now, and whether there is room."""
+        current = all(served.problem is None for served in self._registry.models.values())
+        ready = not self._pool.is_full
+        return _json({"ready": ready, "models_current": current}, 200 if ready else 503)
+
+    async def metrics_text(self, _: Request) -> Response:
+        """GET /metrics."""
+        return Response(self.metrics.render(), media_type=CONTENT_TYPE)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.reload_seconds)
+            await asyncio.to_thread(self._registry.refresh)
+
+    def _served(self, request: Request) -> Served:
+        name = request.path_params.get("name")
+        if name is None:
+            return self._registry.default
+        try:
+            return self._registry.models[name]
+        except KeyError:
+            raise RefusedError(404, "no such model; GET /models lists them") from None
+
+    async def _uploads(self, body: bytes, content_type: str) -> list[Upload]:
+        if not body:
+            raise RefusedError(400, "an empty body; send an image's bytes, or multipart/form-data with images")
+        if is_multipart(content_type):
+            # In a thread, for a malicious form can take seconds to parse.
+            parse = partial(parse_form, body, content_type, most_files=self._settings.most_files)
+            return await asyncio.get_running_loop().run_in_executor(self._parser, parse)
+        if content_type.partition(";")[0].strip().lower() == "application/json":
+            raise RefusedError(415, "JSON; send an image's bytes, or multipart/form-data. Addresses are not fetched")
+        return [Upload(data=body)]
+
+    def _answer(self, version: Version, upload: Upload, top: int, neighbours: int) -> dict[str, Any]:
+        """In a thread: what there is to say about one image."""
+        answer: dict[str, Any] = {} if upload.file is None else {"file": upload.file}
+        try:
+            probabilities = version.model.classify(upload.data, most_pixels=self._settings.most_pixels)
+            classes = _ranked(version.model, probabilities, top)
+            answer |= {**classes[0], "classes": classes}
+            if neighbours:
+                answer["neighbours"] = self._nearest(version, upload.data, neighbours)
+        except UnusableImageError as error:
+            answer["error"] = str(error)
+        return answer
+
+    def _nearest(self, version: Version, data: bytes, count: int) -> list[dict[str, Any]]:
+        if version.neighbours is None:
+            return []
+        return [
+            {
+                "label": neighbour.label,
+                "similarity": round(neighbour.similarity, 4),
+                "thumbnail": "data:image/jpeg;base64," + base64.b64encode(neighbour.thumbnail).decode(),
+            }
+            for neighbour in version.neighbours.nearest(data, count, most_pixels=self._settings.most_pixels)
+        ]
+
+
+def _ranked(model: Model, probabilities: np.ndarray[Any, np.dtype[np.float32]], top: int) -> list[dict[str, Any]]:
+    order = np.argsort(-probabilities, kind="stable")[:top].tolist()
+    shares = probabilities.tolist()
+    return [{"label": model.classes[number], "probability": round(shares[number], 6)} for number in order]
+
+
+def _number(request: Request, name: str, *, least: int) -> int | None:
+    text = request.query_params.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least):
+        raise RefusedError(400, f"'{name}' must be a whole number of at least {least}")
+    return int(text)
+
+
+def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    return Response(body, status, headers, media_type="application/json")
+
+
+def _constant(text: str, media_type: str) -> Any:
+    response = Response(text, media_type=media_type)
+
+    async def answer(_: Request) -> Response:
+        return response
+
+    return answer
+
+
+async def _on_http_exception(_: Request, error: HTTPException) -> Response:
+    return _json({"error": error.detail}, error.status_code, error.headers)
+
+
+async def _on_refused(_: Request, error: RefusedError) -> Response:
+    return _json({"error": error.reason}, error.status)
+
+
+async def _on_overloaded(_: Request, __: OverloadedError) -> Response:
+    return _json({"error": "too much to do at the moment; ask again"}, 503, {"Retry-After": str(_RETRY_SECONDS)})
+
+
+async def _on_disconnect(_: Request, __: ClientDisconnect) -> Response:
+    return Response(status_code=400)  # nobody is there to read it

@@ -1,0 +1,60 @@
+"""What Prometheus can know of a server: counts and times, nothing of what the images are or show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+
+
+class Metrics:
+    """The figures of one server."""
+
+    def __init__(self) -> None:
+        registry = self._registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.requests = Counter("quickstudy_requests", "Answered requests.", ["path", "status"], registry=registry)
+        self.images = Counter(
+            "quickstudy_images", "Images by what came of them.", ["model", "result"], registry=registry
+        )
+        self.seconds = Histogram(
+            "quickstudy_predict_seconds",
+            "From a request's body, whole, to its answer.",
+            ["model"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.reloads = Counter("quickstudy_reloads", "Changed model files.", ["model", "result"], registry=registry)
+        self._loaded = Gauge(
+            "quickstudy_model_loaded_timestamp_seconds",
+            "When the version in use was loaded.",
+            ["model"],
+            registry=registry,
+        )
+        self._problem = Gauge(
+            "quickstudy_model_problem", "1 while the model's file is broken and an older version serves.", ["model"],
+            registry=registry,
+        )  # fmt: skip
+        self._pending = Gauge("quickstudy_pending_images", "Images waiting or being worked on.", registry=registry)
+        self._held = Gauge("quickstudy_held_bytes", "Bodies in memory.", registry=registry)
+
+    def watch(self, *, pending: Callable[[], float], held: Callable[[], float]) -> None:
+        """Where to look up the gauges when somebody asks."""
+        self._pending.set_function(pending)
+        self._held.set_function(held)
+
+    def model_loaded(self, name: str, when: float) -> None:
+        """Note a version's start."""
+        self._loaded.labels(name).set(when)
+        self._problem.labels(name).set(0)
+
+    def model_problem(self, name: str, broken: bool) -> None:
+        """Note whether a model's file is broken."""
+        self._problem.labels(name).set(broken)
+
+    def render(self) -> bytes:
+        """All of it in Prometheus's text format."""
+        return generate_latest(self._registry)

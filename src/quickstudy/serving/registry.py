@@ -1,0 +1,160 @@
+"""The models that are served: loaded, checked, and replaced while serving when their files are.
+
+A model serves only after its golden checks. When a file changes, the new one is loaded and checked beside the old one,
+which goes on serving until then, or for good if the new one is broken.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quickstudy.errors import ModelError, QuickstudyError, ServingError
+from quickstudy.files import sha256_of_file
+from quickstudy.models.model import Model, load
+from quickstudy.models.neighbours import Neighbours, load_neighbours, neighbours_path
+from quickstudy.serving.metrics import Metrics
+
+log = logging.getLogger("quickstudy.serving")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+_Stamp = tuple[tuple[int, int, int] | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """One version of a model's file, in use. Requests keep the one that they began with."""
+
+    model: Model
+    sha256: str
+    """Of the file."""
+    neighbours: Neighbours | None
+    """The training images, where their thumbnails were kept."""
+    loaded: float
+    """Seconds since 1970."""
+
+
+class Served:
+    """A name, its file and the version in use."""
+
+    def __init__(self, name: str, path: Path) -> None:
+        self.name = name
+        self.path = path
+        self.problem: str | None = None
+        """Why the file that is there now is not in use, if so."""
+        self._stamp = self._look()
+        self._seen = self._stamp
+        self.version = _load(path)
+
+    def refresh(self) -> str | None:
+        """Take up the file if it has changed and come to rest; what came of it: `reloaded`, `refused`, nothing."""
+        stamp = self._look()
+        if stamp == self._stamp or stamp != self._seen:
+            self._seen = stamp  # once more next time, lest a file be read while it is written
+            return None
+        self._stamp = stamp
+        try:
+            version = _load(self.path)
+            if self._look() != stamp:
+                raise ModelError("The file has changed while it was read")
+        except (QuickstudyError, OSError, MemoryError) as error:
+            self.problem = str(error)
+            return "refused"
+        self.version, self.problem = version, None
+        return "reloaded"
+
+    def describe(self) -> dict[str, Any]:
+        """What there is to say about it, as JSON values."""
+        version = self.version
+        training = version.model.metadata.get("training") or {}
+        return {
+            "name": self.name,
+            "classes": list(version.model.classes),
+            "input": version.model.input.to_dict(),
+            "sha256": version.sha256,
+            "loaded": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(version.loaded)),
+            "problem": self.problem,
+            "neighbours": len(version.neighbours) if version.neighbours else 0,
+            "test": training.get("test"),
+            "backbone": version.model.metadata.get("backbone"),
+            "versions": version.model.metadata.get("versions"),
+        }
+
+    def _look(self) -> _Stamp:
+        """What tells that the model or its neighbours have changed."""
+        stamps: list[tuple[int, int, int] | None] = []
+        for path in (self.path, neighbours_path(self.path)):
+            try:
+                stat = os.stat(path)
+                stamps.append((stat.st_mtime_ns, stat.st_size, stat.st_ino))
+            except OSError:
+                stamps.append(None)
+        return tuple(stamps)
+
+
+class Registry:
+    """The models by name; the first is the one that is asked where no name is given."""
+
+    def __init__(self, paths: Mapping[str, Path], metrics: Metrics) -> None:
+        self._metrics = metrics
+        self.models = {name: Served(name, path) for name, path in paths.items()}
+        for served in self.models.values():
+            metrics.model_loaded(served.name, served.version.loaded)
+
+    @property
+    def default(self) -> Served:
+        """The model that is asked where no name is given."""
+        return next(iter(self.models.values()))
+
+    def refresh(self) -> None:
+        """Look at all files once, and say in log and metrics what has come of it."""
+        for served in self.models.values():
+            outcome = served.refresh()
+            if outcome is None:
+                continue
+            self._metrics.reloads.labels(served.name, outcome).inc()
+            self._metrics.model_problem(served.name, served.problem is not None)
+            if outcome == "reloaded":
+                self._metrics.model_loaded(served.name, served.version.loaded)
+                log.warning("%s: the new file passed its checks and is in use", served.name)
+            else:
+                log.error("%s: the new file is not used, the old model goes on: %s", served.name, served.problem)
+
+
+def parse_models(arguments: list[str]) -> dict[str, Path]:
+    """Names and files from arguments such as `photos.onnx` or `clothes=other.onnx`.
+
+    Raises:
+        ServingError: a name cannot be part of an address, or comes twice.
+    """
+    models: dict[str, Path] = {}
+    for argument in arguments:
+        name, separator, file = argument.partition("=")
+        if not separator or Path(argument).exists():
+            name, file = Path(argument).stem, argument
+        if not _NAME.fullmatch(name):
+            raise ServingError(
+                f"'{name}' cannot be a model's name here (letters, digits, '.', '_', '-'); name it: photos={file}"
+            )
+        if name in models:
+            raise ServingError(f"Two models are called '{name}'; name one of them: other={file}")
+        models[name] = Path(file)
+    return models
+
+
+def _load(path: Path) -> Version:
+    model = load(path)
+    model.verify()
+    return Version(
+        model=model,
+        sha256=sha256_of_file(path),
+        neighbours=load_neighbours(model, path),
+        loaded=time.time(),
+    )

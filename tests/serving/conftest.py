@@ -1,0 +1,80 @@
+"""What the tests of serving share: two small models, and servers as processes of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+from tests_of_serving import Running, Start
+
+import quickstudy
+from quickstudy.serving.app import make_app
+from quickstudy.serving.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def trained(photo_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `photos.onnx` (checks, discs, stripes), its thumbnails, and `two.onnx` (checks, discs)."""
+    folder = tmp_path_factory.mktemp("served")
+    quickstudy.retrain(photo_source, folder / "photos.onnx", cache=folder / "cache", keep_thumbnails=True)
+    for name in ("checks", "discs"):
+        shutil.copytree(photo_source / name, folder / "two" / name)
+    quickstudy.retrain(folder / "two", folder / "two.onnx", cache=folder / "cache")
+    return folder
+
+
+@pytest.fixture
+def model_file(trained: Path, tmp_path: Path) -> Path:
+    """A copy of `photos.onnx` with its thumbnails that a test may change."""
+    for name in ("photos.onnx", "photos.neighbours.arrow"):
+        shutil.copy(trained / name, tmp_path / name)
+    return tmp_path / "photos.onnx"
+
+
+@pytest.fixture(scope="session")
+def client(trained: Path) -> Iterator[TestClient]:
+    """A client of both models, `photos` being the default; nothing is listened on."""
+    app = make_app({"photos": trained / "photos.onnx", "other": trained / "two.onnx"}, Settings())
+    with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def photo(photo_source: Path) -> Path:
+    """One photo, of class `discs`."""
+    return photo_source / "discs" / "03.jpg"
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts `quickstudy serve` with these arguments on a free port; ends what is left at the end."""
+    running: list[Running] = []
+
+    def start_server(*arguments: object, **environment: str) -> Running:
+        log = tmp_path / f"server-{len(running)}.log"
+        with log.open("w") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "quickstudy", "serve", *map(str, arguments), "--port", "0"],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={**os.environ, **environment},
+            )
+        assert process.stdout
+        words = process.stdout.readline().split()
+        assert "on" in words, log.read_text()
+        running.append(Running(process=process, address=words[words.index("on") + 1], log=log))
+        return running[-1]
+
+    yield start_server
+    for server in running:
+        server.process.kill()
+        server.process.wait()
+        assert server.process.stdout
+        server.process.stdout.close()
