@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from quickstudy.cli import backbone, cache, data, evaluate, export, predict, retrain, sweep, train
+from quickstudy.cli import backbone, cache, data, evaluate, export, predict, retrain, sweep, train, verify
 from quickstudy.errors import QuickstudyError
 from quickstudy.version import VERSION
 
@@ -23,7 +23,8 @@ app.command("retrain", epilog="Example: quickstudy retrain photos/ --output flow
 app.command("train", epilog="Example: quickstudy train cifar10-fast --data photos/ --run runs/photos")(train.command)
 app.command("predict", epilog="Example: quickstudy predict photos.onnx new.jpg other/ 'more/*.png'")(predict.command)
 app.command("evaluate", epilog="Example: quickstudy evaluate photos.onnx held_out/")(evaluate.command)
-app.command("export", epilog="Example: quickstudy export runs/cifar10-fast -o cifar10.onnx")(export.command)
+app.command("export", epilog="Example: quickstudy export photos.onnx --fp16 --check held_out/")(export.command)
+app.command("verify", epilog="Example: quickstudy verify photos.onnx")(verify.command)
 app.command("sweep", epilog="Example: quickstudy sweep mlp --grid depth=1..7 --target 0.9")(sweep.command)
 app.add_typer(backbone.app, name="backbone")
 app.add_typer(cache.app, name="cache")
