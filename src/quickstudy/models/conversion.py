@@ -24,7 +24,7 @@ from quickstudy.progress import Progress, silent
 Kind = Literal["int8", "fp16"]
 TOLERANCES: dict[Kind, Tolerance] = {
     "fp16": Tolerance(golden=0.02, same=0.99, accuracy_loss=0.005),
-    "int8": Tolerance(golden=0.5, same=0.93, accuracy_loss=0.02),
+    "int8": Tolerance(golden=0.25, same=0.93, accuracy_loss=0.02),
 }
 """Golden images are noise, where 8 bits calibrated on photos may differ much; they catch what is broken."""
 _ELSEWHERE: dict[Kind, float] = {"fp16": GOLDEN_TOLERANCE, "int8": 0.02}
