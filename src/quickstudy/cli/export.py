@@ -165,7 +165,9 @@ def _write_texts(
 
     loaded = load(model)
     if labels is not None and any("\n" in name or "\r" in name for name in loaded.classes):
-        raise ModelError("A class has a line break in its name; one name a line cannot hold it. The model's metadata can")
+        raise ModelError(
+            "A class has a line break in its name; one name a line cannot hold it. The model's metadata can"
+        )
     texts = {
         "labels": (labels, "".join(f"{name}\n" for name in loaded.classes)),
         "card": (card, model_card(loaded, model.stem) if card else ""),

@@ -24,6 +24,11 @@ def model_card(model: Model, name: str) -> str:
             "## Accuracy",
             "",
             *_accuracy(training),
+            *(
+                ["", "These are the scores of the model that it was exported from."]
+                if "export" in model.metadata
+                else []
+            ),
             "",
             "## Classes and data",
             "",
@@ -36,8 +41,8 @@ def model_card(model: Model, name: str) -> str:
             "## Input and output",
             "",
             f"`image`: uint8, N×{model.input.size}×{model.input.size}×3, RGB from 0 to 255; normalisation is inside. "
-            f"The image upright, its centred square ({100 * model.input.crop:g} % of the shorter side), halved while it "
-            "is at least twice the size, then resized bilinearly without antialiasing.",
+            f"The image upright, its centred square ({100 * model.input.crop:g} % of the shorter side), halved while "
+            "it is at least twice the size, then resized bilinearly without antialiasing.",
             f"`probabilities`: float32, N×{len(model.classes)}, in the order of the classes above.",
             "",
             "## Limits",

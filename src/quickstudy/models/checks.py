@@ -1,4 +1,4 @@
-"""How an exported model compares with the one that it was made from: on golden images, on photos, in images a second."""
+"""How an export compares with what it was made from: on golden images, on photos, in images a second."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def images_per_second(models: Sequence[Model], *, rounds: int = 12) -> list[floa
 
 
 def photos_for_checking(source: Path) -> list[Photo]:
-    """The images under a folder or in a manifest; with labels where there are some, the test split alone if there is one.
+    """The images under a folder or in a manifest, with labels where they have some; of a set with splits, the test split.
 
     Raises:
         ImageSetError: there are none.

@@ -9,6 +9,7 @@ why do I need to try reduce_range"). With 7 bits nothing overflows anywhere, and
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -91,27 +92,25 @@ def _calibration_pixels(spec: InputSpec, photos: Sequence[Path], progress: Progr
     progress.start("calibrating", len(chosen))
     try:
         for number, path in enumerate(chosen, start=1):
-            try:
+            with contextlib.suppress(UnusableImageError):  # one bad file ends nothing; too few good ones do
                 pixels.append(fit(decode(read_image_file(path)[0], spec), spec))
-            except UnusableImageError:
-                pass  # one bad file ends nothing; too few good ones do
             progress.update(done=number, note="")
     finally:
         progress.finish()
     if len(pixels) < _LEAST_IMAGES:
         raise ModelError(
-            f"{len(pixels)} of {len(chosen)} images to calibrate on could be used; at least {_LEAST_IMAGES} are needed, "
-            "a hundred or two are better: --calibrate photos/"
+            f"{len(pixels)} of {len(chosen)} images to calibrate on could be used; at least {_LEAST_IMAGES} are "
+            "needed, a hundred or two are better: --calibrate photos/"
         )
     return pixels
 
 
-class _no_warnings:  # noqa: N801 (used like a function)
+@contextlib.contextmanager
+def _no_warnings() -> Iterator[None]:
     """ONNX Runtime's quantiser recommends what has been done already."""
-
-    def __enter__(self) -> None:
-        self._before = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-
-    def __exit__(self, *_: object) -> None:
-        logging.disable(self._before)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,8 +1,8 @@
 """The checksum at the end of a model file, by which any change since it was written is noticed before anything is run.
 
-It is the last metadata property of the file, `quickstudy.sha256`, and covers every byte before it. Protocol buffers may
-be put together from pieces, so for all other readers it is a property like the others. It protects against damage, not
-against malice: whoever changes a file on purpose can seal it again. What such a file may hold is limited by `safety.py`.
+It is the last metadata property of the file, `quickstudy.sha256`, and covers every byte before it. Protocol buffers
+may be put together from pieces, so for all other readers it is a property like the others. It protects against damage,
+not against malice: whoever changes a file on purpose can seal it again. `safety.py` limits what such a file may hold.
 """
 
 from __future__ import annotations

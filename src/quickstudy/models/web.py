@@ -124,7 +124,12 @@ def _unpacked(archive: Path) -> dict[str, bytes]:
     if f"sha512-{base64.b64encode(hashlib.sha512(data).digest()).decode()}" != _INTEGRITY:
         raise ModelError(f"'{archive}' is not the npm package {RUNTIME}: its hash differs")
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as package:
-        return {name: package.extractfile(f"package/dist/{name}").read() for name in _RUNTIME_FILES}  # type: ignore[union-attr]
+        return {name: _member(package, f"package/dist/{name}") for name in _RUNTIME_FILES}
+
+
+def _member(package: tarfile.TarFile, name: str) -> bytes:
+    file = package.extractfile(name)
+    return b"" if file is None else file.read()
 
 
 def _fetched(cache: Path) -> Path:

@@ -94,7 +94,11 @@ class LocallyConnected(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """One matrix product a place."""
-        patches = self._shifted(x) if torch.compiler.is_exporting() else functional.unfold(x, self.kernel, padding=self.kernel // 2)
+        patches = (
+            self._shifted(x)
+            if torch.compiler.is_exporting()
+            else functional.unfold(x, self.kernel, padding=self.kernel // 2)
+        )
         products = torch.bmm(patches.permute(2, 0, 1), self.weight)
         return products.permute(1, 2, 0).reshape(x.shape[0], -1, self.size, self.size) + self.bias
 
