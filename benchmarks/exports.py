@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 
 from common import save, spread
-
 from quickstudy.models.checks import images_per_second, photos_for_calibration, photos_for_checking
 from quickstudy.models.conversion import convert
 from quickstudy.models.model import load

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
-from small_backbones import SIDE, small_graph
 
 from quickstudy.backbones.runtime import open_session
 from quickstudy.images.decoding import InputSpec
 from quickstudy.models.assemble import save_model
 from quickstudy.models.golden import golden_images
+from small_backbones import SIDE, small_graph
 
 CLASSES = ("checks", "discs", "stripes", "Äpfel | <b>")
 TRAINING = {

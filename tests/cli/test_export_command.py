@@ -15,10 +15,10 @@ import onnxruntime
 import pytest
 from in_process import Run
 from PIL import Image, ImageOps
-from small_models import CLASSES, write_small_model
 
 from quickstudy.models.conversion import TOLERANCES
 from quickstudy.models.model import load
+from small_models import CLASSES, write_small_model
 
 ROOT = Path(__file__).parents[2]
 

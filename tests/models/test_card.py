@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from small_models import write_small_model
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.models.card import model_card
 from quickstudy.models.conversion import convert
 from quickstudy.models.model import from_backbone, load
+from small_models import write_small_model
 
 
 def test_holds_what_the_model_says_about_itself(tmp_path: Path) -> None:

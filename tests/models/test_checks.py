@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from small_models import write_small_model
 
 from quickstudy.errors import ImageSetError
 from quickstudy.models.checks import (
@@ -23,6 +22,7 @@ from quickstudy.models.checks import (
     photos_for_checking,
 )
 from quickstudy.models.model import load
+from small_models import write_small_model
 
 
 class Parrot:

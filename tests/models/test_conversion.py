@@ -9,8 +9,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
-from small_backbones import SIDE, small_graph
-from small_models import CLASSES, write_small_model
 
 from quickstudy.backbones.runtime import open_session, optimised
 from quickstudy.errors import ModelError
@@ -22,6 +20,8 @@ from quickstudy.models.golden import golden_images
 from quickstudy.models.half import halved
 from quickstudy.models.model import load
 from quickstudy.models.quantise import quantised
+from small_backbones import SIDE, small_graph
+from small_models import CLASSES, write_small_model
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from small_backbones import SIDE
-from small_models import write_small_model
 
 from quickstudy.errors import ModelError
 from quickstudy.models import model as model_module
 from quickstudy.models.model import load
 from quickstudy.models.seal import sealed
+from small_backbones import SIDE
+from small_models import write_small_model
 
 Change = Callable[[onnx.ModelProto], None]
 

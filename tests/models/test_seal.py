@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from small_models import write_small_model
 
 from quickstudy.errors import ModelError
 from quickstudy.models import model as model_module
 from quickstudy.models.model import load
 from quickstudy.models.seal import examine_seal, sealed
+from small_models import write_small_model
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_says_what_to_do_about_a_changed_file(path: Path, tmp_path: Path) -> Non
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / "changed.onnx").write_bytes(data)
-    with pytest.raises(ModelError, match="has changed since it was written: its checksum does not fit.*copy it anew"):
+    with pytest.raises(ModelError, match=r"has changed since it was written: its checksum does not fit.*copy it anew"):
         load(tmp_path / "changed.onnx")
 
 
@@ -86,5 +86,7 @@ def test_files_without_one_are_refused_by_name(path: Path, tmp_path: Path) -> No
     [entry] = [entry for entry in proto.metadata_props if entry.key == "quickstudy.format"]
     entry.value = "1"
     onnx.save(proto, tmp_path / "earlier.onnx")
-    with pytest.raises(ModelError, match="by an earlier version of quickstudy, without a checksum.*quickstudy retrain"):
+    with pytest.raises(
+        ModelError, match=r"by an earlier version of quickstudy, without a checksum.*quickstudy retrain"
+    ):
         load(tmp_path / "earlier.onnx")

@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
-from small_models import CLASSES, write_small_model
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.errors import ModelError
@@ -29,6 +28,7 @@ from quickstudy.models import web
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.model import Model, load
 from quickstudy.models.web import RUNTIME, write_site
+from small_models import CLASSES, write_small_model
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "src" / "quickstudy" / "models" / "site"
@@ -139,9 +139,9 @@ def test_the_files_of_a_site(runtime: Path, tmp_path: Path) -> None:
 def test_a_runtime_that_is_another_is_refused(tmp_path: Path) -> None:
     model = write_small_model(tmp_path / "small.onnx")
     (tmp_path / "other.tgz").write_bytes(b"something else")
-    with pytest.raises(ModelError, match="is not the npm package onnxruntime-web@.*: its hash differs"):
+    with pytest.raises(ModelError, match=r"is not the npm package onnxruntime-web@.*: its hash differs"):
         write_site(model, tmp_path / "site", runtime=tmp_path / "other.tgz")
-    with pytest.raises(ModelError, match="Cannot read '.*none.tgz'"):
+    with pytest.raises(ModelError, match=r"Cannot read '.*none.tgz'"):
         write_site(model, tmp_path / "site", runtime=tmp_path / "none.tgz")
     folder = tmp_path / "dist"
     folder.mkdir()
@@ -181,10 +181,10 @@ def test_without_npm_or_network_it_says_what_to_do(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(subprocess, "run", fail)
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/npm")
-    with pytest.raises(ModelError, match="npm cannot fetch onnxruntime-web@.*: npm error no network.*--runtime"):
+    with pytest.raises(ModelError, match=r"npm cannot fetch onnxruntime-web@.*: npm error no network.*--runtime"):
         write_site(model, tmp_path / "site", cache=tmp_path / "cache")
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(ModelError, match="npm is not installed here.*--runtime"):
+    with pytest.raises(ModelError, match=r"npm is not installed here.*--runtime"):
         write_site(model, tmp_path / "site", cache=tmp_path / "cache")
 
 
@@ -276,7 +276,8 @@ def test_jpegs_that_it_cannot_reduce_are_left_to_the_browser(node: str, tmp_path
     script = f"""
         import {{ decodeReduced }} from {json.dumps((SITE / "jpeg.js").as_uri())};
         import fs from "node:fs";
-        console.log(JSON.stringify(process.argv.slice(1).map((path) => decodeReduced(new Uint8Array(fs.readFileSync(path)), 2))));
+        const read = (path) => decodeReduced(new Uint8Array(fs.readFileSync(path)), 2);
+        console.log(JSON.stringify(process.argv.slice(1).map(read)));
     """
     assert run_node(node, script, *paths) == [None, None, None]
 

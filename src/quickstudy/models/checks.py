@@ -156,7 +156,7 @@ def images_per_second(models: Sequence[Model], *, rounds: int = 12) -> list[floa
 
 
 def photos_for_checking(source: Path) -> list[Photo]:
-    """The images under a folder or in a manifest, with labels where they have some; of a set with splits, the test split.
+    """The images under a folder or in a manifest, with their labels if any; of a set with splits, the test split.
 
     Raises:
         ImageSetError: there are none.

@@ -15,7 +15,7 @@ import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,12 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.runtime import optimised
 from quickstudy.errors import ModelError
 from quickstudy.models.golden import GOLDEN_TOLERANCE, golden_images
+from quickstudy.models.mil import run_program
 from quickstudy.models.model import load
 from quickstudy.version import VERSION
 
@@ -94,12 +94,10 @@ def write_core_ml(model: Path, path: Path) -> CoreMLPackage:
         difference = _difference(given, expected, "traced network")
         package = _convert(traced, loaded.input.size, list(loaded.classes))
         program = package._mil_program.functions["main"]
-        unknown = tuple(
-            sorted({step.op_type for step in program.operations} - _OPERATORS.keys() - {"const", "classify"})
-        )
+        unknown = unknown_operators(program)
         in_program = None
         if not unknown:
-            ran = np.concatenate([_run(program, picture).numpy() for picture in pictures])
+            ran = np.concatenate([run_program(program, picture).numpy() for picture in pictures])
             in_program = _difference(ran, expected, "MIL program")
     _check_interface(package, loaded.input.size, loaded.classes)
     package.short_description = f"Image classifier of {len(loaded.classes)} classes"
@@ -185,88 +183,6 @@ def _save(package: Any, path: Path) -> None:
             made.rename(path)
     except OSError as error:
         raise ModelError(f"Cannot write '{path}': {error.strerror}. Name another place") from None
-
-
-def _run(program: Any, image: Tensor) -> Tensor:
-    """The probabilities that a MIL program gives, operator by operator."""
-    [name] = program.inputs
-    values: dict[str, Any] = {name: image}
-
-    def value_of(operand: Any) -> Any:
-        if isinstance(operand, (list, tuple)):
-            return [value_of(part) for part in operand]
-        if operand.val is None:
-            return values[operand.name]
-        known = operand.val
-        return torch.from_numpy(known.copy()) if isinstance(known, np.ndarray) and known.dtype == np.float32 else known
-
-    for step in program.operations:
-        if step.op_type == "classify":
-            result: Tensor = value_of(step.inputs["probabilities"])
-            return result
-        if step.op_type != "const":
-            inputs = {key: value_of(operand) for key, operand in step.inputs.items() if operand is not None}
-            values[step.outputs[0].name] = _OPERATORS[step.op_type](**inputs)
-    raise ModelError("The MIL program does not end with a classification. Please report this")
-
-
-def _ints(values: Any) -> list[int]:
-    return [int(value) for value in np.asarray(values).ravel()]
-
-
-def _padding(x: Tensor, pad_type: Any, pad: Any, value: float) -> Tensor:
-    """MIL lists (before, after) for each axis from the first on, PyTorch from the last on."""
-    if str(pad_type) not in ("custom", "valid"):
-        raise ModelError(f"The MIL program pads in a way that is not known here: {pad_type}. Please report this")
-    if str(pad_type) == "valid":
-        return x
-    pairs = np.asarray(pad).reshape(-1, 2)[::-1]
-    return functional.pad(x, _ints(pairs), value=value)
-
-
-def _conv(
-    x: Tensor, weight: Tensor, strides: Any, pad_type: Any, pad: Any, dilations: Any, groups: Any, bias: Any = None
-) -> Tensor:
-    x = _padding(x, pad_type, pad, 0.0)
-    return functional.conv2d(x, weight, bias, _ints(strides), 0, _ints(dilations), int(groups))
-
-
-def _pad(x: Tensor, pad: Any, mode: Any, constant_val: Any) -> Tensor:
-    if str(mode) != "constant":
-        raise ModelError(f"The MIL program pads in a way that is not known here: {mode}. Please report this")
-    return _padding(x, "custom", pad, float(constant_val))
-
-
-def _max_pool(x: Tensor, kernel_sizes: Any, strides: Any, pad_type: Any, pad: Any, ceil_mode: Any = False) -> Tensor:
-    x = _padding(x, pad_type, pad, -torch.inf)
-    return functional.max_pool2d(x, _ints(kernel_sizes), _ints(strides), ceil_mode=bool(ceil_mode))
-
-
-_OPERATORS: dict[str, Callable[..., Tensor]] = {
-    "abs": lambda x: x.abs(),
-    "add": lambda x, y: x + y,
-    "cast": lambda x, dtype: x.float() if str(dtype) == "fp32" else x.to(getattr(torch, str(dtype))),
-    "clip": lambda x, alpha, beta: x.clamp(float(alpha), float(beta)),
-    "concat": lambda values, axis, interleave: torch.cat(values, int(axis)),  # noqa: ARG005 (never set here)
-    "conv": _conv,
-    "linear": lambda x, weight, bias=None: functional.linear(x, weight, bias),
-    "max_pool": _max_pool,
-    "mul": lambda x, y: x * y,
-    "pad": _pad,
-    "real_div": lambda x, y: x / y,
-    "reduce_mean": lambda x, axes, keep_dims: x.mean(_ints(axes), keepdim=bool(keep_dims)),
-    "relu": lambda x: x.relu(),
-    "reshape": lambda x, shape: x.reshape(_ints(shape)),
-    "sigmoid": lambda x: x.sigmoid(),
-    "sign": lambda x: x.sign(),
-    "silu": lambda x: functional.silu(x),
-    "softmax": lambda x, axis: x.softmax(int(axis)),
-    "sqrt": lambda x: x.sqrt(),
-    "squeeze": lambda x, axes: x.squeeze(_ints(axes)),
-    "sub": lambda x, y: x - y,
-    "transpose": lambda x, perm: x.permute(_ints(perm)),
-}
-"""MIL's operators that convolutional networks are made of, by its documentation."""
 
 
 @contextlib.contextmanager
