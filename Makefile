@@ -15,16 +15,21 @@ INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-versio
 	touch $@
 
 .venv/dev: .venv/core
-	$(INSTALL) --editable '.[dev,train,ray,keras,lite2,serve]'
+	$(INSTALL) --editable '.[dev,train,ray,keras,lite2,serve,coreml]'
 	touch $@
 
 demo: .venv/core
 	$(BIN)/python demo/demo.py $(if $(IMAGES),--images "$(IMAGES)")
 
-test: .venv/dev
+# What the browser tests put on their pages; they are skipped, visibly, where npm is missing.
+.venv/web: .venv/dev
+	-command -v npm > /dev/null && cd .venv && npm pack --silent --ignore-scripts onnxruntime-web@1.30.0
+	touch $@
+
+test: .venv/web
 	$(BIN)/python -m pytest
 
-test-slow: .venv/dev
+test-slow: .venv/web
 	$(BIN)/python -m pytest -m slow
 
 check: .venv/dev

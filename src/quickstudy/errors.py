@@ -68,10 +68,9 @@ class SweepError(QuickstudyError):
     """A sweep's study, results or workers cannot be used."""
 
 
-<<<<<<< HEAD
 class AuditError(QuickstudyError):
     """A plan of an audit cannot be read, written or carried out."""
-=======
+
+
 class ServingError(QuickstudyError):
     """A server cannot be started as asked."""
->>>>>>> serve

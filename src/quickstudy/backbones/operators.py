@@ -221,7 +221,8 @@ def _flatten(inputs: Inputs, attributes: Attributes) -> Tensor:
     x: Tensor = inputs[0]
     axis = attributes.get("axis", 1)
     axis += x.ndim if axis < 0 else 0
-    return x.reshape(math.prod(x.shape[:axis]), -1)
+    # Without asking for sizes in the usual case, so that a traced network does not either.
+    return x.flatten(1) if axis == 1 else x.reshape(math.prod(x.shape[:axis]), -1)
 
 
 def _reshape(inputs: Inputs, attributes: Attributes) -> Tensor:

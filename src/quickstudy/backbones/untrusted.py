@@ -34,22 +34,36 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     if path.stat().st_size > MOST_BYTES:
         raise UnsafeFileError(f"'{path}' is larger than {MOST_BYTES >> 30} GiB; it was not read")
     try:
-        model: onnx.ModelProto = onnx.ModelProto.FromString(path.read_bytes())
-        _check_text(model)
+        model = parse_onnx(path.read_bytes(), path)
     except OSError as error:
         raise BackboneError(f"Cannot read '{path}': {error.strerror}") from None
-    except Exception:  # protobuf's own kinds
-        raise BackboneError(f"'{path}' is not an ONNX file, or it is damaged or cut short") from None
-    if not model.graph.node or not model.graph.output or not model.opset_import:
-        raise BackboneError(f"'{path}' is not an ONNX file, or it is cut short: it has no graph, outputs or opset")
-    _normalise_domains(model)
-    _check_operators(model, path)
+    check_operators(model, path)
     _embed_external_data(model, path)
     del model.training_info[:], model.metadata_props[:]
     try:
         onnx.checker.check_model(model)
     except Exception as error:  # onnx raises its own, unexported kinds
         raise BackboneError(f"'{path}' is not valid ONNX: {first_line(error)}") from None
+    return model
+
+
+def parse_onnx(data: bytes, path: Path) -> onnx.ModelProto:
+    """What the bytes of an ONNX file say; nothing of it is followed or run.
+
+    Args:
+        data: the file's bytes.
+        path: where they come from, for messages.
+
+    Raises:
+        BackboneError: they are no ONNX file.
+    """
+    try:
+        model: onnx.ModelProto = onnx.ModelProto.FromString(data)
+        _check_text(model)
+    except Exception:  # protobuf's own kinds
+        raise BackboneError(f"'{path}' is not an ONNX file, or it is damaged or cut short") from None
+    if not model.graph.node or not model.graph.output or not model.opset_import:
+        raise BackboneError(f"'{path}' is not an ONNX file, or it is cut short: it has no graph, outputs or opset")
     return model
 
 
@@ -70,7 +84,14 @@ def _normalise_domains(model: onnx.ModelProto) -> None:
             part.domain = ""
 
 
-def _check_operators(model: onnx.ModelProto, path: Path) -> None:
+def check_operators(model: onnx.ModelProto, path: Path) -> None:
+    """That a graph needs nothing but ONNX's own operators, without loops.
+
+    Raises:
+        BackboneError: it uses functions, loops, or operators or an opset that are not known.
+        UnsafeFileError: it uses operators of libraries.
+    """
+    _normalise_domains(model)
     if model.functions:
         names = ", ".join(f"{function.domain}.{function.name}" for function in model.functions[:5])
         raise BackboneError(
@@ -109,7 +130,7 @@ def _is_known(operator: str, opset: int) -> bool:
 def _embed_external_data(model: onnx.ModelProto, path: Path) -> None:
     """Move weights that lie in other files of the same folder into the graph."""
     room = MOST_BYTES - path.stat().st_size
-    for tensor in _tensors(model):
+    for tensor in tensors_of(model):
         if tensor.data_location != TensorProto.EXTERNAL:
             del tensor.external_data[:]
             continue
@@ -183,7 +204,7 @@ def _check_text(message: Any) -> None:
                 raise ValueError(f"'{field.name}' is not text")
 
 
-def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
+def tensors_of(message: Any) -> Iterator[onnx.TensorProto]:
     """All tensors in a message, wherever they are."""
     for field, value in message.ListFields():
         if field.message_type is not None:
@@ -191,7 +212,7 @@ def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
                 if isinstance(part, onnx.TensorProto):
                     yield part
                 else:
-                    yield from _tensors(part)
+                    yield from tensors_of(part)
 
 
 def _parts(value: Any) -> Sequence[Any]:

@@ -1,25 +1,183 @@
-"""`quickstudy export`: a run as one .onnx model."""
+"""`quickstudy export`: a run as a model, and a model in other forms, each run and compared before it is handed over."""
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from quickstudy.cli.extras import require
+from quickstudy.cli.options import Json, Quiet
+
+if TYPE_CHECKING:
+    from quickstudy.models.conversion import Conversion, Kind
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)],
+    source: Annotated[
+        Path, typer.Argument(metavar="MODEL|RUN", help="A model (.onnx), or a run's folder.", show_default=False)
+    ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The model to write [default: RUN/model.onnx].")
+        Path | None,
+        typer.Option("--output", "-o", help="The model to write [default: RUN/model.onnx, MODEL.int8.onnx, …]."),
     ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="8-bit integers: a third of the size, faster; needs --calibrate.")
+    ] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Half the size: weights kept as float16.")] = False,
+    web: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A static site that classifies photos in the browser.")
+    ] = None,
+    coreml: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A Core ML package (.mlpackage), for apps on Apple's devices.")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(metavar="FILE", help="The classes, one a line.")] = None,
+    card: Annotated[Path | None, typer.Option(metavar="FILE", help="A model card in Markdown.")] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(metavar="IMAGES", help="--int8: a hundred photos or more like those it is for.")
+    ] = None,
+    check: Annotated[
+        Path | None, typer.Option(metavar="IMAGES", help="Photos to compare on; with labels, accuracy too.")
+    ] = None,
+    runtime: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR|TGZ", help="--web: onnxruntime-web from here instead of through npm."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write it even beyond the tolerance.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Write the newest checkpoint of a run as a model, checked against torch."""
-    require("torch", extra="train")
-    from quickstudy.training.export import export
+    """Write a run as a model, or a model in other forms, each checked against what it was made from."""
+    if int8 and fp16:
+        raise typer.BadParameter("choose one of --int8 and --fp16")
+    if int8 and calibrate is None:
+        raise typer.BadParameter("--int8 needs photos to calibrate on, as in: --int8 --calibrate photos/")
+    forms = any((int8, fp16, web, coreml, labels, card))
+    if not forms and not source.is_dir():
+        raise typer.BadParameter("say what to make of the model: --int8, --fp16, --web, --coreml, --labels or --card")
+    results: dict[str, Any] = {}
+    model = source
+    if source.is_dir():
+        require("torch", extra="train")
+        from quickstudy.training.export import export
 
-    path = export(run, output)
-    print(f"Model: {path} ({path.stat().st_size / 1e6:.1f} MB), its golden checks passed")
-    print(f"Next:  quickstudy predict {path} new.jpg")
+        model = export(source, None if forms and (int8 or fp16) else output)
+        results["model"] = {"model": str(model), "bytes": model.stat().st_size}
+        if not as_json:
+            print(f"Model: {model} ({model.stat().st_size / 1e6:.1f} MB), its golden checks passed")
+    if int8 or fp16:
+        conversion = _convert(model, output, "int8" if int8 else "fp16", calibrate, check, force, quiet)
+        results[conversion.kind] = conversion.to_dict()
+        if not as_json:
+            _print_conversion(conversion)
+        model = conversion.path
+    if web is not None:
+        from quickstudy.models.web import write_site
+
+        site = write_site(model, web, runtime=runtime)
+        results["web"] = site.to_dict()
+        if not as_json:
+            print(f"Site:  {web} ({site.bytes / 1e6:.1f} MB), its model's golden checks passed")
+            print(f"Next:  python -m http.server --directory {web} --bind 127.0.0.1")
+    if coreml is not None:
+        require("coremltools", extra="coreml")
+        require("torch", extra="coreml")
+        from quickstudy.models.coreml import write_core_ml
+
+        package = write_core_ml(model, coreml)
+        results["coreml"] = package.to_dict()
+        if not as_json:
+            print(f"Core ML: {coreml}; {package.checked}")
+    _write_texts(model, labels, card, results, as_json=as_json)
+    if as_json:
+        json.dump(results, sys.stdout, indent=1)
+        print()
+    elif model.suffix == ".onnx" and (int8 or fp16 or not forms):
+        print(f"Next:  quickstudy predict {model} new.jpg")
+
+
+def _convert(
+    model: Path,
+    output: Path | None,
+    kind: Kind,
+    calibrate: Path | None,
+    check: Path | None,
+    force: bool,
+    quiet: bool,
+) -> Conversion:
+    from quickstudy.cli.display import progress_for
+    from quickstudy.models.checks import photos_for_calibration, photos_for_checking
+    from quickstudy.models.conversion import convert
+
+    return convert(
+        model,
+        output or model.with_suffix(f".{kind}.onnx"),
+        kind,
+        calibrate=photos_for_calibration(calibrate) if calibrate else (),
+        check=photos_for_checking(check) if check else (),
+        force=force,
+        progress=progress_for(quiet=quiet),
+    )
+
+
+def _print_conversion(done: Conversion) -> None:
+    from quickstudy.cli.display import format_score
+    from quickstudy.retraining.evaluation import Score
+
+    print(f"Model: {done.path} ({done.bytes_after / 1e6:.1f} MB instead of {done.bytes_before / 1e6:.1f})")
+    print(
+        f"       {done.speed_after:.0f} images/s instead of {done.speed_before:.0f} "
+        "(the network alone, one thread, here)"
+    )
+    print(f"       golden images: probabilities differ by at most {done.golden_difference:.2g}")
+    if seen := done.agreement:
+        print(
+            f"       {seen.n:,} photos: {100 * seen.same_share:.1f} % taken for the same class; "
+            f"probabilities differ by {seen.mean_difference:.2g} on average, {seen.largest_difference:.2g} at most"
+        )
+        if seen.labelled and seen.accuracy_loss is not None and seen.loss_interval is not None:
+            low, high = seen.loss_interval
+            print(f"       accuracy before  {format_score(Score(right=seen.right_before, n=seen.labelled))}")
+            print(f"       accuracy after   {format_score(Score(right=seen.right_after, n=seen.labelled))}")
+            print(
+                f"       lost             {100 * seen.accuracy_loss:.1f} points "
+                f"(95 % interval {100 * low:.1f} to {100 * high:.1f})"
+            )
+    else:
+        print("       not compared on photos; give some with --check photos/")
+    for complaint in done.complaints:
+        print(f"       forced although {complaint}")
+
+
+def _write_texts(
+    model: Path, labels: Path | None, card: Path | None, results: dict[str, Any], *, as_json: bool
+) -> None:
+    """The classes and the model card, where they are asked for."""
+    if labels is None and card is None:
+        return
+    from quickstudy.errors import ModelError
+    from quickstudy.files import write_bytes_atomically
+    from quickstudy.models.card import model_card
+    from quickstudy.models.model import load
+
+    loaded = load(model)
+    if labels is not None and any("\n" in name or "\r" in name for name in loaded.classes):
+        raise ModelError(
+            "A class has a line break in its name; one name a line cannot hold it. The model's metadata can"
+        )
+    texts = {
+        "labels": (labels, "".join(f"{name}\n" for name in loaded.classes)),
+        "card": (card, model_card(loaded, model.stem) if card else ""),
+    }
+    for name, (path, text) in texts.items():
+        if path is not None:
+            try:
+                write_bytes_atomically(path, text.encode())
+            except OSError as error:
+                raise ModelError(f"Cannot write '{path}': {error.strerror}") from None
+            results[name] = str(path)
+            if not as_json:
+                print(f"{name.capitalize()}: {path}")

@@ -8,7 +8,6 @@ import sys
 
 import typer
 
-<<<<<<< HEAD
 from quickstudy.cli import (
     audit,
     backbone,
@@ -20,12 +19,11 @@ from quickstudy.cli import (
     predict,
     report,
     retrain,
+    serve,
     sweep,
     train,
+    verify,
 )
-=======
-from quickstudy.cli import backbone, cache, data, evaluate, export, predict, retrain, serve, sweep, train
->>>>>>> serve
 from quickstudy.errors import QuickstudyError
 from quickstudy.version import VERSION
 
@@ -43,7 +41,8 @@ app.command("evaluate", epilog="Example: quickstudy evaluate photos.onnx held_ou
 app.command("compare", epilog="Example: quickstudy compare old.onnx new.onnx held_out/")(compare.command)
 app.command("report", epilog="Example: quickstudy report photos.onnx")(report.command)
 app.command("audit", epilog="Example: quickstudy audit photos/ --fix plan.csv")(audit.command)
-app.command("export", epilog="Example: quickstudy export runs/cifar10-fast -o cifar10.onnx")(export.command)
+app.command("export", epilog="Example: quickstudy export photos.onnx --fp16 --check held_out/")(export.command)
+app.command("verify", epilog="Example: quickstudy verify photos.onnx")(verify.command)
 app.command("serve", epilog="Example: quickstudy serve photos.onnx")(serve.command)
 app.command("sweep", epilog="Example: quickstudy sweep mlp --grid depth=1..7 --target 0.9")(sweep.command)
 app.add_typer(backbone.app, name="backbone")

@@ -85,26 +85,7 @@ def decode(data: bytes, spec: InputSpec, *, most_pixels: int = MOST_PIXELS) -> P
     Raises:
         UnusableImageError: the bytes are no image that can be used; the message is the reason.
     """
-<<<<<<< HEAD
-    image = _open(data)
-=======
-    if not data:
-        raise UnusableImageError("empty file (0 bytes)")
-    try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except UnidentifiedImageError:
-        raise UnusableImageError(_describe_unidentified(data)) from None
-    except Image.DecompressionBombError:
-        raise UnusableImageError(f"too many pixels (the limit is {most_pixels / 1e6:g} million)") from None
-    except Exception as error:  # decoders raise many kinds on damaged headers
-        raise UnusableImageError(f"damaged header ({_first_line(error)})") from None
-    if image.width * image.height > most_pixels:
-        raise UnusableImageError(
-            f"too many pixels ({image.width}x{image.height}; the limit is {most_pixels / 1e6:g} million)"
-        )
-    if image.format in ("JPEG", "MPO") and data.count(_START_OF_SCAN) > MOST_SCANS:
-        raise UnusableImageError(f"a JPEG of more than {MOST_SCANS} scans")
->>>>>>> serve
+    image = _open(data, most_pixels)
     try:
         factor = _largest_factor(min(image.size), spec) if image.format in ("JPEG", "MPO") else 1
         if image.format == "JPEG" and image.mode in ("RGB", "L"):
@@ -215,7 +196,7 @@ def to_pixels(image: Image.Image) -> Pixels:
     return _upright(np.asarray(_to_rgb(image)), _orientation(image))
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, most_pixels: int = MOST_PIXELS) -> Image.Image:
     """The file with its header read, if that is all right."""
     if not data:
         raise UnusableImageError("empty file (0 bytes)")
@@ -224,13 +205,15 @@ def _open(data: bytes) -> Image.Image:
     except UnidentifiedImageError:
         raise UnusableImageError(_describe_unidentified(data)) from None
     except Image.DecompressionBombError:
-        raise UnusableImageError(f"too many pixels (the limit is {MOST_PIXELS // 1_000_000} million)") from None
+        raise UnusableImageError(f"too many pixels (the limit is {most_pixels / 1e6:g} million)") from None
     except Exception as error:  # decoders raise many kinds on damaged headers
         raise UnusableImageError(f"damaged header ({_first_line(error)})") from None
-    if image.width * image.height > MOST_PIXELS:
+    if image.width * image.height > most_pixels:
         raise UnusableImageError(
-            f"too many pixels ({image.width}x{image.height}; the limit is {MOST_PIXELS // 1_000_000} million)"
+            f"too many pixels ({image.width}x{image.height}; the limit is {most_pixels / 1e6:g} million)"
         )
+    if image.format in ("JPEG", "MPO") and data.count(_START_OF_SCAN) > MOST_SCANS:
+        raise UnusableImageError(f"a JPEG of more than {MOST_SCANS} scans")
     return image
 
 

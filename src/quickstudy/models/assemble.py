@@ -27,6 +27,7 @@ from quickstudy.files import write_bytes_atomically
 from quickstudy.images.decoding import InputSpec
 from quickstudy.models.golden import GOLDEN_TOLERANCE, golden_images
 from quickstudy.models.metadata import FORMAT, PREFIX
+from quickstudy.models.seal import sealed
 from quickstudy.version import VERSION
 
 HEAD_INPUT = "head/sign"
@@ -132,7 +133,7 @@ def save_model(
     origin: dict[str, Any],
     training: dict[str, Any],
 ) -> None:
-    """Write a checked graph as a model, with its metadata and golden checks.
+    """Write a checked graph as a model, with its metadata, golden checks and checksum.
 
     Args:
         path: the `.onnx` file to create or replace, atomically.
@@ -152,12 +153,42 @@ def save_model(
         "input": input_spec.to_dict(),
         **origin,
         "training": training,
-        "golden": {"probabilities": [[round(float(p), 7) for p in row] for row in expected]},
-        "versions": {"quickstudy": VERSION, "onnx": onnx.__version__, "numpy": np.__version__},
     }
+    write_model_file(path, model_bytes(graph, properties, expected))
+
+
+def model_bytes(
+    graph: onnx.ModelProto,
+    properties: dict[str, Any],
+    expected: NDArray[np.floating],
+    *,
+    tolerance: float = GOLDEN_TOLERANCE,
+) -> bytes:
+    """The bytes of a model file.
+
+    Args:
+        graph: takes `image`, gives `probabilities`; what it has of metadata is replaced.
+        properties: all that the file says about itself but golden checks and versions, as JSON values.
+        expected: the probabilities of the golden images.
+        tolerance: by how much another machine's may differ.
+    """
+    golden: dict[str, Any] = {"probabilities": [[round(float(p), 7) for p in row] for row in expected]}
+    if tolerance != GOLDEN_TOLERANCE:
+        golden["tolerance"] = tolerance
+    versions = {"quickstudy": VERSION, "onnx": onnx.__version__, "numpy": np.__version__}
+    properties = {**properties, "golden": golden, "versions": versions}
     helper.set_model_props(graph, {PREFIX + name: json.dumps(value) for name, value in properties.items()})
+    return sealed(graph)
+
+
+def write_model_file(path: Path, data: bytes) -> None:
+    """Create or replace a model file, atomically.
+
+    Raises:
+        ModelError: the file cannot be written.
+    """
     try:
-        write_bytes_atomically(path, graph.SerializeToString(deterministic=True))
+        write_bytes_atomically(path, data)
     except OSError as error:
         raise ModelError(
             f"Cannot write the model '{path}': {error.strerror}. Name another place with --output"

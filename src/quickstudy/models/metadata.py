@@ -1,4 +1,5 @@
 """Names of a model file's metadata properties; each value is JSON."""
 
 PREFIX = "quickstudy."
-FORMAT = 1
+FORMAT = 2
+"""Since 2, files end with a checksum."""

@@ -182,11 +182,9 @@ def retrain(
     with clock.stage("model"):
         training = _describe_training(material, parts, train_counts, evaluation, learned, extraction)
         learned.write(model_path, classes=classes, training=training)
-<<<<<<< HEAD
         known = [digest for digest in test if material.labels[digest] in classes]
         tests = Unseen(by="test", digests=tuple(known), logits=learned.logits(known))
         save_record(folder, model_path, Record(images=images.resolve(), unseen=(*learned.unseen(), tests)))
-=======
     if keep_thumbnails:
         from quickstudy.models.neighbours import keep_neighbours
 
@@ -194,7 +192,6 @@ def retrain(
             file_of = {digest: file.path for digest, file in zip(extraction.digests, found.files, strict=True)}
             shown = [(file_of[digest], material.labels[digest]) for digest in train]
             keep_neighbours(model_path, shown, progress=progress)
->>>>>>> serve
     return RetrainResult(
         model=model_path,
         classes=classes,

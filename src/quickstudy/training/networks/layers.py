@@ -94,9 +94,23 @@ class LocallyConnected(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """One matrix product a place."""
-        patches = functional.unfold(x, self.kernel, padding=self.kernel // 2)
+        patches = (
+            self._shifted(x)
+            if torch.compiler.is_exporting()
+            else functional.unfold(x, self.kernel, padding=self.kernel // 2)
+        )
         products = torch.bmm(patches.permute(2, 0, 1), self.weight)
         return products.permute(1, 2, 0).reshape(x.shape[0], -1, self.size, self.size) + self.bias
+
+    def _shifted(self, x: Tensor) -> Tensor:
+        """What `unfold` gives, in operators whose sizes ONNX can tell before it runs them."""
+        padded = functional.pad(x, [self.kernel // 2] * 4)
+        shifts = [
+            padded[:, :, top : top + self.size, left : left + self.size]
+            for top in range(self.kernel)
+            for left in range(self.kernel)
+        ]
+        return torch.stack(shifts, dim=2).reshape(x.shape[0], -1, self.size * self.size)
 
     def extra_repr(self) -> str:
         """The shape, for `print(network)`."""

@@ -1,0 +1,117 @@
+"""A model card (Mitchell et al., 2019) in Markdown, from what the model file says about itself, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quickstudy.models.model import Model
+
+
+def model_card(model: Model, name: str) -> str:
+    """What the model is, what it learned from, how good it is and what it is not for.
+
+    Args:
+        model: a loaded model.
+        name: the heading.
+    """
+    training: dict[str, Any] = _mapping(model.metadata.get("training"))
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            f"An image classifier of {len(model.classes)} classes, made by quickstudy.",
+            "",
+            "## Accuracy",
+            "",
+            *_accuracy(training),
+            *(
+                ["", "These are the scores of the model that it was exported from."]
+                if "export" in model.metadata
+                else []
+            ),
+            "",
+            "## Classes and data",
+            "",
+            *_classes(model, training),
+            "",
+            "## Network",
+            "",
+            *_network(model, training),
+            "",
+            "## Input and output",
+            "",
+            f"`image`: uint8, N×{model.input.size}×{model.input.size}×3, RGB from 0 to 255; normalisation is inside. "
+            f"The image upright, its centred square ({100 * model.input.crop:g} % of the shorter side), halved while "
+            "it is at least twice the size, then resized bilinearly without antialiasing.",
+            f"`probabilities`: float32, N×{len(model.classes)}, in the order of the classes above.",
+            "",
+            "## Limits",
+            "",
+            "- It knows the classes above and no others: an image of anything else is taken for one of them.",
+            "- The accuracy holds for images like those of the test split; for others, measure it: "
+            "`quickstudy evaluate MODEL IMAGES`.",
+            "- What the data lack or have too little of, and the pretrained network's own data, limit it in ways that "
+            "one number does not show; look at each class.",
+            "",
+            "## Versions",
+            "",
+            *_versions(model),
+            "",
+        ]
+    )
+
+
+def _accuracy(training: dict[str, Any]) -> list[str]:
+    lines = []
+    for key, words in (
+        ("test", "On the test split, looked at once"),
+        ("cross_validation", "Cross-validated on the training images"),
+    ):
+        score = _mapping(training.get(key))
+        if score.get("n") and score.get("accuracy") is not None:
+            low, high = score.get("interval_95") or (None, None)
+            interval = "" if low is None else f"95 % interval {100 * low:.1f} to {100 * high:.1f} %, "
+            lines.append(f"- {words}: {100 * score['accuracy']:.1f} % ({interval}n = {score['n']:,}).")
+    return lines or ["Not known: the file holds no score."]
+
+
+def _classes(model: Model, training: dict[str, Any]) -> list[str]:
+    counts = _mapping(training.get("train_counts"))
+    lines = ["| class | training images |", "|---|---:|"]
+    lines += [f"| {_cell(name)} | {counts.get(name, '–')} |" for name in model.classes]
+    facts = [
+        ("Data", training.get("data")),
+        ("Fingerprint of data, labels and split (SHA-256)", training.get("data_fingerprint")),
+        ("Split", training.get("split")),
+    ]
+    return [*lines, "", *(f"- {label}: {_cell(value)}" for label, value in facts if value)]
+
+
+def _network(model: Model, training: dict[str, Any]) -> list[str]:
+    backbone, recipe, export = (_mapping(model.metadata.get(key)) for key in ("backbone", "recipe", "export"))
+    lines = []
+    if backbone:
+        lines.append(f"- Backbone `{backbone.get('name')}`, frozen up to `{backbone.get('cut')}`.")
+        lines.append(f"- Its fingerprint: `{backbone.get('fingerprint')}`.")
+        tuned = training.get("fine_tuning")
+        lines.append("- What follows was fine-tuned." if tuned else "- A linear head on signed square roots follows.")
+    if recipe:
+        lines.append(f"- Trained from scratch with the recipe `{recipe.get('name')}`, {training.get('steps')} steps.")
+    if export:
+        lines.append(f"- Exported as {export.get('kind')} from the model with the checksum `{export.get('source')}`.")
+    return lines or ["Not known: the file does not say."]
+
+
+def _versions(model: Model) -> list[str]:
+    versions = _mapping(model.metadata.get("versions"))
+    return [f"- {_cell(name)} {_cell(version)}" for name, version in versions.items()]
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _cell(value: object) -> str:
+    """As it stands, on one line, and without what Markdown would take for a column or HTML."""
+    text = " ".join(str(value).split())
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")

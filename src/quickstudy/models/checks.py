@@ -1,0 +1,188 @@
+"""How an export compares with what it was made from: on golden images, on photos, in images a second."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickstudy.errors import ImageSetError
+from quickstudy.images.imageset import list_images, load_image_set
+from quickstudy.models.golden import golden_images
+from quickstudy.models.model import Model
+from quickstudy.progress import Progress, silent
+
+_Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photo:
+    """An image to compare on."""
+
+    path: Path
+    label: str | None = None
+    """Its class, where that is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """What two models say of the same images."""
+
+    n: int
+    """Images that both could use."""
+    same: int
+    """Of these, the ones that both take for the same class."""
+    largest_difference: float
+    """Of a probability of a class of an image."""
+    mean_difference: float
+    labelled: int = 0
+    """Images whose class is known and is one of the model's."""
+    right_before: int = 0
+    right_after: int = 0
+    only_before: int = 0
+    """Images that the original gets right and the export does not."""
+    only_after: int = 0
+    """The other way round."""
+
+    @property
+    def same_share(self) -> float:
+        """Between 0 and 1."""
+        return self.same / self.n
+
+    @property
+    def accuracy_loss(self) -> float | None:
+        """By how much accuracy falls; None where no labels are known."""
+        return (self.right_before - self.right_after) / self.labelled if self.labelled else None
+
+    @property
+    def loss_interval(self) -> tuple[float, float] | None:
+        """95 % interval of the loss, for the same images looked at twice (Agresti and Min, 2005)."""
+        if not self.labelled:
+            return None
+        n, lost, won = self.labelled + 2, self.only_before + 0.5, self.only_after + 0.5
+        centre = (lost - won) / n
+        half = _Z95 * (lost + won - (lost - won) ** 2 / n) ** 0.5 / n
+        return centre - half, centre + half
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**asdict(self), "accuracy_loss": self.accuracy_loss, "accuracy_loss_interval_95": self.loss_interval}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """How far an export may be from its original."""
+
+    golden: float
+    """Largest difference of a probability on the golden images, which are not photos."""
+    same: float
+    """Least share of photos that both take for the same class."""
+    accuracy_loss: float
+    """Most accuracy that may be lost on labelled photos."""
+
+    def complaints(self, golden: float, agreement: Agreement | None) -> list[str]:
+        """What is beyond it, in words; nothing where all is well."""
+        found = []
+        if not golden <= self.golden:
+            found.append(f"on golden images a probability differs by {golden:.3g} (tolerance {self.golden:g})")
+        if agreement and agreement.same_share < self.same:
+            found.append(
+                f"{agreement.same} of {agreement.n} images are taken for the same class, "
+                f"{100 * agreement.same_share:.1f} % (tolerance {100 * self.same:g} %)"
+            )
+        loss = agreement.accuracy_loss if agreement else None
+        if loss is not None and loss > self.accuracy_loss:
+            found.append(f"accuracy falls by {100 * loss:.1f} points (tolerance {100 * self.accuracy_loss:g})")
+        return found
+
+
+def compare(before: Model, after: Model, photos: Sequence[Photo], *, progress: Progress = silent) -> Agreement | None:
+    """Ask both models about the same photos; None where none of them can be used."""
+    same = n = labelled = right_before = right_after = only_before = only_after = 0
+    largest = total = 0.0
+    progress.start("comparing", len(photos))
+    try:
+        paths = [photo.path for photo in photos]
+        answers = zip(photos, before.predict_each(paths), after.predict_each(paths), strict=True)
+        for number, (photo, old, new) in enumerate(answers, start=1):
+            progress.update(done=number, note="")
+            if old.probabilities is None or new.probabilities is None:
+                continue
+            difference = np.abs(new.probabilities - old.probabilities)
+            largest, total = max(largest, float(difference.max())), total + float(difference.mean())
+            said, says = before.classes[old.probabilities.argmax()], after.classes[new.probabilities.argmax()]
+            n, same = n + 1, same + (said == says)
+            if photo.label in before.classes:
+                was, is_ = said == photo.label, says == photo.label
+                labelled, right_before, right_after = labelled + 1, right_before + was, right_after + is_
+                only_before, only_after = only_before + (was and not is_), only_after + (is_ and not was)
+    finally:
+        progress.finish()
+    if not n:
+        return None
+    return Agreement(
+        n=n,
+        same=same,
+        largest_difference=largest,
+        mean_difference=total / n,
+        labelled=labelled,
+        right_before=right_before,
+        right_after=right_after,
+        only_before=only_before,
+        only_after=only_after,
+    )
+
+
+def on_golden_images(model: Model) -> NDArray[np.float32]:
+    """The model's probabilities of the golden images."""
+    return model.predict_pixels(golden_images(model.input.size))
+
+
+def images_per_second(models: Sequence[Model], *, rounds: int = 12) -> list[float]:
+    """How fast each model is here, from pixels, one image at a time on one thread: the median of rounds in turn."""
+    images = [golden_images(model.input.size)[:1] for model in models]
+    seconds = np.empty((rounds + 1, len(models)))
+    for round_number in range(rounds + 1):  # the first is slower, and does not count
+        for place, (model, image) in enumerate(zip(models, images, strict=True)):
+            began = time.perf_counter()
+            model.predict_pixels(image)
+            seconds[round_number, place] = time.perf_counter() - began
+    return [float(1 / median) for median in np.median(seconds[1:], axis=0)]
+
+
+def photos_for_checking(source: Path) -> list[Photo]:
+    """The images under a folder or in a manifest, with their labels if any; of a set with splits, the test split.
+
+    Raises:
+        ImageSetError: there are none.
+    """
+    try:
+        found = load_image_set(source)
+    except ImageSetError:
+        paths = list_images(source)[0] if source.is_dir() else []
+        if not paths:
+            raise
+        return [Photo(path=path) for path in paths]
+    return [
+        Photo(path=file.path, label=file.label) for file in found.files if file.split == "test" or not found.has_splits
+    ]
+
+
+def photos_for_calibration(source: Path) -> list[Path]:
+    """The images under a folder or in a manifest; without those of a test split, which is for checking.
+
+    Raises:
+        ImageSetError: there are none.
+    """
+    try:
+        return [file.path for file in load_image_set(source).files if file.split != "test"]
+    except ImageSetError:
+        paths = list_images(source)[0] if source.is_dir() else []
+        if not paths:
+            raise
+        return paths

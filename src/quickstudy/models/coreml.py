@@ -1,0 +1,202 @@
+"""Models as Core ML packages, for apps on Apple's devices.
+
+coremltools converts PyTorch programs only, so the graph is run in PyTorch (`backbones/autograd.py`), traced there, and
+converted to Core ML's own language, MIL. Core ML itself exists on Apple's systems only. What can be checked anywhere is
+that the traced network gives what the model gives, and that the MIL program does: its operators are run here one by
+one in PyTorch, by the definitions in coremltools' documentation of MIL. Arithmetic stays float32, so that what was
+checked is what will run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from quickstudy.backbones.autograd import GraphModule
+from quickstudy.backbones.runtime import optimised
+from quickstudy.errors import ModelError
+from quickstudy.models.golden import GOLDEN_TOLERANCE, golden_images
+from quickstudy.models.mil import run_program
+from quickstudy.models.model import load
+from quickstudy.version import VERSION
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoreMLPackage:
+    """What was written, and what of it could be checked here."""
+
+    path: Path
+    traced_difference: float
+    """Of a probability on the golden images: the network that was converted against the model."""
+    program_difference: float | None
+    """Of a probability: the MIL program, its operators run in PyTorch, against the model; None where it has others."""
+    unknown_operators: tuple[str, ...]
+
+    @property
+    def checked(self) -> str:
+        """In words."""
+        if self.program_difference is None:
+            program = f"the MIL program was not run: it has {', '.join(self.unknown_operators)}"
+        else:
+            program = f"its MIL program, run here in PyTorch, differs by at most {self.program_difference:.1g}"
+        return (
+            f"the network that was converted differs by at most {self.traced_difference:.1g}, {program}; "
+            "Core ML itself runs on Apple's devices only, so try it there"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "package": str(self.path),
+            "traced_difference": self.traced_difference,
+            "program_difference": self.program_difference,
+            "unknown_operators": list(self.unknown_operators),
+            "run_in_core_ml": False,
+        }
+
+
+def write_core_ml(model: Path, path: Path) -> CoreMLPackage:
+    """Write a model as a Core ML package: an image in, the likeliest class and all probabilities out.
+
+    Args:
+        model: the model.
+        path: the `.mlpackage` to create or replace.
+
+    Raises:
+        ModelError: the name does not fit, the model cannot be converted, or what came out differs from it.
+        BackboneError: the graph has operators that cannot be run in PyTorch.
+    """
+    if path.suffix != ".mlpackage":
+        raise ModelError(f"A Core ML package must be named *.mlpackage; got '{path}'")
+    loaded = load(model)
+    loaded.verify()
+    images = golden_images(loaded.input.size)
+    expected = loaded.predict_pixels(images)
+    pictures = [torch.from_numpy(image[None].transpose(0, 3, 1, 2).astype(np.float32)) for image in images]
+    network = _ChannelsFirst(GraphModule(optimised(onnx.load(model, load_external_data=False)))).eval()
+    with torch.no_grad(), _quiet():
+        traced = torch.jit.trace(network, pictures[0], check_trace=False)  # type: ignore[no-untyped-call]
+        given = np.concatenate([traced(picture).numpy() for picture in pictures])
+        difference = _difference(given, expected, "traced network")
+        package = _convert(traced, loaded.input.size, list(loaded.classes))
+        program = package._mil_program.functions["main"]
+        unknown = unknown_operators(program)
+        in_program = None
+        if not unknown:
+            ran = np.concatenate([run_program(program, picture).numpy() for picture in pictures])
+            in_program = _difference(ran, expected, "MIL program")
+    _check_interface(package, loaded.input.size, loaded.classes)
+    package.short_description = f"Image classifier of {len(loaded.classes)} classes"
+    package.version = VERSION
+    _save(package, path)
+    return CoreMLPackage(
+        path=path, traced_difference=difference, program_difference=in_program, unknown_operators=unknown
+    )
+
+
+class _ChannelsFirst(nn.Module):
+    """Takes pixels as Core ML has them: float32, 1×3×size×size, from 0 to 255."""
+
+    def __init__(self, network: GraphModule) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Probabilities, 1×classes."""
+        probabilities: Tensor = self.network(image.permute(0, 2, 3, 1))
+        return probabilities
+
+
+def _convert(traced: Any, size: int, classes: list[str]) -> Any:
+    import coremltools
+
+    try:
+        return coremltools.convert(
+            traced,
+            inputs=[
+                coremltools.ImageType(name="image", shape=(1, 3, size, size), color_layout=coremltools.colorlayout.RGB)
+            ],
+            classifier_config=coremltools.ClassifierConfig(classes),
+            convert_to="mlprogram",
+            minimum_deployment_target=coremltools.target.iOS15,
+            compute_precision=coremltools.precision.FLOAT32,
+        )
+    except Exception as error:  # it raises whatever its parts raise
+        raise ModelError(f"coremltools cannot convert the model: {str(error).strip().partition(chr(10))[0]}") from error
+
+
+def _difference(given: NDArray[np.float32], expected: NDArray[np.float32], what: str) -> float:
+    difference = float(np.abs(given - expected).max())
+    if not difference <= GOLDEN_TOLERANCE:
+        raise ModelError(
+            f"The {what} differs from the model by {difference:.1e}; nothing was written. Please report this"
+        )
+    return difference
+
+
+def _check_interface(package: Any, size: int, classes: tuple[str, ...]) -> None:
+    """That the description which apps read says what was asked for."""
+    spec = package.get_spec()
+    [image] = spec.description.input
+    kind = image.type.imageType
+    labels = [
+        name
+        for function in spec.mlProgram.functions.values()
+        for block in function.block_specializations.values()
+        for step in block.operations
+        if step.type == "classify"
+        for binding in step.inputs["classes"].arguments
+        for value in binding.value.immediateValue.list.values
+        for name in value.immediateValue.tensor.strings.values
+    ]
+    if (kind.width, kind.height) != (size, size) or tuple(labels) != classes:
+        raise ModelError(
+            f"The Core ML package would take {kind.width}×{kind.height} pixels and know {len(labels)} classes; "
+            f"expected {size}×{size} and {len(classes)}. Please report this"
+        )
+
+
+def _save(package: Any, path: Path) -> None:
+    """A package is a folder; it is written beside its place and moved there whole."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".tmp-") as folder:
+            made = Path(folder) / path.name
+            with _quiet():
+                package.save(str(made))
+            if path.exists():
+                shutil.rmtree(path)
+            made.rename(path)
+    except OSError as error:
+        raise ModelError(f"Cannot write '{path}': {error.strerror}. Name another place") from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Conversion tells developers much on both streams; what goes wrong comes as an exception."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)

@@ -1,0 +1,145 @@
+"""`quickstudy export` of models, and `quickstudy verify`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from in_process import Run
+from PIL import Image, ImageOps
+
+from quickstudy.models.conversion import TOLERANCES
+from quickstudy.models.model import load
+from small_models import CLASSES, write_small_model
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return write_small_model(tmp_path / "small.onnx")
+
+
+@pytest.fixture(autouse=True)
+def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small model has random weights and is sure of nothing."""
+    for kind, tolerance in list(TOLERANCES.items()):
+        monkeypatch.setitem(TOLERANCES, kind, type(tolerance)(golden=0.25, same=0.5, accuracy_loss=0.5))
+
+
+def test_verify_tells_whole_models_from_others(run: Run, model: Path, tmp_path: Path) -> None:
+    done = run("verify", "small.onnx")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("small.onnx: whole; 4 classes, 32 pixels; golden checks differ by ")
+    data = bytearray(model.read_bytes())
+    data[5000] ^= 4
+    (tmp_path / "changed.onnx").write_bytes(data)
+    (tmp_path / "text.onnx").write_text("no model")
+    done = run("verify", "small.onnx", "changed.onnx", "text.onnx", "none.onnx")
+    assert done.code == 1
+    lines = done.out.splitlines()
+    assert [line.split(": ")[1].split(";")[0] for line in lines] == ["whole", "FAILED", "FAILED", "FAILED"]
+    for line, words in zip(lines[1:], ("its checksum does not fit", "not an ONNX", "No such model"), strict=True):
+        assert words in line
+    done = run("verify", "small.onnx", "changed.onnx", "--json")
+    assert done.code == 1
+    good, bad = json.loads(done.out)
+    assert (good["ok"], good["classes"], good["pixels"]) == (True, 4, 32)
+    assert good["golden_difference"] <= good["tolerance"] == 1e-4
+    assert (bad["ok"], "checksum" in bad["error"]) == (False, True)
+
+
+def test_fp16_with_check_labels_and_card(run: Run, model: Path, photo_source: Path) -> None:
+    done = run("export", "small.onnx", "--fp16", "--check", str(photo_source), "--labels", "l.txt", "--card", "card.md")
+    assert done.code == 0, done.err
+    for words in ("Model: small.fp16.onnx", "images/s instead of", "36 photos: ", "accuracy before", "accuracy after",
+                  "95 % interval", "Labels: l.txt", "Card: card.md", "quickstudy predict small.fp16.onnx"):  # fmt: skip
+        assert words in done.out
+    assert Path("l.txt").read_text(encoding="utf-8").splitlines() == list(CLASSES)
+    assert Path("card.md").read_text(encoding="utf-8").startswith("# small.fp16\n")
+    assert load("small.fp16.onnx").metadata["export"]["kind"] == "fp16"
+
+
+def test_int8_in_json(run: Run, model: Path, photo_source: Path) -> None:
+    done = run("export", "small.onnx", "--int8", "--calibrate", str(photo_source), "-o", "eight.onnx", "--json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)["int8"]
+    assert result["model"] == "eight.onnx"
+    assert result["agreement"] is None
+    assert result["images_per_second_after"] > 0
+    assert run("verify", "eight.onnx").code == 0
+
+
+def test_refusal_names_the_numbers_and_force_insists(
+    run: Run, model: Path, photo_source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tolerance = TOLERANCES["fp16"]
+    monkeypatch.setitem(TOLERANCES, "fp16", type(tolerance)(golden=0, same=0, accuracy_loss=1))
+    done = run("export", "small.onnx", "--fp16")
+    assert done.code == 2
+    assert "was not written" in done.err
+    assert "(tolerance 0)" in done.err
+    assert not Path("small.fp16.onnx").exists()
+    done = run("export", "small.onnx", "--fp16", "--force")
+    assert done.code == 0
+    assert "forced although on golden images a probability differs by" in done.out
+    assert "not compared on photos; give some with --check photos/" in done.out
+    assert Path("small.fp16.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["small.onnx"], "say what to make of the model"),
+        (["small.onnx", "--int8"], "needs photos to calibrate on"),
+        (["small.onnx", "--int8", "--fp16"], "choose one of --int8 and --fp16"),
+        (["small.onnx", "--int8", "--calibrate", "nowhere"], "No such file or folder: 'nowhere'"),
+        (["none.onnx", "--fp16"], "No such model: 'none.onnx'"),
+        (["none.onnx", "--web", "site"], "Cannot read 'none.onnx'"),
+        (["small.onnx", "--labels", "small.onnx/l.txt"], "Cannot write 'small.onnx/l.txt'"),
+    ],
+)
+def test_what_does_not_fit(run: Run, model: Path, arguments: list[str], words: str) -> None:
+    done = run("export", *arguments)
+    assert done.code == 2
+    assert words in " ".join(done.err.replace("│", " ").split())
+    assert "Traceback" not in done.err
+
+
+def test_the_guides_commands_run(run: Run, model: Path, photo_source: Path) -> None:
+    """Every `quickstudy` line of docs/ship.md; the page's needs npm's package, Core ML's coremltools."""
+    shutil.copy(model, "photos.onnx")
+    shutil.copytree(photo_source, "photos")
+    runtime = Path(os.environ.get("QUICKSTUDY_TEST_WEB_RUNTIME") or ROOT / ".venv" / "onnxruntime-web-1.30.0.tgz")
+    lines = re.findall(r"^    quickstudy (.*)$", (ROOT / "docs" / "ship.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(lines) >= 6
+    for line in lines:
+        words = shlex.split(line)
+        if "--coreml" in words and importlib.util.find_spec("coremltools") is None:
+            continue
+        if "--web" in words:
+            if not runtime.is_file():
+                continue
+            words += ["--runtime", str(runtime)]
+        done = run(*words)
+        assert done.code == 0, f"{line}\n{done.err}"
+
+
+def test_the_guides_preprocessing_is_close(model: Path, photo_source: Path) -> None:
+    """The three lines of Python in docs/ship.md, as they stand but for the size."""
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "ship.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(code.splitlines()) == 3
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    for path in sorted(photo_source.rglob("*.jpg"))[::7]:
+        names = {"path": path, "session": session, "Image": Image, "ImageOps": ImageOps, "np": np}
+        exec(code.replace("288", "32"), names)
+        assert np.abs(names["probabilities"] - load(model).predict_proba(path)[0]).max() < 0.1

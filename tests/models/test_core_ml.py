@@ -1,0 +1,86 @@
+"""Core ML packages, as far as they can be looked at off Apple's systems."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quickstudy.errors import ModelError
+from small_models import CLASSES, write_small_model
+
+coremltools = pytest.importorskip("coremltools")
+
+from quickstudy.models import mil  # noqa: E402
+from quickstudy.models.coreml import write_core_ml  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_model(tmp_path_factory.mktemp("coreml") / "small.onnx")
+
+
+def test_the_package_takes_an_image_and_gives_the_models_classes(path: Path, tmp_path: Path) -> None:
+    done = write_core_ml(path, tmp_path / "apps" / "small.mlpackage")
+    assert done.traced_difference < 1e-5
+    assert done.program_difference is not None
+    assert done.program_difference < 1e-5
+    assert done.unknown_operators == ()
+    assert "Apple's devices only" in done.checked
+    package = coremltools.models.MLModel(str(done.path), skip_model_load=True)
+    spec = package.get_spec()
+    [image] = spec.description.input
+    assert (image.name, image.type.imageType.width, image.type.imageType.height) == ("image", 32, 32)
+    assert [output.name for output in spec.description.output] == ["classLabel", "classLabel_probs"]
+    for name in CLASSES:
+        assert name.encode() in spec.SerializeToString()
+    # Again, over the first one.
+    write_core_ml(path, done.path)
+    assert [entry.name for entry in done.path.parent.iterdir()] == ["small.mlpackage"]
+
+
+def test_a_program_that_computes_something_else_is_refused(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(mil.OPERATORS, "clip", lambda x, alpha, beta: x.clamp(0, 5.5))
+    with pytest.raises(ModelError, match="The MIL program differs from the model by"):
+        write_core_ml(path, tmp_path / "small.mlpackage")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_operators_that_are_not_known_here_are_named(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(mil.OPERATORS, "clip")
+    done = write_core_ml(path, tmp_path / "small.mlpackage")
+    assert (done.program_difference, done.unknown_operators) == (None, ("clip",))
+    assert "the MIL program was not run: it has clip" in done.checked
+
+
+def test_the_operators_do_what_mil_says() -> None:
+    """Padding by hand: (before, after) for each axis from the first on."""
+    import torch
+
+    x = torch.ones(1, 1, 1, 2)
+    padded = mil._pad(x, np.array([0, 0, 0, 0, 1, 0, 0, 2]), "constant", 7.0)
+    assert padded.tolist() == [[[[7, 7, 7, 7], [1, 1, 7, 7]]]]
+    with pytest.raises(ModelError, match="pads in a way that is not known here: reflect"):
+        mil._pad(x, np.zeros(8), "reflect", 0.0)
+    pooled = mil._max_pool(-x, [1, 2], [1, 2], "custom", [0, 0, 1, 1])
+    assert pooled.tolist() == [[[[-1, -1]]]], "padding is not zero"
+
+
+def test_the_name_must_fit(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"must be named \*\.mlpackage; got '.*small\.mlmodel'"):
+        write_core_ml(path, tmp_path / "small.mlmodel")
+
+
+def test_what_coremltools_cannot_convert(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise NotImplementedError("no such operator\nmany more lines")
+
+    monkeypatch.setattr(coremltools, "convert", fail)
+    with pytest.raises(ModelError, match=r"coremltools cannot convert the model: no such operator$"):
+        write_core_ml(path, tmp_path / "small.mlpackage")

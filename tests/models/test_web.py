@@ -1,0 +1,404 @@
+"""The static site: what is written, and, in a real browser, the same probabilities as in Python."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import http.server
+import io
+import json
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+
+from quickstudy.backbones.backbone import Backbone
+from quickstudy.errors import ModelError
+from quickstudy.images.decoding import InputSpec, decode, fit
+from quickstudy.models import web
+from quickstudy.models.assemble import LinearHead, write_model
+from quickstudy.models.model import Model, load
+from quickstudy.models.web import RUNTIME, write_site
+from small_models import CLASSES, write_small_model
+
+ROOT = Path(__file__).parents[2]
+SITE = ROOT / "src" / "quickstudy" / "models" / "site"
+BROWSER = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
+
+
+@pytest.fixture(scope="session")
+def runtime() -> Path:
+    """The archive of onnxruntime-web, which `make test` fetches where npm is at hand."""
+    path = Path(os.environ.get("QUICKSTUDY_TEST_WEB_RUNTIME") or ROOT / ".venv" / f"{RUNTIME.replace('@', '-')}.tgz")
+    if not path.is_file():
+        pytest.skip(
+            f"no {RUNTIME}: '{path}' is no file; fetch it with npm pack, or name it in QUICKSTUDY_TEST_WEB_RUNTIME"
+        )
+    return path
+
+
+@pytest.fixture(scope="module")
+def node() -> str:
+    found = shutil.which("node")
+    if found is None:
+        pytest.skip("node is not installed")
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium is installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=list(BROWSER))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def serve() -> Iterator[Any]:
+    """Serves a folder on the loopback device, for as long as the test takes."""
+    servers = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    def start(folder: Path) -> str:
+        handler = functools.partial(Handler, directory=str(folder))
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}/"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def classify(page: Any, model: Model, data: bytes) -> np.ndarray:
+    """What the page says of a file's bytes, in the order of the classes."""
+    answer = page.evaluate(
+        "async (text) => window.quickstudy.classify(new Blob([Uint8Array.from(atob(text), (c) => c.charCodeAt(0))]))",
+        base64.b64encode(data).decode(),
+    )
+    assert [entry["name"] for entry in answer] == list(model.classes)
+    return np.array([entry["probability"] for entry in answer])
+
+
+def open_page(browser: Any, address: str) -> tuple[Any, list[str]]:
+    """The page once the model is loaded; whatever it complains about is in the list."""
+    from playwright.sync_api import expect
+
+    complaints: list[str] = []
+    page = browser.new_page()
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on(
+        "request",
+        lambda request: (
+            complaints.append(request.url) if not request.url.startswith((address, "blob:", "data:")) else None
+        ),
+    )
+    page.goto(address)
+    expect(page.get_by_role("status")).to_have_text("Ready.", timeout=120_000)
+    return page, complaints
+
+
+def test_the_files_of_a_site(runtime: Path, tmp_path: Path) -> None:
+    model = write_small_model(tmp_path / "patterns.onnx")
+    site = write_site(model, tmp_path / "site", runtime=runtime)
+    written = {path.name: path.read_bytes() for path in (tmp_path / "site").iterdir()}
+    assert set(written) == set(site.files)
+    assert site.bytes == sum(map(len, written.values()))
+    assert written["model.onnx"] == model.read_bytes()
+    described = json.loads(written["model.json"])
+    assert described == {"title": "patterns", "classes": list(CLASSES), **InputSpec(size=32).to_dict()}
+    # All that the page loads lies beside it.
+    for name in ("index.html", "app.js", "style.css", "decoding.js"):
+        assert b"http://" not in written[name]
+        assert b"https://" not in written[name]
+    # Again, from the unpacked package.
+    shutil.unpack_archive(runtime, tmp_path / "unpacked", format="gztar", filter="data")
+    again = write_site(model, tmp_path / "again", runtime=tmp_path / "unpacked" / "package")
+    assert {name: (tmp_path / "again" / name).read_bytes() for name in again.files} == written
+
+
+def test_a_runtime_that_is_another_is_refused(tmp_path: Path) -> None:
+    model = write_small_model(tmp_path / "small.onnx")
+    (tmp_path / "other.tgz").write_bytes(b"something else")
+    with pytest.raises(ModelError, match=r"is not the npm package onnxruntime-web@.*: its hash differs"):
+        write_site(model, tmp_path / "site", runtime=tmp_path / "other.tgz")
+    with pytest.raises(ModelError, match=r"Cannot read '.*none.tgz'"):
+        write_site(model, tmp_path / "site", runtime=tmp_path / "none.tgz")
+    folder = tmp_path / "dist"
+    folder.mkdir()
+    with pytest.raises(ModelError, match="is not the package onnxruntime-web"):
+        write_site(model, tmp_path / "site", runtime=folder)
+    for name in web._RUNTIME_FILES:
+        (folder / name).write_text("alert(1)")
+    with pytest.raises(ModelError, match=r"'ort\.wasm\.min\.mjs' is not that of onnxruntime-web@"):
+        write_site(model, tmp_path / "site", runtime=folder)
+    assert not (tmp_path / "site").exists()
+
+
+def test_npm_is_asked_once(runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its ordinary command; afterwards the cache has it."""
+    model = write_small_model(tmp_path / "small.onnx")
+    calls: list[list[str]] = []
+
+    def run(command: list[str], *, cwd: str, **options: object) -> None:
+        calls.append(command)
+        shutil.copy(runtime, Path(cwd) / "package.tgz")
+
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(subprocess, "run", run)
+    for _ in range(2):
+        write_site(model, tmp_path / "site", cache=tmp_path / "cache")
+    [command] = calls
+    assert command[1] == "pack"
+    assert command[-1] == RUNTIME
+    assert "--ignore-scripts" in command
+
+
+def test_without_npm_or_network_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = write_small_model(tmp_path / "small.onnx")
+
+    def fail(command: list[str], **options: object) -> None:
+        raise subprocess.CalledProcessError(1, command, stderr="npm error code ENOTFOUND\nnpm error no network\n")
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/npm")
+    with pytest.raises(ModelError, match=r"npm cannot fetch onnxruntime-web@.*: npm error no network.*--runtime"):
+        write_site(model, tmp_path / "site", cache=tmp_path / "cache")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ModelError, match=r"npm is not installed here.*--runtime"):
+        write_site(model, tmp_path / "site", cache=tmp_path / "cache")
+
+
+def run_node(node: str, script: str, *arguments: str) -> Any:
+    done = subprocess.run(
+        [node, "--input-type=module", "-e", script, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_pages_arithmetic_is_pythons(node: str, tmp_path: Path) -> None:
+    """Crop, reduction and resize, to the bit, on noise of many shapes."""
+    draws = np.random.Generator(np.random.PCG64(0))
+    jobs = []
+    for number, (width, height, size, crop) in enumerate(
+        [
+            (32, 32, 32, 1.0), (33, 47, 32, 1.0), (63, 64, 32, 1.0), (64, 90, 32, 1.0), (131, 257, 32, 1.0),
+            (300, 401, 64, 0.875), (517, 300, 37, 0.9), (5, 9, 32, 1.0), (1, 1, 8, 1.0), (1, 70, 8, 1.0),
+            (2, 3, 50, 1.0), (29, 29, 16, 0.5), (1000, 700, 20, 1.0),
+        ]
+    ):  # fmt: skip
+        pixels, spec = draws.integers(0, 256, (height, width, 3), np.uint8), InputSpec(size=size, crop=crop)
+        (tmp_path / f"{number}.raw").write_bytes(pixels.tobytes())
+        expected = hashlib.sha256(fit(pixels, spec).tobytes()).hexdigest()
+        jobs.append(
+            {
+                "path": str(tmp_path / f"{number}.raw"),
+                "width": width,
+                "height": height,
+                "spec": spec.to_dict(),
+                "expected": expected,
+            }
+        )
+    script = f"""
+        import {{ fit }} from {json.dumps((SITE / "pixels.js").as_uri())};
+        import fs from "node:fs";
+        import crypto from "node:crypto";
+        const jobs = JSON.parse(process.argv[1]);
+        const hashes = jobs.map(({{ path, width, height, spec }}) => crypto.createHash("sha256")
+          .update(fit({{ width, height, data: new Uint8Array(fs.readFileSync(path)) }}, spec)).digest("hex"));
+        console.log(JSON.stringify(hashes));
+    """
+    assert run_node(node, script, json.dumps(jobs)) == [job["expected"] for job in jobs]
+
+
+def test_reduced_jpegs_are_those_of_libjpeg(node: str, test_data: Path, tmp_path: Path) -> None:
+    """To the bit: samplings, progressive or not, restart markers, sides that do not divide, grey."""
+    photos = sorted((test_data / "clothing" / "test").rglob("*.jpg"))[::9]
+    jobs = []
+    for number, (subsampling, progressive, cut, restart) in enumerate(
+        (s, p, c, r) for s in ("4:4:4", "4:2:2", "4:2:0", "grey") for p in (False, True) for c in (0, 5) for r in (0, 3)
+    ):
+        picture = Image.open(photos[number])
+        picture = picture.crop((0, 0, picture.width - cut, picture.height - cut - 2))
+        options = {"quality": (30, 75, 95)[number % 3], "progressive": progressive, "restart_marker_blocks": restart}
+        path = tmp_path / f"{number}.jpg"
+        if subsampling == "grey":
+            picture.convert("L").save(path, **options)
+        else:
+            picture.save(path, subsampling=subsampling, **options)
+        for factor in (2, 4, 8):
+            height, width = -(-picture.height // factor), -(-picture.width // factor)
+            pixels = simplejpeg.decode_jpeg(path.read_bytes(), min_height=height, min_width=width)
+            assert pixels.shape == (height, width, 3)
+            expected = hashlib.sha256(pixels.tobytes()).hexdigest()
+            jobs.append({"path": str(path), "factor": factor, "expected": expected})
+    script = f"""
+        import {{ decodeReduced }} from {json.dumps((SITE / "jpeg.js").as_uri())};
+        import fs from "node:fs";
+        import crypto from "node:crypto";
+        const jobs = JSON.parse(process.argv[1]);
+        const hashes = jobs.map(({{ path, factor }}) => crypto.createHash("sha256")
+          .update(decodeReduced(new Uint8Array(fs.readFileSync(path)), factor).data).digest("hex"));
+        console.log(JSON.stringify(hashes));
+    """
+    assert run_node(node, script, json.dumps(jobs)) == [job["expected"] for job in jobs]
+
+
+def test_jpegs_that_it_cannot_reduce_are_left_to_the_browser(node: str, tmp_path: Path) -> None:
+    """Null, no exception and no endless loop, for what is unusual, damaged or cut short."""
+    picture = Image.fromarray(np.random.Generator(np.random.PCG64(0)).integers(0, 256, (64, 48, 3), np.uint8))
+    picture.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    picture.save(tmp_path / "whole.jpg")
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[:300])
+    (tmp_path / "noise.jpg").write_bytes(b"\xff\xd8" + np.random.Generator(np.random.PCG64(1)).bytes(5000))
+    paths = [str(tmp_path / name) for name in ("cmyk.jpg", "cut.jpg", "noise.jpg")]
+    script = f"""
+        import {{ decodeReduced }} from {json.dumps((SITE / "jpeg.js").as_uri())};
+        import fs from "node:fs";
+        const read = (path) => decodeReduced(new Uint8Array(fs.readFileSync(path)), 2);
+        console.log(JSON.stringify(process.argv.slice(1).map(read)));
+    """
+    assert run_node(node, script, *paths) == [None, None, None]
+
+
+def mosaic(photos: list[Path], *, orientation: int) -> bytes:
+    """Four photos as one, so large that Python decodes it at half the size or less, turned as a phone does."""
+    pictures = [Image.open(path) for path in photos]
+    width, height = min(p.width for p in pictures), min(p.height for p in pictures)
+    large = Image.new("RGB", (2 * width + 3, 2 * height + 5))
+    for number, picture in enumerate(pictures):
+        large.paste(picture.crop((0, 0, width + 3, height + 5)), ((number % 2) * width, (number // 2) * height))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    large.save(file, "JPEG", quality=90, exif=exif)
+    return file.getvalue()
+
+
+def test_the_browser_gives_pythons_probabilities_on_50_photos(
+    runtime: Path, browser: Any, serve: Any, test_data: Path, backbone: Backbone, tmp_path: Path
+) -> None:
+    """To 1e-3 as promised; it is 1e-6. With a head of random weights, which lets no difference pass."""
+    draws = np.random.Generator(np.random.PCG64(0))
+    names = ("a", "b", "c", "d")
+    head = LinearHead(
+        weights=draws.normal(0, 0.05, (backbone.cut_shape[0], len(names))).astype(np.float32),
+        biases=np.zeros(len(names), np.float32),
+    )
+    write_model(tmp_path / "model.onnx", backbone, head, classes=names, training={})
+    model = load(tmp_path / "model.onnx")
+    write_site(tmp_path / "model.onnx", tmp_path / "site", runtime=runtime)
+    photos = sorted((test_data / "clothing" / "test").rglob("*.jpg"))[::7][:50]
+    assert len(photos) == 50
+    files = [photo.read_bytes() for photo in photos]
+    files += [mosaic(photos[4 * n : 4 * n + 4], orientation=n + 1) for n in range(8)]
+    factors = {min(decode(data, model.input).shape[:2]) for data in files[50:]}
+    assert max(factors) < 500, "these are decoded at half the size"
+    page, complaints = open_page(browser, serve(tmp_path / "site"))
+    worst = 0.0
+    for number, data in enumerate(files):
+        (tmp_path / "photo.jpg").write_bytes(data)
+        difference = np.abs(classify(page, model, data) - model.predict_proba(tmp_path / "photo.jpg")[0]).max()
+        assert difference < 1e-3, number
+        worst = max(worst, float(difference))
+    assert worst < 2e-5
+    assert complaints == []
+
+
+def test_other_formats_and_broken_files(runtime: Path, browser: Any, serve: Any, tmp_path: Path) -> None:
+    model = load(write_small_model(tmp_path / "small.onnx"))
+    write_site(tmp_path / "small.onnx", tmp_path / "site", runtime=runtime)
+    page, _ = open_page(browser, serve(tmp_path / "site"))
+    draws = np.random.Generator(np.random.PCG64(3))
+    picture = Image.fromarray(draws.integers(0, 256, (50, 70, 4), np.uint8))
+    cases = {
+        "PNG": (picture.convert("RGB"), 1e-5),
+        "BMP": (picture.convert("RGB"), 1e-5),
+        "WEBP": (picture.convert("RGB"), 1e-5),
+        "GIF": (picture.convert("RGB").quantize(64), 1e-5),
+        "PNG with alpha": (picture, 2e-2),  # laid over white by another arithmetic: within a level
+    }
+    for name, (image, tolerance) in cases.items():
+        path = tmp_path / f"{name}.{name[:4].strip().lower()}"
+        image.save(path, name.split()[0], **({"lossless": True} if name == "WEBP" else {}))
+        difference = np.abs(classify(page, model, path.read_bytes()) - model.predict_proba(path)[0]).max()
+        assert difference < tolerance, name
+    for data in (b"", b"no image", b"\xff\xd8\xff\xe1\x00\x10Exif\x00\x00II"):
+        with pytest.raises(Exception, match="no image that the browser can read"):
+            classify(page, model, data)
+
+
+def test_the_page_in_use(runtime: Path, browser: Any, serve: Any, photo_source: Path, tmp_path: Path) -> None:
+    """By role and label, as a screen reader finds things; on a phone's screen; in the dark."""
+    from playwright.sync_api import expect
+
+    model = load(write_small_model(tmp_path / "patterns.onnx"))
+    write_site(tmp_path / "patterns.onnx", tmp_path / "site", runtime=runtime)
+    page, complaints = open_page(browser, serve(tmp_path / "site"))
+    page.set_viewport_size({"width": 320, "height": 640})
+    assert page.title() == "patterns"
+    photo = photo_source / "discs" / "03.jpg"
+    page.get_by_label("Choose a photo, or drop one here").set_input_files(photo)
+    [probabilities] = model.predict_proba(photo)
+    best = model.classes[probabilities.argmax()]
+    expect(page.get_by_role("status")).to_have_text(f"Most likely: {best}.")
+    expect(page.get_by_role("heading", name="Classes")).to_be_visible()
+    items = page.get_by_role("listitem")
+    expect(items).to_have_count(len(CLASSES))
+    order = probabilities.argsort()[::-1]
+    for place, number in enumerate(order):  # names are text, whatever they look like
+        expect(items.nth(place)).to_contain_text(model.classes[number])
+        expect(items.nth(place)).to_contain_text(f"{100 * probabilities[number]:.1f} %")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    light = page.evaluate("getComputedStyle(document.body).color")
+    page.emulate_media(color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).color") != light
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    page.get_by_label("Choose a photo, or drop one here").set_input_files(tmp_path / "bad.jpg")
+    expect(page.get_by_role("status")).to_have_text("This is no image that the browser can read.")
+    expect(items).to_have_count(0)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") in ("file", "camera")
+    assert complaints == []
+
+
+def test_the_camera(runtime: Path, serve: Any, tmp_path: Path) -> None:
+    """Chromium has a make-believe camera; the picture that is shown is the one that is classified."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium is installed")
+    write_small_model(tmp_path / "small.onnx")
+    write_site(tmp_path / "small.onnx", tmp_path / "site", runtime=runtime)
+    fake = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=[*BROWSER, *fake])
+        page, complaints = open_page(browser, serve(tmp_path / "site"))
+        page.get_by_role("button", name="Use the camera").click()
+        page.get_by_role("button", name="Take the picture").click(timeout=20_000)
+        playwright.expect(page.get_by_role("status")).to_contain_text("Most likely:", timeout=20_000)
+        page.get_by_role("button", name="Switch the camera off").click()
+        playwright.expect(page.get_by_role("button", name="Use the camera")).to_be_focused()
+        assert complaints == []
+        browser.close()
