@@ -152,54 +152,6 @@ def test_errors_say_what_was_wrong_without_a_traceback(trained: Path, arguments:
         assert word in done.stderr
 
 
-def test_help_of_every_command_has_an_example_that_works(trained: Path) -> None:
-    for command in (["retrain"], ["predict"], ["evaluate"], ["cache", "list"], ["cache", "compact"]):
-        text = " ".join(run(trained, *command, "--help").stdout.split())
-        example = re.search(r"Example: (quickstudy .*)$", text)
-        assert example, text
-        arguments = shlex.split(example[1])[1:]
-        done = run(trained, *[argument for argument in arguments if argument != "more/*.png"])
-        assert done.returncode == 0, done.stderr
-
-
-def test_readme_commands_run(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every `quickstudy` line of the README's and the guide's indented blocks, as it stands; trainings cut short."""
-    random = np.random.Generator(np.random.PCG64(0))
-    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
-        records = random.integers(0, 256, (40, 3073), np.uint8)
-        records[:, 0] = np.arange(40) % 10
-        (trained / "data").mkdir(exist_ok=True)
-        records.tofile(trained / "data" / f"{name}.bin")
-    monkeypatch.setenv("QUICKSTUDY_DATA", str(trained / "data"))
-    (trained / "data" / "mnist").mkdir()
-    for name, count in (("train", 60), ("t10k", 20)):
-        images, labels = random.integers(0, 256, (count, 28, 28), np.uint8), np.arange(count, dtype=np.uint8) % 10
-        head = struct.pack(">HBBIII", 0, 8, 3, count, 28, 28)
-        (trained / "data" / "mnist" / f"{name}-images-idx3-ubyte").write_bytes(head + images.tobytes())
-        (trained / "data" / "mnist" / f"{name}-labels-idx1-ubyte").write_bytes(
-            struct.pack(">HBBI", 0, 8, 1, count) + labels.tobytes()
-        )
-    onnx.save(small_graph(), trained / "my_network.onnx")
-    short_sweep = shlex.split(
-        "--steps 2 --set batch=8 --set evaluate_steps=1 --seeds 1 --grid depth=1,2 --grid activation=relu"
-    )
-    pages = [(ROOT / "README.md").read_text(), (ROOT / "docs" / "retrain.md").read_text()]
-    # Lines of a transcript begin with a prompt; their photos are not here.
-    lines = [line for page in pages for line in re.findall(r"^    (quickstudy .*)$", page, re.MULTILINE)]
-    assert len(lines) > 5
-    for line in lines:
-        words = shlex.split(line.split("#")[0].split("→")[0])[1:]
-        words = [word for given in words for word in (sorted(_glob(trained, given)) if "*" in given else [given])]
-        words += ["--steps", "3", "--batch", "16"] if words[0] == "train" else []
-        words += short_sweep if words[0] == "sweep" and words[1] != "show" else []
-        done = run(trained, *words)
-        assert done.returncode == 0, f"{line}\n{done.stderr}"
-
-
-def _glob(folder: Path, pattern: str) -> list[str]:
-    return [str(path.relative_to(folder)) for path in folder.glob(pattern)]
-
-
 def test_help_and_version_import_nothing_heavy() -> None:
     code = (
         "import sys, quickstudy.cli.main\n"

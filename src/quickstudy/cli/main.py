@@ -35,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("retrain", epilog="Example: quickstudy retrain photos/ --output flowers.onnx")(retrain.command)
-app.command("train", epilog="Example: quickstudy train cifar10-fast --data photos/ --run runs/photos")(train.command)
+app.command("train", epilog="Example: quickstudy train cifar10-fast --data photos/ --run runs/fast")(train.command)
 app.command("predict", epilog="Example: quickstudy predict photos.onnx new.jpg other/ 'more/*.png'")(predict.command)
 app.command("evaluate", epilog="Example: quickstudy evaluate photos.onnx held_out/")(evaluate.command)
 app.command("compare", epilog="Example: quickstudy compare old.onnx new.onnx held_out/")(compare.command)

@@ -1,0 +1,181 @@
+"""Every command in the README, in the documentation and in `--help`, in a small world where its files exist.
+
+Trainings are cut short. What needs the network, a cluster, a camera or an end that never comes is only parsed: its
+words are the command line's, and other tests run the same in ways that end.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import typer.main
+from PIL import Image
+
+from quickstudy.cli.main import app
+from small_backbones import small_graph
+
+ROOT = Path(__file__).parents[2]
+COMMAND = str(Path(sys.executable).parent / "quickstudy")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+ONLY_PARSED = (
+    r"backbone add (keras|timm):|--preprocessing",  # weights to download, a network that needs to be told
+    r"data get",
+    r"--ray|s3://|/data/photos",  # a cluster, an object store
+    r"--watch|^serve",  # never ends
+    r"--web|--coreml",  # npm's registry, another framework
+    r"--devices",
+    r"--abstain",  # wants more photos than there are here
+    r"--port|--token",
+)
+SLOW = (r"--budget|--unfreeze|--cut|--int8",)
+SHORT = {
+    r"^train": "--steps 3 --batch 16",
+    r"^sweep (batchnorm|mlp|my_study)": "--steps 2 --set batch=8 --set evaluate_steps=1 --seeds 1 --grid depth=1,2 "
+    "--grid activation=relu",
+    r"^sweep (cifar10-fast|input|bottleneck)": "--steps 2 --set batch=8 --seeds 1",
+}
+
+
+def commands_of(page: Path) -> list[str]:
+    """The `quickstudy` lines of a page's indented blocks, with and without a prompt, comments left out."""
+    found = re.findall(r"^ {4}(?:\$ )?quickstudy (.+)$", page.read_text(), re.MULTILINE)
+    return [re.split(r"\s+#|→", line)[0].strip() for line in found]
+
+
+def all_commands() -> Iterator[tuple[str, str]]:
+    for page in PAGES:
+        for line in commands_of(page):
+            yield page.name, line
+    for path, command in leaves(typer.main.get_command(app), ()):
+        example = re.search(r"Example: quickstudy (.+)$", command.epilog or "")
+        assert example, f"{' '.join(path)} has no example"
+        yield "--help", example[1]
+
+
+def leaves(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    children = getattr(command, "commands", None)
+    if children is None:
+        yield path, command
+        return
+    for name, child in children.items():
+        yield from leaves(child, (*path, name))
+
+
+def matches(patterns: tuple[str, ...], line: str) -> bool:
+    return any(re.search(pattern, line) for pattern in patterns)
+
+
+@pytest.fixture(scope="module")
+def world(photo_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all that the commands speak of."""
+    folder = tmp_path_factory.mktemp("world")
+    for name in ("photos", "held_out", "clothing"):
+        shutil.copytree(photo_source, folder / name)
+    images = sorted(photo_source.rglob("*.jpg"))
+    for name in ("other", "new", "more"):
+        (folder / name).mkdir()
+        shutil.copy(images[-1], folder / name / "second.jpg")
+    shutil.copy(images[0], folder / "new.jpg")
+    Image.open(images[1]).save(folder / "frog.png")
+    onnx.save(small_graph(), folder / "my_network.onnx")
+    study = re.search(r"^    # my_study\.toml\n((?:    .*\n|\n)+)", (ROOT / "docs" / "sweep.md").read_text(), re.MULTILINE)
+    assert study
+    (folder / "my_study.toml").write_text("\n".join(line[4:] for line in study[1].splitlines()))
+    random = np.random.Generator(np.random.PCG64(0))
+    (folder / "data" / "mnist").mkdir(parents=True)
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        records = random.integers(0, 256, (40, 3073), np.uint8)
+        records[:, 0] = np.arange(40) % 10
+        records.tofile(folder / "data" / f"{name}.bin")
+    for name, count in (("train", 60), ("t10k", 20)):
+        pixels, labels = random.integers(0, 256, (count, 28, 28), np.uint8), np.arange(count, dtype=np.uint8) % 10
+        head = struct.pack(">HBBIII", 0, 8, 3, count, 28, 28)
+        (folder / "data" / "mnist" / f"{name}-images-idx3-ubyte").write_bytes(head + pixels.tobytes())
+        (folder / "data" / "mnist" / f"{name}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">HBBI", 0, 8, 1, count) + labels.tobytes()
+        )
+    for line in ("retrain photos/", "train cifar10-fast --steps 3 --batch 16", "train cifar10-classic --steps 3 --batch 16"):
+        run(folder, line)
+    for name in ("old.onnx", "new.onnx", "other.onnx", "model.onnx"):
+        shutil.copy(folder / "photos.onnx", folder / name)
+    return folder
+
+
+def run(folder: Path, line: str) -> None:
+    words = [
+        word
+        for given in shlex.split(line)
+        for word in (sorted(str(p.relative_to(folder)) for p in folder.glob(given)) if "*" in given else [given])
+    ]
+    environment = {
+        **os.environ,
+        "QUICKSTUDY_CACHE": str(folder / "cache"),
+        "QUICKSTUDY_DATA": str(folder / "data"),
+        "COLUMNS": "100",
+    }
+    done = subprocess.run(
+        [COMMAND, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}{done.stderr}"
+
+
+def parse(line: str) -> None:
+    """Have the command line take a command apart, without running it."""
+    command, words = typer.main.get_command(app), shlex.split(line)
+    context = command.make_context("quickstudy", words)
+    while hasattr(command, "resolve_command"):
+        name, command, words = command.resolve_command(context, [*context._protected_args, *context.args])
+        context = command.make_context(name, words, parent=context)
+
+
+COMMANDS = list(dict.fromkeys(line for _, line in all_commands()))
+
+
+def test_there_are_commands_on_every_page_that_should_have_some() -> None:
+    without = {"architecture.md", "api.md", "benchmarks.md", "concepts.md"}
+    assert {page.name for page in PAGES if not commands_of(page)} <= without
+    assert len(COMMANDS) > 50
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if matches(ONLY_PARSED, line)])
+def test_it_is_a_command(line: str) -> None:
+    parse(line)
+
+
+def test_what_is_no_command_is_not_taken_for_one() -> None:
+    with pytest.raises(Exception, match="No such option"):
+        parse("retrain photos/ --no-such-option")
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if not matches((*ONLY_PARSED, *SLOW), line)])
+def test_it_runs(world: Path, line: str) -> None:
+    run(world, shortened(line))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [line for line in COMMANDS if matches(SLOW, line) and not matches(ONLY_PARSED, line)])
+def test_it_runs_in_its_time(world: Path, line: str) -> None:
+    run(world, shortened(line))
+
+
+def shortened(line: str) -> str:
+    extra = next((words for pattern, words in SHORT.items() if re.search(pattern, line)), "")
+    return f"{line} {extra}"
+
+
+def test_completion_for_shells() -> None:
+    done = subprocess.run([COMMAND, "--show-completion", "bash"], capture_output=True, text=True, check=True)
+    assert "_QUICKSTUDY_COMPLETE" in done.stdout
