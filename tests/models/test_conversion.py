@@ -116,7 +116,7 @@ def test_the_export_is_a_whole_model_that_says_where_it_comes_from(
     )
     before, after = load(path), load(tmp_path / "other.onnx")
     assert after.verify() <= after.golden_tolerance
-    assert after.golden_tolerance == {"int8": 0.02, "fp16": 1e-4}[kind]
+    assert after.golden_tolerance == {"int8": 0.1, "fp16": 1e-4}[kind]
     assert (after.classes, after.input) == (before.classes, before.input)
     assert after.metadata["training"] == before.metadata["training"]
     export = after.metadata["export"]

@@ -44,7 +44,7 @@ def test_the_package_takes_an_image_and_gives_the_models_classes(path: Path, tmp
 def test_a_program_that_computes_something_else_is_refused(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(mil.OPERATORS, "clip", lambda x, alpha, beta: x.clamp(0, 5.5))
+    monkeypatch.setitem(mil.OPERATORS, "clip", lambda x, alpha, beta: x.clamp(0, 1))
     with pytest.raises(ModelError, match="The MIL program differs from the model by"):
         write_core_ml(path, tmp_path / "small.mlpackage")
     assert list(tmp_path.iterdir()) == []

@@ -86,7 +86,5 @@ def test_files_without_one_are_refused_by_name(path: Path, tmp_path: Path) -> No
     [entry] = [entry for entry in proto.metadata_props if entry.key == "quickstudy.format"]
     entry.value = "1"
     onnx.save(proto, tmp_path / "earlier.onnx")
-    with pytest.raises(
-        ModelError, match=r"by an earlier version of quickstudy, without a checksum.*quickstudy retrain"
-    ):
+    with pytest.raises(ModelError, match=r"by an earlier version .*, without a checksum.*quickstudy retrain"):
         load(tmp_path / "earlier.onnx")

@@ -54,10 +54,14 @@ def node() -> str:
     return found
 
 
+def find_chromium() -> str | None:
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    chromium = find_chromium()
     if chromium is None:
         pytest.skip("no chromium is installed")
     with playwright.sync_playwright() as driver:
@@ -383,22 +387,18 @@ def test_the_page_in_use(runtime: Path, browser: Any, serve: Any, photo_source: 
     assert complaints == []
 
 
-def test_the_camera(runtime: Path, serve: Any, tmp_path: Path) -> None:
-    """Chromium has a make-believe camera; the picture that is shown is the one that is classified."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium is installed")
+def test_the_camera(runtime: Path, browser: Any, serve: Any, tmp_path: Path) -> None:
+    """Chromium has a make-believe camera; what it shows is classified."""
+    from playwright.sync_api import expect
+
     write_small_model(tmp_path / "small.onnx")
     write_site(tmp_path / "small.onnx", tmp_path / "site", runtime=runtime)
     fake = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=[*BROWSER, *fake])
-        page, complaints = open_page(browser, serve(tmp_path / "site"))
+    with browser.browser_type.launch(executable_path=find_chromium(), args=[*BROWSER, *fake]) as other:
+        page, complaints = open_page(other, serve(tmp_path / "site"))
         page.get_by_role("button", name="Use the camera").click()
         page.get_by_role("button", name="Take the picture").click(timeout=20_000)
-        playwright.expect(page.get_by_role("status")).to_contain_text("Most likely:", timeout=20_000)
+        expect(page.get_by_role("status")).to_contain_text("Most likely:", timeout=20_000)
         page.get_by_role("button", name="Switch the camera off").click()
-        playwright.expect(page.get_by_role("button", name="Use the camera")).to_be_focused()
+        expect(page.get_by_role("button", name="Use the camera")).to_be_focused()
         assert complaints == []
-        browser.close()

@@ -69,8 +69,8 @@ def _accuracy(training: dict[str, Any]) -> list[str]:
     ):
         score = _mapping(training.get(key))
         if score.get("n") and score.get("accuracy") is not None:
-            low, high = score.get("interval_95") or (None, None)
-            interval = "" if low is None else f"95 % interval {100 * low:.1f} to {100 * high:.1f} %, "
+            ends = [f"{100 * end:.1f}" for end in score.get("interval_95", ())]
+            interval = f"95 % interval {' to '.join(ends)} %, " if ends else ""
             lines.append(f"- {words}: {100 * score['accuracy']:.1f} % ({interval}n = {score['n']:,}).")
     return lines or ["Not known: the file holds no score."]
 

@@ -27,8 +27,9 @@ TOLERANCES: dict[Kind, Tolerance] = {
     "int8": Tolerance(golden=0.25, same=0.93, accuracy_loss=0.02),
 }
 """Golden images are noise, where 8 bits calibrated on photos may differ much; they catch what is broken."""
-_ELSEWHERE: dict[Kind, float] = {"fp16": GOLDEN_TOLERANCE, "int8": 0.02}
-"""By how much the same file may differ on other machines: a value between two of 256 levels may fall to either."""
+_ELSEWHERE: dict[Kind, float] = {"fp16": GOLDEN_TOLERANCE, "int8": 0.1}
+"""By how much the same file may differ on other machines. In 8 bits, a value between two levels may fall to either, and
+what follows with it: with other optimisations of the same runtime, 0.035 was measured on golden images."""
 
 
 @dataclass(frozen=True, kw_only=True)

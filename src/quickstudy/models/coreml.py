@@ -30,7 +30,7 @@ from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.runtime import optimised
 from quickstudy.errors import ModelError
 from quickstudy.models.golden import GOLDEN_TOLERANCE, golden_images
-from quickstudy.models.mil import run_program
+from quickstudy.models.mil import run_program, unknown_operators
 from quickstudy.models.model import load
 from quickstudy.version import VERSION
 

@@ -176,8 +176,15 @@ class Model:
         return Prediction(image=image, probabilities=self.predict_pixels(pixels[None])[0])
 
     def predict_pixels(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Class probabilities (N×classes) of what is decoded and cut already: uint8, N×size×size×3 RGB."""
-        probabilities: NDArray[np.float32] = self._session.run(["probabilities"], {"image": images})[0]
+        """Class probabilities (N×classes) of what is decoded and cut already: uint8, N×size×size×3 RGB.
+
+        Raises:
+            ModelError: the graph cannot be run.
+        """
+        try:
+            probabilities: NDArray[np.float32] = self._session.run(["probabilities"], {"image": images})[0]
+        except Exception as error:  # ONNX Runtime raises its own, unexported kinds
+            raise ModelError(f"The model cannot be run: {_first_line(error)}") from error
         return probabilities
 
 

@@ -4,7 +4,7 @@ ONNX Runtime's own static quantisation, with what was measured to matter (docs/s
 weights; the first three convolutions and the last one in float32, as is all that follows it, since few weights lie
 there and many decisions; weights in 7 bits. The last is for processors with AVX2 but without VNNI: they add pairs of
 products of 8-bit numbers in 16 bits, which overflows with full-range weights (ONNX Runtime's documentation, "When and
-why do I need to try reduce_range"). With 7 bits nothing overflows anywhere, and every processor gives the same.
+why do I need to try reduce_range"). With 7 bits nothing overflows anywhere.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def sealed(graph: onnx.ModelProto) -> bytes:
     del graph.metadata_props[:]
     for key, value in kept:
         graph.metadata_props.add(key=key, value=value)
-    body = graph.SerializeToString(deterministic=True)
+    body: bytes = graph.SerializeToString(deterministic=True)
     return body + _START + json.dumps(hashlib.sha256(body).hexdigest()).encode()
 
 
