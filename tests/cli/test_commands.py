@@ -6,19 +6,12 @@ import csv
 import io
 import json
 import os
-import re
-import shlex
 import shutil
-import struct
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
-
-from small_backbones import small_graph
 
 ROOT = Path(__file__).parents[2]
 COMMAND = str(Path(sys.executable).parent / "quickstudy")

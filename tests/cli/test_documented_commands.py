@@ -91,7 +91,8 @@ def world(photo_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(images[0], folder / "new.jpg")
     Image.open(images[1]).save(folder / "frog.png")
     onnx.save(small_graph(), folder / "my_network.onnx")
-    study = re.search(r"^    # my_study\.toml\n((?:    .*\n|\n)+)", (ROOT / "docs" / "sweep.md").read_text(), re.MULTILINE)
+    page = (ROOT / "docs" / "sweep.md").read_text()
+    study = re.search(r"^    # my_study\.toml\n((?:    .*\n|\n)+)", page, re.MULTILINE)
     assert study
     (folder / "my_study.toml").write_text("\n".join(line[4:] for line in study[1].splitlines()))
     random = np.random.Generator(np.random.PCG64(0))
@@ -107,8 +108,8 @@ def world(photo_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "data" / "mnist" / f"{name}-labels-idx1-ubyte").write_bytes(
             struct.pack(">HBBI", 0, 8, 1, count) + labels.tobytes()
         )
-    for line in ("retrain photos/", "train cifar10-fast --steps 3 --batch 16", "train cifar10-classic --steps 3 --batch 16"):
-        run(folder, line)
+    for line in ("retrain photos/", "train cifar10-fast", "train cifar10-classic"):
+        run(folder, shortened(line))
     for name in ("old.onnx", "new.onnx", "other.onnx", "model.onnx"):
         shutil.copy(folder / "photos.onnx", folder / name)
     return folder
