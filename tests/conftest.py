@@ -6,11 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import settings
-from PIL import Image, ImageDraw
 
+from drawn_photos import draw_photo
 from quickstudy.backbones.backbone import Backbone, load_backbone
 
 # The same examples in every run, and none of them timed: a red build means a change, not bad luck.
@@ -54,20 +53,3 @@ def photo_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(12):
             draw_photo(name, number).save(folder / name / f"{number:02}.jpg", quality=90)
     return folder
-
-
-def draw_photo(name: str, number: int) -> Image.Image:
-    """Picture `number` of a class: its own pattern and hue, in a place and size that differ from picture to picture."""
-    draws = np.random.Generator(np.random.PCG64([number, len(name)]))
-    width, height, step = 320, 280, int(draws.integers(24, 48))
-    hue = {"checks": 0, "discs": 85, "stripes": 170}[name] + int(draws.integers(-12, 13))
-    image = Image.new("HSV", (width, height), (hue % 256, 60, int(draws.integers(170, 240))))
-    pen, ink = ImageDraw.Draw(image), (hue % 256, 220, int(draws.integers(60, 140)))
-    for left in range(int(draws.integers(step)), width, 2 * step):
-        if name == "stripes":
-            pen.rectangle((left, 0, left + step - 1, height), fill=ink)
-            continue
-        for top in range(int(draws.integers(step)), height, 2 * step):
-            shape = pen.rectangle if name == "checks" else pen.ellipse
-            shape((left, top, left + step - 1, top + step - 1), fill=ink)
-    return image.convert("RGB")

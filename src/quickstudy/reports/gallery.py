@@ -1,8 +1,8 @@
 """The gallery: the looks of an image set, looked at once by content and kept beside the store.
 
 `<cache>/looks/<version>/` holds immutable Arrow files, named by the SHA-256 of their own bytes, with a row for each
-image under the SHA-256 of its file. A file appears whole or not at all, so several processes may look at the same images
-at once and a kill loses a second's work; what cannot be read is looked at again.
+image under the SHA-256 of its file. A file appears whole or not at all, so several processes may look at the same
+images at once and a kill loses a second's work; what cannot be read is looked at again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _SCHEMA = pa.schema(
 class Gallery:
     """The looks of n images, column by column; what each means is said at `Look`.
 
-    An image that could not be looked at, since its file has gone or changed meanwhile, has a width of 0 and no thumbnail.
+    An image that could not be looked at, as its file has gone or changed meanwhile, has a width of 0 and no thumbnail.
     """
 
     width: NDArray[np.int32]

@@ -1,8 +1,8 @@
 """Plans: what to do about the findings, as a CSV file to review and edit; `carrying_out.py` does it.
 
-A plan has a row for each file that something is to be said of, with the columns `action`, `path` (relative to the image
-folder, or as in the manifest), `from` and `to` (the label now and then; for `move`, `to` is the path then), `reason` and
-`sha256` (of the file that the plan was made for). The actions:
+A plan has a row for each file that something is to be said of, with the columns `action`, `path` (relative to the
+image folder, or as in the manifest), `from` and `to` (the label now and then; for `move`, `to` is the path then),
+`reason` and `sha256` (of the file that the plan was made for). The actions:
 
 - `drop` sets the file aside, `relabel` gives it the label `to`, `move` puts it where `to` says;
 - `keep` does nothing: the row is there to be reviewed, and `to` says what may be right.
@@ -53,8 +53,8 @@ def make_plan(evidence: Evidence, gallery: Gallery, audit: Audit) -> tuple[Step,
     """What to do about what was found, one step a file: unreadable files first, then by path.
 
     Of one picture under several names, one file stays: with a label that the classifier believes, in the test split
-    where it is in one, the largest. Labels that are more probably wrong than not are changed; what is less clear is only
-    marked.
+    where it is in one, the largest. Labels that are more probably wrong than not are changed; what is less clear is
+    only marked.
     """
     folder = evidence.source if evidence.source.is_dir() else evidence.source.parent
     names = [_relative(image.path, folder) for image in evidence.images]

@@ -27,7 +27,7 @@ _AT_MOST = 0.5
 def find_flaws(gallery: Gallery) -> tuple[QualityFlaw, ...]:
     """All flaws, by image; an image is dark, bright, blank or blurred, in this order, but not two of these.
 
-    What more than half of all images have is the nature of the set, not a flaw: drawings of 28 by 28 pixels are all tiny.
+    What more than half of all images have is the nature of the set, not a flaw: digits of 28 by 28 pixels are all tiny.
     """
     looked_at = gallery.width > 0
     shorter = np.minimum(gallery.width, gallery.height)
