@@ -21,6 +21,7 @@ from typing import Literal, get_args
 
 from quickstudy.errors import AuditError
 from quickstudy.files import write_bytes_atomically
+from quickstudy.images.imageset import IMAGE_SUFFIXES
 from quickstudy.reports.evidence import Evidence
 from quickstudy.reports.findings import Audit, DuplicateGroup
 from quickstudy.reports.gallery import Gallery
@@ -95,8 +96,13 @@ def make_plan(evidence: Evidence, gallery: Gallery, audit: Audit) -> tuple[Step,
         add(
             suggestion.image, "keep", f"no label; suggested with {100 * suggestion.probability:.0f} %", suggestion.label
         )
+    # A photo in a format that is not read wants converting; it is not broken.
     unusable = [
-        Step(action="drop", path=_relative(item.path, folder), reason=item.reason)
+        Step(
+            action="drop" if item.path.suffix.lower() in IMAGE_SUFFIXES else "keep",
+            path=_relative(item.path, folder),
+            reason=item.reason,
+        )
         for item in audit.skipped
         if item.path.is_file() and not item.path.is_symlink()
     ]
