@@ -57,7 +57,7 @@ def make_plan(evidence: Evidence, gallery: Gallery, audit: Audit) -> tuple[Step,
     where it is in one, the largest. Labels that are more probably wrong than not are changed; what is less clear is
     only marked.
     """
-    folder = evidence.source if evidence.source.is_dir() else evidence.source.parent
+    folder = evidence.source.parent if evidence.source.is_file() else evidence.source
     names = [_relative(image.path, folder) for image in evidence.images]
     steps: dict[int, Step] = {}
 
