@@ -230,7 +230,9 @@ def _rewrite_manifest(source: Path, steps: Sequence[Step]) -> Done:
         return None if changes[key].action == "drop" else changes[key].to
 
     try:
-        rewrite = _rewritten_parquet if source.suffix.lower() == ".parquet" else _rewritten_csv
+        rewrite: Callable[..., bytes | memoryview] = (
+            _rewritten_parquet if source.suffix.lower() == ".parquet" else _rewritten_csv
+        )
         write_bytes_atomically(target, rewrite(source, relabel))
     except OSError as error:
         raise AuditError(f"Cannot write the manifest '{target}': {error.strerror}") from error

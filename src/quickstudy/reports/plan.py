@@ -62,16 +62,17 @@ def make_plan(evidence: Evidence, gallery: Gallery, audit: Audit) -> tuple[Step,
     steps: dict[int, Step] = {}
 
     def add(image: int, action: Action, reason: str, to: str = "") -> None:
-        known = evidence.images[image]
-        step = Step(
+        known, before = evidence.images[image], steps.get(image)
+        if before and before.action != "keep":
+            return  # it goes, or gets another label, for a better reason
+        steps[image] = Step(
             action=action,
             path=names[image],
             label=known.label or "",
-            to=to,
-            reason=reason,
+            to=to or (before.to if before else ""),
+            reason=f"{before.reason}; {reason}" if before else reason,
             sha256=known.digest.hex(),
         )
-        steps.setdefault(image, step)
 
     for group in audit.duplicates:
         best = _best(group, evidence, gallery)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quickstudy.reports.findings import FlawKind, QualityFlaw
 from quickstudy.reports.gallery import Gallery
@@ -32,7 +33,7 @@ def find_flaws(gallery: Gallery) -> tuple[QualityFlaw, ...]:
     looked_at = gallery.width > 0
     shorter = np.minimum(gallery.width, gallery.height)
     longer = np.maximum(gallery.width, gallery.height)
-    values = {
+    values: dict[FlawKind, NDArray[Any]] = {
         "tiny": shorter,
         "narrow": longer / np.maximum(shorter, 1),
         "dark": gallery.brightness,
