@@ -150,6 +150,7 @@ def _cropped(image: Image.Image, draws: random.Random, margin: float) -> Image.I
     )
 
 
+UNRECOGNISED = "turned by 90 degrees"
 Change = Callable[[Image.Image, random.Random], bytes]
 COPIES: dict[str, Change] = {
     "encoded anew, quality 30": lambda image, _: _encoded(image, 30),
@@ -167,7 +168,7 @@ COPIES: dict[str, Change] = {
     "mirrored, cropped, smaller, brighter": lambda image, draws: _encoded(
         ImageEnhance.Brightness(_cropped(ImageOps.mirror(image), draws, 0.06).resize((300, 360))).enhance(1.12), 60
     ),
-    "turned by 90 degrees": lambda image, _: _encoded(image.transpose(Image.Transpose.ROTATE_90)),
+    UNRECOGNISED: lambda image, _: _encoded(image.transpose(Image.Transpose.ROTATE_90)),
 }
 _OF_EACH_COPY = 20
 _SWAPPED = 50
@@ -189,6 +190,7 @@ def plant_faults(folder: Path, cache: Path) -> dict[str, Any]:
         print(shown["output"])
         clean = json.loads(run_measured(quickstudy("audit", str(folder), "--cache", str(cache), "--json"))["output"])
     groups = [set(group["images"]) for group in found["duplicates"]]
+    leaking = [set(group["images"]) for group in found["duplicates"] if group["leaks"]]
     copies = {
         kind: {"planted": len(pairs), "found": sum(any({str(a), str(b)} <= g for g in groups) for a, b in pairs)}
         for kind, pairs in planted["copies"].items()
@@ -206,8 +208,8 @@ def plant_faults(folder: Path, cache: Path) -> dict[str, Any]:
         "groups_beside_those": sum(not group & named for group in groups),
         "groups_in_the_clean_folder": len(clean["duplicates"]),
         "leaks": {
-            "planted": planted["leaks"],
-            "found": sum(group["leaks"] for group in found["duplicates"]),
+            "planted": len(planted["leaks"]),
+            "found": sum(any({str(a), str(b)} <= group for group in leaking) for a, b in planted["leaks"]),
         },
         "swapped_labels": {
             "planted": len(swapped),
@@ -237,14 +239,15 @@ def _plant(root: Path, originals: list[Path], draws: random.Random) -> dict[str,
     """Make the faults; which files they are, by kind."""
     classes = sorted({path.parent.name for path in originals})
     free = iter(originals)
-    copies: dict[str, list[tuple[Path, Path]]] = {"byte for byte": []}
-    leaks = 0
-    for kind, change in ({"byte for byte": None} | COPIES).items():
+    copies: dict[str, list[tuple[Path, Path]]] = {}
+    leaks: list[tuple[Path, Path]] = []
+    for which, (kind, change) in enumerate(({"byte for byte": None} | COPIES).items()):
         for number in range(_OF_EACH_COPY):
             original = next(free)
             split = draws.choice(["train", "test"])
-            target = root / split / original.parent.name / f"copy-{len(copies)}-{number:02}.jpg"
-            leaks += original.parts[-3] != split
+            target = root / split / original.parent.name / f"copy-{which}-{number:02}.jpg"
+            if original.parts[-3] != split and kind != UNRECOGNISED:
+                leaks.append((original, target))
             if change is None:
                 shutil.copy(original, target)
             else:

@@ -29,7 +29,7 @@ def test_the_probability_is_bayes_rule_at_its_own_rate() -> None:
         label = labels[n]
         true = (probabilities[n, label] - rate / 3) / (1 - rate - rate / 3)
         right, mistaken = (1 - rate) * true, rate / 3 * (1 - true)
-        assert found[n] == pytest.approx(mistaken / (right + mistaken), abs=1e-3)
+        assert found[n] == pytest.approx(min(mistaken / (right + mistaken), 0.99), abs=1e-3)
 
 
 def test_the_probabilities_are_calibrated() -> None:

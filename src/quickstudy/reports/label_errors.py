@@ -26,6 +26,7 @@ learning, on seeds other than those reported. Lower than 1/2, since looking at a
 label."""
 _LEAST_RATE = 0.01  # of wrong labels: even well-kept benchmarks have more (Northcutt et al., 2021, arXiv:2103.14749)
 _MOST_STEPS = 100
+_SUREST = 0.99  # the noise is never quite what is assumed
 
 
 def find_label_errors(evidence: Evidence, *, least: float = LEAST) -> tuple[LabelError, ...]:
@@ -50,7 +51,7 @@ def find_label_errors(evidence: Evidence, *, least: float = LEAST) -> tuple[Labe
             probability_suggested=float(others[k, suggested[k]]),
             score=float(wrong[k]),
         )
-        for k in found[np.lexsort((found, -wrong[found]))]
+        for k in found[np.lexsort((found, own[found]))]  # the same order as by `wrong`, without its ties at the top
     )
 
 
@@ -71,4 +72,5 @@ def probability_wrong(probabilities: Floats, labels: NDArray[np.intp]) -> NDArra
         previous, rate = rate, min(max(float(wrong.mean()), _LEAST_RATE), 0.5)
         if abs(rate - previous) < 1e-6:
             break
-    return wrong
+    surest: NDArray[np.float64] = np.minimum(wrong, _SUREST)
+    return surest
