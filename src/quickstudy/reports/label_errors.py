@@ -4,8 +4,8 @@ The classifier learned from labels of which a share e is wrong, so what it gives
 true class's with 1 - e, of each other with e / (K - 1). Taken back through that, it gives the probability that a label
 is wrong, and the mean of those is e: a fixed point, found in a few steps (expectation maximisation, as for the noise
 rate of Natarajan et al., 2013). Confident learning (Northcutt et al., 2021, arXiv:1911.00068) estimates the same by
-counting against thresholds by class; on clothing photos with 5 % of the labels corrupted at random, its cut finds as
-many errors with a third more false alarms (`benchmarks/audit.py labels`).
+counting against thresholds by class. On clothing photos with 5 % of the labels corrupted at random, what is found here
+has a precision of 0.82 and a recall of 0.90, and its usual cut 0.56 and 0.86 (`benchmarks/audit.py labels`).
 
 Fitting again without the suspects, three times, raised the average precision of the ranking from 0.942 to 0.947 on
 other seeds, for three times the work; mixing in the labels of the nearest neighbours changed nothing. Neither is done.

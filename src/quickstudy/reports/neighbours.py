@@ -111,15 +111,17 @@ def _search_all(rows: Floats, found: _Closest) -> tuple[Integers, Floats]:
             block = rows[top : top + _BLOCK] @ rows[left : left + _BLOCK].T
             if top == left:
                 np.fill_diagonal(block, -2)
-            for offset, other, axis in ((top, left, 1), (left, top, 0)):
-                closest = block.argmax(axis=axis)
-                value = np.take_along_axis(block, np.expand_dims(closest, axis), axis).ravel()
-                part = slice(offset, offset + len(value))
-                better = value > best[part]
-                nearest[part] = np.where(better, closest + other, nearest[part])
-                best[part] = np.maximum(value, best[part])
-            # The rows' own maxima tell which rows need looking at, far fewer than all.
-            above = np.flatnonzero(block.max(axis=1) >= found.least)
+            highest = block.max(axis=1)
+            # Maxima are quick to find, their places are not; but few rows find a nearer neighbour in a later block.
+            better = np.flatnonzero(highest > best[top : top + _BLOCK])
+            nearest[top + better] = block[better].argmax(axis=1) + left
+            best[top + better] = highest[better]
+            if top != left:
+                deepest = block.max(axis=0)
+                better = np.flatnonzero(deepest > best[left : left + _BLOCK])
+                nearest[left + better] = block[:, better].argmax(axis=0) + top
+                best[left + better] = deepest[better]
+            above = np.flatnonzero(highest >= found.least)
             down, across = np.nonzero(block[above] >= found.least)
             down = above[down]
             keep = (top != left) | (down < across)

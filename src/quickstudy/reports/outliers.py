@@ -1,10 +1,10 @@
 """Images unlike all others: those whose tenth nearest neighbour is far away in bottleneck space.
 
 The distance of the k-th nearest (Ramaswamy et al., 2000) finds strange images even where there are a few of a kind,
-which the mean over the nearest does not. Distance is 1 - cosine of the signed square roots, as they are: drawings, noise and
-plots among clothing photos all lay farther out than any of the 3,781 photos did (4.3 robust standard deviations and
-more, against 3.6 and less). Around the mean, or whitened by the classes' covariance, as Mahalanobis' distance does it,
-the two overlap.
+which the mean over the nearest does not. Distance is 1 - cosine of the signed square roots as they are: drawings, noise
+and plots among clothing photos all lay farther out than any of the 3,781 photos did (4.3 robust standard deviations
+and more, against 3.6 and less). Around the mean, or whitened by the classes' covariance, as Mahalanobis' distance does
+it, the two overlap.
 """
 
 from __future__ import annotations
