@@ -23,6 +23,7 @@ EXACT_UP_TO = 50_000
 """Images up to which all pairs are compared, whatever is installed."""
 _BLOCK = 4096
 _NEIGHBOURS = 8
+_AXES = 128
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -132,22 +133,34 @@ def _search_all(rows: Floats, found: _Closest) -> tuple[Integers, Floats]:
 
 
 def _search_index(rows: Floats, found: _Closest) -> tuple[Integers, Floats]:
-    """As `_search_all`, from each row's approximate nearest neighbours."""
+    """As `_search_all`, from each row's approximate nearest neighbours along the rows' principal axes."""
     from usearch.index import Index
 
-    index = Index(ndim=rows.shape[1], metric="ip", dtype="f16")
-    index.add(np.arange(len(rows)), rows, threads=usable_cores())
-    matches = index.search(rows, _NEIGHBOURS + 1, threads=usable_cores())
-    keys = np.asarray(matches.keys).astype(np.intp)
-    numbers = np.arange(len(rows))[:, None]
-    similarity = np.where(keys == numbers, -2, 1 - np.asarray(matches.distances)).astype(np.float32)
-    closest = similarity.argmax(axis=1)[:, None]
+    short = _project(rows)
+    index = Index(ndim=short.shape[1], metric="cos", dtype="f16")
+    index.add(np.arange(len(rows)), short, threads=usable_cores())
+    keys = np.empty((len(rows), _NEIGHBOURS + 1), np.intp)
+    similarity = np.empty(keys.shape, np.float32)
+    for start in range(0, len(rows), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        keys[part] = index.search(short[part], _NEIGHBOURS + 1, threads=usable_cores()).keys
+        similarity[part] = np.einsum("id,ikd->ik", rows[part], rows[keys[part]])
+    similarity[keys == np.arange(len(rows))[:, None]] = -2
     down, across = np.nonzero(similarity >= found.least)
     found.add(down, keys[down, across], similarity[down, across])
     found.thin()
-    nearest: Integers = np.take_along_axis(keys, closest, axis=1)[:, 0]
-    best: Floats = np.take_along_axis(similarity, closest, axis=1)[:, 0]
-    return nearest, best
+    closest = similarity.argmax(axis=1)
+    everyone = np.arange(len(rows))
+    return keys[everyone, closest], similarity[everyone, closest]
+
+
+def _project(rows: Floats) -> Floats:
+    """Rows along their principal axes, as many as the index is quick with."""
+    if rows.shape[1] <= _AXES:
+        return rows
+    part = rows[:: max(1, len(rows) // _BLOCK)]
+    axes = np.linalg.eigh(part.T @ part)[1][:, -_AXES:]
+    return rows @ axes
 
 
 def _has_index() -> bool:
