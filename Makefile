@@ -14,7 +14,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-versio
 	touch $@
 
 .venv/dev: .venv/core
-	$(INSTALL) --editable '.[dev,train,ray,keras,lite2]'
+	$(INSTALL) --editable '.[dev,train,ray,keras,lite2,audit]'
 	touch $@
 
 demo: .venv/core

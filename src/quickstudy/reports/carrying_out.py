@@ -205,6 +205,8 @@ def _remove_empty(folder: Path, path: Path) -> None:
 
 def _rewrite_manifest(source: Path, steps: Sequence[Step]) -> Done:
     """Write a manifest without the dropped images and with the new labels beside the one that there is."""
+    if not source.is_file():
+        raise AuditError(f"No such file or folder: '{source}'; name the images that the plan was made for")
     if moving := [step for step in steps if step.action == "move"]:
         raise AuditError(f"'{moving[0].path}' cannot be moved: the images come from a manifest; drop or relabel it")
     target = source.with_name(f"{source.stem}.audited{source.suffix}")
@@ -228,7 +230,9 @@ def _rewrite_manifest(source: Path, steps: Sequence[Step]) -> Done:
         return None if changes[key].action == "drop" else changes[key].to
 
     try:
-        rewrite = _rewritten_parquet if source.suffix.lower() == ".parquet" else _rewritten_csv
+        rewrite: Callable[..., bytes | memoryview] = (
+            _rewritten_parquet if source.suffix.lower() == ".parquet" else _rewritten_csv
+        )
         write_bytes_atomically(target, rewrite(source, relabel))
     except OSError as error:
         raise AuditError(f"Cannot write the manifest '{target}': {error.strerror}") from error

@@ -4,8 +4,8 @@ The classifier learned from labels of which a share e is wrong, so what it gives
 true class's with 1 - e, of each other with e / (K - 1). Taken back through that, it gives the probability that a label
 is wrong, and the mean of those is e: a fixed point, found in a few steps (expectation maximisation, as for the noise
 rate of Natarajan et al., 2013). Confident learning (Northcutt et al., 2021, arXiv:1911.00068) estimates the same by
-counting against thresholds by class; on clothing photos with 5 % of the labels corrupted at random, its cut finds as
-many errors with a third more false alarms (`benchmarks/audit.py labels`).
+counting against thresholds by class. On clothing photos with 5 % of the labels corrupted at random, what is found here
+has a precision of 0.82 and a recall of 0.90, and its usual cut 0.56 and 0.86 (`benchmarks/audit.py labels`).
 
 Fitting again without the suspects, three times, raised the average precision of the ranking from 0.942 to 0.947 on
 other seeds, for three times the work; mixing in the labels of the nearest neighbours changed nothing. Neither is done.
@@ -26,6 +26,7 @@ learning, on seeds other than those reported. Lower than 1/2, since looking at a
 label."""
 _LEAST_RATE = 0.01  # of wrong labels: even well-kept benchmarks have more (Northcutt et al., 2021, arXiv:2103.14749)
 _MOST_STEPS = 100
+_SUREST = 0.99  # the noise is never quite what is assumed
 
 
 def find_label_errors(evidence: Evidence, *, least: float = LEAST) -> tuple[LabelError, ...]:
@@ -50,7 +51,7 @@ def find_label_errors(evidence: Evidence, *, least: float = LEAST) -> tuple[Labe
             probability_suggested=float(others[k, suggested[k]]),
             score=float(wrong[k]),
         )
-        for k in found[np.lexsort((found, -wrong[found]))]
+        for k in found[np.lexsort((found, own[found]))]  # the same order as by `wrong`, without its ties at the top
     )
 
 
@@ -71,4 +72,5 @@ def probability_wrong(probabilities: Floats, labels: NDArray[np.intp]) -> NDArra
         previous, rate = rate, min(max(float(wrong.mean()), _LEAST_RATE), 0.5)
         if abs(rate - previous) < 1e-6:
             break
-    return wrong
+    surest: NDArray[np.float64] = np.minimum(wrong, _SUREST)
+    return surest
