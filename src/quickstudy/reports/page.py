@@ -50,6 +50,7 @@ _FLAWS = {
     "blank": "of one colour",
 }
 _SPLITS = ("train", "validation", "test")
+_CALIBRATING: tuple[By, ...] = ("validation", "cross-validation", "test")  # what the temperature came from first
 _WAYS: tuple[By, ...] = ("cross-validation", "validation", "test")
 
 
@@ -101,7 +102,7 @@ def _shown(contents: Contents) -> dict[str, Any]:
     standing, audit = contents.standing, contents.audit
     training, evidence = standing.metadata["training"], standing.evidence
     test = _evaluate(standing, "test")
-    judged = next((by for by in ("validation", "cross-validation", "test") if len(standing.rows(by))), None)
+    judged = next((by for by in _CALIBRATING if len(standing.rows(by))), None)
     return {
         "title": standing.model.name,
         "source": _source(standing),
