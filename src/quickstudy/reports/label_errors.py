@@ -1,13 +1,13 @@
 """Which labels are probably wrong: those that a classifier that has not seen the image finds hard to believe.
 
-A label is right with 1 - e, and else any other of K - 1 as well; the classifier says how probable each class is. So Bayes'
-rule says how probable it is that a label is wrong, and the mean of that over all images is e, which is found by repeating
-the two (expectation maximisation; the likelihood is concave in e, so there is one optimum). As the classifier has learned
-from wrong labels, too, it believes them a little, and what comes out errs on the low side.
+A label is right with 1 - e, and else any other of K - 1 as well; the classifier says how probable each class is. So
+Bayes' rule says how probable it is that a label is wrong, and the mean of that over all images is e, which is found by
+repeating the two (expectation maximisation; the likelihood is concave in e, so there is one optimum). As the classifier
+has learned from wrong labels, too, it believes them a little, and what comes out errs on the low side.
 
-Confident learning (Northcutt et al., 2021, arXiv:1911.00068) estimates the same by counting against thresholds by class.
-On clothing photos with 5 % of the labels corrupted at random, what is found here has a precision of @P and a recall of
-@R, and its usual cut 0.56 and 0.86 (`benchmarks/audit.py labels`).
+Confident learning (Northcutt et al., 2021, arXiv:1911.00068) estimates the same by counting against thresholds by
+class. On clothing photos with 5 % of the labels corrupted at random, what is found here has a precision of 0.83 and a
+recall of 0.90, and its usual cut 0.56 and 0.86 (`benchmarks/audit.py labels`).
 
 Fitting again without the suspects, three times, raised the average precision of the ranking from 0.942 to 0.947 on
 other seeds, for three times the work; mixing in the labels of the nearest neighbours changed nothing. Neither is done.
