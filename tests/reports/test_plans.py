@@ -265,6 +265,7 @@ def test_an_edited_plan_after_an_undo_does_what_it_says_now(tmp_path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from quickstudy.reports import carrying_out
 calls, last = 0, int(sys.argv[3])
 def count(name):
     original = getattr(Path, name)

@@ -35,6 +35,8 @@ def correlate(first: Bytes, second: Bytes) -> Floats:
         second: the same shape, pair by pair.
     """
     n = len(first)
+    if not n:
+        return np.zeros(0, np.float32)
     one, other = first.astype(np.float32), second.astype(np.float32)
     # Both ways round: what was cut out of a larger picture is found in it, but not the larger one in what was cut out.
     fixed = np.concatenate([one, other, one, other])

@@ -241,11 +241,11 @@ def _rewrite_manifest(source: Path, steps: Sequence[Step]) -> Done:
 
 
 def _rewritten_csv(source: Path, relabel: Callable[[object, object], object | None]) -> bytes:
-    with source.open(newline="", encoding="utf-8-sig") as file:
-        header, *rows = list(csv.reader(file))
+    given = source.read_bytes().decode("utf-8-sig")
+    header, *rows = list(csv.reader(io.StringIO(given, newline="")))
     path, label = header.index("path"), header.index("label")
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text, lineterminator="\r\n" if "\r" in given else "\n")
     writer.writerow(header)
     for row in rows:
         cells = [*row, *[""] * (len(header) - len(row))]

@@ -159,7 +159,7 @@ def _project(rows: Floats) -> Floats:
     if rows.shape[1] <= _AXES:
         return rows
     part = rows[:: max(1, len(rows) // _BLOCK)]
-    axes = np.linalg.eigh(part.T @ part)[1][:, -_AXES:]
+    axes: Floats = np.linalg.eigh(part.T @ part)[1][:, -_AXES:]
     return rows @ axes
 
 

@@ -117,7 +117,7 @@ def write_plan(path: Path, steps: Iterable[Step]) -> None:
         AuditError: the file cannot be written.
     """
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text)  # ends lines with \r\n, and so quotes cells with either
     writer.writerow(COLUMNS)
     for step in steps:
         cells = (step.action, step.path, step.label, step.to, step.reason, step.sha256)
