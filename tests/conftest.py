@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from drawing import draw_photo
+from drawn_photos import draw_photo
 from quickstudy.backbones.backbone import Backbone, load_backbone
 
 # The same examples in every run, and none of them timed: a red build means a change, not bad luck.

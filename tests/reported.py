@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from drawing import draw_photo
+from drawn_photos import draw_photo
 from quickstudy import report, retrain
 
 SCRIPT = "</script><script>window.hacked = 1</script>"

@@ -12,7 +12,7 @@ import pytest
 from in_process import Run
 from PIL import Image
 
-from drawing import draw_photo
+from drawn_photos import draw_photo
 from quickstudy.cli.report import sees_browser
 
 
@@ -25,11 +25,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "photos" / name).mkdir(parents=True)
     for name in names:
         for number in range(40):
-            picture = draw_photo(name, number)
-            if number % 5 == 0:
+            picture, label = draw_photo(name, number), name
+            if number % 4 == 0:
                 another = names[(names.index(name) + 1) % 3]
-                picture = Image.blend(picture, draw_photo(another, number), 0.5 + (number % 10 - 2) / 40)
-            picture.save(folder / "photos" / name / f"{name}{number:02}.jpg", quality=90)
+                picture = Image.blend(picture, draw_photo(another, number), 0.5)
+                label = name if number % 8 else another
+            picture.save(folder / "photos" / label / f"{name}{number:02}.jpg", quality=90)
     return folder
 
 

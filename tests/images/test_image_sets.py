@@ -415,3 +415,43 @@ def test_manifests_that_cannot_be_read(tmp_path: Path) -> None:
     assert message(tmp_path / "manifest.parquet").startswith("Cannot read the manifest '…/manifest.parquet' as Parquet")
     (tmp_path / "manifest.parquet").write_bytes(b"")
     assert message(tmp_path / "manifest.parquet").startswith("Cannot read the manifest '…/manifest.parquet' as Parquet")
+
+
+def test_images_without_a_label_come_where_they_are_asked_for(tmp_path: Path) -> None:
+    for name in ("train/a/1.jpg", "train/2.jpg", "train/unlabelled/3.jpg", "test/a/4.jpg", "5.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = load_image_set(tmp_path, unlabelled=True)
+    assert [file.label for file in found.files] == ["a", "a"]
+    named = {file.path.relative_to(tmp_path).as_posix(): file.split for file in found.unlabelled}
+    assert named == {"train/2.jpg": "train", "train/unlabelled/3.jpg": "train", "5.jpg": None}
+    assert found.skipped == ()
+    plain = load_image_set(tmp_path)
+    assert plain.unlabelled == ()
+    assert {item.path.name for item in plain.skipped} == {"2.jpg", "3.jpg", "5.jpg"}
+    assert plain.classes == ("a",)
+
+
+def test_a_flat_folder_has_only_images_without_a_label(tmp_path: Path) -> None:
+    (tmp_path / "1.jpg").touch()
+    assert len(load_image_set(tmp_path, unlabelled=True).unlabelled) == 1
+    with pytest.raises(ImageSetError, match="No images under"):
+        load_image_set(tmp_path)
+
+
+def test_manifest_rows_without_a_label(tmp_path: Path) -> None:
+    for name in ("1.jpg", "2.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "labels.csv").write_text("path,label,split\n1.jpg,a,\n2.jpg,,test\n")
+    found = load_image_set(tmp_path / "labels.csv", unlabelled=True)
+    assert [(file.path.name, file.split) for file in found.unlabelled] == [("2.jpg", "test")]
+    assert load_image_set(tmp_path / "labels.csv").skipped[0].reason == "row 2 of the manifest has no label"
+
+
+def test_what_was_set_aside_is_not_there(tmp_path: Path) -> None:
+    for name in ("a/1.jpg", "_set_aside/a/2.jpg", "a/_set_aside/3.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = load_image_set(tmp_path, unlabelled=True)
+    assert [file.path.name for file in found.files] == ["1.jpg"]
+    assert (found.unlabelled, found.skipped) == ((), ())

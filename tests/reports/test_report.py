@@ -18,11 +18,13 @@ import pytest
 from quickstudy import report, retrain
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.errors import ImageSetError, ModelError
+from quickstudy.finetuning.method import Method
 from quickstudy.models.model import load
 from quickstudy.progress import silent
 from quickstudy.reports.standing import take_stock
 from quickstudy.retraining.record import load_record
 from reported import CLASSES, Reported, make_report
+from small_backbones import add_small_backbone
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +183,27 @@ def test_a_damaged_memory_is_none(reported: Reported, tmp_path: Path) -> None:
         assert load_record(cache, reported.model) is None
     place.write_bytes(b"\x00{")
     assert load_record(cache, reported.model) is None
+
+
+def test_a_fine_tuned_model_is_judged_by_what_it_said_itself(photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    cache = tmp_path / "cache"
+    add_small_backbone(cache)
+    result = retrain(
+        photos, tmp_path / "tuned.onnx", backbone="small", cut="block_2", method=Method(epochs=2), cache=cache
+    )
+    standing = take_stock(result.model, None, cache, silent)
+    assert standing.fine_tuned
+    validation, test = standing.score("validation"), standing.score("test")
+    assert validation is not None and test is not None and result.test is not None
+    best = max(result.tuning[0]["best"]["right"], result.tuning[0]["start"]["right"])
+    assert (validation.right, validation.n) == (best, result.tuning[0]["best"]["n"])
+    assert test == result.test.score
+    model = load(result.model)
+    rows = standing.rows("test")
+    said = model.predict_proba([standing.evidence.images[row].path for row in rows])
+    np.testing.assert_allclose(standing.evidence.probabilities[rows], said, atol=5e-3)
+    learned = standing.rows("cross-validation")
+    assert {standing.evidence.images[row].split for row in learned} == {"train"}
+    text = report(result.model, cache=cache).read_text()
+    assert "before fine-tuning" in text

@@ -135,7 +135,8 @@ def coverage_curve(confidences: Confidences, right: Right) -> tuple[CoveragePoin
     """
     order = np.argsort(-confidences, kind="stable")
     ranked, hits = confidences[order], np.cumsum(right[order])
-    last_of_equals = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)) if len(ranked) else []
+    changes = ranked[1:] != ranked[:-1]
+    last_of_equals = np.flatnonzero(np.append(changes, True)[: len(ranked)]).tolist()
     return tuple(
         CoveragePoint(
             threshold=float(ranked[place]),

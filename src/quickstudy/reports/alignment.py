@@ -3,8 +3,8 @@
 Two photos of one kind of thing have bottlenecks that are as alike as those of one photo and its cropped copy; their
 pixels tell. One picture is laid over the other by least squares over its scale and place and the gain and offset of its
 grey levels (Lucas and Kanade, 1981, in the inverse compositional form of Baker and Matthews, 2004), coarse, then fine,
-as it is and mirrored, the one over the other and the other over the one. What counts is the correlation of the gradients
-there: outlines and texture, not the white background that all product photos share.
+as it is and mirrored, the one over the other and the other over the one. What counts is the correlation of the
+gradients there: outlines and texture, not the white background that all product photos share.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ def correlate(first: Bytes, second: Bytes) -> Floats:
         second: the same shape, pair by pair.
     """
     n = len(first)
+    if not n:
+        return np.zeros(0, np.float32)
     one, other = first.astype(np.float32), second.astype(np.float32)
     # Both ways round: what was cut out of a larger picture is found in it, but not the larger one in what was cut out.
     fixed = np.concatenate([one, other, one, other])

@@ -205,6 +205,8 @@ def _remove_empty(folder: Path, path: Path) -> None:
 
 def _rewrite_manifest(source: Path, steps: Sequence[Step]) -> Done:
     """Write a manifest without the dropped images and with the new labels beside the one that there is."""
+    if not source.is_file():
+        raise AuditError(f"No such file or folder: '{source}'; name the images that the plan was made for")
     if moving := [step for step in steps if step.action == "move"]:
         raise AuditError(f"'{moving[0].path}' cannot be moved: the images come from a manifest; drop or relabel it")
     target = source.with_name(f"{source.stem}.audited{source.suffix}")
@@ -228,7 +230,9 @@ def _rewrite_manifest(source: Path, steps: Sequence[Step]) -> Done:
         return None if changes[key].action == "drop" else changes[key].to
 
     try:
-        rewrite = _rewritten_parquet if source.suffix.lower() == ".parquet" else _rewritten_csv
+        rewrite: Callable[..., bytes | memoryview] = (
+            _rewritten_parquet if source.suffix.lower() == ".parquet" else _rewritten_csv
+        )
         write_bytes_atomically(target, rewrite(source, relabel))
     except OSError as error:
         raise AuditError(f"Cannot write the manifest '{target}': {error.strerror}") from error
@@ -237,11 +241,11 @@ def _rewrite_manifest(source: Path, steps: Sequence[Step]) -> Done:
 
 
 def _rewritten_csv(source: Path, relabel: Callable[[object, object], object | None]) -> bytes:
-    with source.open(newline="", encoding="utf-8-sig") as file:
-        header, *rows = list(csv.reader(file))
+    given = source.read_bytes().decode("utf-8-sig")
+    header, *rows = list(csv.reader(io.StringIO(given, newline="")))
     path, label = header.index("path"), header.index("label")
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text, lineterminator="\r\n" if "\r" in given else "\n")
     writer.writerow(header)
     for row in rows:
         cells = [*row, *[""] * (len(header) - len(row))]

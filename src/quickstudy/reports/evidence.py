@@ -89,7 +89,7 @@ def gather_evidence(
     source, folder = Path(images), cache_folder(Path(cache) if cache else None)
     found = load_image_set(source, unlabelled=True)
     net = load_backbone(backbone, folder)
-    paths = [file.path for file in (*found.files, *found.unlabelled)]
+    paths = [file.path for file in found.files] + [file.path for file in found.unlabelled]
     extraction = extract(paths, net, Store(folder / "bottlenecks"), progress=progress)
     head, trained, classes = _cross_validate(found, extraction)
     return build_evidence(found, extraction, net, head, trained, classes)
@@ -113,7 +113,7 @@ def build_evidence(
         trained: content hash by row that the head was fitted to.
         classes: the head's classes, in its order.
     """
-    files = [(file.path, file.label, file.split) for file in found.files]
+    files: list[tuple[Path, str | None, Split | None]] = [(file.path, file.label, file.split) for file in found.files]
     files += [(file.path, None, file.split) for file in found.unlabelled]
     usable = [number for number in range(len(files)) if extraction.digests[number] is not None]
     digests = [digest for digest in extraction.digests if digest is not None]

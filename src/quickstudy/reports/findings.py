@@ -55,7 +55,7 @@ class Outlier:
 
     image: int
     score: float
-    """Its distance from its nearest neighbours, in robust standard deviations above what is usual here."""
+    """Its distance from its tenth nearest neighbour, in robust standard deviations above what is usual here."""
 
 
 FlawKind = Literal["tiny", "narrow", "blurred", "dark", "bright", "blank"]

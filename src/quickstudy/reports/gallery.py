@@ -1,8 +1,8 @@
 """The gallery: the looks of an image set, looked at once by content and kept beside the store.
 
 `<cache>/looks/<version>/` holds immutable Arrow files, named by the SHA-256 of their own bytes, with a row for each
-image under the SHA-256 of its file. A file appears whole or not at all, so several processes may look at the same images
-at once and a kill loses a second's work; what cannot be read is looked at again.
+image under the SHA-256 of its file. A file appears whole or not at all, so several processes may look at the same
+images at once and a kill loses a second's work; what cannot be read is looked at again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -31,6 +31,7 @@ from quickstudy.reports.looks import VERSION, Look, look_at
 _SUFFIX = ".arrow"
 _BATCH = 1000
 _MANY_FILES = 8
+_SMALL_BYTES = 8 << 20
 _TYPES = {"int": pa.int32(), "float": pa.float32(), "bytes": pa.binary()}
 _SCHEMA = pa.schema(
     [pa.field("key", pa.binary(32), nullable=False)]
@@ -42,7 +43,7 @@ _SCHEMA = pa.schema(
 class Gallery:
     """The looks of n images, column by column; what each means is said at `Look`.
 
-    An image that could not be looked at, since its file has gone or changed meanwhile, has a width of 0 and no thumbnail.
+    An image that could not be looked at, as its file has gone or changed meanwhile, has a width of 0 and no thumbnail.
     """
 
     width: NDArray[np.int32]
@@ -63,7 +64,7 @@ def view_gallery(
     A cache that cannot be written costs only time.
     """
     folder = cache_folder(Path(cache) if cache else None) / "looks" / VERSION
-    looks = _load(folder)
+    looks = _load(folder, {image.digest for image in images})
     missing = list({image.digest: image for image in images if image.digest not in looks}.values())
     if missing:
         looks |= _look_and_keep(missing, folder, progress)
@@ -105,28 +106,44 @@ def _look(image: KnownImage) -> dict[str, Any] | None:
         return None
 
 
-def _load(folder: Path) -> dict[bytes, dict[str, Any]]:
+def _load(folder: Path, wanted: set[bytes]) -> dict[bytes, dict[str, Any]]:
     looks: dict[bytes, dict[str, Any]] = {}
-    for _, rows in _files(folder):
-        looks.update((row["key"], row) for row in rows)
+    for path in _paths(folder):
+        if wanted & _keys(path):
+            looks.update((row["key"], row) for row in _rows(path) if row["key"] in wanted)
     return looks
 
 
-def _files(folder: Path) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
-    """The whole files in the folder with their rows; damaged ones, and those of another make, are passed over."""
+def _paths(folder: Path) -> list[Path]:
     try:
-        names = sorted(name for name in os.listdir(folder) if name.endswith(_SUFFIX) and not name.startswith("."))
+        names = sorted(os.listdir(folder))
     except OSError:
-        return
-    for name in names:
-        try:
-            data = (folder / name).read_bytes()
-            if f"{hashlib.sha256(data).hexdigest()}{_SUFFIX}" == name:
-                table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
-                if table.schema.equals(_SCHEMA):
-                    yield folder / name, table.to_pylist()
-        except (OSError, pa.ArrowException):
-            continue
+        return []
+    return [folder / name for name in names if name.endswith(_SUFFIX) and not name.startswith(".")]
+
+
+def _keys(path: Path) -> set[bytes]:
+    """Whose looks a file holds; of the looks, nothing is read."""
+    try:
+        with pa.memory_map(str(path)) as file:
+            table = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=[0])).read_all()
+            return set(table.column(0).to_pylist())
+    except (OSError, pa.ArrowException):
+        return set()
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The looks in a file; none where it is damaged or of another make."""
+    try:
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() == path.stem:
+            table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
+            if table.schema.equals(_SCHEMA):
+                rows: list[dict[str, Any]] = table.to_pylist()
+                return rows
+    except (OSError, pa.ArrowException):
+        pass
+    return []
 
 
 def _write(folder: Path, rows: Sequence[dict[str, Any]]) -> Path | None:
@@ -142,12 +159,16 @@ def _write(folder: Path, rows: Sequence[dict[str, Any]]) -> Path | None:
 
 
 def _merge(folder: Path) -> None:
-    """Make one file of many; the old ones go when the new one is durable, so a reader finds every look in one."""
-    files = list(_files(folder))
-    if len(files) <= _MANY_FILES:
+    """Make one file of many small ones; they go when it is durable, so a reader finds every look in one or the other.
+
+    Damaged files stay as they are: their looks are in another file by now.
+    """
+    small = [path for path in _paths(folder) if path.stat().st_size < _SMALL_BYTES]
+    if len(small) <= _MANY_FILES:
         return
-    merged = _write(folder, list({row["key"]: row for _, rows in files for row in rows}.values()))
-    for path, _ in files:
-        if path != merged:
+    rows = {path: _rows(path) for path in small}
+    merged = _write(folder, list({row["key"]: row for found in rows.values() for row in found}.values()))
+    for path, found in rows.items():
+        if found and path != merged:
             with contextlib.suppress(OSError):
                 path.unlink()

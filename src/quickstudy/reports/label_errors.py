@@ -1,11 +1,13 @@
 """Which labels are probably wrong: those that a classifier that has not seen the image finds hard to believe.
 
-The classifier learned from labels of which a share e is wrong, so what it gives is the probability of a *label*: of the
-true class's with 1 - e, of each other with e / (K - 1). Taken back through that, it gives the probability that a label
-is wrong, and the mean of those is e: a fixed point, found in a few steps (expectation maximisation, as for the noise
-rate of Natarajan et al., 2013). Confident learning (Northcutt et al., 2021, arXiv:1911.00068) estimates the same by
-counting against thresholds by class; on clothing photos with 5 % of the labels corrupted at random, its cut finds as
-many errors with a third more false alarms (`benchmarks/audit.py labels`).
+A label is right with 1 - e, and else any other of K - 1 as well; the classifier says how probable each class is. So
+Bayes' rule says how probable it is that a label is wrong, and the mean of that over all images is e, which is found by
+repeating the two (expectation maximisation; the likelihood is concave in e, so there is one optimum). As the classifier
+has learned from wrong labels, too, it believes them a little, and what comes out errs on the low side.
+
+Confident learning (Northcutt et al., 2021, arXiv:1911.00068) estimates the same by counting against thresholds by
+class. On clothing photos with 5 % of the labels corrupted at random, what is found here has a precision of 0.83 and a
+recall of 0.90, and its usual cut 0.56 and 0.86 (`benchmarks/audit.py labels`).
 
 Fitting again without the suspects, three times, raised the average precision of the ranking from 0.942 to 0.947 on
 other seeds, for three times the work; mixing in the labels of the nearest neighbours changed nothing. Neither is done.
@@ -20,7 +22,7 @@ from quickstudy.heads.softmax import Floats
 from quickstudy.reports.evidence import Evidence
 from quickstudy.reports.findings import LabelError
 
-LEAST = 0.08
+LEAST = 0.05
 """Labels at least so probably wrong are named: where precision and recall were both at least those of confident
 learning, on seeds other than those reported. Lower than 1/2, since looking at an image costs less than learning a wrong
 label."""
@@ -58,16 +60,15 @@ def probability_wrong(probabilities: Floats, labels: NDArray[np.intp]) -> NDArra
     """How probable it is that each label is wrong.
 
     Args:
-        probabilities: n×K, of labels, out of sample and calibrated.
+        probabilities: n×K, of classes, out of sample and calibrated.
         labels: n class numbers.
     """
     classes = probabilities.shape[1]
     own = np.maximum(probabilities[np.arange(len(labels)), labels].astype(np.float64), 1e-12)
     rate, wrong = 0.05, np.zeros(len(labels))
     for _ in range(_MOST_STEPS):
-        other = rate / (classes - 1)  # of a given wrong label
-        true = np.clip((own - other) / (1 - rate - other), 0, 1)
-        wrong = other * (1 - true) / np.maximum(own, other * (1 - true) + (1 - rate) * true)
+        mistaken = rate / (classes - 1) * (1 - own)
+        wrong = mistaken / (mistaken + (1 - rate) * own)
         previous, rate = rate, min(max(float(wrong.mean()), _LEAST_RATE), 0.5)
         if abs(rate - previous) < 1e-6:
             break

@@ -3,9 +3,9 @@
 With a classifier, the next to label are those with large and different gradients: the gradient that an image's most
 probable label would give is its residual times its features, long where the classifier is in doubt; picking the one
 farthest from all picked so far keeps the batch diverse (the gradients of BADGE, Ash et al., 2020, arXiv:1906.03671, and
-the greedy choice of Sener and Savarese, 2018, arXiv:1708.00489). The gradients, d×K numbers each, are never written out:
-their products are products of products. Without any labels, it is the most typical image of each of as many clusters
-(Hacohen et al., 2022, arXiv:2202.02794), the largest cluster first.
+the greedy choice of Sener and Savarese, 2018, arXiv:1708.00489). The gradients, d×K numbers each, are never written
+out: their products are products of products. Without any labels, it is the most typical image of each of as many
+clusters (Hacohen et al., 2022, arXiv:2202.02794), the largest cluster first.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Looks: what can be said of an image by looking at its pixels, without a network; computed once and kept.
 
-JPEGs are decoded at a fraction of their size where that is enough, which spares most of the work. Everything is measured
-at one scale, so that a large photo and its small copy look alike. `gallery.py` keeps looks beside the store.
+JPEGs are decoded at a fraction of their size where that is enough, which spares most of the work. Everything is
+measured at one scale, so that a large photo and its small copy look alike. `gallery.py` keeps looks beside the store.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ def look_at(data: bytes) -> Look:
 def sharpness(grey: NDArray[np.uint8]) -> float:
     """1 - H, where neighbouring pixels two apart differ 2^H times as much as adjacent ones (root mean square).
 
-    H is the Hölder exponent, read off the structure function (Kolmogorov, 1941) at two lags: 1/2 for hard outlines, less
-    for fine texture, 1 where all is smooth. Unlike the variance of the Laplacian, it does not take a plain product photo
-    for a blurred one: of clothing photos blurred by 1/200 of their side, 97 % fall below what 99.5 % of the photos as
-    they are exceed, against 67 %.
+    H is the Hölder exponent, read off the structure function (Kolmogorov, 1941) at two lags: 1/2 for hard outlines,
+    less for fine texture, 1 where all is smooth. Unlike the variance of the Laplacian, it does not take a plain product
+    photo for a blurred one: of clothing photos blurred by 1/200 of their side, 97 % fall below what 99.5 % of the
+    photos as they are exceed, against 67 %.
     """
     levels = grey.astype(np.float32)
     if min(levels.shape) < 3:

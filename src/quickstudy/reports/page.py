@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ _FLAWS = {
     "blank": "of one colour",
 }
 _SPLITS = ("train", "validation", "test")
+_CALIBRATING: tuple[By, ...] = ("validation", "cross-validation", "test")  # what the temperature came from first
 _WAYS: tuple[By, ...] = ("cross-validation", "validation", "test")
 
 
@@ -71,7 +73,7 @@ def render(contents: Contents) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_read), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.1f} %"
+    environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.1f}\u00a0%"
     environment.filters["count"] = lambda number: f"{number:,}"
     # Our own files, not the user's.
     style, script = Markup(_read("report.css")), Markup(_read("report.js"))  # noqa: S704
@@ -100,10 +102,10 @@ def _shown(contents: Contents) -> dict[str, Any]:
     standing, audit = contents.standing, contents.audit
     training, evidence = standing.metadata["training"], standing.evidence
     test = _evaluate(standing, "test")
-    judged = next((by for by in ("validation", "cross-validation", "test") if len(standing.rows(by))), None)
+    judged = next((by for by in _CALIBRATING if len(standing.rows(by))), None)
     return {
         "title": standing.model.name,
-        "source": os.fsdecode(str(evidence.source)),
+        "source": _source(standing),
         "images": len(evidence.images),
         "classes": evidence.classes,
         "scores": _scores(contents),
@@ -265,7 +267,7 @@ def _facts(standing: Standing, training: dict[str, Any]) -> list[tuple[str, str]
     if training.get("views"):
         options += f" --views {training['views']}"
     return [
-        ("Command", f"quickstudy retrain {_quoted(str(standing.evidence.source))}{options} --l2 {training['l2']:.6g}"),
+        ("Command", f"quickstudy retrain {shlex.quote(_source(standing))}{options} --l2 {training['l2']:.6g}"),
         ("Model", hashlib.sha256(standing.model.read_bytes()).hexdigest()),
         ("Data (content, labels and split)", str(training.get("data_fingerprint"))),
         ("Backbone", f"{origin['name']}, cut at {origin['cut']}, {origin['fingerprint']}"),
@@ -276,12 +278,6 @@ def _facts(standing: Standing, training: dict[str, Any]) -> list[tuple[str, str]
         ("Software that made the model", ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))),
         ("Software that made the report", f"quickstudy {VERSION}"),
     ]
-
-
-def _quoted(text: str) -> str:
-    import shlex
-
-    return shlex.quote(text)
 
 
 def _script_data(contents: Contents) -> dict[str, Any]:
@@ -353,9 +349,18 @@ def _group(group: DuplicateGroup) -> dict[str, Any]:
     return {"members": list(group.members), "notes": "; ".join(notes), "bad": group.leaks or group.conflicts}
 
 
+def _source(standing: Standing) -> str:
+    """The image set's name without the folders that it lies in, which are nobody's business whom the report is sent."""
+    return _text(standing.evidence.source.resolve().name)
+
+
 def _name(standing: Standing, path: os.PathLike[str]) -> str:
     """The path below the image set, fit to be shown."""
     root = standing.evidence.source
     root = root if root.is_dir() else root.parent
     name = os.path.relpath(path, root) if os.path.isabs(path) == os.path.isabs(root) else os.fspath(path)  # noqa: PTH117
-    return name.encode("utf-8", "backslashreplace").decode()
+    return _text(name)
+
+
+def _text(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()  # a file's name need not be valid text

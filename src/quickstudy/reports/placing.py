@@ -46,4 +46,5 @@ def place_images(features: NDArray[np.floating], *, seed: int = 0) -> NDArray[np
         weights /= weights.sum(axis=1, keepdims=True)
         places[others] = (layout[near] * weights[:, :, None]).sum(axis=1)
     places -= places.min(axis=0)
-    return places / np.maximum(places.max(axis=0), 1e-9)
+    places /= np.maximum(places.max(axis=0), 1e-9)
+    return places

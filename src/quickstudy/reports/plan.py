@@ -1,8 +1,8 @@
 """Plans: what to do about the findings, as a CSV file to review and edit; `carrying_out.py` does it.
 
-A plan has a row for each file that something is to be said of, with the columns `action`, `path` (relative to the image
-folder, or as in the manifest), `from` and `to` (the label now and then; for `move`, `to` is the path then), `reason` and
-`sha256` (of the file that the plan was made for). The actions:
+A plan has a row for each file that something is to be said of, with the columns `action`, `path` (relative to the
+image folder, or as in the manifest), `from` and `to` (the label now and then; for `move`, `to` is the path then),
+`reason` and `sha256` (of the file that the plan was made for). The actions:
 
 - `drop` sets the file aside, `relabel` gives it the label `to`, `move` puts it where `to` says;
 - `keep` does nothing: the row is there to be reviewed, and `to` says what may be right.
@@ -21,6 +21,7 @@ from typing import Literal, get_args
 
 from quickstudy.errors import AuditError
 from quickstudy.files import write_bytes_atomically
+from quickstudy.images.imageset import IMAGE_SUFFIXES
 from quickstudy.reports.evidence import Evidence
 from quickstudy.reports.findings import Audit, DuplicateGroup
 from quickstudy.reports.gallery import Gallery
@@ -53,24 +54,25 @@ def make_plan(evidence: Evidence, gallery: Gallery, audit: Audit) -> tuple[Step,
     """What to do about what was found, one step a file: unreadable files first, then by path.
 
     Of one picture under several names, one file stays: with a label that the classifier believes, in the test split
-    where it is in one, the largest. Labels that are more probably wrong than not are changed; what is less clear is only
-    marked.
+    where it is in one, the largest. Labels that are more probably wrong than not are changed; what is less clear is
+    only marked.
     """
-    folder = evidence.source if evidence.source.is_dir() else evidence.source.parent
+    folder = evidence.source.parent if evidence.source.is_file() else evidence.source
     names = [_relative(image.path, folder) for image in evidence.images]
     steps: dict[int, Step] = {}
 
     def add(image: int, action: Action, reason: str, to: str = "") -> None:
-        known = evidence.images[image]
-        step = Step(
+        known, before = evidence.images[image], steps.get(image)
+        if before and before.action != "keep":
+            return  # it goes, or gets another label, for a better reason
+        steps[image] = Step(
             action=action,
             path=names[image],
             label=known.label or "",
-            to=to,
-            reason=reason,
+            to=to or (before.to if before else ""),
+            reason=f"{before.reason}; {reason}" if before else reason,
             sha256=known.digest.hex(),
         )
-        steps.setdefault(image, step)
 
     for group in audit.duplicates:
         best = _best(group, evidence, gallery)
@@ -95,8 +97,13 @@ def make_plan(evidence: Evidence, gallery: Gallery, audit: Audit) -> tuple[Step,
         add(
             suggestion.image, "keep", f"no label; suggested with {100 * suggestion.probability:.0f} %", suggestion.label
         )
+    # A photo in a format that is not read wants converting; it is not broken.
     unusable = [
-        Step(action="drop", path=_relative(item.path, folder), reason=item.reason)
+        Step(
+            action="drop" if item.path.suffix.lower() in IMAGE_SUFFIXES else "keep",
+            path=_relative(item.path, folder),
+            reason=item.reason,
+        )
         for item in audit.skipped
         if item.path.is_file() and not item.path.is_symlink()
     ]
@@ -110,7 +117,7 @@ def write_plan(path: Path, steps: Iterable[Step]) -> None:
         AuditError: the file cannot be written.
     """
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text)  # ends lines with \r\n, and so quotes cells with either
     writer.writerow(COLUMNS)
     for step in steps:
         cells = (step.action, step.path, step.label, step.to, step.reason, step.sha256)

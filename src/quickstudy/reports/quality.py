@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quickstudy.reports.findings import FlawKind, QualityFlaw
 from quickstudy.reports.gallery import Gallery
@@ -27,12 +28,12 @@ _AT_MOST = 0.5
 def find_flaws(gallery: Gallery) -> tuple[QualityFlaw, ...]:
     """All flaws, by image; an image is dark, bright, blank or blurred, in this order, but not two of these.
 
-    What more than half of all images have is the nature of the set, not a flaw: drawings of 28 by 28 pixels are all tiny.
+    What more than half of all images have is the nature of the set, not a flaw: digits of 28 by 28 pixels are all tiny.
     """
     looked_at = gallery.width > 0
     shorter = np.minimum(gallery.width, gallery.height)
     longer = np.maximum(gallery.width, gallery.height)
-    values = {
+    values: dict[FlawKind, NDArray[Any]] = {
         "tiny": shorter,
         "narrow": longer / np.maximum(shorter, 1),
         "dark": gallery.brightness,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
     """
     n, fewer = only_first + only_second, min(only_first, only_second)
     tail = sum(math.comb(n, k) for k in range(fewer + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return min(1.0, 2 * float(Fraction(tail, 2**n)))
 
 
 def compare(

@@ -117,7 +117,8 @@ class FineTunedClassifier:
         """Calibrated logits (n×K) of images."""
         none = np.zeros(len(digests), np.intp)
         examples = Examples(digests=tuple(digests), labels=none, gather=self.kept.extraction.gather)
-        logits: Floats = logits_of(self.kept.result.network, examples).numpy() / np.float32(self.kept.temperature)
+        logits: Floats = logits_of(self.kept.result.network, examples).numpy()
+        logits /= np.float32(self.kept.temperature)
         return logits
 
     def unseen(self) -> tuple[Unseen, ...]:

@@ -35,7 +35,7 @@
     return element;
   }
 
-  const percent = (share) => `${(100 * share).toFixed(0)} %`;
+  const percent = (share) => `${(100 * share).toFixed(0)}\u00a0%`;
   const isMistake = (image) => images.predicted[image] >= 0 && images.truth[image] >= 0 && images.predicted[image] !== images.truth[image];
 
   function describe(image) {

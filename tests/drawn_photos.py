@@ -1,4 +1,4 @@
-"""Pictures that tests draw for themselves."""
+"""Photos for tests: drawn, easy to tell apart, and the same in every run."""
 
 from __future__ import annotations
 

@@ -1,0 +1,94 @@
+"""`quickstudy audit` as a user types it: look, plan, apply, undo."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from in_process import Run
+from PIL import Image
+
+from quickstudy.backbones.backbone import Backbone
+
+
+@pytest.fixture
+def photos(photos: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Photos with faults: a copy, a wrong label, a broken and a black file, and one without a label."""
+    cache = photos.parent / "cache"
+    shutil.copytree(backbone.path.parent, cache / "backbones")
+    monkeypatch.setenv("QUICKSTUDY_CACHE", str(cache))
+    monkeypatch.chdir(photos.parent)
+    shutil.copy(photos / "checks" / "05.jpg", photos / "checks" / "copy.jpg")
+    shutil.move(photos / "discs" / "03.jpg", photos / "stripes" / "wrong.jpg")
+    shutil.move(photos / "discs" / "04.jpg", photos / "loose.jpg")
+    (photos / "discs" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 nothing more")
+    Image.new("RGB", (300, 300)).save(photos / "checks" / "black.png")
+    return photos
+
+
+def test_look_plan_apply_undo(run: Run, photos: Path) -> None:
+    before = sorted(path.relative_to(photos) for path in photos.rglob("*.*"))
+    done = run("audit", "photos", "--fix", "plan.csv")
+    assert done.code == 0, done.err
+    assert "photos: 38 usable images of 3 classes, 1 without a label; 1 file skipped" in done.out
+    for words in ("broken.jpg: damaged", "same file: checks/05.jpg = checks/copy.jpg", "stripes/wrong.jpg: 'stripes'",
+                  "rather 'discs'", "dark      checks/black.png", "loose.jpg: 'discs'", "Label these next",
+                  "review it, then: quickstudy audit photos --apply plan.csv"):  # fmt: skip
+        assert words in done.out
+    assert sorted(path.relative_to(photos) for path in photos.rglob("*.*")) == before
+    with Path("plan.csv").open(newline="") as file:
+        actions = {row["path"]: (row["action"], row["to"]) for row in csv.DictReader(file)}
+    assert actions["checks/copy.jpg"] == ("drop", "")
+    assert actions["discs/broken.jpg"] == ("drop", "")
+    assert actions["checks/black.png"] == ("drop", "")
+    assert actions["stripes/wrong.jpg"][1] == "discs"
+    assert actions["loose.jpg"] == ("keep", "discs")
+
+    Path("plan.csv").write_text(Path("plan.csv").read_text().replace("keep,loose", "relabel,loose"))
+    done = run("audit", "photos", "--apply", "plan.csv")
+    assert done.code == 0, done.err
+    assert "nothing is ever deleted" in done.out
+    assert "Undo with: quickstudy audit photos --undo plan.undo.csv" in done.out
+    assert (photos / "_set_aside" / "checks" / "copy.jpg").exists()
+    assert (photos / "discs" / "loose.jpg").exists()
+    again = run("audit", "photos")
+    assert "copy.jpg" not in again.out
+    assert "broken.jpg" not in again.out
+    done = run("audit", "photos", "--undo", "plan.undo.csv")
+    assert done.code == 0, done.err
+    assert sorted(path.relative_to(photos) for path in photos.rglob("*.*")) == before
+
+
+def test_json_holds_everything(run: Run, photos: Path) -> None:
+    values = json.loads(run("audit", "photos", "--json").out)
+    assert values["images"] == 38
+    (copies,) = (group for group in values["duplicates"] if group["exact"])
+    assert copies["images"] == ["photos/checks/05.jpg", "photos/checks/copy.jpg"]
+    assert values["label_errors"][0]["image"] == "photos/stripes/wrong.jpg"
+    assert values["suggestions"][0]["label"] == "discs"
+
+
+def test_what_cannot_be_moved_is_told_and_the_status_says_so(run: Run, photos: Path) -> None:
+    Path("plan.csv").write_text("action,path,from,to,reason,sha256\ndrop,checks/none.jpg,,,,\n")
+    done = run("audit", "photos", "--apply", "plan.csv")
+    assert done.code == 1
+    assert "left as it was: checks/none.jpg: no such file" in done.out
+    values = json.loads(run("audit", "photos", "--apply", "plan.csv", "--json").out)
+    assert values["left"] == [{"path": "checks/none.jpg", "reason": "no such file"}]
+
+
+def test_a_hostile_plan_is_refused(run: Run, photos: Path) -> None:
+    Path("plan.csv").write_text("action,path,from,to,reason,sha256\ndrop,../plan.csv,,,,\n")
+    done = run("audit", "photos", "--apply", "plan.csv")
+    assert done.code == 2
+    assert "does not lie in the image folder" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_one_step_at_a_time(run: Run, photos: Path) -> None:
+    done = run("audit", "photos", "--fix", "plan.csv", "--apply", "plan.csv")
+    assert done.code == 2
+    assert "one at a time" in done.err

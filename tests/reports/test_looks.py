@@ -1,0 +1,150 @@
+"""Looks by hand-made pictures; the gallery keeps them, whatever happens to its files."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from drawn_photos import draw_photo
+from quickstudy.errors import UnusableImageError
+from quickstudy.images.identity import read_image_file
+from quickstudy.reports import gallery as module
+from quickstudy.reports.evidence import KnownImage
+from quickstudy.reports.gallery import Gallery, view_gallery
+from quickstudy.reports.looks import THUMBNAIL_SIDE, look_at, sharpness
+from quickstudy.reports.quality import LIMITS
+
+
+def encode(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_size_brightness_and_shares_of_a_picture_in_halves() -> None:
+    levels = np.full((300, 600, 3), 255, np.uint8)
+    levels[:, :300] = 0
+    look = look_at(encode(Image.fromarray(levels), "PNG"))
+    assert (look.width, look.height) == (600, 300)
+    assert look.brightness == pytest.approx(0.5, abs=0.01)
+    assert look.contrast == pytest.approx(0.5, abs=0.01)
+    assert look.black == pytest.approx(0.5, abs=0.01)
+    assert look.white == pytest.approx(0.5, abs=0.01)
+
+
+def test_the_size_is_that_of_the_upright_image() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    look = look_at(encode(Image.new("RGB", (640, 320), "gray"), exif=exif))
+    assert (look.width, look.height) == (320, 640)
+    with Image.open(io.BytesIO(look.thumbnail)) as thumbnail:
+        assert thumbnail.size == (48, 96)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (40, 30), (1000, 10), (3000, 2000)])
+def test_thumbnails_of_any_size_are_small_and_never_enlarged(size) -> None:
+    look = look_at(encode(Image.new("RGB", size, "teal"), "PNG"))
+    with Image.open(io.BytesIO(look.thumbnail)) as thumbnail:
+        assert thumbnail.format == "JPEG"
+        assert max(thumbnail.size) == min(max(size), THUMBNAIL_SIDE)
+
+
+def test_sharpness_by_hand() -> None:
+    # A ramp: pixels two apart differ twice as much as adjacent ones, H = 1.
+    assert sharpness(np.tile(np.arange(0, 200, 2, np.uint8), (50, 1))) == pytest.approx(0, abs=1e-6)
+    # One hard edge: twice as many pairs two apart straddle it, H = 1/2, but for the few pairs at the border.
+    edge = np.zeros((200, 200), np.uint8)
+    edge[:, 100:] = 200
+    assert sharpness(edge) == pytest.approx(0.5, abs=0.01)
+    noise = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (300, 300)).astype(np.uint8)
+    assert sharpness(noise) == pytest.approx(1, abs=0.01)
+    assert sharpness(np.full((50, 50), 7, np.uint8)) == 0
+
+
+def test_a_photo_is_sharp_and_its_blurred_copy_is_not_at_any_size() -> None:
+    photo = draw_photo("discs", 3).resize((1280, 1120))
+    for side in (320, 1280):
+        small = photo.resize((side, side * 7 // 8))
+        blurred = small.filter(ImageFilter.GaussianBlur(side / 60))
+        assert look_at(encode(small)).sharpness > 1.5 * LIMITS["blurred"]
+        assert look_at(encode(blurred)).sharpness < LIMITS["blurred"]
+
+
+def test_what_is_no_image_is_refused() -> None:
+    with pytest.raises(UnusableImageError):
+        look_at(b"nothing")
+
+
+@pytest.fixture
+def images(photo_source: Path) -> list[KnownImage]:
+    paths = sorted(photo_source.rglob("*.jpg"))[:6]
+    return [KnownImage(path=path, digest=read_image_file(path)[1], label=None, split=None) for path in paths]
+
+
+def columns(gallery: Gallery) -> list[list[float]]:
+    return [getattr(gallery, name).tolist() for name in ("width", "height", "brightness", "sharpness")]
+
+
+def refuse(*_: object) -> None:
+    raise AssertionError("looked at again")
+
+
+def test_looks_are_computed_once(images, tmp_path, monkeypatch) -> None:
+    first = view_gallery(images, cache=tmp_path)
+    assert first.width.tolist() == [320] * 6
+    monkeypatch.setattr(module, "look_at", refuse)
+    again = view_gallery(images[::-1], cache=tmp_path)
+    assert columns(again) == [column[::-1] for column in columns(first)]
+    assert again.thumbnails == first.thumbnails[::-1]
+
+
+def test_a_damaged_file_is_passed_over_and_what_it_held_looked_at_again(images, tmp_path) -> None:
+    first = view_gallery(images, cache=tmp_path)
+    (path,) = (tmp_path / "looks").rglob("*.arrow")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert columns(view_gallery(images, cache=tmp_path)) == columns(first)
+
+
+def test_many_small_files_become_one(images, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "_MANY_FILES", 3)
+    for image in images:
+        view_gallery([image], cache=tmp_path)
+    assert len(list((tmp_path / "looks").rglob("*.arrow"))) <= 3
+    monkeypatch.setattr(module, "look_at", refuse)
+    assert view_gallery(images, cache=tmp_path).width.tolist() == [320] * 6
+
+
+def _view(images: list[KnownImage], cache: Path) -> None:
+    view_gallery(images, cache=cache)
+
+
+def test_processes_may_look_at_once(images, tmp_path, monkeypatch) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_view, args=(images, tmp_path)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    monkeypatch.setattr(module, "look_at", refuse)
+    assert view_gallery(images, cache=tmp_path).width.tolist() == [320] * 6
+
+
+def test_a_file_that_has_gone_or_changed_has_no_look(images, tmp_path) -> None:
+    gone = KnownImage(path=tmp_path / "gone.jpg", digest=b"1" * 32, label=None, split=None)
+    changed = KnownImage(path=images[0].path, digest=b"2" * 32, label=None, split=None)
+    found = view_gallery([gone, images[1], changed], cache=tmp_path / "cache")
+    assert found.width.tolist() == [0, 320, 0]
+    assert [bool(thumbnail) for thumbnail in found.thumbnails] == [False, True, False]
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(images, tmp_path) -> None:
+    (tmp_path / "looks").write_text("a file where the folder should be")
+    assert view_gallery(images, cache=tmp_path).width.tolist() == [320] * 6
