@@ -20,7 +20,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -216,7 +215,7 @@ def client(options: argparse.Namespace, port: int, *arguments: object, seconds: 
 
 def output_of(command: Sequence[object]) -> dict[str, Any]:
     """The JSON object that a command prints."""
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=600)
     if done.returncode:
         raise SystemExit(f"{command} failed:\n{done.stderr[-3000:]}")
     values: dict[str, Any] = json.loads(done.stdout)
@@ -231,22 +230,25 @@ def serving(command: Sequence[object]) -> Iterator[tuple[int, psutil.Process]]:
     process = subprocess.Popen([*map(str, command), "--port", str(port)], stdout=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 120
-        while True:
-            try:
-                answered = urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5)  # LitServe: /health
-            except urllib.error.HTTPError:
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > until:
-                    raise SystemExit(f"{command} does not serve") from None
-                time.sleep(0.2)
-            else:
-                answered.close()
-                break
+        while not is_ready(port):
+            if process.poll() is not None or time.monotonic() > until:
+                raise SystemExit(f"{command} does not serve")
+            time.sleep(0.2)
         yield port, psutil.Process(process.pid)
     finally:
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         process.terminate()
-        process.wait(60)
+        _, left = psutil.wait_procs(family, timeout=20)
+        for one in left:
+            one.kill()
+
+
+def is_ready(port: int) -> bool:
+    """Whether a server takes requests; LitServe tells under another name."""
+    for path in ("healthz", "health"):
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5):
+            return True
+    return False
 
 
 if __name__ == "__main__":
