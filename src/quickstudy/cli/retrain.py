@@ -203,8 +203,8 @@ def _print_tuning(result: RetrainResult, seconds: float) -> None:
         print(f"Validation, {name:<13} {format_score(score)}")
     if result.plan:
         print(
-            f"Planned: cut '{result.plan['cut']}', {count(result.plan['views'], 'view')}, {result.plan['epochs']} epochs, "
-            f"{result.plan['seconds']:.0f} s; it took {seconds:.0f} s"
+            f"Planned: cut '{result.plan['cut']}', {count(result.plan['views'], 'view')}, "
+            f"{count(result.plan['epochs'], 'epoch')}, {result.plan['seconds']:.0f} s; it took {seconds:.0f} s"
         )
 
 

@@ -137,7 +137,7 @@ class Model:
             UnusableImageError: the bytes are no image that can be used; the message is the reason.
         """
         pixels = fit(decode(file, self.input, most_pixels=most_pixels), self.input)
-        probabilities: NDArray[np.float32] = self._run(pixels[None])[0]
+        probabilities: NDArray[np.float32] = self.predict_pixels(pixels[None])[0]
         return probabilities
 
     def verify(self) -> float:
