@@ -196,8 +196,8 @@ def test_a_fine_tuned_model_is_judged_by_what_it_said_itself(photos: Path, tmp_p
     assert standing.fine_tuned
     validation, test = standing.score("validation"), standing.score("test")
     assert validation is not None and test is not None and result.test is not None
-    best = max(result.tuning[0]["best"]["right"], result.tuning[0]["start"]["right"])
-    assert (validation.right, validation.n) == (best, result.tuning[0]["best"]["n"])
+    kept = result.tuning[0]["kept"]
+    assert (validation.right, validation.n) == (kept["right"], kept["n"])
     assert test == result.test.score
     model = load(result.model)
     rows = standing.rows("test")

@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from quickstudy.errors import ModelError, ServingError
+from quickstudy.models.seal import sealed
 from quickstudy.serving.metrics import Metrics
 from quickstudy.serving.registry import Registry, parse_models
 
@@ -30,12 +31,12 @@ def look_twice(registry: Registry) -> None:
 
 
 def spoil(model: Path) -> None:
-    """Change one weight of the head, so that the file loads and computes something else."""
+    """Change one weight of the head and seal the file again, so that it loads and computes something else."""
     proto = onnx.load(model)
     [weights] = [tensor for tensor in proto.graph.initializer if tensor.name == "head/weights"]
     values = onnx.numpy_helper.to_array(weights) + 0.1 * (onnx.numpy_helper.to_array(weights) > 0)
     weights.CopyFrom(onnx.numpy_helper.from_array(values.astype("float32"), "head/weights"))
-    onnx.save(proto, model.with_suffix(".new"))
+    model.with_suffix(".new").write_bytes(sealed(proto))
     model.with_suffix(".new").replace(model)
 
 

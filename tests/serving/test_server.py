@@ -236,7 +236,7 @@ class TestReload:
             wait_until(lambda: server.metric('quickstudy_reloads_total{model="photos",result="refused"}') == 1)
             ready = httpx.get(f"{server.address}/readyz")
             assert (ready.status_code, ready.json()) == (200, {"ready": True, "models_current": False})
-            assert "cannot load" in httpx.get(f"{server.address}/model").json()["problem"].lower()
+            assert "not an onnx model" in httpx.get(f"{server.address}/model").json()["problem"].lower()
             shutil.copy(trained / "two.onnx", model_file.with_suffix(".new"))
             model_file.with_suffix(".new").replace(model_file)
             wait_until(lambda: server.metric('quickstudy_reloads_total{model="photos",result="reloaded"}') == 1)
