@@ -1,4 +1,4 @@
-"""Writes the figures in README.md and docs/benchmarks.md from the JSON in benchmarks/results/.
+"""Writes the figures in README.md and docs/ from the JSON in benchmarks/results/.
 
     python benchmarks/tables.py
 
@@ -11,51 +11,28 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from common import RESULTS
+from markdown import load, percent, ranged, table
+from trust_tables import TRUST_TABLES
 
 ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
-    """Rewrite both pages."""
+    """Rewrite the pages."""
     for page in (
         ROOT / "README.md",
         ROOT / "docs" / "benchmarks.md",
         ROOT / "docs" / "train.md",
         ROOT / "docs" / "sweep.md",
         ROOT / "docs" / "finetune.md",
+        ROOT / "docs" / "ship.md",
     ):
         text = page.read_text(encoding="utf-8")
-        for name, table in TABLES.items():
+        for name, make in TABLES.items():
             pattern = rf"(<!-- figures: {name} -->\n).*?(<!-- end -->)"
-            text = re.sub(pattern, lambda match, table=table: match[1] + table() + match[2], text, flags=re.DOTALL)
+            text = re.sub(pattern, lambda match, make=make: match[1] + make() + match[2], text, flags=re.DOTALL)
         page.write_text(text, encoding="utf-8")
-
-
-def load(name: str) -> dict[str, Any]:
-    """One result."""
-    values: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
-    return values
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
-
-
-def ranged(values: dict[str, float], digits: int = 1, *, scale: float = 1.0) -> str:
-    """Median with smallest and largest."""
-    median, low, high = (f"{scale * values[key]:,.{digits}f}" for key in ("median", "min", "max"))
-    return f"{median} ({low} to {high})"
-
-
-def percent(score: dict[str, Any]) -> str:
-    """Accuracy with its interval."""
-    low, high = score["interval_95"]
-    return f"{100 * score['accuracy']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def summary() -> str:
@@ -492,6 +469,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "finetuning_keras": finetuning_keras,
     "serving": serving,
     "serving_peers": serving_peers,
+    **TRUST_TABLES,
 }
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def test_works_from_the_keyboard(page: sync_api.Page, photo: Path) -> None:
     outline = page.locator("label[for=files]").evaluate("label => getComputedStyle(label).outlineStyle")
     assert outline == "solid"  # one sees where one is
     with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
+        page.keyboard.press("Space")
     chooser.value.set_files(photo)
     page.locator(".result").wait_for()
     page.locator("#camera-start").focus()

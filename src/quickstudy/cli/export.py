@@ -56,11 +56,12 @@ def command(
     if int8 and calibrate is None:
         raise typer.BadParameter("--int8 needs photos to calibrate on, as in: --int8 --calibrate photos/")
     forms = any((int8, fp16, web, coreml, labels, card))
-    if not forms and not source.is_dir():
+    is_run = source.is_dir() or source.suffix != ".onnx"
+    if not forms and not is_run:
         raise typer.BadParameter("say what to make of the model: --int8, --fp16, --web, --coreml, --labels or --card")
     results: dict[str, Any] = {}
     model = source
-    if source.is_dir():
+    if is_run:
         require("torch", extra="train")
         from quickstudy.training.export import export
 
