@@ -197,18 +197,15 @@ def _curves(photos: Path, name: str, cuts: Sequence[str]) -> None:
             )  # fmt: skip
             measured = run_measured(command)
             found = json.loads(measured["output"])
-            rows.append(
-                {
-                    "images": sum(found["train_counts"].values()),
-                    "cut": cut,
-                    "test": found["test"],
-                    "seconds": measured["wall_seconds"],
-                    "fine_tuning": found["fine_tuning"],
-                }
-            )
-            print(rows[-1]["images"], cut, found["test"]["accuracy"], measured["wall_seconds"], flush=True)
+            row = {
+                "images": sum(found["train_counts"].values()),
+                "cut": cut,
+                "accuracy": found["test"]["accuracy"],
+            }
+            rows.append(row)
+            print(row, flush=True)
     shutil.rmtree(folder)
-    save("finetuning_curves", {"backbone": name, "runs": rows})
+    save("finetuning_curves", {"backbone": name, "test_images": found["test"]["n"], "runs": rows})
 
 
 def _keras(photos: Path, weights: Path, tensorflow: str) -> None:

@@ -327,13 +327,8 @@ def finetuning_curves() -> str:
     cuts = list(dict.fromkeys(run["cut"] for run in runs))
     rows = []
     for images in dict.fromkeys(run["images"] for run in runs):
-        found = {run["cut"]: run for run in runs if run["images"] == images}
-        rows.append(
-            [
-                f"{images:,}",
-                *(f"{100 * found[cut]['test']['accuracy']:.1f} % in {found[cut]['seconds']:.0f} s" for cut in cuts),
-            ]
-        )
+        found = {run["cut"]: run["accuracy"] for run in runs if run["images"] == images}
+        rows.append([f"{images:,}", *(f"{100 * found[cut]:.1f} %" for cut in cuts)])
     return table(["training images", *(f"`{cut}`" for cut in cuts)], rows)
 
 

@@ -142,7 +142,17 @@ def parse(line: str) -> None:
         context = command.make_context(name, words, parent=context)
 
 
-COMMANDS = list(dict.fromkeys(line for _, line in all_commands()))
+COMMANDS: dict[str, str] = {}  # with the page that has it first
+for _page, _line in all_commands():
+    COMMANDS.setdefault(_line, _page)
+
+
+def running() -> Iterator[Any]:
+    """What can be run here; what is on no first page, or takes its time, in the slow tests."""
+    for line, page in COMMANDS.items():
+        if not matches(ONLY_PARSED, line):
+            slow = matches(SLOW, line) or page not in ("README.md", "--help")
+            yield pytest.param(line, marks=[pytest.mark.slow] if slow else [])
 
 
 def test_there_are_commands_on_every_page_that_should_have_some() -> None:
@@ -161,14 +171,8 @@ def test_what_is_no_command_is_not_taken_for_one() -> None:
         parse("retrain photos/ --no-such-option")
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if not matches((*ONLY_PARSED, *SLOW), line)])
+@pytest.mark.parametrize("line", running())
 def test_it_runs(world: Path, line: str) -> None:
-    run(world, shortened(line))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("line", [line for line in COMMANDS if matches(SLOW, line) and not matches(ONLY_PARSED, line)])
-def test_it_runs_in_its_time(world: Path, line: str) -> None:
     run(world, shortened(line))
 
 
