@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -55,7 +56,7 @@ def report(
     # Each of these keeps a core busy for about as long, mostly outside of Python.
     with ThreadPoolExecutor(2) as pool:
         places = pool.submit(remember, folder, "map", evidence, lambda: place_images(evidence.features).tolist())
-        sheets = pool.submit(sprite_sheets, gallery.thumbnails)
+        sheets = pool.submit(_sheets, evidence, gallery, folder)
         found = pool.submit(_findings, evidence, gallery, folder)
         curve = pool.submit(_learning_curve, standing)
         left_out = pool.submit(_leave_one_out, standing)
@@ -75,6 +76,17 @@ def report(
             f"Cannot write the report '{target}': {error.strerror}. Name another place with --output"
         ) from error
     return target
+
+
+def _sheets(evidence: Evidence, gallery: Gallery, cache: Path) -> list[bytes]:
+    """The thumbnails on sheets; what encoding them takes is spared the second time."""
+    encoded = remember(
+        cache,
+        "sheets",
+        evidence,
+        lambda: [base64.b64encode(sheet).decode() for sheet in sprite_sheets(gallery.thumbnails)],
+    )
+    return [base64.b64decode(sheet) for sheet in encoded]
 
 
 def _findings(evidence: Evidence, gallery: Gallery, cache: Path) -> Audit:
