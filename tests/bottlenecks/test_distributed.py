@@ -117,6 +117,7 @@ class TestOnACluster:
         assert open_shared_store(place.as_uri()).pull(Store(cache)).bottlenecks == 36
         assert extract(paths, backbone, Store(cache), dtype="float32").computed == 0
 
+    @pytest.mark.slow
     def test_a_second_filling_from_another_program_computes_nothing(
         self, photos: Path, paths: list[Path], backbone: Backbone, ray_address: str, cache: Path
     ) -> None:

@@ -46,6 +46,7 @@ def test_filling_here_spares_the_retraining_its_forward_passes(folder: Path) -> 
     assert "0 forward passes, 36 bottlenecks from the store" in run(folder, "retrain", "photos/").stdout
 
 
+@pytest.mark.slow
 def test_what_a_cluster_stored_elsewhere_is_pulled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With `auto` where no cluster runs: a private Ray, which is gone when the command ends."""
     pytest.importorskip("ray", reason=NO_RAY)

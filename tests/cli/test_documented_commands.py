@@ -40,7 +40,7 @@ ONLY_PARSED = (
     r"--abstain",  # wants more photos than there are here
     r"--port|--token",
 )
-SLOW = (r"--budget|--unfreeze|--cut|--int8",)
+SLOW = (r"--budget|--unfreeze|--cut|--int8|backbone show|^sweep (batchnorm|mlp)|sweeps/",)
 SHORT = {
     r"^train": "--steps 3 --batch 16",
     r"^sweep (batchnorm|mlp|my_study)": "--steps 2 --set batch=8 --set evaluate_steps=1 --seeds 1 --grid depth=1,2 "

@@ -284,7 +284,10 @@ class Deadly:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "kind",
+    [signal.SIGKILL, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (signal.SIGTERM, signal.SIGINT))],
+)
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, slow: SweepResult, kind: signal.Signals) -> None:
     folder = tmp_path / "sweep"
     process = multiprocessing.get_context("spawn").Process(target=sweep_in_process, args=(folder,))

@@ -88,6 +88,7 @@ def test_runs_come_back_as_they_are_here(cluster: str, tmp_path: Path) -> None:
     assert again[0] == Planned(trials=4, done=2, workers=2)
 
 
+@pytest.mark.slow
 def test_a_lost_worker_is_replaced(cluster: str, tmp_path: Path) -> None:
     study = Study(name="slow", grids=(Grid(recipe="mlp", fixed={**FIXED, "steps": 1500}, axes={"depth": (1, 2)}),))
     killed: list[int] = []
