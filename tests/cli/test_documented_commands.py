@@ -171,7 +171,7 @@ def test_what_is_no_command_is_not_taken_for_one() -> None:
         parse("retrain photos/ --no-such-option")
 
 
-@pytest.mark.parametrize("line", running())
+@pytest.mark.parametrize("line", list(running()))
 def test_it_runs(world: Path, line: str) -> None:
     run(world, shortened(line))
 
