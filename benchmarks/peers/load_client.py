@@ -71,9 +71,10 @@ class Connection:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.due = 0.0
         self.received = b""
+        self.under_way = self.closed = False
 
     def send(self, request: bytes, due: float) -> None:
-        self.due, self.received = due, b""
+        self.due, self.received, self.under_way = due, b"", True
         self.socket.settimeout(60)
         self.socket.sendall(request)
 
@@ -122,11 +123,15 @@ class Load:
             status = connection.read()
             if status is None:
                 continue
-            now = time.perf_counter()
-            self.done.append((now - self.started, now - connection.due, status))
             if status == 0:
                 self.selector.unregister(connection.socket)
                 connection.socket.close()
+                connection.closed = True
+            if not connection.under_way:  # the server has ended a connection that it had answered
+                continue
+            connection.under_way = False
+            now = time.perf_counter()
+            self.done.append((now - self.started, now - connection.due, status))
             found.append((connection, status != 0))
         return found
 
@@ -155,6 +160,8 @@ class Load:
             while due <= now and due < end:
                 waiting.append(due)
                 due += draw.expovariate(rate)
+            left = [connection for connection in idle if not connection.closed]
+            open_count, idle = open_count - (len(idle) - len(left)), left
             while waiting and (idle or open_count < most):
                 if not idle:
                     idle.append(self.connect())
