@@ -161,22 +161,29 @@ def _accuracy(photos: Path, name: str, cut: str) -> None:
     folder = fresh(Path(tempfile.gettempdir()) / "quickstudy-finetuning")
     results = {}
     for label, options in (("linear", []), ("fine-tuned", ["--cut", cut])):
-        command = quickstudy(
-            "retrain", str(photos), "--backbone", name, "-o", str(folder / "m.onnx"), "--cache", str(folder / label),
-            "--json", *options,
-        )  # fmt: skip
-        measured = run_measured(command)
-        found = json.loads(measured["output"])
+        seconds, found = _retrain(photos, name, folder / label, options)
         results[label] = {
-            "seconds": measured["wall_seconds"],
+            "seconds": seconds,
             "test": found["test"],
             "cross_validation": found["cross_validation"],
             "fine_tuning": found["fine_tuning"],
             "stages": found["seconds"],
         }
-        print(label, measured["wall_seconds"], found["test"]["accuracy"], flush=True)
     shutil.rmtree(folder)
     save("finetuning_accuracy", {"backbone": name, "cut": cut, **results})
+
+
+def _retrain(photos: Path, backbone: str, cache: Path, options: Sequence[str]) -> tuple[float, dict[str, Any]]:
+    """Seconds of the whole command, and what it found."""
+    model = cache.parent / "model.onnx"
+    measured = run_measured(
+        quickstudy(
+            "retrain", str(photos), "--backbone", backbone, "-o", str(model), "--cache", str(cache), "--json", *options
+        )
+    )
+    found = json.loads(measured["output"])
+    print(*options, measured["wall_seconds"], found["test"]["accuracy"], flush=True)
+    return measured["wall_seconds"], found
 
 
 def _curves(photos: Path, name: str, cuts: Sequence[str]) -> None:
@@ -191,12 +198,7 @@ def _curves(photos: Path, name: str, cuts: Sequence[str]) -> None:
         lines = [f"{file.path.resolve()},{file.label},{file.split}" for file in chosen]
         manifest.write_text("\n".join(["path,label,split", *lines]) + "\n")
         for cut in cuts:
-            command = quickstudy(
-                "retrain", str(manifest), "--backbone", name, "--cut", cut, "-o", str(folder / "m.onnx"), "--cache",
-                str(folder / "cache"), "--json",
-            )  # fmt: skip
-            measured = run_measured(command)
-            found = json.loads(measured["output"])
+            _, found = _retrain(manifest, name, folder / "cache", ["--cut", cut])
             row = {
                 "images": sum(found["train_counts"].values()),
                 "cut": cut,
@@ -226,18 +228,8 @@ def _keras(photos: Path, weights: Path, tensorflow: str) -> None:
     for label, options in (("linear", []), ("fine-tuned", ["--cut", "mixed7"])):
         cache = folder / label
         shutil.copytree(folder / "cache", cache)
-        command = quickstudy(
-            "retrain", str(some), "--backbone", "inception_v3_mixed8", "-o", str(folder / "m.onnx"),
-            "--cache", str(cache), "--json", *options,
-        )  # fmt: skip
-        measured = run_measured(command)
-        found = json.loads(measured["output"])
-        ours[label] = {
-            "seconds": measured["wall_seconds"],
-            "test": found["test"],
-            "fine_tuning": found["fine_tuning"],
-        }
-        print(label, measured["wall_seconds"], found["test"]["accuracy"], flush=True)
+        seconds, found = _retrain(some, "inception_v3_mixed8", cache, options)
+        ours[label] = {"seconds": seconds, "test": found["test"], "fine_tuning": found["fine_tuning"]}
     peer = [tensorflow, str(peers / "keras_finetuning.py"), "--folder", str(some), "--weights", str(weights)]
     measured = run_measured(peer)
     theirs = [json.loads(line) for line in measured["output"].splitlines()]

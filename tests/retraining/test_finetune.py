@@ -24,6 +24,7 @@ from quickstudy.finetuning.method import Method
 from quickstudy.models.assemble import fingerprint_of
 from quickstudy.models.model import load
 from quickstudy.retraining import finetune
+from quickstudy.retraining.record import load_record
 from quickstudy.retraining.result import RetrainResult
 from quickstudy.retraining.retrain import retrain
 from small_backbones import add_small_backbone
@@ -39,6 +40,16 @@ def small(cache: Path) -> Backbone:
 def run(photos: Path, cache: Path, output: Path, **options: object) -> RetrainResult:
     settings = {"cut": "block_1", "method": METHOD} | options
     return retrain(photos, output, backbone="small", cache=cache, **settings)
+
+
+def arrange(photos: Path, given: Path, **splits: range) -> Path:
+    """Some of the photos of each class, by number, as splits."""
+    for split, numbers in splits.items():
+        for name in ("checks", "discs", "stripes"):
+            (given / split / name).mkdir(parents=True)
+            for number in numbers:
+                shutil.copy(photos / name / f"{number:02}.jpg", given / split / name)
+    return given
 
 
 def test_from_photos_to_a_model_that_predicts_what_was_evaluated(
@@ -113,17 +124,20 @@ def test_the_second_time_nothing_passes_through_the_prefix(
 def test_a_given_validation_split_validates_and_is_not_trained_on(
     small: Backbone, photos: Path, cache: Path, tmp_path: Path
 ) -> None:
-    for split, numbers in (("train", range(6)), ("validation", range(6, 9)), ("test", range(9, 12))):
-        for name in ("checks", "discs", "stripes"):
-            (tmp_path / "given" / split / name).mkdir(parents=True)
-            for number in numbers:
-                shutil.copy(photos / name / f"{number:02}.jpg", tmp_path / "given" / split / name)
-    result = run(tmp_path / "given", cache, tmp_path / "m.onnx")
+    given = arrange(photos, tmp_path / "given", train=range(6), validation=range(6, 9), test=range(9, 12))
+    result = run(given, cache, tmp_path / "m.onnx")
     (stage,) = result.tuning
     assert (stage["validation"], stage["start"]["n"]) == ("given", 9)
     assert stage["steps"] == METHOD.epochs  # 18 images, in one batch
     assert result.test is not None
     assert result.test.score.n == 9
+
+
+def test_without_a_test_split_nothing_is_tested(small: Backbone, photos: Path, cache: Path, tmp_path: Path) -> None:
+    given = arrange(photos, tmp_path / "given", train=range(6), validation=range(6, 9))
+    result = run(given, cache, tmp_path / "m.onnx", method=Method.of(epochs=1))
+    assert result.test is None
+    assert [unseen.by for unseen in load_record(cache, result.model).unseen][:1] == ["cross-validation"]
 
 
 def test_where_nothing_helps_the_model_is_the_linear_one_of_all_training_images(

@@ -24,6 +24,7 @@ from quickstudy.backbones.graph import keep_until
 from quickstudy.backbones.runtime import open_session
 from quickstudy.errors import ModelError
 from quickstudy.files import write_bytes_atomically
+from quickstudy.heads.calibration import probabilities_of
 from quickstudy.images.decoding import InputSpec
 from quickstudy.models.golden import GOLDEN_TOLERANCE, golden_images
 from quickstudy.models.metadata import FORMAT, PREFIX
@@ -49,9 +50,7 @@ class LinearHead:
         """Class probabilities (n×K) of features (n×d), worked out in float64."""
         values = features.astype(np.float64)
         logits = np.copysign(np.sqrt(np.abs(values)), values) @ self.weights.astype(np.float64) + self.biases
-        exponentials: NDArray[np.float64] = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
-        return probabilities
+        return probabilities_of(logits)
 
 
 Tail = Callable[[NDArray[np.float32]], NDArray[np.floating]]

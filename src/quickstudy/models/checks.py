@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 
 from quickstudy.errors import ImageSetError
 from quickstudy.images.imageset import list_images, load_image_set
+from quickstudy.intervals import paired_interval
 from quickstudy.models.golden import golden_images
 from quickstudy.models.model import Model
 from quickstudy.progress import Progress, silent
-
-_Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +60,10 @@ class Agreement:
 
     @property
     def loss_interval(self) -> tuple[float, float] | None:
-        """95 % interval of the loss, for the same images looked at twice (Agresti and Min, 2005)."""
+        """95 % interval of the loss, for the same images looked at twice."""
         if not self.labelled:
             return None
-        n, lost, won = self.labelled + 2, self.only_before + 0.5, self.only_after + 0.5
-        centre = (lost - won) / n
-        half = _Z95 * (lost + won - (lost - won) ** 2 / n) ** 0.5 / n
-        return centre - half, centre + half
+        return paired_interval(self.only_before, self.only_after, self.labelled)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""

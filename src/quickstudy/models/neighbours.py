@@ -27,6 +27,7 @@ from quickstudy.backbones.runtime import open_session
 from quickstudy.cores import usable_cores
 from quickstudy.errors import ModelError, UnusableImageError
 from quickstudy.files import sha256_of_file, write_bytes_atomically
+from quickstudy.heads.softmax import signed_sqrt
 from quickstudy.images.decoding import MOST_PIXELS, InputSpec, decode, fit
 from quickstudy.images.identity import read_image_file
 from quickstudy.models.assemble import HEAD_INPUT
@@ -177,8 +178,7 @@ class _FeatureExtractor:
 
 def _directions(features: NDArray[np.floating]) -> NDArray[np.float32]:
     """Signed square roots of rows (n×d), each scaled to length 1."""
-    values = features.astype(np.float32)
-    roots = np.copysign(np.sqrt(np.abs(values)), values)
+    roots = signed_sqrt(features)
     lengths = np.linalg.norm(roots, axis=1, keepdims=True)
     return np.asarray(roots / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
 

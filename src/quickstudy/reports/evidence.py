@@ -5,8 +5,9 @@ It is gathered from a folder (`gather_evidence`), or built from what a training 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from quickstudy.backbones.backbone import Backbone, load_backbone
 from quickstudy.bottlenecks.extraction import Extraction, extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.files import cache_folder
+from quickstudy.heads.calibration import probabilities_of
 from quickstudy.heads.selection import Head, fit_head
 from quickstudy.heads.softmax import Floats, signed_sqrt
 from quickstudy.images.imageset import ImageSet, Skipped, Split, load_image_set
@@ -60,11 +62,18 @@ class Evidence:
     computed: int
     """Forward passes that it took."""
 
-    @property
+    @cached_property
     def labels(self) -> NDArray[np.intp]:
         """Class numbers (n), -1 where an image has no label, or none of the classes."""
         number_of = {name: number for number, name in enumerate(self.classes)}
         return np.array([number_of.get(image.label or "", -1) for image in self.images], np.intp)
+
+    def distinct(self, among: Iterable[int]) -> NDArray[np.intp]:
+        """Of these images, given by number in their order, the first of each content, in the order of the hashes."""
+        first: dict[bytes, int] = {}
+        for number in among:
+            first.setdefault(self.images[number].digest, number)
+        return np.array([first[digest] for digest in sorted(first)], np.intp)
 
 
 def gather_evidence(
@@ -128,7 +137,7 @@ def build_evidence(
             if (position := held_out.get(digest)) is not None:
                 logits[number] = head.held_out_logits[position]
             unseen[number] = position is not None or digest not in seen
-        probabilities = _softmax(logits)
+        probabilities = probabilities_of(logits).astype(np.float32)
     skipped = [Skipped(path=files[n][0], reason=extraction.reasons[n]) for n in sorted(extraction.reasons)]
     return Evidence(
         source=found.source,
@@ -164,9 +173,3 @@ def _cross_validate(found: ImageSet, extraction: Extraction) -> tuple[Head | Non
     number_of = {name: number for number, name in enumerate(classes)}
     numbers = np.array([number_of[name] for name in names], np.intp)
     return fit_head(extraction.gather(trained), numbers, trained, classes=len(classes)), trained, classes
-
-
-def _softmax(logits: Floats) -> Floats:
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities: Floats = exponentials / exponentials.sum(axis=1, keepdims=True)
-    return probabilities

@@ -8,7 +8,6 @@ images at once and a kill loses a second's work; what cannot be read is looked a
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from quickstudy.bottlenecks.shards import SUFFIX, name_of
 from quickstudy.cores import usable_cores
 from quickstudy.errors import UnusableImageError
 from quickstudy.files import cache_folder, write_bytes_atomically
@@ -28,7 +28,6 @@ from quickstudy.progress import Progress, silent
 from quickstudy.reports.evidence import KnownImage
 from quickstudy.reports.looks import VERSION, Look, look_at
 
-_SUFFIX = ".arrow"
 _BATCH = 1000
 _MANY_FILES = 8
 _SMALL_BYTES = 8 << 20
@@ -119,7 +118,7 @@ def _paths(folder: Path) -> list[Path]:
         names = sorted(os.listdir(folder))
     except OSError:
         return []
-    return [folder / name for name in names if name.endswith(_SUFFIX) and not name.startswith(".")]
+    return [folder / name for name in names if name.endswith(SUFFIX) and not name.startswith(".")]
 
 
 def _keys(path: Path) -> set[bytes]:
@@ -136,7 +135,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     """The looks in a file; none where it is damaged or of another make."""
     try:
         data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() == path.stem:
+        if name_of(data) == path.name:
             table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
             if table.schema.equals(_SCHEMA):
                 rows: list[dict[str, Any]] = table.to_pylist()
@@ -153,7 +152,7 @@ def _write(folder: Path, rows: Sequence[dict[str, Any]]) -> Path | None:
     with pa.ipc.new_file(sink, _SCHEMA) as writer:
         writer.write_table(pa.Table.from_pylist(sorted(rows, key=lambda row: row["key"]), _SCHEMA))
     data = memoryview(sink.getvalue())
-    path = folder / f"{hashlib.sha256(data).hexdigest()}{_SUFFIX}"
+    path = folder / name_of(data)
     write_bytes_atomically(path, data)
     return path
 

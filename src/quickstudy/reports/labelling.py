@@ -38,11 +38,7 @@ def suggest_labels(evidence: Evidence) -> tuple[Suggestion, ...]:
 def choose_next(evidence: Evidence, *, count: int = BATCH) -> tuple[int, ...]:
     """At most so many images without a label, in the order to label them; copies once, and none that has a label."""
     named = {image.digest for image in evidence.images if image.label is not None}
-    first: dict[bytes, int] = {}
-    for number, image in enumerate(evidence.images):
-        if image.digest not in named:
-            first.setdefault(image.digest, number)
-    rows = np.array([first[digest] for digest in sorted(first)], np.intp)
+    rows = evidence.distinct(number for number, image in enumerate(evidence.images) if image.digest not in named)
     count = min(count, len(rows))
     if not count:
         return ()

@@ -26,10 +26,7 @@ _BLOCK = 4096
 
 def find_outliers(evidence: Evidence, *, limit: float = LIMIT) -> tuple[Outlier, ...]:
     """Images at least so far out, farthest first; none where there are too few images to tell what is usual."""
-    first: dict[bytes, int] = {}
-    for number, image in enumerate(evidence.images):
-        first.setdefault(image.digest, number)
-    rows = np.array([first[digest] for digest in sorted(first)], np.intp)
+    rows = evidence.distinct(range(len(evidence.images)))
     if len(rows) < _FEWEST:
         return ()
     scores = standardise(distances(evidence.features[rows]))

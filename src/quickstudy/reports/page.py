@@ -22,6 +22,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from quickstudy.files import sha256_of_file
 from quickstudy.heads.calibration import (
     BINS,
     CoveragePoint,
@@ -268,7 +269,7 @@ def _facts(standing: Standing, training: dict[str, Any]) -> list[tuple[str, str]
         options += f" --views {training['views']}"
     return [
         ("Command", f"quickstudy retrain {shlex.quote(_source(standing))}{options} --l2 {training['l2']:.6g}"),
-        ("Model", hashlib.sha256(standing.model.read_bytes()).hexdigest()),
+        ("Model", sha256_of_file(standing.model)),
         ("Data (content, labels and split)", str(training.get("data_fingerprint"))),
         ("Backbone", f"{origin['name']}, cut at {origin['cut']}, {origin['fingerprint']}"),
         ("Split", str(training.get("split"))),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,7 +64,7 @@ class Standing:
         """Class number by image, -1 where it has none that the model knows."""
         return self.evidence.labels
 
-    @property
+    @cached_property
     def predicted(self) -> NDArray[np.intp]:
         """Class number by image, -1 where it was not predicted unseen."""
         found: NDArray[np.intp] = np.where(self.evidence.unseen, self.evidence.probabilities.argmax(axis=1), -1)
@@ -71,11 +72,16 @@ class Standing:
 
     def rows(self, by: By) -> NDArray[np.intp]:
         """The images predicted in this way that count: with a class that the model knows, each content once."""
-        found: dict[bytes, int] = {}
-        for row, (image, how, truth) in enumerate(zip(self.evidence.images, self.by, self.truth, strict=True)):
-            if how == by and truth >= 0:
-                found.setdefault(image.digest, row)
-        return np.array([found[digest] for digest in sorted(found)], np.intp)
+        return self._rows_by[by]
+
+    @cached_property
+    def _rows_by(self) -> dict[By, NDArray[np.intp]]:
+        known = list(zip(self.by, self.truth.tolist(), strict=True))
+        ways: tuple[By, ...] = ("cross-validation", "validation", "test")
+        return {
+            by: self.evidence.distinct(row for row, (how, truth) in enumerate(known) if how == by and truth >= 0)
+            for by in ways
+        }
 
     def score(self, by: By) -> Score | None:
         """How many of those were right; None where there are none."""

@@ -16,9 +16,10 @@ from quickstudy.errors import ImageSetError, UnusableImageError
 from quickstudy.images.identity import read_image_file
 from quickstudy.images.imageset import ImageFile, Skipped, load_image_set
 from quickstudy.images.splits import LOCK_NAME, read_lock
+from quickstudy.intervals import paired_interval
 from quickstudy.models.model import Model, load
 from quickstudy.progress import Progress, silent
-from quickstudy.retraining.evaluation import Z95, Score
+from quickstudy.retraining.evaluation import Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +57,9 @@ class Comparison:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the difference, for paired images (Agresti and Min, Statistics in Medicine 24, 2005)."""
-        n, b, c = self.first.n + 2, self.only_second + 0.5, self.only_first + 0.5
-        centre = (b - c) / n
-        half = Z95 * math.sqrt((b + c) - (b - c) ** 2 / n) / n
-        return max(-1.0, centre - half), min(1.0, centre + half)
+        """95 % interval of the difference."""
+        low, high = paired_interval(self.only_second, self.only_first, self.first.n)
+        return max(-1.0, low), min(1.0, high)
 
     @property
     def p_value(self) -> float:

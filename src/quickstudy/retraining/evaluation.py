@@ -10,11 +10,9 @@ from typing import Any
 
 from quickstudy.errors import ImageSetError
 from quickstudy.images.imageset import ImageSet, Skipped, load_image_set
+from quickstudy.intervals import share_interval
 from quickstudy.models.model import Model, load
 from quickstudy.progress import Progress, silent
-
-Z95 = 1.959963984540054
-"""Standard deviations either side that hold 95 % of a normal distribution."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +30,7 @@ class Score:
     @property
     def interval(self) -> tuple[float, float]:
         """Lower and upper end of the 95 % interval."""
-        if not self.n:
-            return 0.0, 1.0
-        p, n, z2 = self.right / self.n, self.n, Z95**2
-        centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-        half = Z95 / (1 + z2 / n) * (p * (1 - p) / n + z2 / (4 * n * n)) ** 0.5
-        return max(0.0, centre - half), min(1.0, centre + half)
+        return share_interval(self.right, self.n)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""

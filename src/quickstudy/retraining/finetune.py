@@ -63,10 +63,9 @@ class Stage:
     result: FineTuned
     temperature: float
     """What the logits are divided by to calibrate them on the validation images."""
-    learned: tuple[bytes, ...]
-    """The images trained on."""
-    validation: tuple[bytes, ...]
-    """Those that the network was compared on; none where the linear head has learned from all in the end."""
+    unseen: tuple[Unseen, ...]
+    """Images trained on, by the linear head's cross-validation; then the validation images, by the network itself,
+    unless the linear head has learned from all in the end."""
     validation_given: bool
     """Whether the images came with a validation split."""
     extraction: Extraction
@@ -121,13 +120,10 @@ class FineTunedClassifier:
         logits /= np.float32(self.kept.temperature)
         return logits
 
+    @property
     def unseen(self) -> tuple[Unseen, ...]:
-        """Images trained on, by the linear head's cross-validation; then validation images, by the network itself."""
-        unseen = [cross_validated(self.kept.head, self.kept.learned)]
-        if self.kept.validation:
-            logits = self.logits(list(self.kept.validation))
-            unseen.append(Unseen(by="validation", digests=self.kept.validation, logits=logits))
-        return tuple(unseen)
+        """What was said of training images before they had been seen."""
+        return self.kept.unseen
 
     def write(self, path: Path, *, classes: Sequence[str], training: dict[str, Any]) -> None:
         """Write it as a model, with the trained weights in the graph."""
@@ -230,20 +226,21 @@ def _stage(
     finally:
         progress.finish()
     shutil.rmtree(place, ignore_errors=True)
-    temperature, held_out = fit_temperature(logits_of(network, compared).numpy(), compared.labels), compared.digests
+    logits: Floats = logits_of(network, compared).numpy()
+    temperature = fit_temperature(logits, compared.labels)
+    validated = [Unseen(by="validation", digests=compared.digests, logits=logits / np.float32(temperature))]
     if before is None and result.kept.epoch == 0:
         # Nothing is left to be compared, so the linear head may learn from all images, and is calibrated as it comes.
         learned = _examples(extraction, lesson.train, lesson.labels, 0)
         head = _fit_head(suffix, learned, lesson)
         result = replace(result, network=SuffixNetwork(suffix, head.weights, head.biases))
-        temperature, held_out = 1.0, ()
+        temperature, validated = 1.0, []
     return Stage(
         net=net,
         head=head,
         result=result,
         temperature=temperature,
-        learned=learned.digests,
-        validation=held_out,
+        unseen=(cross_validated(head, learned.digests), *validated),
         validation_given=bool(lesson.validation),
         extraction=extraction,
     )

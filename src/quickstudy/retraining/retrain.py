@@ -178,13 +178,14 @@ def retrain(
                 progress=progress,
             )
     with clock.stage("evaluation"):
-        evaluation = _evaluate(learned, material.labels, test, classes) if test else None
-    with clock.stage("model"):
-        training = _describe_training(material, parts, train_counts, evaluation, learned, extraction)
-        learned.write(model_path, classes=classes, training=training)
         known = [digest for digest in test if material.labels[digest] in classes]
-        tests = Unseen(by="test", digests=tuple(known), logits=learned.logits(known))
-        save_record(folder, model_path, Record(images=images.resolve(), unseen=(*learned.unseen(), tests)))
+        tested = [Unseen(by="test", digests=tuple(known), logits=learned.logits(known))] if known else []
+        evaluation = _evaluate(tested, material.labels, test, classes) if test else None
+    with clock.stage("model"):
+        abstention = _abstention(learned.unseen[-1], _numbered(material.labels, train, classes))
+        training = _describe_training(material, parts, train_counts, evaluation, learned, abstention, extraction)
+        learned.write(model_path, classes=classes, training=training)
+        save_record(folder, model_path, Record(images=images.resolve(), unseen=(*learned.unseen, *tested)))
     if keep_thumbnails:
         from quickstudy.models.neighbours import keep_neighbours
 
@@ -232,6 +233,7 @@ class Learned(Protocol):
     def logits(self, digests: list[bytes]) -> Floats:
         """Calibrated logits (n×K) of images."""
 
+    @property
     def unseen(self) -> tuple[Unseen, ...]:
         """What training images were said to be by fits that had not seen them; what calibrated the model comes last."""
 
@@ -258,6 +260,7 @@ class _Linear:
     def logits(self, digests: list[bytes]) -> Floats:
         return self.head.logits(self.extraction.gather(digests))
 
+    @property
     def unseen(self) -> tuple[Unseen, ...]:
         return (cross_validated(self.head, self.train),)
 
@@ -314,16 +317,14 @@ def _fit(
 
 
 def _evaluate(
-    learned: Learned,
+    tested: Sequence[Unseen],
     labels: dict[bytes, str],
     test: list[bytes],
     classes: tuple[str, ...],
 ) -> Evaluation:
-    known = [digest for digest in test if labels[digest] in classes]
-    predicted = learned.logits(known).argmax(axis=1)
     return score_predictions(
-        [labels[digest] for digest in known],
-        [classes[number] for number in predicted],
+        [labels[digest] for part in tested for digest in part.digests],
+        [classes[number] for part in tested for number in part.logits.argmax(axis=1)],
         classes,
         unknown=tuple(sorted({labels[digest] for digest in test} - set(classes))),
     )
@@ -352,10 +353,10 @@ def _describe_training(
     train_counts: Counter[str],
     evaluation: Evaluation | None,
     learned: Learned,
+    abstention: dict[str, Any] | None,
     extraction: Extraction,
 ) -> dict[str, Any]:
     """The training summary that the model file carries; the same data give the same text."""
-    train = [digest for digest, part in parts.items() if part == "train"]
     return {
         "data_fingerprint": data_fingerprint(material.labels, parts),
         "split": "given" if material.given_parts is not None else "by content",
@@ -365,7 +366,7 @@ def _describe_training(
         "l2": learned.head.l2,
         "temperature": learned.head.temperature,
         "cross_validation": _cross_validated(learned.head).to_dict(),
-        "abstention": _abstention(learned.unseen()[-1], _numbered(material.labels, train, tuple(sorted(train_counts)))),
+        "abstention": abstention,
         # Without what differs from run to run.
         "fine_tuning": [{k: v for k, v in stage.items() if k != "seconds"} for stage in learned.stages()],
         "test": evaluation.score.to_dict() if evaluation else None,
