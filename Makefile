@@ -26,8 +26,9 @@ demo: .venv/core
 	-command -v npm > /dev/null && cd .venv && npm pack --silent --ignore-scripts onnxruntime-web@1.30.0
 	touch $@
 
+# A file's tests stay in one process, one after the other; each process has its own empty caches.
 test: .venv/web
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: .venv/web
 	$(BIN)/python -m pytest -m slow
