@@ -1,7 +1,7 @@
 """How fast backbones are on this machine: measured once, then remembered beside them.
 
-Measured as extraction runs them: a session of one thread, called by as many threads as there are cores, one image at a
-time. Decoding is left out; it takes about a millisecond an image, whatever the backbone.
+Measured as extraction runs them: called by as many threads as there are cores, one image at a time. Decoding is left
+out; it takes about a millisecond an image, whatever the backbone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.runtime import Prefix
+from quickstudy.backbones.runtime import ONNX_RUNTIME, Engine
 from quickstudy.cores import usable_cores
 from quickstudy.files import write_json_atomically
 
@@ -24,18 +24,19 @@ SECONDS = 1.0
 """How long a measurement takes."""
 
 
-def measure_speed(backbone: Backbone, *, seconds: float = SECONDS) -> float:
-    """Images a second up to the features, from pixels in memory, on all cores; remembered for `known_speed`.
+def measure_speed(backbone: Backbone, *, seconds: float = SECONDS, engine: Engine = ONNX_RUNTIME) -> float:
+    """Images a second up to the features, from pixels in memory, on all cores.
 
     Args:
         backbone: what to measure.
         seconds: for how long.
+        engine: what runs it; what ONNX Runtime does is remembered for `known_speed`.
 
     Raises:
-        BackboneError: ONNX Runtime cannot load it.
+        BackboneError: the engine cannot load it.
     """
-    prefix = Prefix(backbone, backbone.cuts[-1].name, backbone.cuts[-1].shape)
-    size, threads = backbone.input.size, usable_cores()
+    prefix = engine.open(backbone, backbone.cuts[-1].name, backbone.cuts[-1].shape)
+    size, threads = backbone.input.size, engine.threads or usable_cores()
     pixels = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (1, size, size, 3), np.uint8)
 
     def run_for_a_while(_: int) -> int:
@@ -50,7 +51,9 @@ def measure_speed(backbone: Backbone, *, seconds: float = SECONDS) -> float:
     with ThreadPoolExecutor(threads) as pool:
         count = sum(pool.map(run_for_a_while, range(threads)))
     speed = count / (time.perf_counter() - began)
-    _remember(backbone, speed)
+    prefix.close()
+    if engine is ONNX_RUNTIME:
+        _remember(backbone, speed)
     return speed
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quickstudy.cli.options import Cache, Json
+from quickstudy.cli.options import Cache, Device, Engine, Json, OnProcessor
 
 if TYPE_CHECKING:
+    from quickstudy.backbones import runtime
     from quickstudy.backbones.backbone import Backbone
     from quickstudy.backbones.graph_import import Imported
 
@@ -84,22 +85,26 @@ def list_backbones(cache: Cache = None, as_json: Json = False) -> None:
     from quickstudy.backbones.backbone import backbone_names
     from quickstudy.files import cache_folder
 
-    _print_table(_rows(backbone_names(cache_folder(cache)), cache, anew=False), as_json=as_json)
+    _print_table(_rows(backbone_names(cache_folder(cache)), cache), as_json=as_json)
 
 
 @app.command("bench", epilog="Example: quickstudy backbone bench efficientnet_lite0 efficientnet_lite2")
 def bench(
     names: Annotated[list[str] | None, typer.Argument(help="Backbones [default: all].")] = None,
+    device: Device = "cpu",
+    engine: Engine = OnProcessor.ONNXRUNTIME,
     cache: Cache = None,
     as_json: Json = False,
 ) -> None:
     """Measure backbones on this machine, anew: images a second up to the features, decoding not included."""
     from quickstudy.backbones.backbone import backbone_names, load_backbone
+    from quickstudy.backbones.runtime import engine_for
     from quickstudy.files import cache_folder
 
+    runner = engine_for(device, engine.value)
     for name in names or ():
         load_backbone(name, cache_folder(cache))  # what was asked for by name is an error where it cannot be had
-    _print_table(_rows(names or backbone_names(cache_folder(cache)), cache, anew=True), as_json=as_json)
+    _print_table(_rows(names or backbone_names(cache_folder(cache)), cache, measured_with=runner), as_json=as_json)
 
 
 @app.command("show", epilog="Example: quickstudy backbone show efficientnet_lite0")
@@ -173,9 +178,12 @@ def _middle(backbone: Backbone) -> str:
     return cuts[2 * len(cuts) // 3].name
 
 
-def _rows(names: Sequence[str], cache: Path | None, *, anew: bool) -> list[dict[str, Any]]:
-    """What there is to say about each; where one cannot be had, why."""
+def _rows(
+    names: Sequence[str], cache: Path | None, *, measured_with: runtime.Engine | None = None
+) -> list[dict[str, Any]]:
+    """What there is to say about each; where one cannot be had, why. Known speeds count where no engine is named."""
     from quickstudy.backbones.backbone import load_backbone
+    from quickstudy.backbones.runtime import ONNX_RUNTIME
     from quickstudy.backbones.speed import known_speed, measure_speed
     from quickstudy.errors import BackboneError
     from quickstudy.files import cache_folder
@@ -184,10 +192,11 @@ def _rows(names: Sequence[str], cache: Path | None, *, anew: bool) -> list[dict[
     for name in names:
         try:
             backbone = load_backbone(name, cache_folder(cache))
-            speed = None if anew else known_speed(backbone)
+            speed = None if measured_with else known_speed(backbone)
             if speed is None and sys.stderr.isatty():
                 print(f"Measuring {name} …", file=sys.stderr)
-            rows.append({**_describe(backbone), "images_per_second": speed or measure_speed(backbone)})
+            speed = speed or measure_speed(backbone, engine=measured_with or ONNX_RUNTIME)
+            rows.append({**_describe(backbone), "images_per_second": speed})
         except BackboneError as error:
             rows.append({"name": name, "error": str(error)})
     return rows

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quickstudy.cli.options import Cache, Device, Json, Quiet
+from quickstudy.cli.options import Cache, Device, Engine, Json, OnProcessor, Quiet
 from quickstudy.cli.retrain import Dtype
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def fill(
     ] = 0,
     dtype: Annotated[Dtype, typer.Option(help="How bottlenecks are kept.")] = Dtype.FLOAT16,
     device: Device = "cpu",
+    engine: Engine = OnProcessor.ONNXRUNTIME,
     ray: Annotated[
         str | None,
         typer.Option(
@@ -77,8 +78,10 @@ def fill(
         from quickstudy.cli.extras import require
 
         require("ray", extra="ray")
-        if device != "cpu":
-            raise typer.BadParameter("a cluster's workers use their processors; leave out --device, or --ray")
+        if device != "cpu" or engine is not OnProcessor.ONNXRUNTIME:
+            raise typer.BadParameter(
+                "a cluster's workers run ONNX Runtime on their processors; leave out --device and --engine, or --ray"
+            )
     filled = _fill(
         images,
         ray,
@@ -87,6 +90,7 @@ def fill(
         views=views,
         dtype=dtype,
         device=device,
+        engine=engine.value,
         store=store,
         cache=cache,
         quiet=quiet,
@@ -107,6 +111,7 @@ def _fill(
     views: int,
     dtype: Dtype,
     device: str,
+    engine: str,
     store: str | None,
     cache: Path | None,
     quiet: bool,
@@ -141,7 +146,7 @@ def _fill(
                 Store(Path(place)),
                 views=views,
                 dtype=dtype.value,
-                engine=engine_for(device),
+                engine=engine_for(device, engine),
                 progress=progress,
             )
     return _Filled(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,17 @@ Cache = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
-Device = Annotated[
-    str, typer.Option(metavar="cpu|cuda", help="What runs the network: ONNX Runtime on the processor, or a GPU.")
+Device = Annotated[str, typer.Option(metavar="cpu|cuda", help="What the network runs on: the processor, or a GPU.")]
+
+
+class OnProcessor(enum.StrEnum):
+    """What computes bottlenecks on the processor."""
+
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
+
+
+Engine = Annotated[
+    OnProcessor,
+    typer.Option(help="What computes bottlenecks on the processor; openvino is faster where it multiplies bfloat16."),
 ]

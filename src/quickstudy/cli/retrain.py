@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quickstudy.cli.options import Cache, Device, Json, Quiet
+from quickstudy.cli.options import Cache, Device, Engine, Json, OnProcessor, Quiet
 
 if TYPE_CHECKING:
     from quickstudy.retraining.result import RetrainResult
@@ -81,6 +81,7 @@ def command(
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help="How bottlenecks are kept.")] = Dtype.FLOAT16,
     device: Device = "cpu",
+    engine: Engine = OnProcessor.ONNXRUNTIME,
     report: Annotated[
         bool, typer.Option("--report", help="Write the report, <name of the model>.report.html, at once.")
     ] = False,
@@ -128,6 +129,7 @@ def command(
         l2=l2,
         dtype=dtype.value,
         device=device,
+        engine=engine.value,
         cache=cache,
         strict=strict,
         keep_thumbnails=keep_thumbnails,

@@ -267,6 +267,14 @@ def _facts(standing: Standing, training: dict[str, Any]) -> list[tuple[str, str]
     options = f" --backbone {origin['name']}" + (f" --cut {origin['cut']}" if origin["cut"] != "features" else "")
     if training.get("views"):
         options += f" --views {training['views']}"
+    if training.get("class_weight"):
+        options += f" --class-weight {training['class_weight']}"
+    if training.get("dtype", "float16") != "float16":
+        options += f" --dtype {training['dtype']}"
+    if training.get("engine", "").startswith("openvino"):
+        options += " --engine openvino"
+    if training.get("engine", "").startswith("torch"):
+        options += " --device cuda"
     return [
         ("Command", f"quickstudy retrain {shlex.quote(_source(standing))}{options} --l2 {training['l2']:.6g}"),
         ("Model", sha256_of_file(standing.model)),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone, load_backbone
 from quickstudy.backbones.cuts import FEATURES
+from quickstudy.backbones.runtime import ONNX_RUNTIME, engine_named
 from quickstudy.bottlenecks.extraction import Extraction, extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ImageSetError, ModelError
@@ -121,7 +122,14 @@ def take_stock(model: Path, images: Path | None, cache: Path, progress: Progress
         )
     found = load_image_set(images)
     paths = [file.path for file in found.files]
-    extraction = extract(paths, net, Store(cache / "bottlenecks"), progress=progress)
+    extraction = extract(
+        paths,
+        net,
+        Store(cache / "bottlenecks"),
+        dtype=training.get("dtype", "float16"),
+        engine=engine_named(training.get("engine", ONNX_RUNTIME.name)),
+        progress=progress,
+    )
     material = sort_material(found, extraction, strict=False)
     parts = material.given_parts or split_by_content(material.labels, locked=read_lock(model.parent / LOCK_NAME))
     known = set(material.labels)

@@ -18,7 +18,7 @@ import numpy as np
 
 from quickstudy.backbones.backbone import Backbone, load_backbone
 from quickstudy.backbones.cuts import FEATURES, stages
-from quickstudy.backbones.runtime import engine_for
+from quickstudy.backbones.runtime import ONNX_RUNTIME, engine_for
 from quickstudy.bottlenecks.extraction import Extraction, extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ImageSetError, ModelError, PlanError
@@ -62,6 +62,7 @@ def retrain(
     l2: float | None = None,
     dtype: Literal["float16", "float32"] = "float16",
     device: str = "cpu",
+    engine: Literal["onnxruntime", "openvino"] = "onnxruntime",
     cache: str | Path | None = None,
     strict: bool = False,
     keep_thumbnails: bool = False,
@@ -85,7 +86,9 @@ def retrain(
         class_weight: `balanced` weighs all classes the same, however many images they have.
         l2: regularisation strength; chosen by cross-validation if left out.
         dtype: how bottlenecks are kept in the store.
-        device: what runs the network: `cpu` (ONNX Runtime), or a GPU as PyTorch names it, such as `cuda`.
+        device: what the network runs on: `cpu`, or a GPU as PyTorch names it, such as `cuda`.
+        engine: what computes bottlenecks on the processor. OpenVINO is nearly twice as fast where the processor has
+            instructions for bfloat16; the model that comes of it runs in any ONNX runtime all the same.
         cache: folder of the store and the backbones; see `quickstudy.files.cache_folder`.
         strict: raise an error for the first file that cannot be used instead of leaving it out.
         keep_thumbnails: write thumbnails of the training images beside the model, for the page of `quickstudy serve` to
@@ -94,7 +97,7 @@ def retrain(
 
     Raises:
         ImageSetError: there is too little to learn from, or with `strict` a file that cannot be used.
-        PlanError: no fine-tuning fits the budget, or a budget is given with another device than the processor.
+        PlanError: no fine-tuning fits the budget, or it is given with another device or engine than is planned for.
         QuickstudyError: the store, the backbone or the model's place cannot be used; see the message.
     """
     images, folder = Path(images), cache_folder(Path(cache) if cache else None)
@@ -102,11 +105,12 @@ def retrain(
     method = method or Method()
     if views is not None and views < 0:
         raise ImageSetError(f"The number of views cannot be negative; got {views}")
-    if budget_seconds is not None and device != "cpu":
+    runner, clock = engine_for(device, engine), _Clock()
+    if budget_seconds is not None and runner is not ONNX_RUNTIME:
         raise PlanError(
-            f"The planner measures the processor; name a cut and epochs, not a budget, with device '{device}'"
+            "The planner measures ONNX Runtime on the processor; name a cut and epochs, not a budget, with "
+            + (f"engine '{engine}'" if device == "cpu" else f"device '{device}'")
         )
-    engine, clock = engine_for(device), _Clock()
     with clock.stage("listing"):
         found = load_image_set(images)
         require_classes(Counter(file.label for file in found.files), images)
@@ -135,7 +139,7 @@ def retrain(
                 views=views,
                 distortions=distortions,
                 dtype=dtype,
-                engine=engine,
+                engine=runner,
                 progress=progress,
             )
         )
@@ -183,7 +187,8 @@ def retrain(
         evaluation = _evaluate(tested, material.labels, test, classes) if test else None
     with clock.stage("model"):
         abstention = _abstention(learned.unseen[-1], _numbered(material.labels, train, classes))
-        training = _describe_training(material, parts, train_counts, evaluation, learned, abstention, extraction)
+        training = _describe_training(material, parts, train_counts, class_weight, learned, extraction)
+        training |= {"abstention": abstention, "test": evaluation.score.to_dict() if evaluation else None}
         learned.write(model_path, classes=classes, training=training)
         save_record(folder, model_path, Record(images=images.resolve(), unseen=(*learned.unseen, *tested)))
     if keep_thumbnails:
@@ -351,9 +356,8 @@ def _describe_training(
     material: Material,
     parts: dict[bytes, Part],
     train_counts: Counter[str],
-    evaluation: Evaluation | None,
+    class_weight: ClassWeight | None,
     learned: Learned,
-    abstention: dict[str, Any] | None,
     extraction: Extraction,
 ) -> dict[str, Any]:
     """The training summary that the model file carries; the same data give the same text."""
@@ -361,13 +365,14 @@ def _describe_training(
         "data_fingerprint": data_fingerprint(material.labels, parts),
         "split": "given" if material.given_parts is not None else "by content",
         "train_counts": dict(sorted(train_counts.items())),
+        "class_weight": class_weight,
+        "engine": extraction.source.spec.engine,
+        "dtype": extraction.source.spec.dtype,
         "views": extraction.views,
         "distortions": asdict(extraction.distortions) if extraction.views else None,
         "l2": learned.head.l2,
         "temperature": learned.head.temperature,
         "cross_validation": _cross_validated(learned.head).to_dict(),
-        "abstention": abstention,
         # Without what differs from run to run.
         "fine_tuning": [{k: v for k, v in stage.items() if k != "seconds"} for stage in learned.stages()],
-        "test": evaluation.score.to_dict() if evaluation else None,
     }

@@ -1,0 +1,56 @@
+"""The frozen part of a backbone in OpenVINO: on the processor, in bfloat16 where it has instructions for that.
+
+Twice as fast as ONNX Runtime there, and about as fast in float32. As in ONNX Runtime, an image keeps one core, and as
+many images run at once as there are cores.
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+
+import numpy as np
+import onnx
+import openvino
+from numpy.typing import NDArray
+
+from quickstudy.backbones.backbone import Backbone
+from quickstudy.backbones.graph import keep_until
+from quickstudy.backbones.runtime import Engine
+from quickstudy.cores import usable_cores
+
+
+def openvino_engine() -> Engine:
+    """OpenVINO as what computes bottlenecks, at the lowest precision in which this processor is fast."""
+    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    precision = "bfloat16" if "BF16" in capabilities else "float32"
+    return Engine(name=f"openvino-{precision}", open=partial(OpenVinoPrefix, precision=precision))
+
+
+class OpenVinoPrefix:
+    """The frozen part of a backbone, up to a cut. May be called from several threads at once."""
+
+    def __init__(self, backbone: Backbone, cut: str, shape: tuple[int, ...], *, precision: str) -> None:
+        graph = keep_until(onnx.load(backbone.path, load_external_data=False), cut, shape)
+        core, side = openvino.Core(), backbone.input.size
+        model = core.read_model(graph.SerializeToString())
+        model.reshape({"image": [1, side, side, 3]})
+        cores = usable_cores()
+        options = {
+            "INFERENCE_PRECISION_HINT": {"bfloat16": "bf16", "float32": "f32"}[precision],
+            "NUM_STREAMS": cores,
+            "INFERENCE_NUM_THREADS": cores,
+            "ENABLE_CPU_PINNING": False,
+        }
+        self._compiled = core.compile_model(model, "CPU", options)
+        self._of_thread = threading.local()
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Bottlenecks (N × shape of the cut) of images (uint8, N×size×size×3)."""
+        if not hasattr(self._of_thread, "request"):
+            self._of_thread.request = self._compiled.create_infer_request()
+        request = self._of_thread.request
+        return np.concatenate([request.infer({0: image[None]})[0].copy() for image in images])
+
+    def close(self) -> None:
+        """The compiled graph goes with this object."""
