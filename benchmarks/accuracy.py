@@ -1,4 +1,4 @@
-"""Accuracy on a folder with train, validation and test splits: by the number of training images, and by views.
+"""Accuracy on a folder with train, validation and test splits: by the number of training images, by views, by engine.
 
     python benchmarks/accuracy.py FOLDER --cache CACHE
 
@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from common import save, spread
-from quickstudy import retrain
+from quickstudy import evaluate, retrain
 from quickstudy.images.imageset import ImageFile, load_image_set
 from quickstudy.images.views import Distortions
+from quickstudy.retraining.result import RetrainResult
 
 _FLIP_ONLY = Distortions(crop=0, scale=0, brightness=0)
 _VIEWS = {
@@ -43,12 +44,7 @@ def main() -> None:
         by_views = {}
         for name, (views, distortions) in _VIEWS.items():
             result = retrain(options.folder, model, views=views, distortions=distortions, cache=options.cache)
-            best = min(point.log_loss for point in result.path)
-            by_views[name] = {
-                "cross_validation": result.cross_validation.to_dict(),
-                "log_loss": best,
-                "test": result.test.score.to_dict() if result.test else None,
-            }
+            by_views[name] = describe(result)
             print(name, by_views[name], flush=True)
         files = load_image_set(options.folder).files
         by_size: dict[str, Any] = {}
@@ -60,9 +56,23 @@ def main() -> None:
                 scores.append(result.test.score.accuracy if result.test else float("nan"))
             by_size[str(size)] = spread(scores)
             print(size, by_size[str(size)], flush=True)
-        whole = retrain(options.folder, model, cache=options.cache)
-        by_size["all"] = whole.test.score.to_dict() if whole.test else None
-    save("accuracy", {"by_training_images": by_size, "by_views": by_views})
+        by_engine = {}
+        for engine in ("onnxruntime", "openvino"):
+            by_engine[engine] = describe(retrain(options.folder, model, cache=options.cache, engine=engine))
+            # What counts in use: the model on its own, in ONNX Runtime, on the test photos.
+            by_engine[engine]["model"] = evaluate(model, options.folder / "test").score.to_dict()
+            print(engine, by_engine[engine], flush=True)
+        by_size["all"] = by_engine["onnxruntime"]["test"]
+    save("accuracy", {"by_training_images": by_size, "by_views": by_views, "by_engine": by_engine})
+
+
+def describe(result: RetrainResult) -> dict[str, Any]:
+    """What it scored."""
+    return {
+        "cross_validation": result.cross_validation.to_dict(),
+        "log_loss": min(point.log_loss for point in result.path),
+        "test": result.test.score.to_dict() if result.test else None,
+    }
 
 
 def draw(files: tuple[ImageFile, ...], size: int, seed: int) -> list[ImageFile]:

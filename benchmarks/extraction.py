@@ -4,8 +4,9 @@
 
 Each round times the bare loop (the same graph, one image in memory, as many threads as cores: the fastest of ONNX
 Runtime's configurations in `peers/bare_onnxruntime.py`), then quickstudy's extraction of the whole folder into an empty
-store: reading, hashing, decoding, resizing and writing included. The ratio is taken round by round, so that a machine
-whose speed drifts spoils neither side. A third side is the naive loop: Pillow, resize, run, in the same threads.
+store, in ONNX Runtime and in OpenVINO: reading, hashing, decoding, resizing and writing included; then the bare loop
+again. The ratio is taken round by round, so that a machine whose speed drifts spoils neither side. A fourth side is the
+naive loop: Pillow, resize, run, in the same threads.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from PIL import Image
 from common import backbone_from_graph, fresh, photos, save, spread
 from quickstudy.backbones.backbone import Backbone, load_backbone
 from quickstudy.backbones.graph import keep_until
-from quickstudy.backbones.runtime import open_session
+from quickstudy.backbones.runtime import ONNX_RUNTIME, engine_for, open_session
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.cores import usable_cores
@@ -61,7 +62,7 @@ def backbone_of(options: argparse.Namespace, folder: Path) -> Backbone:
 
 
 def measure(files: Sequence[Path], backbone: Backbone, folder: Path, *, rounds: int) -> dict[str, Any]:
-    """Rates of the three sides in turn, and where quickstudy's time goes."""
+    """Rates of the sides in turn, and where quickstudy's time goes."""
     graph = keep_until(onnx.load(backbone.path), backbone.cut, backbone.cut_shape).SerializeToString()
     session = open_session(graph)
     size = backbone.input.size
@@ -74,31 +75,41 @@ def measure(files: Sequence[Path], backbone: Backbone, folder: Path, *, rounds: 
         pixels = np.asarray(Image.open(path).convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
         session.run([backbone.cut], {"image": pixels[None]})
 
-    everything: dict[str, list[float]] = {"bare": [], "quickstudy": [], "naive": []}
-    timings = []
+    engines = {"onnxruntime": ONNX_RUNTIME, "openvino": engine_for("cpu", "openvino")}
+    rates: dict[str, list[float]] = {side: [] for side in ("bare", "naive", *engines)}
+    timings: dict[str, list[dict[str, float]]] = {side: [] for side in engines}
     for round_ in range(rounds + 1):
-        rates = {"bare": rate_of(bare, files), "naive": rate_of(naive, files[: len(files) // 3])}
-        started = time.perf_counter()
-        extraction = extract(files, backbone, Store(fresh(folder / "store")))
-        rates["quickstudy"] = len(files) / (time.perf_counter() - started)
-        rates["bare"] = (rates["bare"] + rate_of(bare, files)) / 2  # before and after, against drift
+        found = {"naive": rate_of(naive, files[: len(files) // 3]), "bare": rate_of(bare, files)}
+        for side, engine in engines.items():
+            started = time.perf_counter()
+            extraction = extract(files, backbone, Store(fresh(folder / "store")), engine=engine)
+            found[side] = len(files) / (time.perf_counter() - started)
+            if round_:
+                timings[side].append(asdict(extraction.timings))
+        found["bare"] = (found["bare"] + rate_of(bare, files)) / 2  # before and after, against drift
+        print({side: round(rate, 1) for side, rate in found.items()}, flush=True)
         if round_:  # the first one warms up
-            for side, rate in rates.items():
-                everything[side].append(rate)
-            timings.append(asdict(extraction.timings))
-    cores = usable_cores()
+            for side, rate in found.items():
+                rates[side].append(rate)
     return {
-        "images_per_second": {side: spread(rates) for side, rates in everything.items()},
-        "share_of_bare": spread([q / b for q, b in zip(everything["quickstudy"], everything["bare"], strict=True)]),
-        "naive_share_of_bare": spread([q / b for q, b in zip(everything["naive"], everything["bare"], strict=True)]),
-        "milliseconds_an_image_and_core": {
-            "bare prefix": 1000 * cores / spread(everything["bare"])["median"],
-            **{
-                step: 1000 * spread([timing[step] for timing in timings])["median"] / len(files)
-                for step in ("read", "decode", "resize", "prefix", "store")
-            },
-            "in all": 1000 * cores * spread([timing["wall"] for timing in timings])["median"] / len(files),
+        "openvino": engines["openvino"].name,
+        "images_per_second": {side: spread(each) for side, each in rates.items()},
+        "share_of_bare": {
+            side: spread([rate / bare for rate, bare in zip(each, rates["bare"], strict=True)])
+            for side, each in rates.items()
+            if side != "bare"
         },
+        "bare_milliseconds_an_image_and_core": 1000 * usable_cores() / spread(rates["bare"])["median"],
+        "milliseconds_an_image_and_core": {side: breakdown(each, len(files)) for side, each in timings.items()},
+    }
+
+
+def breakdown(timings: Sequence[dict[str, float]], images: int) -> dict[str, float]:
+    """Where an image's time goes, as medians over the rounds."""
+    steps = ("read", "decode", "resize", "prefix", "store")
+    return {
+        **{step: 1000 * spread([timing[step] for timing in timings])["median"] / images for step in steps},
+        "in all": 1000 * usable_cores() * spread([timing["wall"] for timing in timings])["median"] / images,
     }
 
 

@@ -50,31 +50,37 @@ def compare_extraction(options: argparse.Namespace, arch: str, folder: Path) -> 
     subprocess.run([options.export, _PEERS / "export_keras.py", arch, graph], check=True, stdout=sys.stderr)
     command = [options.tensorflow, _PEERS / "keras_features.py", "--arch", arch, "--folder", options.folder, "--json"]
     tuned = _json([*command, "--seconds", str(options.seconds)])
-    sides: dict[str, list[float]] = {"keras": [], "keras_tuned": [tuned["images_per_second"]], "quickstudy": []}
+    engines = ("onnxruntime", "openvino")
+    sides: dict[str, list[float]] = {"keras": [], "keras_tuned": [tuned["images_per_second"]]}
+    sides |= {engine: [] for engine in engines}
     for _ in range(options.rounds):
         plain = [*command, "--seconds", str(options.seconds), "--batch", "32", "--execution", "function"]
         sides["keras"].append(_json(plain)["images_per_second"])
-        sides["quickstudy"].append(rate_of_quickstudy(options.folder, graph, arch, folder))
+        for engine in engines:
+            sides[engine].append(rate_of_quickstudy(options.folder, graph, arch, folder, engine))
         best = ["--batch", str(tuned["batch"]), "--execution", tuned["execution"]]
         sides["keras_tuned"].append(_json([*command, "--seconds", str(options.seconds), *best])["images_per_second"])
         print(arch, {side: rates[-1] for side, rates in sides.items()}, flush=True)
-    ours = sides["quickstudy"]
+    against = {"ratio": sides["keras"], "ratio_tuned": sides["keras_tuned"][1:]}
     return {
         "images_per_second": {side: spread(rates) for side, rates in sides.items()},
-        "ratio": spread([q / k for q, k in zip(ours, sides["keras"], strict=True)]),
-        "ratio_tuned": spread([q / k for q, k in zip(ours, sides["keras_tuned"][1:], strict=True)]),
+        **{
+            name: {e: spread([q / k for q, k in zip(sides[e], theirs, strict=True)]) for e in engines}
+            for name, theirs in against.items()
+        },
         "tuned": {name: tuned[name] for name in ("batch", "execution")},
     }
 
 
-def rate_of_quickstudy(photo_folder: Path, graph: Path, arch: str, folder: Path) -> float:
+def rate_of_quickstudy(photo_folder: Path, graph: Path, arch: str, folder: Path, engine: str) -> float:
     """Images a second from the folder to bottlenecks in an empty store."""
+    from quickstudy.backbones.runtime import engine_for
     from quickstudy.bottlenecks.extraction import extract
     from quickstudy.bottlenecks.store import Store
 
     files = photos(photo_folder)[: 3000 if arch == "MobileNetV2" else 600]
     started = time.perf_counter()
-    extract(files, _backbone(graph, arch), Store(fresh(folder / "store")))
+    extract(files, _backbone(graph, arch), Store(fresh(folder / "store")), engine=engine_for("cpu", engine))
     return len(files) / (time.perf_counter() - started)
 
 

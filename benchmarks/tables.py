@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from markdown import load, percent, ranged, table
 from trust_tables import TRUST_TABLES
@@ -49,13 +50,13 @@ def summary() -> str:
         ],
         [
             "JPEGs to bottlenecks, as a share of ONNX Runtime's bare loop on the same cores",
-            f"{100 * extraction['share_of_bare']['median']:.0f} %",
+            _by_engine(extraction["share_of_bare"], 0, " %", scale=100),
         ],
         [
             "JPEGs to bottlenecks against Keras on TensorFlow, MobileNetV2",
-            f"{keras['extraction']['MobileNetV2']['ratio']['median']:.1f} times",
+            _by_engine(keras["extraction"]["MobileNetV2"]["ratio"], 1, " times"),
         ],
-        ["the same, InceptionV3", f"{keras['extraction']['InceptionV3']['ratio']['median']:.1f} times"],
+        ["the same, InceptionV3", _by_engine(keras["extraction"]["InceptionV3"]["ratio"], 1, " times")],
         [
             "Keras's tutorial job (InceptionV3, 244 photos, 2 epochs): first time",
             f"{keras['tutorial_job']['first_ratio']['median']:.1f} times faster",
@@ -72,24 +73,34 @@ def summary() -> str:
 def extraction() -> str:
     """Extraction against the bare loop, with its breakdown."""
     values = load("extraction")
+    names = {
+        "onnxruntime": "**quickstudy**, folder to store",
+        "openvino": f"**quickstudy**, `--engine openvino` ({values['openvino'].partition('-')[2]})",
+        "naive": "naive loop: Pillow, resize, run",
+    }
     rates = table(
         ["", "images/s", "share of bare"],
         [
             ["ONNX Runtime, bare loop, no images", ranged(values["images_per_second"]["bare"], 0), ""],
-            [
-                "**quickstudy**, folder to store",
-                ranged(values["images_per_second"]["quickstudy"], 0),
-                ranged(values["share_of_bare"], 1, scale=100) + " %",
-            ],
-            [
-                "naive loop: Pillow, resize, run",
-                ranged(values["images_per_second"]["naive"], 0),
-                ranged(values["naive_share_of_bare"], 1, scale=100) + " %",
-            ],
+            *(
+                [
+                    name,
+                    ranged(values["images_per_second"][side], 0),
+                    ranged(values["share_of_bare"][side], 1, scale=100) + " %",
+                ]
+                for side, name in names.items()
+            ),
         ],
     )
     steps = values["milliseconds_an_image_and_core"]
-    return rates + "\n" + table(list(steps), [[f"{value:.2f}" for value in steps.values()]])
+    header = ["an image's milliseconds of one core", *next(iter(steps.values()))]
+    rows = [[engine, *(f"{value:.2f}" for value in each.values())] for engine, each in steps.items()]
+    return f"{rates}\n{table(header, rows)}\nThe bare loop: {values['bare_milliseconds_an_image_and_core']:.2f} ms.\n"
+
+
+def _by_engine(values: dict[str, Any], digits: int, unit: str, *, scale: float = 1) -> str:
+    ours, other = (f"{scale * values[side]['median']:.{digits}f}{unit}" for side in ("onnxruntime", "openvino"))
+    return f"{ours}; {other} with `--engine openvino`"
 
 
 def keras() -> str:
@@ -100,13 +111,17 @@ def keras() -> str:
             arch,
             ranged(row["images_per_second"]["keras"], 0),
             ranged(row["images_per_second"]["keras_tuned"], 0),
-            ranged(row["images_per_second"]["quickstudy"], 0),
-            ranged(row["ratio"], 2),
-            ranged(row["ratio_tuned"], 2),
+            engine,
+            ranged(row["images_per_second"][engine], 0),
+            ranged(row["ratio"][engine], 2),
+            ranged(row["ratio_tuned"][engine], 2),
         ]
         for arch, row in values["extraction"].items()
+        for engine in ("onnxruntime", "openvino")
     ]
-    header = ["images/s", "Keras", "Keras, tuned by hand", "quickstudy", "times Keras", "times tuned Keras"]
+    header = [
+        "images/s", "Keras", "Keras, tuned by hand", "engine", "quickstudy", "times Keras", "times tuned Keras"
+    ]  # fmt: skip
     job = values["tutorial_job"]
     return (
         table(header, rows)
@@ -171,6 +186,21 @@ def accuracy() -> str:
     sizes = load("accuracy")["by_training_images"]
     rows = [[size, ranged(values, 1, scale=100) + " %"] for size, values in sizes.items() if size != "all"]
     return table(["training images", "test accuracy"], [*rows, ["all 3,409", percent(sizes["all"])]])
+
+
+def engines() -> str:
+    """What bfloat16 costs in accuracy."""
+    rows = [
+        [
+            name,
+            percent(row["cross_validation"]),
+            f"{row['log_loss']:.4f}",
+            percent(row["test"]),
+            percent(row["model"]),
+        ]
+        for name, row in load("accuracy")["by_engine"].items()
+    ]
+    return table(["engine", "cross-validated", "log loss", "test", "test, by the model in ONNX Runtime"], rows)
 
 
 def views() -> str:
@@ -446,6 +476,7 @@ def shares(values: dict[str, float]) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "summary": summary,
     "extraction": extraction,
+    "engines": engines,
     "keras": keras,
     "warm": warm,
     "growth": growth,

@@ -76,7 +76,7 @@ def build(arch: str) -> keras.Model:
     scaled = keras.layers.Rescaling(1 / 127.5, offset=-1.0)(pixels)
     application = getattr(keras.applications, arch)
     network = application(weights=None, include_top=False, pooling="avg", input_tensor=scaled)
-    model = keras.Model(pixels, network.output)
+    model = keras.Model(pixels, keras.layers.Activation("linear", dtype="float32")(network.output))
     model.trainable = False
     return model
 
@@ -234,12 +234,16 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, help="use this batch size instead of trying several")
     parser.add_argument("--execution", choices=EXECUTIONS, help="use this instead of trying all three")
+    parser.add_argument(
+        "--policy", choices=("float32", "mixed_bfloat16"), default="float32", help="what layers multiply in"
+    )
     parser.add_argument("--json", action="store_true", help="on one line")
     arguments = parser.parse_args()
 
     import_seconds = seconds_since_process_start()
     photos = list_photos(arguments.folder)
     start = time.perf_counter()
+    keras.config.set_dtype_policy(arguments.policy)
     model = build(arguments.arch)
     build_seconds = time.perf_counter() - start
 
@@ -285,7 +289,7 @@ def main() -> None:
             "resize": "bilinear",
             "parallel_calls": "AUTOTUNE",
             "prefetch": "AUTOTUNE",
-            "dtype": keras.config.floatx(),
+            "policy": arguments.policy,
             "cpus": os.cpu_count(),
             "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
         },
