@@ -1,6 +1,6 @@
 """quickstudy against Keras on TensorFlow: same folder, same architecture, each with its own best input pipeline.
 
-    python benchmarks/keras.py FOLDER --tensorflow TF_PYTHON --export EXPORT_PYTHON [--rounds 3]
+    python benchmarks/keras.py FOLDER --tensorflow TF_PYTHON --export EXPORT_PYTHON [--rounds 3] [--part tutorial]
 
 TF_PYTHON is the Python of an environment with tensorflow; EXPORT_PYTHON that of one with keras, torch, onnx and
 onnxscript. Random weights do: the work is the same. The sides run in turn, and ratios are taken pair by pair.
@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--tensorflow", required=True)
     parser.add_argument("--export", required=True)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--part", choices=("extraction", "tutorial"), help="only this")
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--arch", help=argparse.SUPPRESS)
@@ -40,14 +41,18 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        rows = {arch: compare_extraction(options, arch, folder) for arch in _ARCHITECTURES}
-        save("keras", {"extraction": rows, "tutorial_job": compare_tutorial(options, folder)})
+        for arch in _ARCHITECTURES:
+            command = [options.export, _PEERS / "export_keras.py", arch, folder / f"{arch}.onnx"]
+            subprocess.run(command, check=True, stdout=sys.stderr)
+        if options.part != "tutorial":
+            save("keras", {"extraction": {arch: compare_extraction(options, arch, folder) for arch in _ARCHITECTURES}})
+        if options.part != "extraction":
+            save("keras_tutorial", compare_tutorial(options, folder))
 
 
 def compare_extraction(options: argparse.Namespace, arch: str, folder: Path) -> dict[str, Any]:
     """Images a second of both sides, in turn, and their ratios: with Keras as it comes, and tuned by hand."""
     graph = folder / f"{arch}.onnx"
-    subprocess.run([options.export, _PEERS / "export_keras.py", arch, graph], check=True, stdout=sys.stderr)
     command = [options.tensorflow, _PEERS / "keras_features.py", "--arch", arch, "--folder", options.folder, "--json"]
     tuned = _json([*command, "--seconds", str(options.seconds)])
     engines = ("onnxruntime", "openvino")

@@ -18,8 +18,7 @@ _PEER, _OURS = "#9aa3ad", "#1f6feb"
 
 def main() -> None:
     """Draw the picture."""
-    keras, tuning, race = (load(name) for name in ("keras", "finetuning_keras", "training_race"))
-    tutorial = keras["tutorial_job"]
+    tutorial, tuning, race = (load(name) for name in ("keras_tutorial", "finetuning_keras", "training_race"))
     job = {name: values["median"] for name, values in tutorial["seconds"].items()}
     first, again = (tutorial[name]["median"] for name in ("first_ratio", "second_ratio_process"))
     theirs, classic = tuning["keras"]["seconds"], statistics.median(row["classic_seconds"] for row in race["rows"])

@@ -39,7 +39,7 @@ def main() -> None:
 def summary() -> str:
     """The README's table."""
     warm, extraction, accuracy, keras = load("warm"), load("extraction"), load("accuracy"), load("keras")
-    tuned = load("finetuning_accuracy")
+    tuned, job = load("finetuning_accuracy"), load("keras_tutorial")
     rows = [
         ["Clothing photos (3,409 to train on, 10 classes), from nothing to the model", f"{warm['cold_seconds']:.1f} s"],
         ["The same again, nothing changed, process start to exit", f"{warm['warm_seconds']['median']:.1f} s"],
@@ -59,11 +59,11 @@ def summary() -> str:
         ["the same, InceptionV3", _by_engine(keras["extraction"]["InceptionV3"]["ratio"], 1, " times")],
         [
             "Keras's tutorial job (InceptionV3, 244 photos, 2 epochs): first time",
-            f"{keras['tutorial_job']['first_ratio']['median']:.1f} times faster",
+            f"{job['first_ratio']['median']:.1f} times faster",
         ],
         [
             "the second time",
-            f"{keras['tutorial_job']['second_ratio_process']['median']:.0f} times faster",
+            f"{job['second_ratio_process']['median']:.0f} times faster",
         ],
         ["`quickstudy --help`", f"{warm['help_seconds']['median']:.2f} s"],
     ]
@@ -105,7 +105,7 @@ def _by_engine(values: dict[str, Any], digits: int, unit: str, *, scale: float =
 
 def keras() -> str:
     """Keras on TensorFlow."""
-    values = load("keras")
+    values, job = load("keras"), load("keras_tutorial")
     rows = [
         [
             arch,
@@ -122,7 +122,6 @@ def keras() -> str:
     header = [
         "images/s", "Keras", "Keras, tuned by hand", "engine", "quickstudy", "times Keras", "times tuned Keras"
     ]  # fmt: skip
-    job = values["tutorial_job"]
     return (
         table(header, rows)
         + "\n"

@@ -149,6 +149,38 @@ def test_images_come_out_upright(orientation: int, kind: str, options: dict[str,
     assert abs(found.astype(int) - upright).mean() < (2 if kind == "JPEG" else 1e-9)
 
 
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {"quality": 90}),
+        ("RGB", {"quality": 60, "progressive": True}),
+        ("RGB", {"subsampling": "4:4:4"}),
+        ("RGB", {"subsampling": "4:2:2"}),
+        ("RGB", {"keep_rgb": True}),
+        ("L", {}),
+        ("CMYK", {}),
+    ],
+)
+@pytest.mark.parametrize("side", [40, 300, 700])
+def test_jpegs_with_and_without_exif_data_give_pillows_pixels(mode: str, options: dict[str, Any], side: int) -> None:
+    """They take ways of their own through the same library."""
+    stored = gradient(side + 33, side).convert(mode)
+    plain = encode(stored, "JPEG", **options)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 1
+    np.testing.assert_array_equal(pixels(plain), pixels(encode(stored, "JPEG", exif=exif, **options)))
+    image = Image.open(io.BytesIO(plain))
+    image.draft(None, ((side + 33) // 2, side // 2) if side >= 2 * SPEC.size else image.size)
+    np.testing.assert_array_equal(pixels(plain), np.asarray(image.convert("RGB")))
+
+
+def test_too_large_a_jpeg_is_refused_by_its_header() -> None:
+    data = encode(gradient(64, 48), "JPEG")
+    assert decode(data, SPEC, most_pixels=64 * 48).shape == (48, 64, 3)
+    with pytest.raises(UnusableImageError, match=r"too many pixels \(64x48; the limit is 0.003071 million\)"):
+        decode(data, SPEC, most_pixels=64 * 48 - 1)
+
+
 def test_a_photo_taken_with_the_phone_on_its_side() -> None:
     """Orientation 6 means: turn clockwise. The stored picture's left lower corner is the upright one's left upper."""
     exif = Image.Exif()

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quickstudy.backbones.cuts import FEATURES, Cut, describe_cuts
+from quickstudy.backbones.cuts import FEATURES, Cut
 from quickstudy.backbones.published import PUBLISHED, build_published
 from quickstudy.errors import BackboneError
 from quickstudy.files import sha256_of_file, write_bytes_atomically, write_json_atomically
@@ -117,6 +117,8 @@ def add_backbone(
     Raises:
         BackboneError: the graph lacks one of the cuts, or the cache folder cannot be written.
     """
+    from quickstudy.backbones.cut_points import describe_cuts
+
     described = describe_cuts(graph, cuts)
     path = _folder(cache) / f"{name}.onnx"
     try:

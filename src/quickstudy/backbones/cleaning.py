@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from quickstudy.backbones.cuts import shapes_of
+from quickstudy.backbones.cut_points import shapes_of
 from quickstudy.backbones.image_input import ImageInput
 
 BATCH = "N"

@@ -26,7 +26,8 @@ from quickstudy.backbones.comparison import (
     largest_difference,
     with_outputs,
 )
-from quickstudy.backbones.cuts import FEATURES, block_ends, readable_names, shapes_of
+from quickstudy.backbones.cut_points import block_ends, readable_names, shapes_of
+from quickstudy.backbones.cuts import FEATURES
 from quickstudy.backbones.image_input import ImageInput
 from quickstudy.backbones.penultimate import Ending, find_ending
 from quickstudy.backbones.preprocessing import Preprocessing, explain_presets, put_before, read_from_graph

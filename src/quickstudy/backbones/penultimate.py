@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from quickstudy.backbones.cuts import shapes_of
+from quickstudy.backbones.cut_points import shapes_of
 from quickstudy.errors import BackboneError
 
 _RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Dropout")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from quickstudy.backbones.cleaning import BATCH
-from quickstudy.backbones.cuts import shapes_of
+from quickstudy.backbones.cut_points import shapes_of
 from quickstudy.backbones.graph import keep_until
 from quickstudy.backbones.image_input import ImageInput
 from quickstudy.backbones.runtime import open_session

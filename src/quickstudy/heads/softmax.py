@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,7 @@ _LARGEST_SLOPE_LEFT = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Bottlenecks made ready for fitting: centred, scaled by one number, with their second moment.
+    """Bottlenecks made ready for fitting: centred and scaled by one number.
 
     `values` is n×d; the signed square roots are `values * scale + mean`. The scale makes the mean square 1, so that an
     `l2` means the same for every backbone.
@@ -44,7 +45,11 @@ class Features:
     values: Floats
     mean: NDArray[np.float64]
     scale: float
-    second_moment: Floats
+
+    @cached_property
+    def second_moment(self) -> Floats:
+        """d×d; worked out where it is asked for, which it is not of rows about to be put into another basis."""
+        return self.values.T @ self.values / np.float32(len(self.values))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +75,7 @@ def signed_sqrt(bottlenecks: NDArray[np.floating]) -> Floats:
 
 
 def prepare_features(bottlenecks: NDArray[np.floating]) -> Features:
-    """Take the signed square root of `bottlenecks` (n×d, any float type), centre and scale, find the second moment.
+    """Take the signed square root of `bottlenecks` (n×d, any float type), centre and scale.
 
     Raises:
         HeadError: a value is NaN or infinite, or all rows are equal.
@@ -88,7 +93,7 @@ def prepare_features(bottlenecks: NDArray[np.floating]) -> Features:
         raise HeadError("All images give the same bottleneck, so nothing can be learned from them; are they blank?")
     scale = mean_square**0.5
     values /= np.float32(scale)
-    return Features(values=values, mean=mean, scale=scale, second_moment=values.T @ values / np.float32(len(values)))
+    return Features(values=values, mean=mean, scale=scale)
 
 
 def in_row_space(features: Features) -> tuple[Features, Floats]:
@@ -97,8 +102,7 @@ def in_row_space(features: Features) -> tuple[Features, Floats]:
     The penalty keeps the optimum's weights in that space, so nothing is lost, and few images make a small problem.
     """
     basis, coordinates = np.linalg.qr(features.values.T)
-    values = np.ascontiguousarray(coordinates.T)
-    return replace(features, values=values, second_moment=values.T @ values / np.float32(len(values))), basis
+    return replace(features, values=np.ascontiguousarray(coordinates.T)), basis
 
 
 def fit_softmax(
