@@ -243,7 +243,6 @@ def test_duplicate_rows_count_like_weights() -> None:
         values=np.concatenate([features.values, features.values[:20]]),
         mean=features.mean,
         scale=features.scale,
-        second_moment=features.second_moment,
     )
     weights = np.where(np.arange(50)[:, None] < 20, 2, 1) / np.float32(70)
     by_weight = fit_softmax(features, labels, weights.astype(np.float32), classes=2, l2=0.1, tolerance=TIGHT)
