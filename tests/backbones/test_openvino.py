@@ -23,9 +23,11 @@ from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import BackboneError, PlanError
 from quickstudy.models.model import load
+from quickstudy.reports.audit import audit
 from quickstudy.reports.report import report
 from quickstudy.retraining.record import load_record
 from quickstudy.retraining.retrain import retrain
+from quickstudy.retraining.transformer import Bottleneck
 from small_backbones import SIDE, add_small_backbone
 
 FLOAT32 = Engine(name="openvino-float32", open=partial(OpenVinoPrefix, precision="float32"))
@@ -95,6 +97,8 @@ def test_a_model_that_any_runtime_runs_and_a_report_without_another_pass(
     assert len(tests) >= 30
     record = load_record(cache, result.model)
     assert record is not None
+    audit(photos, backbone="small", cache=cache, engine="openvino")
+    Bottleneck("small", cache=cache, engine="openvino").transform(sorted(photos.rglob("*.jpg")))
     page = report(result.model, cache=cache).read_text()
     assert "--engine openvino" in page
     assert len(list((cache / "bottlenecks").glob("*/source.json"))) == 1

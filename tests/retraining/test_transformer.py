@@ -18,8 +18,14 @@ from quickstudy.errors import UnusableImageError
 
 
 def test_clone_keeps_the_parameters(cache: Path) -> None:
-    transformer = quickstudy.Bottleneck(cache=cache, dtype="float32")
-    assert clone(transformer).get_params() == {"backbone": "efficientnet_lite0", "cache": cache, "dtype": "float32"}
+    transformer = quickstudy.Bottleneck(cache=cache, dtype="float32", engine="openvino")
+    assert clone(transformer).get_params() == {
+        "backbone": "efficientnet_lite0",
+        "cache": cache,
+        "dtype": "float32",
+        "device": "cpu",
+        "engine": "openvino",
+    }
 
 
 def test_a_pipeline_is_cross_validated_with_one_forward_pass_an_image(photos: Path, cache: Path) -> None:

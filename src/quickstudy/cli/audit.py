@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quickstudy.cli.options import Cache, Json, Quiet
+from quickstudy.cli.options import Cache, Device, Engine, Json, OnProcessor, Quiet
 
 if TYPE_CHECKING:
     from quickstudy.reports.carrying_out import Done
@@ -34,6 +34,8 @@ def command(
         Path | None, typer.Option("--undo", metavar="FILE", help="Put everything back that --apply has moved.")
     ] = None,
     backbone: Annotated[str, typer.Option(help="The pretrained network.")] = "efficientnet_lite0",
+    device: Device = "cpu",
+    engine: Engine = OnProcessor.ONNXRUNTIME,
     limit: Annotated[int, typer.Option(min=1, help="Show at most so many findings of a kind.")] = 10,
     cache: Cache = None,
     as_json: Json = False,
@@ -54,7 +56,9 @@ def command(
     from quickstudy.reports.plan import make_plan, summarise, write_plan
 
     progress = progress_for(quiet=quiet)
-    evidence = gather_evidence(images, backbone=backbone, cache=cache, progress=progress)
+    evidence = gather_evidence(
+        images, backbone=backbone, device=device, engine=engine.value, cache=cache, progress=progress
+    )
     gallery = view_gallery(evidence.images, cache=cache, progress=progress)
     audit = draw_findings(evidence, gallery)
     steps = make_plan(evidence, gallery, audit) if fix else ()

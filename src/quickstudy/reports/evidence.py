@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone, load_backbone
+from quickstudy.backbones.runtime import engine_for
 from quickstudy.bottlenecks.extraction import Extraction, extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.files import cache_folder
@@ -80,6 +81,8 @@ def gather_evidence(
     images: str | Path,
     *,
     backbone: str = "efficientnet_lite0",
+    device: str = "cpu",
+    engine: str = "onnxruntime",
     cache: str | Path | None = None,
     progress: Progress = silent,
 ) -> Evidence:
@@ -88,6 +91,8 @@ def gather_evidence(
     Args:
         images: a folder or manifest, labelled, partly labelled or not.
         backbone: name of the pretrained network.
+        device: what the network runs on: `cpu`, or a GPU as PyTorch names it, such as `cuda`.
+        engine: what computes bottlenecks on the processor: `onnxruntime` or `openvino`.
         cache: folder of the store and the backbones; see `quickstudy.files.cache_folder`.
         progress: is told how far it has come.
 
@@ -95,11 +100,11 @@ def gather_evidence(
         ImageSetError: there are no images.
         QuickstudyError: the store or the backbone cannot be used; see the message.
     """
-    source, folder = Path(images), cache_folder(Path(cache) if cache else None)
+    source, folder, runner = Path(images), cache_folder(Path(cache) if cache else None), engine_for(device, engine)
     found = load_image_set(source, unlabelled=True)
     net = load_backbone(backbone, folder)
     paths = [file.path for file in found.files] + [file.path for file in found.unlabelled]
-    extraction = extract(paths, net, Store(folder / "bottlenecks"), progress=progress)
+    extraction = extract(paths, net, Store(folder / "bottlenecks"), engine=runner, progress=progress)
     head, trained, classes = _cross_validate(found, extraction)
     return build_evidence(found, extraction, net, head, trained, classes)
 

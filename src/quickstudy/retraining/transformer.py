@@ -13,6 +13,7 @@ from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from quickstudy.backbones.backbone import load_backbone
+from quickstudy.backbones.runtime import engine_for
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import UnusableImageError
@@ -32,14 +33,24 @@ class Bottleneck(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         backbone: name of the pretrained network.
         cache: folder of the store; the user's cache folder if left out.
         dtype: `float16` or `float32`, as the store keeps them. `transform` gives float32 either way.
+        device: what the network runs on: `cpu`, or a GPU as PyTorch names it, such as `cuda`.
+        engine: what computes bottlenecks on the processor: `onnxruntime` or `openvino`.
     """
 
     def __init__(
-        self, backbone: str = "efficientnet_lite0", *, cache: str | Path | None = None, dtype: str = "float16"
+        self,
+        backbone: str = "efficientnet_lite0",
+        *,
+        cache: str | Path | None = None,
+        dtype: str = "float16",
+        device: str = "cpu",
+        engine: str = "onnxruntime",
     ) -> None:
         self.backbone = backbone
         self.cache = cache
         self.dtype = dtype
+        self.device = device
+        self.engine = engine
 
     def fit(self, X: Sequence[ImageLike], y: object = None) -> Self:  # noqa: ARG002, N803 (scikit-learn's names)
         """Do nothing; the backbone is trained already."""
@@ -52,6 +63,7 @@ class Bottleneck(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
         Raises:
             UnusableImageError: an image cannot be used; the message names it.
+            BackboneError: the device or the engine cannot be had.
         """
         folder = cache_folder(Path(self.cache) if self.cache else None)
         extraction = extract(
@@ -59,6 +71,7 @@ class Bottleneck(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             load_backbone(self.backbone, folder),
             Store(folder / "bottlenecks"),
             dtype=self.dtype,
+            engine=engine_for(self.device, self.engine),
             progress=silent,
         )
         if extraction.reasons:
