@@ -151,7 +151,8 @@ def running() -> Iterator[Any]:
     """What can be run here; what is on no first page, or takes its time, in the slow tests."""
     for line, page in COMMANDS.items():
         if not matches(ONLY_PARSED, line):
-            slow = matches(SLOW, line) or page not in ("README.md", "--help")
+            alone = page not in ("README.md", "--help") and not line.startswith("audit")  # whose steps need each other
+            slow = matches(SLOW, line) or alone
             yield pytest.param(line, marks=[pytest.mark.slow] if slow else [])
 
 
