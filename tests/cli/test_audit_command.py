@@ -48,6 +48,9 @@ def test_look_plan_apply_undo(run: Run, photos: Path) -> None:
     assert actions["loose.jpg"] == ("keep", "discs")
 
     Path("plan.csv").write_text(Path("plan.csv").read_text().replace("keep,loose", "relabel,loose"))
+    again = run("audit", "photos", "--fix", "plan.csv")
+    assert again.code == 2
+    assert "There is a 'plan.csv' already, which may have been edited" in " ".join(again.err.split())
     done = run("audit", "photos", "--apply", "plan.csv")
     assert done.code == 0, done.err
     assert "nothing is ever deleted" in done.out

@@ -104,6 +104,7 @@ def test_refusal_names_the_numbers_and_force_insists(
         (["small.onnx", "--int8", "--fp16"], "choose one of --int8 and --fp16"),
         (["small.onnx", "--int8", "--calibrate", "nowhere"], "No such file or folder: 'nowhere'"),
         (["none.onnx", "--fp16"], "No such model: 'none.onnx'"),
+        (["small.onnx", "--fp16", "--output", "small.onnx"], "'small.onnx' is the model itself; name another file"),
         (["none.onnx", "--web", "site"], "Cannot read 'none.onnx'"),
         (["small.onnx", "--labels", "small.onnx/l.txt"], "Cannot write 'small.onnx/l.txt'"),
     ],

@@ -67,6 +67,7 @@ def test_json_has_the_plan_and_the_stages(folder: Path) -> None:
         (["--budget", "1s"], "No fine-tuning fits 1 s; "),
         (["--budget", "3m", "--cut", "block_1"], "--budget chooses cut, views and epochs itself"),
         (["--disk", "2GB"], "--disk goes with --budget"),
+        (["--epochs", "3"], "--epochs and --rate are for fine-tuning; add --cut, or leave them out"),
         (["--cut", "block_1", "--rate", "-1"], "rate is -1"),
     ],
 )

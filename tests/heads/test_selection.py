@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from quickstudy.errors import HeadError
 from quickstudy.heads.selection import assign_folds, fit_head, fit_temperature
@@ -287,3 +288,13 @@ def test_damaged_and_blank_bottlenecks_are_refused() -> None:
         fit_head(bottlenecks, labels, keys, classes=2)
     with pytest.raises(HeadError, match="are they blank"):
         fit_head(np.zeros((10, 4), np.float16), labels, keys, classes=2)
+
+
+def test_threads_change_nothing_where_there_is_little_to_do() -> None:
+    bottlenecks, labels, keys = draw((40, 50, 60), d=64)
+    fits = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            fits.append(fit_head(bottlenecks, labels, keys, classes=3))
+    np.testing.assert_array_equal(fits[0].held_out_logits, fits[1].held_out_logits)
+    np.testing.assert_array_equal(fits[0].weights, fits[1].weights)

@@ -406,7 +406,9 @@ def zip_link() -> bytes:
         (b"no archive at all", "is damaged or no archive that can be read"),
         (b"PK no archive at all", "is damaged or no archive that can be read"),
         (tar(*GOOD)[:60], "is damaged or no archive that can be read"),
+        (tar(*GOOD)[:3], "is damaged or no archive that can be read"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "archive",  # whose bytes hold the time
 )
 def test_archives_that_are_refused(tmp_path: Path, data: bytes, told: str) -> None:
     archive = tmp_path / "in" / "x.tgz"

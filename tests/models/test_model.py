@@ -130,7 +130,7 @@ class TestTheFile:
         }
         assert values["training"] == TRAINING
         assert values["versions"]["quickstudy"] == quickstudy.__version__
-        assert set(values["versions"]) == {"quickstudy", "onnx", "numpy"}
+        assert set(values["versions"]) == {"quickstudy", "onnx", "onnxruntime", "numpy", "pillow", "simplejpeg"}
         golden = np.array(values["golden"]["probabilities"])
         assert golden.shape == (3, len(CLASSES))
         np.testing.assert_allclose(golden.sum(axis=1), 1, atol=1e-6)

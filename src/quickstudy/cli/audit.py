@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -53,8 +54,10 @@ def command(
     from quickstudy.reports.audit import draw_findings
     from quickstudy.reports.evidence import gather_evidence
     from quickstudy.reports.gallery import view_gallery
-    from quickstudy.reports.plan import make_plan, summarise, write_plan
+    from quickstudy.reports.plan import make_plan, require_new, summarise, write_plan
 
+    if fix:
+        require_new(fix)
     progress = progress_for(quiet=quiet)
     evidence = gather_evidence(
         images, backbone=backbone, device=device, engine=engine.value, cache=cache, progress=progress
@@ -69,11 +72,13 @@ def command(
         print()
         return
     _print_audit(audit, images, limit)
+    shown = shlex.quote(str(images))
     if fix:
         counts = ", ".join(f"{number:,} {action}" for action, number in summarise(steps).items() if number)
-        print(f"\nPlan: {fix} ({counts or 'nothing to do'}); review it, then: quickstudy audit {images} --apply {fix}")
+        print(f"\nPlan: {fix} ({counts or 'nothing to do'}); ", end="")
+        print(f"review it, then: quickstudy audit {shown} --apply {shlex.quote(str(fix))}")
     else:
-        print(f"\nNext: quickstudy audit {images} --fix plan.csv")
+        print(f"\nNext: quickstudy audit {shown} --fix plan.csv")
 
 
 def _print_audit(audit: Audit, images: Path, limit: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -82,7 +83,7 @@ def command(
         results["web"] = site.to_dict()
         if not as_json:
             print(f"Site:  {web} ({site.bytes / 1e6:.1f} MB), its model's golden checks passed")
-            print(f"Next:  python -m http.server --directory {web} --bind 127.0.0.1")
+            print(f"Next:  python -m http.server --directory {shlex.quote(str(web))} --bind 127.0.0.1")
     if coreml is not None:
         require("coremltools", extra="coreml")
         require("torch", extra="coreml")
@@ -97,7 +98,7 @@ def command(
         json.dump(results, sys.stdout, indent=1)
         print()
     elif model.suffix == ".onnx" and (int8 or fp16 or not forms):
-        print(f"Next:  quickstudy predict {model} new.jpg")
+        print(f"Next:  quickstudy predict {shlex.quote(str(model))} new.jpg")
 
 
 def _convert(

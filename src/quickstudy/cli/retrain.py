@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from enum import StrEnum
@@ -104,6 +105,8 @@ def command(
         require("torch", extra="train")
     if budget and (unfreeze or cut != "features" or epochs or views is not None):
         raise typer.BadParameter("--budget chooses cut, views and epochs itself; leave out what you have named, or it")
+    if (epochs or rate) and not (unfreeze or budget or cut != "features"):
+        raise typer.BadParameter("--epochs and --rate are for fine-tuning; add --cut, or leave them out")
     if disk and not budget:
         raise typer.BadParameter("--disk goes with --budget; name a time, too")
     from quickstudy.cli.amounts import parse_bytes, parse_seconds
@@ -182,7 +185,7 @@ def _print_summary(result: RetrainResult, images: Path, seconds: float) -> None:
     stages = ", ".join(f"{name} {spent:.2f}" for name, spent in result.seconds.items())
     print(f"Seconds: {stages}; {seconds:.2f} in all")
     print(f"\nModel: {result.model} ({result.model.stat().st_size / 1e6:.1f} MB), its golden checks passed")
-    print(f"Next:  quickstudy predict {result.model} new.jpg")
+    print(f"Next:  quickstudy predict {shlex.quote(str(result.model))} new.jpg")
 
 
 def _print_tuning(result: RetrainResult, seconds: float) -> None:
@@ -198,6 +201,8 @@ def _print_tuning(result: RetrainResult, seconds: float) -> None:
             accuracy = f"{100 * epoch['accuracy']:.1f} %"
             kept = "  kept" if epoch["epoch"] == stage["kept"]["epoch"] else ""
             print(f"  {epoch['epoch']:>5}  {loss:>13}  {share:>15}  {epoch['log_loss']:>19.3f}  {accuracy:>19}{kept}")
+        if not stage["kept"]["epoch"]:
+            print("  Nothing was better on the validation images than the linear head, which is what the model has.")
     first, last = result.tuning[0]["start"], max((stage["kept"] for stage in result.tuning), key=_rank)
     print()
     for name, found in (("linear head", first), ("fine-tuned", last)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -169,4 +170,4 @@ def _print_result(result: RunResult, folder: Path) -> None:
     print(f"precision @ 1 = {result.test.score.accuracy:.3f}")
     print(f"Test accuracy {format_score(result.test.score)}; {result.steps:,} steps in {result.seconds:.1f} s")
     print(f"\nRun:   {folder} (tensorboard --logdir {folder / 'tensorboard'})")
-    print(f"Next:  quickstudy export {folder}")
+    print(f"Next:  quickstudy export {shlex.quote(str(folder))}")

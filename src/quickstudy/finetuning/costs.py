@@ -51,7 +51,7 @@ class CutCost:
 
 
 def measure_costs(backbone: Backbone, *, batch: int = 32) -> tuple[CutCost, ...]:
-    """Time the pieces of a backbone, from its first cut to the features; takes a few seconds.
+    """Time the pieces of a backbone, from its first cut to the features; takes some ten seconds.
 
     Args:
         backbone: with its cuts.

@@ -9,10 +9,12 @@ The held-out logits then give the temperature that calibrates the probabilities 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from quickstudy.errors import HeadError
 from quickstudy.heads.softmax import Features, Floats, fit_softmax, in_row_space, prepare_features, signed_sqrt
@@ -25,6 +27,7 @@ _FOLDS = 5
 _TOLERANCE = 1e-6
 # Differences between strengths that matter are a few thousandths of a nat, so this is close enough to choose.
 _SELECTION_TOLERANCE = 1e-3
+_WORTH_THREADS = 10_000_000  # rows × features × classes
 _LARGEST_BATCH = 60_000_000  # logits of the folds that are fitted side by side: 240 MB in float32
 
 
@@ -105,18 +108,19 @@ def fit_head(
     folds = assign_folds(labels, keys)
     held_out = np.flatnonzero((folds >= 0) if plain is None else (folds >= 0) & plain)
     validation = _CrossValidation(features, labels, folds, held_out, importance, classes)
-    path = [validation.score(l2, None)] if l2 is not None else _walk(validation)
-    best = min(path, key=lambda trial: trial.log_loss)
-    start = best.weights.mean(axis=0, keepdims=True), best.biases.mean(axis=0, keepdims=True)
-    fit = fit_softmax(
-        features,
-        labels,
-        _normalise(importance[:, None]),
-        classes=classes,
-        l2=best.l2,
-        tolerance=_TOLERANCE,
-        start=start,
-    )
+    with _few_threads(features.values.size * classes):
+        path = [validation.score(l2, None)] if l2 is not None else _walk(validation)
+        best = min(path, key=lambda trial: trial.log_loss)
+        start = best.weights.mean(axis=0, keepdims=True), best.biases.mean(axis=0, keepdims=True)
+        fit = fit_softmax(
+            features,
+            labels,
+            _normalise(importance[:, None]),
+            classes=classes,
+            l2=best.l2,
+            tolerance=_TOLERANCE,
+            start=start,
+        )
     temperature = fit_temperature(best.logits, labels[held_out])
     fitted = fit.weights[0] if basis is None else basis @ fit.weights[0]
     weights = fitted.astype(np.float64) / (features.scale * temperature)
@@ -138,6 +142,14 @@ def fit_head(
         iterations=fit.iterations,
         gap=fit.gap,
     )
+
+
+def _few_threads(values: int) -> AbstractContextManager[object]:
+    """One thread for BLAS where the products are small.
+
+    Threads that wait for each other gain nothing on them, and lose a hundredfold where others keep the cores busy.
+    """
+    return threadpool_limits(1, user_api="blas") if values < _WORTH_THREADS else nullcontext()
 
 
 def assign_folds(labels: Integers, keys: Sequence[bytes], *, folds: int = _FOLDS) -> Integers:

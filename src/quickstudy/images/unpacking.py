@@ -82,8 +82,9 @@ def _unpack_members(archive: Path, content: Path, most_bytes: int, most_files: i
                             f"'{archive}' unpacks to more than {most_bytes:,} bytes, which is the limit"
                         )
                     file.write(chunk)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
-        # RuntimeError: zip members with a password; ValueError: names with null characters and the like.
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, RuntimeError) as error:
+        # RuntimeError: zip members with a password; ValueError: names with null characters and the like;
+        # TypeError: a gzip header that ends early.
         raise DownloadError(f"'{archive}' is damaged or no archive that can be read ({error}); get it again") from None
     except FileExistsError as error:
         raise DownloadError(f"'{archive}' holds '{error.filename}' twice; refused") from None

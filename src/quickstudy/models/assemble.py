@@ -8,6 +8,7 @@ written: the merged graph must give what the backbone and the head gave apart.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -174,7 +175,10 @@ def model_bytes(
     golden: dict[str, Any] = {"probabilities": [[round(float(p), 7) for p in row] for row in expected]}
     if tolerance != GOLDEN_TOLERANCE:
         golden["tolerance"] = tolerance
-    versions = {"quickstudy": VERSION, "onnx": onnx.__version__, "numpy": np.__version__}
+    versions = {
+        name: importlib.metadata.version(name) for name in ("onnx", "onnxruntime", "numpy", "pillow", "simplejpeg")
+    }
+    versions["quickstudy"] = VERSION
     properties = {**properties, "golden": golden, "versions": versions}
     helper.set_model_props(graph, {PREFIX + name: json.dumps(value) for name, value in properties.items()})
     return sealed(graph)

@@ -267,6 +267,8 @@ def _facts(standing: Standing, training: dict[str, Any]) -> list[tuple[str, str]
     options = f" --backbone {origin['name']}" + (f" --cut {origin['cut']}" if origin["cut"] != "features" else "")
     if training.get("views"):
         options += f" --views {training['views']}"
+    if training.get("l2_given", True):
+        options += f" --l2 {training['l2']:.6g}"
     if training.get("class_weight"):
         options += f" --class-weight {training['class_weight']}"
     if training.get("dtype", "float16") != "float16":
@@ -276,7 +278,7 @@ def _facts(standing: Standing, training: dict[str, Any]) -> list[tuple[str, str]
     if training.get("engine", "").startswith("torch"):
         options += " --device cuda"
     return [
-        ("Command", f"quickstudy retrain {shlex.quote(_source(standing))}{options} --l2 {training['l2']:.6g}"),
+        ("Command", f"quickstudy retrain {shlex.quote(_source(standing))}{options}"),
         ("Model", sha256_of_file(standing.model)),
         ("Data (content, labels and split)", str(training.get("data_fingerprint"))),
         ("Backbone", f"{origin['name']}, cut at {origin['cut']}, {origin['fingerprint']}"),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,12 @@ def make_plan(evidence: Evidence, gallery: Gallery, audit: Audit) -> tuple[Step,
         if item.path.is_file() and not item.path.is_symlink()
     ]
     return (*unusable, *sorted(steps.values(), key=lambda step: step.path))
+
+
+def require_new(path: Path) -> None:
+    """Raise an AuditError where there is a file of this name, which somebody may have worked on."""
+    if os.path.lexists(path):
+        raise AuditError(f"There is a '{path}' already, which may have been edited; name another file, or delete it")
 
 
 def write_plan(path: Path, steps: Iterable[Step]) -> None:

@@ -188,6 +188,7 @@ def retrain(
     with clock.stage("model"):
         abstention = _abstention(learned.unseen[-1], _numbered(material.labels, train, classes))
         training = _describe_training(material, parts, train_counts, class_weight, learned, extraction)
+        training["l2_given"] = l2 is not None
         training |= {"abstention": abstention, "test": evaluation.score.to_dict() if evaluation else None}
         learned.write(model_path, classes=classes, training=training)
         save_record(folder, model_path, Record(images=images.resolve(), unseen=(*learned.unseen, *tested)))
