@@ -179,6 +179,7 @@ class SourceSummary:
     backbone: str
     cut: str
     dtype: str
+    engine: str
     bottlenecks: int
     shards: int
     size_bytes: int
@@ -284,6 +285,7 @@ class Store:
             backbone=spec.backbone,
             cut=spec.cut,
             dtype=spec.dtype,
+            engine=spec.engine,
             bottlenecks=len(Source(folder, spec)),
             shards=len(stats),
             size_bytes=sum(stat.st_size for stat in stats),

@@ -92,7 +92,10 @@ def prune(
 
 
 def _describe(summary: SourceSummary) -> str:
+    from quickstudy.cli.display import count
+
+    kept = f"{summary.dtype}, {summary.engine}"
     return (
-        f"{summary.identity[:8]}  {summary.backbone} at '{summary.cut}', {summary.dtype}: "
-        f"{summary.bottlenecks:,} bottlenecks, {summary.size_bytes / 1e6:.1f} MB in {summary.shards} shards"
+        f"{summary.identity[:8]}  {summary.backbone} at '{summary.cut}', {kept}: "
+        f"{summary.bottlenecks:,} bottlenecks, {summary.size_bytes / 1e6:.1f} MB in {count(summary.shards, 'shard')}"
     )
