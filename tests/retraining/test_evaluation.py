@@ -17,7 +17,9 @@ from quickstudy.heads.selection import fit_head
 from quickstudy.images.decoding import decode, fit
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.model import Model, load
-from quickstudy.retraining.evaluation import Score, evaluate, score_predictions
+from quickstudy.retraining.evaluation import Evaluation, Score, evaluate, score_predictions
+from quickstudy.retraining.retrain import retrain
+from small_backbones import add_small_backbone
 
 
 @pytest.mark.parametrize(
@@ -155,3 +157,15 @@ def test_a_missing_model_or_folder_is_named(model: Model, photos: Path, tmp_path
         evaluate(tmp_path / "none.onnx", photos)
     with pytest.raises(ImageSetError, match="No such file or folder"):
         evaluate(model, tmp_path / "none")
+
+
+def test_images_that_were_trained_on_are_counted(photos: Path, cache: Path, tmp_path: Path) -> None:
+    add_small_backbone(cache)
+    result = retrain(photos, tmp_path / "m.onnx", backbone="small", cache=cache)
+    found = evaluate(result.model, photos)
+    assert found.trained_on == sum(result.train_counts.values())
+    assert Evaluation.from_dict(found.to_dict()) == found
+    shutil.copytree(photos, tmp_path / "changed")
+    for path in (tmp_path / "changed").rglob("*.jpg"):
+        path.write_bytes(path.read_bytes() + b"\0")
+    assert evaluate(result.model, tmp_path / "changed").trained_on == 0

@@ -50,6 +50,8 @@ def command(
         print(
             f"\nThe model does not know these classes, so their images are not scored: {', '.join(evaluation.unknown)}"
         )
+    if evaluation.trained_on:
+        print(f"\nThe model was trained on {evaluation.trained_on:,} of these images, which tell nothing of others")
     print_skipped(evaluation.skipped)
 
 

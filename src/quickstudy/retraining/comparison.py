@@ -12,14 +12,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from quickstudy.errors import ImageSetError, UnusableImageError
-from quickstudy.images.identity import read_image_file
-from quickstudy.images.imageset import ImageFile, Skipped, load_image_set
-from quickstudy.images.splits import LOCK_NAME, read_lock
+from quickstudy.errors import ImageSetError
+from quickstudy.images.imageset import Skipped, load_image_set
 from quickstudy.intervals import paired_interval
 from quickstudy.models.model import Model, load
 from quickstudy.progress import Progress, silent
-from quickstudy.retraining.evaluation import Score
+from quickstudy.retraining.evaluation import Score, is_among, trained_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +114,13 @@ def compare(
         ImageSetError: there is no image that can be used, of a class that both models know.
     """
     found = load_image_set(Path(images))
-    trained = {d for path in (first, second) if not isinstance(path, Model) for d in _trained_on(Path(path))}
+    trained = {d for path in (first, second) if not isinstance(path, Model) for d in trained_on(Path(path))}
     models = [model if isinstance(model, Model) else load(model) for model in (first, second)]
     shared = set(models[0].classes) & set(models[1].classes)
     files = [file for file in found.files if file.split == "test"] if found.has_splits else list(found.files)
     unknown = tuple(sorted({file.label for file in files} - shared))
     files = [file for file in files if file.label in shared]
-    seen = {file.path for file in files if trained and _digest(file) in trained}
+    seen = {file.path for file in files if is_among(file, trained)}
     if not found.has_splits and len(seen) < len(files):
         files, seen = [file for file in files if file.path not in seen], set()
     predicted: list[dict[Path, str]] = [{}, {}]
@@ -159,14 +157,3 @@ def compare(
         unknown=unknown,
         skipped=tuple(skipped.values()),
     )
-
-
-def _trained_on(model: Path) -> set[bytes]:
-    return {digest for digest, part in read_lock(model.parent / LOCK_NAME).items() if part == "train"}
-
-
-def _digest(file: ImageFile) -> bytes | None:
-    try:
-        return read_image_file(file.path)[1]
-    except UnusableImageError:
-        return None  # told when it is to be predicted

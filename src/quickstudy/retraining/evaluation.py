@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from quickstudy.errors import ImageSetError
-from quickstudy.images.imageset import ImageSet, Skipped, load_image_set
+from quickstudy.errors import ImageSetError, UnusableImageError
+from quickstudy.images.identity import read_image_file
+from quickstudy.images.imageset import ImageFile, ImageSet, Skipped, load_image_set
+from quickstudy.images.splits import LOCK_NAME, read_lock
 from quickstudy.intervals import share_interval
 from quickstudy.models.model import Model, load
 from quickstudy.progress import Progress, silent
@@ -84,6 +86,8 @@ class Evaluation:
     unknown: tuple[str, ...] = ()
     """Classes of the images that the model does not know; their images are not scored."""
     skipped: tuple[Skipped, ...] = ()
+    trained_on: int = 0
+    """How many of the images the split lock beside the model has for training; they say little about others."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -94,6 +98,7 @@ class Evaluation:
             "missing_classes": list(self.missing),
             "unknown_classes": list(self.unknown),
             "skipped": [{"path": str(item.path), "reason": item.reason} for item in self.skipped],
+            "trained_on": self.trained_on,
         }
 
     @staticmethod
@@ -108,6 +113,7 @@ class Evaluation:
             missing=tuple(values["missing_classes"]),
             unknown=tuple(values["unknown_classes"]),
             skipped=tuple(Skipped(path=Path(item["path"]), reason=item["reason"]) for item in values["skipped"]),
+            trained_on=values.get("trained_on", 0),
         )
 
 
@@ -155,6 +161,7 @@ def evaluate(model: Model | str | Path, images: str | Path, *, progress: Progres
         ModelError: the model cannot be loaded.
         ImageSetError: no images, or none of a class that the model knows.
     """
+    trained = set() if isinstance(model, Model) else trained_on(Path(model))
     model = model if isinstance(model, Model) else load(model)
     found: ImageSet = load_image_set(Path(images))
     files = [file for file in found.files if file.split == "test"] if found.has_splits else list(found.files)
@@ -180,7 +187,23 @@ def evaluate(model: Model | str | Path, images: str | Path, *, progress: Progres
             progress.update(done=number, note="")
     finally:
         progress.finish()
-    return score_predictions(truth, predicted, model.classes, unknown=unknown, skipped=tuple(skipped))
+    found_out = score_predictions(truth, predicted, model.classes, unknown=unknown, skipped=tuple(skipped))
+    return replace(found_out, trained_on=sum(is_among(file, trained) for file in scored))
+
+
+def trained_on(model: Path) -> set[bytes]:
+    """Content hashes of the images that the split lock beside a model has for training."""
+    return {digest for digest, part in read_lock(model.parent / LOCK_NAME).items() if part == "train"}
+
+
+def is_among(file: ImageFile, digests: set[bytes]) -> bool:
+    """Whether an image's content is one of these."""
+    if not digests:
+        return False
+    try:
+        return read_image_file(file.path)[1] in digests
+    except UnusableImageError:
+        return False  # told when it is to be predicted
 
 
 def _some(names: Sequence[str]) -> str:
