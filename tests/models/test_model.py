@@ -430,11 +430,11 @@ class TestPredict:
         assert taken < 20
 
     def test_is_safe_in_several_threads(self, model: Model, files: list[Path]) -> None:
-        expected = model.predict_proba(files)
+        expected, before = model.predict_proba(files), set(threading.enumerate())
         with ThreadPoolExecutor(4) as pool:
             for result in pool.map(lambda _: model.predict_proba(files), range(8)):
                 np.testing.assert_array_equal(result, expected)
-        assert threading.active_count() < 20
+        assert set(threading.enumerate()) <= before
 
 
 @pytest.mark.parametrize(
