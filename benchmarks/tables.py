@@ -187,32 +187,19 @@ def accuracy() -> str:
     return table(["training images", "test accuracy"], [*rows, ["all 3,409", percent(sizes["all"])]])
 
 
+def _scores(row: dict[str, Any]) -> list[str]:
+    return [percent(row["cross_validation"]), f"{row['log_loss']:.4f}", percent(row["test"])]
+
+
 def engines() -> str:
     """What bfloat16 costs in accuracy."""
-    rows = [
-        [
-            name,
-            percent(row["cross_validation"]),
-            f"{row['log_loss']:.4f}",
-            percent(row["test"]),
-            percent(row["model"]),
-        ]
-        for name, row in load("accuracy")["by_engine"].items()
-    ]
+    rows = [[name, *_scores(row), percent(row["model"])] for name, row in load("accuracy")["by_engine"].items()]
     return table(["engine", "cross-validated", "log loss", "test", "test, by the model in ONNX Runtime"], rows)
 
 
 def views() -> str:
     """Whether views help."""
-    rows = [
-        [
-            name,
-            percent(row["cross_validation"]),
-            f"{row['log_loss']:.4f}",
-            percent(row["test"]),
-        ]
-        for name, row in load("accuracy")["by_views"].items()
-    ]
+    rows = [[name, *_scores(row)] for name, row in load("accuracy")["by_views"].items()]
     return table(["views besides the plain image", "cross-validated", "log loss", "test"], rows)
 
 

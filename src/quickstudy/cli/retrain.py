@@ -99,13 +99,14 @@ def command(
 ) -> None:
     """Train a classifier on a folder of images and write it as one .onnx file."""
     started = time.perf_counter()
-    if cut != "features" or unfreeze or budget:
+    tunes = cut != "features" or unfreeze or budget
+    if tunes:
         from quickstudy.cli.extras import require
 
         require("torch", extra="train")
     if budget and (unfreeze or cut != "features" or epochs or views is not None):
         raise typer.BadParameter("--budget chooses cut, views and epochs itself; leave out what you have named, or it")
-    if (epochs or rate) and not (unfreeze or budget or cut != "features"):
+    if (epochs or rate) and not tunes:
         raise typer.BadParameter("--epochs and --rate are for fine-tuning; add --cut, or leave them out")
     if disk and not budget:
         raise typer.BadParameter("--disk goes with --budget; name a time, too")

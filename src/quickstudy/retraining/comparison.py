@@ -17,7 +17,7 @@ from quickstudy.images.imageset import Skipped, load_image_set
 from quickstudy.intervals import paired_interval
 from quickstudy.models.model import Model, load
 from quickstudy.progress import Progress, silent
-from quickstudy.retraining.evaluation import Score, is_among, trained_on
+from quickstudy.retraining.evaluation import Score, is_among, training_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ def compare(
         ImageSetError: there is no image that can be used, of a class that both models know.
     """
     found = load_image_set(Path(images))
-    trained = {d for path in (first, second) if not isinstance(path, Model) for d in trained_on(Path(path))}
+    trained = {d for path in (first, second) if not isinstance(path, Model) for d in training_images(Path(path))}
     models = [model if isinstance(model, Model) else load(model) for model in (first, second)]
     shared = set(models[0].classes) & set(models[1].classes)
     files = [file for file in found.files if file.split == "test"] if found.has_splits else list(found.files)

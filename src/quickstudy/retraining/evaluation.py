@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,7 @@ def score_predictions(
     *,
     unknown: tuple[str, ...] = (),
     skipped: tuple[Skipped, ...] = (),
+    trained_on: int = 0,
 ) -> Evaluation:
     """Compare predicted class names with the true ones.
 
@@ -133,6 +134,7 @@ def score_predictions(
         classes: all classes of the model, in its order.
         unknown: passed through.
         skipped: passed through.
+        trained_on: passed through.
     """
     pairs = Counter(zip(truth, predicted, strict=True))
     counts, called = Counter(truth), Counter(predicted)
@@ -146,6 +148,7 @@ def score_predictions(
         missing=tuple(name for name in classes if not counts[name]),
         unknown=unknown,
         skipped=skipped,
+        trained_on=trained_on,
     )
 
 
@@ -161,7 +164,7 @@ def evaluate(model: Model | str | Path, images: str | Path, *, progress: Progres
         ModelError: the model cannot be loaded.
         ImageSetError: no images, or none of a class that the model knows.
     """
-    trained = set() if isinstance(model, Model) else trained_on(Path(model))
+    trained = set() if isinstance(model, Model) else training_images(Path(model))
     model = model if isinstance(model, Model) else load(model)
     found: ImageSet = load_image_set(Path(images))
     files = [file for file in found.files if file.split == "test"] if found.has_splits else list(found.files)
@@ -187,11 +190,17 @@ def evaluate(model: Model | str | Path, images: str | Path, *, progress: Progres
             progress.update(done=number, note="")
     finally:
         progress.finish()
-    found_out = score_predictions(truth, predicted, model.classes, unknown=unknown, skipped=tuple(skipped))
-    return replace(found_out, trained_on=sum(is_among(file, trained) for file in scored))
+    return score_predictions(
+        truth,
+        predicted,
+        model.classes,
+        unknown=unknown,
+        skipped=tuple(skipped),
+        trained_on=sum(is_among(file, trained) for file in scored),
+    )
 
 
-def trained_on(model: Path) -> set[bytes]:
+def training_images(model: Path) -> set[bytes]:
     """Content hashes of the images that the split lock beside a model has for training."""
     return {digest for digest, part in read_lock(model.parent / LOCK_NAME).items() if part == "train"}
 

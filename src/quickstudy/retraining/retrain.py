@@ -187,9 +187,13 @@ def retrain(
         evaluation = _evaluate(tested, material.labels, test, classes) if test else None
     with clock.stage("model"):
         abstention = _abstention(learned.unseen[-1], _numbered(material.labels, train, classes))
-        training = _describe_training(material, parts, train_counts, class_weight, learned, extraction)
-        training["l2_given"] = l2 is not None
-        training |= {"abstention": abstention, "test": evaluation.score.to_dict() if evaluation else None}
+        training = {
+            **_describe_training(material, parts, train_counts, learned, extraction),
+            "class_weight": class_weight,
+            "l2_given": l2 is not None,
+            "abstention": abstention,
+            "test": evaluation.score.to_dict() if evaluation else None,
+        }
         learned.write(model_path, classes=classes, training=training)
         save_record(folder, model_path, Record(images=images.resolve(), unseen=(*learned.unseen, *tested)))
     if keep_thumbnails:
@@ -357,16 +361,14 @@ def _describe_training(
     material: Material,
     parts: dict[bytes, Part],
     train_counts: Counter[str],
-    class_weight: ClassWeight | None,
     learned: Learned,
     extraction: Extraction,
 ) -> dict[str, Any]:
-    """The training summary that the model file carries; the same data give the same text."""
+    """What was learned, from what, for the summary that the model file carries; the same data give the same text."""
     return {
         "data_fingerprint": data_fingerprint(material.labels, parts),
         "split": "given" if material.given_parts is not None else "by content",
         "train_counts": dict(sorted(train_counts.items())),
-        "class_weight": class_weight,
         "engine": extraction.source.spec.engine,
         "dtype": extraction.source.spec.dtype,
         "views": extraction.views,
