@@ -17,8 +17,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from common import backbone_from_graph, fresh, photos, save, spread
-from quickstudy.backbones.backbone import Backbone
+from quickstudy.backbones.backbone import Backbone, add_backbone
+from quickstudy.backbones.runtime import engine_for
+from quickstudy.bottlenecks.extraction import extract
+from quickstudy.bottlenecks.store import Store
+from quickstudy.images.decoding import InputSpec
 
 _PEERS = Path(__file__).parent / "peers"
 _ARCHITECTURES = {"MobileNetV2": (224, 1280), "InceptionV3": (299, 2048)}
@@ -33,12 +39,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--part", choices=("extraction", "tutorial"), help="only this")
     parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--arch", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.work:
-        print(json.dumps(tutorial_job(options.folder, options.work, options.arch)))
-        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for arch in _ARCHITECTURES:
@@ -79,10 +80,6 @@ def compare_extraction(options: argparse.Namespace, arch: str, folder: Path) -> 
 
 def rate_of_quickstudy(photo_folder: Path, graph: Path, arch: str, folder: Path, engine: str) -> float:
     """Images a second from the folder to bottlenecks in an empty store."""
-    from quickstudy.backbones.runtime import engine_for
-    from quickstudy.bottlenecks.extraction import extract
-    from quickstudy.bottlenecks.store import Store
-
     files = photos(photo_folder)[: 3000 if arch == "MobileNetV2" else 600]
     started = time.perf_counter()
     extract(files, _backbone(graph, arch), Store(fresh(folder / "store")), engine=engine_for("cpu", engine))
@@ -90,47 +87,53 @@ def rate_of_quickstudy(photo_folder: Path, graph: Path, arch: str, folder: Path,
 
 
 def compare_tutorial(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The Keras tutorial's job, whole processes and the work alone: theirs, ours the first time, ours the second."""
-    rows: dict[str, list[float]] = {name: [] for name in ("keras", "keras_fit", "first", "second", "second_work")}
-    command = [options.tensorflow, _PEERS / "keras_tutorial.py", "--folder", options.folder, "--json"]
-    ours = [sys.executable, __file__, options.folder, "--tensorflow", "-", "--export", "-", "--arch", "InceptionV3"]
+    """The Keras tutorial's job, whole processes and the work alone: theirs, ours the first time, ours the second.
+
+    The network is at hand on both sides: with Keras, and as a backbone that has been added.
+    """
+    cache, photo_folder = folder / "cache", ["--folder", options.folder, "--images", "244"]
+    add_inception(folder / "InceptionV3.onnx", cache)
+    theirs = [options.tensorflow, _PEERS / "keras_tutorial.py", *photo_folder, "--epochs", "2", "--json"]
+    ours = [sys.executable, _PEERS / "quickstudy_tutorial.py", *photo_folder, "--backbone", "inception_v3"]
+    ours += ["--cache", cache]
+    runs = {
+        "keras": theirs,
+        "first_openvino": [*ours, "--engine", "openvino"],
+        "first": ours,
+        "second": ours,
+    }
+    rows: dict[str, list[float]] = {name: [] for name in (*runs, "keras_fit", "second_work")}
     for _ in range(options.rounds):
-        started = time.perf_counter()
-        rows["keras_fit"].append(_json([*command, "--epochs", "2", "--images", "244"])["fit_seconds"])
-        rows["keras"].append(time.perf_counter() - started)
-        fresh(folder / "job" / "bottlenecks")
-        for name in ("first", "second"):
+        fresh(cache / "bottlenecks")
+        for name, command in runs.items():
             started = time.perf_counter()
-            result = _json([*ours, "--work", folder])
+            result = _json(command)
             rows[name].append(time.perf_counter() - started)
+            if name == "keras":
+                rows["keras_fit"].append(result["fit_seconds"])
         rows["second_work"].append(result["seconds"])
         print({name: values[-1] for name, values in rows.items()}, flush=True)
+    against = {"first": "keras", "first_openvino": "keras", "second": "keras", "second_work": "keras_fit"}
     return {
         "seconds": {name: spread(values) for name, values in rows.items()},
-        "first_ratio": spread([k / q for k, q in zip(rows["keras"], rows["first"], strict=True)]),
-        "second_ratio_process": spread([k / q for k, q in zip(rows["keras"], rows["second"], strict=True)]),
-        "second_ratio_work": spread([k / q for k, q in zip(rows["keras_fit"], rows["second_work"], strict=True)]),
+        "times_faster": {
+            name: spread([k / q for k, q in zip(rows[other], rows[name], strict=True)])
+            for name, other in against.items()
+        },
     }
 
 
-def tutorial_job(photo_folder: Path, folder: Path, arch: str) -> dict[str, float]:
-    """Bottlenecks of the same 244 photos and the head on them, its regularisation chosen by cross-validation."""
-    sys.path.insert(0, str(_PEERS))
-    import numpy as np
-    from keras_tutorial import choose_photos
-
-    from quickstudy.bottlenecks.extraction import extract
-    from quickstudy.bottlenecks.store import Store
-    from quickstudy.heads.selection import fit_head
-
-    files = [Path(path) for path in choose_photos(photo_folder, 244)]
-    started = time.perf_counter()
-    extraction = extract(files, _backbone(folder / f"{arch}.onnx", arch), Store(folder / "job" / "bottlenecks"))
-    digests = [digest for digest in extraction.digests if digest]
-    names = sorted({path.parent.name for path in files})
-    labels = np.array([names.index(path.parent.name) for path in files])
-    fit_head(extraction.gather(digests), labels, digests, classes=len(names))
-    return {"seconds": time.perf_counter() - started, "forward_passes": extraction.computed}
+def add_inception(graph: Path, cache: Path) -> None:
+    """What `quickstudy backbone add` does last."""
+    add_backbone(
+        "inception_v3",
+        onnx.load(graph),
+        cache,
+        input_spec=InputSpec(size=_ARCHITECTURES["InceptionV3"][0]),
+        cuts=["features"],
+        classes=[],
+        origin="random weights",
+    )
 
 
 def _backbone(graph: Path, arch: str) -> Backbone:

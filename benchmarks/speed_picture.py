@@ -20,7 +20,7 @@ def main() -> None:
     """Draw the picture."""
     tutorial, tuning, race = (load(name) for name in ("keras_tutorial", "finetuning_keras", "training_race"))
     job = {name: values["median"] for name, values in tutorial["seconds"].items()}
-    first, again = (tutorial[name]["median"] for name in ("first_ratio", "second_ratio_process"))
+    first, again = (tutorial["times_faster"][name]["median"] for name in ("first", "second"))
     theirs, classic = tuning["keras"]["seconds"], statistics.median(row["classic_seconds"] for row in race["rows"])
     jobs = [
         (

@@ -25,6 +25,7 @@ from quickstudy.backbones.backbone import (
     load_backbone,
 )
 from quickstudy.errors import BackboneError
+from quickstudy.images import identity
 from quickstudy.images.decoding import InputSpec
 
 NAME = "efficientnet_lite0"
@@ -66,7 +67,24 @@ def test_a_cached_backbone_is_not_built_again(backbone: Backbone, cache: Path) -
     before = [(path.stat().st_ino, path.stat().st_mtime_ns) for path in (graph, note)]
     assert load_backbone(NAME, cache).fingerprint == backbone.fingerprint
     assert [(path.stat().st_ino, path.stat().st_mtime_ns) for path in (graph, note)] == before
-    assert sorted(path.name for path in graph.parent.iterdir()) == [note.name, graph.name]
+    assert sorted(path.name for path in graph.parent.iterdir()) == [note.name, graph.name, "files.sqlite"]
+
+
+def test_an_untouched_graph_is_not_hashed_again(
+    backbone: Backbone, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, _ = cached_copy(backbone, cache)
+    long_ago = graph.stat().st_mtime_ns - 3_600_000_000_000
+    os.utime(graph, ns=(long_ago, long_ago))
+    assert load_backbone(NAME, cache).fingerprint == backbone.fingerprint
+    with monkeypatch.context() as patched:
+        patched.setattr(identity, "sha256_of_file", lambda path: pytest.fail(f"{path} is read again"))
+        assert load_backbone(NAME, cache).fingerprint == backbone.fingerprint
+    data = bytearray(graph.read_bytes())
+    data[len(data) // 2] ^= 1
+    graph.write_bytes(data)  # of the same size
+    assert load_backbone(NAME, cache).fingerprint == backbone.fingerprint
+    assert graph.read_bytes() == backbone.path.read_bytes()
 
 
 def test_a_damaged_graph_is_built_again(backbone: Backbone, cache: Path) -> None:
@@ -191,7 +209,7 @@ def test_what_has_been_added_is_found_again(cache: Path) -> None:
 def test_adding_again_replaces(cache: Path) -> None:
     add(cache)
     assert load_backbone("mine", cache) == add(cache)
-    assert len(list((cache / "backbones").iterdir())) == 2
+    assert sorted(path.name for path in (cache / "backbones").iterdir()) == ["files.sqlite", "mine.json", "mine.onnx"]
 
 
 def test_what_has_been_added_and_damaged_cannot_be_made_again(cache: Path) -> None:

@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
 from quickstudy.errors import HeadError
-from quickstudy.heads.softmax import Features, Fit, fit_softmax, prepare_features, signed_sqrt
+from quickstudy.heads.softmax import Features, Fit, fit_softmax, in_row_space, prepare_features, signed_sqrt
 
 Array = NDArray[np.float64]
 TIGHT = 1e-9
@@ -99,6 +99,20 @@ def test_the_optimum_is_that_of_scikit_learn(shares: Sequence[float], weighted: 
     np.testing.assert_allclose(probabilities(fit.logits[:, 0]), reference.predict_proba(x), atol=1e-4)
     by_hand = probabilities(x @ fit.weights[0] + fit.biases[0])
     np.testing.assert_allclose(by_hand, reference.predict_proba(x), atol=1e-4)
+
+
+@pytest.mark.parametrize("copies", [0, 10])
+def test_few_rows_fit_the_same_in_the_space_that_they_span(copies: int) -> None:
+    bottlenecks, labels = draw(IMBALANCED, n=40, d=300)
+    bottlenecks[:copies], labels[:copies] = bottlenecks[10 : 10 + copies], labels[10 : 10 + copies]
+    features = prepare_features(bottlenecks)
+    rotated, basis = in_row_space(features)
+    assert rotated.values.shape == (40, 39 - copies)  # centring takes one dimension, each copy another
+    np.testing.assert_allclose(basis.T @ basis, np.eye(39 - copies), atol=1e-5)
+    np.testing.assert_allclose(rotated.values @ basis.T, features.values, atol=1e-5)
+    fits = [fit_softmax(each, labels, even(40), classes=3, l2=0.05, tolerance=TIGHT) for each in (features, rotated)]
+    np.testing.assert_allclose(probabilities(fits[1].logits[:, 0]), probabilities(fits[0].logits[:, 0]), atol=1e-4)
+    np.testing.assert_allclose(basis @ fits[1].weights[0], fits[0].weights[0], atol=1e-4)
 
 
 def test_the_gradient_vanishes_at_the_solution() -> None:

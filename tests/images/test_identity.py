@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from quickstudy.errors import UnusableImageError
+from quickstudy.images import identity
 from quickstudy.images.identity import StatIndex, read_image_file, stamp_of
 
 HOUR = 3_600_000_000_000
@@ -119,6 +120,23 @@ def test_many_files_are_looked_up_at_once(index: StatIndex, tmp_path: Path) -> N
     index.remember(entries)
     known = index.look_up([path for path, _, _ in entries] + [tmp_path / "unknown.jpg"])
     assert known == {str(path): (stamp, digest) for path, stamp, digest in entries}
+
+
+def test_the_digest_of_an_untouched_file_takes_no_reading(
+    index: StatIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_file(tmp_path / "x.bin")
+    read: list[Path] = []
+    hash_file = identity.sha256_of_file
+    monkeypatch.setattr(identity, "sha256_of_file", lambda path: read.append(path) or hash_file(path))
+    for _ in range(2):
+        assert index.digest_of(path) == hashlib.sha256(b"content").digest()
+    assert len(read) == 1
+    make_file(path, b"CONTENT", age=2 * HOUR)
+    assert index.digest_of(path) == hashlib.sha256(b"CONTENT").digest()
+    assert len(read) == 2
+    with pytest.raises(FileNotFoundError):
+        index.digest_of(tmp_path / "missing.bin")
 
 
 def test_without_a_path_nothing_is_remembered(tmp_path: Path) -> None:

@@ -103,12 +103,14 @@ def fit_head(
         raise HeadError(f"The regularisation strength must be a positive number; got {l2!r}")
     importance = (1 / counts)[labels] if balanced else np.ones(len(labels))
     features, basis = prepare_features(bottlenecks), None
-    if 2 * len(labels) < bottlenecks.shape[1]:
-        features, basis = in_row_space(features)
+    rows, width = bottlenecks.shape
+    few = 2 * rows < width
     folds = assign_folds(labels, keys)
     held_out = np.flatnonzero((folds >= 0) if plain is None else (folds >= 0) & plain)
-    validation = _CrossValidation(features, labels, folds, held_out, importance, classes)
-    with _few_threads(features.values.size * classes):
+    with _few_threads(rows * (rows if few else width) * classes):
+        if few:
+            features, basis = in_row_space(features)
+        validation = _CrossValidation(features, labels, folds, held_out, importance, classes)
         path = [validation.score(l2, None)] if l2 is not None else _walk(validation)
         best = min(path, key=lambda trial: trial.log_loss)
         start = best.weights.mean(axis=0, keepdims=True), best.biases.mean(axis=0, keepdims=True)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from quickstudy.errors import UnusableImageError
-from quickstudy.files import is_text
+from quickstudy.files import is_text, sha256_of_file
 from quickstudy.images.decoding import MOST_BYTES
 
 _RACY_NANOSECONDS = 2_000_000_000
@@ -42,10 +42,9 @@ def stamp_of(path: Path) -> Stamp:
         UnusableImageError: there is no such file, or it may not be looked at.
     """
     try:
-        stat = os.stat(path)
+        return _stamp(path)
     except OSError as error:
         raise UnusableImageError(_reason(error)) from None
-    return stat.st_size, stat.st_mtime_ns, stat.st_ino & _LARGEST_INTEGER  # some file systems use more bits
 
 
 def read_image_file(path: Path) -> tuple[bytes, bytes]:
@@ -62,6 +61,11 @@ def read_image_file(path: Path) -> tuple[bytes, bytes]:
     except OSError as error:
         raise UnusableImageError(_reason(error)) from None
     return data, hashlib.sha256(data).digest()
+
+
+def _stamp(path: Path) -> Stamp:
+    stat = os.stat(path)
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino & _LARGEST_INTEGER  # some file systems use more bits
 
 
 def _reason(error: OSError) -> str:
@@ -128,6 +132,20 @@ class StatIndex:
                 self._connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
         except sqlite3.Error:
             self.close()  # locked, full or damaged: go on without
+
+    def digest_of(self, path: Path) -> bytes:
+        """The file's SHA-256 digest (32 bytes); the file is read only where its stamp is not the one remembered.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        stamp = _stamp(path)
+        known = self.look_up([path]).get(os.path.abspath(path))
+        if known is not None and known[0] == stamp:
+            return known[1]
+        digest = bytes.fromhex(sha256_of_file(path))
+        self.remember([(path, stamp, digest)])
+        return digest
 
     def close(self) -> None:
         """Release the file; what is looked up or remembered afterwards is nothing."""
