@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -447,10 +448,21 @@ def test_a_damaged_description_is_named_with_the_way_out(store: Store, source: S
             use()
 
 
+def test_a_full_disk_wants_space(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("quickstudy.bottlenecks.store.write_bytes_atomically", full)
+    with pytest.raises(StoreError, match=r"No space left .* Free some space, or name another folder with --cache"):
+        fill(source, 1)
+
+
 def test_a_file_in_place_of_the_folder_is_named_with_the_way_out(store: Store) -> None:
     source = store.source(SPEC)
     store.folder.write_text("not a folder")
-    with pytest.raises(StoreError, match=f"Cannot write to the store '{source.folder}': .*--cache or QUICKSTUDY_CACHE"):
+    with pytest.raises(
+        StoreError, match=f"Cannot write to the store '{source.folder}': .* safe. Name another folder with"
+    ):
         fill(source, 1)
     assert store.folder.read_text() == "not a folder"
     with pytest.raises(StoreError, match=f"Cannot read the store '{source.folder}': "):

@@ -12,6 +12,7 @@ from in_process import Run
 from PIL import Image
 
 from quickstudy.backbones.backbone import Backbone
+from quickstudy.reports.plan import Step, write_plan
 
 
 @pytest.fixture
@@ -95,3 +96,12 @@ def test_one_step_at_a_time(run: Run, photos: Path) -> None:
     done = run("audit", "photos", "--fix", "plan.csv", "--apply", "plan.csv")
     assert done.code == 2
     assert "one at a time" in done.err
+
+
+def test_a_plan_that_keeps_all_has_nothing_to_undo(run: Run, photos: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.csv"
+    image = next(photos.rglob("*.jpg")).relative_to(photos)
+    write_plan(plan, [Step(action="keep", path=str(image))])
+    done = run("audit", str(photos), "--apply", str(plan))
+    assert (done.code, done.out) == (0, "There is nothing to move: the plan keeps every file where it is\n")
+    assert not (tmp_path / "plan.undo.csv").exists()

@@ -185,5 +185,7 @@ def shortened(line: str) -> str:
 
 
 def test_completion_for_shells() -> None:
-    done = subprocess.run([COMMAND, "--show-completion", "bash"], capture_output=True, text=True, check=True)
+    # What completes commands asks its parents which shell they are.
+    command = ["bash", "-c", f"'{COMMAND}' --show-completion; exit $?"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "_QUICKSTUDY_COMPLETE" in done.stdout

@@ -150,6 +150,7 @@ def test_the_cameras_picture_is_what_is_classified(page: sync_api.Page, server: 
 
 
 def test_works_from_the_keyboard(page: sync_api.Page, photo: Path) -> None:
+    page.on("filechooser", lambda _: None)  # early: a chooser that opens before Playwright listens is lost
     reached = []
     page.get_by_label("Model").wait_for()
     for _ in range(6):

@@ -9,6 +9,7 @@ flushed stays. Shards are memory-mapped when read.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ from quickstudy.bottlenecks.shards import SUFFIX, Shard, SourceSpec, map_shard, 
 from quickstudy.errors import StoreError
 from quickstudy.files import TEMPORARY_PREFIX, sha256_of_file, write_bytes_atomically, write_json_atomically
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _COMPACT_ABOVE = 8
 _MERGED_BYTES = 8 << 20
 _STALE_SECONDS = 3600
@@ -152,9 +154,10 @@ class Source:
                 write_json_atomically(self.folder / "source.json", self.spec.to_dict())
             write_bytes_atomically(path, data)
         except OSError as error:
+            way_out = "Free some space, or name" if error.errno in _FULL else "Name"
             raise StoreError(
                 f"Cannot write to the store '{self.folder}': {error.strerror}. What was flushed before is safe. "
-                "Free some space, or name another folder with --cache or QUICKSTUDY_CACHE"
+                f"{way_out} another folder with --cache or QUICKSTUDY_CACHE"
             ) from error
         return path
 

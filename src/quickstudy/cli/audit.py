@@ -162,8 +162,10 @@ def _print_done(done: Done, images: Path, as_json: bool) -> None:
         print()
     elif done.manifest:
         print(f"{count(done.moved, 'row')} changed or left out in the new manifest {done.manifest}; the old one stays")
+    elif done.moved or done.left:
+        print(f"{count(done.moved, 'file is', 'files are')} where the plan wants them; nothing is ever deleted")
     else:
-        print(f"{count(done.moved, 'file')} moved; nothing is ever deleted")
+        print("There is nothing to move: the plan keeps every file where it is")
     if not as_json:
         for path, reason in done.left:
             print(f"  left as it was: {path}: {reason}")

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from quickstudy.cli.interruption import interruptible
 from quickstudy.cli.options import Json, Quiet
 
 app = typer.Typer(
@@ -39,11 +40,8 @@ def get(
     from quickstudy.progress import Bar, silent
 
     progress = silent if quiet or not sys.stderr.isatty() else Bar(unit="bytes")
-    try:
+    with interruptible("what has come is kept, and the same command goes on there"):
         place = named.get(name, folder=to, source=source, progress=progress)
-    except KeyboardInterrupt:
-        print("\nquickstudy: interrupted; what has come is kept, and the same command goes on there", file=sys.stderr)
-        raise typer.Exit(130) from None
     print(f"{name}: {place}")
 
 

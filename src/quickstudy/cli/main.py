@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from typing import Any
 
 import typer
 
@@ -24,10 +25,19 @@ from quickstudy.cli import (
     train,
     verify,
 )
+from quickstudy.cli.interruption import interruptible
 from quickstudy.errors import QuickstudyError
 from quickstudy.version import VERSION
 
+
+class _Commands(typer.core.TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        with interruptible("what has been computed stays in the cache, and the same command goes on from there"):
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Trains image classifiers dramatically faster, and proves it.",
     epilog="Start with: quickstudy retrain photos/   (photos/<class>/*.jpg)",
     no_args_is_help=True,
@@ -75,9 +85,6 @@ def run() -> None:
     except QuickstudyError as error:
         print(f"quickstudy: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nquickstudy: interrupted; bottlenecks computed so far are kept", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:  # the reader of a pipe has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

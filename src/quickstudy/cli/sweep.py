@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quickstudy.cli.interruption import interruptible
 from quickstudy.cli.options import Cache, Json, Quiet
 
 if TYPE_CHECKING:
@@ -85,21 +86,20 @@ def command(
     if count > _MANY and not yes and not _agrees(count):
         raise SweepError(f"{count:,} runs were not begun; --yes begins them without asking")
     folder = results or Path("sweeps") / chosen.name
-    with _reporter(quiet=quiet or as_json) as report:
-        try:
-            result = sweep(
-                chosen,
-                folder,
-                workers=workers,
-                ray=ray,
-                device=device,
-                data_folder=data_folder,
-                cache=cache,
-                report=report,
-            )
-        except KeyboardInterrupt:
-            print(f"\nquickstudy: interrupted; the same command goes on with the runs in {folder}", file=sys.stderr)
-            raise typer.Exit(130) from None
+    with (
+        _reporter(quiet=quiet or as_json) as report,
+        interruptible(f"the same command goes on with the runs in {folder}"),
+    ):
+        result = sweep(
+            chosen,
+            folder,
+            workers=workers,
+            ray=ray,
+            device=device,
+            data_folder=data_folder,
+            cache=cache,
+            report=report,
+        )
     _print_result(result, as_json=as_json)
     if result.failed:
         raise typer.Exit(1)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quickstudy.cli.interruption import interruptible
 from quickstudy.cli.options import Json, Quiet
 
 if TYPE_CHECKING:
@@ -72,23 +73,21 @@ def command(
     shows_bar = not quiet and not as_json and sys.stderr.isatty()
     reporter = None if quiet or as_json else _Reporter(folder, bar=shows_bar)
     try:
-        result = train(
-            chosen,
-            folder,
-            settings=Settings(
-                devices=devices,
-                device=device,
-                threads=threads,
-                data_folder=data_folder,
-                summary_steps=summary_steps,
-                checkpoint_seconds=checkpoint_seconds,
-                keep=keep,
-            ),
-            report=reporter,
-        )
-    except KeyboardInterrupt:
-        print(f"\nquickstudy: interrupted; the same command goes on from the checkpoint in {folder}", file=sys.stderr)
-        raise typer.Exit(130) from None
+        with interruptible(f"the same command goes on from the checkpoint in {folder}"):
+            result = train(
+                chosen,
+                folder,
+                settings=Settings(
+                    devices=devices,
+                    device=device,
+                    threads=threads,
+                    data_folder=data_folder,
+                    summary_steps=summary_steps,
+                    checkpoint_seconds=checkpoint_seconds,
+                    keep=keep,
+                ),
+                report=reporter,
+            )
     finally:
         if reporter is not None:
             reporter.finish()
