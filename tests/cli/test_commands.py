@@ -133,7 +133,7 @@ def test_cache_verify_finds_and_removes_a_flipped_bit(trained: Path, tmp_path: P
         (["retrain", "photos/", "--l2", "-1"], ["-1", "positive"]),
         (["retrain", "photos/", "--cache", "new.jpg/cache"], ["new.jpg/cache", "--cache"]),
         (["predict", "nowhere.onnx", "new.jpg"], ["No such model: 'nowhere.onnx'"]),
-        (["predict", "new.jpg", "new.jpg"], ["new.jpg", "not an ONNX model"]),
+        (["predict", "new.jpg", "new.jpg"], ["new.jpg", "is not an ONNX file"]),
         (["evaluate", "photos.onnx", "other"], ["No images under 'other'"]),
     ],
 )

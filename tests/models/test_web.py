@@ -138,6 +138,13 @@ def test_the_files_of_a_site(runtime: Path, tmp_path: Path) -> None:
     shutil.unpack_archive(runtime, tmp_path / "unpacked", format="gztar", filter="data")
     again = write_site(model, tmp_path / "again", runtime=tmp_path / "unpacked" / "package")
     assert {name: (tmp_path / "again" / name).read_bytes() for name in again.files} == written
+    # Over itself it may be written, over another page it may not.
+    write_site(model, tmp_path / "again", runtime=runtime)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "index.html").write_text("mine")
+    with pytest.raises(ModelError, match=r"'.*home' has an index\.html of its own, which would be overwritten"):
+        write_site(model, tmp_path / "home", runtime=runtime)
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["index.html"]
 
 
 def test_a_runtime_that_is_another_is_refused(tmp_path: Path) -> None:

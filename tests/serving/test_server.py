@@ -236,7 +236,7 @@ class TestReload:
             wait_until(lambda: server.metric('quickstudy_reloads_total{model="photos",result="refused"}') == 1)
             ready = httpx.get(f"{server.address}/readyz")
             assert (ready.status_code, ready.json()) == (200, {"ready": True, "models_current": False})
-            assert "not an onnx model" in httpx.get(f"{server.address}/model").json()["problem"].lower()
+            assert "not an onnx file" in httpx.get(f"{server.address}/model").json()["problem"].lower()
             shutil.copy(trained / "two.onnx", model_file.with_suffix(".new"))
             model_file.with_suffix(".new").replace(model_file)
             wait_until(lambda: server.metric('quickstudy_reloads_total{model="photos",result="reloaded"}') == 1)
@@ -321,7 +321,11 @@ class TestTheCommand:
     def test_says_that_a_port_is_taken(self, trained: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = str(taken.getsockname()[1])
-            assert f"port {port}" in self.refused(str(trained / "photos.onnx"), "--port", port)
+            told = self.refused(str(trained / "photos.onnx"), "--port", port)
+        assert told == (
+            f"quickstudy: Cannot listen on 127.0.0.1, port {port}: Address already in use; "
+            "choose others with --host and --port\n"
+        )
 
     def test_takes_the_token_from_the_environment(self, start: Start, trained: Path) -> None:
         server = start(trained / "photos.onnx", QUICKSTUDY_TOKEN=TOKEN)

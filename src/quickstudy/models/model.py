@@ -235,7 +235,8 @@ def load_bytes(data: bytes, path: Path) -> Model:
         session = open_session(data)
         _check_signature(session, spec, len(classes))
     except BackboneError as error:
-        raise ModelError(f"'{path}' is not an ONNX model that can be loaded: {error}") from None
+        reason = str(error)
+        raise ModelError(reason if str(path) in reason else f"'{path}' cannot be loaded: {reason}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ModelError(
             f"'{path}' is an ONNX file, but not a model that quickstudy wrote ({_first_line(error)}); "

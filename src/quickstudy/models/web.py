@@ -63,13 +63,16 @@ def write_site(model: Path, folder: Path, *, runtime: Path | None = None, cache:
 
     Args:
         model: the model; its golden checks are run first.
-        folder: created if need be; files of the same names are replaced, others stay.
+        folder: created if need be; of an earlier site there, files of the same names are replaced, others stay.
         runtime: folder or `.tgz` archive of the npm package RUNTIME; left out, it comes from the cache or through npm.
         cache: see `quickstudy.files.cache_folder`.
 
     Raises:
-        ModelError: the model is not whole, ONNX Runtime's files are not at hand, or the folder cannot be written.
+        ModelError: the model is not whole, ONNX Runtime's files are not at hand, the folder cannot be written, or it
+            has a page that is no such site's.
     """
+    if (folder / "index.html").exists() and not (folder / "model.json").exists():
+        raise ModelError(f"'{folder}' has an index.html of its own, which would be overwritten; name another folder")
     try:
         data = model.read_bytes()
     except OSError as error:
@@ -79,9 +82,9 @@ def write_site(model: Path, folder: Path, *, runtime: Path | None = None, cache:
     page = resources.files("quickstudy.models").joinpath("site")
     description = {"title": model.stem, "classes": loaded.classes, **loaded.input.to_dict()}
     files = {
+        "model.json": json.dumps(description, ensure_ascii=False, indent=1).encode(),  # by which a site is recognised
         **{name: page.joinpath(name).read_bytes() for name in _PAGE_FILES},
         **_runtime_files(runtime, cache_folder(cache)),
-        "model.json": json.dumps(description, ensure_ascii=False, indent=1).encode(),
         "model.onnx": data,
     }
     try:

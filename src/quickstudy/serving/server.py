@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -62,8 +63,11 @@ def _listen(settings: Settings) -> socket.socket:
         )[0]
         return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except (OSError, OverflowError) as error:
+        reason: object = error
+        if isinstance(error, OSError):  # its `strerror` may say once more what could not be bound
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise ServingError(
-            f"Cannot listen on {settings.host}, port {settings.port}: {error}; choose others with --host and --port"
+            f"Cannot listen on {settings.host}, port {settings.port}: {reason}; choose others with --host and --port"
         ) from None
 
 
