@@ -14,6 +14,8 @@ from PIL import Image
 
 from quickstudy.cores import usable_cores
 from quickstudy.errors import ImageSetError, RecipeError, SweepError
+from quickstudy.experiments.pictures import draw_all
+from quickstudy.experiments.results import Row
 from quickstudy.experiments.study import Grid, Study
 from quickstudy.experiments.sweep import Planned, SweepResult, show, sweep
 from quickstudy.experiments.tasks import Conditions
@@ -112,6 +114,17 @@ def test_pictures_are_pictures(whole: SweepResult) -> None:
         with Image.open(path) as picture:
             assert min(picture.size) > 300
         assert path.with_suffix(".svg").read_text().startswith("<?xml")
+
+
+def test_norms_known_once_only_make_no_picture(whole: SweepResult, tmp_path: Path) -> None:
+    def once(row: Row) -> Row:
+        norms = {layer: points[:1] for layer, points in row.curve.norms.items()}
+        other = dataclasses.replace(row)
+        vars(other)["curve"] = dataclasses.replace(row.curve, norms=norms)
+        return other
+
+    drawn = draw_all(STUDY, [once(row) for row in whole.rows], tmp_path)
+    assert {path.stem for path in drawn} == {"precision", "seconds", "parameters", "learning_curves"}
 
 
 def test_what_has_ended_is_not_done_again(whole: SweepResult) -> None:

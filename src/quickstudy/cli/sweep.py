@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -229,7 +230,9 @@ def _print_result(result: SweepResult, *, as_json: bool) -> None:
     print(f"Table:    {result.folder / 'results.parquet'} (and .csv)")
     if result.pictures:
         print(f"Pictures: {result.folder / 'pictures'} ({', '.join(path.stem for path in result.pictures)})")
-    print(f"Curves:   tensorboard --logdir {result.folder / 'runs'}")
+    runs = result.folder / "runs"
+    if any(runs.glob("*/tensorboard")):
+        print(f"Curves:   tensorboard --logdir {shlex.quote(str(runs))}")
 
 
 def _print_table(result: SweepResult) -> None:

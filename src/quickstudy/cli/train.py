@@ -168,5 +168,6 @@ def _print_result(result: RunResult, folder: Path) -> None:
         print(f"Validation: precision @ 1 = {result.validation.score.accuracy:.3f}")
     print(f"precision @ 1 = {result.test.score.accuracy:.3f}")
     print(f"Test accuracy {format_score(result.test.score)}; {result.steps:,} steps in {result.seconds:.1f} s")
-    print(f"\nRun:   {folder} (tensorboard --logdir {folder / 'tensorboard'})")
+    events = folder / "tensorboard"
+    print(f"\nRun:   {folder}" + (f" (tensorboard --logdir {shlex.quote(str(events))})" if events.exists() else ""))
     print(f"Next:  quickstudy export {shlex.quote(str(folder))}")

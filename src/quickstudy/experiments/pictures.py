@@ -180,7 +180,7 @@ def _gradient_norms(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure
     """Norms of the gradients by layer over time, for the largest x: a row a panel, a column a line."""
     at = largest(values_of(rows, layout.x))
     chosen = [row for row in rows if not row.trial.seed and (not layout.x or label_of(row, layout.x) == at)]
-    chosen = [row for row in chosen if len(row.curve.norms) > 2]
+    chosen = [row for row in chosen if len(row.curve.norms) > 2 and max(map(len, row.curve.norms.values())) > 1]
     panel_values, line_values = values_of(chosen, layout.panels), values_of(chosen, layout.lines)
     if not chosen or not layout.lines or layout.x == CASE or layout.panels == CASE or len(line_values) > 8:
         return None
