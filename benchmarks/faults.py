@@ -163,7 +163,8 @@ def kill_often(folder: Path, work: Path, kills: int, chance: random.Random) -> K
         number += 1
         site, killed_when_full = Site(work / str(number)), False
         while True:
-            left = 1 - site.stored() / total
+            stored = site.stored()
+            left = 1 - stored / total
             expected = pace * (found.cached_seconds + left * (found.uninterrupted_seconds - found.cached_seconds))
             before, last = found.kills, found.kills >= kills or killed_when_full
             killed_when_full = left == 0
@@ -171,6 +172,8 @@ def kill_often(folder: Path, work: Path, kills: int, chance: random.Random) -> K
             site.check(reference, found)
             if found.kills == before:
                 pace *= min(1.0, seconds / expected)  # the machine has become quicker: kill sooner
+            elif left and site.stored() == stored:
+                pace *= 1.2  # nothing was flushed: kill later, or it would go on so
             print(f"{found.kills} kills, {site.stored()} of {total} bottlenecks stored", flush=True)
             if found.kills == before:
                 break
