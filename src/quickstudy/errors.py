@@ -12,6 +12,10 @@ class QuickstudyError(Exception):
     """Base of all errors that quickstudy raises on purpose."""
 
 
+class MissingExtraError(QuickstudyError):
+    """An optional part of the installation is asked for and missing."""
+
+
 class ImageSetError(QuickstudyError):
     """The images, their labels or their layout cannot be used as they are."""
 

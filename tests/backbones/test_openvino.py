@@ -14,14 +14,13 @@ import pytest
 pytest.importorskip("openvino")
 
 from quickstudy.backbones import openvino as engine_room
-from quickstudy.backbones import runtime
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.openvino import OpenVinoPrefix, openvino_engine
 from quickstudy.backbones.runtime import ONNX_RUNTIME, Engine, Prefix, engine_for, engine_named
 from quickstudy.backbones.speed import known_speed, measure_speed
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
-from quickstudy.errors import BackboneError, PlanError
+from quickstudy.errors import BackboneError, MissingExtraError, PlanError
 from quickstudy.models.model import load
 from quickstudy.reports.audit import audit
 from quickstudy.reports.report import report
@@ -112,9 +111,11 @@ def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
         engine_for("cpu", "tvm")
     with pytest.raises(BackboneError, match="Engine 'openvino' is for the processor; leave it out, or device 'cuda'"):
         engine_for("cuda", "openvino")
-    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(BackboneError, match=r"pip install 'quickstudy\[openvino\]'"):
+    usual = openvino_engine().name
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(MissingExtraError, match=r"'openvino' needs openvino, .* pip install 'quickstudy\[openvino\]'"):
         engine_for("cpu", "openvino")
+    assert engine_named(usual) is ONNX_RUNTIME
 
 
 def test_a_budget_is_for_onnx_runtime(net: Backbone, photos: Path, cache: Path, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ an image's activations then stay in one core's cache.
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from quickstudy.errors import BackboneError
+from quickstudy.errors import BackboneError, MissingExtraError
+from quickstudy.extras import require
 
 if TYPE_CHECKING:
     import onnx
@@ -138,14 +138,15 @@ def engine_for(device: str, on_processor: str = ONNX_RUNTIME.name) -> Engine:
         on_processor: what does on the processor: `onnxruntime` or `openvino`.
 
     Raises:
-        BackboneError: the engine or the device is missing.
+        BackboneError: there is no such engine or device.
+        MissingExtraError: what runs it is not installed.
     """
     if device != "cpu":
         if device.partition(":")[0] != "cuda":
             raise BackboneError(f"The device is '{device}'; expected cpu or cuda")
         if on_processor != ONNX_RUNTIME.name:
             raise BackboneError(f"Engine '{on_processor}' is for the processor; leave it out, or device '{device}'")
-        _require("torch", f"Device '{device}' needs PyTorch", extra="train")
+        require("torch", extra="train", what=f"Device '{device}'")
         from quickstudy.backbones.batched import engine_on
 
         return engine_on(device)
@@ -153,7 +154,7 @@ def engine_for(device: str, on_processor: str = ONNX_RUNTIME.name) -> Engine:
         return ONNX_RUNTIME
     if on_processor != "openvino":
         raise BackboneError(f"The engine is '{on_processor}'; expected onnxruntime or openvino")
-    _require("openvino", "Engine 'openvino' needs OpenVINO", extra="openvino")
+    require("openvino", extra="openvino", what="Engine 'openvino'")
     from quickstudy.backbones.openvino import openvino_engine
 
     return openvino_engine()
@@ -164,11 +165,6 @@ def engine_named(name: str) -> Engine:
     family = name.partition("-")[0]
     try:
         engine = engine_for("cuda") if family == "torch" else engine_for("cpu", family)
-    except BackboneError:
+    except (BackboneError, MissingExtraError):
         return ONNX_RUNTIME
     return engine if engine.name == name else ONNX_RUNTIME
-
-
-def _require(module: str, what: str, *, extra: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise BackboneError(f"{what}, which is not installed; install it with: pip install 'quickstudy[{extra}]'")

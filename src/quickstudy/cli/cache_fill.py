@@ -75,7 +75,7 @@ def fill(
     if store is not None and ray is None:
         raise typer.BadParameter("--store is for clusters; add --ray auto, or name a folder with --cache instead")
     if ray is not None:
-        from quickstudy.cli.extras import require
+        from quickstudy.extras import require
 
         require("ray", extra="ray")
         if device != "cpu" or engine is not OnProcessor.ONNXRUNTIME:

@@ -65,7 +65,7 @@ def _evaluate_run(
     data_folder: Path | None,
     as_json: bool,
 ) -> None:
-    from quickstudy.cli.extras import require
+    from quickstudy.extras import require
 
     if images is not None:
         raise typer.BadParameter(f"a run brings its own images; to score it on {images}, export it first")

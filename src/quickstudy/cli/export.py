@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quickstudy.cli.extras import require
 from quickstudy.cli.options import Json, Quiet
+from quickstudy.extras import require
 
 if TYPE_CHECKING:
     from quickstudy.models.conversion import Conversion, Kind

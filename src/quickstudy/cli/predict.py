@@ -53,7 +53,7 @@ def _load(model: str, cache: Path | None) -> tuple[Model, int]:
     from quickstudy.models.model import from_backbone, load
 
     if Path(model).is_dir():
-        from quickstudy.cli.extras import require
+        from quickstudy.extras import require
 
         require("torch", extra="train")
         from quickstudy.training.export import export

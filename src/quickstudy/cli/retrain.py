@@ -101,7 +101,7 @@ def command(
     started = time.perf_counter()
     tunes = cut != "features" or unfreeze or budget
     if tunes:
-        from quickstudy.cli.extras import require
+        from quickstudy.extras import require
 
         require("torch", extra="train")
     if budget and (unfreeze or cut != "features" or epochs or views is not None):

@@ -36,7 +36,7 @@ def command(
     ] = 30,
 ) -> None:
     """Serve models over HTTP: a page to try them on, POST /predict, documentation at /docs, metrics."""
-    from quickstudy.cli.extras import require
+    from quickstudy.extras import require
 
     for module in ("starlette", "uvicorn", "httptools", "python_multipart", "prometheus_client"):
         require(module, extra="serve")

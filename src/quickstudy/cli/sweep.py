@@ -57,8 +57,8 @@ def command(
     quiet: Quiet = False,
 ) -> None:
     """Run a grid of trainings in parallel, going on where an earlier sweep in the same folder stopped."""
-    from quickstudy.cli.extras import require
     from quickstudy.errors import SweepError
+    from quickstudy.extras import require
 
     require("torch", extra="train")
     require("matplotlib", extra="train")

@@ -49,7 +49,7 @@ def command(
     quiet: Quiet = False,
 ) -> None:
     """Train a network from scratch, going on where an earlier run in the same folder stopped."""
-    from quickstudy.cli.extras import require
+    from quickstudy.extras import require
 
     require("torch", extra="train")
     from quickstudy.training.options import read_assignment
