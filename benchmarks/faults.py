@@ -161,20 +161,20 @@ def kill_often(folder: Path, work: Path, kills: int, chance: random.Random) -> K
     number, pace = 0, 1.0
     while found.kills < kills and not found.failed_runs:
         number += 1
-        site, killed_when_full = Site(work / str(number)), False
+        site, killed_when_full, stored = Site(work / str(number)), False, 0
         while True:
-            stored = site.stored()
             left = 1 - stored / total
             expected = pace * (found.cached_seconds + left * (found.uninterrupted_seconds - found.cached_seconds))
             before, last = found.kills, found.kills >= kills or killed_when_full
             killed_when_full = left == 0
             seconds = site.run(folder, found, kill_after=None if last else chance.uniform(0, expected))
             site.check(reference, found)
+            stored_before, stored = stored, site.stored()
             if found.kills == before:
                 pace *= min(1.0, seconds / expected)  # the machine has become quicker: kill sooner
-            elif left and site.stored() == stored:
+            elif left and stored == stored_before:
                 pace *= 1.2  # nothing was flushed: kill later, or it would go on so
-            print(f"{found.kills} kills, {site.stored()} of {total} bottlenecks stored", flush=True)
+            print(f"{found.kills} kills, {stored} of {total} bottlenecks stored", flush=True)
             if found.kills == before:
                 break
         if not found.failed_runs:
