@@ -15,6 +15,7 @@ import typer
 
 from quickstudy.cli.options import Cache, Device, Engine, Json, OnProcessor, Quiet
 from quickstudy.cli.retrain import Dtype
+from quickstudy.extras import require
 
 if TYPE_CHECKING:
     from quickstudy.images.imageset import Skipped
@@ -75,8 +76,6 @@ def fill(
     if store is not None and ray is None:
         raise typer.BadParameter("--store is for clusters; add --ray auto, or name a folder with --cache instead")
     if ray is not None:
-        from quickstudy.extras import require
-
         require("ray", extra="ray")
         if device != "cpu" or engine is not OnProcessor.ONNXRUNTIME:
             raise typer.BadParameter(

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from quickstudy.cli.options import Json, Quiet
+from quickstudy.extras import require
 
 
 def command(
@@ -65,7 +66,6 @@ def _evaluate_run(
     data_folder: Path | None,
     as_json: bool,
 ) -> None:
-    from quickstudy.extras import require
 
     if images is not None:
         raise typer.BadParameter(f"a run brings its own images; to score it on {images}, export it first")

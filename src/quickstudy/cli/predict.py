@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quickstudy.cli.options import Cache, Json
+from quickstudy.extras import require
 
 if TYPE_CHECKING:
     from quickstudy.models.model import Model, Prediction
@@ -53,8 +54,6 @@ def _load(model: str, cache: Path | None) -> tuple[Model, int]:
     from quickstudy.models.model import from_backbone, load
 
     if Path(model).is_dir():
-        from quickstudy.extras import require
-
         require("torch", extra="train")
         from quickstudy.training.export import export
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quickstudy.cli.options import Cache, Device, Engine, Json, OnProcessor, Quiet
+from quickstudy.extras import require
 
 if TYPE_CHECKING:
     from quickstudy.retraining.result import RetrainResult
@@ -101,8 +102,6 @@ def command(
     started = time.perf_counter()
     tunes = cut != "features" or unfreeze or budget
     if tunes:
-        from quickstudy.extras import require
-
         require("torch", extra="train")
     if budget and (unfreeze or cut != "features" or epochs or views is not None):
         raise typer.BadParameter("--budget chooses cut, views and epochs itself; leave out what you have named, or it")

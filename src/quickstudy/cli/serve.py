@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from quickstudy.extras import require
+
 
 def command(
     models: Annotated[
@@ -36,8 +38,6 @@ def command(
     ] = 30,
 ) -> None:
     """Serve models over HTTP: a page to try them on, POST /predict, documentation at /docs, metrics."""
-    from quickstudy.extras import require
-
     for module in ("starlette", "uvicorn", "httptools", "python_multipart", "prometheus_client"):
         require(module, extra="serve")
     from quickstudy.cli.amounts import parse_bytes

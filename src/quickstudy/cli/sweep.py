@@ -14,6 +14,7 @@ import typer
 
 from quickstudy.cli.interruption import interruptible
 from quickstudy.cli.options import Cache, Json, Quiet
+from quickstudy.extras import require
 
 if TYPE_CHECKING:
     from quickstudy.experiments.study import Study, Trial
@@ -58,7 +59,6 @@ def command(
 ) -> None:
     """Run a grid of trainings in parallel, going on where an earlier sweep in the same folder stopped."""
     from quickstudy.errors import SweepError
-    from quickstudy.extras import require
 
     require("torch", extra="train")
     require("matplotlib", extra="train")

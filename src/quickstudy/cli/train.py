@@ -13,6 +13,7 @@ import typer
 
 from quickstudy.cli.interruption import interruptible
 from quickstudy.cli.options import Json, Quiet
+from quickstudy.extras import require
 
 if TYPE_CHECKING:
     from quickstudy.progress import Bar
@@ -49,8 +50,6 @@ def command(
     quiet: Quiet = False,
 ) -> None:
     """Train a network from scratch, going on where an earlier run in the same folder stopped."""
-    from quickstudy.extras import require
-
     require("torch", extra="train")
     from quickstudy.training.options import read_assignment
     from quickstudy.training.recipe import recipe_named
