@@ -89,13 +89,12 @@ def test_the_optimum_is_that_of_scikit_learn(shares: Sequence[float], weighted: 
         weights[:, None].astype(np.float32),
         classes=classes,
         l2=l2,
-        tolerance=TIGHT,
+        precision=TIGHT,
     )
     # scikit-learn minimises C Σ w CE + |W|²/2. With two classes it has one column v instead of ±v/2, of half the norm.
     reference = LogisticRegression(C=(2 if classes == 2 else 1) / l2, tol=1e-10, max_iter=10_000)
     x = prepare_by_hand(bottlenecks)
     reference.fit(x, labels, sample_weight=weights)
-    assert fit.converged
     np.testing.assert_allclose(probabilities(fit.logits[:, 0]), reference.predict_proba(x), atol=1e-4)
     by_hand = probabilities(x @ fit.weights[0] + fit.biases[0])
     np.testing.assert_allclose(by_hand, reference.predict_proba(x), atol=1e-4)
@@ -110,7 +109,7 @@ def test_few_rows_fit_the_same_in_the_space_that_they_span(copies: int) -> None:
     assert rotated.values.shape == (40, 39 - copies)  # centring takes one dimension, each copy another
     np.testing.assert_allclose(basis.T @ basis, np.eye(39 - copies), atol=1e-5)
     np.testing.assert_allclose(rotated.values @ basis.T, features.values, atol=1e-5)
-    fits = [fit_softmax(each, labels, even(40), classes=3, l2=0.05, tolerance=TIGHT) for each in (features, rotated)]
+    fits = [fit_softmax(each, labels, even(40), classes=3, l2=0.05, precision=TIGHT) for each in (features, rotated)]
     np.testing.assert_allclose(probabilities(fits[1].logits[:, 0]), probabilities(fits[0].logits[:, 0]), atol=1e-4)
     np.testing.assert_allclose(basis @ fits[1].weights[0], fits[0].weights[0], atol=1e-4)
 
@@ -118,7 +117,7 @@ def test_few_rows_fit_the_same_in_the_space_that_they_span(copies: int) -> None:
 def test_the_gradient_vanishes_at_the_solution() -> None:
     bottlenecks, labels = draw(IMBALANCED)
     features = prepare_features(bottlenecks)
-    fit = fit_softmax(features, labels, even(len(labels)), classes=3, l2=0.05, tolerance=TIGHT)
+    fit = fit_softmax(features, labels, even(len(labels)), classes=3, l2=0.05, precision=TIGHT)
     evaluate = objective(features, labels, even(len(labels))[:, 0], 3, 0.05)
     solution = flat(fit)
     assert np.linalg.norm(evaluate(solution)[1]) < 1e-4
@@ -130,18 +129,17 @@ def test_the_gradient_vanishes_at_the_solution() -> None:
         assert abs(slope) < 1e-4
 
 
-@pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-6])
+@pytest.mark.parametrize("precision", [1e-2, 1e-7])
 @pytest.mark.parametrize("l2", [100.0, 10.0, 0.3, 0.01])
 @pytest.mark.parametrize("shares", [(1, 1), (0.8, 0.2), (0.98, 0.015, 0.005)], ids=["even", "uneven", "rare"])
-def test_the_gap_bounds_the_distance_to_the_optimum(shares: Sequence[float], l2: float, tolerance: float) -> None:
+def test_the_gap_bounds_the_distance_to_the_optimum(shares: Sequence[float], l2: float, precision: float) -> None:
     bottlenecks, labels = draw(shares, n=400)
     features, weights = prepare_features(bottlenecks), even(len(labels))
-    fit = fit_softmax(features, labels, weights, classes=len(shares), l2=l2, tolerance=tolerance)
+    fit = fit_softmax(features, labels, weights, classes=len(shares), l2=l2, precision=precision)
     evaluate = objective(features, labels, weights[:, 0], len(shares), l2)
     above = evaluate(flat(fit))[0] - least_loss(evaluate, flat(fit).size)
-    assert fit.converged
-    assert fit.gap <= tolerance
-    assert -1e-9 < above <= fit.gap + 1e-8  # float32 parameters cannot be nearer
+    assert fit.gap <= precision / 100
+    assert -1e-12 < above <= fit.gap + 1e-12
 
 
 def test_the_gap_is_that_of_the_worst_of_several_training_sets() -> None:
@@ -149,7 +147,7 @@ def test_the_gap_is_that_of_the_worst_of_several_training_sets() -> None:
     features = prepare_features(bottlenecks)
     weights = np.stack([np.where(np.arange(len(labels)) % 3 == part, 0, 1) for part in range(3)], axis=1)
     weights = (weights / weights.sum(axis=0)).astype(np.float32)
-    fit = fit_softmax(features, labels, weights, classes=3, l2=0.1, tolerance=1e-3)
+    fit = fit_softmax(features, labels, weights, classes=3, l2=0.1, precision=1e-3)
     for part in range(3):
         evaluate = objective(features, labels, weights[:, part], 3, 0.1)
         assert evaluate(flat(fit, part))[0] - least_loss(evaluate, flat(fit).size) <= fit.gap + 1e-8
@@ -162,12 +160,12 @@ def test_several_training_sets_at_once_equal_separate_fits() -> None:
     weights = rng.random((len(labels), 4)) * (rng.random((len(labels), 4)) < 0.7)
     weights[:6] = 1
     weights = (weights / weights.sum(axis=0)).astype(np.float32)
-    together = fit_softmax(features, labels, weights, classes=3, l2=0.02, tolerance=TIGHT)
+    together = fit_softmax(features, labels, weights, classes=3, l2=0.02, precision=TIGHT)
     assert together.weights.shape == (4, 12, 3)
     assert together.biases.shape == (4, 3)
     assert together.logits.shape == (200, 4, 3)
     for part in range(4):
-        alone = fit_softmax(features, labels, weights[:, part : part + 1], classes=3, l2=0.02, tolerance=TIGHT)
+        alone = fit_softmax(features, labels, weights[:, part : part + 1], classes=3, l2=0.02, precision=TIGHT)
         for mine, theirs in ((together.logits[:, part], alone.logits[:, 0]),):
             np.testing.assert_allclose(probabilities(mine), probabilities(theirs), atol=1e-4)
 
@@ -178,7 +176,7 @@ def test_rows_of_weight_zero_do_not_matter() -> None:
     weights = (np.arange(100)[:, None] < 60).astype(np.float32) / 60
     turned = np.where(np.arange(100) < 60, labels, 1 - labels)
     fits = [
-        fit_softmax(features, these, weights, classes=2, l2=0.1, tolerance=TIGHT).weights for these in (labels, turned)
+        fit_softmax(features, these, weights, classes=2, l2=0.1, precision=TIGHT).weights for these in (labels, turned)
     ]
     np.testing.assert_array_equal(*fits)
 
@@ -187,32 +185,32 @@ def test_rows_of_weight_zero_do_not_matter() -> None:
 def test_a_warm_start_reaches_the_same_optimum(wild: bool) -> None:
     bottlenecks, labels = draw(IMBALANCED)
     features, weights = prepare_features(bottlenecks), even(len(labels))
-    cold = fit_softmax(features, labels, weights, classes=3, l2=0.03, tolerance=TIGHT)
-    neighbour = fit_softmax(features, labels, weights, classes=3, l2=0.1, tolerance=1e-3)
+    cold = fit_softmax(features, labels, weights, classes=3, l2=0.03, precision=TIGHT)
+    neighbour = fit_softmax(features, labels, weights, classes=3, l2=0.1, precision=1e-3)
     start = neighbour.weights, neighbour.biases
     if wild:
         rng = np.random.Generator(np.random.PCG64(3))
         start = rng.normal(0, 20, start[0].shape).astype(np.float32), np.array([[-30, 50, 9]], np.float32)
-    warm = fit_softmax(features, labels, weights, classes=3, l2=0.03, tolerance=TIGHT, start=start)
-    assert warm.converged
+    warm = fit_softmax(features, labels, weights, classes=3, l2=0.03, precision=TIGHT, start=start)
     np.testing.assert_allclose(probabilities(warm.logits[:, 0]), probabilities(cold.logits[:, 0]), atol=1e-4)
     np.testing.assert_allclose(warm.weights, cold.weights, atol=1e-3)
 
 
-def test_a_start_at_the_optimum_needs_no_iteration() -> None:
+def test_a_start_at_the_optimum_takes_one_step_to_see_it() -> None:
     bottlenecks, labels = draw((1, 1, 1))
     features, weights = prepare_features(bottlenecks), even(len(labels))
-    first = fit_softmax(features, labels, weights, classes=3, l2=0.1, tolerance=1e-8)
+    first = fit_softmax(features, labels, weights, classes=3, l2=0.1, precision=1e-8)
     again = fit_softmax(
-        features, labels, weights, classes=3, l2=0.1, tolerance=1e-6, start=(first.weights, first.biases)
+        features, labels, weights, classes=3, l2=0.1, precision=1e-6, start=(first.weights, first.biases)
     )
-    assert again.iterations == 0
+    assert again.change < 1e-7
+    assert again.iterations < first.iterations / 3
 
 
 def test_two_runs_agree_to_the_bit() -> None:
     bottlenecks, labels = draw((1,) * 10, n=500, d=64)
     runs = [
-        fit_softmax(prepare_features(bottlenecks), labels, even(500), classes=10, l2=0.01, tolerance=1e-6)
+        fit_softmax(prepare_features(bottlenecks), labels, even(500), classes=10, l2=0.01, precision=1e-6)
         for _ in range(2)
     ]
     np.testing.assert_array_equal(runs[0].weights, runs[1].weights)
@@ -254,13 +252,13 @@ def test_duplicate_rows_count_like_weights() -> None:
     bottlenecks, labels = draw((1, 1), n=50)
     features = prepare_features(bottlenecks)
     doubled = Features(
-        values=np.concatenate([features.values, features.values[:20]]),
+        with_one=np.concatenate([features.with_one, features.with_one[:20]]),
         mean=features.mean,
         scale=features.scale,
     )
     weights = np.where(np.arange(50)[:, None] < 20, 2, 1) / np.float32(70)
-    by_weight = fit_softmax(features, labels, weights.astype(np.float32), classes=2, l2=0.1, tolerance=TIGHT)
-    by_row = fit_softmax(doubled, np.concatenate([labels, labels[:20]]), even(70), classes=2, l2=0.1, tolerance=TIGHT)
+    by_weight = fit_softmax(features, labels, weights.astype(np.float32), classes=2, l2=0.1, precision=TIGHT)
+    by_row = fit_softmax(doubled, np.concatenate([labels, labels[:20]]), even(70), classes=2, l2=0.1, precision=TIGHT)
     np.testing.assert_allclose(by_weight.weights, by_row.weights, atol=1e-4)
 
 
@@ -268,16 +266,14 @@ def test_a_thousand_classes() -> None:
     labels = np.tile(np.arange(1000), 2)
     rng = np.random.Generator(np.random.PCG64(4))
     bottlenecks = rng.normal(size=(1000, 24))[labels] + 0.1 * rng.normal(size=(2000, 24))
-    fit = fit_softmax(prepare_features(bottlenecks), labels, even(2000), classes=1000, l2=1e-4, tolerance=1e-4)
-    assert fit.converged
+    fit = fit_softmax(prepare_features(bottlenecks), labels, even(2000), classes=1000, l2=1e-4, precision=1e-4)
     assert np.mean(fit.logits[:, 0].argmax(axis=1) == labels) > 0.9
 
 
 def check_optimum(bottlenecks: Array, labels: NDArray[np.intp], classes: int, *, l2: float) -> Fit:
     features, weights = prepare_features(bottlenecks), even(len(labels))
-    fit = fit_softmax(features, labels, weights, classes=classes, l2=l2, tolerance=1e-7)
+    fit = fit_softmax(features, labels, weights, classes=classes, l2=l2, precision=1e-5)
     evaluate = objective(features, labels, weights[:, 0], classes, l2)
-    assert fit.converged
     assert np.isfinite(fit.weights).all()
     assert evaluate(flat(fit))[0] - least_loss(evaluate, flat(fit).size) < 2e-7
     return fit
@@ -302,9 +298,8 @@ def test_whatever_the_data_the_fit_is_finite_and_its_gap_true(
     bottlenecks = size * rng.choice([rng.normal(size=(n, d)), rng.integers(0, 2, (n, d)) + 0.0])
     bottlenecks[0, 0] = bottlenecks.max() + size
     features, l2 = prepare_features(bottlenecks), 10.0**exponent
-    fit = fit_softmax(features, labels, even(n), classes=present, l2=l2, tolerance=1e-5)
+    fit = fit_softmax(features, labels, even(n), classes=present, l2=l2, precision=1e-5)
     evaluate = objective(features, labels, even(n)[:, 0], present, l2)
-    assert fit.converged
     assert evaluate(flat(fit))[0] - least_loss(evaluate, flat(fit).size) <= fit.gap + 1e-7
 
 
@@ -315,7 +310,7 @@ def test_features_are_signed_square_roots_centred_and_scaled() -> None:
     np.testing.assert_allclose(features.values, prepare_by_hand(bottlenecks), rtol=1e-6)
     np.testing.assert_allclose(features.values * features.scale + features.mean, signed_sqrt(bottlenecks), atol=1e-6)
     assert np.mean(features.values**2) == pytest.approx(1, rel=1e-6)
-    np.testing.assert_allclose(features.second_moment, features.values.T @ features.values / 3, rtol=1e-6)
+    np.testing.assert_array_equal(features.with_one[:, -1], 1)
 
 
 def test_half_precision_bottlenecks_are_prepared_in_single_precision() -> None:

@@ -178,8 +178,6 @@ def _print_summary(result: RetrainResult, images: Path, seconds: float) -> None:
     else:
         print(f"\nCross-validated accuracy  {format_score(result.cross_validation)}")
     print(f"Test accuracy             {format_score(evaluation.score)}")
-    if not result.head.converged:
-        print(f"Warning: the head has not converged; its loss may be {result.head.gap:.0e} nats above the optimum")
     strengths = ", ".join(f"{point.l2:.2g}: {point.log_loss:.3f}" for point in result.path)
     print(f"Regularisation {result.head.l2:.2g}" + (f", of log losses {strengths}" if strengths else ""))
     stages = ", ".join(f"{name} {spent:.2f}" for name, spent in result.seconds.items())

@@ -17,16 +17,19 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from quickstudy.errors import HeadError
+from quickstudy.heads.calibration import probabilities_of
 from quickstudy.heads.softmax import Features, Floats, fit_softmax, in_row_space, prepare_features, signed_sqrt
 
 Integers = NDArray[np.intp]
 
 _STRENGTHS = tuple(10.0 ** (half / 2) for half in range(4, -13, -1))  # 100 down to 1e-6
-_FIRST = 5  # 10^-0.5 = 0.32 is where the walk begins
+_FIRST = 6  # 10^-1 is where the walk begins
 _FOLDS = 5
-_TOLERANCE = 1e-6
-# Differences between strengths that matter are a few thousandths of a nat, so this is close enough to choose.
-_SELECTION_TOLERANCE = 1e-3
+_PRECISION = 1e-4
+# What cross-validation tells apart: log losses that differ by a thousandth of a nat.
+_SELECTION_PRECISION = 1e-3
+_NOTICEABLE = 1e-3  # nats
+_TEMPERATURES = (0.25, 16.0)
 _WORTH_THREADS = 10_000_000  # rows × features × classes
 _LARGEST_BATCH = 60_000_000  # logits of the folds that are fitted side by side: 240 MB in float32
 
@@ -62,7 +65,6 @@ class Head:
     """How many of those predictions were right."""
     temperature: float
     """What the logits were divided by to calibrate them on the held-out images."""
-    converged: bool
     iterations: int
     gap: float
     """Bound on how far the final fit's loss is above the optimum, in nats."""
@@ -120,7 +122,7 @@ def fit_head(
             _normalise(importance[:, None]),
             classes=classes,
             l2=best.l2,
-            tolerance=_TOLERANCE,
+            precision=_PRECISION,
             start=start,
         )
     temperature = fit_temperature(best.logits, labels[held_out])
@@ -140,7 +142,6 @@ def fit_head(
         held_out_logits=best.logits / np.float32(temperature),
         held_out_right=int(np.sum(best.logits.argmax(axis=1) == labels[held_out])),
         temperature=temperature,
-        converged=fit.converged,
         iterations=fit.iterations,
         gap=fit.gap,
     )
@@ -216,7 +217,7 @@ class _CrossValidation:
                 self.sample_weights[:, batch],
                 classes=self.classes,
                 l2=l2,
-                tolerance=_SELECTION_TOLERANCE,
+                precision=_SELECTION_PRECISION,
                 start=None if neighbour is None else (neighbour.weights[batch], neighbour.biases[batch]),
             )
             weights.append(fit.weights)
@@ -245,8 +246,8 @@ def _walk(validation: _CrossValidation) -> list[_Trial]:
         while 0 <= position < len(_STRENGTHS):
             trial = validation.score(_STRENGTHS[position], last)
             path.append(trial)
-            if trial.log_loss > last.log_loss - _SELECTION_TOLERANCE:
-                break  # no better, or by no more than the fits are precise
+            if trial.log_loss > last.log_loss - _NOTICEABLE:
+                break
             position, last = position + direction, trial
         if len(path) > 2:
             break  # weaker was better, so stronger is not
@@ -264,18 +265,23 @@ def _log_loss(logits: NDArray[np.floating], labels: Integers) -> float:
     return float(np.mean(np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), labels]))
 
 
-def fit_temperature(logits: Floats, labels: Integers) -> float:
-    """The number to divide logits by for the least held-out log loss: ternary search over a convex function of 1/T.
+def fit_temperature(logits: NDArray[np.floating], labels: Integers) -> float:
+    """The number to divide logits by for the least held-out log loss, to a ten-thousandth of itself.
 
-    Between 1/4 and 4; 1 where fewer than 50 held-out images could tell.
+    Between 1/4 and 16, where it ends if the least lies beyond: images that are all told apart would make any classifier
+    bolder and bolder. 1 where fewer than 50 held-out images could tell. The log loss is convex in 1/T, so its slope,
+    the mean over images of what the probabilities expect of the logits less the logit of the label, changes its sign
+    once; the place is found by halving.
     """
     if len(labels) < 50:
         return 1.0
-    low, high = 0.25, 4.0
-    while high - low > 1e-3:
-        third = (high - low) / 3
-        if _log_loss(logits * np.float32(low + third), labels) < _log_loss(logits * np.float32(high - third), labels):
-            high -= third
+    z = logits.astype(np.float64)
+    z -= z[np.arange(len(z)), labels][:, None]
+    coldest, hottest = _TEMPERATURES
+    while hottest > coldest * (1 + 1e-4):
+        middle = (coldest * hottest) ** 0.5
+        if np.mean((probabilities_of(z / middle) * z).sum(axis=1)) > 0:
+            coldest = middle
         else:
-            low += third
-    return 2 / (low + high)
+            hottest = middle
+    return float((coldest * hottest) ** 0.5)

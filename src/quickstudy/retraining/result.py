@@ -75,7 +75,6 @@ class RetrainResult:
                 "l2": self.head.l2,
                 "path": [asdict(point) for point in self.head.path],
                 "temperature": self.head.temperature,
-                "converged": self.head.converged,
                 "iterations": self.head.iterations,
                 "gap": self.head.gap,
             },
