@@ -26,7 +26,6 @@ from typing import Any
 from common import RESULTS, machine, photos
 from quickstudy.bottlenecks.store import Store
 from quickstudy.files import TEMPORARY_PREFIX
-from quickstudy.images.splits import LOCK_NAME, read_lock
 
 RETRAIN = """
 import re, sys
@@ -34,7 +33,9 @@ import quickstudy.retraining.retrain
 
 class Told:
     def start(self, task, total): print("bottlenecks 0", flush=True)
-    def update(self, *, done, note): print("bottlenecks", re.search(r"(\\d+) computed", note)[1], flush=True)
+    def update(self, *, done, note):
+        if counted := re.search(r"(\\d+) computed", note):
+            print("bottlenecks", counted[1], flush=True)
     def finish(self): print("head", flush=True)
 
 print("ready", flush=True)
@@ -72,7 +73,7 @@ class Kills:
     """Of those, how many wrote what an uninterrupted run writes, byte for byte."""
     damaged_shards: int = 0
     half_written_files: int = 0
-    """Models, locks or descriptions that could not be read or were not those of an uninterrupted run."""
+    """Models or descriptions that could not be read or were not those of an uninterrupted run."""
     lost_shards: int = 0
     """Times that the store held fewer bottlenecks after a kill than before the run."""
     failed_runs: list[str] = field(default_factory=list)
@@ -185,7 +186,7 @@ def kill_often(folder: Path, work: Path, kills: int, chance: random.Random) -> K
 
 
 class Site:
-    """A cache, a model and a lock that runs share, one after the other."""
+    """A cache, and a model that runs share, one after the other."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.cache, self.model = folder, folder / "cache", folder / "output" / "model.onnx"
@@ -251,8 +252,6 @@ class Site:
             ),
         ):
             found.half_written_files += mine.exists() and mine.read_bytes() != whole.read_bytes()
-        lock = self.model.parent / LOCK_NAME
-        found.half_written_files += lock.exists() and read_lock(lock) != read_lock(reference.model.parent / LOCK_NAME)
 
 
 def crowd_in(folder: Path, work: Path, count: int) -> Crowd:

@@ -82,7 +82,7 @@ def rate_of_quickstudy(photo_folder: Path, graph: Path, arch: str, folder: Path,
     """Images a second from the folder to bottlenecks in an empty store."""
     files = photos(photo_folder)[: 3000 if arch == "MobileNetV2" else 600]
     started = time.perf_counter()
-    extract(files, _backbone(graph, arch), Store(fresh(folder / "store")), engine=engine_for("cpu", engine))
+    extract(files, _backbone(graph, arch), Store(fresh(folder / "store")), engine=engine_for(engine))
     return len(files) / (time.perf_counter() - started)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,15 @@ from numpy.typing import NDArray
 
 from common import save, spread
 from quickstudy.backbones.backbone import load_backbone
-from quickstudy.bottlenecks.extraction import extract
+from quickstudy.bottlenecks.extraction import extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.heads.calibration import expected_calibration_error, probabilities_of, suggest_abstention
 from quickstudy.heads.learning_curve import learning_curve
 from quickstudy.heads.ridge import leave_one_out
 from quickstudy.heads.selection import Head, fit_head
+from quickstudy.images.census import take_census
 from quickstudy.images.imageset import load_image_set
 from quickstudy.retraining.evaluation import Score
-from quickstudy.retraining.material import sort_material
 
 
 def main() -> None:
@@ -87,24 +88,25 @@ def main() -> None:
 def read(folder: Path, cache: Path, limit: int | None) -> dict[str, Any]:
     """Bottlenecks and labels of the training and the test images."""
     found = load_image_set(folder)
-    files = found.files
     if limit:  # evenly over the listing, which goes class by class
-        files = tuple(files[int(place)] for place in np.linspace(0, len(files) - 1, min(limit, len(files))))
-        found = type(found)(source=found.source, files=files, skipped=())
-    net = load_backbone("efficientnet_lite0", cache)
-    extraction = extract([file.path for file in found.files], net, Store(cache / "bottlenecks"))
-    material = sort_material(found, extraction, strict=False)
-    parts = material.given_parts or dict.fromkeys(material.labels, "train")
-    classes = sorted({material.labels[digest] for digest, part in parts.items() if part == "train"})
-    train, test = (sorted(d for d, part in parts.items() if part == side) for side in ("train", "test"))
+        places = np.linspace(0, len(found.files) - 1, min(limit, len(found.files)))
+        found = replace(found, files=tuple(found.files[int(place)] for place in places), skipped=())
+    net, store = load_backbone("efficientnet_lite0", cache), Store(cache / "bottlenecks")
+    census = take_census(found, store.index_path)
+    extraction = extract_census(census, net, store)
+    census = census.without(extraction.unusable)
+    # Of a set without splits all images are learned from.
+    train = census.digests("train", "validation") if census.given else list(census.labels)
+    test = census.digests("test") if census.given else []
+    classes = sorted({census.labels[digest] for digest in train})
     number_of = {name: number for number, name in enumerate(classes)}
     return {
         "classes": classes,
         "keys": train,
         "features": extraction.gather(train),
-        "labels": np.array([number_of[material.labels[digest]] for digest in train], np.intp),
+        "labels": np.array([number_of[census.labels[digest]] for digest in train], np.intp),
         "test_features": extraction.gather(test) if test else None,
-        "test_labels": np.array([number_of[material.labels[digest]] for digest in test], np.intp),
+        "test_labels": np.array([number_of[census.labels[digest]] for digest in test], np.intp),
     }
 
 

@@ -10,6 +10,7 @@ from quickstudy.backbones.runtime import open_session
 from quickstudy.images.decoding import InputSpec
 from quickstudy.models.assemble import save_model
 from quickstudy.models.golden import golden_images
+from quickstudy.models.roles import Roles
 from small_backbones import SIDE, small_graph
 
 CLASSES = ("checks", "discs", "stripes", "Äpfel | <b>")
@@ -34,5 +35,6 @@ def write_small_model(path: Path, graph: onnx.ModelProto | None = None) -> Path:
         expected=expected,
         origin={"backbone": {"name": "small", "fingerprint": "cd" * 32, "cut": "features"}},
         training=TRAINING,
+        roles=Roles.of((), (), ()),
     )
     return path

@@ -40,7 +40,7 @@ def main() -> None:
         files,
         load_backbone(options.backbone, options.cache),
         Store(options.cache / "bottlenecks"),
-        engine=engine_for("cpu", options.engine),
+        engine=engine_for(options.engine),
     )
     digests = [digest for digest in extraction.digests if digest]
     names = sorted({path.parent.name for path in files})

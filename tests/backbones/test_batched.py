@@ -14,7 +14,7 @@ import torch
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.batched import BatchedPrefix, engine_on
-from quickstudy.backbones.runtime import ONNX_RUNTIME, Prefix, engine_for
+from quickstudy.backbones.runtime import ONNX_RUNTIME, Prefix, device_of, engine_for
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import BackboneError
@@ -78,8 +78,9 @@ def test_the_store_keeps_engines_apart(net: Backbone, photos: Path, tmp_path: Pa
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert engine_for("cpu") is ONNX_RUNTIME
-    with pytest.raises(BackboneError, match="The device is 'gpu'; expected cpu or cuda"):
+    assert engine_for("onnxruntime") is ONNX_RUNTIME
+    assert (device_of("onnxruntime"), device_of("openvino"), device_of("cuda:1")) == ("cpu", "cpu", "cuda:1")
+    with pytest.raises(BackboneError, match="The engine is 'gpu'; expected onnxruntime, openvino or cuda"):
         engine_for("gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BackboneError, match="finds no CUDA device here, and 'cuda' was asked for"):

@@ -104,17 +104,15 @@ def test_a_model_that_any_runtime_runs_and_a_report_without_another_pass(
 
 
 def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert engine_for("cpu", "openvino").name == engine_named(openvino_engine().name).name
+    assert engine_for("openvino").name == engine_named(openvino_engine().name).name
     for name in ("onnxruntime", "openvino-float8", "torch-bfloat16x", "another"):
         assert engine_named(name) is ONNX_RUNTIME
-    with pytest.raises(BackboneError, match="The engine is 'tvm'; expected onnxruntime or openvino"):
-        engine_for("cpu", "tvm")
-    with pytest.raises(BackboneError, match="Engine 'openvino' is for the processor; leave it out, or device 'cuda'"):
-        engine_for("cuda", "openvino")
+    with pytest.raises(BackboneError, match="The engine is 'tvm'; expected onnxruntime, openvino or cuda"):
+        engine_for("tvm")
     usual = openvino_engine().name
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"'openvino' needs openvino, .* pip install 'quickstudy\[openvino\]'"):
-        engine_for("cpu", "openvino")
+        engine_for("openvino")
     assert engine_named(usual) is ONNX_RUNTIME
 
 
@@ -140,7 +138,7 @@ import numpy as np
 from quickstudy.backbones.backbone import load_backbone
 from quickstudy.backbones.runtime import engine_for
 net = load_backbone("small", Path({str(cache)!r}))
-engine_for("cpu", "openvino").open(net, net.cut, net.cut_shape)(np.zeros((1, {SIDE}, {SIDE}, 3), np.uint8))
+engine_for("openvino").open(net, net.cut, net.cut_shape)(np.zeros((1, {SIDE}, {SIDE}, 3), np.uint8))
 print("ran")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)

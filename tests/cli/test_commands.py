@@ -46,7 +46,6 @@ def test_retrain_prints_what_it_did_and_writes_the_model(trained: Path) -> None:
     for words in ("Cross-validated accuracy", "95 % interval", "Test accuracy", "precision", "Seconds:", "again.onnx"):
         assert words in done.stdout
     assert (trained / "again.onnx").read_bytes() == (trained / "photos.onnx").read_bytes()
-    assert (trained / "quickstudy.lock.json").exists()
 
 
 def test_retrain_json_holds_everything(trained: Path) -> None:
@@ -55,7 +54,7 @@ def test_retrain_json_holds_everything(trained: Path) -> None:
     assert result["forward_passes"] == 0
     assert result["from_store"] == 36
     assert result["head"]["gap"] <= 1e-6
-    assert set(result["seconds"]) == {"listing", "bottlenecks", "splitting", "head", "evaluation", "model"}
+    assert set(result["seconds"]) == {"census", "bottlenecks", "head", "evaluation", "model"}
 
 
 def test_predict_in_all_its_forms(trained: Path) -> None:
@@ -95,7 +94,28 @@ def test_evaluate_names_missing_and_unknown_classes(trained: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "never seen" in done.stdout
     assert f"No images of these classes of the model: {folders[1].name}" in done.stdout
-    assert json.loads(run(trained, "evaluate", "photos.onnx", "partly", "--json").stdout)["n"] == 12
+    assert "left out: the model has learned" in done.stdout
+    values = json.loads(run(trained, "evaluate", "photos.onnx", "partly", "--json").stdout)
+    assert values["n"] + values["roles"]["trained_on"] == 12
+    assert (values["is_test"], values["unknown_images"]) == (True, {"never seen": 12})
+    everything = run(trained, "evaluate", "photos.onnx", "partly", "--all")
+    assert "NOT A TEST" in everything.stdout
+    values = json.loads(run(trained, "evaluate", "photos.onnx", "partly", "--all", "--json").stdout)
+    assert (values["n"], values["is_test"]) == (12, False)
+
+
+def test_census_shows_and_writes_what_retrain_would_do(trained: Path) -> None:
+    shown = run(trained, "census", "photos", "--roles-of", "photos.onnx", "--csv", "set/roles.csv")
+    assert shown.returncode == 0, shown.stderr
+    assert "36 different images" in shown.stdout
+    values = json.loads(run(trained, "census", "photos", "--json").stdout)
+    with (trained / "set" / "roles.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["split"] for row in rows] == [row["role"] for row in values["files"]]
+    again = json.loads(run(trained, "census", "set/roles.csv", "--json").stdout)
+    assert again["given_splits"]
+    assert again["counts"] == values["counts"]
+    assert again["fingerprint"] == values["fingerprint"]
 
 
 def test_cache_commands(trained: Path) -> None:

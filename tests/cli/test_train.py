@@ -135,7 +135,6 @@ def test_train_on_class_folders(tmp_path: Path, run: Run, monkeypatch: pytest.Mo
     assert re.match(r"photos: 2 classes; \d+ to train on, \d+ to test on\n\nSkipped 1 file:\n", done.out)
     assert "broken.png: an HTML page, not an image" in done.out
     assert json.loads((tmp_path / "run" / "config.json").read_text())["options"]["image_size"] == 16
-    assert (tmp_path / "run" / "quickstudy.lock.json").exists()
     evaluated = run("evaluate", "run")
     assert evaluated.code == 0, evaluated.err
     predicted = run("predict", "run", "photos/night/00.png", "photos/noon/00.png", "--json")

@@ -27,7 +27,7 @@ from small_backbones import add_small_backbone
 CLASSES = 3
 METHOD = Method.of(epochs=4, rate=3e-3)
 METHOD = replace(METHOD, batch=16, precision="float32")
-HARMFUL = replace(Method.of(epochs=4, rate=5e-2), batch=16, precision="float32")
+HARMFUL = replace(Method.of(epochs=4, rate=5e-1), batch=16, precision="float32")
 
 
 @pytest.fixture(scope="module")

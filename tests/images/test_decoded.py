@@ -12,11 +12,10 @@ import pytest
 from PIL import Image
 
 from quickstudy.errors import ImageSetError
-from quickstudy.images import decoded as decoded_module
+from quickstudy.images.census import draw_tests
 from quickstudy.images.decoded import DecodedImageSet, decode_image_set
 from quickstudy.images.decoding import InputSpec, decode, fit
-from quickstudy.images.imageset import load_image_set
-from quickstudy.images.splits import LOCK_NAME, read_lock, split_by_content, write_lock
+from quickstudy.images.imageset import Split, load_image_set
 
 SPEC = InputSpec(size=32)
 
@@ -29,6 +28,10 @@ def save(path: Path, seed: int) -> Path:
     return path
 
 
+def paths(decoded: DecodedImageSet, split: Split) -> list[Path]:
+    return [decoded.census.contents[digest].path for digest in decoded.census.digests(split)]
+
+
 def fingerprints(decoded: DecodedImageSet) -> dict[str, str]:
     return {split: pixel_set.content_fingerprint() for split, pixel_set in decoded.splits.items()}
 
@@ -37,11 +40,11 @@ def test_the_pixels_are_those_of_decode_and_fit(photos: Path) -> None:
     decoded = decode_image_set(photos, SPEC)
     assert decoded.classes == ("checks", "discs", "stripes")
     assert sum(len(pixel_set) for pixel_set in decoded.splits.values()) == 36
-    assert not decoded.given_splits and not decoded.skipped and not decoded.conflicts
-    assert (decoded.copies, decoded.leaks) == (0, 0)
+    assert not decoded.census.given and not decoded.skipped and not decoded.census.conflicts
+    assert (decoded.census.copies, decoded.census.leaks) == (0, 0)
     for split, pixel_set in decoded.splits.items():
         assert pixel_set.pixels.shape == (len(pixel_set), 32, 32, 3)
-        for path, pixels, label in zip(decoded.paths[split], pixel_set.pixels, pixel_set.labels, strict=True):
+        for path, pixels, label in zip(paths(decoded, split), pixel_set.pixels, pixel_set.labels, strict=True):
             assert np.array_equal(pixels, fit(decode(path.read_bytes(), SPEC), SPEC))
             assert pixel_set.classes[label] == path.parent.name
 
@@ -49,11 +52,11 @@ def test_the_pixels_are_those_of_decode_and_fit(photos: Path) -> None:
 def test_the_split_is_the_one_by_content(photos: Path) -> None:
     decoded = decode_image_set(photos, SPEC)
     labels = {hashlib.sha256(path.read_bytes()).digest(): path.parent.name for path in photos.rglob("*.jpg")}
-    parts = split_by_content(labels)
-    for split in ("train", "test"):
-        digests = [hashlib.sha256(path.read_bytes()).digest() for path in decoded.paths[split]]
+    parts = draw_tests(labels)
+    splits: tuple[Split, ...] = ("train", "test")
+    for split in splits:
+        digests = [hashlib.sha256(path.read_bytes()).digest() for path in paths(decoded, split)]
         assert digests == sorted(digest for digest, part in parts.items() if part == split)
-    assert decoded.paths["validation"] == ()
     assert "validation" not in decoded.splits
 
 
@@ -72,11 +75,11 @@ def test_copies_count_once_and_conflicts_not_at_all(photos: Path) -> None:
     shutil.copy(photos / "discs" / "00.jpg", photos / "discs" / "again.jpg")
     shutil.copy(photos / "discs" / "01.jpg", photos / "stripes" / "wrong.jpg")
     decoded = decode_image_set(photos, SPEC)
-    assert decoded.copies == 1
-    assert decoded.conflicts == ((photos / "discs" / "01.jpg", photos / "stripes" / "wrong.jpg"),)
-    paths = [path for split in decoded.paths.values() for path in split]
-    assert len(paths) == 35
-    assert photos / "discs" / "00.jpg" in paths and photos / "discs" / "again.jpg" not in paths
+    assert decoded.census.copies == 1
+    assert decoded.census.conflicts == ((photos / "discs" / "01.jpg", photos / "stripes" / "wrong.jpg"),)
+    shown = [*paths(decoded, "train"), *paths(decoded, "test")]
+    assert len(shown) == 35
+    assert photos / "discs" / "00.jpg" in shown and photos / "discs" / "again.jpg" not in shown
 
 
 def test_bad_files_are_skipped_with_their_reason_copies_too(photos: Path) -> None:
@@ -107,15 +110,16 @@ def test_given_splits_stay_and_leaks_leave_training(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "test/cats/0.png", tmp_path / "train/cats/leak.png")
     shutil.copy(tmp_path / "val/dogs/0.png", tmp_path / "train/dogs/leak.png")
     decoded = decode_image_set(tmp_path, SPEC)
-    assert decoded.given_splits
+    assert decoded.census.given
     assert {split: len(pixel_set) for split, pixel_set in decoded.splits.items()} == {
         "train": 8,
         "validation": 4,
         "test": 6,
     }
-    assert decoded.leaks == 2
-    for split, folder in (("train", "train"), ("validation", "val"), ("test", "test")):
-        of = Counter(path.relative_to(tmp_path).parts[0] for path in decoded.paths[split])
+    assert decoded.census.leaks == 2
+    folders: dict[Split, str] = {"train": "train", "validation": "val", "test": "test"}
+    for split, folder in folders.items():
+        of = Counter(path.relative_to(tmp_path).parts[0] for path in paths(decoded, split))
         # Of a leak, the first file in the listing is named, which may lie in the other split's folder.
         assert set(of) <= {folder, "train"}
 
@@ -143,23 +147,12 @@ def test_manifests(tmp_path: Path) -> None:
     assert {split: len(pixel_set) for split, pixel_set in decoded.splits.items()} == {"train": 6, "test": 2}
 
 
-def test_the_split_lock_is_respected_and_added_to(photos: Path, tmp_path: Path) -> None:
-    lock = tmp_path / "out" / LOCK_NAME
-    moved = hashlib.sha256(decode_image_set(photos, SPEC).paths["train"][0].read_bytes()).digest()
-    write_lock(lock, {moved: "test"})
-    decoded = decode_image_set(photos, SPEC, lock=lock)
-    assert moved in [hashlib.sha256(path.read_bytes()).digest() for path in decoded.paths["test"]]
-    assert len(read_lock(lock)) == 36
-    assert fingerprints(decode_image_set(photos, SPEC, lock=lock)) == fingerprints(decoded)
-
-
-def test_a_split_lock_that_cannot_be_written(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(decoded_module, "write_lock", refuse)
-    with pytest.raises(ImageSetError, match=r"Cannot write the split lock '.*': No space left on device; name"):
-        decode_image_set(photos, SPEC, lock=tmp_path / LOCK_NAME)
+def test_some_are_held_out_where_asked_for(photos: Path) -> None:
+    decoded = decode_image_set(photos, SPEC, hold_out=True)
+    assert {split: len(pixel_set) for split, pixel_set in decoded.splits.items()} == {
+        split: sum(decoded.census.counts(split).values()) for split in decoded.splits
+    }
+    assert set(decoded.splits) == {"train", "validation", "test"}
 
 
 def test_too_little_to_learn_from(tmp_path: Path) -> None:
@@ -192,7 +185,7 @@ class Noted:
 def test_progress_is_told(photos: Path) -> None:
     noted = Noted()
     decode_image_set(photos, SPEC, progress=noted)
-    assert noted.told == [("decoding", 36), *range(1, 37), "finished"]
+    assert noted.told == [("hashing", 36), *range(1, 37), "finished", ("decoding", 36), *range(1, 37), "finished"]
 
 
 def test_an_interrupt_stops_the_threads(photos: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from quickstudy.models.checks import (
     photos_for_checking,
 )
 from quickstudy.models.model import load
+from quickstudy.models.roles import Roles
 from small_models import write_small_model
 
 
@@ -103,27 +105,36 @@ def test_images_a_second_of_each_model(tmp_path: Path) -> None:
 
 def draw(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (8, 8)).save(path)
+    colour = hashlib.sha256(str(path).encode()).digest()[:3]
+    Image.new("RGB", (8, 8), tuple(colour)).save(path)
 
 
 def test_which_photos_are_for_what(tmp_path: Path) -> None:
     for split in ("train", "test"):
         for name in ("a", "b"):
             draw(tmp_path / "split" / split / name / "1.png")
-    checked = photos_for_checking(tmp_path / "split")
+    model: Any = SimpleNamespace(classes=("a", "b"), roles=Roles.of((), (), ()))
+    checked = photos_for_checking(tmp_path / "split", model, None)
     assert [(p.path.relative_to(tmp_path / "split").as_posix(), p.label) for p in checked] == [
         ("test/a/1.png", "a"),
         ("test/b/1.png", "b"),
     ]
-    calibrated = photos_for_calibration(tmp_path / "split")
+    calibrated = photos_for_calibration(tmp_path / "split", None)
     assert [p.relative_to(tmp_path / "split").as_posix() for p in calibrated] == ["train/a/1.png", "train/b/1.png"]
 
+    learned = hashlib.sha256((tmp_path / "split/test/a/1.png").read_bytes()).digest()
+    for roles in (None, Roles.of([learned], (), ())):  # of accuracy nothing may be said, or not of this photo
+        model.roles = roles
+        checked = photos_for_checking(tmp_path / "split", model, None)
+        assert all(photo.label is None for photo in checked if roles is None or photo.path.parent.name == "a")
+        assert len(checked) == (2 if roles is None else 1)
+
     draw(tmp_path / "flat" / "1.png")
-    assert photos_for_checking(tmp_path / "flat") == [Photo(path=tmp_path / "flat" / "1.png")]
-    assert photos_for_calibration(tmp_path / "flat") == [tmp_path / "flat" / "1.png"]
+    assert photos_for_checking(tmp_path / "flat", model, None) == [Photo(path=tmp_path / "flat" / "1.png")]
+    assert photos_for_calibration(tmp_path / "flat", None) == [tmp_path / "flat" / "1.png"]
     (tmp_path / "empty").mkdir()
-    for which in (photos_for_checking, photos_for_calibration):
-        with pytest.raises(ImageSetError, match="No images under"):
-            which(tmp_path / "empty")
-        with pytest.raises(ImageSetError, match="No such file or folder"):
-            which(tmp_path / "nowhere")
+    for name, message in (("empty", "No images under"), ("nowhere", "No such file or folder")):
+        with pytest.raises(ImageSetError, match=message):
+            photos_for_checking(tmp_path / name, model, None)
+        with pytest.raises(ImageSetError, match=message):
+            photos_for_calibration(tmp_path / name, None)

@@ -14,7 +14,7 @@ from quickstudy.backbones.runtime import open_session, optimised
 from quickstudy.errors import ModelError
 from quickstudy.files import sha256_of_file
 from quickstudy.models import conversion
-from quickstudy.models.checks import photos_for_checking
+from quickstudy.models.checks import Photo, photos_for_checking
 from quickstudy.models.conversion import TOLERANCES, convert
 from quickstudy.models.golden import golden_images
 from quickstudy.models.half import halved
@@ -112,7 +112,12 @@ def test_the_export_is_a_whole_model_that_says_where_it_comes_from(
     path: Path, photos: list[Path], photo_source: Path, tmp_path: Path, kind: conversion.Kind
 ) -> None:
     done = convert(
-        path, tmp_path / "other.onnx", kind, calibrate=photos, check=photos_for_checking(photo_source), force=True
+        path,
+        tmp_path / "other.onnx",
+        kind,
+        calibrate=photos,
+        check=photos_for_checking(photo_source, load(path), None),
+        force=True,
     )
     before, after = load(path), load(tmp_path / "other.onnx")
     assert after.verify() <= after.golden_tolerance
@@ -137,7 +142,7 @@ def test_beyond_the_tolerance_nothing_is_written_unless_forced(
 ) -> None:
     strict = replace(TOLERANCES["fp16"], same=1.01)
     monkeypatch.setitem(TOLERANCES, "fp16", strict)
-    check = photos_for_checking(photo_source)
+    check = photos_for_checking(photo_source, load(path), None)
     output = tmp_path / "half.onnx"
     with pytest.raises(
         ModelError, match=r"was not written: as fp16, .* 36 of 36 images .*, 100.0 % \(tolerance 101 %\).*--force"
@@ -152,7 +157,7 @@ def test_beyond_the_tolerance_nothing_is_written_unless_forced(
 def test_images_to_check_on_that_cannot_be_used_are_no_check(path: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"none")
     with pytest.raises(ModelError, match="not one of the images to check on could be used"):
-        convert(path, tmp_path / "half.onnx", "fp16", check=photos_for_checking(tmp_path))
+        convert(path, tmp_path / "half.onnx", "fp16", check=photos_for_checking(tmp_path, load(path), None))
 
 
 def test_a_source_that_fails_its_golden_checks_is_not_exported(path: Path, tmp_path: Path) -> None:
@@ -176,7 +181,7 @@ def test_fp16_of_the_real_network_on_real_photos(test_data: Path, tmp_path: Path
         for file in sorted((test_data / "clothing" / "train" / name).glob("*.jpg"))[:12]:
             (photos / name / file.name).symlink_to(file)
     model = quickstudy.retrain(photos, tmp_path / "model.onnx", cache=tmp_path / "cache").model
-    check = photos_for_checking(photos)
+    check = [Photo(path=path, label=path.parent.name) for path in sorted(photos.rglob("*.jpg"))]
     done = convert(model, tmp_path / "half.onnx", "fp16", check=check)
     assert done.agreement is not None
     assert done.agreement.same == done.agreement.n == 24

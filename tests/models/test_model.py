@@ -119,7 +119,7 @@ class TestTheFile:
         properties = session_of(path).get_modelmeta().custom_metadata_map
         values = {name.removeprefix("quickstudy."): json.loads(value) for name, value in properties.items()}
         assert all(name.startswith("quickstudy.") for name in properties)
-        assert values["format"] == 2
+        assert values["format"] == 3
         assert values["classes"] == list(CLASSES)
         assert values["input"] == backbone.input.to_dict()
         assert values["backbone"] == {
@@ -242,11 +242,13 @@ class TestLoad:
         ("name", "value"),
         [
             ("format", None),
-            ("format", "3"),
+            ("format", "4"),
             ("format", "nonsense"),
             ("classes", None),
             ("classes", '["a", "b"]'),
             ("classes", "7"),
+            ("roles", "7"),
+            ("roles", '{"train": "AAAA", "validation": "", "test": ""}'),
             ("input", None),
             ("input", '{"size": 96, "crop": 1.0, "resize": "reduce-bilinear-1"}'),
             ("input", '{"size": 288, "crop": 1.0, "resize": "of the future"}'),

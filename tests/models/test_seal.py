@@ -84,7 +84,8 @@ def test_files_without_one_are_refused_by_name(path: Path, tmp_path: Path) -> No
     with pytest.raises(ModelError, match="it does not end with a checksum"):
         load(tmp_path / "unsealed.onnx")
     [entry] = [entry for entry in proto.metadata_props if entry.key == "quickstudy.format"]
-    entry.value = "1"
-    onnx.save(proto, tmp_path / "earlier.onnx")
-    with pytest.raises(ModelError, match=r"by an earlier version .*, without a checksum.*quickstudy retrain"):
-        load(tmp_path / "earlier.onnx")
+    for earlier in ("1", "2"):
+        entry.value = earlier
+        onnx.save(proto, tmp_path / "earlier.onnx")
+        with pytest.raises(ModelError, match=rf"earlier version .*\(format {earlier}\).*quickstudy retrain"):
+            load(tmp_path / "earlier.onnx")

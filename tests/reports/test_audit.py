@@ -12,11 +12,11 @@ from PIL import Image, ImageEnhance, ImageOps
 import quickstudy
 from drawn_photos import draw_photo
 from quickstudy.backbones.backbone import Backbone, load_backbone
-from quickstudy.bottlenecks.extraction import extract
+from quickstudy.bottlenecks.extraction import extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ImageSetError
 from quickstudy.heads.selection import fit_head
-from quickstudy.images.imageset import load_image_set
+from quickstudy.images.census import take_census
 from quickstudy.reports.evidence import build_evidence, gather_evidence
 
 
@@ -126,21 +126,19 @@ def test_no_image_is_judged_by_a_fit_that_has_seen_it(photos, cache) -> None:
 
 
 def test_evidence_from_a_head_has_its_held_out_probabilities(photos, cache, backbone) -> None:
-    found = load_image_set(photos)
-    extraction = extract([file.path for file in found.files], backbone, Store(cache / "bottlenecks"))
-    labels = np.array([found.classes.index(file.label) for file in found.files])
+    census = take_census(photos, None)
+    extraction = extract_census(census, backbone, Store(cache / "bottlenecks"))
+    digests = [digest for _, digest in sorted((str(c.path), c.digest) for c in census.contents.values())]
+    classes = census.classes
+    labels = np.array([classes.index(census.labels[digest]) for digest in digests])
     trained = np.flatnonzero(np.arange(36) % 6 != 0)
-    keys = [extraction.digests[n] for n in trained]
+    keys = [digests[n] for n in trained]
     head = fit_head(extraction.gather(keys), labels[trained], keys, classes=3)
-    evidence = build_evidence(found, extraction, backbone, head, keys, found.classes)
+    evidence = build_evidence(census, extraction, backbone, head, keys, classes)
     rows = {int(trained[row]): position for position, row in enumerate(head.held_out)}
     assert set(rows) == set(trained.tolist())
     for n in range(36):
-        logits = head.held_out_logits[rows[n]] if n in rows else head.logits(evidence_row(extraction, n))[0]
+        logits = head.held_out_logits[rows[n]] if n in rows else head.logits(extraction.gather([digests[n]]))[0]
         wanted = np.exp(logits - logits.max())
         np.testing.assert_allclose(evidence.probabilities[n], wanted / wanted.sum(), atol=1e-5)
     assert load_backbone("efficientnet_lite0", cache).fingerprint == evidence.fingerprint
-
-
-def evidence_row(extraction, n: int) -> np.ndarray:
-    return extraction.gather([extraction.digests[n]])

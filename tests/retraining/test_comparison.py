@@ -10,7 +10,7 @@ import pytest
 
 from quickstudy import compare, retrain
 from quickstudy.errors import ImageSetError
-from quickstudy.images.splits import LOCK_NAME
+from quickstudy.models.roles import Judgement
 from quickstudy.retraining.comparison import Comparison, mcnemar
 from quickstudy.retraining.evaluation import Score
 
@@ -36,8 +36,7 @@ def comparison(n: int, first: int, only_first: int, only_second: int) -> Compari
         only_first=only_first,
         only_second=only_second,
         differences=(),
-        trained_on=0,
-        unknown=(),
+        judgement=Judgement(contents=(), roles=None, is_test=None, left_out=0, unknown={}),
         skipped=(),
     )
 
@@ -71,8 +70,10 @@ def two_models(photos: Path, cache: Path, tmp_path: Path) -> tuple[Path, Path]:
 def test_images_of_training_are_left_out_where_others_are_there(two_models: tuple[Path, Path], photos: Path) -> None:
     good, bad = two_models
     found = compare(good, bad, photos)
-    assert found.trained_on == 0
-    assert 0 < found.first.n < 36
+    judged = found.judgement
+    assert judged.is_test is True
+    assert judged.left_out + found.first.n == 36
+    assert judged.roles == {"trained_on": judged.left_out, "chosen_by": 0, "tested_on": found.first.n, "new": 0}
     assert found.first.accuracy == 1
     wrong = [item for item in found.differences if item.label in ("checks", "discs")]
     assert len(wrong) == len(found.differences) == found.only_first
@@ -83,7 +84,7 @@ def test_images_of_training_are_left_out_where_others_are_there(two_models: tupl
     assert len(values["differences"]) == found.only_first
 
 
-def test_images_of_training_are_counted_where_there_are_no_others(
+def test_where_both_have_learned_everything_that_is_an_error_unless_all_is_asked_for(
     two_models: tuple[Path, Path], photos: Path, tmp_path: Path
 ) -> None:
     good, bad = two_models
@@ -93,21 +94,21 @@ def test_images_of_training_are_counted_where_there_are_no_others(
     target.mkdir(parents=True)
     for path in seen:
         shutil.copy(path, target)
-    found = compare(good, bad, tmp_path / "seen")
-    assert found.first.n == found.trained_on == 2
+    with pytest.raises(ImageSetError, match="All 2 images"):
+        compare(good, bad, tmp_path / "seen")
+    found = compare(good, bad, tmp_path / "seen", everything=True)
+    assert (found.first.n, found.judgement.is_test) == (2, False)
+    assert found.to_dict()["is_test"] is False
 
 
-def test_a_test_split_is_used_alone_and_without_a_lock_nothing_is_known(
-    two_models: tuple[Path, Path], photos: Path, tmp_path: Path
-) -> None:
+def test_a_test_split_is_used_alone(two_models: tuple[Path, Path], photos: Path, tmp_path: Path) -> None:
     good, bad = two_models
-    for path in (tmp_path, bad.parent):
-        (path / LOCK_NAME).unlink()
-    assert compare(good, bad, photos).first.n == 36
+    left_out = compare(good, bad, photos).judgement
+    stripes = [content for content in left_out.contents if content.label == "stripes"]
     shutil.copytree(photos, tmp_path / "split" / "train")
     shutil.copytree(photos / "stripes", tmp_path / "split" / "test" / "stripes")
     found = compare(good, bad, tmp_path / "split")
-    assert (found.first.n, found.differences) == (12, ())
+    assert (found.first.n, found.differences) == (len(stripes), ())
 
 
 def test_unknown_classes_and_broken_files_are_named(
@@ -118,12 +119,10 @@ def test_unknown_classes_and_broken_files_are_named(
     shutil.copytree(photos / "stripes", held_out / "stripes")
     shutil.copytree(photos / "discs", held_out / "rings")
     (held_out / "stripes" / "broken.jpg").write_bytes(b"<html>")
-    (tmp_path / LOCK_NAME).unlink()
-    (bad.parent / LOCK_NAME).unlink()
-    found = compare(good, bad, held_out)
-    assert found.unknown == ("rings",)
+    found = compare(good, bad, held_out, everything=True)
+    assert found.judgement.unknown == {"rings": 12}
     assert found.first.n == 12
     assert [item.path.name for item in found.skipped] == ["broken.jpg"]
     shutil.rmtree(held_out / "stripes")
-    with pytest.raises(ImageSetError, match="both models know"):
+    with pytest.raises(ImageSetError, match="'rings'"):
         compare(good, bad, held_out)

@@ -48,7 +48,7 @@ def test_a_score_of_nothing_says_nothing() -> None:
 def test_predictions_are_scored_as_by_hand() -> None:
     truth = ["cat", "cat", "cat", "dog", "dog", "bird", "bird"]
     predicted = ["cat", "dog", "dog", "dog", "cat", "dog", "cat"]
-    evaluation = score_predictions(truth, predicted, ("bird", "cat", "cow", "dog"), unknown=("fish",))
+    evaluation = score_predictions(truth, predicted, ("bird", "cat", "cow", "dog"), unknown={"fish": 3})
     assert (evaluation.score.right, evaluation.score.n) == (2, 7)
     bird, cat, cow, dog = evaluation.classes
     assert (bird.n, bird.predicted, bird.right, bird.precision, bird.recall) == (2, 0, 0, None, 0)
@@ -63,7 +63,7 @@ def test_predictions_are_scored_as_by_hand() -> None:
         ("dog", "cat", 1),
     ]
     assert evaluation.missing == ("cow",)
-    assert evaluation.unknown == ("fish",)
+    assert evaluation.unknown == {"fish": 3}
     values = json.loads(json.dumps(evaluation.to_dict(), allow_nan=False))
     assert values["classes"][3] == {
         "name": "dog",
@@ -107,7 +107,7 @@ def test_classes_are_matched_by_name_whatever_their_order(path: Path, photos: Pa
     assert evaluation.score.n == 36
     assert evaluation.score.accuracy > 0.9
     assert [item.name for item in evaluation.classes] == ["stripes", "checks", "discs"]
-    assert (evaluation.missing, evaluation.unknown, evaluation.skipped) == ((), (), ())
+    assert (evaluation.missing, evaluation.unknown, evaluation.skipped) == ((), {}, ())
 
 
 def test_it_agrees_with_predict(model: Model, photos: Path) -> None:
@@ -122,14 +122,14 @@ def test_missing_and_unknown_classes_are_named(model: Model, photos: Path) -> No
     evaluation = evaluate(model, photos)
     assert evaluation.score.n == evaluation.score.right == 12
     assert evaluation.missing == ("checks", "discs")
-    assert evaluation.unknown == ("tartan",)
+    assert evaluation.unknown == {"tartan": 12}
 
 
 def test_no_known_class_at_all_is_an_error_that_lists_both_sides(model: Model, photos: Path) -> None:
     for name in ("checks", "discs", "stripes"):
         (photos / name).rename(photos / name.upper())
     with pytest.raises(
-        ImageSetError, match=r"knows 'stripes', 'checks', 'discs'; the images are of 'CHECKS', 'DISCS', 'STRIPES'"
+        ImageSetError, match=r"knows 'checks', 'discs', 'stripes'; the images are of 'CHECKS', 'DISCS', 'STRIPES'"
     ):
         evaluate(model, photos)
 
@@ -159,13 +159,27 @@ def test_a_missing_model_or_folder_is_named(model: Model, photos: Path, tmp_path
         evaluate(model, tmp_path / "none")
 
 
-def test_images_that_were_trained_on_are_counted(photos: Path, cache: Path, tmp_path: Path) -> None:
+def test_images_that_were_trained_on_are_left_out_and_counted(photos: Path, cache: Path, tmp_path: Path) -> None:
     add_small_backbone(cache)
     result = retrain(photos, tmp_path / "m.onnx", backbone="small", cache=cache)
-    found = evaluate(result.model, photos)
-    assert found.trained_on == sum(result.train_counts.values())
+    assert result.test is not None
+    found = evaluate(result.model, photos, cache=cache)
+    trained = sum(result.train_counts.values())
+    assert (found.score.n, found.left_out, found.is_test) == (36 - trained, trained, True)
+    assert found.roles == {"trained_on": trained, "chosen_by": 0, "tested_on": 36 - trained, "new": 0}
+    assert found.score == result.test.score
     assert Evaluation.from_dict(found.to_dict()) == found
+    all_of_them = evaluate(result.model, photos, everything=True, cache=cache)
+    assert (all_of_them.score.n, all_of_them.left_out, all_of_them.is_test) == (36, 0, False)
     shutil.copytree(photos, tmp_path / "changed")
     for path in (tmp_path / "changed").rglob("*.jpg"):
         path.write_bytes(path.read_bytes() + b"\0")
-    assert evaluate(result.model, tmp_path / "changed").trained_on == 0
+    new = evaluate(result.model, tmp_path / "changed", cache=cache)
+    assert (new.score.n, new.left_out) == (36, 0)
+    assert new.roles == {"trained_on": 0, "chosen_by": 0, "tested_on": 0, "new": 36}
+
+
+def test_copies_count_once_and_contradictions_not_at_all(model: Model, photos: Path) -> None:
+    shutil.copy(photos / "discs" / "00.jpg", photos / "discs" / "again.jpg")
+    shutil.copy(photos / "discs" / "01.jpg", photos / "stripes" / "wrong.jpg")
+    assert evaluate(model, photos).score.n == 35

@@ -21,6 +21,7 @@ from quickstudy.backbones.runtime import Prefix
 from quickstudy.errors import BackboneError, ImageSetError, PlanError
 from quickstudy.finetuning import costs, loop
 from quickstudy.finetuning.method import Method
+from quickstudy.images.identity import read_image_file
 from quickstudy.models.assemble import fingerprint_of
 from quickstudy.models.model import load
 from quickstudy.retraining import finetune
@@ -63,12 +64,12 @@ def test_from_photos_to_a_model_that_predicts_what_was_evaluated(
     assert result.test is not None
     model = load(tmp_path / "m.onnx")
     assert model.verify() < 1e-5
-    lock = json.loads((tmp_path / "quickstudy.lock.json").read_text())
-    assert "test" in json.dumps(lock)
+    assert model.roles is not None
     evaluated = result.test.score
-    from quickstudy.images.identity import read_image_file
-
-    tests = [p for p in sorted(photos.rglob("*.jpg")) if f'"{read_image_file(p)[1].hex()}": "test"' in json.dumps(lock)]
+    kinds = {path: model.roles.kind(read_image_file(path)[1]) for path in sorted(photos.rglob("*.jpg"))}
+    tests = [path for path, kind in kinds.items() if kind == "tested_on"]
+    assert sum(kind == "chosen_by" for kind in kinds.values()) == stage["start"]["n"]
+    assert sum(kind == "trained_on" for kind in kinds.values()) == 36 - evaluated.n - stage["start"]["n"]
     assert len(tests) == evaluated.n
     assert sum(a == p.parent.name for a, p in zip(model.predict(tests), tests, strict=True)) == evaluated.right
     assert not list(cache.glob("finetuning/*"))

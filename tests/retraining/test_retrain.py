@@ -20,8 +20,9 @@ from PIL import Image
 import quickstudy
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import HeadError, ImageSetError, ModelError, QuickstudyError
-from quickstudy.images.splits import LOCK_NAME, read_lock
 from quickstudy.images.views import Distortions
+from quickstudy.models.checks import photos_for_checking
+from quickstudy.models.roles import Roles
 from quickstudy.retraining.result import RetrainResult
 
 Retrain = Callable[..., RetrainResult]
@@ -43,10 +44,16 @@ def digest_of(path: Path) -> bytes:
     return hashlib.sha256(path.read_bytes()).digest()
 
 
-def parts_by_name(lock: Path, photos: Path) -> dict[str, str]:
-    """The split of each photo, by its path under `photos`."""
-    parts = read_lock(lock)
-    return {str(path.relative_to(photos)): parts[digest_of(path)] for path in sorted(photos.rglob("*.jpg"))}
+def roles_of(model: Path) -> Roles:
+    roles = quickstudy.load(model).roles
+    assert roles is not None
+    return roles
+
+
+def roles_by_name(model: Path, photos: Path) -> dict[str, str | None]:
+    """The role of each photo in a model, by its path under `photos`."""
+    roles = roles_of(model)
+    return {str(path.relative_to(photos)): roles.role(digest_of(path)) for path in sorted(photos.rglob("*.jpg"))}
 
 
 def test_three_classes_are_learned(photos: Path, retrain: Retrain, tmp_path: Path) -> None:
@@ -59,9 +66,9 @@ def test_three_classes_are_learned(photos: Path, retrain: Retrain, tmp_path: Pat
     assert result.test.score.n == sum(result.test_counts.values())
     assert result.cross_validation.n + result.test.score.n == 36
     assert (result.computed, result.cached) == (36, 0)
-    assert (result.skipped, result.conflicts, result.copies, result.leaks) == ((), (), 0, 0)
+    assert (result.skipped, result.census.conflicts, result.census.copies, result.census.leaks) == ((), (), 0, 0)
     assert result.model == tmp_path / "model.onnx"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "model.onnx", "photos", LOCK_NAME]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "model.onnx", "photos"]
     model = quickstudy.load(result.model)
     model.verify()
     assert model.predict(sorted((photos / "discs").iterdir())) == ["discs"] * 12
@@ -71,8 +78,8 @@ def test_the_model_gives_what_was_measured(photos: Path, retrain: Retrain, tmp_p
     """The accuracy that is reported is that of the file, on the test images and through its own preprocessing."""
     result = retrain(photos)
     assert result.test is not None
-    parts = read_lock(tmp_path / LOCK_NAME)
-    test = [path for path in sorted(photos.rglob("*.jpg")) if parts[digest_of(path)] == "test"]
+    roles = roles_of(result.model)
+    test = [path for path in sorted(photos.rglob("*.jpg")) if roles.role(digest_of(path)) == "test"]
     predicted = quickstudy.load(result.model).predict(test)
     assert len(test) == result.test.score.n
     assert sum(name == path.parent.name for name, path in zip(predicted, test, strict=True)) == result.test.score.right
@@ -130,7 +137,6 @@ def test_names_order_and_place_of_the_files_do_not_change_the_model(
         place = moved / path.parent.name / f"deeper-{number % 3}"
         place.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, place / f"{hashlib.sha256(path.name.encode()).hexdigest()}.jpeg")
-    (tmp_path / LOCK_NAME).unlink()
     second = retrain(moved, tmp_path / "second.onnx", cache=tmp_path / "other-cache")
     assert first.model.read_bytes() == second.model.read_bytes()
 
@@ -158,54 +164,122 @@ def test_the_number_of_cores_does_not_change_the_model(
     assert (tmp_path / "one-core.onnx").read_bytes() == result.model.read_bytes()
 
 
-class TestSplitLock:
-    def test_every_decision_is_written_down(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
+class TestRoles:
+    def test_every_image_has_its_role_in_the_model(self, photos: Path, retrain: Retrain) -> None:
         result = retrain(photos)
-        parts = parts_by_name(tmp_path / LOCK_NAME, photos)
-        assert len(parts) == 36
+        roles = roles_by_name(result.model, photos)
+        assert len(roles) == 36
         assert result.test is not None
-        assert sum(part == "test" for part in parts.values()) == result.test.score.n
+        assert sum(role == "test" for role in roles.values()) == result.test.score.n
+        assert sum(role == "train" for role in roles.values()) == sum(result.train_counts.values())
 
-    def test_adding_renaming_and_moving_files_changes_nobody_elses_split(
+    def test_adding_renaming_and_moving_files_changes_nobody_elses_role(
         self, photos: Path, retrain: Retrain, tmp_path: Path
     ) -> None:
-        retrain(photos)
-        before = parts_by_name(tmp_path / LOCK_NAME, photos)
-        by_content = read_lock(tmp_path / LOCK_NAME)
+        model = retrain(photos).model
+        before = {digest_of(path): roles_of(model).role(digest_of(path)) for path in photos.rglob("*.jpg")}
         for number, path in enumerate(sorted((photos / "checks").iterdir())):
             picture = Image.open(path)
             picture.rotate(90).save(photos / "checks" / f"new-{number}.jpg")
             (photos / "checks" / "renamed").mkdir(exist_ok=True)
             path.rename(photos / "checks" / "renamed" / f"other-{number}.jpg")
+        gone = digest_of(photos / "stripes" / "00.jpg")
         (photos / "stripes" / "00.jpg").unlink()
-        retrain(photos)
-        after = read_lock(tmp_path / LOCK_NAME)
-        assert {digest: after[digest] for digest in by_content} == by_content
-        assert len(after) == 36 + 12
-        now = parts_by_name(tmp_path / LOCK_NAME, photos)
-        assert all(now[name] == part for name, part in before.items() if name in now)
+        photos.rename(tmp_path / "moved")
+        after = roles_of(retrain(tmp_path / "moved").model)
+        assert {digest: after.role(digest) for digest in before if digest != gone} == {
+            digest: role for digest, role in before.items() if digest != gone
+        }
+        assert after.role(gone) is None  # not among those that this model was made from
+        assert len(after.role_of) == 35 + 12
 
-    def test_the_lock_stands_above_the_hash(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
-        chosen = {digest_of(path): "test" if path.stem < "06" else "train" for path in photos.rglob("*.jpg")}
-        entries = {digest.hex(): part for digest, part in chosen.items()}
-        (tmp_path / LOCK_NAME).write_text(json.dumps({"version": 1, "splits": entries}))
-        result = retrain(photos)
+    def test_those_of_the_model_written_over_or_of_one_that_is_named_stand_above_the_hash(
+        self, photos: Path, retrain: Retrain, tmp_path: Path
+    ) -> None:
+        chosen = split(photos, tmp_path / "chosen", test=6)
+        named = retrain(chosen, tmp_path / "chosen.onnx").model
+        result = retrain(photos, roles_of=named)
         assert result.train_counts == result.test_counts == {"checks": 6, "discs": 6, "stripes": 6}
-        assert read_lock(tmp_path / LOCK_NAME) == chosen
+        assert roles_by_name(result.model, photos) == roles_by_name(named, photos)
+        again = retrain(photos)  # over the model
+        assert again.test_counts == {"checks": 6, "discs": 6, "stripes": 6}
+        elsewhere = retrain(photos, tmp_path / "elsewhere.onnx")
+        assert elsewhere.test_counts != again.test_counts
 
-    def test_without_the_lock_the_split_is_drawn_the_same(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
-        retrain(photos)
-        text = (tmp_path / LOCK_NAME).read_bytes()
-        (tmp_path / LOCK_NAME).unlink()
-        retrain(photos)
-        assert (tmp_path / LOCK_NAME).read_bytes() == text
+    def test_two_models_in_one_folder_know_their_own(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
+        given = split(photos, tmp_path / "given", test=6)
+        one, other = retrain(photos, tmp_path / "a.onnx").model, retrain(given, tmp_path / "b.onnx").model
+        (tmp_path / "far").mkdir()
+        for model, total in ((one, sum(retrain(photos, one).train_counts.values())), (other, 18)):
+            moved = shutil.copy(model, tmp_path / "far" / model.name)
+            for source in (photos, given):
+                for each in (model, moved):
+                    found = quickstudy.evaluate(each, source)
+                    assert found.roles is not None
+                    assert found.roles["trained_on"] == total
+                    assert found.is_test is True
 
-    def test_a_damaged_lock_is_told_not_overwritten(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
-        (tmp_path / LOCK_NAME).write_text('{"version": 1, "splits": {')
-        with pytest.raises(ImageSetError, match=r"split lock '.*' is damaged"):
-            retrain(photos)
-        assert (tmp_path / LOCK_NAME).read_text() == '{"version": 1, "splits": {'
-        assert not (tmp_path / "model.onnx").exists()
+    def test_a_model_may_leave_them_out(self, photos: Path, retrain: Retrain) -> None:
+        model = retrain(photos, keep_roles=False).model
+        assert quickstudy.load(model).roles is None
+        found = quickstudy.evaluate(model, photos)
+        assert (found.roles, found.is_test, found.score.n) == (None, None, 36)
+
+    def test_a_file_that_is_no_model_is_written_over_and_named_is_an_error(
+        self, photos: Path, retrain: Retrain, tmp_path: Path
+    ) -> None:
+        (tmp_path / "model.onnx").write_bytes(b"no model")
+        with pytest.raises(ModelError, match=r"'.*model\.onnx' is no model that retrain wrote"):
+            retrain(photos, tmp_path / "new.onnx", roles_of=tmp_path / "model.onnx")
+        assert roles_of(retrain(photos).model).role_of
+
+
+LAYOUTS = {
+    "class folders": ("",),
+    "train and val": ("train", "val"),
+    "train and test": ("train", "test"),
+    "all three": ("train", "val", "test"),
+    "manifest": ("",),
+    "manifest with splits": ("train", "validation", "test"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_labels_that_are_noise_are_never_said_to_be_recognised(
+    layout: str, photo_source: Path, retrain: Retrain, tmp_path: Path
+) -> None:
+    """Nothing that a model has learned or was chosen by is presented as a test of it, wherever the files are now."""
+    chance = np.random.Generator(np.random.PCG64(len(layout)))
+    rows = ["path,label,split"]
+    for number, path in enumerate(sorted(photo_source.rglob("*.jpg"))):
+        label, part = "abc"[chance.integers(3)], LAYOUTS[layout][number % len(LAYOUTS[layout])]
+        folders = () if "manifest" in layout else (part, label)
+        target = tmp_path.joinpath("noise", *folders, f"{number}.jpg")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+        rows.append(f"{number}.jpg,{label},{part}")
+    source = tmp_path / "noise"
+    if "manifest" in layout:
+        source = source / "set.csv"
+        source.write_text("\n".join(rows))
+    result = retrain(source, l2=1e-4)
+    everything = quickstudy.evaluate(result.model, source, everything=True)
+    assert everything.score.accuracy > 0.6  # it has learned the noise by heart
+    assert everything.is_test is False
+    moved = shutil.copy(result.model, tmp_path / "noise" / "moved.onnx")
+    if result.test is None:
+        with pytest.raises(ImageSetError, match="so none is a test of it"):
+            quickstudy.evaluate(moved, source)
+        return
+    found = quickstudy.evaluate(moved, source)
+    assert found.is_test is True
+    assert found.roles is not None
+    assert found.roles["trained_on"] == sum(result.train_counts.values())
+    assert (found.score.right, found.score.n) == (result.test.score.right, result.test.score.n)
+    compared = quickstudy.compare(moved, result.model, source)
+    assert (compared.first.right, compared.first.n) == (result.test.score.right, result.test.score.n)
+    checked = photos_for_checking(source, quickstudy.load(moved), None)
+    assert len([photo for photo in checked if photo.label]) == result.test.score.n
 
 
 def split(photos: Path, target: Path, *, test: int = 3) -> Path:
@@ -222,7 +296,6 @@ class TestGivenSplits:
         result = retrain(split(photos, tmp_path / "given"))
         assert result.train_counts == {"checks": 9, "discs": 9, "stripes": 9}
         assert result.test_counts == {"checks": 3, "discs": 3, "stripes": 3}
-        assert not (tmp_path / LOCK_NAME).exists()
         assert quickstudy.load(result.model).metadata["training"]["split"] == "given"
 
     def test_validation_images_are_trained_on(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
@@ -244,7 +317,7 @@ class TestGivenSplits:
         for name in ("00.jpg", "01.jpg"):
             shutil.copy(given / "test" / "discs" / name, given / "train" / "discs" / f"leak-{name}")
         result = retrain(given)
-        assert (result.leaks, result.copies) == (2, 2)
+        assert (result.census.leaks, result.census.copies) == (2, 2)
         assert (result.train_counts["discs"], result.test_counts["discs"]) == (9, 3)
 
     def test_a_class_that_is_only_tested_is_named_not_scored(
@@ -255,7 +328,7 @@ class TestGivenSplits:
         result = retrain(given)
         assert result.test is not None
         assert result.classes == ("checks", "stripes")
-        assert result.test.unknown == ("discs",)
+        assert result.test.unknown == result.census.strangers == {"discs": 3}
         assert result.test.score.n == 6
 
     def test_a_test_split_of_unknown_classes_alone_scores_nothing(
@@ -267,7 +340,7 @@ class TestGivenSplits:
         shutil.rmtree(given / "train" / "discs")
         result = retrain(given)
         assert result.test is not None
-        assert (result.test.score.n, result.test.unknown) == (0, ("discs",))
+        assert (result.test.score.n, result.test.unknown) == (0, {"discs": 3})
         assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["test"]["accuracy"] is None
 
 
@@ -327,7 +400,6 @@ class TestBadFiles:
         with pytest.raises(ImageSetError, match=r"3 files cannot be used and --strict was asked for; the first: '.*'"):
             retrain(photos, strict=True)
         assert not (tmp_path / "model.onnx").exists()
-        assert not (tmp_path / LOCK_NAME).exists()
 
     def test_do_not_change_the_model(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
         clean = retrain(photos, tmp_path / "clean.onnx")
@@ -348,18 +420,18 @@ class TestSameContent:
         for path in sorted((photos / "discs").iterdir())[:5]:
             shutil.copy(path, photos / "discs" / f"copy-{path.name}")
         result = retrain(photos, tmp_path / "copies.onnx")
-        assert (result.copies, result.computed) == (5, 0)
+        assert (result.census.copies, result.computed) == (5, 0)
         assert (result.train_counts, result.test_counts) == (alone.train_counts, alone.test_counts)
         assert result.model.read_bytes() == alone.model.read_bytes()
 
     def test_under_two_labels_both_are_out_and_reported(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
         shutil.copy(photos / "discs" / "03.jpg", photos / "stripes" / "really.jpg")
         result = retrain(photos)
-        assert result.conflicts == ((photos / "discs" / "03.jpg", photos / "stripes" / "really.jpg"),)
-        assert digest_of(photos / "discs" / "03.jpg") not in read_lock(tmp_path / LOCK_NAME)
+        assert result.census.conflicts == ((photos / "discs" / "03.jpg", photos / "stripes" / "really.jpg"),)
+        assert roles_of(result.model).role(digest_of(photos / "discs" / "03.jpg")) is None
         counts = {name: result.train_counts[name] + result.test_counts[name] for name in result.classes}
         assert counts == {"checks": 12, "discs": 11, "stripes": 12}
-        assert result.copies == 0
+        assert result.census.copies == 0
 
 
 class TestViews:
@@ -390,8 +462,8 @@ def test_balanced_classes_weigh_the_same(photos: Path, retrain: Retrain, tmp_pat
         path.unlink()
     plain = retrain(photos, tmp_path / "plain.onnx", l2=10)
     balanced = retrain(photos, tmp_path / "balanced.onnx", l2=10, class_weight="balanced")
-    parts = read_lock(tmp_path / LOCK_NAME)
-    train = [path for path in sorted(photos.rglob("*.jpg")) if parts[digest_of(path)] == "train"]
+    roles = roles_of(plain.model)
+    train = [path for path in sorted(photos.rglob("*.jpg")) if roles.role(digest_of(path)) == "train"]
     counts = np.array([plain.train_counts[path.parent.name] for path in train])
     for result, weights in ((plain, np.full(len(train), 1 / len(train))), (balanced, 1 / (3 * counts))):
         assert result.head.temperature == 1
@@ -443,7 +515,6 @@ def test_the_model_goes_to_the_working_folder_unless_told_otherwise(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("QUICKSTUDY_CACHE", str(cache))
     assert quickstudy.retrain("photos").model.resolve() == tmp_path / "photos.onnx"
-    assert (tmp_path / LOCK_NAME).is_file()
 
 
 def test_what_cannot_be_done_is_told_before_any_work(

@@ -23,7 +23,6 @@ def test_clone_keeps_the_parameters(cache: Path) -> None:
         "backbone": "efficientnet_lite0",
         "cache": cache,
         "dtype": "float32",
-        "device": "cpu",
         "engine": "openvino",
     }
 

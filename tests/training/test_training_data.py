@@ -17,7 +17,6 @@ from quickstudy.images import readers
 from quickstudy.images.decoding import InputSpec, decode, fit
 from quickstudy.images.idx import IDX_STEMS
 from quickstudy.images.pixels import PixelSet
-from quickstudy.images.splits import LOCK_NAME, read_lock
 from quickstudy.training.data import DataFacts, TrainingData, load_training_data
 from quickstudy.training.distortions import Moments
 
@@ -137,8 +136,7 @@ def test_the_digits_need_nothing() -> None:
 def test_an_image_folder(tmp_path: Path) -> None:
     folder = image_folder(tmp_path / "photos")
     (folder / "cat" / "broken.jpg").write_bytes(b"no image")
-    lock = tmp_path / LOCK_NAME
-    data = load(folder, lock=lock)
+    data = load(folder)
     assert data.classes == ("cat", "dog")
     assert (data.side, data.channels) == (16, 3)
     assert [skipped.path.name for skipped in data.skipped] == ["broken.jpg"]
@@ -149,16 +147,15 @@ def test_an_image_folder(tmp_path: Path) -> None:
         for path in folder.rglob("*.png")
     ]
     assert together(data.train, data.test) == sorted(expected)
-    assert len(read_lock(lock)) == 12
-    assert together(load(folder, lock=lock).test) == together(data.test)
+    assert together(load(folder).test) == together(data.test)
 
 
-def test_the_lock_keeps_the_test_images_when_others_come(tmp_path: Path) -> None:
-    folder, lock = image_folder(tmp_path / "photos"), tmp_path / LOCK_NAME
-    before = load(folder, lock=lock)
-    image_folder(folder, each=12)
-    after = load(folder, lock=lock)
-    assert len(after.train) + len(after.test) == 24
+def test_test_images_stay_such_when_others_come(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "photos", each=12)
+    before = load(folder)
+    image_folder(folder, each=24)
+    after = load(folder)
+    assert len(after.train) + len(after.test) == 48
     assert set(together(before.test)) <= set(together(after.test))
     assert set(together(before.train)) <= set(together(after.train))
 

@@ -130,41 +130,41 @@ ONNX_RUNTIME = Engine(name="onnxruntime", open=Prefix)
 """The usual engine, on the processor."""
 
 
-def engine_for(device: str, on_processor: str = ONNX_RUNTIME.name) -> Engine:
-    """What runs prefixes on a device.
+def engine_for(name: str) -> Engine:
+    """The engine that somebody asks for.
 
     Args:
-        device: `cpu`, or a GPU as PyTorch names it (`cuda`, `cuda:1`), where PyTorch runs them.
-        on_processor: what does on the processor: `onnxruntime` or `openvino`.
+        name: `onnxruntime` or `openvino`, on the processor, or a GPU as PyTorch names it (`cuda`, `cuda:1`).
 
     Raises:
-        BackboneError: there is no such engine or device.
+        BackboneError: there is no such engine, or no such GPU.
         MissingExtraError: what runs it is not installed.
     """
-    if device != "cpu":
-        if device.partition(":")[0] != "cuda":
-            raise BackboneError(f"The device is '{device}'; expected cpu or cuda")
-        if on_processor != ONNX_RUNTIME.name:
-            raise BackboneError(f"Engine '{on_processor}' is for the processor; leave it out, or device '{device}'")
-        require("torch", extra="train", what=f"Device '{device}'")
-        from quickstudy.backbones.batched import engine_on
-
-        return engine_on(device)
-    if on_processor == ONNX_RUNTIME.name:
+    if name == ONNX_RUNTIME.name:
         return ONNX_RUNTIME
-    if on_processor != "openvino":
-        raise BackboneError(f"The engine is '{on_processor}'; expected onnxruntime or openvino")
-    require("openvino", extra="openvino", what="Engine 'openvino'")
-    from quickstudy.backbones.openvino import openvino_engine
+    if name == "openvino":
+        require("openvino", extra="openvino", what="Engine 'openvino'")
+        from quickstudy.backbones.openvino import openvino_engine
 
-    return openvino_engine()
+        return openvino_engine()
+    if name.partition(":")[0] != "cuda":
+        raise BackboneError(f"The engine is '{name}'; expected onnxruntime, openvino or cuda")
+    require("torch", extra="train", what=f"Engine '{name}'")
+    from quickstudy.backbones.batched import engine_on
+
+    return engine_on(name)
+
+
+def device_of(engine: str) -> str:
+    """Where PyTorch trains when this engine computes bottlenecks: on the GPU that it names, or on the processor."""
+    return engine if engine.partition(":")[0] == "cuda" else "cpu"
 
 
 def engine_named(name: str) -> Engine:
-    """The engine of this name; where it cannot be had, ONNX Runtime, which can always."""
+    """The engine whose name stands in keys and models; where it cannot be had, ONNX Runtime, which can always."""
     family = name.partition("-")[0]
     try:
-        engine = engine_for("cuda") if family == "torch" else engine_for("cpu", family)
+        engine = engine_for("cuda" if family == "torch" else family)
     except (BackboneError, MissingExtraError):
         return ONNX_RUNTIME
     return engine if engine.name == name else ONNX_RUNTIME

@@ -13,8 +13,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from quickstudy.bottlenecks.shards import SourceSpec
 from quickstudy.bottlenecks.store import Source, Store
 from quickstudy.cores import usable_cores
 from quickstudy.errors import StoreError, UnusableImageError
+from quickstudy.images.census import Census
 from quickstudy.images.decoding import InputSpec, decode
 from quickstudy.images.identity import Stamp, StatIndex, read_image_file, stamp_of
 from quickstudy.images.views import Distortions, render_view, view_key
@@ -72,6 +74,8 @@ class Extraction:
     views: int
     distortions: Distortions
     timings: Timings
+    unusable: dict[bytes, str] = field(default_factory=dict)
+    """Why contents cannot be used, where those of a census were extracted."""
 
     def gather(self, digests: Sequence[bytes], view: int = 0) -> NDArray[np.floating]:
         """Bottlenecks of these images' view, in their order."""
@@ -199,6 +203,32 @@ def extract(
         distortions=distortions,
         timings=job.timings,
     )
+
+
+def extract_census(
+    census: Census,
+    backbone: Backbone,
+    store: Store,
+    *,
+    unlabelled: bool = False,
+    **options: Any,
+) -> Extraction:
+    """Make sure that the store holds the bottlenecks of a census' images; see `extract`.
+
+    Args:
+        census: the images; those that have a role.
+        backbone: as for `extract`.
+        store: as for `extract`.
+        unlabelled: take images without a role, too.
+        **options: as for `extract`.
+    """
+    contents = [content for content in census.contents.values() if content.role is not None or unlabelled]
+    found = extract([content.path for content in contents], backbone, store, **options)
+    unusable = {contents[number].digest: reason for number, reason in found.reasons.items()}
+    for content, digest in zip(contents, found.digests, strict=True):
+        if digest is not None and digest != content.digest:
+            unusable[content.digest] = "changed while it was read"
+    return replace(found, unusable=unusable)
 
 
 def source_spec(backbone: Backbone, dtype: str, engine: Engine = ONNX_RUNTIME) -> SourceSpec:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quickstudy.cli.options import Cache, Device, Engine, Json, OnProcessor, Quiet
+from quickstudy.cli.options import Cache, Engine, Json, Quiet
 
 if TYPE_CHECKING:
     from quickstudy.reports.carrying_out import Done
@@ -35,8 +35,7 @@ def command(
         Path | None, typer.Option("--undo", metavar="FILE", help="Put everything back that --apply has moved.")
     ] = None,
     backbone: Annotated[str, typer.Option(help="The pretrained network.")] = "efficientnet_lite0",
-    device: Device = "cpu",
-    engine: Engine = OnProcessor.ONNXRUNTIME,
+    engine: Engine = "onnxruntime",
     limit: Annotated[int, typer.Option(min=1, help="Show at most so many findings of a kind.")] = 10,
     cache: Cache = None,
     as_json: Json = False,
@@ -59,9 +58,7 @@ def command(
     if fix:
         require_new(fix)
     progress = progress_for(quiet=quiet)
-    evidence = gather_evidence(
-        images, backbone=backbone, device=device, engine=engine.value, cache=cache, progress=progress
-    )
+    evidence = gather_evidence(images, backbone=backbone, engine=engine, cache=cache, progress=progress)
     gallery = view_gallery(evidence.images, cache=cache, progress=progress)
     audit = draw_findings(evidence, gallery)
     steps = make_plan(evidence, gallery, audit) if fix else ()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quickstudy.cli.options import Cache, Device, Engine, Json, OnProcessor
+from quickstudy.cli.options import Cache, Engine, Json
 
 if TYPE_CHECKING:
     from quickstudy.backbones import runtime
@@ -91,8 +91,7 @@ def list_backbones(cache: Cache = None, as_json: Json = False) -> None:
 @app.command("bench", epilog="Example: quickstudy backbone bench efficientnet_lite0 efficientnet_lite2")
 def bench(
     names: Annotated[list[str] | None, typer.Argument(help="Backbones [default: all].")] = None,
-    device: Device = "cpu",
-    engine: Engine = OnProcessor.ONNXRUNTIME,
+    engine: Engine = "onnxruntime",
     cache: Cache = None,
     as_json: Json = False,
 ) -> None:
@@ -101,7 +100,7 @@ def bench(
     from quickstudy.backbones.runtime import engine_for
     from quickstudy.files import cache_folder
 
-    runner = engine_for(device, engine.value)
+    runner = engine_for(engine)
     for name in names or ():
         load_backbone(name, cache_folder(cache))  # what was asked for by name is an error where it cannot be had
     _print_table(_rows(names or backbone_names(cache_folder(cache)), cache, measured_with=runner), as_json=as_json)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quickstudy.cli.options import Cache, Device, Engine, Json, OnProcessor, Quiet
+from quickstudy.cli.options import Cache, Engine, Json, Quiet
 from quickstudy.cli.retrain import Dtype
 from quickstudy.extras import require
 
@@ -52,8 +52,7 @@ def fill(
         int, typer.Option(min=0, help="Distorted views an image besides the plain one, as retrain distorts by default.")
     ] = 0,
     dtype: Annotated[Dtype, typer.Option(help="How bottlenecks are kept.")] = Dtype.FLOAT16,
-    device: Device = "cpu",
-    engine: Engine = OnProcessor.ONNXRUNTIME,
+    engine: Engine = "onnxruntime",
     ray: Annotated[
         str | None,
         typer.Option(
@@ -77,9 +76,9 @@ def fill(
         raise typer.BadParameter("--store is for clusters; add --ray auto, or name a folder with --cache instead")
     if ray is not None:
         require("ray", extra="ray")
-        if device != "cpu" or engine is not OnProcessor.ONNXRUNTIME:
+        if engine != "onnxruntime":
             raise typer.BadParameter(
-                "a cluster's workers run ONNX Runtime on their processors; leave out --device and --engine, or --ray"
+                "a cluster's workers run ONNX Runtime on their processors; leave out --engine, or --ray"
             )
     filled = _fill(
         images,
@@ -88,8 +87,7 @@ def fill(
         cut=cut,
         views=views,
         dtype=dtype,
-        device=device,
-        engine=engine.value,
+        engine=engine,
         store=store,
         cache=cache,
         quiet=quiet,
@@ -109,7 +107,6 @@ def _fill(
     cut: str,
     views: int,
     dtype: Dtype,
-    device: str,
     engine: str,
     store: str | None,
     cache: Path | None,
@@ -145,7 +142,7 @@ def _fill(
                 Store(Path(place)),
                 views=views,
                 dtype=dtype.value,
-                engine=engine_for(device, engine),
+                engine=engine_for(engine),
                 progress=progress,
             )
     return _Filled(

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from quickstudy.cli.options import Json, Quiet
+from quickstudy.cli.options import Everything, Json, Quiet
 
 _MOST_SHOWN = 10
 
@@ -20,14 +20,15 @@ def command(
     images: Annotated[
         Path, typer.Argument(help="Labelled images, laid out as for retrain; a test split is used alone.")
     ],
+    everything: Everything = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Score two models on the same labelled images: is one better, and where do they differ?"""
-    from quickstudy.cli.display import count, format_score, print_skipped, progress_for
+    from quickstudy.cli.display import count, format_score, print_judgement, print_skipped, progress_for
     from quickstudy.retraining.comparison import compare
 
-    found = compare(first, second, images, progress=progress_for(quiet=quiet))
+    found = compare(first, second, images, everything=everything, progress=progress_for(quiet=quiet))
     if as_json:
         json.dump(found.to_dict(), sys.stdout, indent=1)
         print()
@@ -46,17 +47,12 @@ def command(
     )
     if found.p_value >= 0.05:
         print("Such a division is to be expected of two models that are equally good")
-    if found.trained_on:
-        print(
-            f"Warning: {found.trained_on:,} of these images were trained on by one of the models, so it is flattered; "
-            "compare on images that neither has seen"
-        )
+    judged = found.judgement
+    print_judgement(judged.roles, is_test=judged.is_test, left_out=judged.left_out, unknown=judged.unknown)
     if found.differences:
         print(f"\nCalled differently: {count(len(found.differences), 'image')}")
         for item in found.differences[:_MOST_SHOWN]:
             print(f"  {item.path} ({item.label}): {item.first} / {item.second}")
         if len(found.differences) > _MOST_SHOWN:
             print(f"  … and {len(found.differences) - _MOST_SHOWN} more; --json lists all")
-    if found.unknown:
-        print(f"\nNot both models know these classes, so their images are left out: {', '.join(found.unknown)}")
     print_skipped(found.skipped)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import datetime
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from quickstudy.images.imageset import Skipped
 from quickstudy.progress import Bar, Progress, silent
 
 if TYPE_CHECKING:
+    from quickstudy.images.census import Census
+    from quickstudy.models.roles import Kind
     from quickstudy.retraining.evaluation import Evaluation, Score
 
 _MOST_SKIPPED = 10
 _MOST_CONFUSIONS = 5
+_MOST_CONFLICTS = 5
 
 
 def progress_for(*, quiet: bool) -> Progress:
@@ -38,6 +41,48 @@ def print_skipped(skipped: Sequence[Skipped]) -> None:
             print(f"  {item.path}: {item.reason}")
         if len(skipped) > _MOST_SKIPPED:
             print(f"  … and {len(skipped) - _MOST_SKIPPED} more; --json lists all")
+
+
+def print_census(census: Census) -> None:
+    """What stands out in an image set: classes that are empty or alike, copies, leaks and contradictions."""
+    for name in census.empty_classes:
+        print(f"WARNING: the class '{name}' has no usable image, so the model will not know it")
+    if strangers := census.strangers:
+        listed = ", ".join(f"'{name}' ({number:,})" for name, number in strangers.items())
+        print(f"WARNING: there are test images of classes that there is nothing to learn of, not scored: {listed}")
+    for one, other in census.alike_classes:
+        print(f"WARNING: the classes '{one}' and '{other}' differ by capitals only; rename one if they are the same")
+    if census.copies:
+        print(f"{census.copies:,} files are exact copies of others; each content counts once")
+    if census.leaks:
+        print(f"{count(census.leaks, 'image')} in more than one of the given splits, used in the strictest alone")
+    conflicts = [content for content in census.contents.values() if content.left_out == "conflict"]
+    for content in conflicts[:_MOST_CONFLICTS]:
+        places = ", ".join(f"{place.path} ({place.label})" for place in content.places)
+        print(f"Conflict: the same image under different labels, left out: {places}")
+    if len(conflicts) > _MOST_CONFLICTS:
+        print(f"… and {len(conflicts) - _MOST_CONFLICTS} more conflicts; --json lists all")
+    if passed := census.passed_over:
+        print("Passed over: " + ", ".join(f"{number:,} {kind}" for kind, number in passed))
+
+
+def print_judgement(
+    roles: Mapping[Kind, int] | None, *, is_test: bool | None, left_out: int, unknown: Mapping[str, int]
+) -> None:
+    """What the images are to the model or models: what was left out, and whether the figures are a test."""
+    if left_out:
+        print(
+            f"\n{count(left_out, 'image')} left out: the model has learned or was chosen by them, so they are no test "
+            "of it; --all scores them, too"
+        )
+    if is_test is False and roles:
+        seen = roles["trained_on"] + roles["chosen_by"]
+        print(f"\nThis is not a test: the model has learned or was chosen by {seen:,} of the images")
+    if is_test is None:
+        print("\nWhether this is a test cannot be told: the model does not say which images it was made from")
+    if unknown:
+        listed = ", ".join(f"{name} ({number:,})" for name, number in unknown.items())
+        print(f"\nNot scored, since the model does not know their classes: {listed}")
 
 
 def print_evaluation(evaluation: Evaluation, *, train_counts: dict[str, int] | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from quickstudy.cli.options import Json, Quiet
+from quickstudy.cli.options import Everything, Json, Quiet
 from quickstudy.extras import require
 
 
@@ -25,6 +25,7 @@ def command(
     ema: Annotated[bool, typer.Option(help="Run: use the averaged parameters.")] = True,
     interval: Annotated[float, typer.Option(min=0.1, help="Run: seconds between looks for a new checkpoint.")] = 5.0,
     data_folder: Annotated[Path | None, typer.Option(help="Run: where named data sets lie.")] = None,
+    everything: Everything = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -35,24 +36,22 @@ def command(
         return
     if images is None:
         raise typer.BadParameter("name the labelled images, as in: quickstudy evaluate photos.onnx held_out/")
-    from quickstudy.cli.display import format_score, print_evaluation, print_skipped, progress_for
+    from quickstudy.cli.display import format_score, print_evaluation, print_judgement, print_skipped, progress_for
     from quickstudy.retraining.evaluation import evaluate
 
-    evaluation = evaluate(model, images, progress=progress_for(quiet=quiet))
+    evaluation = evaluate(model, images, everything=everything, progress=progress_for(quiet=quiet))
     if as_json:
         json.dump(evaluation.to_dict(), sys.stdout, indent=1)
         print()
         return
-    print(f"{model} on {images}: accuracy {format_score(evaluation.score)}")
+    caution = ", NOT A TEST" if evaluation.is_test is False else ""
+    print(f"{model} on {images}: accuracy {format_score(evaluation.score)}{caution}")
     print_evaluation(evaluation)
     if evaluation.missing:
         print(f"\nNo images of these classes of the model: {', '.join(evaluation.missing)}")
-    if evaluation.unknown:
-        print(
-            f"\nThe model does not know these classes, so their images are not scored: {', '.join(evaluation.unknown)}"
-        )
-    if evaluation.trained_on:
-        print(f"\nThe model was trained on {evaluation.trained_on:,} of these images, which tell nothing of others")
+    print_judgement(
+        evaluation.roles, is_test=evaluation.is_test, left_out=evaluation.left_out, unknown=evaluation.unknown
+    )
     print_skipped(evaluation.skipped)
 
 

@@ -113,13 +113,16 @@ def _convert(
     from quickstudy.cli.display import progress_for
     from quickstudy.models.checks import photos_for_calibration, photos_for_checking
     from quickstudy.models.conversion import convert
+    from quickstudy.models.model import load
+    from quickstudy.retraining.evaluation import stat_index
 
+    index = stat_index(None)
     return convert(
         model,
         output or model.with_suffix(f".{kind}.onnx"),
         kind,
-        calibrate=photos_for_calibration(calibrate) if calibrate else (),
-        check=photos_for_checking(check) if check else (),
+        calibrate=photos_for_calibration(calibrate, index) if calibrate else (),
+        check=photos_for_checking(check, load(model), index) if check else (),
         force=force,
         progress=progress_for(quiet=quiet),
     )

@@ -13,6 +13,7 @@ from quickstudy.cli import (
     audit,
     backbone,
     cache,
+    census,
     compare,
     data,
     evaluate,
@@ -44,6 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command("census", epilog="Example: quickstudy census photos/ --csv photos.csv")(census.command)
 app.command("retrain", epilog="Example: quickstudy retrain photos/ --output flowers.onnx")(retrain.command)
 app.command("train", epilog="Example: quickstudy train cifar10-fast --data photos/ --run runs/fast")(train.command)
 app.command("predict", epilog="Example: quickstudy predict photos.onnx new.jpg other/ 'more/*.png'")(predict.command)

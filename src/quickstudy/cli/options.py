@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from pathlib import Path
 from typing import Annotated
 
@@ -16,17 +15,18 @@ Cache = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
-Device = Annotated[str, typer.Option(metavar="cpu|cuda", help="What the network runs on: the processor, or a GPU.")]
 
 
-class OnProcessor(enum.StrEnum):
-    """What computes bottlenecks on the processor."""
-
-    ONNXRUNTIME = "onnxruntime"
-    OPENVINO = "openvino"
-
-
+Everything = Annotated[
+    bool,
+    typer.Option(
+        "--all", help="Score all images, those that the model has learned, too; that is no test, and says so."
+    ),
+]
 Engine = Annotated[
-    OnProcessor,
-    typer.Option(help="What computes bottlenecks on the processor; openvino is faster where it multiplies bfloat16."),
+    str,
+    typer.Option(
+        metavar="onnxruntime|openvino|cuda",
+        help="What computes bottlenecks: openvino is faster where the processor multiplies bfloat16; cuda is a GPU.",
+    ),
 ]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quickstudy.cli.options import Cache, Device, Engine, Json, OnProcessor, Quiet
+from quickstudy.cli.options import Cache, Engine, Json, Quiet
 from quickstudy.extras import require
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ def command(
         float | None, typer.Option(help="Regularisation strength [default: chosen by cross-validation].")
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help="How bottlenecks are kept.")] = Dtype.FLOAT16,
-    device: Device = "cpu",
-    engine: Engine = OnProcessor.ONNXRUNTIME,
+    engine: Engine = "onnxruntime",
     report: Annotated[
         bool, typer.Option("--report", help="Write the report, <name of the model>.report.html, at once.")
     ] = False,
@@ -93,6 +92,16 @@ def command(
         typer.Option(
             "--keep-thumbnails", help="Write thumbnails of the training images beside the model, for serve to show."
         ),
+    ] = False,
+    roles_of: Annotated[
+        Path | None,
+        typer.Option(
+            help="A model whose images keep their roles, so that its test images are tested on again [default: the "
+            "model that is written over]."
+        ),
+    ] = None,
+    no_roles: Annotated[
+        bool, typer.Option("--no-roles", help="Do not write into the model which images it was made from.")
     ] = False,
     cache: Cache = None,
     as_json: Json = False,
@@ -131,11 +140,12 @@ def command(
         class_weight="balanced" if class_weight else None,
         l2=l2,
         dtype=dtype.value,
-        device=device,
-        engine=engine.value,
+        engine=engine,
         cache=cache,
         strict=strict,
         keep_thumbnails=keep_thumbnails,
+        roles_of=roles_of,
+        keep_roles=not no_roles,
         progress=progress_for(quiet=quiet),
     )
     seconds = time.perf_counter() - started
@@ -153,7 +163,7 @@ def command(
 
 
 def _print_summary(result: RetrainResult, images: Path, seconds: float) -> None:
-    from quickstudy.cli.display import count, format_score, print_evaluation, print_skipped
+    from quickstudy.cli.display import count, format_score, print_census, print_evaluation, print_skipped
     from quickstudy.retraining.evaluation import score_predictions
 
     train, test = sum(result.train_counts.values()), sum(result.test_counts.values())
@@ -162,14 +172,7 @@ def _print_summary(result: RetrainResult, images: Path, seconds: float) -> None:
     )
     passes = count(result.computed, "forward pass", "forward passes")
     print(f"{passes}, {count(result.cached, 'bottleneck')} from the store")
-    if result.copies:
-        print(f"{result.copies:,} files are exact copies of others; each content counts once")
-    if result.leaks:
-        print(f"{result.leaks:,} images are in both train and test; left out of training")
-    for group in result.conflicts[:5]:
-        print(f"Conflict: the same image under different labels, left out: {', '.join(str(path) for path in group)}")
-    if len(result.conflicts) > 5:
-        print(f"… and {len(result.conflicts) - 5} more conflicts; --json lists all")
+    print_census(result.census)
     print_skipped(result.skipped)
     evaluation = result.test or score_predictions([], [], result.classes)
     print_evaluation(evaluation, train_counts=result.train_counts)
@@ -178,6 +181,8 @@ def _print_summary(result: RetrainResult, images: Path, seconds: float) -> None:
     else:
         print(f"\nCross-validated accuracy  {format_score(result.cross_validation)}")
     print(f"Test accuracy             {format_score(evaluation.score)}")
+    if result.census.given and not result.test_counts:
+        print(f"For a test, put images under {images}/test/<class>/, or lay them out without split folders")
     strengths = ", ".join(f"{point.l2:.2g}: {point.log_loss:.3f}" for point in result.path)
     print(f"Regularisation {result.head.l2:.2g}" + (f", of log losses {strengths}" if strengths else ""))
     stages = ", ".join(f"{name} {spent:.2f}" for name, spent in result.seconds.items())

@@ -59,7 +59,7 @@ def _gpus(conditions: Conditions) -> int:
 
 def _carry_out(trial: Trial, conditions: Conditions) -> tuple[bytes, str | None]:
     """On the cluster: a trial's folder as an archive, and the error, if there was one."""
-    alone = replace(conditions, workers=usable_cores(), lock=None)  # one core each, as it has asked for
+    alone = replace(conditions, workers=usable_cores())  # one core each, as it has asked for
     with tempfile.TemporaryDirectory(prefix="quickstudy-") as name:
         folder = Path(name) / trial.folder
         error = attempt(trial, folder, alone, lambda _moment: None)

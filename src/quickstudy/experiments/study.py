@@ -35,11 +35,16 @@ class Trial:
     """What tells it from the others in the table: its case, if any, and the value of each axis."""
     seed: int | None
     """None where nothing in it is random."""
+    contents: Mapping[str, str] = field(default_factory=dict)
+    """The census' fingerprint by path of image sets that trials retrain on; as in `Study`."""
 
     @cached_property
     def identity(self) -> str:
-        """The hash of all that decides what it gives, as 64 hexadecimal digits."""
-        text = json.dumps([self.task.name, self.task.options()], sort_keys=True, ensure_ascii=True)
+        """The hash of all that decides what it gives, as 64 hexadecimal digits; images by content, not by path."""
+        options = self.task.options()
+        if self.task.name == RETRAIN:
+            options["data"] = self.contents.get(options["data"], options["data"])
+        text = json.dumps([self.task.name, options], sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @cached_property
@@ -82,7 +87,7 @@ class Grid:
     axes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Options with several, each a value as the recipe has it or a text for it."""
 
-    def trials(self, *, seeds: int) -> Iterator[Trial]:
+    def trials(self, *, seeds: int, contents: Mapping[str, str] | None = None) -> Iterator[Trial]:
         """All of them; seeds change last, so that a part of a sweep is a whole one with fewer seeds.
 
         Raises:
@@ -98,7 +103,8 @@ class Grid:
                 task = task_named(self.recipe, {**self.fixed, **chosen, **given})
                 options = task.options()
                 labels = {CASE: self.case} if self.case else {}
-                yield Trial(task=task, labels=labels | {name: options[name] for name in chosen}, seed=given.get("seed"))
+                labels |= {name: options[name] for name in chosen}
+                yield Trial(task=task, labels=labels, seed=given.get("seed"), contents=contents or {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +122,8 @@ class Study:
     """The axis with one line for each value; left out, the last one."""
     panels: str = ""
     """The axis with one picture beside the other for each value, the first of which the others are compared with."""
+    contents: Mapping[str, str] = field(default_factory=dict)
+    """The census' fingerprint by path of the image sets that trials retrain on, which names their trials."""
 
     @cached_property
     def axes(self) -> tuple[str, ...]:
@@ -132,7 +140,11 @@ class Study:
         """
         if self.seeds < 1:
             raise SweepError(f"seeds is {self.seeds}; expected 1 or more")
-        found = {trial.identity: trial for grid in self.grids for trial in grid.trials(seeds=self.seeds)}
+        found = {
+            trial.identity: trial
+            for grid in self.grids
+            for trial in grid.trials(seeds=self.seeds, contents=self.contents)
+        }
         if not found:
             raise SweepError(f"The study '{self.name}' has no runs; give every axis at least one value")
         return list(found.values())
@@ -243,7 +255,8 @@ def read_axis(recipe: str, name: str, text: str) -> tuple[Any, ...]:
         first, last = map(int, match.groups())
         values: list[Any] = list(range(first, last + 1))
     else:
-        values = [part.strip() for part in text.split(";" if isinstance(known[name], tuple) else ",")]
+        separator = ";" if isinstance(known[name], tuple) or ";" in text else ","
+        values = [part.strip() for part in text.split(separator)]
         values = [value for value in values if value]
     if not values:
         raise SweepError(f"The axis {name}={text} has no value; expected such as {name}=1..7 or {name}=a,b")

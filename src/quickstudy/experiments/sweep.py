@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 
 from quickstudy.cores import usable_cores
-from quickstudy.errors import SweepError
+from quickstudy.errors import ImageSetError, SweepError
 from quickstudy.experiments.conclusion import conclude
 from quickstudy.experiments.results import Row, SweepFolder, table_of
 from quickstudy.experiments.study import Study, Trial
-from quickstudy.experiments.tasks import Conditions
+from quickstudy.experiments.tasks import RETRAIN, Conditions
 from quickstudy.experiments.worker import Went, run_locally
 from quickstudy.files import write_bytes_atomically
-from quickstudy.images.splits import LOCK_NAME
+from quickstudy.images.census import take_census
+from quickstudy.retraining.evaluation import stat_index
 from quickstudy.training.parallel import choose_device
 
 
@@ -80,10 +82,11 @@ def sweep(
         ImageSetError: the data is not there, or cannot be used.
     """
     folder = SweepFolder(Path(results))
+    study = replace(study, contents=_fingerprints(study.trials(), cache))
     trials = study.trials()
     if workers is not None and workers < 1:
         raise SweepError(f"workers is {workers}; expected 1 or more")
-    conditions = Conditions(device=device, data_folder=data_folder, cache=cache, lock=folder.path / LOCK_NAME)
+    conditions = Conditions(device=device, data_folder=data_folder, cache=cache)
     todo = [trial for trial in trials if not folder.is_done(trial)]
     for trial in todo:
         trial.task.check(conditions)
@@ -107,6 +110,15 @@ def sweep(
             folder.failed(went.trial, went.error)
         report(went)
     return summarise(folder, study, trials)
+
+
+def _fingerprints(trials: Sequence[Trial], cache: Path | None) -> dict[str, str]:
+    """The census' fingerprint of each image set that a trial retrains on; of what cannot be listed, the trial tells."""
+    found = {}
+    for data in {str(trial.task.options()["data"]) for trial in trials if trial.task.name == RETRAIN}:
+        with contextlib.suppress(ImageSetError):
+            found[data] = take_census(Path(data), stat_index(cache)).fingerprint
+    return found
 
 
 def show(results: str | Path) -> SweepResult:

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from quickstudy.backbones.cuts import FEATURES
+from quickstudy.backbones.runtime import engine_for
 from quickstudy.errors import RecipeError
 from quickstudy.files import write_json_atomically
 from quickstudy.finetuning.method import Method
@@ -38,8 +39,6 @@ class Conditions:
     """Where named data sets lie."""
     cache: Path | None = None
     """Where bottlenecks and backbones lie, for retraining."""
-    lock: Path | None = None
-    """The split lock that all trials on images without splits share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,12 +125,12 @@ class Training:
 
     def _data(self, conditions: Conditions) -> TrainingData:
         recipe = self.recipe
-        return _load(recipe.data, recipe.image_size, recipe.validation, conditions.data_folder, conditions.lock)
+        return _load(recipe.data, recipe.image_size, recipe.validation, conditions.data_folder)
 
 
 @lru_cache(maxsize=2)
-def _load(source: str, image_size: int, validation: float, folder: Path | None, lock: Path | None) -> TrainingData:
-    return load_training_data(source, image_size=image_size, validation=validation, folder=folder, lock=lock)
+def _load(source: str, image_size: int, validation: float, folder: Path | None) -> TrainingData:
+    return load_training_data(source, image_size=image_size, validation=validation, folder=folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +147,10 @@ class Retraining:
     """Of fine-tuning."""
     rate: float = Method().schedule.rate
     """Highest learning rate of fine-tuning."""
-    views: int = 0
-    """Augmented views an image to train on besides the plain one."""
+    engine: str = "onnxruntime"
+    """What computes bottlenecks: onnxruntime, openvino or cuda."""
+    views: int = -1
+    """Augmented views an image to train on besides the plain one; -1: as many as retrain takes for the cut."""
     l2: float = 0.0
     """Regularisation strength of the head; 0: chosen by cross-validation."""
     class_weight: str = "none"
@@ -164,22 +165,30 @@ class Retraining:
 
     def check(self, conditions: Conditions) -> None:
         """Raise a RecipeError where a value cannot be used."""
-        del conditions
-        for name, known in (("class_weight", ("none", "balanced")), ("dtype", ("float16", "float32"))):
+        for name, known in (
+            ("class_weight", ("none", "balanced")),
+            ("dtype", ("float16", "float32")),
+        ):
             if (value := getattr(self, name)) not in known:
                 raise RecipeError(f"{name} is '{value}'; expected {' or '.join(known)}")
         if not self.data:
             raise RecipeError("A retraining needs images; name them with --set data=photos/")
         if not Path(self.data).exists():
             raise RecipeError(f"data is '{self.data}'; there is no such file or folder")
+        if conditions.device not in ("auto", "cpu"):
+            raise RecipeError(
+                f"A retraining runs where its engine does: leave out --device {conditions.device}, and name the engine "
+                f"with --set engine={conditions.device}"
+            )
+        engine_for(self.engine)
         Method.of(epochs=self.epochs, rate=self.rate)
-        if self.views < 0 or self.l2 < 0:
-            raise RecipeError(f"views is {self.views} and l2 is {self.l2:g}; expected 0 or more")
+        if self.views < -1 or self.l2 < 0:
+            raise RecipeError(f"views is {self.views} and l2 is {self.l2:g}; expected 0 or more, or views=-1")
 
     def work(self, conditions: Conditions) -> float:
         """Images that pass through the backbone, for each image."""
         del conditions
-        return 1.0 + self.views
+        return 1.0 + max(self.views, 0)
 
     def run(self, folder: Path, conditions: Conditions, note: Note) -> None:
         """Retrain; the model lies in the folder, too."""
@@ -193,11 +202,12 @@ class Retraining:
             backbone=self.backbone,
             cut=self.cut,
             method=Method.of(epochs=self.epochs, rate=self.rate),
-            views=self.views,
+            views=self.views if self.views >= 0 else None,
             distortions=self.distortions,
             class_weight=balanced,
             l2=self.l2 or None,
             dtype="float32" if self.dtype == "float32" else "float16",
+            engine=self.engine,
             cache=conditions.cache,
         )
         write_json_atomically(folder / RESULT, result.to_dict())

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from quickstudy.errors import ImageSetError
+from quickstudy.images.census import draw_tests
 from quickstudy.images.idx import IDX_STEMS, idx_file, read_idx
 from quickstudy.images.matfile import Numbers, read_mat
 from quickstudy.images.pixels import PixelSet
 from quickstudy.images.rawfiles import RawFile, read_names, require_files, require_labels
-from quickstudy.images.splits import split_by_content
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DIGIT_CLASSES = tuple("0123456789")
@@ -100,7 +100,7 @@ def read_digits() -> dict[str, PixelSet]:
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]  # values from 0 to 16
     labels = digits.target.astype(np.int64)
     hashes = [hashlib.sha256(image.tobytes()).digest() for image in pixels]
-    parts = split_by_content({digest: DIGIT_CLASSES[label] for digest, label in zip(hashes, labels, strict=True)})
+    parts = draw_tests({digest: DIGIT_CLASSES[label] for digest, label in zip(hashes, labels, strict=True)})
     is_test = np.array([parts[digest] == "test" for digest in hashes])
     return {
         part: PixelSet(pixels=pixels[chosen], labels=labels[chosen], classes=DIGIT_CLASSES)

@@ -29,6 +29,7 @@ from quickstudy.heads.calibration import probabilities_of
 from quickstudy.images.decoding import InputSpec
 from quickstudy.models.golden import GOLDEN_TOLERANCE, golden_images
 from quickstudy.models.metadata import FORMAT, PREFIX
+from quickstudy.models.roles import Roles
 from quickstudy.models.seal import sealed
 from quickstudy.version import VERSION
 
@@ -67,6 +68,7 @@ def write_model(
     tail: Tail | None = None,
     classes: Sequence[str],
     training: dict[str, Any],
+    roles: Roles | None = None,
 ) -> None:
     """Merge, check and write a model.
 
@@ -78,6 +80,7 @@ def write_model(
         tail: suffix and head, computed by who has trained them; what the merged graph must agree with.
         classes: names in the order of the head's columns.
         training: what there is to say about data, split and accuracy, as JSON values.
+        roles: which images it was made from; left out, the file does not say.
 
     Raises:
         ModelError: the merged graph does not give what its parts give, what was frozen has changed, or the file cannot
@@ -115,6 +118,7 @@ def write_model(
             }
         },
         training=training,
+        roles=roles,
     )
 
 
@@ -132,6 +136,7 @@ def save_model(
     expected: NDArray[np.floating],
     origin: dict[str, Any],
     training: dict[str, Any],
+    roles: Roles | None = None,
 ) -> None:
     """Write a checked graph as a model, with its metadata, golden checks and checksum.
 
@@ -143,6 +148,7 @@ def save_model(
         expected: the probabilities of the golden images.
         origin: where the network comes from: further properties, as JSON values.
         training: what there is to say about data, split and accuracy, as JSON values.
+        roles: which images it was made from; left out, the file does not say.
 
     Raises:
         ModelError: the file cannot be written.
@@ -153,6 +159,7 @@ def save_model(
         "input": input_spec.to_dict(),
         **origin,
         "training": training,
+        **({"roles": roles.to_dict()} if roles else {}),
     }
     write_model_file(path, model_bytes(graph, properties, expected))
 

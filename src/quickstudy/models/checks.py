@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.errors import ImageSetError
+from quickstudy.images.census import take_census
 from quickstudy.images.imageset import list_images, load_image_set
 from quickstudy.intervals import paired_interval
 from quickstudy.models.golden import golden_images
 from quickstudy.models.model import Model
+from quickstudy.models.roles import may_judge
 from quickstudy.progress import Progress, silent
 
 
@@ -151,34 +153,42 @@ def images_per_second(models: Sequence[Model], *, rounds: int = 12) -> list[floa
     return [float(1 / median) for median in np.median(seconds[1:], axis=0)]
 
 
-def photos_for_checking(source: Path) -> list[Photo]:
-    """The images under a folder or in a manifest, with their labels if any; of a set with splits, the test split.
+def photos_for_checking(source: Path, model: Model, index: Path | None) -> list[Photo]:
+    """The images under a folder or in a manifest, with the labels of those that are a test of the model.
+
+    Where some are, only they are taken. Where none is, as where there are no labels, all are taken without: they tell
+    whether two models agree, and nothing of their accuracy.
 
     Raises:
         ImageSetError: there are none.
     """
     try:
-        found = load_image_set(source)
+        census = take_census(source, index)
     except ImageSetError:
-        paths = list_images(source)[0] if source.is_dir() else []
-        if not paths:
-            raise
-        return [Photo(path=path) for path in paths]
-    return [
-        Photo(path=file.path, label=file.label) for file in found.files if file.split == "test" or not found.has_splits
-    ]
+        return [Photo(path=path) for path in _all_images(source)]
+    try:
+        judgement = may_judge(census, [model.roles], classes=model.classes)
+    except ImageSetError:
+        return [Photo(path=content.path) for content in census.contents.values()]
+    certain = judgement.is_test is True
+    return [Photo(path=content.path, label=content.label if certain else None) for content in judgement.contents]
 
 
-def photos_for_calibration(source: Path) -> list[Path]:
-    """The images under a folder or in a manifest; without those of a test split, which is for checking.
+def photos_for_calibration(source: Path, index: Path | None) -> list[Path]:
+    """The images under a folder or in a manifest; without those for the test, which are for checking.
 
     Raises:
         ImageSetError: there are none.
     """
     try:
-        return [file.path for file in load_image_set(source).files if file.split != "test"]
+        census = take_census(source, index)
     except ImageSetError:
-        paths = list_images(source)[0] if source.is_dir() else []
-        if not paths:
-            raise
-        return paths
+        return _all_images(source)
+    return [content.path for content in census.contents.values() if not (census.given and content.role == "test")]
+
+
+def _all_images(source: Path) -> list[Path]:
+    paths = list_images(source)[0] if source.is_dir() else []
+    if not paths:
+        load_image_set(source)  # says what is missing
+    return paths

@@ -1,5 +1,5 @@
 """Names of a model file's metadata properties; each value is JSON."""
 
 PREFIX = "quickstudy."
-FORMAT = 2
-"""Since 2, files end with a checksum."""
+FORMAT = 3
+"""Since 2, files end with a checksum; since 3, they carry the roles of the images that they were made from."""

@@ -23,6 +23,7 @@ from quickstudy.images.decoding import MOST_PIXELS, InputSpec, Pixels, decode, f
 from quickstudy.images.identity import read_image_file
 from quickstudy.models.golden import GOLDEN_TOLERANCE, LOOSEST_TOLERANCE, golden_images
 from quickstudy.models.metadata import FORMAT, PREFIX
+from quickstudy.models.roles import Roles
 from quickstudy.models.safety import LARGEST_SIDE, MOST_BYTES, MOST_CLASSES, check_graph
 from quickstudy.models.seal import examine_seal
 
@@ -53,6 +54,7 @@ class Model:
         classes: Sequence[str],
         input_spec: InputSpec,
         metadata: dict[str, Any],
+        roles: Roles | None = None,
     ) -> None:
         self._session = session
         self.classes = tuple(classes)
@@ -61,6 +63,8 @@ class Model:
         """How an image becomes the model's input."""
         self.metadata = metadata
         """What the file says about itself: backbone, training, versions."""
+        self.roles = roles
+        """Which images it was made from, so that none of them is taken for a test; None where it does not say."""
 
     def predict_proba(self, images: ImageLike | Iterable[ImageLike]) -> NDArray[np.float32]:
         """Class probabilities (N×classes) of one image or several, in the order of `classes`.
@@ -221,16 +225,17 @@ def load_bytes(data: bytes, path: Path) -> Model:
     try:
         graph = parse_onnx(data, path)
         metadata = _metadata(graph)
-        if metadata.get("format") == 1:
+        if metadata.get("format") in range(1, FORMAT):
             raise ModelError(
-                f"'{path}' was written by an earlier version of quickstudy, without a checksum (format 1). "
-                "Write it anew with quickstudy retrain; bottlenecks in the cache make it a matter of seconds"
+                f"'{path}' was written by an earlier version of quickstudy (format {metadata['format']}), which does "
+                "not say which images it was made from. Write it anew with quickstudy retrain; bottlenecks in the "
+                "cache make it a matter of seconds"
             )
         if metadata.get("format") != FORMAT:
             raise ValueError(f"its format is {metadata.get('format')!r}, this version reads {FORMAT}")
         if state == "missing":
             raise ValueError("it does not end with a checksum")
-        classes, spec = _classes(metadata), _input(metadata)
+        classes, spec, roles = _classes(metadata), _input(metadata), _roles(metadata)
         check_graph(graph, path)
         session = open_session(data)
         _check_signature(session, spec, len(classes))
@@ -242,7 +247,27 @@ def load_bytes(data: bytes, path: Path) -> Model:
             f"'{path}' is an ONNX file, but not a model that quickstudy wrote ({_first_line(error)}); "
             "retrain, or use its own tools"
         ) from None
-    return Model(session, classes=classes, input_spec=spec, metadata=metadata)
+    return Model(session, classes=classes, input_spec=spec, metadata=metadata, roles=roles)
+
+
+def roles_of_file(path: Path) -> Roles | None:
+    """The roles that a model file carries, read without running anything; None where it carries none.
+
+    Raises:
+        ModelError: there is no such file, or it is not a whole model of this version.
+    """
+    try:
+        data = path.read_bytes()
+        if examine_seal(data) != "intact":
+            raise ValueError("its checksum is missing or does not fit")
+        metadata = _metadata(parse_onnx(data, path))
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"its format is {metadata.get('format')!r}, this version reads {FORMAT}")
+        return _roles(metadata)
+    except OSError as error:
+        raise ModelError(f"Cannot read the model '{path}': {error.strerror}") from None
+    except (BackboneError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"'{path}' is no model that retrain wrote ({_first_line(error)}); name one") from None
 
 
 def from_backbone(backbone: Backbone) -> Model:
@@ -258,6 +283,11 @@ def _metadata(graph: onnx.ModelProto) -> dict[str, Any]:
         for entry in graph.metadata_props
         if entry.key.startswith(PREFIX)
     }
+
+
+def _roles(metadata: dict[str, Any]) -> Roles | None:
+    values = metadata.get("roles")
+    return None if values is None else Roles.from_dict(values)
 
 
 def _classes(metadata: dict[str, Any]) -> list[str]:

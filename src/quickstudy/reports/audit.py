@@ -20,7 +20,6 @@ def audit(
     images: str | Path,
     *,
     backbone: str = "efficientnet_lite0",
-    device: str = "cpu",
     engine: str = "onnxruntime",
     cache: str | Path | None = None,
     progress: Progress = silent,
@@ -30,8 +29,7 @@ def audit(
     Args:
         images: a folder or manifest as for `retrain`; images without a label are welcome.
         backbone: name of the pretrained network.
-        device: what the network runs on: `cpu`, or a GPU as PyTorch names it, such as `cuda`.
-        engine: what computes bottlenecks on the processor: `onnxruntime` or `openvino`.
+        engine: what computes bottlenecks: `onnxruntime`, `openvino` or `cuda`.
         cache: folder of the store and the backbones; see `quickstudy.files.cache_folder`.
         progress: is told how far things are.
 
@@ -39,7 +37,7 @@ def audit(
         ImageSetError: there are no images.
         QuickstudyError: the store or the backbone cannot be used; see the message.
     """
-    evidence = gather_evidence(images, backbone=backbone, device=device, engine=engine, cache=cache, progress=progress)
+    evidence = gather_evidence(images, backbone=backbone, engine=engine, cache=cache, progress=progress)
     return draw_findings(evidence, view_gallery(evidence.images, cache=cache, progress=progress))
 
 

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone, load_backbone
 from quickstudy.backbones.runtime import engine_for
-from quickstudy.bottlenecks.extraction import Extraction, extract
+from quickstudy.bottlenecks.extraction import Extraction, extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.files import cache_folder
 from quickstudy.heads.calibration import probabilities_of
 from quickstudy.heads.selection import Head, fit_head
 from quickstudy.heads.softmax import Floats, signed_sqrt
-from quickstudy.images.imageset import ImageSet, Skipped, Split, load_image_set
+from quickstudy.images.census import Census, take_census
+from quickstudy.images.imageset import Skipped, Split
 from quickstudy.progress import Progress, silent
 
 
@@ -81,7 +82,6 @@ def gather_evidence(
     images: str | Path,
     *,
     backbone: str = "efficientnet_lite0",
-    device: str = "cpu",
     engine: str = "onnxruntime",
     cache: str | Path | None = None,
     progress: Progress = silent,
@@ -91,8 +91,7 @@ def gather_evidence(
     Args:
         images: a folder or manifest, labelled, partly labelled or not.
         backbone: name of the pretrained network.
-        device: what the network runs on: `cpu`, or a GPU as PyTorch names it, such as `cuda`.
-        engine: what computes bottlenecks on the processor: `onnxruntime` or `openvino`.
+        engine: what computes bottlenecks: `onnxruntime`, `openvino` or `cuda`.
         cache: folder of the store and the backbones; see `quickstudy.files.cache_folder`.
         progress: is told how far it has come.
 
@@ -100,17 +99,17 @@ def gather_evidence(
         ImageSetError: there are no images.
         QuickstudyError: the store or the backbone cannot be used; see the message.
     """
-    source, folder, runner = Path(images), cache_folder(Path(cache) if cache else None), engine_for(device, engine)
-    found = load_image_set(source, unlabelled=True)
-    net = load_backbone(backbone, folder)
-    paths = [file.path for file in found.files] + [file.path for file in found.unlabelled]
-    extraction = extract(paths, net, Store(folder / "bottlenecks"), engine=runner, progress=progress)
-    head, trained, classes = _cross_validate(found, extraction)
-    return build_evidence(found, extraction, net, head, trained, classes)
+    source, folder, runner = Path(images), cache_folder(Path(cache) if cache else None), engine_for(engine)
+    net, store = load_backbone(backbone, folder), Store(folder / "bottlenecks")
+    census = take_census(source, store.index_path, unlabelled=True, progress=progress)
+    extraction = extract_census(census, net, store, unlabelled=True, engine=runner, progress=progress)
+    census = census.without(extraction.unusable)
+    head, trained, classes = _cross_validate(census, extraction)
+    return build_evidence(census, extraction, net, head, trained, classes)
 
 
 def build_evidence(
-    found: ImageSet,
+    census: Census,
     extraction: Extraction,
     net: Backbone,
     head: Head | None,
@@ -120,17 +119,21 @@ def build_evidence(
     """Put together what an extraction and a head tell.
 
     Args:
-        found: the images, with or without such that have no label.
-        extraction: of `found.files`, then `found.unlabelled`, in their order; at the cut that the head sees.
+        census: the images, with or without such that have no label.
+        extraction: of all its contents, at the cut that the head sees.
         net: the network.
         head: fitted to the bottlenecks of `trained`; None where there was nothing to tell apart.
         trained: content hash by row that the head was fitted to.
         classes: the head's classes, in its order.
     """
-    files: list[tuple[Path, str | None, Split | None]] = [(file.path, file.label, file.split) for file in found.files]
-    files += [(file.path, None, file.split) for file in found.unlabelled]
-    usable = [number for number in range(len(files)) if extraction.digests[number] is not None]
-    digests = [digest for digest in extraction.digests if digest is not None]
+    usable = [
+        (place, content)
+        for content in census.contents.values()
+        if content.left_out != "unusable"
+        for place in content.places
+    ]
+    usable.sort(key=lambda pair: (pair[0].label is None, str(pair[0].path)))
+    digests = [content.digest for _, content in usable]
     bottlenecks = extraction.gather(digests)
     probabilities = np.empty((len(usable), 0), np.float32)
     unseen = np.zeros(len(usable), np.bool_)
@@ -143,14 +146,13 @@ def build_evidence(
                 logits[number] = head.held_out_logits[position]
             unseen[number] = position is not None or digest not in seen
         probabilities = probabilities_of(logits).astype(np.float32)
-    skipped = [Skipped(path=files[n][0], reason=extraction.reasons[n]) for n in sorted(extraction.reasons)]
     return Evidence(
-        source=found.source,
+        source=census.source,
         images=tuple(
-            KnownImage(path=files[n][0], label=files[n][1], split=files[n][2], digest=digest)
-            for n, digest in zip(usable, digests, strict=True)
+            KnownImage(path=place.path, label=place.label, split=place.split, digest=content.digest)
+            for place, content in usable
         ),
-        skipped=(*found.skipped, *skipped),
+        skipped=census.skipped,
         classes=classes,
         features=signed_sqrt(bottlenecks),
         probabilities=probabilities,
@@ -161,20 +163,16 @@ def build_evidence(
     )
 
 
-def _cross_validate(found: ImageSet, extraction: Extraction) -> tuple[Head | None, list[bytes], tuple[str, ...]]:
+def _cross_validate(census: Census, extraction: Extraction) -> tuple[Head | None, list[bytes], tuple[str, ...]]:
     """A head on all images with a label, the content hashes that it was fitted to, and its classes.
 
     The same content under two labels teaches nothing and is left out, so it is predicted by a fit that has not seen it.
     """
-    labels: dict[bytes, set[str]] = {}
-    for file, digest in zip(found.files, extraction.digests, strict=False):
-        if digest is not None:
-            labels.setdefault(digest, set()).add(file.label)
-    trained = sorted(digest for digest, names in labels.items() if len(names) == 1)
-    names = [next(iter(labels[digest])) for digest in trained]
-    classes = tuple(sorted(set(names)))
+    classes = tuple(sorted(set(census.labels.values())))
     if len(classes) < 2:
-        return None, [], tuple(sorted({name for names in labels.values() for name in names}))
+        places = (place for content in census.contents.values() for place in content.places)
+        return None, [], tuple(sorted({place.label for place in places if place.label is not None}))
     number_of = {name: number for number, name in enumerate(classes)}
-    numbers = np.array([number_of[name] for name in names], np.intp)
+    trained = list(census.labels)
+    numbers = np.array([number_of[name] for name in census.labels.values()], np.intp)
     return fit_head(extraction.gather(trained), numbers, trained, classes=len(classes)), trained, classes

@@ -276,7 +276,7 @@ def _facts(standing: Standing, training: dict[str, Any]) -> list[tuple[str, str]
     if training.get("engine", "").startswith("openvino"):
         options += " --engine openvino"
     if training.get("engine", "").startswith("torch"):
-        options += " --device cuda"
+        options += " --engine cuda"
     return [
         ("Command", f"quickstudy retrain {shlex.quote(_source(standing))}{options}"),
         ("Model", sha256_of_file(standing.model)),

@@ -6,6 +6,7 @@ the training images by cross-validation of a linear head of the model's strength
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,19 +19,19 @@ from numpy.typing import NDArray
 from quickstudy.backbones.backbone import Backbone, load_backbone
 from quickstudy.backbones.cuts import FEATURES
 from quickstudy.backbones.runtime import ONNX_RUNTIME, engine_named
-from quickstudy.bottlenecks.extraction import Extraction, extract
+from quickstudy.bottlenecks.extraction import Extraction, extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ImageSetError, ModelError
 from quickstudy.heads.calibration import probabilities_of
 from quickstudy.heads.selection import fit_head
 from quickstudy.heads.softmax import signed_sqrt
-from quickstudy.images.imageset import ImageSet, Skipped, Split, load_image_set
-from quickstudy.images.splits import LOCK_NAME, Part, read_lock, split_by_content
+from quickstudy.images.census import Census, Content, take_census
+from quickstudy.images.imageset import Skipped
 from quickstudy.models.model import Model, load
+from quickstudy.models.roles import may_judge
 from quickstudy.progress import Progress
 from quickstudy.reports.evidence import Evidence, KnownImage
 from quickstudy.retraining.evaluation import Score
-from quickstudy.retraining.material import Material, data_fingerprint, sort_material
 from quickstudy.retraining.record import Record, Unseen, cross_validated, load_record
 
 By = Literal["cross-validation", "validation", "test"]
@@ -49,7 +50,6 @@ class Standing:
     """How each image was predicted without having been seen; None where it was not."""
     bottlenecks: NDArray[np.floating]
     """Rows × d, of the plain images."""
-    material: Material
     unchanged: bool
     """Whether these are the images that the model was trained and tested on, with the same labels and split."""
     remembered: bool
@@ -120,69 +120,78 @@ def take_stock(model: Path, images: Path | None, cache: Path, progress: Progress
         raise ModelError(
             f"'{model}' was trained on another version of the backbone '{net.name}' than is in the cache; retrain it"
         )
-    found = load_image_set(images)
-    paths = [file.path for file in found.files]
-    extraction = extract(
-        paths,
+    store = Store(cache / "bottlenecks")
+    census = take_census(
+        images,
+        store.index_path,
+        hold_out=bool(training.get("fine_tuning")),
+        before=classifier.roles.role if classifier.roles else None,
+        progress=progress,
+    )
+    extraction = extract_census(
+        census,
         net,
-        Store(cache / "bottlenecks"),
+        store,
         dtype=training.get("dtype", "float16"),
         engine=engine_named(training.get("engine", ONNX_RUNTIME.name)),
         progress=progress,
     )
-    material = sort_material(found, extraction, strict=False)
-    parts = material.given_parts or split_by_content(material.labels, locked=read_lock(model.parent / LOCK_NAME))
-    known = set(material.labels)
-    remembered = record is not None and any(known.intersection(part.digests) for part in record.unseen)
+    census = census.without(extraction.unusable)
+    remembered = record is not None and any(not census.labels.keys().isdisjoint(part.digests) for part in record.unseen)
     if record is None or not remembered:
-        record = _work_out(classifier, found, extraction, material, parts)
-    evidence, by, bottlenecks = _bring_together(found, extraction, net, classifier, record, parts, material)
+        record = _work_out(classifier, census, extraction)
+    evidence, by, bottlenecks = _bring_together(census, extraction, net, classifier, record)
     return Standing(
         model=model,
         metadata=classifier.metadata,
         evidence=evidence,
         by=by,
         bottlenecks=bottlenecks,
-        material=material,
-        unchanged=data_fingerprint(material.labels, parts) == training.get("data_fingerprint"),
+        unchanged=census.fingerprint == training.get("data_fingerprint"),
         remembered=remembered,
     )
 
 
-def _work_out(
-    classifier: Model, found: ImageSet, extraction: Extraction, material: Material, parts: dict[bytes, Part]
-) -> Record:
-    """What a retraining would have remembered, for images of classes that the model knows."""
+def _work_out(classifier: Model, census: Census, extraction: Extraction) -> Record:
+    """What a retraining would have remembered, for images of classes that the model knows.
+
+    What the model says that it has learned or was chosen by, and everything where it does not say, is judged by
+    cross-validation; what may be judged by as a test, by the model itself.
+    """
     number_of = {name: number for number, name in enumerate(classifier.classes)}
-    known = {digest: number_of[label] for digest, label in material.labels.items() if label in number_of}
-    train = sorted(digest for digest in known if parts[digest] == "train")
-    test = sorted(digest for digest in known if parts[digest] == "test")
+    known = {digest: number_of[label] for digest, label in census.labels.items() if label in number_of}
+    tested: list[Content] = []
+    if classifier.roles is not None:
+        with contextlib.suppress(ImageSetError):  # nothing is a test of it
+            tested = list(may_judge(census, [classifier.roles], classes=classifier.classes).contents)
+    train = [
+        digest
+        for digest in known
+        if classifier.roles is None or classifier.roles.kind(digest) in ("trained_on", "chosen_by")
+    ]
     labels = np.array([known[digest] for digest in train], np.intp)
     unseen: list[Unseen] = []
     if len(np.unique(labels)) == len(classifier.classes):
         training = classifier.metadata["training"]
         head = fit_head(extraction.gather(train), labels, train, classes=len(classifier.classes), l2=training["l2"])
         unseen.append(cross_validated(head, train))
-    path_of = {digest: file.path for file, digest in zip(found.files, extraction.digests, strict=True) if digest}
-    predictions = list(classifier.predict_each(path_of[digest] for digest in test))
-    said = {d: p.probabilities for d, p in zip(test, predictions, strict=True) if p.probabilities is not None}
+    predictions = classifier.predict_each(content.path for content in tested)
+    said = {c.digest: p.probabilities for c, p in zip(tested, predictions, strict=True) if p.probabilities is not None}
     if said:
         logits = np.log(np.maximum(np.stack(list(said.values())), np.finfo(np.float32).tiny))
         unseen.append(Unseen(by="test", digests=tuple(said), logits=logits))
-    return Record(images=found.source, unseen=tuple(unseen))
+    return Record(images=census.source, unseen=tuple(unseen))
 
 
 def _bring_together(
-    found: ImageSet,
-    extraction: Extraction,
-    net: Backbone,
-    classifier: Model,
-    record: Record,
-    parts: dict[bytes, Part],
-    material: Material,
+    census: Census, extraction: Extraction, net: Backbone, classifier: Model, record: Record
 ) -> tuple[Evidence, tuple[By | None, ...], NDArray[np.floating]]:
-    usable = [number for number, digest in enumerate(extraction.digests) if digest is not None]
-    digests = [digest for digest in extraction.digests if digest is not None]
+    """The evidence, one row a file, in the files' order."""
+    placed = [
+        (place, content) for content in census.contents.values() if content.role is not None for place in content.places
+    ]
+    placed.sort(key=lambda pair: str(pair[0].path))
+    digests = [content.digest for _, content in placed]
     bottlenecks = extraction.gather(digests)
     said: dict[bytes, tuple[By, NDArray[np.floating]]] = {}
     for part in record.unseen:
@@ -191,18 +200,13 @@ def _bring_together(
     blank = np.zeros(len(classifier.classes))
     table = [said.get(digest, (None, blank)) for digest in digests]
     images = [
-        KnownImage(
-            path=found.files[number].path,
-            digest=digest,
-            label=found.files[number].label,
-            split=found.files[number].split or _split(said.get(digest), parts.get(digest)),
-        )
-        for number, digest in zip(usable, digests, strict=True)
+        KnownImage(path=place.path, digest=content.digest, label=place.label, split=place.split or content.role)
+        for place, content in placed
     ]
     evidence = Evidence(
-        source=found.source,
+        source=census.source,
         images=tuple(images),
-        skipped=(*material.skipped, *_conflicts(material)),
+        skipped=(*census.skipped, *_conflicts(census)),
         classes=classifier.classes,
         features=signed_sqrt(bottlenecks),
         probabilities=np.stack([row for _, row in table]).astype(np.float32),
@@ -214,10 +218,6 @@ def _bring_together(
     return evidence, tuple(by for by, _ in table), bottlenecks
 
 
-def _split(said: tuple[By, Any] | None, part: Part | None) -> Split | None:
-    return "validation" if said is not None and said[0] == "validation" else part
-
-
-def _conflicts(material: Material) -> Sequence[Skipped]:
-    reason = "the same file is there under several labels, so it teaches nothing"
-    return [Skipped(path=path, reason=reason) for group in material.conflicts for path in group]
+def _conflicts(census: Census) -> Sequence[Skipped]:
+    conflicts = (content for content in census.contents.values() if content.left_out == "conflict")
+    return [Skipped(path=place.path, reason=content.reason) for content in conflicts for place in content.places]

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from quickstudy.errors import ImageSetError
-from quickstudy.images.imageset import Skipped, load_image_set
+from quickstudy.images.census import take_census
+from quickstudy.images.imageset import Skipped
 from quickstudy.intervals import paired_interval
 from quickstudy.models.model import Model, load
+from quickstudy.models.roles import Judgement, may_judge
 from quickstudy.progress import Progress, silent
-from quickstudy.retraining.evaluation import Score, is_among, training_images
+from quickstudy.retraining.evaluation import Score, stat_index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +44,8 @@ class Comparison:
     only_second: int
     differences: tuple[Difference, ...]
     """Images that they call differently, whether or not one is right; by path."""
-    trained_on: int
-    """Images among them that a model was trained on, as far as the split locks beside the models tell."""
-    unknown: tuple[str, ...]
-    """Classes of the images that not both models know; their images are not compared."""
+    judgement: Judgement
+    """What the set's images are to the models, by the model that is nearest to it, and which were left out for that."""
     skipped: tuple[Skipped, ...]
 
     @property
@@ -74,8 +74,8 @@ class Comparison:
             "only_first_right": self.only_first,
             "only_second_right": self.only_second,
             "p_value": self.p_value,
-            "trained_on": self.trained_on,
-            "unknown_classes": list(self.unknown),
+            **self.judgement.to_dict(),
+            "unknown_classes": list(self.judgement.unknown),
             "differences": [
                 {"path": str(d.path), "label": d.label, "first": d.first, "second": d.second} for d in self.differences
             ],
@@ -96,64 +96,63 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def compare(
-    first: Model | str | Path, second: Model | str | Path, images: str | Path, *, progress: Progress = silent
+    first: Model | str | Path,
+    second: Model | str | Path,
+    images: str | Path,
+    *,
+    everything: bool = False,
+    cache: str | Path | None = None,
+    progress: Progress = silent,
 ) -> Comparison:
-    """Score two models on the same labelled images.
+    """Score two models on the same labelled images, of which neither has learned or been chosen by any.
 
-    Of a set with a test split only that is used. Otherwise, images that a split lock beside one of the models has for
-    training are left out; where nothing else remains, they are used, and `trained_on` counts them.
+    Of a set with a test split only that is used. Each content counts once.
 
     Args:
         first: a model, or the path of one.
         second: the other.
         images: folder or manifest, as for `retrain`.
+        everything: take all images, whatever they are to the models; the result says whether that is a test.
+        cache: folder whose stat index spares hashing unchanged files; see `quickstudy.files.cache_folder`.
         progress: is told how far it has come.
 
     Raises:
         ModelError: a model cannot be loaded.
-        ImageSetError: there is no image that can be used, of a class that both models know.
+        ImageSetError: there is no image that can be used, of a class that both models know, that is a test of both.
     """
-    found = load_image_set(Path(images))
-    trained = {d for path in (first, second) if not isinstance(path, Model) for d in training_images(Path(path))}
     models = [model if isinstance(model, Model) else load(model) for model in (first, second)]
+    census = take_census(Path(images), stat_index(cache), progress=progress)
     shared = set(models[0].classes) & set(models[1].classes)
-    files = [file for file in found.files if file.split == "test"] if found.has_splits else list(found.files)
-    unknown = tuple(sorted({file.label for file in files} - shared))
-    files = [file for file in files if file.label in shared]
-    seen = {file.path for file in files if is_among(file, trained)}
-    if not found.has_splits and len(seen) < len(files):
-        files, seen = [file for file in files if file.path not in seen], set()
-    predicted: list[dict[Path, str]] = [{}, {}]
-    skipped = {item.path: item for item in found.skipped}
-    progress.start("comparing", 2 * len(files))
+    judgement = may_judge(census, [model.roles for model in models], classes=shared, everything=everything)
+    contents = judgement.contents
+    predicted: list[dict[bytes, str]] = [{}, {}]
+    skipped = {item.path: item for item in census.skipped}
+    progress.start("comparing", 2 * len(contents))
     try:
         for number, model in enumerate(models):
-            predictions = model.predict_each(file.path for file in files)
-            for place, (file, prediction) in enumerate(zip(files, predictions, strict=True), start=1):
+            predictions = model.predict_each(content.path for content in contents)
+            for place, (content, prediction) in enumerate(zip(contents, predictions, strict=True), start=1):
                 if prediction.probabilities is None:
-                    skipped[file.path] = Skipped(path=file.path, reason=prediction.reason)
+                    skipped[content.path] = Skipped(path=content.path, reason=prediction.reason)
                 else:
-                    predicted[number][file.path] = model.classes[prediction.probabilities.argmax()]
-                progress.update(done=number * len(files) + place, note="")
+                    predicted[number][content.digest] = model.classes[prediction.probabilities.argmax()]
+                progress.update(done=number * len(contents) + place, note="")
     finally:
         progress.finish()
-    scored = [file for file in files if file.path in predicted[0] and file.path in predicted[1]]
+    scored = [content for content in contents if all(content.digest in names for names in predicted)]
     if not scored:
-        raise ImageSetError(
-            f"No usable image under '{images}' is of a class that both models know; classes are matched by name"
-        )
-    right = [[names[file.path] == file.label for file in scored] for names in predicted]
+        raise ImageSetError(f"No image under '{images}' of a class that both models know can be used")
+    right = [[names[content.digest] == content.label for content in scored] for names in predicted]
+    differences = (
+        Difference(path=c.path, label=c.label or "", first=predicted[0][c.digest], second=predicted[1][c.digest])
+        for c in scored
+    )
     return Comparison(
         first=Score(right=sum(right[0]), n=len(scored)),
         second=Score(right=sum(right[1]), n=len(scored)),
         only_first=sum(a and not b for a, b in zip(*right, strict=True)),
         only_second=sum(b and not a for a, b in zip(*right, strict=True)),
-        differences=tuple(
-            Difference(path=file.path, label=file.label, first=a, second=b)
-            for file in scored
-            if (a := predicted[0][file.path]) != (b := predicted[1][file.path])
-        ),
-        trained_on=len(seen),
-        unknown=unknown,
+        differences=tuple(sorted((d for d in differences if d.first != d.second), key=lambda d: str(d.path))),
+        judgement=judgement,
         skipped=tuple(skipped.values()),
     )

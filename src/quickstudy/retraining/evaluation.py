@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quickstudy.errors import ImageSetError, UnusableImageError
-from quickstudy.images.identity import read_image_file
-from quickstudy.images.imageset import ImageFile, ImageSet, Skipped, load_image_set
-from quickstudy.images.splits import LOCK_NAME, read_lock
+from quickstudy.bottlenecks.store import Store
+from quickstudy.files import cache_folder
+from quickstudy.images.census import take_census
+from quickstudy.images.imageset import Skipped
 from quickstudy.intervals import share_interval
 from quickstudy.models.model import Model, load
+from quickstudy.models.roles import Judgement, Kind, may_judge
 from quickstudy.progress import Progress, silent
 
 
@@ -83,11 +84,15 @@ class Evaluation:
     """Most frequent first."""
     missing: tuple[str, ...] = ()
     """Classes of the model of which there was no image."""
-    unknown: tuple[str, ...] = ()
-    """Classes of the images that the model does not know; their images are not scored."""
+    unknown: Mapping[str, int] = field(default_factory=dict)
+    """How many images of each class that the model does not know; they are not scored."""
     skipped: tuple[Skipped, ...] = ()
-    trained_on: int = 0
-    """How many of the images the split lock beside the model has for training; they say little about others."""
+    roles: Mapping[Kind, int] | None = None
+    """What the set's images are to the model; None where the model does not say, or was not asked."""
+    is_test: bool | None = None
+    """Whether no image that was scored was learned or chosen by; None where the model does not say."""
+    left_out: int = 0
+    """Images that were not scored since the model has learned or was chosen by them."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -97,8 +102,11 @@ class Evaluation:
             "confusions": [asdict(confusion) for confusion in self.confusions],
             "missing_classes": list(self.missing),
             "unknown_classes": list(self.unknown),
+            "unknown_images": dict(self.unknown),
             "skipped": [{"path": str(item.path), "reason": item.reason} for item in self.skipped],
-            "trained_on": self.trained_on,
+            "roles": None if self.roles is None else dict(self.roles),
+            "is_test": self.is_test,
+            "left_out": self.left_out,
         }
 
     @staticmethod
@@ -111,9 +119,11 @@ class Evaluation:
             ),
             confusions=tuple(Confusion(**confusion) for confusion in values["confusions"]),
             missing=tuple(values["missing_classes"]),
-            unknown=tuple(values["unknown_classes"]),
+            unknown=dict(values["unknown_images"]),
             skipped=tuple(Skipped(path=Path(item["path"]), reason=item["reason"]) for item in values["skipped"]),
-            trained_on=values.get("trained_on", 0),
+            roles=values["roles"],
+            is_test=values["is_test"],
+            left_out=values["left_out"],
         )
 
 
@@ -122,9 +132,9 @@ def score_predictions(
     predicted: Sequence[str],
     classes: Sequence[str],
     *,
-    unknown: tuple[str, ...] = (),
+    unknown: Mapping[str, int] | None = None,
     skipped: tuple[Skipped, ...] = (),
-    trained_on: int = 0,
+    judgement: Judgement | None = None,
 ) -> Evaluation:
     """Compare predicted class names with the true ones.
 
@@ -132,9 +142,9 @@ def score_predictions(
         truth: true class by image.
         predicted: predicted class by image.
         classes: all classes of the model, in its order.
-        unknown: passed through.
+        unknown: images by class that the model does not know.
         skipped: passed through.
-        trained_on: passed through.
+        judgement: what the images are to the model, where that was asked.
     """
     pairs = Counter(zip(truth, predicted, strict=True))
     counts, called = Counter(truth), Counter(predicted)
@@ -146,74 +156,60 @@ def score_predictions(
         ),
         confusions=tuple(sorted(wrong, key=lambda pair: (-pair.count, pair.truth, pair.predicted))),
         missing=tuple(name for name in classes if not counts[name]),
-        unknown=unknown,
+        unknown=unknown or {},
         skipped=skipped,
-        trained_on=trained_on,
+        roles=judgement.roles if judgement else None,
+        is_test=judgement.is_test if judgement else None,
+        left_out=judgement.left_out if judgement else 0,
     )
 
 
-def evaluate(model: Model | str | Path, images: str | Path, *, progress: Progress = silent) -> Evaluation:
-    """Score a model on labelled images, matching classes by name; a set with a test split is scored on that alone.
+def evaluate(
+    model: Model | str | Path,
+    images: str | Path,
+    *,
+    everything: bool = False,
+    cache: str | Path | None = None,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Score a model on labelled images that it has neither learned nor been chosen by, matching classes by name.
+
+    A set with a test split is scored on that alone. Each content counts once.
 
     Args:
         model: a loaded model, or the path of one.
         images: folder or manifest, as for `retrain`.
+        everything: score all images, whatever they are to the model; the result says whether that is a test.
+        cache: folder whose stat index spares hashing unchanged files; see `quickstudy.files.cache_folder`.
         progress: is told how far it has come.
 
     Raises:
         ModelError: the model cannot be loaded.
-        ImageSetError: no images, or none of a class that the model knows.
+        ImageSetError: no images, none of a class that the model knows, or none that it has not learned.
     """
-    trained = set() if isinstance(model, Model) else training_images(Path(model))
     model = model if isinstance(model, Model) else load(model)
-    found: ImageSet = load_image_set(Path(images))
-    files = [file for file in found.files if file.split == "test"] if found.has_splits else list(found.files)
-    scored = [file for file in files if file.label in model.classes]
-    unknown = tuple(sorted({file.label for file in files} - set(model.classes)))
-    if not scored:
-        raise ImageSetError(
-            f"No image under '{images}' is of a class that the model knows: it knows {_some(model.classes)}; "
-            f"the images are of {_some(unknown)}. Classes are matched by name"
-        )
+    census = take_census(Path(images), stat_index(cache), progress=progress)
+    judgement = may_judge(census, [model.roles], classes=model.classes, everything=everything)
     truth: list[str] = []
     predicted: list[str] = []
-    skipped = list(found.skipped)
-    progress.start("evaluating", len(scored))
+    skipped = list(census.skipped)
+    progress.start("evaluating", len(judgement.contents))
     try:
-        predictions = model.predict_each(file.path for file in scored)
-        for number, (file, prediction) in enumerate(zip(scored, predictions, strict=True), start=1):
+        predictions = model.predict_each(content.path for content in judgement.contents)
+        for number, (content, prediction) in enumerate(zip(judgement.contents, predictions, strict=True), start=1):
             if prediction.probabilities is None:
-                skipped.append(Skipped(path=file.path, reason=prediction.reason))
+                skipped.append(Skipped(path=content.path, reason=prediction.reason))
             else:
-                truth.append(file.label)
+                truth.append(content.label or "")
                 predicted.append(model.classes[prediction.probabilities.argmax()])
             progress.update(done=number, note="")
     finally:
         progress.finish()
     return score_predictions(
-        truth,
-        predicted,
-        model.classes,
-        unknown=unknown,
-        skipped=tuple(skipped),
-        trained_on=sum(is_among(file, trained) for file in scored),
+        truth, predicted, model.classes, unknown=judgement.unknown, skipped=tuple(skipped), judgement=judgement
     )
 
 
-def training_images(model: Path) -> set[bytes]:
-    """Content hashes of the images that the split lock beside a model has for training."""
-    return {digest for digest, part in read_lock(model.parent / LOCK_NAME).items() if part == "train"}
-
-
-def is_among(file: ImageFile, digests: set[bytes]) -> bool:
-    """Whether an image's content is one of these."""
-    if not digests:
-        return False
-    try:
-        return read_image_file(file.path)[1] in digests
-    except UnusableImageError:
-        return False  # told when it is to be predicted
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def stat_index(cache: str | Path | None) -> Path:
+    """Where the stat index of a cache folder lies."""
+    return Store(cache_folder(Path(cache) if cache else None) / "bottlenecks").index_path

@@ -25,31 +25,31 @@ from quickstudy.finetuning.examples import Examples
 from quickstudy.finetuning.loop import Candidate, FineTuned, fine_tune, logits_of
 from quickstudy.finetuning.method import Method
 from quickstudy.finetuning.network import SuffixNetwork, features_of, suffix_graph
-from quickstudy.heads.selection import Head, assign_folds, fit_head, fit_temperature
+from quickstudy.heads.selection import Head, fit_head, fit_temperature
 from quickstudy.heads.softmax import Floats
+from quickstudy.images.census import Census
 from quickstudy.models.assemble import LinearHead, write_model
+from quickstudy.models.roles import Roles
 from quickstudy.optimisation.checkpoints import Checkpoints
 from quickstudy.progress import Progress
 from quickstudy.retraining.record import Unseen, cross_validated
-
-_MANY_IMAGES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
     """What there is to learn, wherever the network is cut."""
 
-    train: Sequence[bytes]
-    """The training images, by content hash."""
-    labels: Mapping[bytes, int]
-    """Class number by content hash."""
-    validation: frozenset[bytes]
-    """Those of the training images that came as a validation split; where there are none, some are held out."""
-    classes: int
+    census: Census
+    """The images: those to train on, and those of the validation, which tell what to keep."""
     balanced: bool
     """Weigh all classes the same."""
     l2: float | None
     """The linear head's regularisation; chosen by cross-validation where it is None."""
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+        return len(self.census.classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +68,10 @@ class Stage:
     unless the linear head has learned from all in the end."""
     validation_given: bool
     """Whether the images came with a validation split."""
+    learned: tuple[bytes, ...]
+    """The images that it was fitted to."""
+    compared: tuple[bytes, ...]
+    """The images that it was chosen and calibrated by, without being fitted to them."""
     extraction: Extraction
 
     @property
@@ -125,7 +129,17 @@ class FineTunedClassifier:
         """What was said of training images before they had been seen."""
         return self.kept.unseen
 
-    def write(self, path: Path, *, classes: Sequence[str], training: dict[str, Any]) -> None:
+    @property
+    def trained_on(self) -> Sequence[bytes]:
+        """The images that it was fitted to."""
+        return self.kept.learned
+
+    @property
+    def chosen_by(self) -> Sequence[bytes]:
+        """The images that it was not fitted to, but chosen or calibrated by."""
+        return self.kept.compared
+
+    def write(self, path: Path, *, classes: Sequence[str], training: dict[str, Any], roles: Roles | None) -> None:
         """Write it as a model, with the trained weights in the graph."""
         network, temperature = self.kept.result.network, self.kept.temperature
 
@@ -144,6 +158,7 @@ class FineTunedClassifier:
             tail=probabilities,
             classes=classes,
             training=training,
+            roles=roles,
         )
 
 
@@ -196,13 +211,13 @@ def _stage(
     progress: Progress,
 ) -> Stage:
     """Begin with the head at its optimum, or with what the stage before has come to, and train all after the cut."""
-    validation = lesson.validation or _held_out(lesson.train, lesson.labels)
-    learned = _examples(extraction, [d for d in lesson.train if d not in validation], lesson.labels, extraction.views)
-    compared = _examples(extraction, [d for d in lesson.train if d in validation], lesson.labels, 0)
+    census = lesson.census
+    learned = _examples(extraction, census.numbered("train"), extraction.views)
+    compared = _examples(extraction, census.numbered("validation"), 0)
     if not len(compared) or len(set(learned.labels)) < lesson.classes:
         raise ImageSetError(
-            f"{len(lesson.train)} training images are too few to fine-tune: too few could be held out to tell whether "
-            "it helps. Add images, or leave out --cut"
+            f"{len(learned) + len(compared)} training images are too few to fine-tune: too few could be held out to "
+            "tell whether it helps. Add images, or leave out --cut"
         )
     suffix = GraphModule(suffix_graph(net)).to(device)
     if before is None:
@@ -231,7 +246,8 @@ def _stage(
     validated = [Unseen(by="validation", digests=compared.digests, logits=logits / np.float32(temperature))]
     if before is None and result.kept.epoch == 0:
         # Nothing is left to be compared, so the linear head may learn from all images, and is calibrated as it comes.
-        learned = _examples(extraction, lesson.train, lesson.labels, 0)
+        learned = _examples(extraction, census.numbered("train", "validation"), 0)
+        compared = _examples(extraction, {}, 0)
         head = _fit_head(suffix, learned, lesson)
         result = replace(result, network=SuffixNetwork(suffix, head.weights, head.biases))
         temperature, validated = 1.0, []
@@ -241,7 +257,9 @@ def _stage(
         result=result,
         temperature=temperature,
         unseen=(cross_validated(head, learned.digests), *validated),
-        validation_given=bool(lesson.validation),
+        validation_given=census.validation_given,
+        learned=learned.digests,
+        compared=compared.digests,
         extraction=extraction,
     )
 
@@ -258,21 +276,9 @@ def _fit_head(suffix: GraphModule, examples: Examples, lesson: Lesson) -> Head:
     )
 
 
-def held_out_folds(images: int) -> int:
-    """One of how many images validates where no validation split is given: a tenth, or a fifth of few."""
-    return 10 if images >= _MANY_IMAGES else 5
-
-
-def _held_out(train: Sequence[bytes], labels: Mapping[bytes, int]) -> frozenset[bytes]:
-    """Some images of each class, by content hash."""
-    numbers = np.array([labels[digest] for digest in train], np.intp)
-    folds = assign_folds(numbers, train, folds=held_out_folds(len(train)))
-    return frozenset(digest for digest, fold in zip(train, folds.tolist(), strict=True) if fold == 0)
-
-
-def _examples(extraction: Extraction, digests: Sequence[bytes], labels: Mapping[bytes, int], views: int) -> Examples:
-    numbers = np.array([labels[digest] for digest in digests], np.intp)
-    return Examples(digests=tuple(digests), labels=numbers, gather=extraction.gather, views=views)
+def _examples(extraction: Extraction, numbered: Mapping[bytes, int], views: int) -> Examples:
+    numbers = np.array(list(numbered.values()), np.intp)
+    return Examples(digests=tuple(numbered), labels=numbers, gather=extraction.gather, views=views)
 
 
 def _balancing(labels: NDArray[np.intp], classes: int) -> NDArray[np.float32]:

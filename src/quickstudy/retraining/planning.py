@@ -18,18 +18,16 @@ from quickstudy.errors import UnusableImageError
 from quickstudy.finetuning.costs import measure_costs
 from quickstudy.finetuning.method import Method
 from quickstudy.finetuning.planner import Job, Plan, choose_plan
+from quickstudy.images.census import Census
 from quickstudy.images.decoding import InputSpec, decode
 from quickstudy.images.identity import read_image_file
-from quickstudy.images.imageset import ImageSet
-from quickstudy.images.splits import TEST_SHARE
 from quickstudy.images.views import Distortions, render_view
-from quickstudy.retraining.finetune import held_out_folds
 
 _SAMPLE = 32
 
 
 def plan_for(
-    found: ImageSet,
+    census: Census,
     net: Backbone,
     *,
     seconds: float,
@@ -40,7 +38,7 @@ def plan_for(
     """The cut, views and epochs that fit a time, which includes the seconds that planning itself takes.
 
     Args:
-        found: the images.
+        census: the images in their roles.
         net: the backbone, with all its cuts.
         seconds: how long all may take.
         disk_bytes: how much the store may grow; any amount if left out.
@@ -52,15 +50,11 @@ def plan_for(
     """
     started = time.perf_counter()
     costs = measure_costs(net, batch=method.batch)
-    decode_seconds = _decode_seconds([file.path for file in found.files], net.input)
-    images = len(found.files)
-    splits = [file.split for file in found.files]
-    tested = splits.count("test") if found.has_splits else round(images * TEST_SHARE)
-    compared = splits.count("validation") or (images - tested) // held_out_folds(images - tested)
+    decode_seconds = _decode_seconds([census.contents[digest].path for digest in census.labels], net.input)
     job = Job(
-        images=images,
-        learned=images - tested - compared,
-        compared=compared,
+        images=len(census.labels),
+        learned=len(census.digests("train")),
+        compared=len(census.digests("validation")),
         decode_seconds=decode_seconds,
         bytes_a_value=np.dtype(dtype).itemsize,
         spent_seconds=time.perf_counter() - started,

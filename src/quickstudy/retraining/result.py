@@ -8,6 +8,7 @@ from typing import Any
 
 from quickstudy.bottlenecks.extraction import Timings
 from quickstudy.heads.selection import Head, PathPoint
+from quickstudy.images.census import Census
 from quickstudy.images.imageset import Skipped
 from quickstudy.retraining.evaluation import Evaluation, Score
 
@@ -18,18 +19,8 @@ class RetrainResult:
 
     model: Path
     """The `.onnx` file."""
-    classes: tuple[str, ...]
-    train_counts: dict[str, int]
-    """Images trained on, by class; copies count once."""
-    test_counts: dict[str, int]
-    skipped: tuple[Skipped, ...]
-    """Files that were left out, with the reason."""
-    conflicts: tuple[tuple[Path, ...], ...]
-    """Groups of files with the same content under different labels; all left out."""
-    copies: int
-    """Files whose content was there already under the same label."""
-    leaks: int
-    """Images that the given splits have in both train and test; left out of training."""
+    census: Census
+    """The images by content, in their roles, and what became of the others."""
     cross_validation: Score
     """On training images, each held out once."""
     test: Evaluation | None
@@ -54,6 +45,26 @@ class RetrainResult:
     """Seconds in each step of the extraction, summed over threads."""
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Names in the order of the model's probabilities."""
+        return self.census.classes
+
+    @property
+    def train_counts(self) -> dict[str, int]:
+        """Images learned from or chosen by, by class; copies count once."""
+        return dict(sorted(self.census.counts("train", "validation").items()))
+
+    @property
+    def test_counts(self) -> dict[str, int]:
+        """Images held out for the test, by class; those of classes that there is nothing to learn of are among them."""
+        return dict(sorted(self.census.counts("test").items()))
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Files that were left out, with the reason."""
+        return self.census.skipped
+
+    @property
     def path(self) -> tuple[PathPoint, ...]:
         """The regularisation strengths that were tried."""
         return self.head.path
@@ -66,9 +77,10 @@ class RetrainResult:
             "train_counts": self.train_counts,
             "test_counts": self.test_counts,
             "skipped": [{"path": str(item.path), "reason": item.reason} for item in self.skipped],
-            "conflicts": [[str(path) for path in group] for group in self.conflicts],
-            "copies": self.copies,
-            "leaks": self.leaks,
+            "conflicts": [[str(path) for path in group] for group in self.census.conflicts],
+            "copies": self.census.copies,
+            "leaks": self.census.leaks,
+            "classes_without_images": list(self.census.empty_classes),
             "cross_validation": self.cross_validation.to_dict(),
             "test": self.test.to_dict() if self.test else None,
             "head": {

@@ -7,7 +7,6 @@ the head to its optimum, or from there everything after a cut, score it on what 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -18,8 +17,8 @@ import numpy as np
 
 from quickstudy.backbones.backbone import Backbone, load_backbone
 from quickstudy.backbones.cuts import FEATURES, stages
-from quickstudy.backbones.runtime import ONNX_RUNTIME, engine_for
-from quickstudy.bottlenecks.extraction import Extraction, extract
+from quickstudy.backbones.runtime import ONNX_RUNTIME, device_of, engine_for
+from quickstudy.bottlenecks.extraction import Extraction, extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ImageSetError, ModelError, PlanError
 from quickstudy.files import cache_folder
@@ -27,19 +26,13 @@ from quickstudy.finetuning.method import VIEWS, Method
 from quickstudy.heads.calibration import probabilities_of, suggest_abstention
 from quickstudy.heads.selection import Head, fit_head
 from quickstudy.heads.softmax import Floats
-from quickstudy.images.imageset import load_image_set, require_classes
-from quickstudy.images.splits import LOCK_NAME, Part
+from quickstudy.images.census import Census, RolesBefore, take_census
 from quickstudy.images.views import Distortions
 from quickstudy.models.assemble import LinearHead, write_model
+from quickstudy.models.model import roles_of_file
+from quickstudy.models.roles import Roles
 from quickstudy.progress import Progress, silent
 from quickstudy.retraining.evaluation import Evaluation, Score, score_predictions
-from quickstudy.retraining.material import (
-    Material,
-    data_fingerprint,
-    draw_parts,
-    require_training_images,
-    sort_material,
-)
 from quickstudy.retraining.record import Record, Unseen, cross_validated, save_record
 from quickstudy.retraining.result import RetrainResult
 
@@ -61,11 +54,12 @@ def retrain(
     class_weight: ClassWeight | None = None,
     l2: float | None = None,
     dtype: Literal["float16", "float32"] = "float16",
-    device: str = "cpu",
-    engine: Literal["onnxruntime", "openvino"] = "onnxruntime",
+    engine: str = "onnxruntime",
     cache: str | Path | None = None,
     strict: bool = False,
     keep_thumbnails: bool = False,
+    roles_of: str | Path | None = None,
+    keep_roles: bool = True,
     progress: Progress = silent,
 ) -> RetrainResult:
     """Train a classifier on a folder of images and write it as one `.onnx` file.
@@ -86,18 +80,22 @@ def retrain(
         class_weight: `balanced` weighs all classes the same, however many images they have.
         l2: regularisation strength; chosen by cross-validation if left out.
         dtype: how bottlenecks are kept in the store.
-        device: what the network runs on: `cpu`, or a GPU as PyTorch names it, such as `cuda`.
-        engine: what computes bottlenecks on the processor. OpenVINO is nearly twice as fast where the processor has
-            instructions for bfloat16; the model that comes of it runs in any ONNX runtime all the same.
+        engine: what computes bottlenecks: `onnxruntime`, `openvino`, nearly twice as fast where the processor has
+            instructions for bfloat16, or a GPU as PyTorch names it, such as `cuda`, on which is fine-tuned, too. The
+            model that comes of it runs in any ONNX runtime all the same.
         cache: folder of the store and the backbones; see `quickstudy.files.cache_folder`.
         strict: raise an error for the first file that cannot be used instead of leaving it out.
         keep_thumbnails: write thumbnails of the training images beside the model, for the page of `quickstudy serve` to
             show which are nearest; see `quickstudy.models.neighbours`.
+        roles_of: a model whose images keep their roles: what was for its test is for the test again, and nothing else
+            is. Left out, the model that is written over, if there is one. Given splits stand above both.
+        keep_roles: write into the model which images it was made from, as beginnings of their hashes, so that
+            `evaluate` takes none of them for a test; see `quickstudy.models.roles`.
         progress: is told how far things are.
 
     Raises:
         ImageSetError: there is too little to learn from, or with `strict` a file that cannot be used.
-        PlanError: no fine-tuning fits the budget, or it is given with another device or engine than is planned for.
+        PlanError: no fine-tuning fits the budget, or it is given with another engine than is planned for.
         QuickstudyError: the store, the backbone or the model's place cannot be used; see the message.
     """
     images, folder = Path(images), cache_folder(Path(cache) if cache else None)
@@ -105,38 +103,39 @@ def retrain(
     method = method or Method()
     if views is not None and views < 0:
         raise ImageSetError(f"The number of views cannot be negative; got {views}")
-    runner, clock = engine_for(device, engine), _Clock()
+    runner, clock = engine_for(engine), _Clock()
     if budget_seconds is not None and runner is not ONNX_RUNTIME:
         raise PlanError(
             "The planner measures ONNX Runtime on the processor; name a cut and epochs, not a budget, with "
-            + (f"engine '{engine}'" if device == "cpu" else f"device '{device}'")
+            f"engine '{engine}'"
         )
-    with clock.stage("listing"):
-        found = load_image_set(images)
-        require_classes(Counter(file.label for file in found.files), images)
+    with clock.stage("census"):
         net = load_backbone(backbone, folder).at(cut)
-    cuts, plan = [cut], None
+        cuts = stages(net.cuts, None if cut == FEATURES else cut) if progressive else [cut]
+        tunes = budget_seconds is not None or cuts != [FEATURES]
+        store = Store(folder / "bottlenecks")
+        before = _roles_before(Path(roles_of) if roles_of else None, model_path)
+        census = take_census(images, store.index_path, hold_out=tunes, before=before, progress=progress)
+        census.require_enough()
+        if strict:
+            census.require_whole()
+    plan = None
     if budget_seconds is not None:
         from quickstudy.retraining.planning import plan_for
 
         with clock.stage("planning"):
-            plan = plan_for(found, net, seconds=budget_seconds, disk_bytes=disk_bytes, method=method, dtype=dtype)
+            plan = plan_for(census, net, seconds=budget_seconds, disk_bytes=disk_bytes, method=method, dtype=dtype)
             cuts, views, method = [plan.cost.cut.name], plan.views, replace(method, epochs=plan.epochs)
-    elif progressive:
-        cuts = stages(net.cuts, None if cut == FEATURES else cut)
-    tunes = cuts != [FEATURES]
-    views = (VIEWS if tunes else 0) if views is None else views
-
+    distorted = (VIEWS if tunes else 0) if views is None else views
     extractions: list[Extraction] = []
 
     def bottlenecks_at(net: Backbone) -> Extraction:
-        paths, store = [file.path for file in found.files], Store(folder / "bottlenecks")
         extractions.append(
-            extract(
-                paths,
+            extract_census(
+                census,
                 net,
                 store,
-                views=views,
+                views=distorted,
                 distortions=distortions,
                 dtype=dtype,
                 engine=runner,
@@ -145,31 +144,20 @@ def retrain(
         )
         return extractions[-1]
 
-    net = net.at(cuts[0])
     with clock.stage("bottlenecks"):
-        extraction = bottlenecks_at(net)
-    with clock.stage("splitting"):
-        material = sort_material(found, extraction, strict=strict)
-        parts = material.given_parts or draw_parts(material.labels, model_path.parent / LOCK_NAME)
-        train, test = (sorted(digest for digest, part in parts.items() if part == side) for side in ("train", "test"))
-        train_counts = Counter(material.labels[digest] for digest in train)
-        require_training_images(train_counts, material, images)
-        classes = tuple(sorted(train_counts))
+        extraction = bottlenecks_at(net.at(cuts[0]))
+        census = census.without(extraction.unusable)
+        census.require_enough()
+        if strict:
+            census.require_whole()
     learned: Learned
     if not tunes:
         with clock.stage("head"):
-            learned = _fit(net, extraction, material.labels, train, classes, class_weight, l2)
+            learned = _fit(net.at(cuts[0]), extraction, census, class_weight, l2)
     else:
         from quickstudy.retraining.finetune import Lesson, fine_tune_in_stages
 
-        lesson = Lesson(
-            train=train,
-            labels=_numbered(material.labels, train, classes),
-            validation=material.validation,
-            classes=len(classes),
-            balanced=class_weight == "balanced",
-            l2=l2,
-        )
+        lesson = Lesson(census=census, balanced=class_weight == "balanced", l2=l2)
         with clock.stage("fine-tuning"):
             learned = fine_tune_in_stages(
                 [net.at(name) for name in cuts],
@@ -177,46 +165,39 @@ def retrain(
                 bottlenecks_at,
                 lesson,
                 method,
-                device=device,
+                device=device_of(engine),
                 cache=folder,
                 progress=progress,
             )
     with clock.stage("evaluation"):
-        known = [digest for digest in test if material.labels[digest] in classes]
+        known = [digest for digest in census.digests("test") if census.labels[digest] in census.classes]
         tested = [Unseen(by="test", digests=tuple(known), logits=learned.logits(known))] if known else []
-        evaluation = _evaluate(tested, material.labels, test, classes) if test else None
+        evaluation = _evaluate(tested, census)
     with clock.stage("model"):
-        abstention = _abstention(learned.unseen[-1], _numbered(material.labels, train, classes))
         training = {
-            **_describe_training(material, parts, train_counts, learned, extraction),
+            **_describe_training(census, learned, extraction),
             "class_weight": class_weight,
             "l2_given": l2 is not None,
-            "abstention": abstention,
+            "abstention": _abstention(learned.unseen[-1], census.numbered("train", "validation")),
             "test": evaluation.score.to_dict() if evaluation else None,
         }
-        learned.write(model_path, classes=classes, training=training)
+        roles = Roles.of(learned.trained_on, learned.chosen_by, census.digests("test")) if keep_roles else None
+        learned.write(model_path, classes=census.classes, training=training, roles=roles)
         save_record(folder, model_path, Record(images=images.resolve(), unseen=(*learned.unseen, *tested)))
     if keep_thumbnails:
         from quickstudy.models.neighbours import keep_neighbours
 
         with clock.stage("thumbnails"):
-            file_of = {digest: file.path for digest, file in zip(extraction.digests, found.files, strict=True)}
-            shown = [(file_of[digest], material.labels[digest]) for digest in train]
+            shown = [(census.contents[d].path, census.labels[d]) for d in census.digests("train", "validation")]
             keep_neighbours(model_path, shown, progress=progress)
     return RetrainResult(
         model=model_path,
-        classes=classes,
-        train_counts={name: train_counts[name] for name in classes},
-        test_counts=dict(sorted(Counter(material.labels[d] for d in test).items())),
-        skipped=material.skipped,
-        conflicts=material.conflicts,
-        copies=material.copies,
-        leaks=material.leaks,
+        census=census,
         cross_validation=_cross_validated(learned.head),
         test=evaluation,
         head=learned.head,
         cut=learned.cut,
-        views=views,
+        views=distorted,
         tuning=learned.stages(),
         plan=plan.to_dict() if plan else None,
         computed=sum(one.computed for one in extractions),
@@ -224,6 +205,19 @@ def retrain(
         seconds=clock.seconds,
         extraction=extraction.timings,
     )
+
+
+def _roles_before(named: Path | None, model: Path) -> RolesBefore | None:
+    """The roles that stand: those of the model that was named, or else of the one that will be written over."""
+    if named is None and not model.is_file():
+        return None
+    try:
+        roles = roles_of_file(named or model)
+    except ModelError:
+        if named is not None:
+            raise
+        return None  # another file, or an earlier version's: it says nothing that could stand
+    return roles.role if roles else None
 
 
 class Learned(Protocol):
@@ -247,7 +241,15 @@ class Learned(Protocol):
     def unseen(self) -> tuple[Unseen, ...]:
         """What training images were said to be by fits that had not seen them; what calibrated the model comes last."""
 
-    def write(self, path: Path, *, classes: Sequence[str], training: dict[str, Any]) -> None:
+    @property
+    def trained_on(self) -> Sequence[bytes]:
+        """The images that it was fitted to."""
+
+    @property
+    def chosen_by(self) -> Sequence[bytes]:
+        """The images that it was not fitted to, but chosen or calibrated by."""
+
+    def write(self, path: Path, *, classes: Sequence[str], training: dict[str, Any], roles: Roles | None) -> None:
         """Write it as a model."""
 
 
@@ -274,9 +276,17 @@ class _Linear:
     def unseen(self) -> tuple[Unseen, ...]:
         return (cross_validated(self.head, self.train),)
 
-    def write(self, path: Path, *, classes: Sequence[str], training: dict[str, Any]) -> None:
+    @property
+    def trained_on(self) -> Sequence[bytes]:
+        return self.train
+
+    @property
+    def chosen_by(self) -> Sequence[bytes]:
+        return ()
+
+    def write(self, path: Path, *, classes: Sequence[str], training: dict[str, Any], roles: Roles | None) -> None:
         linear = LinearHead(weights=self.head.weights, biases=self.head.biases)
-        write_model(path, self.net, linear, classes=classes, training=training)
+        write_model(path, self.net, linear, classes=classes, training=training, roles=roles)
 
 
 class _Clock:
@@ -304,21 +314,16 @@ def _model_path(images: Path, output: str | Path | None) -> Path:
 
 
 def _fit(
-    net: Backbone,
-    extraction: Extraction,
-    labels: dict[bytes, str],
-    train: list[bytes],
-    classes: tuple[str, ...],
-    class_weight: ClassWeight | None,
-    l2: float | None,
+    net: Backbone, extraction: Extraction, census: Census, class_weight: ClassWeight | None, l2: float | None
 ) -> _Linear:
     views = range(extraction.views + 1)
-    numbers = np.array(list(_numbered(labels, train, classes).values()), np.intp)
+    numbered = census.numbered("train", "validation")
+    train, numbers = list(numbered), np.array(list(numbered.values()), np.intp)
     head = fit_head(
         np.concatenate([extraction.gather(train, view) for view in views]),
         np.tile(numbers, len(views)),
         train * len(views),
-        classes=len(classes),
+        classes=len(census.classes),
         plain=np.repeat(np.array([view == 0 for view in views]), len(train)),
         balanced=class_weight == "balanced",
         l2=l2,
@@ -326,23 +331,15 @@ def _fit(
     return _Linear(head, net, extraction, train)
 
 
-def _evaluate(
-    tested: Sequence[Unseen],
-    labels: dict[bytes, str],
-    test: list[bytes],
-    classes: tuple[str, ...],
-) -> Evaluation:
+def _evaluate(tested: Sequence[Unseen], census: Census) -> Evaluation | None:
+    if not census.digests("test"):
+        return None
     return score_predictions(
-        [labels[digest] for part in tested for digest in part.digests],
-        [classes[number] for part in tested for number in part.logits.argmax(axis=1)],
-        classes,
-        unknown=tuple(sorted({labels[digest] for digest in test} - set(classes))),
+        [census.labels[digest] for part in tested for digest in part.digests],
+        [census.classes[number] for part in tested for number in part.logits.argmax(axis=1)],
+        census.classes,
+        unknown=census.strangers,
     )
-
-
-def _numbered(labels: dict[bytes, str], digests: list[bytes], classes: tuple[str, ...]) -> dict[bytes, int]:
-    number_of = {name: number for number, name in enumerate(classes)}
-    return {digest: number_of[labels[digest]] for digest in digests}
 
 
 def _cross_validated(head: Head) -> Score:
@@ -357,18 +354,12 @@ def _abstention(unseen: Unseen, numbers: dict[bytes, int]) -> dict[str, Any] | N
     return {"by": unseen.by, **found.to_dict()} if found else None
 
 
-def _describe_training(
-    material: Material,
-    parts: dict[bytes, Part],
-    train_counts: Counter[str],
-    learned: Learned,
-    extraction: Extraction,
-) -> dict[str, Any]:
+def _describe_training(census: Census, learned: Learned, extraction: Extraction) -> dict[str, Any]:
     """What was learned, from what, for the summary that the model file carries; the same data give the same text."""
     return {
-        "data_fingerprint": data_fingerprint(material.labels, parts),
-        "split": "given" if material.given_parts is not None else "by content",
-        "train_counts": dict(sorted(train_counts.items())),
+        "data_fingerprint": census.fingerprint,
+        "split": "given" if census.given else "by content",
+        "train_counts": dict(sorted(census.counts("train", "validation").items())),
         "engine": extraction.source.spec.engine,
         "dtype": extraction.source.spec.dtype,
         "views": extraction.views,

@@ -33,8 +33,7 @@ class Bottleneck(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         backbone: name of the pretrained network.
         cache: folder of the store; the user's cache folder if left out.
         dtype: `float16` or `float32`, as the store keeps them. `transform` gives float32 either way.
-        device: what the network runs on: `cpu`, or a GPU as PyTorch names it, such as `cuda`.
-        engine: what computes bottlenecks on the processor: `onnxruntime` or `openvino`.
+        engine: what computes bottlenecks: `onnxruntime` or `openvino` on the processor, or `cuda`.
     """
 
     def __init__(
@@ -43,13 +42,11 @@ class Bottleneck(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         *,
         cache: str | Path | None = None,
         dtype: str = "float16",
-        device: str = "cpu",
         engine: str = "onnxruntime",
     ) -> None:
         self.backbone = backbone
         self.cache = cache
         self.dtype = dtype
-        self.device = device
         self.engine = engine
 
     def fit(self, X: Sequence[ImageLike], y: object = None) -> Self:  # noqa: ARG002, N803 (scikit-learn's names)
@@ -63,7 +60,7 @@ class Bottleneck(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
         Raises:
             UnusableImageError: an image cannot be used; the message names it.
-            BackboneError: the device or the engine cannot be had.
+            BackboneError: the engine cannot be had.
         """
         folder = cache_folder(Path(self.cache) if self.cache else None)
         extraction = extract(
@@ -71,7 +68,7 @@ class Bottleneck(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             load_backbone(self.backbone, folder),
             Store(folder / "bottlenecks"),
             dtype=self.dtype,
-            engine=engine_for(self.device, self.engine),
+            engine=engine_for(self.engine),
             progress=silent,
         )
         if extraction.reasons:

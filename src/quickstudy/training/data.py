@@ -116,7 +116,6 @@ def load_training_data(
     image_size: int,
     validation: float,
     folder: Path | None = None,
-    lock: Path | None = None,
     progress: Progress = silent,
 ) -> TrainingData:
     """Load a data set.
@@ -126,7 +125,6 @@ def load_training_data(
         image_size: side to which image files are decoded, in pixels.
         validation: share of the training images to hold out where none are given.
         folder: where named data sets lie; see `named.data_folder`.
-        lock: split lock for image sets without splits.
         progress: is told how far it has come.
 
     Raises:
@@ -142,7 +140,7 @@ def load_training_data(
         place = find(source, folder) if source in NAMED else path
         if place is None:
             raise ImageSetError(f"'{source}' is not here; get it with: quickstudy data get {source}")
-        decoded = decode_image_set(place, InputSpec(size=image_size), lock=lock, progress=progress)
+        decoded = decode_image_set(place, InputSpec(size=image_size), progress=progress)
         splits, skipped = {str(name): pixels for name, pixels in decoded.splits.items()}, decoded.skipped
     train, test, held = splits["train"], splits.get("test"), splits.get("validation")
     if test is None:

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from quickstudy.errors import RunError
-from quickstudy.images.splits import LOCK_NAME
 from quickstudy.optimisation.checkpoints import Checkpoint
 from quickstudy.retraining.evaluation import Evaluation, Score
 from quickstudy.training.data import TrainingData, load_training_data
@@ -78,7 +77,6 @@ class Evaluator:
             image_size=self.recipe.image_size,
             validation=self.recipe.validation,
             folder=data_folder,
-            lock=self.folder.path / LOCK_NAME,
         )
         self.split = split or ("test" if self.data.validation is None else "validation")
         self.images = self.data.split(self.split)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from quickstudy.errors import RunError
-from quickstudy.images.splits import LOCK_NAME
 from quickstudy.training.data import load_training_data
 from quickstudy.training.folder import RunFolder
 from quickstudy.training.loop import fit
@@ -59,6 +58,5 @@ def train_as(
         image_size=recipe.image_size,
         validation=recipe.validation,
         folder=settings.data_folder,
-        lock=run / LOCK_NAME,
     )
     return fit(recipe, data, RunFolder(run, keep=settings.keep), replica=replica, settings=settings, report=report)

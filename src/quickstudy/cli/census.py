@@ -1,0 +1,114 @@
+"""`quickstudy census`: which images there are, by content, and what retrain would do with each file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from quickstudy.cli.options import Cache, Json, Quiet
+
+if TYPE_CHECKING:
+    from quickstudy.images.census import Census
+    from quickstudy.images.imageset import Split
+
+_ROLES: tuple[Split, ...] = ("train", "validation", "test")
+
+
+def command(
+    images: Annotated[
+        Path, typer.Argument(help="Class folders, split folders or a manifest, as for retrain.", show_default=False)
+    ],
+    roles_of: Annotated[Path | None, typer.Option(help="A model whose images keep their roles.")] = None,
+    csv_file: Annotated[
+        Path | None,
+        typer.Option("--csv", help="Write a manifest of all files here: path, label, split, content, reason."),
+    ] = None,
+    cache: Cache = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what retrain would do with each file: its content, label and role, or why it is left out."""
+    from quickstudy.cli.display import count, print_census, print_skipped, progress_for
+    from quickstudy.files import write_bytes_atomically
+    from quickstudy.images.census import take_census
+    from quickstudy.models.model import roles_of_file
+    from quickstudy.retraining.evaluation import stat_index
+
+    roles = roles_of_file(roles_of) if roles_of else None
+    census = take_census(
+        images, stat_index(cache), before=roles.role if roles else None, progress=progress_for(quiet=quiet)
+    )
+    if csv_file:
+        write_bytes_atomically(csv_file, _manifest(census, csv_file).encode())
+    if as_json:
+        json.dump(_as_json(census), sys.stdout, indent=1, ensure_ascii=False)
+        print()
+        return
+    counts = {role: census.counts(role) for role in _ROLES}
+    total = ", ".join(f"{sum(counts[role].values()):,} {role}" for role in _ROLES if counts[role])
+    print(f"{images}: {count(len(census.contents), 'different image')}; {total}")
+    print_census(census)
+    names = sorted(set(census.labels.values()))
+    width = max(5, *(len(name) for name in names)) if names else 5
+    print(f"\n  {'class':<{width}}  " + "  ".join(f"{role:>10}" for role in _ROLES))
+    for name in names:
+        print(f"  {name:<{width}}  " + "  ".join(f"{counts[role][name]:>10,}" for role in _ROLES))
+    if not census.digests("test"):
+        print("\nThere are no test images: the model's accuracy will be known by cross-validation alone")
+    print_skipped(census.skipped)
+    if csv_file:
+        print(f"\nManifest: {csv_file}")
+
+
+def _rows(census: Census) -> list[tuple[Path, str, str, str, str]]:
+    """Path, label, role, digest and reason of every file, by path."""
+    rows = [
+        (place.path, place.label or "", content.role or "", content.digest.hex(), content.reason)
+        for content in census.contents.values()
+        for place in content.places
+    ]
+    rows += [(item.path, "", "", "", item.reason) for item in census.unread]
+    return sorted(rows, key=lambda row: str(row[0]))
+
+
+def _manifest(census: Census, target: Path) -> str:
+    """A manifest that retrain reads: files without a role have no label there."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["path", "label", "split", "content", "reason"])
+    folder = target.resolve().parent
+    for path, label, role, digest, reason in _rows(census):
+        absolute = path.resolve()
+        shown = absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute
+        writer.writerow([str(shown), label if role else "", role, digest, reason])
+    return text.getvalue()
+
+
+def _as_json(census: Census) -> dict[str, Any]:
+    return {
+        "source": str(census.source),
+        "fingerprint": census.fingerprint,
+        "given_splits": census.given,
+        "classes": list(census.classes),
+        "counts": {role: dict(sorted(census.counts(role).items())) for role in _ROLES},
+        "copies": census.copies,
+        "leaks": census.leaks,
+        "classes_without_images": list(census.empty_classes),
+        "test_images_of_other_classes": census.strangers,
+        "files": [
+            {
+                "path": str(path),
+                "label": label or None,
+                "role": role or None,
+                "sha256": digest or None,
+                "reason": reason,
+            }
+            for path, label, role, digest, reason in _rows(census)
+        ],
+    }

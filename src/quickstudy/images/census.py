@@ -1,0 +1,423 @@
+"""The census of an image set: which images there are, by content, in which role, before any network runs.
+
+An image is its content: the SHA-256 of its file's bytes. The census brings files of one content together, gives each
+content its label, and its role: to train on, to choose by (validation), to test on, or none, with the reason. What
+comes after it takes contents, labels and roles from here; nothing else groups, sorts or splits images.
+
+Where a set comes with split folders or a split column, these are the roles; a content that stands in several of them
+counts for the test before the validation before the training, so that nothing leaks. Otherwise roles are drawn by
+content: the hash, read as a number between 0 and 1, decides, so files can be added, moved and renamed freely. Roles
+that an earlier model remembers stay as they are (see `quickstudy.models.roles`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+from quickstudy.cores import usable_cores
+from quickstudy.errors import ImageSetError, UnusableImageError
+from quickstudy.images.identity import Stamp, StatIndex, read_image_file, stamp_of
+from quickstudy.images.imageset import ImageSet, Skipped, Split, load_image_set, require_classes
+from quickstudy.progress import Progress, silent
+
+TEST_SHARE = 0.2
+LeftOut = Literal["unusable", "conflict", "unlabelled"]
+RolesBefore = Callable[[bytes], Split | None]
+"""The role that an earlier model has for a content; None where it does not know it."""
+
+_MANY_IMAGES = 1000
+_STRICTEST: tuple[Split, ...] = ("test", "validation", "train")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """One file of a content."""
+
+    path: Path
+    label: str | None
+    """The label that it stands under; None where it has none."""
+    split: Split | None
+    """The split that it came with, if any."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Content:
+    """One image, wherever it lies."""
+
+    digest: bytes
+    """SHA-256 of the bytes."""
+    places: tuple[Place, ...]
+    """Its files, by path; at least one."""
+    label: str | None = None
+    """The label on which all its labelled places agree; None where it has none, or they contradict each other."""
+    role: Split | None = None
+    """What it is for; None where it is left out."""
+    left_out: LeftOut | None = None
+    """Why it has no role, in a word; None where it has one."""
+    reason: str = ""
+    """Why it has no role, in a sentence's part."""
+
+    @property
+    def path(self) -> Path:
+        """The first of its files."""
+        return self.places[0].path
+
+    @property
+    def leaks(self) -> bool:
+        """Whether the given splits have it more than once, in different roles."""
+        return len({place.split for place in self.places}) > 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Census:
+    """The images of a set by content, with labels and roles."""
+
+    source: Path
+    """The folder or manifest."""
+    contents: Mapping[bytes, Content]
+    """By digest, in the digests' order, which no renaming changes."""
+    given: bool
+    """Whether the set came with splits; if not, roles are drawn by content."""
+    listed: ImageSet
+    """What was listed, with all that listing passed over."""
+    unread: tuple[Skipped, ...] = ()
+    """Files that have no content, since they could not be used at listing or not be read."""
+    holds_out: bool = False
+    """Whether some of the images that are not for the test are drawn for the validation, where none come so."""
+    before: RolesBefore | None = field(default=None, compare=False)
+    """Roles that stand from an earlier model."""
+
+    @cached_property
+    def labels(self) -> dict[bytes, str]:
+        """The label of each content that has a role, in the digests' order."""
+        return {d: c.label for d, c in self.contents.items() if c.role is not None and c.label is not None}
+
+    def digests(self, *roles: Split) -> list[bytes]:
+        """The contents in one of these roles, in the digests' order."""
+        return [digest for digest, content in self.contents.items() if content.role in roles]
+
+    def numbered(self, *roles: Split) -> dict[bytes, int]:
+        """The contents in one of these roles with their class numbers, in the digests' order."""
+        number_of = {name: number for number, name in enumerate(self.classes)}
+        return {digest: number_of[self.labels[digest]] for digest in self.digests(*roles)}
+
+    def counts(self, *roles: Split) -> Counter[str]:
+        """How many contents in one of these roles each label has."""
+        return Counter(self.labels[digest] for digest in self.digests(*roles))
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Every file that cannot be used, with the reason."""
+        damaged = (content for content in self.contents.values() if content.left_out == "unusable")
+        return (
+            *self.unread,
+            *(Skipped(path=place.path, reason=content.reason) for content in damaged for place in content.places),
+        )
+
+    @property
+    def conflicts(self) -> tuple[tuple[Path, ...], ...]:
+        """Groups of files of one content under different labels."""
+        return tuple(
+            tuple(place.path for place in content.places)
+            for content in self.contents.values()
+            if content.left_out == "conflict"
+        )
+
+    @property
+    def copies(self) -> int:
+        """Files whose content is there already, under the same label."""
+        return sum(len(content.places) - 1 for content in self.contents.values() if content.role is not None)
+
+    @property
+    def leaks(self) -> int:
+        """Contents that the given splits have in several roles; they count in the strictest."""
+        return sum(content.leaks for content in self.contents.values() if content.role is not None)
+
+    @property
+    def validation_given(self) -> bool:
+        """Whether the validation images came as such; if not, they were drawn by content."""
+        return any(place.split == "validation" for content in self.contents.values() for place in content.places)
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The classes that there are images of to learn from, sorted."""
+        return tuple(sorted(self.counts("train", "validation")))
+
+    @cached_property
+    def strangers(self) -> dict[str, int]:
+        """Test images by label whose class has no image to learn from."""
+        known = set(self.classes)
+        return {name: n for name, n in sorted(self.counts("test").items()) if name not in known}
+
+    @property
+    def empty_classes(self) -> tuple[str, ...]:
+        """Classes that were listed and have no usable image, sorted."""
+        listed = {file.label for file in self.listed.files} | set(getattr(self.listed, "empty_classes", ()))
+        return tuple(sorted(listed - set(self.labels.values())))
+
+    @property
+    def alike_classes(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of labels that differ by capitals only, sorted; they are not joined."""
+        by_folded: dict[str, list[str]] = {}
+        for name in sorted(set(self.labels.values())):
+            by_folded.setdefault(name.casefold(), []).append(name)
+        return tuple((names[0], other) for names in by_folded.values() for other in names[1:])
+
+    @property
+    def passed_over(self) -> tuple[tuple[str, int], ...]:
+        """Kinds of files and folders that listing has passed over, with their numbers."""
+        passed: tuple[tuple[str, int], ...] = getattr(self.listed, "passed_over", ())
+        return passed
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the contents with label and role: what a model was made from and tested on."""
+        listing = "".join(f"{d.hex()} {c.role} {c.label}\n" for d, c in self.contents.items() if c.role is not None)
+        return hashlib.sha256(listing.encode()).hexdigest()
+
+    def without(self, unusable: Mapping[bytes, str]) -> Census:
+        """The census once it is known which contents cannot be decoded, and why; roles are given again without them."""
+        if not unusable:
+            return self
+        contents = {
+            digest: replace(content, left_out="unusable", reason=unusable[digest]) if digest in unusable else content
+            for digest, content in self.contents.items()
+        }
+        return replace(self, contents=_with_roles(contents, self.given, self.holds_out, self.before))
+
+    def require_enough(self) -> None:
+        """Check that there is something to tell apart and enough to learn it from.
+
+        Raises:
+            ImageSetError: there are too few classes, or images of one.
+        """
+        if not self.given:
+            require_classes(Counter(self.labels.values()), self.source)
+        elif len(learned := self.counts("train", "validation")) < 2:
+            require_classes(learned, self.source)
+
+    def require_whole(self) -> None:
+        """Check that all files can be used, for those who asked for it.
+
+        Raises:
+            ImageSetError: a file or a whole class cannot be used.
+        """
+        if skipped := self.skipped:
+            raise ImageSetError(
+                f"{len(skipped)} files cannot be used and --strict was asked for; the first: "
+                f"'{skipped[0].path}': {skipped[0].reason}"
+            )
+        if empty := self.empty_classes:
+            raise ImageSetError(f"The class '{empty[0]}' has no usable image, and --strict was asked for")
+
+
+def take_census(
+    images: Path | ImageSet,
+    index: Path | None,
+    *,
+    unlabelled: bool = False,
+    hold_out: bool = False,
+    before: RolesBefore | None = None,
+    progress: Progress = silent,
+) -> Census:
+    """List, hash, bring together by content, label, and give roles.
+
+    Args:
+        images: a folder or manifest, or what was listed of one.
+        index: the stat index, which spares reading unchanged files; none if left out.
+        unlabelled: take images without a label, too; they have no role.
+        hold_out: draw some of the images that are not for the test for the validation, where none come so; see
+            `held_out_share`.
+        before: roles that stand from an earlier model, where the set does not come with splits.
+        progress: is told how far it has come.
+
+    Raises:
+        ImageSetError: there are no images.
+    """
+    listed = images if isinstance(images, ImageSet) else load_image_set(images, unlabelled=unlabelled)
+    files = chain(
+        (Place(path=file.path, label=file.label, split=file.split) for file in listed.files),
+        (Place(path=file.path, label=None, split=file.split) for file in listed.unlabelled),
+    )
+    places = sorted(files, key=lambda place: str(place.path))
+    given = any(file.split for file in listed.files)
+    identities = identify([place.path for place in places], index, progress=progress)
+    by_digest: dict[bytes, list[Place]] = {}
+    unread = list(listed.skipped)
+    for place, identity in zip(places, identities, strict=True):
+        if isinstance(identity, bytes):
+            by_digest.setdefault(identity, []).append(place)
+        else:
+            unread.append(Skipped(path=place.path, reason=identity))
+    contents = {digest: Content(digest=digest, places=tuple(by_digest[digest])) for digest in sorted(by_digest)}
+    return Census(
+        source=listed.source,
+        contents=_with_roles(contents, given, hold_out, before),
+        given=given,
+        listed=listed,
+        unread=tuple(unread),
+        holds_out=hold_out,
+        before=before,
+    )
+
+
+def identify(paths: Sequence[Path], index: Path | None, *, progress: Progress = silent) -> list[bytes | str]:
+    """The SHA-256 digest of each file, or why it cannot be read; unchanged files are known to the stat index."""
+    store = StatIndex(index)
+    try:
+        known = store.look_up(paths)
+        names = [str(path) for path in paths]
+        found: list[bytes | str] = [b""] * len(paths)
+        to_read: list[tuple[int, Stamp]] = []
+        for number, path in enumerate(paths):
+            try:
+                stamp = stamp_of(path)
+            except UnusableImageError as error:
+                found[number] = str(error)
+                continue
+            remembered = known.get(names[number]) or known.get(str(path.absolute()))
+            if remembered is not None and remembered[0] == stamp:
+                found[number] = remembered[1]
+            else:
+                to_read.append((number, stamp))
+        if to_read:
+            _read(paths, to_read, found, store, progress)
+    finally:
+        store.close()
+    return found
+
+
+def _read(
+    paths: Sequence[Path],
+    to_read: Sequence[tuple[int, Stamp]],
+    found: list[bytes | str],
+    index: StatIndex,
+    progress: Progress,
+) -> None:
+    def digest_of(job: tuple[int, Stamp]) -> bytes | str:
+        try:
+            return read_image_file(paths[job[0]])[1]
+        except UnusableImageError as error:
+            return str(error)
+
+    progress.start("hashing", len(to_read))
+    pool = ThreadPoolExecutor(usable_cores())
+    try:
+        for done, ((number, _), identity) in enumerate(zip(to_read, pool.map(digest_of, to_read), strict=True), 1):
+            found[number] = identity
+            progress.update(done=done, note="")
+    finally:
+        pool.shutdown(cancel_futures=True)
+        progress.finish()
+    index.remember((paths[n], stamp, digest) for n, stamp in to_read if isinstance(digest := found[n], bytes))
+
+
+def _with_roles(
+    contents: Mapping[bytes, Content], given: bool, hold_out: bool, before: RolesBefore | None
+) -> dict[bytes, Content]:
+    """Give each content its label and its role, or say why it has none."""
+    labelled: dict[bytes, Content] = {}
+    others: dict[bytes, Content] = {}
+    for digest, content in contents.items():
+        names = {place.label for place in content.places if place.label is not None}
+        label = names.pop() if len(names) == 1 else None
+        if content.left_out == "unusable":
+            others[digest] = replace(content, label=label, role=None)
+        elif label is not None:
+            labelled[digest] = replace(content, label=label)
+        elif names:
+            listed = " and ".join(f"'{name}'" for name in sorted(names))
+            reason = f"the same image is there under {listed}, so it teaches nothing"
+            others[digest] = replace(content, left_out="conflict", reason=reason)
+        else:
+            others[digest] = replace(content, left_out="unlabelled", reason="it has no label")
+    labels = {digest: content.label or "" for digest, content in labelled.items()}
+    if given:
+        roles = {digest: _given_role(content) for digest, content in labelled.items()}
+    else:
+        roles = draw_tests(labels, before=before)
+    if hold_out and "validation" not in roles.values():
+        roles |= draw_validation({digest: label for digest, label in labels.items() if roles[digest] == "train"})
+    with_roles = {digest: replace(content, role=roles[digest]) for digest, content in labelled.items()}
+    return {digest: with_roles.get(digest) or others[digest] for digest in contents}
+
+
+def _given_role(content: Content) -> Split:
+    # Rows of a manifest without a split are for training.
+    splits = {place.split or "train" for place in content.places}
+    return next(split for split in _STRICTEST if split in splits)
+
+
+def draw_tests(
+    labels: Mapping[bytes, str], *, test_share: float = TEST_SHARE, before: RolesBefore | None = None
+) -> dict[bytes, Split]:
+    """Decide by their hashes which contents are for the test and which to train on.
+
+    About `test_share` of each class is for the test, and where a class has two images, each side gets at least one: the
+    image with the lowest or the highest hash changes sides for that.
+
+    Args:
+        labels: class name by content hash.
+        test_share: between 0 and 1.
+        before: what an earlier model knows, whose tests stay tests, and whose other images stay none.
+    """
+    roles: dict[bytes, Split] = {}
+    for digests in _by_class(labels):
+        known = {digest: role for digest in digests if before is not None and (role := before(digest))}
+        tested = {
+            digest
+            for digest in digests
+            if (known[digest] == "test" if digest in known else _position(digest) < test_share)
+        }
+        free = [digest for digest in digests if digest not in known]
+        if len(digests) > 1 and free:
+            if not tested:
+                tested.add(free[0])
+            elif len(tested) == len(digests):
+                tested.remove(free[-1])
+        roles.update((digest, "test" if digest in tested else "train") for digest in digests)
+    return {digest: roles[digest] for digest in labels}
+
+
+def draw_validation(labels: Mapping[bytes, str]) -> dict[bytes, Split]:
+    """Decide by their hashes which of the contents to train on are chosen by instead.
+
+    About `held_out_share` of each class, at least one of a class that has two, and never all.
+    """
+    share = held_out_share(len(labels))
+    roles: dict[bytes, Split] = {}
+    for digests in _by_class(labels):
+        ranked = sorted(digests, key=_second_position)
+        wanted = sum(_second_position(digest) < share for digest in ranked)
+        chosen = ranked[: min(max(wanted, 1), len(ranked) - 1)]
+        roles.update((digest, "validation" if digest in chosen else "train") for digest in digests)
+    return {digest: roles[digest] for digest in labels}
+
+
+def held_out_share(images: int) -> float:
+    """The share of the images to train on that validates where no validation split is given: more of few."""
+    return 0.1 if images >= _MANY_IMAGES else 0.2
+
+
+def _by_class(labels: Mapping[bytes, str]) -> list[list[bytes]]:
+    by_class: dict[str, list[bytes]] = {}
+    for digest in sorted(labels):
+        by_class.setdefault(labels[digest], []).append(digest)
+    return list(by_class.values())
+
+
+def _position(digest: bytes) -> float:
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _second_position(digest: bytes) -> float:
+    # Other bytes than those that decide about the test, so that one draw says nothing about the other.
+    return int.from_bytes(digest[8:16], "big") / 2**64

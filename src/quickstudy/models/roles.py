@@ -1,0 +1,165 @@
+"""Which images a model was made from, and what may therefore be called a test of it.
+
+A model carries the roles of the images that it was made from: those it has learned, those it was chosen by, and those
+that it was tested on, each as the first six bytes of its SHA-256. Two images of a hundred thousand share them by chance
+once in 30,000 such sets. Whoever has the model and a photo can tell whether the photo was among these, and nothing
+else; `retrain --no-roles` leaves them out.
+
+One policy for all commands: an image that a model has learned or was chosen by is not a test of it, wherever the file
+has gone since.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from quickstudy.errors import ImageSetError
+from quickstudy.images.census import Census, Content
+from quickstudy.images.imageset import Split
+
+_BYTES = 6
+_MOST = 1 << 30  # bytes of what a model may unpack to
+
+Kind = Literal["trained_on", "chosen_by", "tested_on", "new"]
+KINDS: tuple[Kind, ...] = ("trained_on", "chosen_by", "tested_on", "new")
+_KIND_OF: dict[Split, Kind] = {"train": "trained_on", "validation": "chosen_by", "test": "tested_on"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roles:
+    """The images that a model was made from."""
+
+    role_of: Mapping[bytes, Split]
+    """By the first six bytes of the content's SHA-256."""
+
+    @staticmethod
+    def of(train: Iterable[bytes], validation: Iterable[bytes], test: Iterable[bytes]) -> Roles:
+        """Roles by whole digests."""
+        role_of: dict[bytes, Split] = {digest[:_BYTES]: "test" for digest in test}
+        role_of |= {digest[:_BYTES]: "validation" for digest in validation}
+        role_of |= {digest[:_BYTES]: "train" for digest in train}
+        return Roles(role_of=role_of)
+
+    def role(self, digest: bytes) -> Split | None:
+        """The role of a content; None where the model does not know it."""
+        return self.role_of.get(digest[:_BYTES])
+
+    def kind(self, digest: bytes) -> Kind:
+        """What a content is to the model."""
+        role = self.role(digest)
+        return _KIND_OF[role] if role else "new"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values: by role the digests' beginnings, in order, each as its distance from the one before."""
+        return {split: _pack(d for d, role in self.role_of.items() if role == split) for split in _KIND_OF}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Roles:
+        """From what `to_dict` gave.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        return Roles(role_of={digest: split for split in _KIND_OF for digest in _unpack(values[split])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """Which images of a set may be judged by, and what they are to the models."""
+
+    contents: tuple[Content, ...]
+    """Those to score, in the digests' order."""
+    roles: dict[Kind, int] | None
+    """How many labelled images of the set each role has; None where a model does not say."""
+    is_test: bool | None
+    """Whether none of those to score was learned or chosen by; None where a model does not say."""
+    left_out: int
+    """Images that are not scored since a model has learned or was chosen by them."""
+    unknown: dict[str, int]
+    """Images by label of classes that not all models know; they are not scored."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"roles": self.roles, "is_test": self.is_test, "left_out": self.left_out, "unknown_images": self.unknown}
+
+
+def may_judge(
+    census: Census, roles: Sequence[Roles | None], *, classes: Collection[str], everything: bool = False
+) -> Judgement:
+    """Which labelled images of a set are a test of all these models.
+
+    A set that comes with a test split is judged by that alone.
+
+    Args:
+        census: the images.
+        roles: of the models; None for one that does not say.
+        classes: names of the classes that all the models know; images of others cannot be judged by.
+        everything: take all images, whatever they are to the models; the judgement says whether that is a test.
+
+    Raises:
+        ImageSetError: nothing is left.
+    """
+    labelled = [content for content in census.contents.values() if content.role is not None]
+    tested = [content for content in labelled if content.role == "test"] if census.given else []
+    offered = labelled if everything or not tested else tested
+    candidates = [content for content in offered if content.label in classes]
+    unknown = Counter(content.label or "" for content in offered if content.label not in classes)
+    if not candidates:
+        raise ImageSetError(
+            f"No image under '{census.source}' is of a class that the model knows: it knows {_some(sorted(classes))}; "
+            f"the images are of {_some(sorted(unknown))}. Classes are matched by name"
+        )
+    known = [one for one in roles if one is not None]
+    kinds = {c.digest: min((one.kind(c.digest) for one in known), key=KINDS.index, default="new") for c in labelled}
+    seen = {content.digest for content in candidates if kinds[content.digest] in ("trained_on", "chosen_by")}
+    scored = candidates if everything else [content for content in candidates if content.digest not in seen]
+    if not scored:
+        raise ImageSetError(
+            f"All {len(candidates):,} images under '{census.source}' that could be judged by are among those that the "
+            "model has learned or was chosen by, so none is a test of it. Name other images, or take --all, which "
+            "scores them and says that it is no test"
+        )
+    unsaid = len(known) < len(roles)
+    return Judgement(
+        contents=tuple(scored),
+        roles=None if unsaid else {kind: sum(found == kind for found in kinds.values()) for kind in KINDS},
+        is_test=False if everything and seen else None if unsaid else True,
+        left_out=len(candidates) - len(scored),
+        unknown=dict(sorted(unknown.items())),
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _pack(digests: Iterable[bytes]) -> str:
+    numbers = np.array(sorted(int.from_bytes(digest, "big") for digest in digests), np.uint64)
+    distances = np.diff(numbers, prepend=np.uint64(0)).astype("<u8").view(np.uint8).reshape(-1, 8)[:, :_BYTES]
+    # Byte by byte of all distances: the high ones are mostly zero, and take next to nothing.
+    return base64.b64encode(zlib.compress(distances.T.tobytes(), 9)).decode()
+
+
+def _unpack(text: object) -> list[bytes]:
+    if not isinstance(text, str):
+        raise ValueError(f"roles are text, not {type(text).__name__}")
+    unpacker = zlib.decompressobj()
+    try:
+        data = unpacker.decompress(base64.b64decode(text, validate=True), _MOST)
+    except zlib.error as error:
+        raise ValueError(f"its roles cannot be unpacked ({error})") from None
+    if len(data) % _BYTES or unpacker.unconsumed_tail:
+        raise ValueError("its roles are no whole digests")
+    padded = np.zeros((len(data) // _BYTES, 8), np.uint8)
+    padded[:, :_BYTES] = np.frombuffer(data, np.uint8).reshape(_BYTES, -1).T
+    numbers = np.cumsum(padded.view("<u8").reshape(-1), dtype=np.uint64)
+    if len(numbers) and int(numbers[-1]) >> (8 * _BYTES):
+        raise ValueError("its roles are no digests")
+    return [int(number).to_bytes(_BYTES, "big") for number in numbers.tolist()]

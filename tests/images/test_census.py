@@ -1,0 +1,202 @@
+"""The census: every content's places, label and role against a slow obvious version, whatever happens to the files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from quickstudy.errors import ImageSetError
+from quickstudy.images.census import Census, take_census
+from quickstudy.images.imageset import Split
+from quickstudy.models.roles import Roles
+
+# One file: which content, under which label, in which split (where the layout has them), and a number for its name.
+Files = list[tuple[int, str, str, int]]
+LAYOUTS = ("folders", "train and test", "train and val", "all three", "manifest", "manifest with splits")
+SPLITS: dict[str, tuple[str, ...]] = {
+    "train and test": ("train", "test"),
+    "train and val": ("train", "val"),
+    "all three": ("train", "val", "test"),
+    "manifest with splits": ("train", "validation", "test", ""),
+}
+ROLE: dict[str, Split] = {
+    "train": "train",
+    "val": "validation",
+    "validation": "validation",
+    "test": "test",
+    "": "train",
+}
+
+
+def content_of(number: int) -> bytes:
+    return b"\xff\xd8\xff content %d" % number
+
+
+def digest_of(number: int) -> bytes:
+    return hashlib.sha256(content_of(number)).digest()
+
+
+def lay_out(root: Path, layout: str, files: Files) -> Path:
+    """Write the files; what to name to quickstudy."""
+    rows = []
+    for content, label, split, number in files:
+        parts = [split] if "manifest" not in layout and split else []
+        path = root.joinpath(*parts, label if "manifest" not in layout else "mixed", f"{number}.jpg")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content_of(content))
+        rows.append(f"{path.relative_to(root)},{label},{split}")
+    if "manifest" not in layout:
+        return root
+    (root / "labels.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    return root / "labels.csv"
+
+
+def expected_roles(files: Files, layout: str, before: dict[bytes, Split]) -> dict[bytes, Split | str]:
+    """By the obvious way: the role of each content, or why it has none."""
+    found: dict[bytes, Split | str] = {}
+    contents = sorted({content for content, *_ in files}, key=digest_of)
+    labels = {content: {label for other, label, *_ in files if other == content} for content in contents}
+    by_label: dict[str, list[int]] = {}
+    for content in contents:
+        if len(labels[content]) > 1:
+            found[digest_of(content)] = "conflict"
+            continue
+        by_label.setdefault(next(iter(labels[content])), []).append(content)
+    for members in by_label.values():
+        if layout in SPLITS and any(split for *_, split, _ in files):
+            for content in members:
+                splits = {ROLE[split] for other, _, split, _ in files if other == content}
+                strictest = "test" if "test" in splits else "validation" if "validation" in splits else "train"
+                found[digest_of(content)] = strictest
+            continue
+        roles = {}
+        for content in members:
+            digest = digest_of(content)
+            share = int.from_bytes(digest[:8], "big") / 2**64
+            roles[digest] = ("test" if before[digest] == "test" else "train") if digest in before else None
+            roles[digest] = roles[digest] or ("test" if share < 0.2 else "train")
+        free = [digest for digest in roles if digest not in before]
+        if len(roles) > 1 and free and len(set(roles.values())) == 1:
+            if "train" in roles.values():
+                roles[min(free)] = "test"
+            else:
+                roles[max(free)] = "train"
+        found.update(roles)
+    return found
+
+
+def roles_in(census: Census) -> dict[bytes, Split | str]:
+    return {digest: content.role or content.left_out or "" for digest, content in census.contents.items()}
+
+
+def a_file(layout: str) -> st.SearchStrategy[tuple[int, str, str]]:
+    splits = st.sampled_from(SPLITS[layout]) if layout in SPLITS else st.just("")
+    return st.tuples(st.integers(0, 12), st.sampled_from(["cat", "dog", "bird"]), splits)
+
+
+@hypothesis_settings(max_examples=150)
+@given(data=st.data(), layout=st.sampled_from(LAYOUTS))
+def test_roles_are_those_of_the_obvious_version_through_moves_additions_and_retrainings(
+    data: st.DataObject, layout: str
+) -> None:
+    """Each round lays some files out anew, under other names and with copies, and remembers roles as a model does."""
+    before: dict[bytes, Split] = {}
+    with TemporaryDirectory() as temporary:
+        for number in range(data.draw(st.integers(1, 3), label="rounds")):
+            drawn = data.draw(st.lists(a_file(layout), min_size=1, max_size=14), label="files")
+            # Some images stand in every layout, so that split folders are seen to be such.
+            always = [(100 + n, "cat", split) for n, split in enumerate(SPLITS.get(layout, ()))]
+            files = [(*file, place + 100 * number) for place, file in enumerate([*drawn, *always])]
+            source = lay_out(Path(temporary) / f"{number}", layout, files)
+            model = Roles.from_dict(Roles.of(*split_up(before)).to_dict())
+            census = take_census(source, None, before=model.role)
+            assert roles_in(census) == expected_roles(files, layout, before)
+            assert {d: {p.path.name for p in c.places} for d, c in census.contents.items()} == {
+                digest_of(content): {f"{n}.jpg" for other, *_, n in files if other == content} for content, *_ in files
+            }
+            before = {d: role for d, role in roles_in(census).items() if role in ("train", "validation", "test")}
+
+
+def split_up(roles: dict[bytes, Any]) -> list[list[bytes]]:
+    return [[d for d, role in roles.items() if role == name] for name in ("train", "validation", "test")]
+
+
+def drawn_set(root: Path, images: int = 60) -> Path:
+    return lay_out(root, "folders", [(n, "cat" if n % 2 else "dog", "", n) for n in range(images)])
+
+
+def test_moving_renaming_and_adding_changes_no_other_image(tmp_path: Path) -> None:
+    source = drawn_set(tmp_path / "one")
+    first = take_census(source, None)
+    roles = Roles.of(*split_up(roles_in(first)))
+    (source / "cat" / "1.jpg").rename(source / "cat" / "renamed.jpg")
+    shutil.copytree(source, tmp_path / "two" / "elsewhere")
+    for number in range(60, 90):
+        (tmp_path / "two" / "elsewhere" / "dog" / f"{number}.jpg").write_bytes(content_of(number))
+    second = take_census(tmp_path / "two" / "elsewhere", None, before=roles.role)
+    assert roles_in(first).items() <= roles_in(second).items()
+    assert len(second.contents) == 90
+
+
+def test_what_cannot_be_decoded_is_left_out_and_roles_are_given_again(tmp_path: Path) -> None:
+    source = lay_out(
+        tmp_path, "folders", [(n, "cat", "", n) for n in range(2)] + [(n, "dog", "", n) for n in (7, 8, 9)]
+    )
+    census = take_census(source, None)
+    tested = next(d for d in census.digests("test") if census.labels[d] == "dog")
+    without = census.without({tested: "truncated"})
+    assert without.contents[tested].left_out == "unusable"
+    assert [(item.path.name, item.reason) for item in without.skipped] == [
+        (census.contents[tested].path.name, "truncated")
+    ]
+    assert Counter(without.labels.values()) == {"cat": 2, "dog": 2}
+    assert without.counts("test") == {"cat": 1, "dog": 1}  # another takes its place
+    assert census.without({}) is census
+
+
+def test_a_class_without_a_usable_image_is_named(tmp_path: Path) -> None:
+    source = lay_out(tmp_path, "folders", [(n, "cat" if n < 4 else "dog", "", n) for n in range(8)])
+    census = take_census(source, None)
+    assert census.empty_classes == ()
+    broken = {digest_of(n): "truncated" for n in range(4, 8)}
+    assert census.without(broken).empty_classes == ("dog",)
+    with pytest.raises(ImageSetError):
+        census.without(broken).require_whole()
+
+
+def test_test_images_of_classes_that_are_not_learned_are_counted_and_alike_names_told(tmp_path: Path) -> None:
+    files: Files = [(n, "Hat" if n % 2 else "shoe", "train", n) for n in range(10)]
+    files += [(n, "hat" if n % 2 else "shoe", "test", n) for n in range(10, 17)]
+    census = take_census(lay_out(tmp_path, "train and test", files), None)
+    assert census.classes == ("Hat", "shoe")
+    assert census.strangers == {"hat": 3}
+    assert census.alike_classes == (("Hat", "hat"),)
+
+
+def test_the_fingerprint_is_of_contents_labels_and_roles_alone(tmp_path: Path) -> None:
+    one, two = take_census(drawn_set(tmp_path / "a"), None), take_census(drawn_set(tmp_path / "b"), None)
+    assert one.fingerprint == two.fingerprint
+    assert one.fingerprint != take_census(drawn_set(tmp_path / "c", 61), None).fingerprint
+    given = lay_out(tmp_path / "d", "train and test", [(n, "cat", "train" if n else "test", n) for n in range(9)])
+    assert one.fingerprint != take_census(given, None).fingerprint
+
+
+def test_unchanged_files_are_not_read_again_and_changed_ones_are(tmp_path: Path) -> None:
+    source, index = drawn_set(tmp_path / "set", 10), tmp_path / "index.sqlite"
+    for path in source.rglob("*.jpg"):
+        os.utime(path, ns=(1, 1))
+    first = take_census(source, index)
+    (source / "cat" / "1.jpg").write_bytes(content_of(99))
+    second = take_census(source, index)
+    assert set(second.contents) - set(first.contents) == {digest_of(99)}
+    assert set(first.contents) - set(second.contents) == {digest_of(1)}
