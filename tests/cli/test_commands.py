@@ -96,7 +96,7 @@ def test_evaluate_names_missing_and_unknown_classes(trained: Path) -> None:
     assert f"No images of these classes of the model: {folders[1].name}" in done.stdout
     assert "left out: the model has learned" in done.stdout
     values = json.loads(run(trained, "evaluate", "photos.onnx", "partly", "--json").stdout)
-    assert values["n"] + values["roles"]["trained_on"] == 12
+    assert values["n"] + values["left_out"] == 12
     assert (values["is_test"], values["unknown_images"]) == (True, {"never seen": 12})
     everything = run(trained, "evaluate", "photos.onnx", "partly", "--all")
     assert "NOT A TEST" in everything.stdout
