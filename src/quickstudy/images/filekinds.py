@@ -53,14 +53,16 @@ _NETPBM_NAMES = {b"1": "PBM", b"4": "PBM", b"2": "PGM", b"5": "PGM", b"3": "PPM"
 _BMP_HEADERS = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
 
 # Raw photos are TIFF by their first bytes, and what can be read of them that way is a preview at best.
-_RAW_SUFFIXES = frozenset(
-    ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .raw .rw2 .rwl .sr2 .srf "
-    ".srw .x3f".split()
+_RAW = (
+    ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .raw .rw2 .rwl .sr2 .srf"
+    " .srw .x3f"
 )
-_UNREAD_SUFFIXES = _RAW_SUFFIXES | frozenset(
-    ".avif .avifs .bpg .cur .dcm .dds .emf .eps .exr .fits .flif .hdr .heic .heif .hif .icns .ico .j2k .jp2 .jpx .jxl "
-    ".jxr .pam .pbm .pcx .pfm .pgm .pnm .ppm .psb .psd .qoi .sgi .svg .svgz .tga .wdp .wmf .xbm .xcf .xpm".split()
+_UNREAD = (
+    ".avif .avifs .bpg .cur .dcm .dds .emf .eps .exr .fits .flif .hdr .heic .heif .hif .icns .ico .j2k .jp2 .jpx .jxl"
+    " .jxr .pam .pbm .pcx .pfm .pgm .pnm .ppm .psb .psd .qoi .sgi .svg .svgz .tga .wdp .wmf .xbm .xcf .xpm"
 )
+_RAW_SUFFIXES = frozenset(_RAW.split())
+_UNREAD_SUFFIXES = _RAW_SUFFIXES | frozenset(_UNREAD.split())
 _KINDS = {
     "text files": ".txt .md .rst .log .rtf .doc .docx .odt",
     "tables": ".csv .tsv .parquet .xls .xlsx .ods .feather",

@@ -102,11 +102,8 @@ class _Arranging:
             if split_named(name) is not None:
                 continue
             inner = _unwrapped(folder, self._lister)
-            if (
-                is_unlabelled(name)
-                or is_to_predict(name)
-                and not names & {label_of(path.name) for path in inner.folders}
-            ):
+            has_classes = bool(names & {label_of(path.name) for path in inner.folders})
+            if is_unlabelled(name) or (is_to_predict(name) and not has_classes):
                 self.add(None, None, self._walk(inner))
             else:
                 self.skipped.append((folder.path, "beside split folders such as train/, so not a class"))
@@ -161,8 +158,8 @@ def _refuse_doubtful(top: Scan, folders: Sequence[Scan]) -> None:
     names = [{label_of(path.name).casefold() for path in folder.folders} for folder in folders]
     if len(names[0]) > 1 and all(those == names[0] for those in names) and not any(f.images for f in folders):
         raise ImageSetError(
-            f"The folders {_listed(folder.path for folder in folders)} of '{top.path}' all hold folders of the same names, "
-            f"{_listed(folders[0].folders)}, so some are splits and not classes, but it is not clear which; {_WAY_OUT}"
+            f"The folders {_listed(folder.path for folder in folders)} of '{top.path}' all hold folders of the same "
+            f"names ({_listed(folders[0].folders)}), so these or those are splits and not classes; {_WAY_OUT}"
         )
     for folder, inside in zip(folders, names, strict=True):
         if split_named(folder.path.name) is None:
@@ -170,13 +167,13 @@ def _refuse_doubtful(top: Scan, folders: Sequence[Scan]) -> None:
         for other, beside in zip(folders, names, strict=True):
             if split_named(other.path.name) is None and len(inside & beside) > 1:
                 raise ImageSetError(
-                    f"'{folder.path.name}' in '{top.path}' looks like a split folder, and '{other.path.name}' beside it, "
-                    f"with folders of the same names, is none that is known; {_WAY_OUT}"
+                    f"'{folder.path.name}' in '{top.path}' has the name of a split folder, and '{other.path.name}' "
+                    f"beside it, with folders of the same names, has not; {_WAY_OUT}"
                 )
     for folder in folders:
         splits = {split_named(path.name) for path in folder.folders}
         if "train" in splits and splits & {"validation", "test"}:
-            odd = next(f for f in folders if not f.folders or None in map(split_named, (p.name for p in f.folders)))
+            odd = next(f for f in folders if not f.folders or any(not split_named(path.name) for path in f.folders))
             raise ImageSetError(
                 f"The class folder '{folder.path}' holds split folders ({_listed(folder.folders)}), and "
                 f"'{odd.path}' holds others, or images beside them; {_WAY_OUT}"

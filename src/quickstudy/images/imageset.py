@@ -243,12 +243,12 @@ def _skipped(found: Iterable[tuple[Path, str]]) -> list[Skipped]:
 
 def _hint(lister: Lister, skipped: Sequence[Skipped]) -> str:
     """What was there in place of images, in brackets; nothing where there was nothing."""
-    formats = [
-        f"{count} {name} {'file, which is not read; convert it' if count == 1 else 'files, which are not read; convert them'} "
-        "to PNG"
+    unread = [
+        f"there is 1 {name} file, which is not read; convert it to PNG"
+        if count == 1
+        else f"there are {count} {name} files, which are not read; convert them to PNG"
         for name, count in lister.unread_formats.most_common()
     ]
-    unread = [f"there {'is' if text.startswith('1 ') else 'are'} {text}" for text in formats[:1]] + formats[1:]
     rest = [item for item in skipped if not item.reason.endswith(NOT_READ)]
     named = [f"skipped {len(rest)}, e.g. '{rest[0].path.name}': {rest[0].reason}"] if rest else []
     others = ", ".join(f"{count} {kind}" for kind, count in sorted(lister.passed_over.items()))

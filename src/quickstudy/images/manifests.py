@@ -7,6 +7,7 @@ usual other name, in any case. What stands in them is text, numbers or bytes; li
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ def text_of(value: object) -> str:
         return ""
     if isinstance(value, bytes):
         return os.fsdecode(value).strip()
-    if isinstance(value, float | Decimal) and abs(value) < 1e300 and value == int(value):
+    if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
         return str(int(value))
     return str(value).strip()
 
@@ -120,7 +121,8 @@ def _find(names: Sequence[str], role: _Role, source: Path) -> int | None:
         if places:
             listed = ", ".join(f"'{names[place]}'" for place in places)
             raise ImageSetError(
-                f"The manifest '{source}' has several columns that may be its {role}: {listed}; name one of them '{role}'"
+                f"The manifest '{source}' has several columns that may be its {role}: {listed}; "
+                f"name one of them '{role}'"
             )
     return None
 

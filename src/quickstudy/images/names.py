@@ -71,7 +71,7 @@ def place_of(folder: Path, name: str) -> Path:
         The first of these that there is; the path as written where there is none.
     """
     written = folder / name
-    if "\\" not in name and name.isascii() or os.path.lexists(written):
+    if ("\\" not in name and name.isascii()) or os.path.lexists(written):
         return written
     return next((place for other in _spellings(name) if os.path.lexists(place := folder / other)), written)
 
