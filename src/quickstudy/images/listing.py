@@ -82,12 +82,12 @@ class Lister:
             name = entry.name
             # Most files are ordinary photos: this is all that is asked of them.
             if name[name.rfind(".") :].lower() in IMAGE_SUFFIXES and name[0] != "." and _is_regular(entry):
-                images.append(Path(entry.path))
+                images.append(folder / name)
             elif not self._passes_over(entry):
                 if _leads_to_folder(entry):
-                    folders.append(Path(entry.path))
-                elif self._is_image(Path(entry.path)):
-                    images.append(Path(entry.path))
+                    folders.append(folder / name)
+                elif self._is_image(folder / name, is_regular=_is_regular(entry)):
+                    images.append(folder / name)
         return Scan(path=folder, identity=(status.st_dev, status.st_ino), images=images, folders=folders)
 
     def walk(self, scan: Scan, seen: set[tuple[int, int]]) -> list[Path]:
@@ -125,16 +125,15 @@ class Lister:
             return False
         return True
 
-    def _is_image(self, path: Path) -> bool:
+    def _is_image(self, path: Path, *, is_regular: bool) -> bool:
         """Whether a file without the usual suffix of an image is one; it is accounted for where it is none."""
-        reason = why_no_file(path)
-        start = b""
-        if reason is None and suffix_of(path.name) in IMAGE_SUFFIXES:
+        reason = None if is_regular else why_no_file(path)
+        if reason is None and not is_regular and suffix_of(path.name) in IMAGE_SUFFIXES:
             return True  # behind a link
+        start = b""
         if reason is None:
             try:
-                with path.open("rb", buffering=0) as file:
-                    start = file.read(SNIFFED_BYTES)
+                start = _first_bytes(path)
             except OSError as error:
                 reason = f"unreadable ({error.strerror})".lower()
         if reason is not None:
@@ -162,6 +161,14 @@ def why_no_file(path: Path) -> str | None:
             return "a link that leads to itself"
         return "no such file" if error.errno == errno.ENAMETOOLONG else f"unreadable ({error.strerror})".lower()
     return None if stat.S_ISREG(mode) else _NOT_FILES.get(stat.S_IFMT(mode), "not a file")
+
+
+def _first_bytes(path: Path) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY)  # a third of the time that a file object takes
+    try:
+        return os.read(descriptor, SNIFFED_BYTES)
+    finally:
+        os.close(descriptor)
 
 
 def _is_regular(entry: os.DirEntry[str]) -> bool:

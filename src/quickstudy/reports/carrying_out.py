@@ -105,7 +105,7 @@ def undo_plan(source: Path, undo: Path) -> Done:
 
 
 def _as_it_lies(source: Path, step: Step, begun: Collection[str]) -> Step:
-    """The step with its path as the folder has it, or had it before it was begun, where the plan writes it otherwise."""
+    """The step with its path as the folder has it, or had it when it was begun, where the plan writes it otherwise."""
     slashed = step.path.replace("\\", "/")
     place = place_of(source, step.path)
     if slashed in begun and not os.path.lexists(place):
