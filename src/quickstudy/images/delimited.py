@@ -62,11 +62,12 @@ def read_table(data: bytes, names: Collection[str] = (), *, strict: bool = False
 
 def write_table(table: Table, *, errors: str = "strict") -> bytes:
     """The bytes of a file that holds a table, written as the table says that it was."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, delimiter=table.delimiter, lineterminator=table.line_end)
-    writer.writerow(table.header)
-    writer.writerows(table.rows)
-    return text.getvalue().encode(table.encoding, errors)
+    lines = []
+    for row in (table.header, *table.rows):
+        line = io.StringIO(newline="")
+        csv.writer(line, delimiter=table.delimiter, lineterminator="\r\n").writerow(row)  # so quotes cells with either
+        lines.append(line.getvalue().removesuffix("\r\n") + table.line_end)
+    return "".join(lines).encode(table.encoding, errors)
 
 
 def read_list(file: BinaryIO | Iterable[bytes]) -> Iterator[str]:
