@@ -553,6 +553,11 @@ def test_lists_and_structs_are_refused_by_name(tmp_path: Path, label: object, ki
     assert "'image'" in refusal(tmp_path / "m.parquet")
 
 
+def test_a_column_of_images_is_refused_as_one_of_paths(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [None, encoded(kind="PNG")], "label": ["a", "b"]}), tmp_path / "m.parquet")
+    assert "'image'" in refusal(tmp_path / "m.parquet")
+
+
 def test_folders_named_like_columns_add_nothing_to_a_parquet_manifest(tmp_path: Path) -> None:
     put(tmp_path / "split=train", "1.jpg")
     pq.write_table(pa.table({"path": ["1.jpg"], "label": ["a"]}), tmp_path / "split=train/m.parquet")

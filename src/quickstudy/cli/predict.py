@@ -85,7 +85,7 @@ def _expand(arguments: list[str], wrong: list[Any]) -> Iterator[str | Path]:
     from quickstudy.images.listing import why_no_file
     from quickstudy.images.names import place_of
 
-    for argument in arguments:
+    for argument in map(os.path.expanduser, arguments):
         if argument == "-":
             for line in read_list(sys.stdin.buffer):
                 place = place_of(Path(), line)

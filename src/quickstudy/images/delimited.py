@@ -10,11 +10,15 @@ import codecs
 import csv
 import io
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
 _DELIMITERS = (",", ";", "\t")
+_TOLD = re.compile(r"sep=([^\r\n])\r?\n", re.IGNORECASE)
+"""How Excel is told the delimiter."""
+_HEADER_CHARACTERS = 1 << 16
 _UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -45,17 +49,14 @@ def read_table(data: bytes, names: Collection[str] = (), *, strict: bool = False
         csv.Error: it is no table.
     """
     text, encoding = _decoded(data, errors)
-    first, _, rest = text.partition("\n")
-    told = first.strip().lower().removeprefix("sep=")  # how Excel is told the delimiter
-    if len(told) == 1 and first.lower().startswith("sep="):
-        delimiter, text = told, rest
-    elif first.lower().rstrip("\r") == "sep=\t":
-        delimiter, text = "\t", rest
+    if told := _TOLD.match(text):
+        delimiter, text = told[1], text[told.end() :]
     else:
-        delimiter = max(_DELIMITERS, key=lambda one: _promise(text, one, names))
+        start = text[:_HEADER_CHARACTERS]
+        delimiter = max(_DELIMITERS, key=lambda one: _promise(start, one, names))
     rows = _rows(text, delimiter, strict=strict)
     header = [cell.strip() for cell in next(rows, [])]
-    padded = [[*row, *[""] * (len(header) - len(row))] for row in rows]
+    padded = [row if len(row) >= len(header) else [*row, *[""] * (len(header) - len(row))] for row in rows]
     line_end = "\r\n" if "\r\n" in text else "\n"
     return Table(header=header, rows=padded, delimiter=delimiter, line_end=line_end, encoding=encoding)
 
@@ -104,7 +105,7 @@ def _decoded(data: bytes, errors: str) -> tuple[str, str]:
 def _rows(text: str, delimiter: str, *, strict: bool) -> Iterator[list[str]]:
     """The rows in which anything stands."""
     for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=strict):
-        if any(map(str.strip, row)):
+        if any(cell and not cell.isspace() for cell in row):
             yield row
 
 

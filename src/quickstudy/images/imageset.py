@@ -186,15 +186,16 @@ def _from_manifest(source: Path, unlabelled: bool) -> ImageSet:
     others: list[UnlabelledFile] = []
     skipped: list[Skipped] = []
     labels: set[str] = set()
+    folder = source.parent
     for row in read_manifest(source):
-        split = split_named(row.split)
+        split = split_named(row.split) if row.split else None
         if row.split and split is None:
             raise ImageSetError(
                 f"Row {row.number} of '{source}' has the split '{row.split}'; "
                 "expected train, validation or test, or nothing"
             )
-        path = place_of(source.parent, row.path)
-        labels |= {row.label} - {""}
+        path = place_of(folder, row.path)
+        labels.add(row.label)
         if not row.path or not (row.label or unlabelled):
             missing = "label" if row.path else "path"
             skipped.append(Skipped(path=path, reason=f"row {row.number} of the manifest has no {missing}"))
@@ -208,7 +209,7 @@ def _from_manifest(source: Path, unlabelled: bool) -> ImageSet:
         raise ImageSetError(f"No images under '{source}'{_hint(Lister(), skipped)}; {EXPECTED}")
     files.sort(key=lambda file: str(file.path))
     others.sort(key=lambda file: str(file.path))
-    return _image_set(source, files, skipped, others, labels=labels, passed_over={})
+    return _image_set(source, files, skipped, others, labels=labels - {""}, passed_over={})
 
 
 def _image_set(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -42,7 +42,7 @@ class Columns:
     split: int | None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
     """One row of a manifest as text, without blanks around it; what is missing is empty."""
 
@@ -53,14 +53,15 @@ class Row:
     split: str
 
 
-def read_manifest(source: Path) -> list[Row]:
-    """Read a manifest.
+def read_manifest(source: Path) -> Iterator[Row]:
+    """Read a manifest, row by row.
 
     Raises:
         ImageSetError: it cannot be read, lacks a column, or a column holds what is no text.
     """
     if source.suffix.lower() == ".parquet":
-        return _read_parquet(source)
+        yield from _read_parquet(source)
+        return
     try:
         table = read_table(source.read_bytes(), COLUMN_NAMES)
     except UnicodeDecodeError as error:
@@ -70,15 +71,9 @@ def read_manifest(source: Path) -> list[Row]:
     except (OSError, csv.Error) as error:
         raise ImageSetError(f"Cannot read the manifest '{source}' as CSV in UTF-8: {error}") from None
     at = columns_of(table.header, source)
-    return [
-        Row(
-            number=number,
-            path=row[at.path].strip(),
-            label=label_of(row[at.label]),
-            split="" if at.split is None else row[at.split].strip(),
-        )
-        for number, row in enumerate(table.rows, start=1)
-    ]
+    for number, row in enumerate(table.rows, start=1):
+        split = "" if at.split is None else row[at.split].strip()
+        yield Row(number=number, path=row[at.path].strip(), label=label_of(row[at.label]), split=split)
 
 
 def columns_of(names: Sequence[str], source: Path) -> Columns:
@@ -127,7 +122,7 @@ def _find(names: Sequence[str], role: _Role, source: Path) -> int | None:
     return None
 
 
-def _read_parquet(source: Path) -> list[Row]:
+def _read_parquet(source: Path) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -144,11 +139,14 @@ def _read_parquet(source: Path) -> list[Row]:
         raise ImageSetError(f"Cannot read the manifest '{source}' as Parquet: {error}") from None
     cells = [_texts(table.column(names[place])) for place in chosen]
     splits = cells[2] if len(cells) > 2 else [""] * table.num_rows
-    return [
-        Row(number=number, path=path, label=label_of(label), split=split)
-        for number, (path, label, split) in enumerate(zip(cells[0], cells[1], splits, strict=True), start=1)
-        if path or label or split
-    ]
+    if "\0" in next(filter(None, cells[0]), ""):
+        raise ImageSetError(
+            f"The column '{names[at.path]}' of the manifest '{source}' holds bytes that are no path, perhaps the "
+            "images themselves; write them to files and name these"
+        )
+    for number, (path, label, split) in enumerate(zip(cells[0], cells[1], splits, strict=True), start=1):
+        if path or label or split:
+            yield Row(number=number, path=path, label=label_of(label), split=split)
 
 
 def _texts(column: Iterable[object]) -> list[str]:
