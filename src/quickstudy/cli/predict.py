@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,13 +80,20 @@ def _expand(arguments: list[str], wrong: list[Any]) -> Iterator[str | Path]:
     """Image paths from files, folders, patterns and standard input; what leads to nothing goes to `wrong`."""
     import glob
 
+    from quickstudy.images.delimited import read_list
     from quickstudy.images.imageset import Skipped, list_images
+    from quickstudy.images.listing import why_no_file
+    from quickstudy.images.names import place_of
 
-    for argument in arguments:
+    for argument in map(os.path.expanduser, arguments):
         if argument == "-":
-            for line in sys.stdin:
-                if line.strip():
-                    yield from _expand([line.rstrip("\n")], wrong)
+            for line in read_list(sys.stdin.buffer):
+                place = place_of(Path(), line)
+                reason = why_no_file(place)
+                if reason and os.path.lexists(place) and not os.path.isdir(place):  # noqa: PTH112 (never raises)
+                    wrong.append(Skipped(path=place, reason=reason))  # a named pipe, say, to which nobody may write
+                else:
+                    yield from _expand([line if place == Path(line) else str(place)], wrong)
         elif Path(argument).is_dir():
             paths, skipped = list_images(Path(argument))
             wrong += skipped
@@ -97,7 +105,12 @@ def _expand(arguments: list[str], wrong: list[Any]) -> Iterator[str | Path]:
             if not matches:
                 wrong.append(Skipped(path=Path(argument), reason="matches no file"))
             for match in matches:
-                yield from _expand([match], wrong) if Path(match).is_dir() else [match]
+                if Path(match).is_dir():
+                    yield from _expand([match], wrong)
+                elif reason := why_no_file(Path(match)):
+                    wrong.append(Skipped(path=Path(match), reason=reason))
+                else:
+                    yield match
         else:
             yield argument
 

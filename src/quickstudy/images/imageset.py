@@ -1,8 +1,9 @@
 """Image sets: which images there are, their labels, and the splits that come with them.
 
 An image set is read from class folders (`photos/<class>/**/*.jpg`), from class folders under split folders
-(`photos/train/<class>/…`), or from a manifest (CSV or Parquet with `path,label[,split]`). Nothing is decoded here; what
-cannot be an image at all is noted among the skipped with its reason.
+(`photos/train/<class>/…`) or over them (`photos/<class>/train/…`), or from a manifest (CSV or Parquet with
+`path,label[,split]`). Nothing is decoded here. Nothing is missed in silence, either: what its owner may take for an
+image of the set is among the skipped with its reason, all else is counted by kind.
 
 Images without a label are loose in the root, or in a folder `unlabelled`, or have none in the manifest; nobody
 gets them who does not ask for them. What `audit` has set aside is not there.
@@ -10,36 +11,36 @@ gets them who does not ask for them. What `audit` has set aside is not there.
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from quickstudy.errors import ImageSetError
 from quickstudy.files import is_text
+from quickstudy.images.filekinds import IMAGE_SUFFIXES
+from quickstudy.images.folders import arrange
+from quickstudy.images.listing import NOT_READ, SET_ASIDE, Lister, why_no_file
+from quickstudy.images.manifests import MANIFEST_SUFFIXES, read_manifest
+from quickstudy.images.names import SPLIT_FOLDERS, UNLABELLED, Split, alike, place_of, split_named
 
-Split = Literal["train", "validation", "test"]
+__all__ = [
+    "EXPECTED",
+    "IMAGE_SUFFIXES",
+    "SET_ASIDE",
+    "SPLIT_FOLDERS",
+    "UNLABELLED",
+    "ImageFile",
+    "ImageSet",
+    "Skipped",
+    "Split",
+    "UnlabelledFile",
+    "list_images",
+    "load_image_set",
+    "require_classes",
+]
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"})
-# Known image formats that are not read: named among the skipped, since their owner expects them to count.
-_FOREIGN_SUFFIXES = frozenset(
-    {".heic", ".heif", ".avif", ".svg", ".psd", ".raw", ".cr2", ".nef", ".dng", ".jp2", ".jxl"}
-)
-SPLIT_FOLDERS: dict[str, Split] = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
-}
-UNLABELLED = frozenset({"unlabelled", "unlabeled"})
-SET_ASIDE = "_set_aside"
-"""The folder to which `audit --apply` moves images; nothing below it counts."""
 EXPECTED = (
     "expected photos/<class>/*.jpg, photos/train|validation|test/<class>/*.jpg, "
     "or a .csv or .parquet manifest with columns path,label[,split]"
@@ -80,6 +81,12 @@ class ImageSet:
     skipped: tuple[Skipped, ...]
     unlabelled: tuple[UnlabelledFile, ...] = ()
     """Images without a label, where they were asked for."""
+    passed_over: tuple[tuple[str, int], ...] = ()
+    """Kinds of things that are no images of the set, in plain words, and how many of each there were; sorted."""
+    empty_classes: tuple[str, ...] = ()
+    """The classes that have a folder, or rows in the manifest, and not one file; sorted."""
+    alike_classes: tuple[tuple[str, str], ...] = ()
+    """Pairs of class names that differ only in upper and lower case; they are classes of their own."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -92,28 +99,21 @@ class ImageSet:
         return any(file.split == "test" for file in self.files)
 
 
-def load_image_set(source: Path, *, unlabelled: bool = False) -> ImageSet:
+def load_image_set(source: str | os.PathLike[str], *, unlabelled: bool = False) -> ImageSet:
     """Read an image set from a folder or a manifest.
 
     Args:
-        source: the folder, or the manifest.
+        source: the folder, or the manifest; `~` at its start is the home folder.
         unlabelled: take images without a label, too; otherwise they are among the skipped.
 
     Raises:
-        ImageSetError: the path is missing, holds no images, or a manifest cannot be read.
+        ImageSetError: the path is missing, holds no images, its folders may be classes or splits, or a manifest cannot
+            be read.
     """
-    if not source.exists():
-        raise ImageSetError(f"No such file or folder: '{source}'; {EXPECTED}")
-    found = _from_folder(source, unlabelled) if source.is_dir() else _from_manifest(source, unlabelled)
-    if not found.files and not found.unlabelled:
-        hint = f" (skipped {len(found.skipped)}, e.g. {_example(found.skipped)})" if found.skipped else ""
-        raise ImageSetError(f"No images under '{source}'{hint}; {EXPECTED}")
-    if unwritable := [name for name in found.classes if not is_text(name)]:
-        raise ImageSetError(
-            f"The class name {unwritable[0]!a} in '{source}' is not valid UTF-8, which models are written in; "
-            "rename its folder"
-        )
-    return found
+    place = Path(os.path.expanduser(source))  # noqa: PTH111 (pathlib raises where there is no such user)
+    if not os.path.exists(place):  # noqa: PTH110 (answers where pathlib raises)
+        raise ImageSetError(f"No such file or folder: '{place}'; {EXPECTED}")
+    return _from_folder(place, unlabelled) if place.is_dir() else _from_manifest(place, unlabelled)
 
 
 def require_classes(files: Counter[str], source: Path) -> None:
@@ -141,178 +141,117 @@ def require_classes(files: Counter[str], source: Path) -> None:
 
 def list_images(folder: Path) -> tuple[list[Path], list[Skipped]]:
     """All image files under a folder, whatever the labels, sorted by path; and what was skipped."""
-    paths: list[Path] = []
-    skipped: list[Skipped] = []
-    for path in _walk(folder, set(), skipped):
-        suffix = path.suffix.lower()
-        if suffix in IMAGE_SUFFIXES:
-            paths.append(path)
-        elif suffix in _FOREIGN_SUFFIXES:
-            reason = f"{suffix[1:].upper()} is not supported; convert it to JPEG or PNG"
-            skipped.append(Skipped(path=path, reason=reason))
-    return paths, skipped
+    lister = Lister()
+    paths = lister.walk(lister.scan(folder), set())
+    return paths, _skipped(lister.unread)
 
 
 def _from_folder(root: Path, unlabelled: bool) -> ImageSet:
-    skipped: list[Skipped] = []
+    lister = Lister()
+    top = lister.scan(root)
+    if top.unreadable:
+        raise ImageSetError(f"Cannot read the folder '{root}': {top.unreadable}")
+    arrangement = arrange(top, lister)
     files: list[ImageFile] = []
     others: list[UnlabelledFile] = []
-    try:
-        top = [entry for entry in sorted(root.iterdir()) if not _is_hidden(entry.name)]
-    except OSError as error:
-        raise ImageSetError(f"Cannot read the folder '{root}': {error.strerror}") from None
-    folders = [entry for entry in top if _is_folder(entry)]
-    split_of = {folder: SPLIT_FOLDERS.get(folder.name.lower()) for folder in folders}
-    splits = {split for split in split_of.values() if split}
-    train = next((folder for folder, split in split_of.items() if split == "train"), root)
-    has_others = None in split_of.values()
-    # Beside other classes, folders called train and test are splits only where they hold folders themselves.
-    if len(splits) > 1 and train != root and (not has_others or any(_is_folder(e) for e in _entries(train, []))):
-        for folder, split in split_of.items():
-            if split is None:
-                skipped.append(Skipped(path=folder, reason="beside split folders such as train/, so not a class"))
-                continue
-            for entry in _entries(folder, skipped):
-                if _is_folder(entry):
-                    _add_folder(entry, split, files, others, skipped)
-                elif entry.suffix.lower() in IMAGE_SUFFIXES:
-                    others.append(UnlabelledFile(path=entry, split=split))
-    else:
-        for folder in folders:
-            _add_folder(folder, None, files, others, skipped)
-    loose = [entry for entry in top if entry not in split_of and entry.suffix.lower() in IMAGE_SUFFIXES]
-    others += [UnlabelledFile(path=entry) for entry in loose]
+    for group in arrangement.groups:
+        if group.label is None:
+            others += [UnlabelledFile(path=path, split=group.split) for path in group.images]
+        else:
+            files += [ImageFile(path=path, label=group.label, split=group.split) for path in group.images]
+    skipped = _skipped(lister.unread) + _skipped(arrangement.skipped)
     if not unlabelled:
         skipped += [Skipped(path=file.path, reason="not in a class folder") for file in others]
         others = []
-    return ImageSet(source=root, files=tuple(files), skipped=tuple(skipped), unlabelled=tuple(others))
-
-
-def _add_folder(
-    folder: Path, split: Split | None, files: list[ImageFile], others: list[UnlabelledFile], skipped: list[Skipped]
-) -> None:
-    paths, wrong = list_images(folder)
-    if folder.name.lower() in UNLABELLED:
-        others += [UnlabelledFile(path=path, split=split) for path in paths]
-    else:
-        files += [ImageFile(path=path, label=folder.name, split=split) for path in paths]
-    skipped += wrong
-
-
-def _entries(folder: Path, skipped: list[Skipped]) -> list[Path]:
-    try:
-        return sorted(entry for entry in folder.iterdir() if not _is_hidden(entry.name))
-    except OSError as error:
-        skipped.append(_unreadable(folder, error))
-        return []
-
-
-def _walk(folder: Path, seen: set[tuple[int, int]], skipped: list[Skipped]) -> Iterator[Path]:
-    """Files under a folder in the order of their names; each real folder once, so links cannot lead round a loop."""
-    try:
-        stat = folder.stat()
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        skipped.append(_unreadable(folder, error))
-        return
-    if (stat.st_dev, stat.st_ino) in seen:
-        return
-    seen.add((stat.st_dev, stat.st_ino))
-    for entry in entries:
-        if _is_hidden(entry.name):
-            continue
-        if _leads_to_folder(entry):
-            yield from _walk(Path(entry.path), seen, skipped)
-        else:
-            yield Path(entry.path)
-
-
-def _unreadable(folder: Path, error: OSError) -> Skipped:
-    return Skipped(path=folder, reason=f"unreadable folder ({error.strerror})".lower())
-
-
-def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def _is_folder(path: Path) -> bool:
-    return os.path.isdir(path)  # noqa: PTH112 (answers where pathlib raises)
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name in ("__MACOSX", SET_ASIDE)
+    if not files and not others:
+        raise ImageSetError(f"No images under '{root}'{_hint(lister, skipped)}; {EXPECTED}")
+    return _image_set(
+        root,
+        files,
+        skipped,
+        others,
+        labels={group.label for group in arrangement.groups if group.label is not None},
+        passed_over=lister.passed_over,
+    )
 
 
 def _from_manifest(source: Path, unlabelled: bool) -> ImageSet:
     suffix = source.suffix.lower()
-    if suffix not in (".csv", ".parquet"):
-        raise ImageSetError(f"'{source}' is neither a folder nor a .csv or .parquet manifest; {EXPECTED}")
-    rows: Iterable[Mapping[str, object]] = _read_csv(source) if suffix == ".csv" else _read_parquet(source)
+    if suffix not in MANIFEST_SUFFIXES:
+        hint = "save the spreadsheet as CSV" if suffix in (".xls", ".xlsx", ".ods", ".numbers") else EXPECTED
+        raise ImageSetError(f"'{source}' is neither a folder nor a .csv or .parquet manifest; {hint}")
+    if reason := why_no_file(source):
+        raise ImageSetError(f"The manifest '{source}' cannot be read: {reason}")
     files: list[ImageFile] = []
     others: list[UnlabelledFile] = []
     skipped: list[Skipped] = []
-    for number, row in enumerate(rows, start=1):
-        name, label, split = (_text(row.get(column)) for column in ("path", "label", "split"))
-        if split and split.lower() not in SPLIT_FOLDERS:
+    labels: set[str] = set()
+    folder = source.parent
+    for row in read_manifest(source):
+        split = split_named(row.split) if row.split else None
+        if row.split and split is None:
             raise ImageSetError(
-                f"Row {number} of '{source}' has the split '{split}'; expected train, validation or test, or nothing"
+                f"Row {row.number} of '{source}' has the split '{row.split}'; "
+                "expected train, validation or test, or nothing"
             )
-        path = source.parent / name
-        part = SPLIT_FOLDERS[split.lower()] if split else None
-        if not name or not (label or unlabelled):
-            skipped.append(
-                Skipped(path=path, reason=f"row {number} of the manifest has no {'label' if name else 'path'}")
-            )
-        elif not os.path.isfile(path):  # noqa: PTH113 (answers where pathlib raises)
-            skipped.append(Skipped(path=path, reason="no such file"))
-        elif label:
-            files.append(ImageFile(path=path, label=label, split=part))
+        path = place_of(folder, row.path)
+        labels.add(row.label)
+        if not row.path or not (row.label or unlabelled):
+            missing = "label" if row.path else "path"
+            skipped.append(Skipped(path=path, reason=f"row {row.number} of the manifest has no {missing}"))
+        elif reason := why_no_file(path):
+            skipped.append(Skipped(path=path, reason=reason))
+        elif row.label:
+            files.append(ImageFile(path=path, label=row.label, split=split))
         else:
-            others.append(UnlabelledFile(path=path, split=part))
+            others.append(UnlabelledFile(path=path, split=split))
+    if not files and not others:
+        raise ImageSetError(f"No images under '{source}'{_hint(Lister(), skipped)}; {EXPECTED}")
     files.sort(key=lambda file: str(file.path))
     others.sort(key=lambda file: str(file.path))
-    return ImageSet(source=source, files=tuple(files), skipped=tuple(skipped), unlabelled=tuple(others))
+    return _image_set(source, files, skipped, others, labels=labels - {""}, passed_over={})
 
 
-def _text(value: object) -> str:
-    # NaN, the one value unequal to itself, is how data frames write a missing label; 0 is a label.
-    return "" if value is None or value != value else str(value).strip()
-
-
-def _read_csv(source: Path) -> list[dict[str, str]]:
-    try:
-        with source.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns, rows = reader.fieldnames or (), list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ImageSetError(f"Cannot read the manifest '{source}' as CSV in UTF-8: {error}") from None
-    _require_columns(source, columns)
-    return rows
-
-
-def _read_parquet(source: Path) -> list[dict[str, object]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(source)
-    except (OSError, pa.ArrowException) as error:
-        raise ImageSetError(f"Cannot read the manifest '{source}' as Parquet: {error}") from None
-    _require_columns(source, table.column_names)
-    rows: list[dict[str, object]] = table.to_pylist()
-    return rows
-
-
-def _require_columns(source: Path, names: Iterable[object]) -> None:
-    columns = [str(name) for name in names]
-    if not {"path", "label"} <= set(columns):
+def _image_set(
+    source: Path,
+    files: list[ImageFile],
+    skipped: list[Skipped],
+    others: list[UnlabelledFile],
+    *,
+    labels: set[str],
+    passed_over: Mapping[str, int],
+) -> ImageSet:
+    """The image set of what was found; `labels` are all that were named, also those without an image."""
+    if unwritable := sorted(name for name in labels if not is_text(name)):
         raise ImageSetError(
-            f"The manifest '{source}' has the columns {', '.join(columns) or 'none'}; expected path,label[,split]"
+            f"The class name {unwritable[0]!a} in '{source}' is not valid UTF-8, which models are written in; "
+            f"rename {'its folder' if source.is_dir() else 'it'}"
         )
+    return ImageSet(
+        source=source,
+        files=tuple(files),
+        skipped=tuple(skipped),
+        unlabelled=tuple(others),
+        passed_over=tuple(sorted(passed_over.items())),
+        empty_classes=tuple(sorted(labels - {file.label for file in files})),
+        alike_classes=alike(labels),
+    )
 
 
-def _example(skipped: tuple[Skipped, ...]) -> str:
-    return f"'{skipped[0].path.name}': {skipped[0].reason}"
+def _skipped(found: Iterable[tuple[Path, str]]) -> list[Skipped]:
+    return [Skipped(path=path, reason=reason) for path, reason in found]
+
+
+def _hint(lister: Lister, skipped: Sequence[Skipped]) -> str:
+    """What was there in place of images, in brackets; nothing where there was nothing."""
+    unread = [
+        f"there is 1 {name} file, which is not read; convert it to PNG"
+        if count == 1
+        else f"there are {count} {name} files, which are not read; convert them to PNG"
+        for name, count in lister.unread_formats.most_common()
+    ]
+    rest = [item for item in skipped if not item.reason.endswith(NOT_READ)]
+    named = [f"skipped {len(rest)}, e.g. '{rest[0].path.name}': {rest[0].reason}"] if rest else []
+    others = ", ".join(f"{count} {kind}" for kind, count in sorted(lister.passed_over.items()))
+    hints = [*unread, *named, *([f"passed over {others}"] if others else [])]
+    return f" ({'; '.join(hints)})" if hints else ""

@@ -8,16 +8,17 @@ it is, and a new one is written beside it.
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from quickstudy.errors import AuditError
 from quickstudy.files import flush_folder, sha256_of_file, write_bytes_atomically
-from quickstudy.images.imageset import SET_ASIDE, SPLIT_FOLDERS, UNLABELLED
+from quickstudy.images.delimited import read_table, write_table
+from quickstudy.images.imageset import SET_ASIDE
+from quickstudy.images.manifests import COLUMN_NAMES, columns_of, text_of
+from quickstudy.images.names import is_unlabelled, label_of, place_of, split_named
 from quickstudy.reports.plan import Step, read_plan, write_plan
 
 _MOST_NAMES = 10_000
@@ -53,6 +54,7 @@ def apply_plan(source: Path, plan: Path) -> Done:
         return _rewrite_manifest(source, steps)
     undo = plan.with_name(f"{plan.stem}.undo.csv")
     begun = {step.to: step.path for step in read_plan(undo)} if undo.exists() else {}
+    steps = tuple(_as_it_lies(source, step, begun) for step in steps)
     for name in (*begun, *begun.values()):
         _require_inside(source, name)
     moves: dict[str, str] = {}
@@ -102,6 +104,18 @@ def undo_plan(source: Path, undo: Path) -> Done:
     return done
 
 
+def _as_it_lies(source: Path, step: Step, begun: Collection[str]) -> Step:
+    """The step with its path as the folder has it, or had it when it was begun, where the plan writes it otherwise."""
+    slashed = step.path.replace("\\", "/")
+    place = place_of(source, step.path)
+    if slashed in begun and not os.path.lexists(place):
+        place = source / slashed
+    if place == source / step.path or not place.is_relative_to(source):
+        return step
+    to = step.to.replace("\\", "/") if step.action == "move" and "\\" in step.path else step.to
+    return replace(step, path=place.relative_to(source).as_posix(), to=to)
+
+
 def _target(step: Step) -> str:
     """Where a step takes its file, as a path in the folder."""
     parts = PurePath(step.path).parts
@@ -113,15 +127,18 @@ def _target(step: Step) -> str:
     if len(label.parts) != 1 or label.name != step.to or step.to.startswith("."):
         raise AuditError(f"'{step.path}' cannot be relabelled '{step.to}'; expected the name of a class folder")
     if step.label:
-        at = next((k for k, part in enumerate(parts[:2]) if part == step.label and k < len(parts) - 1), None)
+        at = next(
+            (k for k, part in enumerate(parts[:3]) if label_of(part) == label_of(step.label) and k < len(parts) - 1),
+            None,
+        )
         if at is None:
             raise AuditError(
                 f"'{step.path}' is not in a folder of its class '{step.label}', so it cannot be relabelled"
             )
         return str(PurePath(*parts[:at], step.to, *parts[at + 1 :]))
-    split = parts[:1] if len(parts) > 1 and parts[0].lower() in SPLIT_FOLDERS else ()
+    split = parts[:1] if len(parts) > 1 and split_named(parts[0]) else ()
     rest = parts[len(split) :]
-    rest = rest[1:] if len(rest) > 1 and rest[0].lower() in UNLABELLED else rest
+    rest = rest[1:] if len(rest) > 1 and is_unlabelled(rest[0]) else rest
     return str(PurePath(*split, step.to, *rest))
 
 
@@ -214,14 +231,14 @@ def _rewrite_manifest(source: Path, steps: Sequence[Step]) -> Done:
         raise AuditError(f"There is a manifest '{target}' already; move it away first")
 
     def place(path: object) -> str:
-        return os.path.normpath(source.parent / str(path).strip())
+        return os.path.normpath(place_of(source.parent, text_of(path)))
 
     changes = {(place(step.path), step.label): step for step in steps if step.action != "keep"}
     found: set[tuple[str, str]] = set()
 
     def relabel(path: object, label: object) -> object | None:
         """The label that a row of the manifest gets, or None where it goes."""
-        text = "" if label is None or label != label else str(label).strip()
+        text = label_of(text_of(label))
         keys = [(place(path), text), (place(path), "")]  # unusable files are dropped whatever their label
         key = next((key for key in keys if key in changes), None)
         if key is None:
@@ -241,31 +258,30 @@ def _rewrite_manifest(source: Path, steps: Sequence[Step]) -> Done:
 
 
 def _rewritten_csv(source: Path, relabel: Callable[[object, object], object | None]) -> bytes:
-    given = source.read_bytes().decode("utf-8-sig")
-    header, *rows = list(csv.reader(io.StringIO(given, newline="")))
-    path, label = header.index("path"), header.index("label")
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\r\n" if "\r" in given else "\n")
-    writer.writerow(header)
-    for row in rows:
-        cells = [*row, *[""] * (len(header) - len(row))]
-        if (name := relabel(cells[path], cells[label])) is not None:
-            writer.writerow([*cells[:label], name, *cells[label + 1 :]])
-    return text.getvalue().encode()
+    table = read_table(source.read_bytes(), COLUMN_NAMES)
+    at = columns_of(table.header, source)
+    rows = [
+        [*row[: at.label], str(name), *row[at.label + 1 :]]
+        for row in table.rows
+        if (name := relabel(row[at.path], row[at.label])) is not None
+    ]
+    return write_table(replace(table, rows=rows))
 
 
 def _rewritten_parquet(source: Path, relabel: Callable[[object, object], object | None]) -> memoryview:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.read_table(source)
+    table = pq.read_table(source, partitioning=None)
+    at = columns_of(table.column_names, source)
+    pairs = zip(table.column(at.path).to_pylist(), table.column(at.label).to_pylist(), strict=True)
     rows = [
         (number, name)
-        for number, (path, label) in enumerate(zip(table["path"].to_pylist(), table["label"].to_pylist(), strict=True))
+        for number, (path, label) in enumerate(pairs)
         if (name := relabel(path, label)) is not None or label is None
     ]
-    labels = pa.array([None if name is None else str(name) for _, name in rows], pa.string())
+    labels = pa.array([text_of(name) or None for _, name in rows], pa.string())
     kept = table.take(pa.array([number for number, _ in rows], pa.int64()))
     sink = pa.BufferOutputStream()
-    pq.write_table(kept.set_column(kept.column_names.index("label"), "label", labels), sink)
+    pq.write_table(kept.set_column(at.label, table.column_names[at.label], labels), sink)
     return memoryview(sink.getvalue())

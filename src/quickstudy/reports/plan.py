@@ -22,6 +22,7 @@ from typing import Literal, get_args
 
 from quickstudy.errors import AuditError
 from quickstudy.files import write_bytes_atomically
+from quickstudy.images.delimited import read_table
 from quickstudy.images.imageset import IMAGE_SUFFIXES
 from quickstudy.reports.evidence import Evidence
 from quickstudy.reports.findings import Audit, DuplicateGroup
@@ -137,19 +138,26 @@ def write_plan(path: Path, steps: Iterable[Step]) -> None:
 
 
 def read_plan(path: Path) -> tuple[Step, ...]:
-    """Read a plan that `write_plan` wrote and people may have edited; columns may be in any order.
+    """Read a plan that `write_plan` wrote and people may have edited, in a spreadsheet or elsewhere.
+
+    Columns may be in any order, and the table as spreadsheets write it (`read_table`).
 
     Raises:
         AuditError: the file cannot be read, lacks a column, or names an action that there is not.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
-    except (OSError, csv.Error) as error:
+        table = read_table(path.read_bytes(), COLUMNS, strict=True, errors="surrogateescape")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise AuditError(f"Cannot read the plan '{path}': {error}") from None
+    places = {name.lower(): place for place, name in enumerate(table.header)}
+    if missing := [name for name in ("action", "path") if name not in places]:
+        raise AuditError(
+            f"The plan '{path}' has no column '{missing[0]}', but {', '.join(table.header) or 'none'}; "
+            f"expected {', '.join(COLUMNS)}"
+        )
     steps = []
-    for number, row in enumerate(rows, start=2):
-        cells = {name: _unguard(row.get(name) or "") for name in COLUMNS}
+    for number, row in enumerate(table.rows, start=2):
+        cells = {name: _unguard(row[places[name]]) if name in places else "" for name in COLUMNS}
         action = cells["action"].strip().lower()
         if action not in get_args(Action):
             raise AuditError(
