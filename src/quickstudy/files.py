@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from quickstudy.errors import QuickstudyError
+
 TEMPORARY_PREFIX = ".tmp-"
 CACHE_VARIABLE = "QUICKSTUDY_CACHE"
 
@@ -26,11 +28,19 @@ def as_path(value: str | Path) -> Path:
 
     Only `~` alone as the first part is the home folder: a folder may be called '~backup', as a user of the machine is.
     A folder that is called '~' itself is reached by its absolute path.
+
+    Raises:
+        QuickstudyError: there is no home folder.
     """
     path = Path(value)
     if path.parts[:1] != ("~",):
         return path
-    return Path(os.path.expanduser("~"), *path.parts[1:])
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise QuickstudyError(
+            f"'{path}' begins with the home folder, but this user has none; set HOME, or give the whole path"
+        ) from None
 
 
 def cache_folder(chosen: str | Path | None = None) -> Path:
