@@ -1,4 +1,4 @@
-"""Importing the library changes nothing of the process, which is somebody else's; what is set for moments is put back."""
+"""Importing the library changes nothing of somebody else's process; what is set for moments is put back."""
 
 from __future__ import annotations
 
