@@ -19,6 +19,7 @@ from quickstudy.backbones.runtime import open_session
 from quickstudy.backbones.untrusted import parse_onnx
 from quickstudy.cores import usable_cores
 from quickstudy.errors import BackboneError, ModelError, UnusableImageError
+from quickstudy.files import as_path
 from quickstudy.images.decoding import MOST_PIXELS, InputSpec, Pixels, decode, fit, to_pixels
 from quickstudy.images.identity import read_image_file
 from quickstudy.models.golden import GOLDEN_TOLERANCE, LOOSEST_TOLERANCE, golden_images
@@ -194,7 +195,7 @@ def load(path: str | Path) -> Model:
     Raises:
         ModelError: there is no such file, or it is not such a model.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise ModelError(f"No such model: '{path}'; make one with: quickstudy retrain photos/")
     if path.stat().st_size > MOST_BYTES:
@@ -288,7 +289,7 @@ def _check_signature(session: onnxruntime.InferenceSession, spec: InputSpec, cla
 
 def _open(image: ImageLike, spec: InputSpec) -> Pixels:
     if isinstance(image, str | Path):
-        return decode(read_image_file(Path(image))[0], spec)
+        return decode(read_image_file(as_path(image))[0], spec)
     if isinstance(image, Image.Image):
         if 0 in image.size:
             raise UnusableImageError(f"an image of {image.width}x{image.height} pixels")
