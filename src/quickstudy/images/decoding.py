@@ -40,6 +40,7 @@ for hours. Encoders write one to a dozen."""
 # MPO, which phones write for two pictures in one file, comes with JPEG.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 _ORIENTATION_TAG = 0x0112
+_THUMBNAIL_QUALITY = 80
 _JPEG, _START_OF_SCAN, _EXIF = b"\xff\xd8\xff", b"\xff\xda", b"Exif\x00\x00"
 
 Pixels = NDArray[np.uint8]
@@ -195,6 +196,12 @@ def size_of(data: bytes) -> tuple[int, int]:
 def to_pixels(image: Image.Image) -> Pixels:
     """Any loaded Pillow image as upright 8-bit RGB pixels; what `decode` does about modes and orientation."""
     return _upright(np.asarray(_to_rgb(image)), _orientation(image))
+
+
+def encode_thumbnail(pixels: Pixels) -> bytes:
+    """A small image as a JPEG file to look at."""
+    encoded: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=_THUMBNAIL_QUALITY)
+    return encoded
 
 
 def _open(data: bytes, most_pixels: int = MOST_PIXELS) -> Image.Image:

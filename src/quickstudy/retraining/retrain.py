@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone, load_backbone
 from quickstudy.backbones.cuts import FEATURES, stages
@@ -202,7 +203,7 @@ def retrain(
         with clock.stage("thumbnails"):
             file_of = {digest: file.path for digest, file in zip(extraction.digests, found.files, strict=True)}
             shown = [(file_of[digest], material.labels[digest]) for digest in train]
-            keep_neighbours(model_path, shown, progress=progress)
+            keep_neighbours(model_path, shown, features=learned.features(train), progress=progress)
     return RetrainResult(
         model=model_path,
         classes=classes,
@@ -240,6 +241,9 @@ class Learned(Protocol):
     def stages(self) -> tuple[dict[str, Any], ...]:
         """How fine-tuning went, as JSON values; nothing where there was none."""
 
+    def features(self, digests: list[bytes]) -> NDArray[np.floating]:
+        """What the head of the written model sees of images (n×d)."""
+
     def logits(self, digests: list[bytes]) -> Floats:
         """Calibrated logits (n×K) of images."""
 
@@ -266,6 +270,9 @@ class _Linear:
 
     def stages(self) -> tuple[dict[str, Any], ...]:
         return ()
+
+    def features(self, digests: list[bytes]) -> NDArray[np.floating]:
+        return self.extraction.gather(digests)
 
     def logits(self, digests: list[bytes]) -> Floats:
         return self.head.logits(self.extraction.gather(digests))
