@@ -346,9 +346,8 @@ def _check_signature(
         raise ValueError("its input is not 'image' in uint8")
     if list(inputs[0].shape[1:]) != [spec.size, spec.size, 3]:
         raise ValueError(f"its input has the shape {inputs[0].shape}")
-    if [o.name for o in outputs] != ["probabilities", *([features] if features else [])] or outputs[0].shape[1:] != [
-        classes
-    ]:
+    names = ["probabilities"] if features is None else ["probabilities", features]
+    if [o.name for o in outputs] != names or outputs[0].shape[1:] != [classes]:
         raise ValueError("its output is not 'probabilities' of its classes")
 
 
