@@ -2,7 +2,7 @@
 
 The stat index is a small SQLite file from (path, size, times of change, inode) to hash. It is a cache: deleting it
 costs only time, and where it cannot be opened or written, files are simply read. Programs may put a modification time
-back (`cp --preserve`, `touch -d`, taggers that keep it), but not the time at which the system noted a change of the
+back (`rsync --times`, `touch -d`, taggers that keep it), but not the time at which the system noted a change of the
 file or of what it knows about it (ctime), so both count. A file changed within two seconds of when the index was
 opened, or later, is not trusted, as its times might not tell the next change apart (the "racy git" problem).
 """
