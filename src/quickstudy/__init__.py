@@ -12,13 +12,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from quickstudy.version import VERSION
-
-# From 1.29 on, ONNX Runtime tells its makers about the machine and what it runs, unless this is set before its import.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = VERSION
 __all__ = [

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from quickstudy.cores import usable_cores
 from quickstudy.errors import ClusterError
+from quickstudy.process import default_variable
 
 AUTO = "auto"
 _ANSWER_SECONDS = 3.0
@@ -39,28 +40,31 @@ def connected(address: str) -> Iterator[None]:
     Raises:
         ClusterError: the address is malformed, nobody answers there within seconds, or it is no Ray cluster.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    found = _running_cluster() if address == AUTO else address
-    if found is not None:
-        _require_answer(found)
-    import ray
+    # Ray's head reads it when it starts, and Ray Data whenever it runs something, to report that to Ray's makers.
+    with default_variable("RAY_USAGE_STATS_ENABLED", "0"):
+        found = _running_cluster() if address == AUTO else address
+        if found is not None:
+            _require_answer(found)
+        import ray
 
-    if ray.is_initialized():
-        yield
-        return
-    try:
-        if found is None:
-            _start_private()
-        else:
-            ray.init(address=address, **_QUIETLY)
-    except (OSError, RuntimeError, ValueError, AssertionError) as error:
-        ray.shutdown()
-        place = f"The Ray cluster at '{found}' cannot be joined" if found else "Ray cannot be started on this machine"
-        raise ClusterError(f"{place}: {error}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+        if ray.is_initialized():
+            yield
+            return
+        try:
+            if found is None:
+                _start_private()
+            else:
+                ray.init(address=address, **_QUIETLY)
+        except (OSError, RuntimeError, ValueError, AssertionError) as error:
+            ray.shutdown()
+            place = (
+                f"The Ray cluster at '{found}' cannot be joined" if found else "Ray cannot be started on this machine"
+            )
+            raise ClusterError(f"{place}: {error}") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _start_private() -> None:

@@ -9,21 +9,49 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from quickstudy.errors import QuickstudyError
+
 TEMPORARY_PREFIX = ".tmp-"
 CACHE_VARIABLE = "QUICKSTUDY_CACHE"
 
+# O_BINARY is Windows', which else writes CR LF; O_NOFOLLOW is POSIX', for folders that others may write to as well.
+_NEW_FILE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
 
-def cache_folder(chosen: Path | None = None) -> Path:
-    """The folder for everything that can be computed again: `chosen`, else QUICKSTUDY_CACHE, else the user's cache."""
-    if chosen is not None:
-        return chosen
+
+def as_path(value: str | Path) -> Path:
+    """A path as somebody gives it, with a leading `~` taken for the home folder, as a shell would.
+
+    Only `~` alone as the first part is the home folder: a folder may be called '~backup', as a user of the machine is.
+    A folder that is called '~' itself is reached by its absolute path.
+
+    Raises:
+        QuickstudyError: there is no home folder.
+    """
+    path = Path(value)
+    if path.parts[:1] != ("~",):
+        return path
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise QuickstudyError(
+            f"'{path}' begins with the home folder, but this user has none; set HOME, or give the whole path"
+        ) from None
+
+
+def cache_folder(chosen: str | Path | None = None) -> Path:
+    """The folder for everything that can be computed again: `chosen`, else QUICKSTUDY_CACHE, else the user's cache.
+
+    An empty `chosen` or QUICKSTUDY_CACHE counts as none, and a leading `~` is the home folder.
+    """
+    if chosen is not None and str(chosen):
+        return as_path(chosen)
     if named := os.environ.get(CACHE_VARIABLE):
-        return Path(named)
+        return as_path(named)
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("quickstudy", appauthor=False))
@@ -38,16 +66,15 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         OSError: the file system refused (disk full, read-only, no permission).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
+    descriptor, temporary = _open_temporary(path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     flush_folder(path.parent)
 
@@ -88,8 +115,10 @@ def is_text(name: str) -> bool:
     return True
 
 
-def _umask() -> int:
-    # The only portable way to read the mask is to set it; mkstemp's 0600 would hide shared stores from colleagues.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _open_temporary(folder: Path) -> tuple[int, Path]:
+    """A new file in `folder`, open for writing: its descriptor and its path."""
+    # mkstemp's 0600 would hide shared stores from colleagues. Here the kernel applies the process's umask, which can
+    # only be read by setting it: under threads, files of others came out world-writable (221 of 40,000). With 128
+    # random bits a name that is there already is no accident, so it is an error rather than a reason to try again.
+    path = folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(16)}"
+    return os.open(path, _NEW_FILE, 0o666), path

@@ -360,9 +360,10 @@ def test_the_specification_survives_its_values_and_refuses_others() -> None:
 
 
 def decode_in_a_fresh_process(data: bytes) -> tuple[str, str]:
-    """What a new interpreter says about these bytes: the decoded shape, and what it prints besides."""
+    """What a new process, such as the command line, says about these bytes: the shape, and what it prints besides."""
     code = (
-        "import sys; from quickstudy.images.decoding import InputSpec, decode; "
+        "import sys; from quickstudy.process import settle_own_process; settle_own_process(); "
+        "from quickstudy.images.decoding import InputSpec, decode; "
         "print(decode(sys.stdin.buffer.read(), InputSpec(size=256)).shape)"
     )
     run = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True)

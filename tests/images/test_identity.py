@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -29,6 +32,11 @@ def make_file(path: Path, data: bytes = b"content", *, age: int = HOUR) -> Path:
     return path
 
 
+def later(nanoseconds: int = HOUR) -> int:
+    """That much later than now, when files that were just made are old; nobody can set the time of a change back."""
+    return time.time_ns() + nanoseconds
+
+
 def remember(index: StatIndex, *paths: Path) -> None:
     index.remember([(path, stamp_of(path), read_image_file(path)[1]) for path in paths])
 
@@ -41,7 +49,7 @@ def recognised(index: StatIndex, path: Path) -> bytes | None:
 
 @pytest.fixture
 def index(tmp_path: Path) -> StatIndex:
-    return StatIndex(tmp_path / "cache" / "files.sqlite")
+    return StatIndex(tmp_path / "cache" / "files.sqlite", now_ns=later())
 
 
 def test_an_image_is_the_sha256_of_its_bytes(tmp_path: Path) -> None:
@@ -62,7 +70,7 @@ def test_an_unchanged_file_is_recognised(index: StatIndex, tmp_path: Path) -> No
 def test_the_index_outlives_the_process(tmp_path: Path) -> None:
     path = make_file(tmp_path / "x.jpg")
     for expected in (None, hashlib.sha256(b"content").digest()):
-        index = StatIndex(tmp_path / "files.sqlite")
+        index = StatIndex(tmp_path / "files.sqlite", now_ns=later())
         assert recognised(index, path) == expected
         remember(index, path)
         index.close()
@@ -107,16 +115,58 @@ def test_another_file_moved_in_its_place_is_not_recognised(index: StatIndex, tmp
     assert recognised(index, path) == hashlib.sha256(b"CONTENT").digest()
 
 
-@pytest.mark.parametrize("age", [0, 1_000_000_000, -HOUR], ids=["now", "a second ago", "in the future"])
-def test_a_file_changed_just_now_is_not_trusted(index: StatIndex, tmp_path: Path, age: int) -> None:
-    """A second change within the clock's grain would leave the same stamp."""
-    path = make_file(tmp_path / "x.jpg", age=age)
+def test_a_file_changed_in_place_with_size_and_time_put_back_is_not_recognised(
+    index: StatIndex, tmp_path: Path
+) -> None:
+    """Same name, size, time of modification and inode, as programs leave it that put the time back; ctime tells."""
+    path = make_file(tmp_path / "x.jpg")
+    remember(index, path)
+    before = path.stat()
+    time.sleep(0.05)  # some systems' clocks tick every 4 to 16 ms
+    with path.open("r+b") as file:
+        file.write(b"CONTENT")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (before.st_size, before.st_mtime_ns, before.st_ino)
+    assert recognised(index, path) is None
+    assert index.digest_of(path) == hashlib.sha256(b"CONTENT").digest()
+
+
+@pytest.mark.parametrize("rest", [0, 1_000_000_000, -HOUR], ids=["now", "a second ago", "in the future"])
+def test_a_file_changed_just_now_is_not_trusted(tmp_path: Path, rest: int) -> None:
+    """A second change within the clock's grain would leave the same stamp, even with the modification long ago."""
+    path = make_file(tmp_path / "x.jpg")
+    index = StatIndex(tmp_path / "files.sqlite", now_ns=later(rest))
     remember(index, path)
     assert index.look_up([path]) == {}
 
 
+def test_a_file_modified_in_the_future_is_not_trusted(index: StatIndex, tmp_path: Path) -> None:
+    path = make_file(tmp_path / "x.jpg", age=-2 * HOUR)
+    remember(index, path)
+    assert index.look_up([path]) == {}
+
+
+def test_a_file_is_trusted_two_seconds_after_its_change(tmp_path: Path) -> None:
+    path = make_file(tmp_path / "x.jpg")
+    remember(StatIndex(tmp_path / "files.sqlite", now_ns=later(2_500_000_000)), path)
+    assert recognised(StatIndex(tmp_path / "files.sqlite"), path) is not None
+
+
+def test_a_file_changed_since_the_index_was_opened_is_not_trusted_however_late_it_is_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have changed again right after it was read, with the same stamp, long before it is remembered."""
+    index = StatIndex(tmp_path / "files.sqlite")
+    path = make_file(tmp_path / "x.jpg")
+    entry = (path, stamp_of(path), read_image_file(path)[1])
+    monkeypatch.setattr(time, "time_ns", lambda: entry[1][2] + HOUR)
+    index.remember([entry])
+    assert index.look_up([path]) == {}
+
+
 def test_many_files_are_looked_up_at_once(index: StatIndex, tmp_path: Path) -> None:
-    entries = [(tmp_path / f"{n}.jpg", (n, HOUR, n), hashlib.sha256(b"%d" % n).digest()) for n in range(1201)]
+    entries = [(tmp_path / f"{n}.jpg", (n, HOUR, 2 * HOUR, n), hashlib.sha256(b"%d" % n).digest()) for n in range(1201)]
     index.remember(entries)
     known = index.look_up([path for path, _, _ in entries] + [tmp_path / "unknown.jpg"])
     assert known == {str(path): (stamp, digest) for path, stamp, digest in entries}
@@ -151,7 +201,7 @@ def test_without_a_path_nothing_is_remembered(tmp_path: Path) -> None:
 def test_a_damaged_index_costs_only_time(tmp_path: Path, damage: bytes) -> None:
     (tmp_path / "files.sqlite").write_bytes(damage)
     path = make_file(tmp_path / "x.jpg")
-    index = StatIndex(tmp_path / "files.sqlite")
+    index = StatIndex(tmp_path / "files.sqlite", now_ns=later())
     assert index.look_up([path]) == {}
     remember(index, path)
     assert recognised(index, path) in (None, hashlib.sha256(b"content").digest())
@@ -160,13 +210,13 @@ def test_a_damaged_index_costs_only_time(tmp_path: Path, damage: bytes) -> None:
 
 def test_an_index_damaged_while_it_is_in_use_costs_only_time(tmp_path: Path) -> None:
     paths = [make_file(tmp_path / f"{number}.jpg") for number in range(50)]
-    index = StatIndex(tmp_path / "files.sqlite")
+    index = StatIndex(tmp_path / "files.sqlite", now_ns=later())
     remember(index, *paths)
     index.close()
     data = bytearray((tmp_path / "files.sqlite").read_bytes())
     data[4096:] = bytes(len(data) - 4096)
     (tmp_path / "files.sqlite").write_bytes(data)
-    index = StatIndex(tmp_path / "files.sqlite")
+    index = StatIndex(tmp_path / "files.sqlite", now_ns=later())
     for path in paths:
         assert recognised(index, path) in (None, hashlib.sha256(b"content").digest())
     remember(index, *paths)
@@ -181,20 +231,36 @@ def test_a_digest_of_the_wrong_length_is_not_believed(index: StatIndex, tmp_path
 
 def test_an_index_of_another_kind_costs_only_time(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "files.sqlite") as connection:
-        connection.execute("CREATE TABLE files (something TEXT)")
+        connection.execute("CREATE TABLE stamps (something TEXT)")
     connection.close()
-    index = StatIndex(tmp_path / "files.sqlite")
+    index = StatIndex(tmp_path / "files.sqlite", now_ns=later())
     path = make_file(tmp_path / "x.jpg")
     assert index.look_up([path]) == {}
     remember(index, path)
     assert index.look_up([path]) == {}
 
 
+def test_an_index_of_an_earlier_version_is_begun_anew(tmp_path: Path) -> None:
+    path = make_file(tmp_path / "x.jpg")
+    size, mtime_ns, _, inode = stamp_of(path)
+    with sqlite3.connect(tmp_path / "files.sqlite") as connection:
+        connection.execute(
+            "CREATE TABLE files (path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, "
+            "inode INTEGER NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID"
+        )
+        connection.execute("INSERT INTO files VALUES (?, ?, ?, ?, ?)", (str(path), size, mtime_ns, inode, bytes(32)))
+    connection.close()
+    index = StatIndex(tmp_path / "files.sqlite", now_ns=later())
+    assert index.look_up([path]) == {}
+    remember(index, path)
+    assert recognised(index, path) == hashlib.sha256(b"content").digest()
+
+
 def test_where_the_index_cannot_be_it_costs_only_time(tmp_path: Path) -> None:
     make_file(tmp_path / "file")
     path = make_file(tmp_path / "x.jpg")
     for place in (tmp_path / "file" / "files.sqlite", tmp_path):  # under a file; a folder itself
-        index = StatIndex(place)
+        index = StatIndex(place, now_ns=later())
         remember(index, path)
         assert index.look_up([path]) == {}
         index.close()
@@ -207,7 +273,7 @@ def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None
     folder.mkdir()
     folder.chmod(0o500)
     try:
-        index = StatIndex(folder / "files.sqlite")
+        index = StatIndex(folder / "files.sqlite", now_ns=later())
         remember(index, path)
         assert index.look_up([path]) == {}
     finally:
@@ -221,7 +287,7 @@ def test_deleting_the_index_while_it_is_open_costs_only_time(index: StatIndex, t
         part.unlink()
     remember(index, path)
     assert recognised(index, path) in (None, hashlib.sha256(b"content").digest())
-    fresh = StatIndex(tmp_path / "cache" / "files.sqlite")
+    fresh = StatIndex(tmp_path / "cache" / "files.sqlite", now_ns=later())
     assert fresh.look_up([path]) == {}
     remember(fresh, path)
     assert recognised(fresh, path) == hashlib.sha256(b"content").digest()
@@ -251,7 +317,7 @@ def test_a_stamp_fits_into_the_index_whatever_the_file_system_numbers_its_files(
     real = os.stat(path)
     values = list(real)
     values[1] = 2**64 - 3
-    high = os.stat_result(values, {"st_mtime_ns": real.st_mtime_ns})
+    high = os.stat_result(values, {"st_mtime_ns": real.st_mtime_ns, "st_ctime_ns": real.st_ctime_ns})
     monkeypatch.setattr(os, "stat", lambda *_, **__: high)
     stamp = stamp_of(path)
     monkeypatch.undo()
@@ -264,7 +330,7 @@ def test_several_processes_write_one_index(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from quickstudy.images.identity import StatIndex; "
         "index = StatIndex(Path(sys.argv[1])); "
-        "[index.remember([(Path(f'/{sys.argv[2]}-{n}'), (1, 1, n), bytes(32))]) for n in range(50)]; index.close()"
+        "[index.remember([(Path(f'/{sys.argv[2]}-{n}'), (1, 1, 1, n), bytes(32))]) for n in range(50)]; index.close()"
     )
     runs = [subprocess.Popen([sys.executable, "-c", code, str(place), str(number)]) for number in range(2)]
     assert [run.wait() for run in runs] == [0, 0]
@@ -275,10 +341,10 @@ def test_several_processes_write_one_index(tmp_path: Path) -> None:
 def test_an_index_locked_by_another_does_not_stop_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SQLite waits a few seconds for the other; here for none, so that the test does not."""
     path = make_file(tmp_path / "x.jpg")
-    StatIndex(tmp_path / "files.sqlite").close()
+    StatIndex(tmp_path / "files.sqlite", now_ns=later()).close()
     connect = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda place, timeout: connect(place, timeout=0))
-    index = StatIndex(tmp_path / "files.sqlite")
+    index = StatIndex(tmp_path / "files.sqlite", now_ns=later())
     other = connect(tmp_path / "files.sqlite")
     other.execute("BEGIN EXCLUSIVE")
     remember(index, path)
@@ -302,3 +368,55 @@ def test_files_are_read_by_many_threads(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert found == [[hashlib.sha256(b"%d" % number).digest() for number in range(20)]] * 4
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def listener(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(path))
+
+
+def device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has none of these among files")
+@pytest.mark.parametrize(
+    ("make", "reason"), [(pipe, "is a named pipe"), (listener, "is a socket"), (device, "is a device")]
+)
+def test_what_is_no_file_is_named_at_once(
+    make: Callable[[Path], None], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening a pipe would wait for somebody to write to it; a device may never end."""
+    monkeypatch.chdir(tmp_path)  # a socket's path must be short
+    make(Path("x.jpg"))
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read_image_file, Path("x.jpg"))
+        try:
+            with pytest.raises(UnusableImageError, match=reason):
+                reading.result(timeout=10)
+        finally:
+            if not reading.done() and make is pipe:  # let the thread end
+                os.close(os.open("x.jpg", os.O_RDWR | os.O_NONBLOCK))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no pipes among files")
+def test_a_pipe_put_in_a_file_s_place_while_it_is_opened_is_named_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_file(tmp_path / "x.jpg")
+    file = os.stat(path)
+    path.unlink()
+    os.mkfifo(path)
+    monkeypatch.setattr(os, "stat", lambda *_, **__: file)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(UnusableImageError, match="is a named pipe"):
+        pool.submit(read_image_file, path).result(timeout=10)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no pipes among files")
+def test_the_stamp_of_a_pipe_takes_no_opening(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.jpg")
+    assert stamp_of(tmp_path / "x.jpg")[0] == 0

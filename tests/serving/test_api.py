@@ -5,16 +5,19 @@ from __future__ import annotations
 import base64
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import numpy as np
+import onnxruntime
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
 import quickstudy
+from quickstudy.images.decoding import decode
 from quickstudy.serving.app import make_app
 from quickstudy.serving.settings import Settings
 
@@ -197,6 +200,47 @@ class TestNeighbours:
         kind, _, data = neighbours[0]["thumbnail"].partition(",")
         assert kind == "data:image/jpeg;base64"
         assert Image.open(io.BytesIO(base64.b64decode(data))).size == (96, 96)
+
+    def test_take_one_decoding_and_one_pass(self, trained: Path, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        sessions: list[object] = []
+        passes: list[list[str]] = []
+        decoded: list[bytes] = []
+        begin, run = onnxruntime.InferenceSession.__init__, onnxruntime.InferenceSession.run
+
+        def counted_begin(session: Any, *arguments: Any, **options: Any) -> None:
+            sessions.append(session)
+            begin(session, *arguments, **options)
+
+        def counted_run(session: Any, outputs: list[str], *arguments: Any) -> Any:
+            passes.append(outputs)
+            return run(session, outputs, *arguments)
+
+        def counted_decode(data: bytes, *arguments: Any, **options: Any) -> Any:
+            decoded.append(data)
+            return decode(data, *arguments, **options)
+
+        monkeypatch.setattr(onnxruntime.InferenceSession, "__init__", counted_begin)
+        monkeypatch.setattr(onnxruntime.InferenceSession, "run", counted_run)
+        for module in [one for name, one in sys.modules.items() if name.startswith("quickstudy")]:
+            if getattr(module, "decode", None) is decode:
+                monkeypatch.setattr(module, "decode", counted_decode)
+        app = make_app({"photos": trained / "photos.onnx"}, Settings())
+        assert len(sessions) == 1
+        with TestClient(app, base_url="http://127.0.0.1") as fresh:
+            for query, outputs in (("?neighbours=3", 2), ("?neighbours=0", 1), ("", 1)):
+                passes.clear(), decoded.clear()
+                assert fresh.post("/predict" + query, content=photo.read_bytes()).status_code == 200
+                assert decoded == [photo.read_bytes()]
+                assert [len(names) for names in passes] == [outputs]
+            decoded.clear()
+            assert fresh.post("/predict?neighbours=3", content=b"x").status_code == 422
+            assert decoded == [b"x"]
+
+    def test_change_nothing_of_the_prediction(self, client: TestClient, photo: Path) -> None:
+        [plain] = client.post("/predict", content=photo.read_bytes()).json()["predictions"]
+        [with_neighbours] = client.post("/predict?neighbours=4", content=photo.read_bytes()).json()["predictions"]
+        del with_neighbours["neighbours"]
+        assert with_neighbours == plain
 
     def test_are_none_where_none_were_kept_or_asked_for(self, client: TestClient, photo: Path) -> None:
         answer = client.post("/models/other/predict?neighbours=4", content=photo.read_bytes()).json()

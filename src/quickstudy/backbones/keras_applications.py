@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from quickstudy.backbones.keras_weights import build, with_own_weights, with_wei
 from quickstudy.backbones.preprocessing import PRESETS, Preprocessing
 from quickstudy.backbones.torch_export import export_module
 from quickstudy.errors import BackboneError
+from quickstudy.process import default_variable
 
 if TYPE_CHECKING:
     import keras
@@ -125,9 +125,9 @@ def _keras() -> Any:
     Raises:
         BackboneError: it is missing, or runs on another backend already.
     """
-    os.environ.setdefault("KERAS_BACKEND", "torch")
     try:
-        import keras
+        with default_variable("KERAS_BACKEND", "torch"):  # it is read when Keras is imported
+            import keras
     except ImportError as error:
         raise BackboneError(
             f"keras: needs Keras and torch ({error}); install them: pip install 'quickstudy[keras]'"

@@ -7,10 +7,12 @@ an image's activations then stay in one core's cache.
 
 from __future__ import annotations
 
+import importlib
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 
 from quickstudy.errors import BackboneError, MissingExtraError
 from quickstudy.extras import require
+from quickstudy.process import default_variable
 
 if TYPE_CHECKING:
     import onnx
@@ -26,14 +29,26 @@ if TYPE_CHECKING:
     from quickstudy.backbones.backbone import Backbone
 
 
+def import_onnxruntime() -> ModuleType:
+    """ONNX Runtime, imported with its telemetry switched off.
+
+    From 1.29 on it tells its makers about the machine and what it runs: it leaves a device's number and a queue of
+    events in the user's cache. It reads ORT_DISABLE_TELEMETRY once, when it is imported. Measured with 1.31: set for
+    the import alone, nothing is left, however many sessions follow; set between import and first session, or with
+    `disable_telemetry_events()` instead, both files are. So the variable is set for the import and taken back, and
+    whoever has imported ONNX Runtime before, or has set the variable, has decided it themselves.
+    """
+    with default_variable("ORT_DISABLE_TELEMETRY", "1"):
+        return importlib.import_module("onnxruntime")
+
+
 def open_session(graph: bytes | Path, *, threads: int = 1) -> onnxruntime.InferenceSession:
     """Load a graph, given as a file or as its bytes, for the CPU.
 
     Raises:
         BackboneError: ONNX Runtime cannot load it.
     """
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -59,8 +74,8 @@ def optimised(model: onnx.ModelProto, *, without: Sequence[str] = ()) -> onnx.Mo
         BackboneError: ONNX Runtime cannot load it.
     """
     import onnx
-    import onnxruntime
 
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.log_severity_level = 4  # what goes wrong comes as an exception, too

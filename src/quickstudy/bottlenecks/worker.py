@@ -28,6 +28,7 @@ from quickstudy.bottlenecks.shared import SharedStore, open_shared_store
 from quickstudy.errors import ClusterError, StoreError, UnusableImageError
 from quickstudy.images.identity import read_image_file
 from quickstudy.images.views import Distortions, view_key
+from quickstudy.process import settle_own_process
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -107,6 +108,7 @@ class Worker:
     """Computes blocks of images in a process of its own, which keeps the prefix loaded from block to block."""
 
     def __init__(self, order: Order, graph: Any, ledger: Any) -> None:
+        settle_own_process()
         self.order, self.graph, self.ledger = order, graph, ledger
         self._store: SharedStore | None = None
         self._prefix: Prefix | None = None

@@ -28,6 +28,7 @@ from quickstudy.cli import (
 )
 from quickstudy.cli.interruption import interruptible
 from quickstudy.errors import QuickstudyError
+from quickstudy.process import settle_own_process
 from quickstudy.version import VERSION
 
 
@@ -79,6 +80,7 @@ def _root(
 
 def run() -> None:
     """Run the command line: errors of use go to standard error without a traceback, with exit status 2."""
+    settle_own_process()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names need not be valid text
             stream.reconfigure(errors="backslashreplace")

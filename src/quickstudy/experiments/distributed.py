@@ -19,6 +19,7 @@ from quickstudy.experiments.study import Trial
 from quickstudy.experiments.tasks import Conditions
 from quickstudy.experiments.worker import Went, attempt
 from quickstudy.files import TEMPORARY_PREFIX
+from quickstudy.process import settle_own_process
 
 _RETRIES = 2
 """Of a task whose worker is lost."""
@@ -59,6 +60,7 @@ def _gpus(conditions: Conditions) -> int:
 
 def _carry_out(trial: Trial, conditions: Conditions) -> tuple[bytes, str | None]:
     """On the cluster: a trial's folder as an archive, and the error, if there was one."""
+    settle_own_process()
     alone = replace(conditions, workers=usable_cores())  # one core each, as it has asked for
     with tempfile.TemporaryDirectory(prefix="quickstudy-") as name:
         folder = Path(name) / trial.folder

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 from typing import Any
 
+from quickstudy.process import starting_own_process
+
 _PRELOADED = "quickstudy.experiments.worker"
 
 
@@ -22,4 +24,5 @@ def warm_up() -> None:
     if start_method().get_start_method() == "forkserver":
         from multiprocessing import forkserver
 
-        forkserver.ensure_running()
+        with starting_own_process():
+            forkserver.ensure_running()

@@ -21,6 +21,7 @@ from quickstudy.errors import QuickstudyError
 from quickstudy.experiments.processes import start_method
 from quickstudy.experiments.study import Trial
 from quickstudy.experiments.tasks import Conditions, Moment, Note
+from quickstudy.process import settle_own_process, starting_own_process
 
 _ATTEMPTS = 3
 _ENDING_SECONDS = 60.0
@@ -78,7 +79,8 @@ class _Worker:
         self.pipe, theirs = context.Pipe()
         self.trial: Trial | None = None
         self.process = context.Process(target=_serve, args=(theirs, runs, conditions), daemon=True)
-        self.process.start()
+        with starting_own_process():
+            self.process.start()
         theirs.close()
 
     def begin(self, trial: Trial) -> None:
@@ -106,6 +108,7 @@ class _Worker:
 
 def _serve(pipe: connection.Connection, runs: Path, conditions: Conditions) -> None:
     """A worker: carry out what comes through the pipe until it closes."""
+    settle_own_process()
     if hasattr(os, "setsid"):  # Ctrl-C is for the parent, which asks its workers to stop
         os.setsid()
     try:

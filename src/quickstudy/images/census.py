@@ -13,6 +13,7 @@ that an earlier model remembers stay as they are (see `quickstudy.models.roles`)
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from quickstudy.cores import usable_cores
 from quickstudy.errors import ImageSetError, UnusableImageError
 from quickstudy.images.identity import Stamp, StatIndex, read_image_file, stamp_of
 from quickstudy.images.imageset import ImageSet, Skipped, Split, load_image_set, require_classes
+from quickstudy.images.names import alike
 from quickstudy.progress import Progress, silent
 
 TEST_SHARE = 0.2
@@ -160,22 +162,18 @@ class Census:
     @property
     def empty_classes(self) -> tuple[str, ...]:
         """Classes that were listed and have no usable image, sorted."""
-        listed = {file.label for file in self.listed.files} | set(getattr(self.listed, "empty_classes", ()))
+        listed = {file.label for file in self.listed.files} | set(self.listed.empty_classes)
         return tuple(sorted(listed - set(self.labels.values())))
 
     @property
     def alike_classes(self) -> tuple[tuple[str, str], ...]:
         """Pairs of labels that differ by capitals only, sorted; they are not joined."""
-        by_folded: dict[str, list[str]] = {}
-        for name in sorted(set(self.labels.values())):
-            by_folded.setdefault(name.casefold(), []).append(name)
-        return tuple((names[0], other) for names in by_folded.values() for other in names[1:])
+        return alike(set(self.labels.values()))
 
     @property
     def passed_over(self) -> tuple[tuple[str, int], ...]:
         """Kinds of files and folders that listing has passed over, with their numbers."""
-        passed: tuple[tuple[str, int], ...] = getattr(self.listed, "passed_over", ())
-        return passed
+        return self.listed.passed_over
 
     @property
     def fingerprint(self) -> str:
@@ -274,7 +272,6 @@ def identify(paths: Sequence[Path], index: Path | None, *, progress: Progress = 
     store = StatIndex(index)
     try:
         known = store.look_up(paths)
-        names = [str(path) for path in paths]
         found: list[bytes | str] = [b""] * len(paths)
         to_read: list[tuple[int, Stamp]] = []
         for number, path in enumerate(paths):
@@ -283,7 +280,7 @@ def identify(paths: Sequence[Path], index: Path | None, *, progress: Progress = 
             except UnusableImageError as error:
                 found[number] = str(error)
                 continue
-            remembered = known.get(names[number]) or known.get(str(path.absolute()))
+            remembered = known.get(os.path.abspath(path))
             if remembered is not None and remembered[0] == stamp:
                 found[number] = remembered[1]
             else:

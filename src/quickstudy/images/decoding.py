@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import io
-import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,21 +27,20 @@ from PIL import Image, UnidentifiedImageError
 from quickstudy.errors import UnusableImageError
 
 MOST_PIXELS = 100_000_000
-"""Images whose header announces more pixels are not decoded: decompression bombs, or scans that want resizing first."""
+"""Images whose header announces more pixels are not decoded: decompression bombs, or scans that want resizing first.
+
+Pillow's own check warns from 89 million on and raises from 179; this is one clear refusal in between, whatever the
+process does with warnings (see `quickstudy.process`)."""
 MOST_BYTES = 256 << 20
 """Larger files are not read."""
 MOST_SCANS = 100
 """JPEGs announce their pixels once, but may go over them again and again: megabytes of empty scans keep libjpeg busy
 for hours. Encoders write one to a dozen."""
 
-# Pillow's own check warns from 89 million pixels on and raises from 179; ours is one clear refusal in between.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# What Pillow thinks of odd metadata helps nobody in front of a progress bar; what matters comes as an exception.
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-
 # MPO, which phones write for two pictures in one file, comes with JPEG.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 _ORIENTATION_TAG = 0x0112
+_THUMBNAIL_QUALITY = 80
 _JPEG, _START_OF_SCAN, _EXIF = b"\xff\xd8\xff", b"\xff\xda", b"Exif\x00\x00"
 
 Pixels = NDArray[np.uint8]
@@ -198,6 +196,12 @@ def size_of(data: bytes) -> tuple[int, int]:
 def to_pixels(image: Image.Image) -> Pixels:
     """Any loaded Pillow image as upright 8-bit RGB pixels; what `decode` does about modes and orientation."""
     return _upright(np.asarray(_to_rgb(image)), _orientation(image))
+
+
+def encode_thumbnail(pixels: Pixels) -> bytes:
+    """A small image as a JPEG file to look at."""
+    encoded: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=_THUMBNAIL_QUALITY)
+    return encoded
 
 
 def _open(data: bytes, most_pixels: int = MOST_PIXELS) -> Image.Image:

@@ -1,8 +1,10 @@
 """Who an image is: the SHA-256 of its file's bytes; and an index that spares reading unchanged files again.
 
-The stat index is a small SQLite file from (path, size, modification time, inode) to hash. It is a cache: deleting it
-costs only time, and where it cannot be opened or written, files are simply read. A file changed within two seconds of
-being indexed is not trusted, as its time stamp might not tell the next change apart (the "racy git" problem).
+The stat index is a small SQLite file from (path, size, times of change, inode) to hash. It is a cache: deleting it
+costs only time, and where it cannot be opened or written, files are simply read. Programs may put a modification time
+back (`rsync --times`, `touch -d`, taggers that keep it), but not the time at which the system noted a change of the
+file or of what it knows about it (ctime), so both count. A file changed within two seconds of when the index was
+opened, or later, is not trusted, as its times might not tell the next change apart (the "racy git" problem).
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,18 +24,30 @@ from quickstudy.images.decoding import MOST_BYTES
 _RACY_NANOSECONDS = 2_000_000_000
 _ATTEMPTS = 100
 _LARGEST_INTEGER = 2**63 - 1  # that SQLite holds
+# Earlier versions kept stamps without ctime in a table called files.
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS files (
+DROP TABLE IF EXISTS files;
+CREATE TABLE IF NOT EXISTS stamps (
     path TEXT PRIMARY KEY,
     size INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL,
+    ctime_ns INTEGER NOT NULL,
     inode INTEGER NOT NULL,
     digest BLOB NOT NULL
-) WITHOUT ROWID
+) WITHOUT ROWID;
 """
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
-Stamp = tuple[int, int, int]
-"""Size in bytes, modification time in nanoseconds, inode."""
+Stamp = tuple[int, int, int, int]
+"""Size in bytes, times of the last change of the content and of any change in nanoseconds (mtime, ctime), inode.
+
+On Windows the second time is that of the file's creation, which does no harm."""
 
 
 def stamp_of(path: Path) -> Stamp:
@@ -50,11 +65,16 @@ def stamp_of(path: Path) -> Stamp:
 def read_image_file(path: Path) -> tuple[bytes, bytes]:
     """The file's bytes and their SHA-256 digest (32 bytes).
 
+    What is no file is not opened: a named pipe would wait for somebody to write, and devices may never end.
+
     Raises:
-        UnusableImageError: it cannot be read or is too large; the message is the reason.
+        UnusableImageError: it is no file, cannot be read or is too large; the message is the reason.
     """
     try:
-        with path.open("rb", buffering=0) as file:
+        _require_file(os.stat(path))
+        # Where something else has taken its place meanwhile, opening it must not wait either.
+        with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+            _require_file(os.fstat(file.fileno()))
             if os.fstat(file.fileno()).st_size > MOST_BYTES:
                 raise UnusableImageError(f"larger than {MOST_BYTES >> 20} MiB")
             data = file.readall()
@@ -64,8 +84,18 @@ def read_image_file(path: Path) -> tuple[bytes, bytes]:
 
 
 def _stamp(path: Path) -> Stamp:
-    stat = os.stat(path)
-    return stat.st_size, stat.st_mtime_ns, stat.st_ino & _LARGEST_INTEGER  # some file systems use more bits
+    found = os.stat(path)
+    inode = found.st_ino & _LARGEST_INTEGER  # some file systems use more bits
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, inode
+
+
+def _require_file(found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise UnusableImageError(f"unreadable (is {_KINDS.get(stat.S_IFMT(found.st_mode), 'no file')})")
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _reason(error: OSError) -> str:
@@ -88,7 +118,16 @@ def _prepare(connection: sqlite3.Connection) -> None:
 class StatIndex:
     """Remembers the hashes of files by path and stamp. Not safe for use by several threads at once."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, *, now_ns: int | None = None) -> None:
+        """Open an index, or make one.
+
+        Args:
+            path: the SQLite file; nothing is remembered if it is None.
+            now_ns: a time, in nanoseconds since 1970, before all stamps that will be remembered were taken; the
+                present if left out. Only files that had been at rest for two seconds by then are trusted, however much
+                later they are remembered.
+        """
+        self._newest = (time.time_ns() if now_ns is None else now_ns) - _RACY_NANOSECONDS
         self._connection: sqlite3.Connection | None = None
         if path is None:
             return
@@ -109,10 +148,11 @@ class StatIndex:
             for start in range(0, len(names), 500):
                 chunk = names[start : start + 500]
                 marks = ",".join("?" * len(chunk))
-                query = f"SELECT path, size, mtime_ns, inode, digest FROM files WHERE path IN ({marks})"  # noqa: S608
-                for name, size, mtime_ns, inode, digest in self._connection.execute(query, chunk):
+                query = f"SELECT path, digest, size, mtime_ns, ctime_ns, inode FROM stamps WHERE path IN ({marks})"  # noqa: S608
+                for name, digest, *stamp in self._connection.execute(query, chunk):
                     if isinstance(digest, bytes) and len(digest) == 32:
-                        known[name] = ((size, mtime_ns, inode), digest)
+                        size, mtime_ns, ctime_ns, inode = stamp
+                        known[name] = ((size, mtime_ns, ctime_ns, inode), digest)
         except sqlite3.Error:
             return {}
         return known
@@ -121,15 +161,14 @@ class StatIndex:
         """Note the hashes of files that were just read, except those changed so lately that a stamp may lie."""
         if self._connection is None:
             return
-        newest = time.time_ns() - _RACY_NANOSECONDS
         rows = [
             (name, *stamp, digest)
             for path, stamp, digest in entries
-            if stamp[1] < newest and is_text(name := os.path.abspath(path))
+            if max(stamp[1:3]) < self._newest and is_text(name := os.path.abspath(path))
         ]
         try:
             with self._connection:
-                self._connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
+                self._connection.executemany("INSERT OR REPLACE INTO stamps VALUES (?, ?, ?, ?, ?, ?)", rows)
         except sqlite3.Error:
             self.close()  # locked, full or damaged: go on without
 

@@ -93,11 +93,6 @@ class ImageSet:
         """The class names, sorted."""
         return tuple(sorted({file.label for file in self.files}))
 
-    @property
-    def has_splits(self) -> bool:
-        """Whether the set came with a test split."""
-        return any(file.split == "test" for file in self.files)
-
 
 def load_image_set(source: str | os.PathLike[str], *, unlabelled: bool = False) -> ImageSet:
     """Read an image set from a folder or a manifest.

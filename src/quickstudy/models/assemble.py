@@ -28,13 +28,10 @@ from quickstudy.files import write_bytes_atomically
 from quickstudy.heads.calibration import probabilities_of
 from quickstudy.images.decoding import InputSpec
 from quickstudy.models.golden import GOLDEN_TOLERANCE, golden_images
-from quickstudy.models.metadata import FORMAT, PREFIX
+from quickstudy.models.metadata import FORMAT, HEAD_INPUT, HEAD_WEIGHTS, PREFIX
 from quickstudy.models.roles import Roles
 from quickstudy.models.seal import sealed
 from quickstudy.version import VERSION
-
-HEAD_INPUT = "head/sign"
-"""Name of the node that takes the features."""
 
 _TUNED = "tuned/"
 
@@ -216,14 +213,14 @@ def _merge(prefix: onnx.ModelProto, cut: str, suffix: onnx.ModelProto | None, he
         graph.node.extend(behind.graph.node)
         graph.initializer.extend(behind.graph.initializer)
         features = behind.graph.output[0].name
-    graph.initializer.append(numpy_helper.from_array(head.weights, "head/weights"))
+    graph.initializer.append(numpy_helper.from_array(head.weights, HEAD_WEIGHTS))
     graph.initializer.append(numpy_helper.from_array(head.biases, "head/biases"))
     for operator, inputs, output in (
         ("Sign", [features], HEAD_INPUT),
         ("Abs", [features], "head/magnitude"),
         ("Sqrt", ["head/magnitude"], "head/root"),
         ("Mul", [HEAD_INPUT, "head/root"], "head/features"),
-        ("Gemm", ["head/features", "head/weights", "head/biases"], "logits"),
+        ("Gemm", ["head/features", HEAD_WEIGHTS, "head/biases"], "logits"),
     ):
         graph.node.append(helper.make_node(operator, inputs, [output], name=output))
     graph.node.append(helper.make_node("Softmax", ["logits"], ["probabilities"], name="probabilities", axis=1))

@@ -19,10 +19,11 @@ from quickstudy.backbones.runtime import open_session
 from quickstudy.backbones.untrusted import parse_onnx
 from quickstudy.cores import usable_cores
 from quickstudy.errors import BackboneError, ModelError, UnusableImageError
+from quickstudy.files import as_path
 from quickstudy.images.decoding import MOST_PIXELS, InputSpec, Pixels, decode, fit, to_pixels
 from quickstudy.images.identity import read_image_file
 from quickstudy.models.golden import GOLDEN_TOLERANCE, LOOSEST_TOLERANCE, golden_images
-from quickstudy.models.metadata import FORMAT, PREFIX
+from quickstudy.models.metadata import FORMAT, PREFIX, features_in
 from quickstudy.models.roles import Roles
 from quickstudy.models.safety import LARGEST_SIDE, MOST_BYTES, MOST_CLASSES, check_graph
 from quickstudy.models.seal import examine_seal
@@ -55,8 +56,10 @@ class Model:
         input_spec: InputSpec,
         metadata: dict[str, Any],
         roles: Roles | None = None,
+        features: str | None = None,
     ) -> None:
         self._session = session
+        self._features = features
         self.classes = tuple(classes)
         """Names in the order of the probabilities."""
         self.input = input_spec
@@ -144,6 +147,19 @@ class Model:
         probabilities: NDArray[np.float32] = self.predict_pixels(pixels[None])[0]
         return probabilities
 
+    def classify_with_features(
+        self, file: bytes, *, most_pixels: int = MOST_PIXELS
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Class probabilities and what the head saw (d) of one image; see `classify` and `load`'s `with_features`.
+
+        Raises:
+            UnusableImageError: the bytes are no image that can be used; the message is the reason.
+            ModelError: the model was loaded without features, or has none.
+        """
+        pixels = fit(decode(file, self.input, most_pixels=most_pixels), self.input)
+        probabilities, features = self.predict_pixels_with_features(pixels[None])
+        return probabilities[0], features[0]
+
     def verify(self) -> float:
         """Run the golden checks; returns the largest difference from the expected probabilities.
 
@@ -185,31 +201,63 @@ class Model:
         Raises:
             ModelError: the graph cannot be run.
         """
+        return self._run(["probabilities"], images)[0]
+
+    def predict_pixels_with_features(
+        self, images: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Class probabilities (N×classes) and features (N×d) from one pass; see `predict_pixels`.
+
+        Raises:
+            ModelError: the model was loaded without features, has none, or cannot be run.
+        """
+        if self._features is None:
+            raise ModelError(
+                "The model gives no features: load it with with_features=True; only models with a head of quickstudy's "
+                "have any"
+            )
+        probabilities, features = self._run(["probabilities", self._features], images)
+        return probabilities, features
+
+    def _run(self, outputs: list[str], images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         try:
-            probabilities: NDArray[np.float32] = self._session.run(["probabilities"], {"image": images})[0]
+            values: list[NDArray[np.float32]] = self._session.run(outputs, {"image": images})
         except Exception as error:  # ONNX Runtime raises its own, unexported kinds
             raise ModelError(f"The model cannot be run: {_first_line(error)}") from error
-        return probabilities
+        return values
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path, *, with_features: bool = False) -> Model:
     """Load a model file that quickstudy wrote.
+
+    Args:
+        path: the `.onnx` file.
+        with_features: let it give what its head sees besides the probabilities, in the same pass.
 
     Raises:
         ModelError: there is no such file, or it is not such a model.
     """
-    path = Path(path)
+    path = as_path(path)
+    return load_bytes(read_model_file(path), path, with_features=with_features)
+
+
+def read_model_file(path: Path) -> bytes:
+    """The bytes of a file that may be a model.
+
+    Raises:
+        ModelError: there is no such file, or it is too large, or cannot be read.
+    """
     if not path.is_file():
         raise ModelError(f"No such model: '{path}'; make one with: quickstudy retrain photos/")
     if path.stat().st_size > MOST_BYTES:
         raise ModelError(f"'{path}' is larger than {MOST_BYTES >> 30} GiB; no model of quickstudy's is")
     try:
-        return load_bytes(path.read_bytes(), path)
+        return path.read_bytes()
     except OSError as error:
         raise ModelError(f"Cannot read '{path}': {error.strerror}") from None
 
 
-def load_bytes(data: bytes, path: Path) -> Model:
+def load_bytes(data: bytes, path: Path, *, with_features: bool = False) -> Model:
     """What `load` does, from a file's bytes; `path` is for messages.
 
     Nothing is run, and ONNX Runtime sees nothing, before the checksum fits and the graph is found harmless.
@@ -236,9 +284,10 @@ def load_bytes(data: bytes, path: Path) -> Model:
         if state == "missing":
             raise ValueError("it does not end with a checksum")
         classes, spec, roles = _classes(metadata), _input(metadata), _roles(metadata)
+        features = features_in(graph) if with_features else None
         check_graph(graph, path)
-        session = open_session(data)
-        _check_signature(session, spec, len(classes))
+        session = open_session(data if features is None else data + _output_besides(features))
+        _check_signature(session, spec, len(classes), features)
     except BackboneError as error:
         reason = str(error)
         raise ModelError(reason if str(path) in reason else f"'{path}' cannot be loaded: {reason}") from None
@@ -247,7 +296,7 @@ def load_bytes(data: bytes, path: Path) -> Model:
             f"'{path}' is an ONNX file, but not a model that quickstudy wrote ({_first_line(error)}); "
             "retrain, or use its own tools"
         ) from None
-    return Model(session, classes=classes, input_spec=spec, metadata=metadata, roles=roles)
+    return Model(session, classes=classes, input_spec=spec, metadata=metadata, roles=roles, features=features)
 
 
 def roles_of_file(path: Path) -> Roles | None:
@@ -306,19 +355,35 @@ def _input(metadata: dict[str, Any]) -> InputSpec:
     return spec
 
 
-def _check_signature(session: onnxruntime.InferenceSession, spec: InputSpec, classes: int) -> None:
+def _output_besides(name: str) -> bytes:
+    """What makes a tensor of a model an output when it follows the model's bytes.
+
+    Protocol buffers may be put together from pieces, so the model need not be written anew from what was parsed.
+    """
+    import onnx
+
+    piece = onnx.ModelProto()
+    piece.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    added: bytes = piece.SerializeToString()
+    return added
+
+
+def _check_signature(
+    session: onnxruntime.InferenceSession, spec: InputSpec, classes: int, features: str | None
+) -> None:
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if [i.name for i in inputs] != ["image"] or inputs[0].type != "tensor(uint8)":
         raise ValueError("its input is not 'image' in uint8")
     if list(inputs[0].shape[1:]) != [spec.size, spec.size, 3]:
         raise ValueError(f"its input has the shape {inputs[0].shape}")
-    if [o.name for o in outputs] != ["probabilities"] or outputs[0].shape[1:] != [classes]:
+    names = ["probabilities"] if features is None else ["probabilities", features]
+    if [o.name for o in outputs] != names or outputs[0].shape[1:] != [classes]:
         raise ValueError("its output is not 'probabilities' of its classes")
 
 
 def _open(image: ImageLike, spec: InputSpec) -> Pixels:
     if isinstance(image, str | Path):
-        return decode(read_image_file(Path(image))[0], spec)
+        return decode(read_image_file(as_path(image))[0], spec)
     if isinstance(image, Image.Image):
         if 0 in image.size:
             raise UnusableImageError(f"an image of {image.width}x{image.height} pixels")

@@ -5,37 +5,35 @@
 
 Thumbnails show somebody's images, so the file is written only when asked for, and never inside the model. One row an
 image, without its name; the schema's metadata name the model by its hash, for features of another mean nothing.
-Nearness is the cosine of what the head sees, the signed square roots of the features.
+Nearness is the cosine of what the head sees, the signed square roots of the features. Those of the training images come
+from who has trained the model, in float16; those of a new image from the model's own graph, in the pass that classifies
+it. Both are the same tensor, so a training image is its own nearest.
 """
 
 from __future__ import annotations
 
-import io
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pyarrow as pa
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
-from PIL import Image
 
-from quickstudy.backbones.runtime import open_session
+from quickstudy.backbones.untrusted import parse_onnx
 from quickstudy.cores import usable_cores
 from quickstudy.errors import ModelError, UnusableImageError
-from quickstudy.files import sha256_of_file, write_bytes_atomically
+from quickstudy.files import write_bytes_atomically
 from quickstudy.heads.softmax import signed_sqrt
-from quickstudy.images.decoding import MOST_PIXELS, InputSpec, decode, fit
+from quickstudy.images.decoding import InputSpec, decode, encode_thumbnail, fit
 from quickstudy.images.identity import read_image_file
-from quickstudy.models.assemble import HEAD_INPUT
-from quickstudy.models.model import Model, load
+from quickstudy.models.metadata import HEAD_WEIGHTS, features_in
+from quickstudy.models.model import Model, load_bytes, read_model_file
 from quickstudy.progress import Progress, silent
 
 THUMBNAIL_PIXELS = 96
-_QUALITY = 80
 _THUMBNAIL = InputSpec(size=THUMBNAIL_PIXELS)
 
 
@@ -53,16 +51,7 @@ class Neighbour:
 class Neighbours:
     """The training images of one model, to look up which are nearest. Safe to use from several threads."""
 
-    def __init__(
-        self,
-        model: Model,
-        graph: Path,
-        features: NDArray[np.floating],
-        labels: Sequence[str],
-        thumbnails: Sequence[bytes],
-    ) -> None:
-        self._model = model
-        self._features = _FeatureExtractor(graph)
+    def __init__(self, features: NDArray[np.floating], labels: Sequence[str], thumbnails: Sequence[bytes]) -> None:
         self._rows = _directions(features)
         self._labels = labels
         self._thumbnails = thumbnails
@@ -70,14 +59,14 @@ class Neighbours:
     def __len__(self) -> int:
         return len(self._labels)
 
-    def nearest(self, image: bytes, count: int, *, most_pixels: int = MOST_PIXELS) -> list[Neighbour]:
-        """The `count` training images nearest to an image file's bytes, nearest first.
+    @property
+    def width(self) -> int:
+        """How many features an image has."""
+        return int(self._rows.shape[1])
 
-        Raises:
-            UnusableImageError: the bytes are no image that can be used.
-        """
-        pixels = fit(decode(image, self._model.input, most_pixels=most_pixels), self._model.input)
-        similarities = self._rows @ _directions(self._features(pixels)[None])[0]
+    def nearest(self, features: NDArray[np.floating], count: int) -> list[Neighbour]:
+        """The `count` training images nearest to one whose features (d) the same model gave, nearest first."""
+        similarities = self._rows @ _directions(features[None])[0]
         order = np.argsort(-similarities, kind="stable")[:count]
         return [
             Neighbour(label=self._labels[row], similarity=float(similarities[row]), thumbnail=self._thumbnails[row])
@@ -91,89 +80,115 @@ def neighbours_path(model: Path) -> Path:
 
 
 def keep_neighbours(
-    model: Path, images: Sequence[tuple[Path, str]], *, threads: int | None = None, progress: Progress = silent
+    model: Path,
+    images: Sequence[tuple[Path, str]],
+    *,
+    features: NDArray[np.floating],
+    threads: int | None = None,
+    progress: Progress = silent,
 ) -> Path:
     """Write thumbnails, labels and features of a model's training images beside it; returns the file's path.
 
+    The network does not run: who has trained the model has the features, and images are decoded at a fraction of their
+    size, as far as a thumbnail takes.
+
     Args:
-        model: the `.onnx` file; each image passes through it once.
+        model: the `.onnx` file.
         images: files and their labels; one that can no longer be used is left out.
+        features: what the model's head sees of each image (n×d), in their order.
         threads: as many as there are cores if left out.
         progress: is told how far it has come.
 
     Raises:
-        ModelError: the model has no such features, or the file cannot be written.
+        ModelError: the model's head sees no such features, or the file cannot be written.
     """
-    spec, extract = load(model).input, _FeatureExtractor(model)
+    data = read_model_file(model)
+    _require_features(data, model, images=len(images), given=features.shape)
 
-    def row_of(item: tuple[Path, str]) -> tuple[str, bytes, NDArray[np.float16]] | None:
+    def thumbnail_of(item: tuple[Path, str]) -> bytes | None:
         try:
-            data, _ = read_image_file(item[0])
-            features = extract(fit(decode(data, spec), spec))
-            return item[1], _thumbnail_of(data), features.astype(np.float16)
+            return _thumbnail_of(read_image_file(item[0])[0])
         except UnusableImageError:
             return None
 
     progress.start("thumbnails", len(images))
-    rows = []
-    with ThreadPoolExecutor(threads or usable_cores()) as pool:
-        for number, row in enumerate(pool.map(row_of, images), start=1):
-            if row is not None:
-                rows.append(row)
-            progress.update(done=number, note="")
-    progress.finish()
+    thumbnails: list[bytes | None] = []
+    try:
+        with ThreadPoolExecutor(threads or usable_cores()) as pool:
+            for thumbnail in pool.map(thumbnail_of, images):
+                thumbnails.append(thumbnail)
+                progress.update(done=len(thumbnails), note="")
+    finally:
+        progress.finish()
     path = neighbours_path(model)
     try:
-        write_bytes_atomically(path, _serialise(rows, sha256_of_file(model)))
+        labels = [label for _, label in images]
+        write_bytes_atomically(path, _serialise(labels, thumbnails, features, hashlib.sha256(data).hexdigest()))
     except OSError as error:
         raise ModelError(f"Cannot write the thumbnails '{path}': {error.strerror}") from error
     return path
 
 
-def load_neighbours(model: Model, graph: Path) -> Neighbours | None:
+def load_neighbours(model: Path, model_sha256: str) -> Neighbours | None:
     """What is kept of a model's training images; None where nothing is, or what is there belongs to another model.
 
     Args:
-        model: as loaded.
-        graph: the file that it was loaded from.
+        model: the file beside which they lie.
+        model_sha256: what the file holds, as 64 hexadecimal digits.
 
     Raises:
         ModelError: the file of thumbnails is damaged.
     """
-    path = neighbours_path(graph)
+    path = neighbours_path(model)
     if not path.is_file():
         return None
     try:
         with pa.memory_map(str(path)) as mapped:
             table = pa.ipc.open_file(mapped).read_all()
         table.validate(full=True)
-        if (table.schema.metadata or {}).get(b"model") != sha256_of_file(graph).encode():
+        if (table.schema.metadata or {}).get(b"model") != model_sha256.encode():
             return None
         rows = table.column("features").combine_chunks()
-        features = np.asarray(rows.flatten(), np.float16).reshape(len(rows), -1) if len(rows) else np.empty((0, 1))
-        labels, thumbnails = table.column("label").to_pylist(), table.column("thumbnail").to_pylist()
-        return Neighbours(model, graph, features, labels, thumbnails)
-    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
-        raise ModelError(f"The thumbnails '{path}' are damaged ({error}); write them anew or delete them") from None
+        features = np.asarray(rows.flatten(), np.float16).reshape(len(rows), rows.type.list_size)
+        return Neighbours(features, table.column("label").to_pylist(), table.column("thumbnail").to_pylist())
+    except (OSError, pa.ArrowException, AttributeError, KeyError, ValueError, TypeError) as error:
+        raise _damaged(path, error) from None
 
 
-class _FeatureExtractor:
-    """A model up to what its head sees."""
+def load_with_neighbours(path: Path) -> tuple[Model, str, Neighbours | None]:
+    """A model, the SHA-256 of its file, and its training images where they are kept; then it gives features as well.
 
-    def __init__(self, graph: Path) -> None:
-        proto = onnx.load(graph, load_external_data=False)
-        # The head begins with the sign of the features, whatever the features are called in this graph.
-        found = [node.input[0] for node in proto.graph.node if node.name == HEAD_INPUT]
-        if len(found) != 1:
-            raise ModelError(f"'{graph}' has no head of quickstudy's, whose features could be compared")
-        del proto.graph.output[:]
-        proto.graph.output.append(helper.make_tensor_value_info(found[0], TensorProto.FLOAT, None))
-        self._output = found[0]
-        self._session = open_session(proto.SerializeToString())
+    Raises:
+        ModelError: as `load` and `load_neighbours`; or the model gives other features than are kept.
+    """
+    data = read_model_file(path)
+    sha256 = hashlib.sha256(data).hexdigest()
+    neighbours = load_neighbours(path, sha256)
+    model = load_bytes(data, path, with_features=neighbours is not None)
+    if neighbours is not None:
+        side = model.input.size
+        features = model.predict_pixels_with_features(np.zeros((1, side, side, 3), np.uint8))[1]
+        if features.shape != (1, neighbours.width):
+            difference = f"{neighbours.width} features an image are kept, the model gives {features.size}"
+            raise _damaged(neighbours_path(path), difference)
+    return model, sha256, neighbours
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        features: NDArray[np.float32] = self._session.run([self._output], {"image": pixels[None]})[0][0]
-        return features
+
+def _require_features(data: bytes, model: Path, *, images: int, given: tuple[int, ...]) -> None:
+    """That the head of a model takes what is given."""
+    graph = parse_onnx(data, model)
+    weights = [tensor.dims for tensor in graph.graph.initializer if tensor.name == HEAD_WEIGHTS]
+    if features_in(graph) is None or len(weights) != 1:
+        raise ModelError(f"'{model}' has no head of quickstudy's, whose features could be compared")
+    wanted = weights[0][0]
+    if given != (images, wanted):
+        raise ModelError(
+            f"The features are of shape {given}; the head of '{model}' sees {wanted} of each of {images} images"
+        )
+
+
+def _damaged(path: Path, reason: object) -> ModelError:
+    return ModelError(f"The thumbnails '{path}' are damaged ({reason}); write them anew or delete them")
 
 
 def _directions(features: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -184,18 +199,19 @@ def _directions(features: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def _thumbnail_of(data: bytes) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(fit(decode(data, _THUMBNAIL), _THUMBNAIL)).save(file, "JPEG", quality=_QUALITY)
-    return file.getvalue()
+    return encode_thumbnail(fit(decode(data, _THUMBNAIL), _THUMBNAIL))
 
 
-def _serialise(rows: Sequence[tuple[str, bytes, NDArray[np.float16]]], model_sha256: str) -> memoryview:
-    width = len(rows[0][2]) if rows else 1
-    values = np.concatenate([features for *_, features in rows]) if rows else np.empty(0, np.float16)
+def _serialise(
+    labels: Sequence[str], thumbnails: Sequence[bytes | None], features: NDArray[np.floating], model_sha256: str
+) -> memoryview:
+    """The file's bytes, without the images that have no thumbnail."""
+    kept = [row for row, thumbnail in enumerate(thumbnails) if thumbnail is not None]
+    values = np.ascontiguousarray(features[kept], np.float16)
     columns = {
-        "label": pa.array([label for label, *_ in rows], pa.string()),
-        "thumbnail": pa.array([thumbnail for _, thumbnail, _ in rows], pa.large_binary()),
-        "features": pa.FixedSizeListArray.from_arrays(pa.array(values, pa.float16()), width),
+        "label": pa.array([labels[row] for row in kept], pa.string()),
+        "thumbnail": pa.array([thumbnails[row] for row in kept], pa.large_binary()),
+        "features": pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), pa.float16()), values.shape[1]),
     }
     table = pa.table(columns).replace_schema_metadata({"model": model_sha256})
     sink = pa.BufferOutputStream()

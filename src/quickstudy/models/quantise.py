@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from quickstudy.backbones.runtime import optimised
+from quickstudy.backbones.runtime import import_onnxruntime, optimised
 from quickstudy.errors import ModelError, UnusableImageError
 from quickstudy.images.decoding import InputSpec, Pixels, decode, fit
 from quickstudy.images.identity import read_image_file
@@ -48,6 +48,7 @@ def quantised(
         ModelError: too few of the photos can be used, or there is nothing to quantise.
         BackboneError: ONNX Runtime cannot load the graph.
     """
+    import_onnxruntime()  # first, with its telemetry off
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     plain = optimised(model)

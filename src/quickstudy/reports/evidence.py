@@ -17,7 +17,7 @@ from quickstudy.backbones.backbone import Backbone, load_backbone
 from quickstudy.backbones.runtime import engine_for
 from quickstudy.bottlenecks.extraction import Extraction, extract_census
 from quickstudy.bottlenecks.store import Store
-from quickstudy.files import cache_folder
+from quickstudy.files import as_path, cache_folder
 from quickstudy.heads.calibration import probabilities_of
 from quickstudy.heads.selection import Head, fit_head
 from quickstudy.heads.softmax import Floats, signed_sqrt
@@ -99,7 +99,7 @@ def gather_evidence(
         ImageSetError: there are no images.
         QuickstudyError: the store or the backbone cannot be used; see the message.
     """
-    source, folder, runner = Path(images), cache_folder(Path(cache) if cache else None), engine_for(engine)
+    source, folder, runner = as_path(images), cache_folder(cache), engine_for(engine)
     net, store = load_backbone(backbone, folder), Store(folder / "bottlenecks")
     census = take_census(source, store.index_path, unlabelled=True, progress=progress)
     extraction = extract_census(census, net, store, unlabelled=True, engine=runner, progress=progress)

@@ -62,7 +62,7 @@ def view_gallery(
 
     A cache that cannot be written costs only time.
     """
-    folder = cache_folder(Path(cache) if cache else None) / "looks" / VERSION
+    folder = cache_folder(cache) / "looks" / VERSION
     looks = _load(folder, {image.digest for image in images})
     missing = list({image.digest: image for image in images if image.digest not in looks}.values())
     if missing:

@@ -10,11 +10,10 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from quickstudy.images.decoding import InputSpec, decode, size_of
+from quickstudy.images.decoding import InputSpec, decode, encode_thumbnail, size_of
 
 THUMBNAIL_SIDE = 96
 """The longest side of a thumbnail, in pixels."""
@@ -22,7 +21,6 @@ VERSION = "1"
 """Of the arithmetic below; it is to change with it."""
 
 _MEASURED = InputSpec(size=192)  # the shorter side at which sharpness and brightness are measured
-_THUMBNAIL_QUALITY = 80
 _BLACK, _WHITE = 8, 250  # grey levels up to and from which a pixel is taken for black and white
 _LONGEST_RATIO = 8  # narrower pictures are measured at this aspect ratio, so that they stay small
 
@@ -108,6 +106,4 @@ def _shrink(picture: Image.Image) -> Image.Image:
 def _thumbnail(picture: Image.Image) -> bytes:
     factor = min(1.0, THUMBNAIL_SIDE / max(picture.size))
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    pixels = np.ascontiguousarray(picture.resize(size, Image.Resampling.BILINEAR))
-    encoded: bytes = simplejpeg.encode_jpeg(pixels, quality=_THUMBNAIL_QUALITY)
-    return encoded
+    return encode_thumbnail(np.asarray(picture.resize(size, Image.Resampling.BILINEAR)))

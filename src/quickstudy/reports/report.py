@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.errors import ModelError
-from quickstudy.files import cache_folder, write_bytes_atomically
+from quickstudy.files import as_path, cache_folder, write_bytes_atomically
 from quickstudy.heads.learning_curve import LearningCurve, learning_curve
 from quickstudy.heads.ridge import LeaveOneOut, leave_one_out
 from quickstudy.progress import Progress, silent
@@ -48,9 +48,9 @@ def report(
         ModelError: the model cannot be used, where its images are is not known, or the file cannot be written.
         ImageSetError: the images cannot be used.
     """
-    model, folder = Path(model), cache_folder(Path(cache) if cache else None)
-    target = Path(output) if output else model.with_suffix(".report.html")
-    standing = take_stock(model, Path(images) if images else None, folder, progress)
+    model, folder = as_path(model), cache_folder(cache)
+    target = as_path(output) if output else model.with_suffix(".report.html")
+    standing = take_stock(model, as_path(images) if images else None, folder, progress)
     evidence = standing.evidence
     gallery = view_gallery(evidence.images, cache=folder, progress=progress)
     # Each of these keeps a core busy for about as long, mostly outside of Python.

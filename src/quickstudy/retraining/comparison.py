@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quickstudy.errors import ImageSetError
+from quickstudy.files import as_path
 from quickstudy.images.census import take_census
 from quickstudy.images.imageset import Skipped
 from quickstudy.intervals import paired_interval
@@ -121,7 +122,7 @@ def compare(
         ImageSetError: there is no image that can be used, of a class that both models know, that is a test of both.
     """
     models = [model if isinstance(model, Model) else load(model) for model in (first, second)]
-    census = take_census(Path(images), stat_index(cache), progress=progress)
+    census = take_census(as_path(images), stat_index(cache), progress=progress)
     shared = set(models[0].classes) & set(models[1].classes)
     judgement = may_judge(census, [model.roles for model in models], classes=shared, everything=everything)
     contents = judgement.contents

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quickstudy.bottlenecks.store import Store
-from quickstudy.files import cache_folder
+from quickstudy.files import as_path, cache_folder
 from quickstudy.images.census import take_census
 from quickstudy.images.imageset import Skipped
 from quickstudy.intervals import share_interval
@@ -188,7 +188,7 @@ def evaluate(
         ImageSetError: no images, none of a class that the model knows, or none that it has not learned.
     """
     model = model if isinstance(model, Model) else load(model)
-    census = take_census(Path(images), stat_index(cache), progress=progress)
+    census = take_census(as_path(images), stat_index(cache), progress=progress)
     judgement = may_judge(census, [model.roles], classes=model.classes, everything=everything)
     truth: list[str] = []
     predicted: list[str] = []
@@ -212,4 +212,4 @@ def evaluate(
 
 def stat_index(cache: str | Path | None) -> Path:
     """Where the stat index of a cache folder lies."""
-    return Store(cache_folder(Path(cache) if cache else None) / "bottlenecks").index_path
+    return Store(cache_folder(cache) / "bottlenecks").index_path

@@ -118,11 +118,17 @@ class FineTunedClassifier:
 
     def logits(self, digests: list[bytes]) -> Floats:
         """Calibrated logits (n×K) of images."""
-        none = np.zeros(len(digests), np.intp)
-        examples = Examples(digests=tuple(digests), labels=none, gather=self.kept.extraction.gather)
-        logits: Floats = logits_of(self.kept.result.network, examples).numpy()
+        logits: Floats = logits_of(self.kept.result.network, self._unlabelled(digests)).numpy()
         logits /= np.float32(self.kept.temperature)
         return logits
+
+    def features(self, digests: list[bytes]) -> NDArray[np.floating]:
+        """What the trained layers give of images (n×d), which is what the head of the written model sees."""
+        return features_of(self.kept.result.network.suffix, self._unlabelled(digests).plain())
+
+    def _unlabelled(self, digests: list[bytes]) -> Examples:
+        none = np.zeros(len(digests), np.intp)
+        return Examples(digests=tuple(digests), labels=none, gather=self.kept.extraction.gather)
 
     @property
     def unseen(self) -> tuple[Unseen, ...]:

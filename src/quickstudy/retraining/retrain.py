@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone, load_backbone
 from quickstudy.backbones.cuts import FEATURES, stages
@@ -21,7 +22,7 @@ from quickstudy.backbones.runtime import ONNX_RUNTIME, device_of, engine_for
 from quickstudy.bottlenecks.extraction import Extraction, extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ImageSetError, ModelError, PlanError
-from quickstudy.files import cache_folder
+from quickstudy.files import as_path, cache_folder
 from quickstudy.finetuning.method import VIEWS, Method
 from quickstudy.heads.calibration import probabilities_of, suggest_abstention
 from quickstudy.heads.selection import Head, fit_head
@@ -98,7 +99,7 @@ def retrain(
         PlanError: no fine-tuning fits the budget, or it is given with another engine than is planned for.
         QuickstudyError: the store, the backbone or the model's place cannot be used; see the message.
     """
-    images, folder = Path(images), cache_folder(Path(cache) if cache else None)
+    images, folder = as_path(images), cache_folder(cache)
     model_path = _model_path(images, output)
     method = method or Method()
     if views is not None and views < 0:
@@ -114,7 +115,7 @@ def retrain(
         cuts = stages(net.cuts, None if cut == FEATURES else cut) if progressive else [cut]
         tunes = budget_seconds is not None or cuts != [FEATURES]
         store = Store(folder / "bottlenecks")
-        before = _roles_before(Path(roles_of) if roles_of else None, model_path)
+        before = _roles_before(as_path(roles_of) if roles_of else None, model_path)
         census = take_census(images, store.index_path, hold_out=tunes, before=before, progress=progress)
         census.require_enough()
         if strict:
@@ -188,8 +189,9 @@ def retrain(
         from quickstudy.models.neighbours import keep_neighbours
 
         with clock.stage("thumbnails"):
-            shown = [(census.contents[d].path, census.labels[d]) for d in census.digests("train", "validation")]
-            keep_neighbours(model_path, shown, progress=progress)
+            train = census.digests("train", "validation")
+            shown = [(census.contents[digest].path, census.labels[digest]) for digest in train]
+            keep_neighbours(model_path, shown, features=learned.features(train), progress=progress)
     return RetrainResult(
         model=model_path,
         census=census,
@@ -234,6 +236,9 @@ class Learned(Protocol):
     def stages(self) -> tuple[dict[str, Any], ...]:
         """How fine-tuning went, as JSON values; nothing where there was none."""
 
+    def features(self, digests: list[bytes]) -> NDArray[np.floating]:
+        """What the head of the written model sees of images (n×d)."""
+
     def logits(self, digests: list[bytes]) -> Floats:
         """Calibrated logits (n×K) of images."""
 
@@ -268,6 +273,9 @@ class _Linear:
 
     def stages(self) -> tuple[dict[str, Any], ...]:
         return ()
+
+    def features(self, digests: list[bytes]) -> NDArray[np.floating]:
+        return self.extraction.gather(digests)
 
     def logits(self, digests: list[bytes]) -> Floats:
         return self.head.logits(self.extraction.gather(digests))
@@ -305,7 +313,7 @@ class _Clock:
 def _model_path(images: Path, output: str | Path | None) -> Path:
     if output is None:
         return Path(f"{images.resolve().stem if images.is_file() else images.resolve().name}.onnx")
-    path = Path(output)
+    path = as_path(output)
     if path.suffix != ".onnx":
         raise ModelError(f"The model must be named *.onnx; got '{path}'")
     if not path.parent.is_dir():

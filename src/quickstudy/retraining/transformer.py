@@ -17,7 +17,7 @@ from quickstudy.backbones.runtime import engine_for
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import UnusableImageError
-from quickstudy.files import cache_folder
+from quickstudy.files import as_path, cache_folder
 from quickstudy.images.decoding import to_pixels
 from quickstudy.models.model import ImageLike
 from quickstudy.progress import silent
@@ -62,7 +62,7 @@ class Bottleneck(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             UnusableImageError: an image cannot be used; the message names it.
             BackboneError: the engine cannot be had.
         """
-        folder = cache_folder(Path(self.cache) if self.cache else None)
+        folder = cache_folder(self.cache)
         extraction = extract(
             [_as_file(image) for image in X],
             load_backbone(self.backbone, folder),
@@ -91,7 +91,7 @@ class Bottleneck(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
 def _as_file(image: ImageLike) -> Path | bytes:
     if isinstance(image, str | Path):
-        return Path(image)
+        return as_path(image)
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     buffer = io.BytesIO()
     Image.fromarray(to_pixels(picture)).save(buffer, "PNG", compress_level=1)

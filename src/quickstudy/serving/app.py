@@ -29,6 +29,7 @@ from starlette.types import ASGIApp
 
 from quickstudy.errors import UnusableImageError
 from quickstudy.models.model import Model
+from quickstudy.models.neighbours import Neighbour
 from quickstudy.serving.documentation import PAGE, documentation_page, openapi
 from quickstudy.serving.guard import Guard
 from quickstudy.serving.metrics import CONTENT_TYPE, Metrics
@@ -182,26 +183,28 @@ class _Service:
         """In a thread: what there is to say about one image."""
         answer: dict[str, Any] = {} if upload.file is None else {"file": upload.file}
         try:
-            probabilities = version.model.classify(upload.data, most_pixels=self._settings.most_pixels)
-            classes = _ranked(version.model, probabilities, top)
-            answer |= {**classes[0], "classes": classes}
-            if neighbours:
-                answer["neighbours"] = self._nearest(version, upload.data, neighbours)
+            model, most_pixels = version.model, self._settings.most_pixels
+            nearest: list[Neighbour] = []
+            if neighbours and version.neighbours is not None:
+                probabilities, features = model.classify_with_features(upload.data, most_pixels=most_pixels)
+                nearest = version.neighbours.nearest(features, neighbours)
+            else:
+                probabilities = model.classify(upload.data, most_pixels=most_pixels)
         except UnusableImageError as error:
-            answer["error"] = str(error)
+            return answer | {"error": str(error)}
+        classes = _ranked(model, probabilities, top)
+        answer |= {**classes[0], "classes": classes}
+        if neighbours:
+            answer["neighbours"] = [_shown(neighbour) for neighbour in nearest]
         return answer
 
-    def _nearest(self, version: Version, data: bytes, count: int) -> list[dict[str, Any]]:
-        if version.neighbours is None:
-            return []
-        return [
-            {
-                "label": neighbour.label,
-                "similarity": round(neighbour.similarity, 4),
-                "thumbnail": "data:image/jpeg;base64," + base64.b64encode(neighbour.thumbnail).decode(),
-            }
-            for neighbour in version.neighbours.nearest(data, count, most_pixels=self._settings.most_pixels)
-        ]
+
+def _shown(neighbour: Neighbour) -> dict[str, Any]:
+    return {
+        "label": neighbour.label,
+        "similarity": round(neighbour.similarity, 4),
+        "thumbnail": "data:image/jpeg;base64," + base64.b64encode(neighbour.thumbnail).decode(),
+    }
 
 
 def _ranked(model: Model, probabilities: np.ndarray[Any, np.dtype[np.float32]], top: int) -> list[dict[str, Any]]:

@@ -16,16 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from quickstudy.errors import ModelError, QuickstudyError, ServingError
-from quickstudy.files import sha256_of_file
-from quickstudy.models.model import Model, load
-from quickstudy.models.neighbours import Neighbours, load_neighbours, neighbours_path
+from quickstudy.models.model import Model
+from quickstudy.models.neighbours import Neighbours, load_with_neighbours, neighbours_path
 from quickstudy.serving.metrics import Metrics
 
 log = logging.getLogger("quickstudy.serving")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
-_Stamp = tuple[tuple[int, int, int] | None, ...]
+_Stamp = tuple[tuple[int, int, int, int] | None, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +35,7 @@ class Version:
     sha256: str
     """Of the file."""
     neighbours: Neighbours | None
-    """The training images, where their thumbnails were kept."""
+    """The training images, where their thumbnails were kept; then the model gives features, too."""
     loaded: float
     """Seconds since 1970."""
 
@@ -89,11 +88,11 @@ class Served:
 
     def _look(self) -> _Stamp:
         """What tells that the model or its neighbours have changed."""
-        stamps: list[tuple[int, int, int] | None] = []
+        stamps: list[tuple[int, int, int, int] | None] = []
         for path in (self.path, neighbours_path(self.path)):
             try:
                 stat = os.stat(path)
-                stamps.append((stat.st_mtime_ns, stat.st_size, stat.st_ino))
+                stamps.append((stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino))
             except OSError:
                 stamps.append(None)
         return tuple(stamps)
@@ -150,11 +149,6 @@ def parse_models(arguments: list[str]) -> dict[str, Path]:
 
 
 def _load(path: Path) -> Version:
-    model = load(path)
+    model, sha256, neighbours = load_with_neighbours(path)
     model.verify()
-    return Version(
-        model=model,
-        sha256=sha256_of_file(path),
-        neighbours=load_neighbours(model, path),
-        loaded=time.time(),
-    )
+    return Version(model=model, sha256=sha256, neighbours=neighbours, loaded=time.time())

@@ -26,6 +26,7 @@ import torch.distributed
 from quickstudy import errors
 from quickstudy.cores import usable_cores
 from quickstudy.errors import QuickstudyError, RecipeError, RunError, TrainingError
+from quickstudy.process import settle_own_process, starting_own_process
 
 _TIMEOUT = datetime.timedelta(minutes=10)
 
@@ -149,9 +150,10 @@ def run_replicas(world: int, device_type: str, work: Callable[..., Any], *argume
     from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
     with tempfile.TemporaryDirectory(prefix="quickstudy-") as folder:
-        replicas = start_processes(  # type: ignore[no-untyped-call]
-            _replica, (world, device_type, Path(folder), work, arguments), nprocs=world, join=False
-        )
+        with starting_own_process():
+            replicas = start_processes(  # type: ignore[no-untyped-call]
+                _replica, (world, device_type, Path(folder), work, arguments), nprocs=world, join=False
+            )
         try:
             while not replicas.join():
                 pass
@@ -188,6 +190,8 @@ _ERROR = "error.json"
 def _replica(
     rank: int, world: int, device_type: str, folder: Path, work: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
+    # This process was started by `run_replicas` and ends with this function, so its environment is nobody else's.
+    settle_own_process()
     os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
     replica = Replica(rank=rank, world=world, local_rank=rank, local_world=world, device_type=device_type)
     status = 0

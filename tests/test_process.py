@@ -1,0 +1,146 @@
+"""Importing the library changes nothing of somebody else's process; what is set for moments is put back."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from quickstudy.process import default_variable
+
+LOOK = """
+import json, locale, os, pkgutil, signal, sys, warnings
+
+def state():
+    import numpy
+    mask = os.umask(0); os.umask(mask)
+    return {
+        "environment": dict(os.environ),
+        "filters": [str(one) for one in warnings.filters],
+        "showwarning": repr(warnings.showwarning),
+        "umask": mask,
+        "signals": {str(n): repr(signal.getsignal(n)) for n in signal.valid_signals()},
+        "numpy": numpy.geterr(),
+        "locale": locale.setlocale(locale.LC_ALL),
+        "recursion": sys.getrecursionlimit(),
+        "hook": repr(sys.excepthook),
+        "folder": os.getcwd(),
+    }
+
+def differences(before):
+    after = state()
+    return {name: [before[name], after[name]] for name in before if before[name] != after[name]}
+"""
+
+
+def found_by(code: str) -> dict[str, list[object]]:
+    run = [sys.executable, "-c", LOOK + code]
+    return json.loads(subprocess.run(run, check=True, timeout=300, capture_output=True, text=True).stdout)
+
+
+def test_the_public_names_leave_the_process_as_it_was() -> None:
+    code = """
+import sklearn.base  # it has its deprecations shown by a filter of its own
+before = state()
+import quickstudy
+for name in quickstudy.__all__:
+    getattr(quickstudy, name)
+print(json.dumps(differences(before)))
+"""
+    assert found_by(code) == {}
+
+
+def test_every_module_leaves_the_process_as_it_was() -> None:
+    """The libraries that they need come first: what those do at their import is their own."""
+    code = """
+import importlib
+for name in ("sklearn.base", "scipy", "torch", "torch.distributed", "torch.utils.tensorboard", "PIL.Image", "onnx",
+             "pyarrow", "uvicorn", "starlette", "typer", "timm", "coremltools"):
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        pass
+before = state()
+import quickstudy
+names = [one.name for one in pkgutil.walk_packages(quickstudy.__path__, "quickstudy.")]
+for name in names:
+    if name != "quickstudy.__main__":
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            assert not error.name.startswith("quickstudy"), error
+assert len(names) > 100, names
+print(json.dumps(differences(before)))
+"""
+    assert found_by(code) == {}
+
+
+def test_onnx_runtime_is_imported_without_a_trace_in_the_environment() -> None:
+    code = """
+before = state()
+from quickstudy.backbones.runtime import import_onnxruntime
+assert import_onnxruntime().__name__ == "onnxruntime"
+print(json.dumps(differences(before)))
+"""
+    assert found_by(code) == {}
+
+
+def test_a_variable_has_its_value_inside_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("QUICKSTUDY_TEST", raising=False)
+    with default_variable("QUICKSTUDY_TEST", "a"):
+        assert os.environ["QUICKSTUDY_TEST"] == "a"
+        with default_variable("QUICKSTUDY_TEST", "a"):
+            pass
+        assert os.environ["QUICKSTUDY_TEST"] == "a"
+    assert "QUICKSTUDY_TEST" not in os.environ
+    with pytest.raises(ValueError), default_variable("QUICKSTUDY_TEST", "a"):
+        raise ValueError
+    assert "QUICKSTUDY_TEST" not in os.environ
+
+
+def test_what_somebody_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUICKSTUDY_TEST", "theirs")
+    with default_variable("QUICKSTUDY_TEST", "a"):
+        assert os.environ["QUICKSTUDY_TEST"] == "theirs"
+    assert os.environ["QUICKSTUDY_TEST"] == "theirs"
+
+
+def test_threads_inside_at_once_all_have_the_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("QUICKSTUDY_TEST", raising=False)
+    seen: list[str | None] = []
+
+    def work() -> None:
+        for _ in range(300):
+            with default_variable("QUICKSTUDY_TEST", "a"):
+                seen.append(os.environ.get("QUICKSTUDY_TEST"))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == ["a"] * 2400
+    assert "QUICKSTUDY_TEST" not in os.environ
+
+
+def test_the_command_line_shows_none_of_pillow_s_warnings() -> None:
+    code = """
+from quickstudy.process import settle_own_process
+settle_own_process()
+warnings.warn_explicit("Corrupt EXIF data", UserWarning, "TiffImagePlugin.py", 1, module="PIL.TiffImagePlugin")
+warnings.warn_explicit("could be a bomb", RuntimeWarning, "Image.py", 1, module="PIL.Image")
+with warnings.catch_warnings(record=True) as caught:
+    warnings.warn_explicit("of others", UserWarning, "other.py", 1, module="other")
+print(json.dumps({"others": [str(one.message) for one in caught], "spin": [os.environ["GOMP_SPINCOUNT"]]}))
+"""
+    run = [sys.executable, "-c", LOOK + code]
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("PYTHONWARNINGS", "GOMP_SPINCOUNT")
+    }
+    done = subprocess.run(run, check=True, timeout=60, capture_output=True, text=True, env=environment)
+    assert done.stderr == ""
+    assert json.loads(done.stdout) == {"others": ["of others"], "spin": ["20000"]}
