@@ -462,6 +462,26 @@ def shares(values: dict[str, float]) -> str:
     return ranged(values, 1, scale=100) + " %"
 
 
+def optimum() -> str:
+    """The head's held-out figures beside scikit-learn's."""
+    rows = [
+        [
+            f"{row['classes']} classes, {row['images']:,} images",
+            f"{row['l2']:g}",
+            f"{row['log_loss']:.4f}",
+            f"{row['log_loss_scikit_learn']:.4f}",
+            f"{row['right']:,}",
+            f"{row['right_scikit_learn']:,}",
+            f"{row['largest_difference_of_a_probability']:.0e}",
+            f"{row['seconds']:.2f}",
+            f"{row['seconds_scikit_learn']:.1f}",
+        ]
+        for row in load("optimum")["rows"]
+    ]
+    header = ["bottlenecks", "strength", "log loss", "scikit-learn", "right", "scikit-learn", "probabilities differ by"]
+    return table([*header, "seconds", "scikit-learn"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "summary": summary,
     "extraction": extraction,
@@ -472,6 +492,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": memory,
     "accuracy": accuracy,
     "views": views,
+    "optimum": optimum,
     "faults": faults,
     "training_step": training_step,
     "training_race": training_race,

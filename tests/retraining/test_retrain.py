@@ -134,7 +134,7 @@ def test_names_order_and_place_of_the_files_do_not_change_the_model(
     first = retrain(photos, tmp_path / "first.onnx")
     moved = tmp_path / "elsewhere"
     for number, path in enumerate(sorted(photos.rglob("*.jpg"))):
-        place = moved / path.parent.name / f"deeper-{number % 3}"
+        place = moved / path.parent.name / f"{path.parent.name}-{number % 3}"
         place.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, place / f"{hashlib.sha256(path.name.encode()).hexdigest()}.jpeg")
     second = retrain(moved, tmp_path / "second.onnx", cache=tmp_path / "other-cache")

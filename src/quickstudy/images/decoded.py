@@ -34,6 +34,8 @@ class DecodedImageSet:
     classes."""
     census: Census
     """The images by content, and what became of the others."""
+    digests: Mapping[Split, tuple[bytes, ...]]
+    """The content of each image of a split, in its order."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -87,6 +89,7 @@ def decode_image_set(
         census.require_whole()
     # Pixels move into the arrays one by one, so that no two copies of all stand in memory.
     splits: dict[Split, PixelSet] = {}
+    digests: dict[Split, tuple[bytes, ...]] = {}
     trained = set(census.counts("train"))
     classes = tuple(sorted(trained))
     for split in _SPLITS:
@@ -97,8 +100,9 @@ def decode_image_set(
         for number, digest in enumerate(members):
             pixels[number] = decoded.pop(digest)
         labels = np.array([classes.index(census.labels[digest]) for digest in members], np.int64)
+        digests[split] = tuple(members)
         splits[split] = PixelSet(pixels=pixels, labels=labels, classes=classes)
-    return DecodedImageSet(splits=splits, census=census)
+    return DecodedImageSet(splits=splits, census=census, digests=digests)
 
 
 def _decode_all(

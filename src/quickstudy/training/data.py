@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from quickstudy.errors import ImageSetError
 from quickstudy.images.decoded import decode_image_set
 from quickstudy.images.decoding import InputSpec
-from quickstudy.images.imageset import Skipped
+from quickstudy.images.imageset import Skipped, Split
 from quickstudy.images.named import NAMED, find, layout_of, load
 from quickstudy.images.pixels import PixelSet
+from quickstudy.models.roles import Roles
 from quickstudy.progress import Progress, silent
 from quickstudy.training.distortions import Moments
 
@@ -32,6 +33,8 @@ class TrainingData:
     test: PixelSet
     skipped: tuple[Skipped, ...] = ()
     """Files that could not be used."""
+    roles: Roles | None = None
+    """Which images are for what; None where they did not come as files of their own."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -74,6 +77,7 @@ class TrainingData:
             side=self.side,
             channels=self.channels,
             moments=self.moments,
+            roles=self.roles,
         )
 
 
@@ -87,6 +91,8 @@ class DataFacts:
     side: int
     channels: int
     moments: Moments
+    roles: Roles | None = None
+    """Which images are for what, which the exported model will carry; None where they were no files of their own."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -96,6 +102,7 @@ class DataFacts:
             "side": self.side,
             "channels": self.channels,
             "moments": self.moments.to_dict(),
+            "roles": self.roles.to_dict() if self.roles else None,
         }
 
     @staticmethod
@@ -107,6 +114,7 @@ class DataFacts:
             side=int(values["side"]),
             channels=int(values["channels"]),
             moments=Moments.from_dict(values["moments"]),
+            roles=Roles.from_dict(values["roles"]) if values.get("roles") else None,
         )
 
 
@@ -132,6 +140,7 @@ def load_training_data(
     """  # fmt: skip
     path = Path(source)
     skipped: tuple[Skipped, ...] = ()
+    digests: Mapping[Split, tuple[bytes, ...]] = {}
     if source in NAMED and source != "flowers":
         splits = dict(load(source, folder=folder))
     elif source not in NAMED and layout_of(path) is not None:
@@ -142,18 +151,24 @@ def load_training_data(
             raise ImageSetError(f"'{source}' is not here; get it with: quickstudy data get {source}")
         decoded = decode_image_set(place, InputSpec(size=image_size), progress=progress)
         splits, skipped = {str(name): pixels for name, pixels in decoded.splits.items()}, decoded.skipped
+        digests = decoded.digests
     train, test, held = splits["train"], splits.get("test"), splits.get("validation")
     if test is None:
         raise ImageSetError(f"'{source}' has no test images; put some under {source}/test/<class>/")
     if train.pixels.shape[1] != train.pixels.shape[2]:
         raise ImageSetError(f"Images of {train.pixels.shape[1:3]} pixels are not square; training needs square ones")
+    learned, chosen_by = digests.get("train", ()), digests.get("validation", ())
     if held is None and validation:
-        train, held = _hold_out(train, validation)
-    return TrainingData(train=train, validation=held, test=test, skipped=skipped)
+        chosen = _held_out(train, validation)
+        chosen_by = tuple(digest for digest, out in zip(learned, chosen.tolist(), strict=False) if out)
+        learned = tuple(digest for digest, out in zip(learned, chosen.tolist(), strict=False) if not out)
+        train, held = _part(train, ~chosen), _part(train, chosen)
+    roles = Roles.of(learned, chosen_by, digests.get("test", ())) if digests else None
+    return TrainingData(train=train, validation=held, test=test, skipped=skipped, roles=roles)
 
 
-def _hold_out(data: PixelSet, share: float) -> tuple[PixelSet, PixelSet]:
-    """Split by content: images whose hash is among the lowest of their class; copies stay together."""
+def _held_out(data: PixelSet, share: float) -> NDArray[np.bool_]:
+    """Which images validate, by content: those whose hash is among the lowest of their class; copies stay together."""
     hashes = [hashlib.sha256(image.tobytes()).digest() for image in data.pixels]
     order: NDArray[np.int64] = np.array(sorted(range(len(data)), key=lambda row: hashes[row]), np.int64)
     held = np.zeros(len(data), np.bool_)
@@ -170,7 +185,7 @@ def _hold_out(data: PixelSet, share: float) -> tuple[PixelSet, PixelSet]:
         )
     if not held.any():
         raise ImageSetError(f"No class has a second image that validation={share:g} could hold out; add images")
-    return _part(data, ~held), _part(data, held)
+    return held
 
 
 def _part(data: PixelSet, chosen: NDArray[np.bool_] | Sequence[bool]) -> PixelSet:

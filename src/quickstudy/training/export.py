@@ -84,6 +84,7 @@ def export(run: str | Path, output: str | Path | None = None) -> Path:
             "finished": result is not None,
             "test": None if result is None else result["test"],
         },
+        roles=facts.roles,
     )
     return path
 
