@@ -43,7 +43,9 @@ _MOST_ITERATIONS = 1000  # within one step
 _MOST_BIAS_STEPS = 50
 _LEAST_SHARE = 1e-9  # of a step; less is none
 _LEAST_CURVATURE = 1e-6  # of a bias, which has no penalty, where all images are told apart
-_STUCK_STEPS = 5  # without the gradient falling by half, in float32: its digits are used up
+# In float32: so many steps without the gradient falling by half, or the objective noticeably, have used up its digits.
+_STUCK_STEPS = 5
+_NOTICEABLE = 1e-4  # of the objective
 # On the clothing photos 64, 96, 128, 160 and 256 directions take 1.34, 1.18, 1.19, 1.40 and 1.65 s for four strengths.
 _MAIN_DIRECTIONS = 128
 _SUBSPACE_STEPS = 3
@@ -281,7 +283,7 @@ class _Problem:
         """Newton's method from `parameters` on: where it ends, its iterations, and whether it has converged."""
         state = self.begin(parameters)
         preconditioner, used = self.preconditioner(state.probabilities), 0
-        shortest, stuck, iterations = np.inf, 0, 0
+        shortest, lowest, stuck, iterations = np.inf, np.inf, 0, 0
         for _ in range(_MOST_STEPS):
             step, change, spent = self.newton_step(state, preconditioner)
             state = self.search(state, step, change)
@@ -291,8 +293,9 @@ class _Problem:
                 state = self.settled(state)
                 if state.gap <= self.most_gap:
                     return state, iterations, True
-            stuck = 0 if length < shortest / 2 else stuck + 1
-            shortest = min(shortest, length)
+            objective = float(self.objective(state).sum())
+            stuck = 0 if length < shortest / 2 or objective < lowest * (1 - _NOTICEABLE) else stuck + 1
+            shortest, lowest = min(shortest, length), min(lowest, objective)
             if stuck >= _STUCK_STEPS and self.dtype == np.float32:
                 break
             if used > _ITERATIONS_FOR_A_PRECONDITIONER:
@@ -305,8 +308,10 @@ class _Problem:
         Far from the optimum probabilities are 0 and 1, where the loss has no curvature for a step to go by.
         """
         logits = (parameters @ self.x.T).reshape(self.sets, self.classes, -1)
-        loss = self.mean(self.at(logits)[1]) + self.l2 / 2 * self.dot(parameters[:, :-1], parameters[:, :-1])
-        good = loss < np.log(self.classes)
+        state = self.state(parameters, logits)
+        good = self.objective(state) < np.log(self.classes)
+        if good.all():
+            return state
         return self.state(parameters * self.spread(good), logits * good.astype(self.dtype)[:, None, None])
 
     def at(self, logits: Real) -> tuple[Real, Real, Real]:
@@ -445,6 +450,11 @@ class _Problem:
     def longest(self, gradient: Real) -> float:
         """The length of the longest gradient of a training set."""
         return float(np.sqrt(self.dot(gradient, gradient).max()))
+
+    def objective(self, state: _State) -> NDArray[np.float64]:
+        """The objective of each training set (F), in nats."""
+        weights = state.parameters[:, :-1]
+        return self.mean(state.losses) + self.l2 / 2 * self.dot(weights, weights)
 
     def mean(self, losses: Real) -> NDArray[np.float64]:
         """The weighted mean of the rows' losses (F), in nats."""
