@@ -24,7 +24,7 @@ from quickstudy.retraining.result import RetrainResult
 
 _FLIP_ONLY = Distortions(crop=0, scale=0, brightness=0)
 _VIEWS = {
-    "none": (0, Distortions()),
+    "none": (0, None),
     "1, flip alone": (1, _FLIP_ONLY),
     "1, all four at 10 %": (1, Distortions()),
     "3, all four at 10 %": (3, Distortions()),

@@ -16,6 +16,10 @@ class MissingExtraError(QuickstudyError):
     """An optional part of the installation is asked for and missing."""
 
 
+class OptionError(QuickstudyError):
+    """An option has a value that it cannot have, or would do nothing beside the others."""
+
+
 class ImageSetError(QuickstudyError):
     """The images, their labels or their layout cannot be used as they are."""
 

@@ -20,7 +20,7 @@ from quickstudy.backbones.runtime import ONNX_RUNTIME, Engine, Prefix, engine_fo
 from quickstudy.backbones.speed import known_speed, measure_speed
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
-from quickstudy.errors import BackboneError, MissingExtraError, PlanError
+from quickstudy.errors import BackboneError, MissingExtraError, OptionError
 from quickstudy.models.model import load
 from quickstudy.reports.audit import audit
 from quickstudy.reports.report import report
@@ -117,7 +117,7 @@ def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_budget_is_for_onnx_runtime(net: Backbone, photos: Path, cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="not a budget, with engine 'openvino'"):
+    with pytest.raises(OptionError, match="not a budget, with engine 'openvino'"):
         retrain(photos, tmp_path / "m.onnx", backbone="small", cache=cache, engine="openvino", budget_seconds=60)
 
 

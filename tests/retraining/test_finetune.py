@@ -146,7 +146,7 @@ def test_where_nothing_helps_the_model_is_the_linear_one_of_all_training_images(
 ) -> None:
     monkeypatch.setattr(loop._Training, "_is_borne", lambda _self, candidate: candidate.epoch == 0)
     result = run(photos, cache, tmp_path / "m.onnx")
-    plain = run(photos, cache, tmp_path / "plain.onnx", cut="features")
+    plain = run(photos, cache, tmp_path / "plain.onnx", cut="features", method=None)
     assert result.tuning[0]["kept"]["epoch"] == 0
     assert result.cross_validation == plain.cross_validation
     assert result.test == plain.test

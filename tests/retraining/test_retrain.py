@@ -19,7 +19,7 @@ from PIL import Image
 
 import quickstudy
 from quickstudy.bottlenecks.store import Store
-from quickstudy.errors import HeadError, ImageSetError, ModelError, QuickstudyError
+from quickstudy.errors import HeadError, ImageSetError, ModelError, OptionError, QuickstudyError
 from quickstudy.images.views import Distortions
 from quickstudy.models.checks import photos_for_checking
 from quickstudy.models.roles import Roles
@@ -452,7 +452,7 @@ class TestViews:
         assert training["distortions"] == {"flip": False, "crop": 0.1, "scale": 0.1, "brightness": 0.2}
 
     def test_cannot_be_negative(self, photos: Path, retrain: Retrain) -> None:
-        with pytest.raises(ImageSetError, match="cannot be negative; got -1"):
+        with pytest.raises(OptionError, match="cannot be negative; got -1"):
             retrain(photos, views=-1)
 
 

@@ -112,18 +112,17 @@ def command(
     tunes = cut != "features" or unfreeze or budget
     if tunes:
         require("torch", extra="train")
-    if budget and (unfreeze or cut != "features" or epochs or views is not None):
-        raise typer.BadParameter("--budget chooses cut, views and epochs itself; leave out what you have named, or it")
-    if (epochs or rate) and not tunes:
-        raise typer.BadParameter("--epochs and --rate are for fine-tuning; add --cut, or leave them out")
-    if disk and not budget:
-        raise typer.BadParameter("--disk goes with --budget; name a time, too")
+    if budget and epochs:
+        raise typer.BadParameter("--budget chooses cut, views and epochs itself; leave out --epochs, or it")
     from quickstudy.cli.amounts import parse_bytes, parse_seconds
     from quickstudy.cli.display import progress_for
     from quickstudy.finetuning.method import Method
     from quickstudy.images.views import Distortions
     from quickstudy.retraining.retrain import retrain
 
+    distortions = Distortions(
+        flip=flip, crop=random_crop / 100, scale=random_scale / 100, brightness=random_brightness / 100
+    )
     result = retrain(
         images,
         output,
@@ -132,11 +131,9 @@ def command(
         progressive=unfreeze is not None,
         budget_seconds=parse_seconds(budget) if budget else None,
         disk_bytes=parse_bytes(disk) if disk else None,
-        method=Method.of(epochs=epochs, rate=rate),
+        method=None if epochs is None and rate is None else Method.of(epochs=epochs, rate=rate),
         views=views,
-        distortions=Distortions(
-            flip=flip, crop=random_crop / 100, scale=random_scale / 100, brightness=random_brightness / 100
-        ),
+        distortions=None if distortions == Distortions() else distortions,
         class_weight="balanced" if class_weight else None,
         l2=l2,
         dtype=dtype.value,

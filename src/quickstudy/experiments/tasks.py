@@ -201,9 +201,10 @@ class Retraining:
             folder / "model.onnx",
             backbone=self.backbone,
             cut=self.cut,
-            method=Method.of(epochs=self.epochs, rate=self.rate),
+            # In a grid that has a cut beside none, what is for the one does nothing for the other.
+            method=Method.of(epochs=self.epochs, rate=self.rate) if self.cut != FEATURES else None,
             views=self.views if self.views >= 0 else None,
-            distortions=self.distortions,
+            distortions=self.distortions if self.views > 0 or (self.views < 0 and self.cut != FEATURES) else None,
             class_weight=balanced,
             l2=self.l2 or None,
             dtype="float32" if self.dtype == "float32" else "float16",

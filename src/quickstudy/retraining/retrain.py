@@ -21,7 +21,7 @@ from quickstudy.backbones.cuts import FEATURES, stages
 from quickstudy.backbones.runtime import ONNX_RUNTIME, device_of, engine_for
 from quickstudy.bottlenecks.extraction import Extraction, extract_census
 from quickstudy.bottlenecks.store import Store
-from quickstudy.errors import ImageSetError, ModelError, PlanError
+from quickstudy.errors import ModelError, OptionError
 from quickstudy.files import as_path, cache_folder
 from quickstudy.finetuning.method import VIEWS, Method
 from quickstudy.heads.calibration import probabilities_of, suggest_abstention
@@ -77,7 +77,7 @@ def retrain(
         method: how to fine-tune, where there is something to fine-tune.
         views: augmented views an image to train on besides the plain one; none if left out, or `VIEWS`
             where there is something to fine-tune.
-        distortions: how views differ from the plain image.
+        distortions: how views differ from the plain image; where there are views.
         class_weight: `balanced` weighs all classes the same, however many images they have.
         l2: regularisation strength; chosen by cross-validation if left out.
         dtype: how bottlenecks are kept in the store.
@@ -96,24 +96,38 @@ def retrain(
 
     Raises:
         ImageSetError: there is too little to learn from, or with `strict` a file that cannot be used.
-        PlanError: no fine-tuning fits the budget, or it is given with another engine than is planned for.
+        OptionError: an option has a value that it cannot have, or would do nothing beside the others.
+        PlanError: no fine-tuning fits the budget.
         QuickstudyError: the store, the backbone or the model's place cannot be used; see the message.
     """
     images, folder = as_path(images), cache_folder(cache)
     model_path = _model_path(images, output)
-    method = method or Method()
+    tunes = budget_seconds is not None or progressive or cut != FEATURES
     if views is not None and views < 0:
-        raise ImageSetError(f"The number of views cannot be negative; got {views}")
+        raise OptionError(f"The number of views cannot be negative; got {views}")
+    if budget_seconds is not None and (progressive or cut != FEATURES or views is not None):
+        raise OptionError(
+            "A budget chooses cut, views and epochs itself; leave out --cut, --unfreeze and --views, or --budget"
+        )
+    if disk_bytes is not None and budget_seconds is None:
+        raise OptionError("A limit of the disk (--disk) goes with --budget; name a time, too, or leave it out")
+    if method is not None and not tunes:
+        raise OptionError("--epochs and --rate are for fine-tuning; add --cut, or leave them out")
+    if distortions is not None and not views and not (tunes and views is None):
+        raise OptionError(
+            "--flip, --random-crop, --random-scale and --random-brightness distort views, and there are none; add "
+            "--views or --cut, or leave them out"
+        )
+    method = method or Method()
     runner, clock = engine_for(engine), _Clock()
     if budget_seconds is not None and runner is not ONNX_RUNTIME:
-        raise PlanError(
+        raise OptionError(
             "The planner measures ONNX Runtime on the processor; name a cut and epochs, not a budget, with "
             f"engine '{engine}'"
         )
     with clock.stage("census"):
         net = load_backbone(backbone, folder).at(cut)
         cuts = stages(net.cuts, None if cut == FEATURES else cut) if progressive else [cut]
-        tunes = budget_seconds is not None or cuts != [FEATURES]
         store = Store(folder / "bottlenecks")
         before = _roles_before(as_path(roles_of) if roles_of else None, model_path)
         census = take_census(images, store.index_path, hold_out=tunes, before=before, progress=progress)
