@@ -18,6 +18,9 @@ _LOCK = threading.Lock()
 _INSIDE: Counter[str] = Counter()
 """How many contexts hold each environment variable."""
 
+TELEMETRY_OFF = ("ORT_DISABLE_TELEMETRY", "1")
+"""What keeps ONNX Runtime, from 1.29 on, from telling its makers about the machine; read when it is imported."""
+
 # torch's threads spin for milliseconds while they wait for each other. Beside another process on the same cores, like
 # the evaluator, that made a step ten times as long. So many turns (some 20 µs) cost a step alone nothing; sleeping at
 # once (OMP_WAIT_POLICY=PASSIVE) cost an eighth. Read when torch is first imported, so it has to be there before.
@@ -54,6 +57,8 @@ def starting_own_process() -> AbstractContextManager[None]:
 def settle_own_process() -> None:
     """Set what only a process of quickstudy's own may: the command line and its workers call it first of all."""
     os.environ.setdefault(*_SPINNING)
+    # Here it can stay, which spares changing the environment while other threads may read it.
+    os.environ.setdefault(*TELEMETRY_OFF)
     if not sys.warnoptions:
         # Pillow warns of odd metadata, which helps nobody in front of a progress bar, and of images beyond 89 million
         # pixels, where `images.decoding` has its own limit; what matters comes as an exception. Filters are the whole

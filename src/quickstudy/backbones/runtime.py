@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from quickstudy.errors import BackboneError, MissingExtraError
 from quickstudy.extras import require
-from quickstudy.process import default_variable
+from quickstudy.process import TELEMETRY_OFF, default_variable
 
 if TYPE_CHECKING:
     import onnx
@@ -38,7 +38,7 @@ def import_onnxruntime() -> ModuleType:
     `disable_telemetry_events()` instead, both files are. So the variable is set for the import and taken back, and
     whoever has imported ONNX Runtime before, or has set the variable, has decided it themselves.
     """
-    with default_variable("ORT_DISABLE_TELEMETRY", "1"):
+    with default_variable(*TELEMETRY_OFF):
         return importlib.import_module("onnxruntime")
 
 
