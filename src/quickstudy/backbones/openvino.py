@@ -44,6 +44,10 @@ class OpenVinoPrefix:
         }
         self._compiled = core.compile_model(model, "CPU", options)
         self._of_thread = threading.local()
+        # Two threads whose first inferences of the process meet can wait for each other for ever: OpenVINO fills a
+        # table at its first access to a tensor's data, one of them inside that, waiting for Python's lock, the other
+        # holding that lock (seen in one of 25 runs, with 2026.4.1). So the first is over before there are others.
+        self(np.zeros((1, side, side, 3), np.uint8))
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Bottlenecks (N × shape of the cut) of images (uint8, N×size×size×3)."""
