@@ -462,6 +462,21 @@ def shares(values: dict[str, float]) -> str:
     return ranged(values, 1, scale=100) + " %"
 
 
+def census() -> str:
+    """Seconds of a census, cold and warm."""
+    values = load("census")
+    cold, warm = values["cold"], values["warm"]
+    rows = [
+        ["listing", f"{cold['listing']:.2f}", ranged(warm["listing"], 2)],
+        ["hashes, or what is known of them", f"{cold['identifying']:.2f}", ranged(warm["identifying"], 2)],
+        ["a census of what was listed, hashes included", "", ranged(warm["bringing together"], 2)],
+        ["**in all**", "", ranged(values["warm_seconds"], 2)],
+    ]
+    header = [f"{values['files']:,} files of {values['kilobytes']} KiB", "seconds, cold", "warm"]
+    alone = f"\nHashing alone, on one core: {values['hashing_alone_on_one_core_seconds']:.2f} s.\n"
+    return table(header, rows) + alone
+
+
 def optimum() -> str:
     """The head's held-out figures beside scikit-learn's."""
     rows = [
@@ -493,6 +508,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "accuracy": accuracy,
     "views": views,
     "optimum": optimum,
+    "census": census,
     "faults": faults,
     "training_step": training_step,
     "training_race": training_race,
