@@ -62,7 +62,7 @@ def lay_out(root: Path, layout: str, files: Files) -> Path:
 
 
 def expected_roles(files: Files, layout: str, before: dict[bytes, Split]) -> dict[bytes, Split | str]:
-    """By the obvious way: the role of each content, or why it has none."""
+    """Find the role of each content, or why it has none, by the obvious way."""
     found: dict[bytes, Split | str] = {}
     contents = sorted({content for content, *_ in files}, key=digest_of)
     labels = {content: {label for other, label, *_ in files if other == content} for content in contents}
@@ -200,3 +200,12 @@ def test_unchanged_files_are_not_read_again_and_changed_ones_are(tmp_path: Path)
     second = take_census(source, index)
     assert set(second.contents) - set(first.contents) == {digest_of(99)}
     assert set(first.contents) - set(second.contents) == {digest_of(1)}
+
+
+def test_rows_without_a_split_are_no_leak_beside_rows_to_train_on(tmp_path: Path) -> None:
+    files: Files = [(n, "cat" if n % 2 else "dog", "train" if n < 6 else "test", n) for n in range(10)]
+    files += [(0, "dog", "", 10), (6, "dog", "", 11)]
+    census = take_census(lay_out(tmp_path, "manifest with splits", files), None)
+    assert (census.leaks, census.copies) == (1, 2)  # the one that is in the test, too
+    assert census.contents[digest_of(0)].role == "train"
+    assert census.contents[digest_of(6)].role == "test"

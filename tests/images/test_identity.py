@@ -33,7 +33,7 @@ def make_file(path: Path, data: bytes = b"content", *, age: int = HOUR) -> Path:
 
 
 def later(nanoseconds: int = HOUR) -> int:
-    """That much later than now, when files that were just made are old; nobody can set the time of a change back."""
+    """A time so much later than now that files that were just made are old; nobody can set a change's time back."""
     return time.time_ns() + nanoseconds
 
 

@@ -225,9 +225,9 @@ class _State:
     """F×n, in nats."""
     gradient: Real
     change: float = np.inf
-    """As in `Fit`, of the step that led here."""
+    """Root mean square by which the step that led here changed the probabilities; see `Fit`."""
     gap: float = np.inf
-    """As in `Fit`; known where the biases are settled."""
+    """Bound on how far the loss is above its optimum, in nats; infinite until the biases are settled."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -309,7 +309,7 @@ class _Problem:
         """
         logits = (parameters @ self.x.T).reshape(self.sets, self.classes, -1)
         state = self.state(parameters, logits)
-        good = self.objective(state) < np.log(self.classes)
+        good = self.objective(state) <= np.log(self.classes) * (1 + 1e-6)  # zero itself, up to rounding
         if good.all():
             return state
         return self.state(parameters * self.spread(good), logits * good.astype(self.dtype)[:, None, None])

@@ -75,7 +75,12 @@ class Content(NamedTuple):
     @property
     def leaks(self) -> bool:
         """Whether the given splits have it more than once, in different roles."""
-        return len({place.split for place in self.places}) > 1
+        return len(self.given_roles) > 1
+
+    @property
+    def given_roles(self) -> set[Split]:
+        """The roles that its places came with; a manifest's rows without a split are for training."""
+        return {place.split or "train" for place in self.places}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +90,7 @@ class Census:
     source: Path
     """The folder or manifest."""
     contents: Mapping[bytes, Content]
-    """By digest, in the digests' order, which no renaming changes."""
+    """The contents by digest, in the digests' order, which no renaming changes."""
     given: bool
     """Whether the set came with splits; if not, roles are drawn by content."""
     listed: ImageSet
@@ -226,7 +231,7 @@ def take_census(
     before: RolesBefore | None = None,
     progress: Progress = silent,
 ) -> Census:
-    """List, hash, bring together by content, label, and give roles.
+    """Make the census of an image set: list, hash, bring together by content, label, and give roles.
 
     Args:
         images: a folder or manifest, or what was listed of one.
@@ -258,9 +263,8 @@ def _census_of(
     given = any(file.split for file in listed.files)
     by_digest: dict[bytes, list[Place]] = {}
     unread = list(listed.skipped)
-    for place, identity in zip(
-        places, identify([place.path for place in places], index, progress=progress), strict=True
-    ):
+    identities = identify([place.path for place in places], index, progress=progress)
+    for place, identity in zip(places, identities, strict=True):
         if isinstance(identity, bytes):
             by_digest.setdefault(identity, []).append(place)
         else:
@@ -384,9 +388,7 @@ def _with_roles(
 
 
 def _given_role(content: Content) -> Split:
-    # Rows of a manifest without a split are for training.
-    splits = {place.split or "train" for place in content.places}
-    return next(split for split in _STRICTEST if split in splits)
+    return next(split for split in _STRICTEST if split in content.given_roles)
 
 
 def draw_tests(

@@ -11,7 +11,7 @@ import re
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"})
 READ = frozenset({"JPEG", "PNG", "GIF", "WebP", "BMP", "TIFF"})
 SNIFFED_BYTES = 132
-"""As far as the latest of the signatures below reaches, DICOM's."""
+"""How many bytes of a file are looked at: as far as the last of the signatures below reaches, DICOM's."""
 
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8\xff", "JPEG"),

@@ -175,7 +175,7 @@ def load_with_neighbours(path: Path) -> tuple[Model, str, Neighbours | None]:
 
 
 def _require_features(data: bytes, model: Path, *, images: int, given: tuple[int, ...]) -> None:
-    """That the head of a model takes what is given."""
+    """Check that the head of a model takes features of this width."""
     graph = parse_onnx(data, model)
     weights = [tensor.dims for tensor in graph.graph.initializer if tensor.name == HEAD_WEIGHTS]
     if features_in(graph) is None or len(weights) != 1:

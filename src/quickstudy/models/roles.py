@@ -37,7 +37,7 @@ class Roles:
     """The images that a model was made from."""
 
     role_of: Mapping[bytes, Split]
-    """By the first six bytes of the content's SHA-256."""
+    """The role of each content, by the first six bytes of its SHA-256."""
 
     @staticmethod
     def of(train: Iterable[bytes], validation: Iterable[bytes], test: Iterable[bytes]) -> Roles:
@@ -57,12 +57,12 @@ class Roles:
         return _KIND_OF[role] if role else "new"
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values: by role the digests' beginnings, in order, each as its distance from the one before."""
+        """Give JSON values: by role the digests' beginnings, in order, each as its distance from the one before."""
         return {split: _pack(d for d, role in self.role_of.items() if role == split) for split in _KIND_OF}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Roles:
-        """From what `to_dict` gave.
+        """Make roles of what `to_dict` gave.
 
         Raises:
             ValueError: it is something else.
@@ -86,7 +86,7 @@ class Judgement:
     """Images by label of classes that not all models know; they are not scored."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Give it as JSON values."""
         return {"roles": self.roles, "is_test": self.is_test, "left_out": self.left_out, "unknown_images": self.unknown}
 
 

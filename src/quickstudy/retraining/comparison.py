@@ -20,7 +20,7 @@ from quickstudy.intervals import paired_interval
 from quickstudy.models.model import Model, load
 from quickstudy.models.roles import Judgement, may_judge
 from quickstudy.progress import Progress, silent
-from quickstudy.retraining.evaluation import Score, stat_index
+from quickstudy.retraining.evaluation import Score, ask, stat_index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,18 +126,14 @@ def compare(
     shared = set(models[0].classes) & set(models[1].classes)
     judgement = may_judge(census, [model.roles for model in models], classes=shared, everything=everything)
     contents = judgement.contents
-    predicted: list[dict[bytes, str]] = [{}, {}]
+    predicted: list[dict[bytes, str]] = []
     skipped = {item.path: item for item in census.skipped}
     progress.start("comparing", 2 * len(contents))
     try:
         for number, model in enumerate(models):
-            predictions = model.predict_each(content.path for content in contents)
-            for place, (content, prediction) in enumerate(zip(contents, predictions, strict=True), start=1):
-                if prediction.probabilities is None:
-                    skipped[content.path] = Skipped(path=content.path, reason=prediction.reason)
-                else:
-                    predicted[number][content.digest] = model.classes[prediction.probabilities.argmax()]
-                progress.update(done=number * len(contents) + place, note="")
+            said, unusable = ask(model, contents, progress, before=number * len(contents))
+            predicted.append(said)
+            skipped.update((item.path, item) for item in unusable)
     finally:
         progress.finish()
     scored = [content for content in contents if all(content.digest in names for names in predicted)]

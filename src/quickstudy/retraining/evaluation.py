@@ -10,7 +10,7 @@ from typing import Any
 
 from quickstudy.bottlenecks.store import Store
 from quickstudy.files import as_path, cache_folder
-from quickstudy.images.census import take_census
+from quickstudy.images.census import Content, take_census
 from quickstudy.images.imageset import Skipped
 from quickstudy.intervals import share_interval
 from quickstudy.models.model import Model, load
@@ -190,24 +190,44 @@ def evaluate(
     model = model if isinstance(model, Model) else load(model)
     census = take_census(as_path(images), stat_index(cache), progress=progress)
     judgement = may_judge(census, [model.roles], classes=model.classes, everything=everything)
-    truth: list[str] = []
-    predicted: list[str] = []
-    skipped = list(census.skipped)
-    progress.start("evaluating", len(judgement.contents))
+    contents = judgement.contents
+    progress.start("evaluating", len(contents))
     try:
-        predictions = model.predict_each(content.path for content in judgement.contents)
-        for number, (content, prediction) in enumerate(zip(judgement.contents, predictions, strict=True), start=1):
-            if prediction.probabilities is None:
-                skipped.append(Skipped(path=content.path, reason=prediction.reason))
-            else:
-                truth.append(content.label or "")
-                predicted.append(model.classes[prediction.probabilities.argmax()])
-            progress.update(done=number, note="")
+        said, unusable = ask(model, contents, progress)
     finally:
         progress.finish()
+    scored = [content for content in contents if content.digest in said]
     return score_predictions(
-        truth, predicted, model.classes, unknown=judgement.unknown, skipped=tuple(skipped), judgement=judgement
+        [content.label or "" for content in scored],
+        [said[content.digest] for content in scored],
+        model.classes,
+        unknown=judgement.unknown,
+        skipped=(*census.skipped, *unusable),
+        judgement=judgement,
     )
+
+
+def ask(
+    model: Model, contents: Sequence[Content], progress: Progress, *, before: int = 0
+) -> tuple[dict[bytes, str], list[Skipped]]:
+    """Ask a model what it calls each content, by digest, and note the files that it cannot use.
+
+    Args:
+        model: the model.
+        contents: the images.
+        progress: is told how far it has come, of a task that was started.
+        before: how many images of the task were done before.
+    """
+    said: dict[bytes, str] = {}
+    unusable: list[Skipped] = []
+    predictions = model.predict_each(content.path for content in contents)
+    for number, (content, prediction) in enumerate(zip(contents, predictions, strict=True), start=1):
+        if prediction.probabilities is None:
+            unusable.append(Skipped(path=content.path, reason=prediction.reason))
+        else:
+            said[content.digest] = model.classes[prediction.probabilities.argmax()]
+        progress.update(done=before + number, note="")
+    return said, unusable
 
 
 def stat_index(cache: str | Path | None) -> Path:
