@@ -18,8 +18,8 @@ from typing import Any
 
 from common import save, spread
 from quickstudy import evaluate, retrain
+from quickstudy.images.distortions import Distortions
 from quickstudy.images.imageset import ImageFile, load_image_set
-from quickstudy.images.views import Distortions
 from quickstudy.retraining.result import RetrainResult
 
 _FLIP_ONLY = Distortions(crop=0, scale=0, brightness=0)

@@ -46,8 +46,9 @@ from quickstudy.finetuning.loop import fine_tune
 from quickstudy.finetuning.method import Method
 from quickstudy.finetuning.network import SuffixNetwork, suffix_graph
 from quickstudy.images.decoding import decode
+from quickstudy.images.distortions import Distortions
 from quickstudy.images.imageset import load_image_set
-from quickstudy.images.views import Distortions, render_view
+from quickstudy.images.views import render_view
 from quickstudy.optimisation.precision import choose_precision
 
 _IMAGES = 320

@@ -1,5 +1,8 @@
 """How the documentation is built: `make docs`, then .docs/index.html."""
 
+from typing import Any
+
+from quickstudy.options import fields_of
 from quickstudy.version import VERSION
 
 project = "quickstudy"
@@ -21,3 +24,19 @@ python_use_unqualified_type_names = True
 html_theme = "furo"
 html_title = f"quickstudy {VERSION}"
 html_show_sourcelink = False
+
+
+def _describe_options(_app: Any, what: str, name: str, thing: Any, _options: Any, lines: list[str]) -> None:
+    """What the command line says of a configuration's options is their documentation here."""
+    if what == "class" and name.endswith(("Config", "Distortions", "Method")):
+        lines.append("")
+        lines.extend(
+            f"- ``{field.name}`` ({field.option.flag_for(field.name)}): {field.option.help}"
+            for field in fields_of(thing())
+            if field.option
+        )
+
+
+def setup(app: Any) -> None:
+    """Register with Sphinx."""
+    app.connect("autodoc-process-docstring", _describe_options)

@@ -9,7 +9,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from quickstudy.backbones.backbone import Backbone, add_backbone
+from quickstudy.finetuning.method import Method
 from quickstudy.images.decoding import InputSpec
+from quickstudy.options import with_options
 
 SIDE = 32
 CUTS = ("stem", "block_1", "block_2", "head", "features")
@@ -86,3 +88,8 @@ def add_small_backbone(cache: Path) -> Backbone:
         classes=("a", "b", "c", "d"),
         origin="a test",
     )
+
+
+def method_of(*, epochs: int, rate: float = 1e-3) -> Method:
+    """The usual method of fine-tuning, but for so many epochs at this rate."""
+    return with_options(Method(), {"epochs": epochs, "rate": rate}, owner="A method")

@@ -17,7 +17,7 @@ class MissingExtraError(QuickstudyError):
 
 
 class OptionError(QuickstudyError):
-    """An option has a value that it cannot have, or would do nothing beside the others."""
+    """An option or recipe is unknown, or an option's value cannot be used, or would do nothing beside the others."""
 
 
 class ImageSetError(QuickstudyError):
@@ -58,10 +58,6 @@ class HeadError(QuickstudyError):
 
 class PlanError(QuickstudyError):
     """Fine-tuning does not fit the time or the disk space that it is given."""
-
-
-class RecipeError(QuickstudyError):
-    """A recipe, or an option of one, is unknown or has a value that cannot be used."""
 
 
 class RunError(QuickstudyError):

@@ -24,7 +24,8 @@ from quickstudy.bottlenecks.shared import open_shared_store
 from quickstudy.bottlenecks.store import Store
 from quickstudy.bottlenecks.worker import Ledger, Order, Worker
 from quickstudy.errors import ClusterError, StoreError
-from quickstudy.images.views import Distortions, view_key
+from quickstudy.images.distortions import Distortions
+from quickstudy.images.views import view_key
 from ray_processes import NO_RAY, private_ray, ray_workers, without_rays
 
 

@@ -25,7 +25,8 @@ from quickstudy.bottlenecks.extraction import Extraction, extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import StoreError
 from quickstudy.images.decoding import decode, fit
-from quickstudy.images.views import Distortions, render_view
+from quickstudy.images.distortions import Distortions
+from quickstudy.images.views import render_view
 from resting_files import index_as_resting
 
 

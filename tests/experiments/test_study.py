@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from quickstudy.errors import RecipeError, SweepError
+from quickstudy.errors import OptionError, SweepError
 from quickstudy.experiments.results import SweepFolder
 from quickstudy.experiments.study import Grid, Study, built_in, read_axis, read_study, study_named
 
@@ -130,11 +130,11 @@ def test_an_empty_axis(text: str) -> None:
 
 
 def test_unknown_options_suggest_the_nearest() -> None:
-    with pytest.raises(RecipeError, match="'mlp' has no option 'dept'; did you mean 'depth'"):
+    with pytest.raises(OptionError, match="'mlp' has no option 'dept'; did you mean 'depth'"):
         read_axis("mlp", "dept", "1..3")
-    with pytest.raises(RecipeError, match="did you mean 'views'"):
+    with pytest.raises(OptionError, match="did you mean 'views'"):
         Study(name="x", grids=(Grid(recipe="retrain", axes={"view": (1,)}),)).trials()
-    with pytest.raises(RecipeError, match="depth is 'deep'; expected a whole number"):
+    with pytest.raises(OptionError, match="depth is 'deep'; expected a whole number"):
         Study(name="x", grids=(Grid(recipe="mlp", axes={"depth": ("deep",)}),)).trials()
 
 

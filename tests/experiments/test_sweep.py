@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from quickstudy.cores import usable_cores
-from quickstudy.errors import ImageSetError, RecipeError, SweepError
+from quickstudy.errors import ImageSetError, OptionError, SweepError
 from quickstudy.experiments.pictures import draw_all
 from quickstudy.experiments.results import Row
 from quickstudy.experiments.study import Grid, Study
@@ -186,15 +186,15 @@ def test_retraining_can_be_varied(photos: Path, tmp_path: Path, cache: Path) -> 
 @pytest.mark.parametrize(
     ("grid", "error", "message"),
     [
-        (Grid(recipe="mlp", axes={"depth": (1, 9)}), RecipeError, "depth is 9; expected 0 to 7"),
-        (Grid(recipe="mlp", axes={"activation": ("relu", "rely")}), RecipeError, "activation is 'rely'"),
-        (Grid(recipe="mlp", axes={"batch_norm": ("on",)}), RecipeError, "batch_norm is 'on'; expected one of off"),
-        (Grid(recipe="mlp", axes={"crop": (0, 99)}), RecipeError, "crop is 99; expected 0 "),
-        (Grid(recipe="mlp", fixed={"target": 0.9}), RecipeError, "target is 0.9, but evaluate_steps is 0"),
+        (Grid(recipe="mlp", axes={"depth": (1, 9)}), OptionError, "depth is 9; expected 0 to 7"),
+        (Grid(recipe="mlp", axes={"activation": ("relu", "rely")}), OptionError, "activation is 'rely'"),
+        (Grid(recipe="mlp", axes={"batch_norm": ("on",)}), OptionError, "batch_norm is 'on'; expected one of off"),
+        (Grid(recipe="mlp", axes={"crop": (0, 99)}), OptionError, "crop is 99; expected 0 "),
+        (Grid(recipe="mlp", fixed={"target": 0.9}), OptionError, "target is 0.9, but evaluate_steps is 0"),
         (Grid(recipe="mlp", fixed={"data": "gone"}), ImageSetError, "gone"),
-        (Grid(recipe="retrain"), RecipeError, "A retraining needs images; name them with --set data="),
-        (Grid(recipe="retrain", fixed={"data": "gone"}), RecipeError, "data is 'gone'; there is no such"),
-        (Grid(recipe="mpl"), RecipeError, "There is no recipe 'mpl'; there are: .*mlp, retrain"),
+        (Grid(recipe="retrain"), OptionError, "A retraining needs images; name them with --set data="),
+        (Grid(recipe="retrain", fixed={"data": "gone"}), OptionError, "data is 'gone'; there is no such"),
+        (Grid(recipe="mpl"), OptionError, "There is no recipe 'mpl'; there are: .*mlp, retrain"),
     ],
 )
 def test_nothing_is_begun_where_something_is_wrong(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,16 +17,15 @@ from quickstudy.errors import TrainingError
 from quickstudy.finetuning import loop
 from quickstudy.finetuning.examples import Examples
 from quickstudy.finetuning.loop import Candidate, FineTuned, fine_tune, logits_of
-from quickstudy.finetuning.method import Method
 from quickstudy.finetuning.network import SuffixNetwork, features_of, suffix_graph
 from quickstudy.heads.selection import Head, fit_head
 from quickstudy.optimisation.checkpoints import Checkpoints
-from small_backbones import add_small_backbone
+from small_backbones import add_small_backbone, method_of
 
 CLASSES = 3
-METHOD = Method.of(epochs=4, rate=3e-3)
+METHOD = method_of(epochs=4, rate=3e-3)
 METHOD = replace(METHOD, batch=16, precision="float32")
-HARMFUL = replace(Method.of(epochs=4, rate=5e-1), batch=16, precision="float32")
+HARMFUL = replace(method_of(epochs=4, rate=5e-1), batch=16, precision="float32")
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +98,7 @@ def test_it_begins_with_exactly_what_the_linear_head_gives(
 
 def test_training_helps_here(world: World, fresh: Callable[[], SuffixNetwork]) -> None:
     network = fresh()
-    result = fine_tune(network, world.train, world.validation, replace(Method.of(epochs=30, rate=1e-2), batch=16))
+    result = fine_tune(network, world.train, world.validation, replace(method_of(epochs=30, rate=1e-2), batch=16))
     assert result.kept.right > result.start.right
     assert result.kept == result.candidates[-1]
     logits = logits_of(network, world.validation)
@@ -112,7 +110,7 @@ def test_no_more_of_the_trained_weights_is_kept_than_the_validation_images_bear(
     world: World, fresh: Callable[[], SuffixNetwork], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against the obvious: the averaged weights after the last epoch, mixed by hand, the most trained first."""
-    method = replace(Method.of(epochs=2, rate=2e-2), batch=16, precision="float32")
+    method = replace(method_of(epochs=2, rate=2e-2), batch=16, precision="float32")
     monkeypatch.setattr(loop, "_SHARES", (1.0,))
     patient = world.validation  # everything is borne by images that are all wrong at the start
     worst = replace(patient, labels=(logits_of(fresh(), patient).argmin(1).numpy()).astype(np.intp))
@@ -231,7 +229,3 @@ def test_class_weights_count(world: World, fresh: Callable[[], SuffixNetwork]) -
     plain = fine_tune(fresh(), world.train, world.validation, method)
     assert result.candidates[1] != plain.candidates[1]
     del network
-
-
-def test_the_method_is_json(tmp_path: Path) -> None:
-    assert json.loads(json.dumps(METHOD.to_dict()))["schedule"]["rate"] == 3e-3

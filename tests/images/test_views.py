@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quickstudy.errors import ImageSetError
+from quickstudy.errors import OptionError
 from quickstudy.images.decoding import InputSpec, Pixels, fit
-from quickstudy.images.views import Distortions, render_view, view_key
+from quickstudy.images.distortions import Distortions
+from quickstudy.images.views import render_view, view_key
 
 SPEC = InputSpec(size=32)
 NONE = Distortions(flip=False, crop=0, scale=0, brightness=0)
@@ -145,7 +146,7 @@ def test_a_new_field_of_the_distortions_is_in_the_key_too() -> None:
 @pytest.mark.parametrize("name", ["crop", "scale", "brightness"])
 @pytest.mark.parametrize("value", [-0.1, 1, 1.5, float("nan"), float("inf")])
 def test_impossible_distortions_are_refused(name: str, value: float) -> None:
-    with pytest.raises(ImageSetError, match=rf"'{name}' must be at least 0 and below 1; got {value}"):
+    with pytest.raises(OptionError, match=f"'{name}' is {value:g}, .* expected at least 0 and below 1"):
         Distortions(**{name: value})
 
 

@@ -17,7 +17,6 @@ from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.runtime import Prefix
 from quickstudy.errors import ModelError, UnusableImageError
 from quickstudy.files import sha256_of_file
-from quickstudy.finetuning.method import Method
 from quickstudy.images.decoding import InputSpec, decode, encode_thumbnail, fit
 from quickstudy.models import neighbours as module
 from quickstudy.models.assemble import LinearHead, write_model
@@ -29,7 +28,7 @@ from quickstudy.models.neighbours import (
     load_with_neighbours,
     neighbours_path,
 )
-from small_backbones import add_small_backbone
+from small_backbones import add_small_backbone, method_of
 
 Images = list[tuple[Path, str]]
 THUMBNAIL = InputSpec(size=96)
@@ -211,7 +210,7 @@ def test_retrain_keeps_what_the_written_model_gives(photo_source: Path, tmp_path
     options: dict[str, Any] = {"cache": cache}
     if tuned:
         add_small_backbone(cache)
-        options |= {"backbone": "small", "cut": "block_1", "method": Method.of(epochs=12, rate=5e-3)}
+        options |= {"backbone": "small", "cut": "block_1", "method": method_of(epochs=12, rate=5e-3)}
     else:
         quickstudy.retrain(photo_source, path, **options)
         assert list(tmp_path.glob("*.arrow")) == []  # only when asked for

@@ -20,7 +20,6 @@ from quickstudy.backbones.graph import keep_until
 from quickstudy.backbones.runtime import Prefix
 from quickstudy.errors import BackboneError, ImageSetError, PlanError
 from quickstudy.finetuning import costs, loop
-from quickstudy.finetuning.method import Method
 from quickstudy.images.identity import read_image_file
 from quickstudy.models.assemble import fingerprint_of
 from quickstudy.models.model import load
@@ -28,9 +27,9 @@ from quickstudy.retraining import finetune
 from quickstudy.retraining.record import load_record
 from quickstudy.retraining.result import RetrainResult
 from quickstudy.retraining.retrain import retrain
-from small_backbones import add_small_backbone
+from small_backbones import add_small_backbone, method_of
 
-METHOD = Method.of(epochs=6, rate=3e-3)
+METHOD = method_of(epochs=6, rate=3e-3)
 
 
 @pytest.fixture
@@ -80,7 +79,7 @@ def test_from_photos_to_a_model_that_predicts_what_was_evaluated(
 def test_what_was_frozen_has_not_moved_and_what_follows_has(
     small: Backbone, photos: Path, cache: Path, tmp_path: Path
 ) -> None:
-    run(photos, cache, tmp_path / "m.onnx", method=Method.of(epochs=12, rate=5e-3))
+    run(photos, cache, tmp_path / "m.onnx", method=method_of(epochs=12, rate=5e-3))
     merged, before = onnx.load(tmp_path / "m.onnx"), onnx.load(small.path)
     shape = small.at("block_1").cut_shape
     prefix = keep_until(before, "block_1", shape)
@@ -136,7 +135,7 @@ def test_a_given_validation_split_validates_and_is_not_trained_on(
 
 def test_without_a_test_split_nothing_is_tested(small: Backbone, photos: Path, cache: Path, tmp_path: Path) -> None:
     given = arrange(photos, tmp_path / "given", train=range(6), validation=range(6, 9))
-    result = run(given, cache, tmp_path / "m.onnx", method=Method.of(epochs=1))
+    result = run(given, cache, tmp_path / "m.onnx", method=method_of(epochs=1))
     assert result.test is None
     assert [unseen.by for unseen in load_record(cache, result.model).unseen][:1] == ["cross-validation"]
 
@@ -174,14 +173,14 @@ def test_going_deeper_step_by_step_keeps_the_last_stage_that_helped(
 def test_a_budget_chooses_what_fits_and_says_what_was_predicted(
     small: Backbone, photos: Path, cache: Path, tmp_path: Path
 ) -> None:
-    result = run(photos, cache, tmp_path / "m.onnx", cut="features", budget_seconds=120)
+    result = run(photos, cache, tmp_path / "m.onnx", cut=None, method=None, budget_seconds=120)
     assert result.plan is not None
     assert result.plan["cut"] == result.cut == "stem"
     assert result.plan["seconds"] <= 120
     assert result.plan["views"] == result.views
     assert len(result.tuning[0]["epochs"]) <= result.plan["epochs"] + 1
     with pytest.raises(PlanError, match=r"No fine-tuning fits 2 s; "):
-        run(photos, cache, tmp_path / "m.onnx", cut="features", budget_seconds=2)
+        run(photos, cache, tmp_path / "m.onnx", cut=None, method=None, budget_seconds=2)
 
 
 def test_costs_grow_before_the_cut_and_fall_behind_it(small: Backbone) -> None:
@@ -213,9 +212,9 @@ def test_kill_nine_in_the_midst_and_the_same_command_again(
     script = (
         "import sys; from pathlib import Path\n"
         "from quickstudy.finetuning import loop; loop._CHECKPOINT_SECONDS = 0.0\n"
-        "from quickstudy.finetuning.method import Method; from quickstudy.retraining.retrain import retrain\n"
+        "from quickstudy.retraining.retrain import retrain\n"
         "retrain(sys.argv[1], sys.argv[2], backbone='small', cut='block_1', cache=sys.argv[3],\n"
-        "        method=Method.of(epochs=int(sys.argv[4]), rate=3e-3))\n"
+        "        epochs=int(sys.argv[4]), rate=3e-3)\n"
     )
     epochs = "300"
     command = [sys.executable, "-c", script, str(photos), str(tmp_path / "m.onnx"), str(cache), epochs]

@@ -20,7 +20,7 @@ from PIL import Image
 import quickstudy
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import HeadError, ImageSetError, ModelError, OptionError, QuickstudyError
-from quickstudy.images.views import Distortions
+from quickstudy.images.distortions import Distortions
 from quickstudy.models.checks import photos_for_checking
 from quickstudy.models.roles import Roles
 from quickstudy.retraining.result import RetrainResult
@@ -95,7 +95,7 @@ def test_the_model_says_how_it_was_trained(photos: Path, retrain: Retrain) -> No
     assert training["cross_validation"] == result.cross_validation.to_dict()
     assert training["l2"] == result.head.l2
     assert training["views"] == 0
-    assert training["distortions"] is None
+    assert training["options"] == result.config.recorded()
     assert len(training["data_fingerprint"]) == 64
 
 
@@ -449,10 +449,14 @@ class TestViews:
         result = retrain(photos, views=1, distortions=Distortions(flip=False, brightness=0.2))
         training = quickstudy.load(result.model).metadata["training"]
         assert training["views"] == 1
-        assert training["distortions"] == {"flip": False, "crop": 0.1, "scale": 0.1, "brightness": 0.2}
+        assert {name: training["options"][name] for name in ("flip", "crop", "brightness")} == {
+            "flip": False,
+            "crop": 0.1,
+            "brightness": 0.2,
+        }
 
     def test_cannot_be_negative(self, photos: Path, retrain: Retrain) -> None:
-        with pytest.raises(OptionError, match="cannot be negative; got -1"):
+        with pytest.raises(OptionError, match="views is -1; expected 0 or more"):
             retrain(photos, views=-1)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from quickstudy.errors import RecipeError
+from quickstudy.errors import OptionError
 from quickstudy.training.distortions import Distortions, Draws, Moments, centred, distort, draw, with_margin
 
 CLASSIC = Distortions(crop=24, brightness=63, contrast=(0.2, 1.8))
@@ -336,7 +336,7 @@ def test_the_output_side(crop: int, side: int) -> None:
     ],
 )
 def test_check_refuses(options: dict[str, object], said: str) -> None:
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(OptionError) as caught:
         Distortions(**options).check(32)  # type: ignore[arg-type]
     assert str(caught.value) == said
 

@@ -25,7 +25,7 @@ from small_runs import (
 )
 from torch.nn import functional
 
-from quickstudy.errors import RecipeError, RunError, TrainingError
+from quickstudy.errors import OptionError, RunError, TrainingError
 from quickstudy.images.pixels import PixelSet
 from quickstudy.retraining.evaluation import Evaluation
 from quickstudy.training.evaluation import evaluate_logits, logits_of, undistorted
@@ -492,20 +492,20 @@ def test_options_that_these_images_cannot_have_leave_the_folder_free(
     tmp_path: Path, options: dict[str, object], words: str
 ) -> None:
     folder = RunFolder(tmp_path / "run")
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(OptionError) as caught:
         fit(CLASSIC.with_options(options), DATA, folder, settings=QUIET)
     assert words in str(caught.value)
     fit_whole(CLASSIC.with_options({"steps": 1}), DATA, folder.path)
 
 
 def test_too_small_for_the_fast_network(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="too small for 3 blocks"):
+    with pytest.raises(OptionError, match="too small for 3 blocks"):
         fit(FAST.with_options({"widths": "8,8,8"}), DATA, RunFolder(tmp_path / "run"), settings=QUIET)
     fit_whole(FAST.with_options({"steps": 1}), DATA, tmp_path / "run")
 
 
 def test_a_batch_that_the_devices_cannot_share(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="batch is 16, which 3 devices cannot share evenly; take a multiple of 3"):
+    with pytest.raises(OptionError, match="batch is 16, which 3 devices cannot share evenly; take a multiple of 3"):
         fit(CLASSIC, DATA, RunFolder(tmp_path / "run"), replica=Replica(world=3), settings=QUIET)
     assert not (tmp_path / "run").exists()
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from quickstudy.errors import RecipeError
+from quickstudy.errors import OptionError
 from quickstudy.training.networks.classic import ClassicNet, ClassicNetwork
 from quickstudy.training.networks.cost import Cost, cost_of
 from quickstudy.training.networks.fast import FastNet, FastNetwork
@@ -225,7 +225,7 @@ def test_variants_have_what_they_say() -> None:
     ],
 )
 def test_an_unknown_value_is_named_with_the_choices(options: dict[str, str], choices: tuple[str, ...]) -> None:
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(OptionError) as caught:
         classic(**options)
     ((name, value),) = options.items()
     assert str(caught.value) == f"{name} is '{value}'; expected one of {', '.join(choices)}"
@@ -327,7 +327,7 @@ def test_logits_are_scaled() -> None:
     ],
 )
 def test_the_fast_network_refuses(options: dict[str, object], size: int, said: str) -> None:
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(OptionError, match=said):
         fast(size=size, **options)
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from small_runs import CLASSIC, QUIET, fit_until, fit_whole, newest, small_data
 
-from quickstudy.errors import ImageSetError, QuickstudyError, RecipeError, RunError, TrainingError
+from quickstudy.errors import ImageSetError, OptionError, QuickstudyError, RunError, TrainingError
 from quickstudy.training.folder import METRICS, RunFolder
 from quickstudy.training.loop import fit
 from quickstudy.training.parallel import Replica, choose_device, run_replicas, torchrun_replica
@@ -143,29 +143,29 @@ def test_the_error_of_a_replica_is_told_as_it_is() -> None:
 
 def test_a_batch_that_two_cannot_share(tmp_path: Path) -> None:
     recipe = CLASSIC.with_options({"batch": 33, "data": "digits", "crop": 6})
-    with pytest.raises(RecipeError, match="batch is 33, which 2 devices cannot share evenly; take a multiple of 2"):
+    with pytest.raises(OptionError, match="batch is 33, which 2 devices cannot share evenly; take a multiple of 2"):
         train(recipe, tmp_path / "run", settings=dataclasses.replace(QUIET, devices=2))
     assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="device is 'gpu'; expected auto, cpu or cuda"):
+    with pytest.raises(OptionError, match="device is 'gpu'; expected auto, cpu or cuda"):
         choose_device("gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == "cpu"
-    with pytest.raises(RecipeError, match="torch finds no CUDA device here"):
+    with pytest.raises(OptionError, match="torch finds no CUDA device here"):
         train(CLASSIC, tmp_path / "run", settings=Settings(device="cuda"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert choose_device("auto") == "cuda"
-    with pytest.raises(RecipeError, match="devices is 2; there are 1 GPUs here"):
+    with pytest.raises(OptionError, match="devices is 2; there are 1 GPUs here"):
         train(CLASSIC, tmp_path / "run", settings=Settings(devices=2, device="cuda"))
     assert not (tmp_path / "run").exists()
 
 
 def test_settings_that_cannot_be(tmp_path: Path) -> None:
     for name, value in (("devices", 0), ("threads", -1), ("log_steps", 0), ("summary_steps", -1), ("keep", 0)):
-        with pytest.raises(RecipeError, match=f"{name} is {value}; expected"):
+        with pytest.raises(OptionError, match=f"{name} is {value}; expected"):
             train(CLASSIC, tmp_path / "run", settings=dataclasses.replace(QUIET, **{name: value}))
 
 

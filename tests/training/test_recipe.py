@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quickstudy.errors import RecipeError
+from quickstudy.errors import OptionError
 from quickstudy.optimisation.schedules import OneCycle, Staircase
 from quickstudy.training.networks.classic import ClassicNetwork
 from quickstudy.training.networks.fast import FastNetwork
@@ -24,7 +24,7 @@ EVERY = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 
 
 def refusal(recipe: Recipe, **options: Any) -> str:
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(OptionError) as caught:
         recipe.with_options(options)
     return str(caught.value)
 
@@ -266,7 +266,7 @@ def test_total_steps(steps: int, epochs: float, images: int, expected: int) -> N
 
 
 def test_an_unknown_recipe() -> None:
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(OptionError) as caught:
         recipe_named("cifar10")
     assert (
         str(caught.value)
@@ -293,5 +293,5 @@ def test_an_unknown_recipe() -> None:
     ids=str,
 )
 def test_what_is_no_recipe_is_refused(values: Any) -> None:
-    with pytest.raises(RecipeError):
+    with pytest.raises(OptionError):
         Recipe.from_dict(values)

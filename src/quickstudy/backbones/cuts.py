@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-
-import numpy as np
 
 FEATURES = "features"
 """The cut that every backbone has: the pooled penultimate layer."""
@@ -29,7 +28,7 @@ class Cut:
     @property
     def values(self) -> int:
         """In one image's activation."""
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""

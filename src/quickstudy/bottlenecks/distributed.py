@@ -28,7 +28,7 @@ from quickstudy.bottlenecks.shared import open_shared_store
 from quickstudy.bottlenecks.store import Store
 from quickstudy.bottlenecks.worker import Ledger, Order, Worker
 from quickstudy.errors import ClusterError, StoreError
-from quickstudy.images.views import Distortions
+from quickstudy.images.distortions import Distortions
 from quickstudy.progress import Progress, silent
 
 # A shard of 1,280 float16 values an image then has 5 MB: few enough objects, none so small that it is merged later.

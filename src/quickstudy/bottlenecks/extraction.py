@@ -28,8 +28,9 @@ from quickstudy.cores import usable_cores
 from quickstudy.errors import StoreError, UnusableImageError
 from quickstudy.images.census import Census
 from quickstudy.images.decoding import InputSpec, decode
+from quickstudy.images.distortions import Distortions
 from quickstudy.images.identity import Stamp, StatIndex, read_image_file, stamp_of
-from quickstudy.images.views import Distortions, render_view, view_key
+from quickstudy.images.views import render_view, view_key
 from quickstudy.progress import Progress, silent
 
 _FLUSH_SECONDS = 2.0
@@ -87,7 +88,9 @@ class _Job:
     """What the threads share; `lock` guards all that changes."""
 
     images: Sequence[Path | bytes]
+    expected: Sequence[bytes] | None
     known: dict[str, tuple[Stamp, bytes]]
+    known_unusable: dict[bytes, str]
     backbone: Backbone
     source: Source
     prefix: _LazyPrefix
@@ -134,6 +137,7 @@ def extract(
     backbone: Backbone,
     store: Store,
     *,
+    digests: Sequence[bytes] | None = None,
     views: int = 0,
     distortions: Distortions | None = None,
     dtype: str = "float16",
@@ -147,6 +151,8 @@ def extract(
         images: image files, or what would be in them.
         backbone: the network whose default cut is taken.
         store: where bottlenecks are kept.
+        digests: their content hashes, where a census knows them: what the store has is not looked at, and a file that
+            has another content by now cannot be used.
         views: how many augmented views each image gets besides the plain one.
         distortions: how views differ from the plain image.
         dtype: `float16` or `float32`, as the store keeps them.
@@ -162,7 +168,9 @@ def extract(
     index = StatIndex(store.index_path)
     job = _Job(
         images=images,
-        known=index.look_up([image for image in images if isinstance(image, Path)]),
+        expected=digests,
+        known=index.look_up([image for image in images if isinstance(image, Path)]) if digests is None else {},
+        known_unusable=index.unusable(),
         backbone=backbone,
         source=store.source(source_spec(backbone, dtype, engine)),
         prefix=_LazyPrefix(engine, backbone),
@@ -184,6 +192,7 @@ def extract(
         job.prefix.close()
         try:
             _flush(job, index)
+            index.remember_unusable({digest: job.reasons[number] for number, digest in job.unusable.items()})
         finally:
             index.close()
             progress.finish()
@@ -223,12 +232,9 @@ def extract_census(
         **options: as for `extract`.
     """
     contents = [content for content in census.contents.values() if content.role is not None or unlabelled]
-    found = extract([content.path for content in contents], backbone, store, **options)
-    unusable = {contents[number].digest: reason for number, reason in found.reasons.items()}
-    for content, digest in zip(contents, found.digests, strict=True):
-        if digest is not None and digest != content.digest:
-            unusable[content.digest] = "changed while it was read"
-    return replace(found, unusable=unusable)
+    digests = [content.digest for content in contents]
+    found = extract([content.path for content in contents], backbone, store, digests=digests, **options)
+    return replace(found, unusable={digests[number]: reason for number, reason in found.reasons.items()})
 
 
 def source_spec(backbone: Backbone, dtype: str, engine: Engine = ONNX_RUNTIME) -> SourceSpec:
@@ -325,7 +331,7 @@ def _work(job: _Job) -> None:
 def _process(job: _Job, number: int, timings: Timings) -> None:
     """Carry one file through all steps."""
     clock = time.perf_counter()
-    data, digest = _identify(job, job.images[number])
+    data, digest = _identify(job, number)
     missing = _claim(job, digest)
     timings.read += time.perf_counter() - clock
     if missing and data is not None:
@@ -351,21 +357,39 @@ def _process(job: _Job, number: int, timings: Timings) -> None:
     job.digests[number] = digest
 
 
-def _identify(job: _Job, image: Path | bytes) -> tuple[bytes | None, bytes]:
-    """The image's bytes and content hash; no bytes where the stat index and the store spare reading them.
+def _identify(job: _Job, number: int) -> tuple[bytes | None, bytes]:
+    """The image's bytes and content hash; no bytes where what is known of it and the store spare reading them.
 
     What is to be computed is always read first, so that it is claimed under the hash of what was read.
     """
+    image = job.images[number]
     if isinstance(image, bytes):
         return image, hashlib.sha256(image).digest()
+    if job.expected is not None:
+        expected = job.expected[number]
+        _require_usable(job, number, expected)
+        if not _missing(job, expected):
+            return None, expected
+        data, digest = read_image_file(image)
+        if digest != expected:
+            raise UnusableImageError("changed while it was read")
+        return data, digest
     stamp = stamp_of(image)
     known = job.known.get(os.path.abspath(image))
-    if known is not None and known[0] == stamp and not _missing(job, known[1]):
-        return None, known[1]
+    if known is not None and known[0] == stamp:
+        _require_usable(job, number, known[1])
+        if not _missing(job, known[1]):
+            return None, known[1]
     data, digest = read_image_file(image)
     with job.lock:
         job.remembered.append((image, stamp, digest))
     return data, digest
+
+
+def _require_usable(job: _Job, number: int, digest: bytes) -> None:
+    if (reason := job.known_unusable.get(digest)) is not None:
+        job.unusable[number] = digest
+        raise UnusableImageError(reason)
 
 
 def _drop_copies_of_unusable(job: _Job) -> None:

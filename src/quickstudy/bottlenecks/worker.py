@@ -26,8 +26,9 @@ from quickstudy.bottlenecks.extraction import Timings, compute_bottlenecks
 from quickstudy.bottlenecks.shards import SourceSpec
 from quickstudy.bottlenecks.shared import SharedStore, open_shared_store
 from quickstudy.errors import ClusterError, StoreError, UnusableImageError
+from quickstudy.images.distortions import Distortions
 from quickstudy.images.identity import read_image_file
-from quickstudy.images.views import Distortions, view_key
+from quickstudy.images.views import view_key
 from quickstudy.process import settle_own_process
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quickstudy.cli.options import Cache, Engine, Json, Quiet
+from quickstudy.cli.options import Backbone, Cache, Engine, Json, Quiet
 
 if TYPE_CHECKING:
     from quickstudy.reports.carrying_out import Done
@@ -34,7 +34,7 @@ def command(
     undo: Annotated[
         Path | None, typer.Option("--undo", metavar="FILE", help="Put everything back that --apply has moved.")
     ] = None,
-    backbone: Annotated[str, typer.Option(help="The pretrained network.")] = "efficientnet_lite0",
+    backbone: Backbone = "efficientnet_lite0",
     engine: Engine = "onnxruntime",
     limit: Annotated[int, typer.Option(min=1, help="Show at most so many findings of a kind.")] = 10,
     cache: Cache = None,

@@ -6,16 +6,15 @@ import json
 import shlex
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quickstudy.cli.options import Cache, Engine, Json, Quiet
-from quickstudy.cli.retrain import Dtype
+from quickstudy.cli.options import Cache, Json, Quiet, offering
 from quickstudy.extras import require
+from quickstudy.retraining.config import RetrainConfig
 
 if TYPE_CHECKING:
     from quickstudy.images.imageset import Skipped
@@ -39,6 +38,7 @@ class _Filled:
         return {**asdict(self), "skipped": skipped}
 
 
+@offering(RetrainConfig(), "backbone", "cut", "views", "flip", "crop", "scale", "brightness", "dtype", "engine")
 def fill(
     images: Annotated[
         Path,
@@ -46,13 +46,8 @@ def fill(
             help="Class folders or a manifest, as retrain takes them. With --ray, all nodes see them by this path."
         ),
     ],
-    backbone: Annotated[str, typer.Option(help="The pretrained network.")] = "efficientnet_lite0",
-    cut: Annotated[str, typer.Option(help="Where freezing ends; backbone show lists the cuts.")] = "features",
-    views: Annotated[
-        int, typer.Option(min=0, help="Distorted views an image besides the plain one, as retrain distorts by default.")
-    ] = 0,
-    dtype: Annotated[Dtype, typer.Option(help="How bottlenecks are kept.")] = Dtype.FLOAT16,
-    engine: Engine = "onnxruntime",
+    *,
+    given: dict[str, Any],
     ray: Annotated[
         str | None,
         typer.Option(
@@ -74,24 +69,14 @@ def fill(
     """Compute and keep the bottlenecks of all images of a set, here or on a Ray cluster; nothing is trained."""
     if store is not None and ray is None:
         raise typer.BadParameter("--store is for clusters; add --ray auto, or name a folder with --cache instead")
+    config = RetrainConfig.told(given)
     if ray is not None:
         require("ray", extra="ray")
-        if engine != "onnxruntime":
+        if config.engine != "onnxruntime":
             raise typer.BadParameter(
                 "a cluster's workers run ONNX Runtime on their processors; leave out --engine, or --ray"
             )
-    filled = _fill(
-        images,
-        ray,
-        backbone=backbone,
-        cut=cut,
-        views=views,
-        dtype=dtype,
-        engine=engine,
-        store=store,
-        cache=cache,
-        quiet=quiet,
-    )
+    filled = _fill(images, config, address=ray, place=store, cache=cache, quiet=quiet)
     if as_json:
         json.dump(filled.to_dict(), sys.stdout, indent=1)
         print()
@@ -100,67 +85,76 @@ def fill(
 
 
 def _fill(
-    images: Path,
-    address: str | None,
-    *,
-    backbone: str,
-    cut: str,
-    views: int,
-    dtype: Dtype,
-    engine: str,
-    store: str | None,
-    cache: Path | None,
-    quiet: bool,
+    images: Path, config: RetrainConfig, *, address: str | None, place: str | None, cache: Path | None, quiet: bool
 ) -> _Filled:
-    """Fill a store on the cluster at this address; here, where there is none."""
+    """Fill a store on the cluster at this address; here, where there is none.
+
+    Here a census comes first, as in every job. On a cluster the workers hash: nothing reads all images on one machine.
+    """
     started = time.perf_counter()
     from quickstudy.backbones.backbone import load_backbone
     from quickstudy.backbones.runtime import engine_for
-    from quickstudy.bottlenecks.distributed import ClusterExtraction, extract_on_cluster
-    from quickstudy.bottlenecks.extraction import Extraction, extract
+    from quickstudy.bottlenecks.distributed import extract_on_cluster
+    from quickstudy.bottlenecks.extraction import extract_census
     from quickstudy.bottlenecks.shared import open_shared_store
     from quickstudy.bottlenecks.store import Store
     from quickstudy.cli.display import progress_for
     from quickstudy.cluster import connected
     from quickstudy.files import cache_folder
-    from quickstudy.images.imageset import load_image_set
+    from quickstudy.images.census import take_census
+    from quickstudy.images.imageset import Skipped, load_image_set
 
     folder = cache_folder(cache)
-    place = store or str(folder / "bottlenecks")
+    progress = progress_for(quiet=quiet)
+    if address is None:
+        net = load_backbone(config.backbone, folder).at(config.cut)
+        local = Store(folder / "bottlenecks")
+        census = take_census(images, local.index_path, progress=progress)
+        done = extract_census(
+            census,
+            net,
+            local,
+            views=config.distorted,
+            distortions=config.distortions,
+            dtype=config.dtype,
+            engine=engine_for(config.engine),
+            progress=progress,
+        )
+        census = census.without(done.unusable)
+        return _Filled(
+            images=len(census.listed.files),
+            forward_passes=done.computed,
+            from_store=done.cached,
+            skipped=census.skipped,
+            store=str(local.folder),
+            seconds=time.perf_counter() - started,
+        )
+    place = place or str(folder / "bottlenecks")
     shown = open_shared_store(place).place
-    with connected(address) if address is not None else nullcontext():
+    with connected(address):
         found = load_image_set(images)
+        net = load_backbone(config.backbone, folder).at(config.cut)
         paths = [file.path for file in found.files]
-        net, progress = load_backbone(backbone, folder).at(cut), progress_for(quiet=quiet)
-        done: Extraction | ClusterExtraction
-        if address is not None:
-            done = extract_on_cluster(paths, net, place, views=views, dtype=dtype.value, progress=progress)
-        else:
-            done = extract(
-                paths,
-                net,
-                Store(Path(place)),
-                views=views,
-                dtype=dtype.value,
-                engine=engine_for(engine),
-                progress=progress,
-            )
+        spread = extract_on_cluster(
+            paths,
+            net,
+            place,
+            views=config.distorted,
+            distortions=config.distortions,
+            dtype=config.dtype,
+            progress=progress,
+        )
+    unusable = (Skipped(path=paths[number], reason=reason) for number, reason in sorted(spread.reasons.items()))
     return _Filled(
         images=len(paths),
-        forward_passes=done.computed,
-        from_store=done.cached,
-        skipped=_all_skipped(found.skipped, paths, done.reasons),
+        forward_passes=spread.computed,
+        from_store=spread.cached,
+        skipped=(*found.skipped, *unusable),
         store=shown,
         seconds=time.perf_counter() - started,
-        workers=done.workers if isinstance(done, ClusterExtraction) else None,
-        nodes=done.nodes if isinstance(done, ClusterExtraction) else None,
+        workers=spread.workers,
+        nodes=spread.nodes,
     )
-
-
-def _all_skipped(listed: tuple[Skipped, ...], paths: list[Path], reasons: dict[int, str]) -> tuple[Skipped, ...]:
-    from quickstudy.images.imageset import Skipped
-
-    return (*listed, *(Skipped(path=paths[number], reason=reasons[number]) for number in sorted(reasons)))
 
 
 def _print_filled(filled: _Filled, images: Path) -> None:

@@ -1,11 +1,21 @@
-"""Options that several commands share."""
+"""Options that several commands share, and those that a configuration defines."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import types
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
+
+from quickstudy.options import Field, Option, as_text, fields_of
+from quickstudy.retraining.config import RetrainConfig
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Cache = Annotated[
     Path | None,
@@ -15,18 +25,84 @@ Cache = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
-
-
+Set = Annotated[list[str] | None, typer.Option("--set", help="Set any other option: NAME=VALUE.")]
 Everything = Annotated[
     bool,
     typer.Option(
         "--all", help="Score all images, those that the model has learned, too; that is no test, and says so."
     ),
 ]
-Engine = Annotated[
-    str,
-    typer.Option(
-        metavar="onnxruntime|openvino|cuda",
-        help="What computes bottlenecks: openvino is faster where the processor multiplies bfloat16; cuda is a GPU.",
-    ),
-]
+
+
+def offering(config: DataclassInstance, *names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of a configuration, all or those with these names, in the place of `given`.
+
+    The command gets as `given` what the user has given, by option name; the defaults are the configuration's.
+    """
+    fields = [one for one in fields_of(config) if one.option and (not names or one.name in names)]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        parameters: list[inspect.Parameter] = []
+        for parameter in inspect.signature(command, eval_str=True).parameters.values():
+            offered = parameter.name == "given"
+            parameters += [_parameter(one) for one in fields] if offered else [parameter]
+
+        @functools.wraps(command)
+        def with_given(**values: Any) -> None:
+            given = {one.name: _value(one, found) for one in fields if (found := values.pop(one.name)) is not None}
+            command(**values, given=given)
+
+        del with_given.__wrapped__
+        with_given.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        with_given.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return with_given
+
+    return decorate
+
+
+def _parameter(field: Field) -> inspect.Parameter:
+    """What typer makes an option of that is None where it is not given; its help tells the default."""
+    option, kind = _offered(field), field.type
+    if get_origin(kind) is types.UnionType or type(None) in get_args(kind):
+        kind = next(part for part in get_args(kind) if part is not types.NoneType)
+    settings: dict[str, Any] = {"metavar": option.metavar or None, "min": option.least}
+    if option.word:
+        kind = Literal[option.word]
+    elif option.read is not None:
+        kind = str
+    flag = option.flag_for(field.name)
+    if kind is bool:
+        flag = flag if "/" in flag or not field.value else f"{flag}/--no-{flag.removeprefix('--')}"
+    elif field.value is not None and not option.word:
+        default = as_text(round(100 * field.value, 9) if option.percent else field.value)
+        settings["help"] = f"{option.help.removesuffix('.')} [default: {default}]."
+    settings = {"help": option.help, **settings}
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, typer.Option(flag, **settings)],
+    )
+
+
+def _value(field: Field, given: Any) -> Any:
+    option = _offered(field)
+    if option.word:
+        return True
+    return given / 100 if option.percent else given
+
+
+def _offered(field: Field) -> Option:
+    if field.option is None:
+        raise TypeError(f"{field.name} is not offered on the command line")
+    return field.option
+
+
+def _shared(name: str) -> Any:
+    """An option of `retrain` for a command that shares it, whose own default it has there."""
+    option = _offered(next(one for one in fields_of(RetrainConfig()) if one.name == name))
+    return typer.Option(help=option.help, metavar=option.metavar or None)
+
+
+Backbone = Annotated[str, _shared("backbone")]
+Engine = Annotated[str, _shared("engine")]

@@ -6,38 +6,21 @@ import json
 import shlex
 import sys
 import time
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quickstudy.cli.options import Cache, Engine, Json, Quiet
+from quickstudy.cli.options import Cache, Json, Quiet, Set, offering
 from quickstudy.extras import require
+from quickstudy.options import read_assignment
+from quickstudy.retraining.config import RetrainConfig
 
 if TYPE_CHECKING:
     from quickstudy.retraining.result import RetrainResult
 
 
-class ClassWeight(StrEnum):
-    """Values of --class-weight."""
-
-    BALANCED = "balanced"
-
-
-class Unfreeze(StrEnum):
-    """Values of --unfreeze."""
-
-    PROGRESSIVE = "progressive"
-
-
-class Dtype(StrEnum):
-    """Values of --dtype."""
-
-    FLOAT16 = "float16"
-    FLOAT32 = "float32"
-
-
+@offering(RetrainConfig())
 def command(
     images: Annotated[
         Path,
@@ -46,62 +29,11 @@ def command(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The model to write [default: <name of IMAGES>.onnx].")
     ] = None,
-    backbone: Annotated[str, typer.Option(help="The pretrained network.")] = "efficientnet_lite0",
-    cut: Annotated[
-        str, typer.Option(help="Freeze up to here and fine-tune what follows; backbone show lists the cuts.")
-    ] = "features",
-    unfreeze: Annotated[
-        Unfreeze | None,
-        typer.Option(help="Fine-tune from a late cut, then from earlier ones, --cut at the earliest, while it helps."),
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME", help="Such as 90s or 3m: choose the cut, views and epochs that fit, and fine-tune."
-        ),
-    ] = None,
-    disk: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="With --budget: how much the store may grow, such as 2GB.")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Of fine-tuning, at most [default: 12].")] = None,
-    rate: Annotated[float | None, typer.Option(help="Highest learning rate of fine-tuning [default: 0.001].")] = None,
-    views: Annotated[
-        int | None,
-        typer.Option(
-            min=0, help="Distorted views an image to train on besides the plain one [default: 0; 1 with --cut]."
-        ),
-    ] = None,
-    flip: Annotated[bool, typer.Option(help="Views may be mirrored left to right.")] = True,
-    random_crop: Annotated[float, typer.Option(help="Views: widest margin cut away, in percent of the side.")] = 10,
-    random_scale: Annotated[float, typer.Option(help="Views: strongest enlargement, in percent.")] = 10,
-    random_brightness: Annotated[float, typer.Option(help="Views: largest change of brightness, in percent.")] = 10,
-    class_weight: Annotated[
-        ClassWeight | None, typer.Option(help="Weigh all classes the same, however many images they have.")
-    ] = None,
-    l2: Annotated[
-        float | None, typer.Option(help="Regularisation strength [default: chosen by cross-validation].")
-    ] = None,
-    dtype: Annotated[Dtype, typer.Option(help="How bottlenecks are kept.")] = Dtype.FLOAT16,
-    engine: Engine = "onnxruntime",
+    *,
+    given: dict[str, Any],
+    options: Set = None,
     report: Annotated[
         bool, typer.Option("--report", help="Write the report, <name of the model>.report.html, at once.")
-    ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="A file that cannot be used is an error.")] = False,
-    keep_thumbnails: Annotated[
-        bool,
-        typer.Option(
-            "--keep-thumbnails", help="Write thumbnails of the training images beside the model, for serve to show."
-        ),
-    ] = False,
-    roles_of: Annotated[
-        Path | None,
-        typer.Option(
-            help="A model whose images keep their roles, so that its test images are tested on again [default: the "
-            "model that is written over]."
-        ),
-    ] = None,
-    no_roles: Annotated[
-        bool, typer.Option("--no-roles", help="Do not write into the model which images it was made from.")
     ] = False,
     cache: Cache = None,
     as_json: Json = False,
@@ -109,42 +41,13 @@ def command(
 ) -> None:
     """Train a classifier on a folder of images and write it as one .onnx file."""
     started = time.perf_counter()
-    tunes = cut != "features" or unfreeze or budget
-    if tunes:
+    config = RetrainConfig.told(given | dict(map(read_assignment, options or [])))
+    if config.tunes:
         require("torch", extra="train")
-    if budget and epochs:
-        raise typer.BadParameter("--budget chooses cut, views and epochs itself; leave out --epochs, or it")
-    from quickstudy.cli.amounts import parse_bytes, parse_seconds
     from quickstudy.cli.display import progress_for
-    from quickstudy.finetuning.method import Method
-    from quickstudy.images.views import Distortions
     from quickstudy.retraining.retrain import retrain
 
-    distortions = Distortions(
-        flip=flip, crop=random_crop / 100, scale=random_scale / 100, brightness=random_brightness / 100
-    )
-    result = retrain(
-        images,
-        output,
-        backbone=backbone,
-        cut=cut,
-        progressive=unfreeze is not None,
-        budget_seconds=parse_seconds(budget) if budget else None,
-        disk_bytes=parse_bytes(disk) if disk else None,
-        method=None if epochs is None and rate is None else Method.of(epochs=epochs, rate=rate),
-        views=views,
-        distortions=None if distortions == Distortions() else distortions,
-        class_weight="balanced" if class_weight else None,
-        l2=l2,
-        dtype=dtype.value,
-        engine=engine,
-        cache=cache,
-        strict=strict,
-        keep_thumbnails=keep_thumbnails,
-        roles_of=roles_of,
-        keep_roles=not no_roles,
-        progress=progress_for(quiet=quiet),
-    )
+    result = retrain(images, output, config, cache=cache, progress=progress_for(quiet=quiet))
     seconds = time.perf_counter() - started
     written = None
     if report:

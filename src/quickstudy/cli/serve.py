@@ -40,7 +40,7 @@ def command(
     """Serve models over HTTP: a page to try them on, POST /predict, documentation at /docs, metrics."""
     for module in ("starlette", "uvicorn", "httptools", "python_multipart", "prometheus_client"):
         require(module, extra="serve")
-    from quickstudy.cli.amounts import parse_bytes
+    from quickstudy.options import parse_bytes
     from quickstudy.serving.registry import parse_models
     from quickstudy.serving.server import serve
     from quickstudy.serving.settings import Settings

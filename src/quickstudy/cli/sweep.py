@@ -108,7 +108,7 @@ def command(
 
 def _changed(study: Study, grid: list[str], options: list[str], fixed: dict[str, Any], seeds: int | None) -> Study:
     from quickstudy.experiments.study import read_axis
-    from quickstudy.training.options import read_assignment
+    from quickstudy.options import read_assignment
 
     fixed = dict(map(read_assignment, options)) | fixed
     axes = {name: read_axis(study.grids[0].recipe, name, text) for name, text in map(read_assignment, grid)}

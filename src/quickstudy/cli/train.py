@@ -51,7 +51,7 @@ def command(
 ) -> None:
     """Train a network from scratch, going on where an earlier run in the same folder stopped."""
     require("torch", extra="train")
-    from quickstudy.training.options import read_assignment
+    from quickstudy.options import read_assignment
     from quickstudy.training.recipe import recipe_named
     from quickstudy.training.settings import Settings
     from quickstudy.training.train import train

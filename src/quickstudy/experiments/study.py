@@ -16,7 +16,7 @@ from typing import Any
 
 from quickstudy.errors import SweepError
 from quickstudy.experiments.tasks import RETRAIN, Task, task_named
-from quickstudy.training.options import require_known
+from quickstudy.options import require_known
 from quickstudy.training.recipe import RECIPES
 
 _EVALUATE_STEPS = 10
@@ -43,7 +43,8 @@ class Trial:
         """The hash of all that decides what it gives, as 64 hexadecimal digits; images by content, not by path."""
         options = self.task.options()
         if self.task.name == RETRAIN:
-            options["data"] = self.contents.get(options["data"], options["data"])
+            for name in ("data", "roles_of"):
+                options[name] = self.contents.get(options[name], options[name])
         text = json.dumps([self.task.name, options], sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -91,20 +92,23 @@ class Grid:
         """All of them; seeds change last, so that a part of a sweep is a whole one with fewer seeds.
 
         Raises:
-            RecipeError: an option is unknown or cannot have its value.
+            OptionError: an option is unknown or cannot have its value.
         """
         known = task_named(self.recipe, {}).options()
-        require_known([*self.fixed, *self.axes], known, self.recipe)
-        random = "seed" in known and "seed" not in self.axes
-        for seed in range(seeds) if random else [None]:
+        require_known([*self.fixed, *self.axes], known, f"The recipe '{self.recipe}'")
+        for number in range(seeds):
             for values in itertools.product(*self.axes.values()):
                 chosen = dict(zip(self.axes, values, strict=True))
-                given = {"seed": int(self.fixed.get("seed", 0)) + seed} if seed is not None else {}
-                task = task_named(self.recipe, {**self.fixed, **chosen, **given})
+                task = task_named(self.recipe, {**self.fixed, **chosen})
+                seed = int(self.fixed.get("seed", 0)) + number if task.random and "seed" not in self.axes else None
+                if seed is not None:
+                    task = task_named(self.recipe, {**self.fixed, **chosen, "seed": seed})
+                elif number:
+                    continue  # it would only give the same again
                 options = task.options()
                 labels = {CASE: self.case} if self.case else {}
                 labels |= {name: options[name] for name in chosen}
-                yield Trial(task=task, labels=labels, seed=given.get("seed"), contents=contents or {})
+                yield Trial(task=task, labels=labels, seed=seed, contents=contents or {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +139,7 @@ class Study:
         """All runs; those with the same configuration count once.
 
         Raises:
-            RecipeError: an option is unknown or cannot have its value.
+            OptionError: an option is unknown or cannot have its value.
             SweepError: there is nothing to do.
         """
         if self.seeds < 1:
@@ -246,11 +250,11 @@ def read_axis(recipe: str, name: str, text: str) -> tuple[Any, ...]:
     """Values from a text: `1..7`, or values with commas between them (semicolons, where a value has commas itself).
 
     Raises:
-        RecipeError: the recipe has no such option.
+        OptionError: the recipe has no such option.
         SweepError: there is no value.
     """
     known = task_named(recipe, {}).options()
-    require_known([name], known, recipe)
+    require_known([name], known, f"The recipe '{recipe}'")
     if match := re.fullmatch(r"\s*(-?\d+)\s*\.\.\s*(-?\d+)\s*", text):
         first, last = map(int, match.groups())
         values: list[Any] = list(range(first, last + 1))

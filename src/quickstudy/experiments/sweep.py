@@ -16,7 +16,7 @@ from quickstudy.experiments.results import Row, SweepFolder, table_of
 from quickstudy.experiments.study import Study, Trial
 from quickstudy.experiments.tasks import RETRAIN, Conditions
 from quickstudy.experiments.worker import Went, run_locally
-from quickstudy.files import write_bytes_atomically
+from quickstudy.files import sha256_of_file, write_bytes_atomically
 from quickstudy.images.census import take_census
 from quickstudy.retraining.evaluation import stat_index
 from quickstudy.training.parallel import choose_device
@@ -78,7 +78,7 @@ def sweep(
 
     Raises:
         SweepError: the study, the folder or the cluster cannot be used.
-        RecipeError: an option is unknown or has a value that cannot be used.
+        OptionError: an option is unknown or has a value that cannot be used.
         ImageSetError: the data is not there, or cannot be used.
     """
     folder = SweepFolder(Path(results))
@@ -113,11 +113,17 @@ def sweep(
 
 
 def _fingerprints(trials: Sequence[Trial], cache: Path | None) -> dict[str, str]:
-    """The census' fingerprint of each image set that a trial retrains on; of what cannot be listed, the trial tells."""
+    """The census' fingerprint of each image set that a trial retrains on, and the hash of each model of which roles are
+    taken, by path; of what cannot be read, the trial tells.
+    """
     found = {}
-    for data in {str(trial.task.options()["data"]) for trial in trials if trial.task.name == RETRAIN}:
+    options = [trial.task.options() for trial in trials if trial.task.name == RETRAIN]
+    for data in {str(values["data"]) for values in options}:
         with contextlib.suppress(ImageSetError):
             found[data] = take_census(Path(data), stat_index(cache)).fingerprint
+    for model in {str(values["roles_of"]) for values in options if values["roles_of"]}:
+        with contextlib.suppress(OSError):
+            found[model] = sha256_of_file(Path(model))
     return found
 
 

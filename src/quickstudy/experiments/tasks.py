@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 
-from quickstudy.backbones.cuts import FEATURES
 from quickstudy.backbones.runtime import engine_for
-from quickstudy.errors import RecipeError
+from quickstudy.errors import OptionError
 from quickstudy.files import write_json_atomically
-from quickstudy.finetuning.method import Method
-from quickstudy.images.views import Distortions
+from quickstudy.options import options_of, with_options
+from quickstudy.retraining.config import RetrainConfig
 from quickstudy.retraining.retrain import retrain
 from quickstudy.training.data import TrainingData, load_training_data
 from quickstudy.training.folder import RESULT, RunFolder
 from quickstudy.training.loop import check_recipe, fit
-from quickstudy.training.options import options_of, with_options
 from quickstudy.training.parallel import Replica, choose_device, joined
 from quickstudy.training.recipe import RECIPES, Recipe
 from quickstudy.training.settings import Begun, Evaluated, Progressed, Settings
@@ -61,6 +59,10 @@ class Task(Protocol):
     def name(self) -> str:
         """The recipe's."""
 
+    @property
+    def random(self) -> bool:
+        """Whether another seed gives another result."""
+
     def options(self) -> dict[str, Any]:
         """By name; together with the name they decide what the trial gives."""
 
@@ -84,6 +86,11 @@ class Training:
     def name(self) -> str:
         """The recipe's."""
         return self.recipe.name
+
+    @property
+    def random(self) -> bool:
+        """Whether another seed gives another result: always."""
+        return True
 
     def options(self) -> dict[str, Any]:
         """The recipe's."""
@@ -135,82 +142,53 @@ def _load(source: str, image_size: int, validation: float, folder: Path | None) 
 
 @dataclass(frozen=True, kw_only=True)
 class Retraining:
-    """A retraining; see `retraining.retrain`."""
+    """A retraining: images, and the configuration of `quickstudy.retrain`.
+
+    In a grid that has a cut beside none, what is for the one does nothing for the other, and is as by default there.
+    """
 
     name: str = RETRAIN
     data: str = ""
     """The images: class folders, split folders or a manifest."""
-    backbone: str = "efficientnet_lite0"
-    cut: str = FEATURES
-    """Where freezing ends; what follows is fine-tuned."""
-    epochs: int = Method().epochs
-    """Of fine-tuning."""
-    rate: float = Method().schedule.rate
-    """Highest learning rate of fine-tuning."""
-    engine: str = "onnxruntime"
-    """What computes bottlenecks: onnxruntime, openvino or cuda."""
-    views: int = -1
-    """Augmented views an image to train on besides the plain one; -1: as many as retrain takes for the cut."""
-    l2: float = 0.0
-    """Regularisation strength of the head; 0: chosen by cross-validation."""
-    class_weight: str = "none"
-    """none, or balanced."""
-    dtype: str = "float16"
-    """How bottlenecks are kept: float16 or float32."""
-    distortions: Distortions = field(default_factory=Distortions)
+    config: RetrainConfig = field(default_factory=RetrainConfig)
+    """What retrain is told."""
+
+    @property
+    def random(self) -> bool:
+        """Whether another seed gives another result: where something is fine-tuned; the head's optimum has no seed."""
+        return self.config.tunes
 
     def options(self) -> dict[str, Any]:
-        """All, by name."""
-        return options_of(self)
+        """All, by name, as JSON values."""
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in options_of(replace(self, config=self.config.acting())).items()
+        }
 
     def check(self, conditions: Conditions) -> None:
-        """Raise a RecipeError where a value cannot be used."""
-        for name, known in (
-            ("class_weight", ("none", "balanced")),
-            ("dtype", ("float16", "float32")),
-        ):
-            if (value := getattr(self, name)) not in known:
-                raise RecipeError(f"{name} is '{value}'; expected {' or '.join(known)}")
+        """Raise an OptionError where a value cannot be used."""
         if not self.data:
-            raise RecipeError("A retraining needs images; name them with --set data=photos/")
+            raise OptionError("A retraining needs images; name them with --set data=photos/")
         if not Path(self.data).exists():
-            raise RecipeError(f"data is '{self.data}'; there is no such file or folder")
+            raise OptionError(f"data is '{self.data}'; there is no such file or folder")
         if conditions.device not in ("auto", "cpu"):
-            raise RecipeError(
+            raise OptionError(
                 f"A retraining runs where its engine does: leave out --device {conditions.device}, and name the engine "
                 f"with --set engine={conditions.device}"
             )
-        engine_for(self.engine)
-        Method.of(epochs=self.epochs, rate=self.rate)
-        if self.views < -1 or self.l2 < 0:
-            raise RecipeError(f"views is {self.views} and l2 is {self.l2:g}; expected 0 or more, or views=-1")
+        engine_for(self.config.engine)
 
     def work(self, conditions: Conditions) -> float:
         """Images that pass through the backbone, for each image."""
         del conditions
-        return 1.0 + max(self.views, 0)
+        return 1.0 + self.config.distorted
 
     def run(self, folder: Path, conditions: Conditions, note: Note) -> None:
         """Retrain; the model lies in the folder, too."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json_atomically(folder / "config.json", {"recipe": self.name, "options": self.options()})
         note(Moment(step=0, steps=1))
-        balanced: Literal["balanced"] | None = "balanced" if self.class_weight == "balanced" else None
-        result = retrain(
-            self.data,
-            folder / "model.onnx",
-            backbone=self.backbone,
-            cut=self.cut,
-            # In a grid that has a cut beside none, what is for the one does nothing for the other.
-            method=Method.of(epochs=self.epochs, rate=self.rate) if self.cut != FEATURES else None,
-            views=self.views if self.views >= 0 else None,
-            distortions=self.distortions if self.views > 0 or (self.views < 0 and self.cut != FEATURES) else None,
-            class_weight=balanced,
-            l2=self.l2 or None,
-            dtype="float32" if self.dtype == "float32" else "float16",
-            engine=self.engine,
-            cache=conditions.cache,
-        )
+        result = retrain(self.data, folder / "model.onnx", self.config.acting(), cache=conditions.cache)
         write_json_atomically(folder / RESULT, result.to_dict())
         accuracy = result.test.score.accuracy if result.test else None
         note(Moment(step=1, steps=1, precision=accuracy))
@@ -220,10 +198,10 @@ def task_named(name: str, options: Mapping[str, Any]) -> Task:
     """The task of this name with these options.
 
     Raises:
-        RecipeError: there is no such task or option, or a value cannot be used.
+        OptionError: there is no such task or option, or a value cannot be used.
     """
     if name == RETRAIN:
-        return with_options(Retraining(), options, owner=RETRAIN)
+        return with_options(Retraining(), options, owner=f"The recipe '{RETRAIN}'")
     if name not in RECIPES:
-        raise RecipeError(f"There is no recipe '{name}'; there are: {', '.join((*RECIPES, RETRAIN))}")
+        raise OptionError(f"There is no recipe '{name}'; there are: {', '.join((*RECIPES, RETRAIN))}")
     return Training(RECIPES[name].with_options(options))

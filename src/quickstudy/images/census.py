@@ -26,6 +26,7 @@ from typing import Literal, NamedTuple
 
 from quickstudy.cores import usable_cores
 from quickstudy.errors import ImageSetError, UnusableImageError
+from quickstudy.images.decoding import InputSpec, decode
 from quickstudy.images.identity import Stamp, StatIndex, read_image_file, stamp_of
 from quickstudy.images.imageset import ImageSet, Skipped, Split, load_image_set, require_classes
 from quickstudy.images.names import alike
@@ -37,6 +38,7 @@ RolesBefore = Callable[[bytes], Split | None]
 """The role that an earlier model has for a content; None where it does not know it."""
 
 _MANY_IMAGES = 1000
+_ANY_SPEC = InputSpec(size=32)
 _HASHED_TOGETHER = 32
 _STRICTEST: tuple[Split, ...] = ("test", "validation", "train")
 
@@ -196,29 +198,23 @@ class Census:
         }
         return replace(self, contents=_with_roles(contents, self.given, self.holds_out, self.before))
 
-    def require_enough(self) -> None:
-        """Check that there is something to tell apart and enough to learn it from.
+    def require_enough(self, *, strict: bool = False) -> None:
+        """Check that there is something to tell apart and enough to learn it from; with `strict`, from all files.
 
         Raises:
-            ImageSetError: there are too few classes, or images of one.
+            ImageSetError: there are too few classes, or images of one; with `strict`, a file or a whole class cannot be
+                used.
         """
         if not self.given:
             require_classes(Counter(self.labels.values()), self.source)
         elif len(learned := self.counts("train", "validation")) < 2:
             require_classes(learned, self.source)
-
-    def require_whole(self) -> None:
-        """Check that all files can be used, for those who asked for it.
-
-        Raises:
-            ImageSetError: a file or a whole class cannot be used.
-        """
-        if skipped := self.skipped:
+        if strict and (skipped := self.skipped):
             raise ImageSetError(
                 f"{len(skipped)} files cannot be used and --strict was asked for; the first: "
                 f"'{skipped[0].path}': {skipped[0].reason}"
             )
-        if empty := self.empty_classes:
+        if strict and (empty := self.empty_classes):
             raise ImageSetError(f"The class '{empty[0]}' has no usable image, and --strict was asked for")
 
 
@@ -275,7 +271,7 @@ def _census_of(
         if len(found) > 1:
             found.sort(key=lambda place: str(place.path))
         contents[digest] = Content(digest, tuple(found))
-    return Census(
+    census = Census(
         source=listed.source,
         contents=_with_roles(contents, given, hold_out, before),
         given=given,
@@ -284,6 +280,26 @@ def _census_of(
         holds_out=hold_out,
         before=before,
     )
+    return census.without(_known_unusable(census, index))
+
+
+def _known_unusable(census: Census, index: Path | None) -> dict[bytes, str]:
+    """Why contents cannot be decoded, as far as it was found before, or decides whether a class has images at all.
+
+    Extraction decodes all others, and says then. But a class that seems to have a single image would be refused before
+    that, and where this one is damaged it is a class without images, which is left out.
+    """
+    found = {}
+    with contextlib.closing(StatIndex(index)) as known:
+        found = {digest: reason for digest, reason in known.unusable().items() if digest in census.contents}
+    few = {label for label, count in Counter(census.labels.values()).items() if count == 1 and not census.given}
+    for digest, label in census.labels.items() if few else ():
+        if label in few and digest not in found:
+            try:
+                decode(read_image_file(census.contents[digest].path)[0], _ANY_SPEC)
+            except UnusableImageError as error:
+                found[digest] = str(error)
+    return found
 
 
 @contextlib.contextmanager

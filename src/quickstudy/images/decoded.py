@@ -84,9 +84,7 @@ def decode_image_set(
     census.require_enough()
     decoded, unusable = _decode_all(census, spec, threads, progress)
     census = census.without(unusable)
-    census.require_enough()
-    if strict:
-        census.require_whole()
+    census.require_enough(strict=strict)
     # Pixels move into the arrays one by one, so that no two copies of all stand in memory.
     splits: dict[Split, PixelSet] = {}
     digests: dict[Split, tuple[bytes, ...]] = {}

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import PIL
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
@@ -36,6 +37,9 @@ MOST_BYTES = 256 << 20
 MOST_SCANS = 100
 """JPEGs announce their pixels once, but may go over them again and again: megabytes of empty scans keep libjpeg busy
 for hours. Encoders write one to a dozen."""
+
+DECODER = f"1, Pillow {PIL.__version__}"
+"""What decodes; to be counted up when this module comes to decode what it refused, or the other way."""
 
 # MPO, which phones write for two pictures in one file, comes with JPEG.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")

@@ -14,12 +14,12 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from quickstudy.errors import UnusableImageError
 from quickstudy.files import is_text, sha256_of_file
-from quickstudy.images.decoding import MOST_BYTES
+from quickstudy.images.decoding import DECODER, MOST_BYTES
 
 _RACY_NANOSECONDS = 2_000_000_000
 _ATTEMPTS = 100
@@ -34,6 +34,12 @@ CREATE TABLE IF NOT EXISTS stamps (
     ctime_ns INTEGER NOT NULL,
     inode INTEGER NOT NULL,
     digest BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS unusable (
+    digest BLOB NOT NULL,
+    decoder TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    PRIMARY KEY (digest, decoder)
 ) WITHOUT ROWID;
 """
 _KINDS = {
@@ -175,6 +181,26 @@ class StatIndex:
                 self._connection.executemany("INSERT OR REPLACE INTO stamps VALUES (?, ?, ?, ?, ?, ?)", rows)
         except sqlite3.Error:
             self.close()  # locked, full or damaged: go on without
+
+    def unusable(self) -> dict[bytes, str]:
+        """Why contents cannot be decoded, by digest, as far as decoding them by this version has found out before."""
+        if self._connection is None:
+            return {}
+        try:
+            return dict(self._connection.execute("SELECT digest, reason FROM unusable WHERE decoder = ?", (DECODER,)))
+        except sqlite3.Error:
+            return {}
+
+    def remember_unusable(self, reasons: Mapping[bytes, str]) -> None:
+        """Note why contents cannot be decoded, so that they are not read again only to find out the same."""
+        if self._connection is None or not reasons:
+            return
+        rows = [(digest, DECODER, reason) for digest, reason in reasons.items()]
+        try:
+            with self._connection:
+                self._connection.executemany("INSERT OR REPLACE INTO unusable VALUES (?, ?, ?)", rows)
+        except sqlite3.Error:
+            self.close()
 
     def digest_of(self, path: Path) -> bytes:
         """The file's SHA-256 digest (32 bytes); the file is read only where its stamp is not the one remembered.

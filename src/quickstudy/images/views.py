@@ -9,33 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import numpy as np
 
-from quickstudy.errors import ImageSetError
 from quickstudy.images.decoding import InputSpec, Pixels, centred_square, fit
-
-
-@dataclass(frozen=True, kw_only=True)
-class Distortions:
-    """How far views may differ from the plain image."""
-
-    flip: bool = True
-    """Mirror every other view left to right, on average."""
-    crop: float = 0.1
-    """Widest margin that is cut away at random places, as a share of the side."""
-    scale: float = 0.1
-    """Strongest enlargement, as a share of the side."""
-    brightness: float = 0.1
-    """Largest change of all values, as a share of them, up or down."""
-
-    def __post_init__(self) -> None:
-        for name in ("crop", "scale", "brightness"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ImageSetError(
-                    f"The distortion '{name}' must be at least 0 and below 1; got {getattr(self, name)}"
-                )
+from quickstudy.images.distortions import Distortions
 
 
 def view_key(digest: bytes, view: int, distortions: Distortions) -> bytes:

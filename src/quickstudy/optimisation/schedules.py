@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from quickstudy.options import Option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,8 +13,9 @@ class Staircase:
     """The rate falls by a factor every so many epochs."""
 
     rate: float = 0.1
+    """Rate of the first step."""
     rate_decay: float = 0.1
-    """Factor at each fall."""
+    """Factor by which the rate falls each time."""
     rate_decay_epochs: float = 350
     """Epochs from one fall to the next."""
 
@@ -25,14 +29,13 @@ class Staircase:
 class OneCycle:
     """The rate rises linearly to its peak and falls linearly to the end (after Smith & Topin, 2018)."""
 
-    rate: float = 0.1
-    """At the peak."""
+    rate: Annotated[float, Option("Set the highest learning rate.")] = 0.1
     rate_start: float = 0.2
-    """At the first step, as a share of the peak."""
+    """Rate of the first step, as a share of the highest."""
     rate_end: float = 0.07
-    """At the last step, as a share of the peak."""
+    """Rate of the last step, as a share of the highest."""
     warmup: float = 0.23
-    """Share of the steps until the peak."""
+    """Share of the steps before the highest rate."""
 
     def at(self, step: int, *, steps: int, steps_per_epoch: float) -> float:
         """The rate at a step, counted from 0."""

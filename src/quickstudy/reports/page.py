@@ -36,6 +36,7 @@ from quickstudy.reports import charts
 from quickstudy.reports.findings import Audit, DuplicateGroup
 from quickstudy.reports.sprites import COLUMNS, PER_SHEET, SIDE
 from quickstudy.reports.standing import By, Standing
+from quickstudy.retraining.config import RetrainConfig
 from quickstudy.retraining.evaluation import Score, score_predictions
 from quickstudy.version import VERSION
 
@@ -264,21 +265,9 @@ def _calibration(standing: Standing, by: By) -> dict[str, Any]:
 def _facts(standing: Standing, training: dict[str, Any]) -> list[tuple[str, str]]:
     """How to make the model again."""
     origin, versions = standing.metadata["backbone"], standing.metadata.get("versions", {})
-    options = f" --backbone {origin['name']}" + (f" --cut {origin['cut']}" if origin["cut"] != "features" else "")
-    if training.get("views"):
-        options += f" --views {training['views']}"
-    if training.get("l2_given", True):
-        options += f" --l2 {training['l2']:.6g}"
-    if training.get("class_weight"):
-        options += f" --class-weight {training['class_weight']}"
-    if training.get("dtype", "float16") != "float16":
-        options += f" --dtype {training['dtype']}"
-    if training.get("engine", "").startswith("openvino"):
-        options += " --engine openvino"
-    if training.get("engine", "").startswith("torch"):
-        options += " --engine cuda"
+    words = ["quickstudy", "retrain", _source(standing), *RetrainConfig.recalled(training["options"]).command_line()]
     return [
-        ("Command", f"quickstudy retrain {shlex.quote(_source(standing))}{options}"),
+        ("Command", shlex.join(words)),
         ("Model", sha256_of_file(standing.model)),
         ("Data (content, labels and split)", str(training.get("data_fingerprint"))),
         ("Backbone", f"{origin['name']}, cut at {origin['cut']}, {origin['fingerprint']}"),

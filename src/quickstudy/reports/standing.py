@@ -100,7 +100,7 @@ def take_stock(model: Path, images: Path | None, cache: Path, progress: Progress
     """
     classifier = load(model)
     training, origin = classifier.metadata.get("training"), classifier.metadata.get("backbone")
-    if not isinstance(training, dict) or not isinstance(origin, dict) or "l2" not in training:
+    if not isinstance(training, dict) or not isinstance(origin, dict) or "options" not in training:
         raise ModelError(f"'{model}' was not made by 'quickstudy retrain'; a report can be made of such models only")
     record = load_record(cache, model)
     if images is None:
@@ -132,7 +132,7 @@ def take_stock(model: Path, images: Path | None, cache: Path, progress: Progress
         census,
         net,
         store,
-        dtype=training.get("dtype", "float16"),
+        dtype=training["options"]["dtype"],
         engine=engine_named(training.get("engine", ONNX_RUNTIME.name)),
         progress=progress,
     )

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.backbone import Backbone
+from quickstudy.backbones.runtime import device_of
 from quickstudy.bottlenecks.extraction import Extraction
 from quickstudy.errors import ImageSetError
 from quickstudy.finetuning.examples import Examples
 from quickstudy.finetuning.loop import Candidate, FineTuned, fine_tune, logits_of
-from quickstudy.finetuning.method import Method
 from quickstudy.finetuning.network import SuffixNetwork, features_of, suffix_graph
 from quickstudy.heads.selection import Head, fit_head, fit_temperature
 from quickstudy.heads.softmax import Floats
@@ -32,24 +32,8 @@ from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.roles import Roles
 from quickstudy.optimisation.checkpoints import Checkpoints
 from quickstudy.progress import Progress
+from quickstudy.retraining.config import RetrainConfig
 from quickstudy.retraining.record import Unseen, cross_validated
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lesson:
-    """What there is to learn, wherever the network is cut."""
-
-    census: Census
-    """The images: those to train on, and those of the validation, which tell what to keep."""
-    balanced: bool
-    """Weigh all classes the same."""
-    l2: float | None
-    """The linear head's regularisation; chosen by cross-validation where it is None."""
-
-    @property
-    def classes(self) -> int:
-        """How many classes there are."""
-        return len(self.census.classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,10 +156,9 @@ def fine_tune_in_stages(
     nets: Sequence[Backbone],
     extraction: Extraction,
     extract_at: Callable[[Backbone], Extraction],
-    lesson: Lesson,
-    method: Method,
+    census: Census,
+    config: RetrainConfig,
     *,
-    device: str,
     cache: Path,
     progress: Progress,
 ) -> FineTunedClassifier:
@@ -185,9 +168,8 @@ def fine_tune_in_stages(
         nets: the backbone at each of its cuts; one, or several that go deeper and deeper.
         extraction: has the activations at the first cut, for all images and views.
         extract_at: makes those at another cut, when they are needed.
-        lesson: what there is to learn.
-        method: how to train.
-        device: where to train, as PyTorch names it.
+        census: the images: those to train on, and those of the validation, which tell what to keep.
+        config: how to train, and where.
         cache: where checkpoints lie until a stage has ended.
         progress: is told how far it is.
 
@@ -198,7 +180,7 @@ def fine_tune_in_stages(
     for net in nets:
         at = extract_at(net) if done else extraction
         before = done[-1] if done else None
-        done.append(_stage(net, at, lesson, method, before, device=device, cache=cache, progress=progress))
+        done.append(_stage(net, at, census, config, before, cache=cache, progress=progress))
         if not done[-1].is_better:
             break
     kept = next((stage for stage in reversed(done) if stage.is_better), done[0])
@@ -208,31 +190,30 @@ def fine_tune_in_stages(
 def _stage(
     net: Backbone,
     extraction: Extraction,
-    lesson: Lesson,
-    method: Method,
+    census: Census,
+    config: RetrainConfig,
     before: Stage | None,
     *,
-    device: str,
     cache: Path,
     progress: Progress,
 ) -> Stage:
     """Begin with the head at its optimum, or with what the stage before has come to, and train all after the cut."""
-    census = lesson.census
+    method, classes = config.method, len(census.classes)
     learned = _examples(extraction, census.numbered("train"), extraction.views)
     compared = _examples(extraction, census.numbered("validation"), 0)
-    if not len(compared) or len(set(learned.labels)) < lesson.classes:
+    if not len(compared) or len(set(learned.labels)) < classes:
         raise ImageSetError(
             f"{len(learned) + len(compared)} training images are too few to fine-tune: too few could be held out to "
             "tell whether it helps. Add images, or leave out --cut"
         )
-    suffix = GraphModule(suffix_graph(net)).to(device)
+    suffix = GraphModule(suffix_graph(net)).to(device_of(config.engine))
     if before is None:
-        head = _fit_head(suffix, learned, lesson)
+        head = _fit_head(suffix, learned, classes, config)
         network = SuffixNetwork(suffix, head.weights, head.biases)
     else:
         head = before.head
         network = before.result.network.deepened(suffix)
-    place = cache / "finetuning" / _identity(network, extraction, learned, compared, method, lesson)
+    place = cache / "finetuning" / _identity(network, extraction, learned, compared, config)
     progress.start(f"fine-tuning after {net.cut}", method.epochs * learned.steps_per_epoch(method.batch))
     try:
         result = fine_tune(
@@ -240,7 +221,7 @@ def _stage(
             learned,
             compared,
             method,
-            class_weights=_balancing(learned.labels, lesson.classes) if lesson.balanced else None,
+            class_weights=_balancing(learned.labels, classes) if config.class_weight else None,
             checkpoints=Checkpoints(place, keep=1),
             note=lambda step, _steps, kept: progress.update(done=step, note=_shown(kept)),
         )
@@ -254,7 +235,7 @@ def _stage(
         # Nothing is left to be compared, so the linear head may learn from all images, and is calibrated as it comes.
         learned = _examples(extraction, census.numbered("train", "validation"), 0)
         compared = _examples(extraction, {}, 0)
-        head = _fit_head(suffix, learned, lesson)
+        head = _fit_head(suffix, learned, classes, config)
         result = replace(result, network=SuffixNetwork(suffix, head.weights, head.biases))
         temperature, validated = 1.0, []
     return Stage(
@@ -270,15 +251,15 @@ def _stage(
     )
 
 
-def _fit_head(suffix: GraphModule, examples: Examples, lesson: Lesson) -> Head:
+def _fit_head(suffix: GraphModule, examples: Examples, classes: int, config: RetrainConfig) -> Head:
     """The linear head at its optimum, on the plain images' features."""
     return fit_head(
         features_of(suffix, examples.plain()),
         examples.labels,
         examples.digests,
-        classes=lesson.classes,
-        balanced=lesson.balanced,
-        l2=lesson.l2,
+        classes=classes,
+        balanced=config.class_weight == "balanced",
+        l2=config.l2,
     )
 
 
@@ -298,16 +279,15 @@ def _identity(
     extraction: Extraction,
     learned: Examples,
     compared: Examples,
-    method: Method,
-    lesson: Lesson,
+    config: RetrainConfig,
 ) -> str:
     """Of everything that decides what fine-tuning gives: only the same run goes on from a checkpoint."""
     described = {
         "source": extraction.source.spec.identity,
         "views": extraction.views,
         "distortions": asdict(extraction.distortions),
-        "method": method.to_dict(),
-        "balanced": lesson.balanced,
+        "method": asdict(config.method),
+        "balanced": config.class_weight == "balanced",
         "images": [
             [[digest.hex(), int(label)] for digest, label in zip(part.digests, part.labels, strict=True)]
             for part in (learned, compared)

@@ -5,6 +5,7 @@ Needs torch, like fine-tuning itself; imported where a budget is given.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,12 +17,13 @@ from quickstudy.backbones.backbone import Backbone
 from quickstudy.cores import usable_cores
 from quickstudy.errors import UnusableImageError
 from quickstudy.finetuning.costs import measure_costs
-from quickstudy.finetuning.method import Method
 from quickstudy.finetuning.planner import Job, Plan, choose_plan
 from quickstudy.images.census import Census
 from quickstudy.images.decoding import InputSpec, decode
+from quickstudy.images.distortions import Distortions
 from quickstudy.images.identity import read_image_file
-from quickstudy.images.views import Distortions, render_view
+from quickstudy.images.views import render_view
+from quickstudy.retraining.config import RetrainConfig
 
 _SAMPLE = 32
 
@@ -29,37 +31,30 @@ _SAMPLE = 32
 def plan_for(
     census: Census,
     net: Backbone,
-    *,
-    seconds: float,
-    disk_bytes: float | None,
-    method: Method,
-    dtype: str,
+    config: RetrainConfig,
 ) -> Plan:
     """The cut, views and epochs that fit a time, which includes the seconds that planning itself takes.
 
     Args:
         census: the images in their roles.
         net: the backbone, with all its cuts.
-        seconds: how long all may take.
-        disk_bytes: how much the store may grow; any amount if left out.
-        method: how it will be trained.
-        dtype: of the activations in the store.
+        config: how long all may take, how much the store may grow, and how it will be trained.
 
     Raises:
         PlanError: nothing fits.
     """
     started = time.perf_counter()
-    costs = measure_costs(net, batch=method.batch)
+    costs = measure_costs(net, batch=config.method.batch)
     decode_seconds = _decode_seconds([census.contents[digest].path for digest in census.labels], net.input)
     job = Job(
         images=len(census.labels),
         learned=len(census.digests("train")),
         compared=len(census.digests("validation")),
         decode_seconds=decode_seconds,
-        bytes_a_value=np.dtype(dtype).itemsize,
+        bytes_a_value=np.dtype(config.dtype).itemsize,
         spent_seconds=time.perf_counter() - started,
     )
-    return choose_plan(costs, job, seconds=seconds, disk_bytes=disk_bytes)
+    return choose_plan(costs, job, seconds=config.budget_seconds or math.inf, disk_bytes=config.disk_bytes)
 
 
 def _decode_seconds(paths: Sequence[Path], spec: InputSpec) -> float:

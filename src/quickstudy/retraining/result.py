@@ -10,6 +10,7 @@ from quickstudy.bottlenecks.extraction import Timings
 from quickstudy.heads.selection import Head, PathPoint
 from quickstudy.images.census import Census
 from quickstudy.images.imageset import Skipped
+from quickstudy.retraining.config import RetrainConfig
 from quickstudy.retraining.evaluation import Evaluation, Score
 
 
@@ -19,6 +20,8 @@ class RetrainResult:
 
     model: Path
     """The `.onnx` file."""
+    config: RetrainConfig
+    """What it was told, with what the planner chose where there was a budget."""
     census: Census
     """The images by content, in their roles, and what became of the others."""
     cross_validation: Score
@@ -29,8 +32,6 @@ class RetrainResult:
     """Fitted to its optimum; where fine-tuning began if there was any."""
     cut: str
     """Where freezing ended."""
-    views: int
-    """Distorted views an image, besides the plain one."""
     tuning: tuple[dict[str, Any], ...]
     """How fine-tuning went, stage by stage: the network after each epoch on the validation images; none without it."""
     plan: dict[str, Any] | None
@@ -48,6 +49,11 @@ class RetrainResult:
     def classes(self) -> tuple[str, ...]:
         """Names in the order of the model's probabilities."""
         return self.census.classes
+
+    @property
+    def views(self) -> int:
+        """Distorted views an image, besides the plain one."""
+        return self.config.distorted
 
     @property
     def train_counts(self) -> dict[str, int]:
@@ -92,6 +98,7 @@ class RetrainResult:
             },
             "cut": self.cut,
             "views": self.views,
+            "options": self.config.recorded(),
             "fine_tuning": list(self.tuning),
             "plan": self.plan,
             "forward_passes": self.computed,

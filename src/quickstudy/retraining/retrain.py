@@ -9,139 +9,87 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone, load_backbone
 from quickstudy.backbones.cuts import FEATURES, stages
-from quickstudy.backbones.runtime import ONNX_RUNTIME, device_of, engine_for
+from quickstudy.backbones.runtime import ONNX_RUNTIME, engine_for
 from quickstudy.bottlenecks.extraction import Extraction, extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ModelError, OptionError
 from quickstudy.files import as_path, cache_folder
-from quickstudy.finetuning.method import VIEWS, Method
 from quickstudy.heads.calibration import probabilities_of, suggest_abstention
 from quickstudy.heads.selection import Head, fit_head
 from quickstudy.heads.softmax import Floats
 from quickstudy.images.census import Census, RolesBefore, take_census
-from quickstudy.images.views import Distortions
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.model import roles_of_file
 from quickstudy.models.roles import Roles
+from quickstudy.options import with_arguments_of
 from quickstudy.progress import Progress, silent
+from quickstudy.retraining.config import RetrainConfig
 from quickstudy.retraining.evaluation import Evaluation, Score, score_predictions
 from quickstudy.retraining.record import Record, Unseen, cross_validated, save_record
 from quickstudy.retraining.result import RetrainResult
 
-ClassWeight = Literal["balanced"]
 
-
+@with_arguments_of(RetrainConfig())
 def retrain(
     images: str | Path,
     output: str | Path | None = None,
+    config: RetrainConfig | None = None,
     *,
-    backbone: str = "efficientnet_lite0",
-    cut: str = FEATURES,
-    progressive: bool = False,
-    budget_seconds: float | None = None,
-    disk_bytes: float | None = None,
-    method: Method | None = None,
-    views: int | None = None,
-    distortions: Distortions | None = None,
-    class_weight: ClassWeight | None = None,
-    l2: float | None = None,
-    dtype: Literal["float16", "float32"] = "float16",
-    engine: str = "onnxruntime",
     cache: str | Path | None = None,
-    strict: bool = False,
-    keep_thumbnails: bool = False,
-    roles_of: str | Path | None = None,
-    keep_roles: bool = True,
     progress: Progress = silent,
+    **options: Any,
 ) -> RetrainResult:
     """Train a classifier on a folder of images and write it as one `.onnx` file.
 
     Args:
         images: class folders, split folders with class folders in them, or a CSV or Parquet manifest.
         output: the model to write; `<name of images>.onnx` in the working folder if left out.
-        backbone: name of the pretrained network.
-        cut: where freezing ends; what follows is fine-tuned. By default only the head is trained.
-        progressive: fine-tune step by step, from a late cut to earlier ones, `cut` at the earliest, for as long as
-            that makes the network better on the validation images.
-        budget_seconds: let the planner choose cut, views and epochs that fit this time.
-        disk_bytes: with a budget, how much the store may grow.
-        method: how to fine-tune, where there is something to fine-tune.
-        views: augmented views an image to train on besides the plain one; none if left out, or `VIEWS`
-            where there is something to fine-tune.
-        distortions: how views differ from the plain image; where there are views.
-        class_weight: `balanced` weighs all classes the same, however many images they have.
-        l2: regularisation strength; chosen by cross-validation if left out.
-        dtype: how bottlenecks are kept in the store.
-        engine: what computes bottlenecks: `onnxruntime`, `openvino`, nearly twice as fast where the processor has
-            instructions for bfloat16, or a GPU as PyTorch names it, such as `cuda`, on which is fine-tuned, too. The
-            model that comes of it runs in any ONNX runtime all the same.
+        config: what to do; `RetrainConfig()` if left out.
         cache: folder of the store and the backbones; see `quickstudy.files.cache_folder`.
-        strict: raise an error for the first file that cannot be used instead of leaving it out.
-        keep_thumbnails: write thumbnails of the training images beside the model, for the page of `quickstudy serve` to
-            show which are nearest; see `quickstudy.models.neighbours`.
-        roles_of: a model whose images keep their roles: what was for its test is for the test again, and nothing else
-            is. Left out, the model that is written over, if there is one. Given splits stand above both.
-        keep_roles: write into the model which images it was made from, as beginnings of their hashes, so that
-            `evaluate` takes none of them for a test; see `quickstudy.models.roles`.
         progress: is told how far things are.
+        options: values that differ from the configuration's, by the names of its fields or of its parts' fields, such
+            as `cut="block_12", epochs=20, seed=1`.
 
     Raises:
         ImageSetError: there is too little to learn from, or with `strict` a file that cannot be used.
-        OptionError: an option has a value that it cannot have, or would do nothing beside the others.
+        OptionError: an option is unknown, has a value that it cannot have, or would do nothing beside the others.
         PlanError: no fine-tuning fits the budget.
         QuickstudyError: the store, the backbone or the model's place cannot be used; see the message.
     """
+    config = RetrainConfig.told(options, config)
     images, folder = as_path(images), cache_folder(cache)
     model_path = _model_path(images, output)
-    tunes = budget_seconds is not None or progressive or cut != FEATURES
-    if views is not None and views < 0:
-        raise OptionError(f"The number of views cannot be negative; got {views}")
-    if budget_seconds is not None and (progressive or cut != FEATURES or views is not None):
-        raise OptionError(
-            "A budget chooses cut, views and epochs itself; leave out --cut, --unfreeze and --views, or --budget"
-        )
-    if disk_bytes is not None and budget_seconds is None:
-        raise OptionError("A limit of the disk (--disk) goes with --budget; name a time, too, or leave it out")
-    if method is not None and not tunes:
-        raise OptionError("--epochs and --rate are for fine-tuning; add --cut, or leave them out")
-    if distortions is not None and not views and not (tunes and views is None):
-        raise OptionError(
-            "--flip, --random-crop, --random-scale and --random-brightness distort views, and there are none; add "
-            "--views or --cut, or leave them out"
-        )
-    method = method or Method()
-    runner, clock = engine_for(engine), _Clock()
-    if budget_seconds is not None and runner is not ONNX_RUNTIME:
+    runner, clock = engine_for(config.engine), _Clock()
+    if config.budget_seconds is not None and runner is not ONNX_RUNTIME:
         raise OptionError(
             "The planner measures ONNX Runtime on the processor; name a cut and epochs, not a budget, with "
-            f"engine '{engine}'"
+            f"engine '{config.engine}'"
         )
     with clock.stage("census"):
-        net = load_backbone(backbone, folder).at(cut)
-        cuts = stages(net.cuts, None if cut == FEATURES else cut) if progressive else [cut]
+        net = load_backbone(config.backbone, folder).at(config.cut)
         store = Store(folder / "bottlenecks")
-        before = _roles_before(as_path(roles_of) if roles_of else None, model_path)
-        census = take_census(images, store.index_path, hold_out=tunes, before=before, progress=progress)
-        census.require_enough()
-        if strict:
-            census.require_whole()
+        before = _roles_before(config.roles_of, model_path)
+        census = take_census(images, store.index_path, hold_out=config.tunes, before=before, progress=progress)
+        census.require_enough(strict=config.strict)
     plan = None
-    if budget_seconds is not None:
+    if config.budget_seconds is not None:
         from quickstudy.retraining.planning import plan_for
 
         with clock.stage("planning"):
-            plan = plan_for(census, net, seconds=budget_seconds, disk_bytes=disk_bytes, method=method, dtype=dtype)
-            cuts, views, method = [plan.cost.cut.name], plan.views, replace(method, epochs=plan.epochs)
-    distorted = (VIEWS if tunes else 0) if views is None else views
+            plan = plan_for(census, net, config)
+            config = config.planned(cut=plan.cost.cut.name, views=plan.views, epochs=plan.epochs)
+    nets = [net.at(config.cut)]
+    if config.progressive:
+        nets = [net.at(name) for name in stages(net.cuts, None if config.cut == FEATURES else config.cut)]
     extractions: list[Extraction] = []
 
     def bottlenecks_at(net: Backbone) -> Extraction:
@@ -150,9 +98,9 @@ def retrain(
                 census,
                 net,
                 store,
-                views=distorted,
-                distortions=distortions,
-                dtype=dtype,
+                views=config.distorted,
+                distortions=config.distortions,
+                dtype=config.dtype,
                 engine=runner,
                 progress=progress,
             )
@@ -160,29 +108,19 @@ def retrain(
         return extractions[-1]
 
     with clock.stage("bottlenecks"):
-        extraction = bottlenecks_at(net.at(cuts[0]))
+        extraction = bottlenecks_at(nets[0])
         census = census.without(extraction.unusable)
-        census.require_enough()
-        if strict:
-            census.require_whole()
+        census.require_enough(strict=config.strict)
     learned: Learned
-    if not tunes:
+    if not config.tunes:
         with clock.stage("head"):
-            learned = _fit(net.at(cuts[0]), extraction, census, class_weight, l2)
+            learned = _learn_head(nets[0], extraction, census, config)
     else:
-        from quickstudy.retraining.finetune import Lesson, fine_tune_in_stages
+        from quickstudy.retraining.finetune import fine_tune_in_stages
 
-        lesson = Lesson(census=census, balanced=class_weight == "balanced", l2=l2)
         with clock.stage("fine-tuning"):
             learned = fine_tune_in_stages(
-                [net.at(name) for name in cuts],
-                extraction,
-                bottlenecks_at,
-                lesson,
-                method,
-                device=device_of(engine),
-                cache=folder,
-                progress=progress,
+                nets, extraction, bottlenecks_at, census, config, cache=folder, progress=progress
             )
     with clock.stage("evaluation"):
         known = [digest for digest in census.digests("test") if census.labels[digest] in census.classes]
@@ -191,15 +129,14 @@ def retrain(
     with clock.stage("model"):
         training = {
             **_describe_training(census, learned, extraction),
-            "class_weight": class_weight,
-            "l2_given": l2 is not None,
+            "options": config.recorded(),
             "abstention": _abstention(learned.unseen[-1], census.numbered("train", "validation")),
             "test": evaluation.score.to_dict() if evaluation else None,
         }
-        roles = Roles.of(learned.trained_on, learned.chosen_by, census.digests("test")) if keep_roles else None
-        learned.write(model_path, classes=census.classes, training=training, roles=roles)
+        roles = Roles.of(learned.trained_on, learned.chosen_by, census.digests("test"))
+        learned.write(model_path, classes=census.classes, training=training, roles=roles if config.keep_roles else None)
         save_record(folder, model_path, Record(images=images.resolve(), unseen=(*learned.unseen, *tested)))
-    if keep_thumbnails:
+    if config.keep_thumbnails:
         from quickstudy.models.neighbours import keep_neighbours
 
         with clock.stage("thumbnails"):
@@ -208,12 +145,12 @@ def retrain(
             keep_neighbours(model_path, shown, features=learned.features(train), progress=progress)
     return RetrainResult(
         model=model_path,
+        config=config,
         census=census,
         cross_validation=_cross_validated(learned.head),
         test=evaluation,
         head=learned.head,
         cut=learned.cut,
-        views=distorted,
         tuning=learned.stages(),
         plan=plan.to_dict() if plan else None,
         computed=sum(one.computed for one in extractions),
@@ -228,7 +165,7 @@ def _roles_before(named: Path | None, model: Path) -> RolesBefore | None:
     if named is None and not model.is_file():
         return None
     try:
-        roles = roles_of_file(named or model)
+        roles = roles_of_file(as_path(named) if named else model)
     except ModelError:
         if named is not None:
             raise
@@ -335,9 +272,7 @@ def _model_path(images: Path, output: str | Path | None) -> Path:
     return path
 
 
-def _fit(
-    net: Backbone, extraction: Extraction, census: Census, class_weight: ClassWeight | None, l2: float | None
-) -> _Linear:
+def _learn_head(net: Backbone, extraction: Extraction, census: Census, config: RetrainConfig) -> _Linear:
     views = range(extraction.views + 1)
     numbered = census.numbered("train", "validation")
     train, numbers = list(numbered), np.array(list(numbered.values()), np.intp)
@@ -347,8 +282,8 @@ def _fit(
         train * len(views),
         classes=len(census.classes),
         plain=np.repeat(np.array([view == 0 for view in views]), len(train)),
-        balanced=class_weight == "balanced",
-        l2=l2,
+        balanced=config.class_weight == "balanced",
+        l2=config.l2,
     )
     return _Linear(head, net, extraction, train)
 
@@ -383,9 +318,7 @@ def _describe_training(census: Census, learned: Learned, extraction: Extraction)
         "split": "given" if census.given else "by content",
         "train_counts": dict(sorted(census.counts("train", "validation").items())),
         "engine": extraction.source.spec.engine,
-        "dtype": extraction.source.spec.dtype,
         "views": extraction.views,
-        "distortions": asdict(extraction.distortions) if extraction.views else None,
         "l2": learned.head.l2,
         "temperature": learned.head.temperature,
         "cross_validation": _cross_validated(learned.head).to_dict(),

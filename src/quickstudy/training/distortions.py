@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quickstudy.errors import RecipeError
+from quickstudy.errors import OptionError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +41,18 @@ class Distortions:
     """image: each image's own mean and deviation, at least 1/√N; set: the training set's, by channel; none: 0 to 1."""
 
     def check(self, side: int) -> None:
-        """Raise a RecipeError unless images of `side` pixels can be distorted so."""
+        """Raise a OptionError unless images of `side` pixels can be distorted so."""
         if len(self.contrast) != 2 or not 0 <= self.contrast[0] <= self.contrast[1] < math.inf:
             shown = ",".join(f"{factor:g}" for factor in self.contrast)
-            raise RecipeError(f"contrast is {shown}; expected two factors, the lower one first")
+            raise OptionError(f"contrast is {shown}; expected two factors, the lower one first")
         if self.standardise not in ("image", "set", "none"):
-            raise RecipeError(f"standardise is '{self.standardise}'; expected image, set or none")
+            raise OptionError(f"standardise is '{self.standardise}'; expected image, set or none")
         if not 0 <= self.crop <= side:
-            raise RecipeError(f"crop is {self.crop}; expected 0 (no crop) to {side}, the images' side in pixels")
+            raise OptionError(f"crop is {self.crop}; expected 0 (no crop) to {side}, the images' side in pixels")
         if not 0 <= self.pad < side:
-            raise RecipeError(f"pad is {self.pad}; expected 0 to {side - 1}, less than the images' side in pixels")
+            raise OptionError(f"pad is {self.pad}; expected 0 to {side - 1}, less than the images' side in pixels")
         if not 0 <= self.brightness < math.inf:
-            raise RecipeError(f"brightness is {self.brightness:g}; expected 0 or more, of 255")
+            raise OptionError(f"brightness is {self.brightness:g}; expected 0 or more, of 255")
 
     def output_side(self, side: int) -> int:
         """Side of what the network gets, from images of this side."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from quickstudy.errors import RecipeError, RunError
+from quickstudy.errors import OptionError, RunError
 from quickstudy.files import write_bytes_atomically, write_json_atomically
 from quickstudy.optimisation.checkpoints import Checkpoints
 from quickstudy.training.data import DataFacts
@@ -61,7 +61,7 @@ class RunFolder:
         """
         try:
             return Recipe.from_dict(self.config())
-        except RecipeError as error:
+        except OptionError as error:
             raise RunError(f"'{self.path / 'config.json'}': {error}") from None
 
     def facts(self) -> DataFacts:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from quickstudy.errors import RecipeError, RunError
+from quickstudy.errors import OptionError, RunError
 from quickstudy.images.pixels import PixelSet
 from quickstudy.optimisation.interrupts import Interrupts
 from quickstudy.retraining.evaluation import Evaluation
@@ -44,7 +44,7 @@ def fit(
         What it came to; None in replicas other than the first.
 
     Raises:
-        RecipeError: an option cannot be used with these images.
+        OptionError: an option cannot be used with these images.
         RunError: the folder is in use, holds another run, or cannot be written.
         TrainingError: the loss is not a number any more.
     """
@@ -248,10 +248,10 @@ class _Training:
 
 
 def check_recipe(recipe: Recipe, data: TrainingData, replica: Replica) -> None:
-    """Raise a RecipeError where these images and this many replicas cannot be trained on; writes nothing."""
+    """Raise a OptionError where these images and this many replicas cannot be trained on; writes nothing."""
     recipe.distortions.check(data.side)
     if recipe.optimiser.batch % replica.world:
-        raise RecipeError(
+        raise OptionError(
             f"batch is {recipe.optimiser.batch}, which {replica.world} devices cannot share evenly; "
             f"take a multiple of {replica.world}"
         )

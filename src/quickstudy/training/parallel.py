@@ -25,7 +25,7 @@ import torch.distributed
 
 from quickstudy import errors
 from quickstudy.cores import usable_cores
-from quickstudy.errors import QuickstudyError, RecipeError, RunError, TrainingError
+from quickstudy.errors import OptionError, QuickstudyError, RunError, TrainingError
 from quickstudy.process import settle_own_process, starting_own_process
 
 _TIMEOUT = datetime.timedelta(minutes=10)
@@ -56,12 +56,12 @@ def choose_device(name: str = "auto") -> str:
     """`cpu` or `cuda`; `auto` takes a GPU where there is one.
 
     Raises:
-        RecipeError: there is no such device.
+        OptionError: there is no such device.
     """
     if name not in ("auto", "cpu", "cuda"):
-        raise RecipeError(f"device is '{name}'; expected auto, cpu or cuda")
+        raise OptionError(f"device is '{name}'; expected auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
-        raise RecipeError("device is 'cuda', but torch finds no CUDA device here; take cpu or auto")
+        raise OptionError("device is 'cuda', but torch finds no CUDA device here; take cpu or auto")
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
 
 
@@ -143,10 +143,10 @@ def run_replicas(world: int, device_type: str, work: Callable[..., Any], *argume
     Raises:
         QuickstudyError: one of them raised it.
         TrainingError: one of them died; the others have been ended.
-        RecipeError: there are not so many devices.
+        OptionError: there are not so many devices.
     """
     if device_type == "cuda" and world > torch.cuda.device_count():
-        raise RecipeError(f"devices is {world}; there are {torch.cuda.device_count()} GPUs here")
+        raise OptionError(f"devices is {world}; there are {torch.cuda.device_count()} GPUs here")
     from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
     with tempfile.TemporaryDirectory(prefix="quickstudy-") as folder:

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from quickstudy.errors import RecipeError
+from quickstudy.errors import OptionError
 from quickstudy.optimisation.schedules import OneCycle, Staircase
+from quickstudy.options import options_of, with_options
 from quickstudy.training.distortions import Distortions
 from quickstudy.training.networks.classic import ClassicNetwork
 from quickstudy.training.networks.fast import FastNetwork
 from quickstudy.training.networks.mlp import MlpNetwork
-from quickstudy.training.options import options_of, with_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,34 +92,34 @@ class Recipe:
         """The recipe with other values, by option name; strings are read as the option's type.
 
         Raises:
-            RecipeError: there is no such option, or it cannot have this value.
+            OptionError: there is no such option, or it cannot have this value.
         """
-        recipe = with_options(self, options, owner=self.name)
+        recipe = with_options(self, options, owner=f"The recipe '{self.name}'")
         recipe.check()
         return recipe
 
     def check(self) -> None:
-        """Raise a RecipeError where a value cannot be used, before any work is done."""
+        """Raise a OptionError where a value cannot be used, before any work is done."""
         for name, value in self.options().items():
             if name not in _RANGES:
                 continue
             low, high = _RANGES[name]
             if not (low <= value <= high and math.isfinite(value)):
                 upper = f" to {high:g}" if high < math.inf else " or more"
-                raise RecipeError(f"{name} is {value:g}; expected {low:g}{upper}")
+                raise OptionError(f"{name} is {value:g}; expected {low:g}{upper}")
         if not self.steps and not self.epochs:
-            raise RecipeError("Both steps and epochs are 0; set one of them to say how long to train")
+            raise OptionError("Both steps and epochs are 0; set one of them to say how long to train")
         if self.target and not self.evaluate_steps:
-            raise RecipeError(
+            raise OptionError(
                 f"target is {self.target:g}, but evaluate_steps is 0, so that it is never looked at; "
                 "set evaluate_steps=10, or so"
             )
         if self.optimiser.method not in ("sgd", "adam", "muon"):
-            raise RecipeError(f"method is '{self.optimiser.method}'; expected sgd, adam or muon")
+            raise OptionError(f"method is '{self.optimiser.method}'; expected sgd, adam or muon")
         if self.optimiser.precision not in ("float32", "bfloat16", "auto"):
-            raise RecipeError(f"precision is '{self.optimiser.precision}'; expected float32, bfloat16 or auto")
+            raise OptionError(f"precision is '{self.optimiser.precision}'; expected float32, bfloat16 or auto")
         if self.optimiser.nesterov and not self.optimiser.momentum:
-            raise RecipeError("nesterov is on, which takes a momentum above 0; set momentum, or nesterov=off")
+            raise OptionError("nesterov is on, which takes a momentum above 0; set momentum, or nesterov=off")
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; `from_dict` reads them back."""
@@ -130,22 +130,22 @@ class Recipe:
         """From what `to_dict` gave.
 
         Raises:
-            RecipeError: the values are not those of a recipe of this version.
+            OptionError: the values are not those of a recipe of this version.
         """
         try:
             return recipe_named(values["recipe"]).with_options(values["options"])
         except (KeyError, TypeError, AttributeError) as error:
-            raise RecipeError(f"This is no recipe of this version of quickstudy: {error!r}") from None
+            raise OptionError(f"This is no recipe of this version of quickstudy: {error!r}") from None
 
 
 def recipe_named(name: str) -> Recipe:
     """The recipe of this name.
 
     Raises:
-        RecipeError: there is none.
+        OptionError: there is none.
     """
     if name not in RECIPES:
-        raise RecipeError(f"There is no recipe '{name}'; there are: {', '.join(RECIPES)}")
+        raise OptionError(f"There is no recipe '{name}'; there are: {', '.join(RECIPES)}")
     return RECIPES[name]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quickstudy.errors import RecipeError
+from quickstudy.errors import OptionError
 from quickstudy.images.imageset import Skipped
 from quickstudy.retraining.evaluation import Evaluation, Score
 from quickstudy.training.networks.cost import Cost
@@ -38,10 +38,10 @@ class Settings:
     """Checkpoints that are kept, besides the best."""
 
     def check(self) -> None:
-        """Raise a RecipeError where a value cannot be used."""
+        """Raise a OptionError where a value cannot be used."""
         for name, least in (("devices", 1), ("threads", 0), ("log_steps", 1), ("summary_steps", 0), ("keep", 1)):
             if getattr(self, name) < least:
-                raise RecipeError(f"{name} is {getattr(self, name)}; expected {least} or more")
+                raise OptionError(f"{name} is {getattr(self, name)}; expected {least} or more")
 
 
 @dataclass(frozen=True, kw_only=True)

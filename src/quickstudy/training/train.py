@@ -28,7 +28,7 @@ def train(
         What it came to; None in replicas other than the first, where torchrun has started several.
 
     Raises:
-        RecipeError: an option cannot be used.
+        OptionError: an option cannot be used.
         ImageSetError: the data is not there, or cannot be used.
         RunError: the folder is in use, holds another run, or cannot be written.
         TrainingError: the loss is not a number any more, or a replica died.

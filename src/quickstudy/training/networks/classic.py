@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
-from quickstudy.errors import RecipeError
+from quickstudy.errors import OptionError
 from quickstudy.training.networks.layers import (
     ACTIVATIONS,
     RISING,
@@ -48,7 +48,7 @@ class ClassicNetwork:
             ("top", self.top, ("dense", "local")),
         ):
             if value not in known:
-                raise RecipeError(f"{name} is '{value}'; expected one of {', '.join(known)}")
+                raise OptionError(f"{name} is '{value}'; expected one of {', '.join(known)}")
         return ClassicNet(self, size=size, channels=channels, classes=classes)
 
 

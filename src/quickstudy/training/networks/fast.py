@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
-from quickstudy.errors import RecipeError
+from quickstudy.errors import OptionError
 from quickstudy.training.networks.layers import ACTIVATIONS, Whitening
 
 
@@ -40,12 +40,12 @@ class FastNetwork:
     def build(self, *, size: int, channels: int, classes: int) -> FastNet:
         """The network for images of `channels`×`size`×`size`."""
         if self.activation not in ACTIVATIONS:
-            raise RecipeError(f"activation is '{self.activation}'; expected one of {', '.join(ACTIVATIONS)}")
+            raise OptionError(f"activation is '{self.activation}'; expected one of {', '.join(ACTIVATIONS)}")
         if not self.widths or min(self.widths) < 1:
             shown = ",".join(map(str, self.widths)) or "empty"
-            raise RecipeError(f"widths is {shown}; expected the channels of each block, 1 or more, such as 32,64,128")
+            raise OptionError(f"widths is {shown}; expected the channels of each block, 1 or more, such as 32,64,128")
         if size < (least := 2 ** (len(self.widths) + 1)):
-            raise RecipeError(
+            raise OptionError(
                 f"Images of {size} pixels a side are too small for {len(self.widths)} blocks, which take {least}; "
                 "set fewer widths, such as widths=32,64, or larger images"
             )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from quickstudy.errors import RecipeError
+from quickstudy.errors import OptionError
 from quickstudy.training.networks.dense import Dense
 from quickstudy.training.networks.layers import ACTIVATIONS
 
@@ -32,14 +32,14 @@ class MlpNetwork:
     def build(self, *, size: int, channels: int, classes: int) -> Mlp:
         """The network for images of `channels`×`size`×`size`."""
         if self.activation not in ACTIVATIONS:
-            raise RecipeError(f"activation is '{self.activation}'; expected one of {', '.join(ACTIVATIONS)}")
+            raise OptionError(f"activation is '{self.activation}'; expected one of {', '.join(ACTIVATIONS)}")
         if self.batch_norm not in _PLACES:
-            raise RecipeError(f"batch_norm is '{self.batch_norm}'; expected one of {', '.join(_PLACES)}")
+            raise OptionError(f"batch_norm is '{self.batch_norm}'; expected one of {', '.join(_PLACES)}")
         if not self.widths or min(self.widths) < 1:
             shown = ",".join(map(str, self.widths)) or "empty"
-            raise RecipeError(f"widths is {shown}; expected the units of each layer, 1 or more, such as 500,400")
+            raise OptionError(f"widths is {shown}; expected the units of each layer, 1 or more, such as 500,400")
         if not 0 <= self.depth <= len(self.widths):
-            raise RecipeError(f"depth is {self.depth}; expected 0 to {len(self.widths)}, as many as widths has")
+            raise OptionError(f"depth is {self.depth}; expected 0 to {len(self.widths)}, as many as widths has")
         return Mlp(self, inputs=channels * size**2, classes=classes)
 
 

@@ -1,0 +1,45 @@
+"""Distortions: how far the views of an image may differ from the plain one. Apart from `views.py`, which draws them, as
+the command line says what there is before NumPy is imported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from quickstudy.errors import OptionError
+from quickstudy.options import Option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distortions:
+    """How far views may differ from the plain image: the four distortions of TensorFlow's `retrain.py`."""
+
+    flip: Annotated[bool, Option("Mirror every other view left to right, on average.")] = True
+    crop: Annotated[
+        float,
+        Option(
+            "Cut away a margin of up to so many percent of the side at random places.",
+            flag="--random-crop",
+            percent=True,
+        ),
+    ] = 0.1
+    scale: Annotated[
+        float, Option("Enlarge by up to so many percent of the side.", flag="--random-scale", percent=True)
+    ] = 0.1
+    brightness: Annotated[
+        float,
+        Option(
+            "Change all values by up to so many percent of them, up or down.",
+            flag="--random-brightness",
+            percent=True,
+        ),
+    ] = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("crop", "scale", "brightness"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise OptionError(
+                    f"The distortion '{name}' is {value:g}, as a share of the side or value; expected at least 0 and "
+                    "below 1 (below 100 percent)"
+                )

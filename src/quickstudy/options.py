@@ -1,0 +1,291 @@
+"""Options: the values of a configuration, flat and by name, whatever parts it is made of.
+
+A configuration is a frozen dataclass, whose fields are options or dataclasses of options. Defined there once, an option
+can be given as an argument in Python, as `--name` on the command line (a field annotated with `Option` is offered
+there), as NAME=VALUE with `--set` and `--grid`, and in a study's file; and it is written down by its name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import re
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from quickstudy.errors import OptionError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Option:
+    """How the command line offers a field, as the metadata of its `Annotated` type."""
+
+    help: str
+    """What it is, in a sentence; the default follows it by itself, unless the sentence says it."""
+    flag: str = ""
+    """Its name on the command line; by default the field's, with dashes."""
+    metavar: str = ""
+    """What stands for its value in the help."""
+    least: float | None = None
+    """The smallest value that it can have."""
+    read: Callable[[str], Any] | None = None
+    """Makes a value of a text, where the type is not enough to do so."""
+    percent: bool = False
+    """Whether the command line takes percent where the field has a share."""
+    word: str = ""
+    """The one word by which the command line turns it on, such as `progressive` after `--unfreeze`."""
+    recorded: bool = True
+    """Whether what is made depends on it, so that it is written down with what is made."""
+
+    def flag_for(self, name: str) -> str:
+        """The name on the command line of the field with this name, such as `--random-crop`."""
+        return self.flag or f"--{name.replace('_', '-')}"
+
+
+@dataclass(frozen=True)
+class Field:
+    """An option of a configuration."""
+
+    name: str
+    type: Any
+    """Its type, without annotations."""
+    value: Any
+    """Its value in the configuration that was asked."""
+    option: Option | None
+    """How the command line offers it, if it does."""
+    part: str
+    """The field of the configuration that it is a part of; empty where it is a field itself."""
+
+    def words(self) -> list[str]:
+        """What sets it to this value on the command line."""
+        if self.option is None:
+            return ["--set", f"{self.name}={as_text(self.value)}"]
+        flag = self.option.flag_for(self.name)
+        if self.option.word:
+            return [flag, self.option.word]
+        if isinstance(self.value, bool):
+            on, _, off = flag.partition("/")
+            return [on if self.value else off or f"--no-{on.removeprefix('--')}"]
+        return [flag, as_text(round(100 * self.value, 9) if self.option.percent else self.value)]
+
+
+def fields_of(config: DataclassInstance) -> list[Field]:
+    """All options of a configuration, those of its parts, too; names are unique over the parts."""
+    return list(_fields(config, ""))
+
+
+def options_of(config: DataclassInstance) -> dict[str, Any]:
+    """All options by name, with their values."""
+    return {field.name: field.value for field in fields_of(config)}
+
+
+def with_options(config: T, options: Mapping[str, Any], *, owner: str) -> T:
+    """The configuration with other values, by option name; strings are read as the option's type.
+
+    Args:
+        config: the configuration; all its fields but `name` are options, or dataclasses of options.
+        options: the values; a whole part may be given by its field's name, too.
+        owner: what messages call the configuration.
+
+    Raises:
+        OptionError: there is no such option, or it cannot have this value.
+    """
+    whole = {
+        item.name: options[item.name]
+        for item in dataclasses.fields(config)
+        if item.name in options and dataclasses.is_dataclass(getattr(config, item.name))
+    }
+    for name, value in whole.items():
+        if type(value) is not (kind := type(getattr(config, name))):
+            raise OptionError(f"{name} is {value!r}; expected a {kind.__name__}")
+    config = dataclasses.replace(config, **whole)
+    known = {field.name: field for field in fields_of(config)}
+    given = {name: value for name, value in options.items() if name not in whole}
+    require_known(given, known, owner)
+    return _replace(config, {name: _read(known[name], value) for name, value in given.items()})
+
+
+def require_known(names: Iterable[str], known: Iterable[str], owner: str) -> None:
+    """Raise an OptionError that suggests the nearest option where one of the names is none."""
+    known = sorted(known)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else f"; it has {', '.join(known)}"
+            raise OptionError(f"{owner} has no option '{name}'{hint}")
+
+
+def read_assignment(text: str) -> tuple[str, str]:
+    """Name and value of NAME=VALUE; dashes in the name count as underscores.
+
+    Raises:
+        OptionError: there is no equals sign.
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise OptionError(f"'{text}': expected NAME=VALUE, such as rate=0.05")
+    return name.strip().replace("-", "_"), value.strip()
+
+
+def with_arguments_of(config: DataclassInstance) -> Callable[[F], F]:
+    """Let the signature of a function that takes `**options` name the fields of a configuration, with their values."""
+
+    def decorate(function: F) -> F:
+        hints = get_type_hints(type(config))
+        fields = [
+            inspect.Parameter(
+                item.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=getattr(config, item.name),
+                annotation=hints[item.name],
+            )
+            for item in dataclasses.fields(config)
+        ]
+        shown = inspect.signature(function)
+        *own, options = shown.parameters.values()
+        function.__signature__ = shown.replace(parameters=[*own, *fields, options])  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+def as_text(value: Any) -> str:
+    """A value for people, as `--set` reads it back: `auto` for None, numbers without needless digits."""
+    if value is None:
+        return "auto"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return ",".join(map(as_text, value))
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds in a time such as `90s`, `3m`, `1.5h` or `1h30m`.
+
+    Raises:
+        OptionError: it is none, or not positive.
+    """
+    parts = re.findall(r"([\d.]+)\s*([a-z]*)", text.strip().lower())
+    try:
+        if re.sub(r"[\d.]+\s*[a-z]*\s*", "", text.strip().lower()):
+            raise ValueError
+        seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    except (KeyError, ValueError):
+        seconds = 0.0
+    if seconds <= 0:
+        raise OptionError(f"'{text}' is no time; expected such as 90s, 3m or 1h30m")
+    return seconds
+
+
+def parse_bytes(text: str) -> float:
+    """Bytes in a size such as `500MB` or `2GB`.
+
+    Raises:
+        OptionError: it is none, or not positive.
+    """
+    found = re.fullmatch(r"([\d.]+)\s*([kmgt]?b)", text.strip().lower())
+    try:
+        size = float(found[1]) * _BYTES[found[2]] if found else 0.0
+    except ValueError:
+        size = 0.0
+    if size <= 0:
+        raise OptionError(f"'{text}' is no size; expected such as 500MB or 2GB")
+    return size
+
+
+def _fields(config: DataclassInstance, part: str) -> Iterator[Field]:
+    hints = _hints(type(config))
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            yield from _fields(value, part or item.name)
+        elif part or item.name != "name":
+            kind, option = hints[item.name], None
+            if get_origin(kind) is Annotated:
+                kind, *notes = get_args(kind)
+                option = next((note for note in notes if isinstance(note, Option)), None)
+            # A whole number where any number may stand becomes a float, so that 2.5 can be put in its place.
+            value = float(value) if kind is float else value
+            yield Field(item.name, kind, value, option, part)
+
+
+@functools.cache
+def _hints(config: type) -> dict[str, Any]:
+    return get_type_hints(config, include_extras=True)
+
+
+def _replace(config: T, values: Mapping[str, Any]) -> T:
+    changed: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        part = getattr(config, item.name)
+        if dataclasses.is_dataclass(part) and not isinstance(part, type):
+            changed[item.name] = _replace(part, values)
+        elif item.name in values:
+            changed[item.name] = values[item.name]
+    return dataclasses.replace(config, **changed)
+
+
+def _read(field: Field, value: Any) -> Any:
+    """A value of the field's type, from text or JSON."""
+    kinds = [field.type]
+    if get_origin(field.type) in (Union, types.UnionType):
+        kinds = [kind for kind in get_args(field.type) if kind is not types.NoneType]
+        if value is None or (isinstance(value, str) and value.strip().lower() in ("auto", "none")):
+            return None
+    if field.option and field.option.read and isinstance(value, str):
+        return field.option.read(value)
+    kind = kinds[0]
+    if get_origin(kind) is Literal:
+        if value in (choices := get_args(kind)):
+            return value
+        raise OptionError(f"{field.name} is '{value}'; expected {' or '.join(choices)}")
+    try:
+        found = _as_type(kind, value)
+        least = field.option.least if field.option else None
+        if least is not None and not found >= least:
+            raise OptionError(f"{field.name} is {as_text(found)}; expected {least:g} or more")
+        return found
+    except (KeyError, TypeError, ValueError, OverflowError):
+        kind = get_origin(kind) or kind
+        example = f", such as {as_text(field.value)}" if field.value is not None else ""
+        raise OptionError(f"{field.name} is '{value}'; expected {_KINDS[kind]}{example}") from None
+
+
+def _as_type(kind: Any, value: Any) -> Any:
+    if kind is bool:
+        return value if isinstance(value, bool) else _SWITCH[str(value).strip().lower()]
+    if get_origin(kind) is tuple:
+        parts = value.split(",") if isinstance(value, str) else value
+        return tuple(_as_type(get_args(kind)[0], part) for part in parts)
+    if kind is int:
+        if isinstance(value, str) and value.strip().isdecimal():
+            return int(value)  # not by way of a float, which has 53 bits
+        if not isinstance(value, int) and float(value) != int(float(value)):
+            raise ValueError
+        return value if isinstance(value, int) and not isinstance(value, bool) else int(float(value))
+    return kind(value)
+
+
+_SWITCH = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
+_KINDS = {
+    bool: "on or off",
+    int: "a whole number",
+    float: "a number",
+    str: "a name",
+    Path: "a path",
+    tuple: "numbers with commas between them",
+}
+_SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
+_BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}

@@ -1,0 +1,182 @@
+"""What `retrain` may be told, defined once.
+
+From `RetrainConfig` follow the options of `quickstudy retrain`, the arguments of `quickstudy.retrain`, the axes of a
+sweep, and the record in the model. It imports nothing heavy, as the command line reads it before anything is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from quickstudy.backbones.cuts import FEATURES
+from quickstudy.errors import OptionError
+from quickstudy.finetuning.method import VIEWS, Method
+from quickstudy.images.distortions import Distortions
+from quickstudy.options import Field, Option, fields_of, options_of, parse_bytes, parse_seconds, with_options
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainConfig:
+    """Everything that `retrain` may be told about a training, besides its images and where it is written."""
+
+    backbone: Annotated[str, Option("Take this pretrained network; backbone list shows what there is.")] = (
+        "efficientnet_lite0"
+    )
+    cut: Annotated[
+        str, Option("Freeze the network up to here and fine-tune what follows; backbone show lists the cuts.")
+    ] = FEATURES
+    progressive: Annotated[
+        bool,
+        Option(
+            "Fine-tune from a late cut, then from earlier ones, --cut at the earliest, while it helps.",
+            flag="--unfreeze",
+            word="progressive",
+        ),
+    ] = False
+    budget_seconds: Annotated[
+        float | None,
+        Option(
+            "Choose the cut, views and epochs that fit this time, such as 90s or 3m, and fine-tune.",
+            flag="--budget",
+            metavar="TIME",
+            read=parse_seconds,
+        ),
+    ] = None
+    disk_bytes: Annotated[
+        float | None,
+        Option(
+            "With --budget, let the store grow by so much at most, such as 2GB.",
+            flag="--disk",
+            metavar="SIZE",
+            read=parse_bytes,
+        ),
+    ] = None
+    method: Method = field(default_factory=Method)
+    """How to fine-tune, where there is something to fine-tune."""
+    views: Annotated[
+        int | None,
+        Option(
+            "Train on so many distorted views an image besides the plain one "
+            f"[default: 0; {VIEWS} where something is fine-tuned].",
+            least=0,
+        ),
+    ] = None
+    distortions: Distortions = field(default_factory=Distortions)
+    """How views differ from the plain image, where there are views."""
+    class_weight: Annotated[
+        Literal["balanced"] | None, Option("Weigh all classes the same, however many images they have.")
+    ] = None
+    l2: Annotated[
+        float | None, Option("Set the head's regularisation strength [default: chosen by cross-validation].")
+    ] = None
+    dtype: Annotated[Literal["float16", "float32"], Option("Keep bottlenecks in the store as these numbers.")] = (
+        "float16"
+    )
+    engine: Annotated[
+        str,
+        Option(
+            "Compute bottlenecks by this: openvino is faster where the processor multiplies bfloat16; cuda is a GPU, "
+            "on which is fine-tuned, too.",
+            metavar="onnxruntime|openvino|cuda",
+        ),
+    ] = "onnxruntime"
+    strict: Annotated[bool, Option("Take a file that cannot be used for an error.", recorded=False)] = False
+    keep_thumbnails: Annotated[
+        bool, Option("Write thumbnails of the training images beside the model, for serve to show.", recorded=False)
+    ] = False
+    roles_of: Annotated[
+        Path | None,
+        Option(
+            "Let the images of this model keep their roles, so that its test images are tested on again [default: the "
+            "model that is written over].",
+            recorded=False,
+        ),
+    ] = None
+    keep_roles: Annotated[
+        bool,
+        Option("Write into the model which images it was made from.", flag="--roles/--no-roles", recorded=False),
+    ] = True
+
+    def __post_init__(self) -> None:
+        if self.views is not None and self.views < 0:
+            raise OptionError(f"views is {self.views}; expected 0 or more")
+        for name in ("budget_seconds", "disk_bytes"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise OptionError(f"{name} is {value:g}; expected a positive number")
+
+    @staticmethod
+    def told(options: Mapping[str, Any], config: RetrainConfig | None = None) -> RetrainConfig:
+        """The configuration with these options, by name; None leaves an option as it is.
+
+        Raises:
+            OptionError: there is no such option, it cannot have its value, or it would do nothing beside the others.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        config = with_options(config or RetrainConfig(), given, owner="A retraining")
+        for changed in config.fields(RetrainConfig()):
+            given.setdefault(changed.name, changed.value)
+        for name, why in config.idle().items():
+            if name in given:
+                raise OptionError(why)
+        return config
+
+    @staticmethod
+    def recalled(values: Mapping[str, Any]) -> RetrainConfig:
+        """The configuration of which `recorded` gave these values.
+
+        Raises:
+            OptionError: they are those of another version.
+        """
+        return with_options(RetrainConfig(), values, owner="A retraining")
+
+    @property
+    def tunes(self) -> bool:
+        """Whether anything but the head is trained."""
+        return self.budget_seconds is not None or self.progressive or self.cut != FEATURES
+
+    @property
+    def distorted(self) -> int:
+        """Distorted views an image, those that come with fine-tuning if nothing is said."""
+        return (VIEWS if self.tunes else 0) if self.views is None else self.views
+
+    def fields(self, other: RetrainConfig | None = None) -> list[Field]:
+        """All options, or those that differ from another configuration's."""
+        known = options_of(other) if other else {}
+        return [one for one in fields_of(self) if other is None or one.value != known[one.name]]
+
+    def idle(self) -> dict[str, str]:
+        """The options that would do nothing beside the others, and for each what to say about it."""
+        why = {}
+        for one in fields_of(self):
+            name = one.option.flag_for(one.name) if one.option else one.name
+            if one.part == "method" and not self.tunes:
+                why[one.name] = f"{name} is for fine-tuning; add --cut, or leave it out"
+            if one.part == "distortions" and not self.distorted:
+                why[one.name] = f"{name} distorts views, and there are none; add --views or --cut, or leave it out"
+        if self.budget_seconds is None:
+            why["disk_bytes"] = "--disk goes with --budget; name a time, too, or leave it out"
+        else:
+            chosen = "--budget chooses cut, views and epochs itself; leave out {}, or --budget"
+            flags = {"cut": "--cut", "progressive": "--unfreeze", "views": "--views", "epochs": "--epochs"}
+            why |= {name: chosen.format(flag) for name, flag in flags.items()}
+        return why
+
+    def planned(self, **chosen: Any) -> RetrainConfig:
+        """The same configuration with what a planner chose instead of a budget: `cut`, `views` and `epochs`."""
+        return with_options(replace(self, budget_seconds=None, disk_bytes=None), chosen, owner="A retraining")
+
+    def acting(self) -> RetrainConfig:
+        """The same configuration, with options that do nothing beside the others as they are by default."""
+        plain = options_of(RetrainConfig())
+        return with_options(self, {name: plain[name] for name in self.idle()}, owner="A retraining")
+
+    def recorded(self) -> dict[str, Any]:
+        """What the model depends on, by option name, as JSON values."""
+        return {one.name: one.value for one in fields_of(self) if one.option is None or one.option.recorded}
+
+    def command_line(self) -> list[str]:
+        """What to write after `quickstudy retrain IMAGES` for this configuration."""
+        return [word for one in self.fields(RetrainConfig()) for word in one.words()]
