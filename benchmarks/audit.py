@@ -32,9 +32,9 @@ from common import fresh, peak_megabytes, photos, quickstudy, run_measured, save
 from quickstudy.backbones.backbone import load_backbone
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
-from quickstudy.heads.selection import fit_head
 from quickstudy.images.imageset import load_image_set
-from quickstudy.reports.label_errors import LEAST, probability_wrong
+from quickstudy.learning.selection import fit_head
+from quickstudy.reports.audit import LEAST, probability_wrong
 from quickstudy.reports.neighbours import alike_pairs, unit_rows
 
 _SEEDS = range(100, 110)  # seeds below 100 chose the method and its limit

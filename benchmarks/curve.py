@@ -15,7 +15,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from common import RESULTS
-from quickstudy.training.folder import EVALUATIONS, RunFolder
+from quickstudy.scratch.folder import EVALUATIONS, RunFolder
 
 _BATCH = 128
 

@@ -27,11 +27,11 @@ from PIL import Image
 
 from common import backbone_from_graph, fresh, photos, save, spread
 from quickstudy.backbones.backbone import Backbone, load_backbone
-from quickstudy.backbones.graph import keep_until
+from quickstudy.backbones.graphs import keep_until
 from quickstudy.backbones.runtime import ONNX_RUNTIME, engine_for, open_session
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
-from quickstudy.cores import usable_cores
+from quickstudy.process import usable_cores
 
 Run = Callable[[Any], Any]
 

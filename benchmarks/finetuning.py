@@ -36,20 +36,19 @@ from numpy.typing import NDArray
 from common import fresh, quickstudy, run_measured, save
 from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.backbone import Backbone, load_backbone
-from quickstudy.backbones.graph import keep_until
+from quickstudy.backbones.graphs import keep_until
 from quickstudy.backbones.runtime import optimised
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
-from quickstudy.cores import usable_cores
-from quickstudy.finetuning.examples import Examples
-from quickstudy.finetuning.loop import fine_tune
-from quickstudy.finetuning.method import Method
-from quickstudy.finetuning.network import SuffixNetwork, suffix_graph
 from quickstudy.images.decoding import decode
 from quickstudy.images.distortions import Distortions
 from quickstudy.images.imageset import load_image_set
 from quickstudy.images.views import render_view
-from quickstudy.optimisation.precision import choose_precision
+from quickstudy.learning.averages import choose_precision
+from quickstudy.process import usable_cores
+from quickstudy.retraining.config import Method
+from quickstudy.retraining.network import SuffixNetwork, suffix_graph
+from quickstudy.retraining.tuning import Examples, fine_tune
 
 _IMAGES = 320
 _STEPS_LEFT_OUT = 2

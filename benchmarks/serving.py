@@ -29,9 +29,9 @@ import numpy as np
 import psutil
 
 from common import backbone_from_graph, photos, quickstudy, save, spread
-from quickstudy.cores import usable_cores
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.model import Model, load
+from quickstudy.process import usable_cores
 
 _PEERS = Path(__file__).parent / "peers"
 _ARCHITECTURE, _SIDE, _FEATURES = "MobileNetV2", 224, 1280

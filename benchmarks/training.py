@@ -175,12 +175,12 @@ def _classic_rate(
 
     Checkpoints come six times as often as by default, so that the short run has its share of them.
     """
-    from quickstudy.training.data import load_training_data
-    from quickstudy.training.folder import RunFolder
-    from quickstudy.training.loop import fit
-    from quickstudy.training.parallel import Replica, joined
-    from quickstudy.training.recipe import recipe_named
-    from quickstudy.training.settings import Progressed, Settings
+    from quickstudy.scratch.data import load_training_data
+    from quickstudy.scratch.folder import RunFolder
+    from quickstudy.scratch.parallel import Replica, joined
+    from quickstudy.scratch.recipe import recipe_named
+    from quickstudy.scratch.settings import Progressed, Settings
+    from quickstudy.scratch.train import fit
 
     if "data" not in _KEPT:
         data = load_training_data("cifar10", image_size=32, validation=0)
@@ -206,9 +206,9 @@ _KEPT: dict[str, Any] = {}
 @contextmanager
 def _timed() -> Iterator[dict[str, float]]:
     """Adds up what the training thread spends in averages, summaries and checkpoints; what one calls counts once."""
-    from quickstudy.optimisation.averages import ParameterAverages
-    from quickstudy.optimisation.checkpoints import Checkpoints
-    from quickstudy.training.summaries import Summaries
+    from quickstudy.learning.averages import ParameterAverages
+    from quickstudy.learning.checkpoints import Checkpoints
+    from quickstudy.scratch.summaries import Summaries
 
     parts = {
         "averages": [(ParameterAverages, "update")],
@@ -243,9 +243,9 @@ def _pipeline(rounds: int) -> dict[str, Any]:
     import torch
     from torch.nn import functional
 
-    from quickstudy.training.pipeline import Pipeline
-    from quickstudy.training.recipe import recipe_named
-    from quickstudy.training.state import TrainingState
+    from quickstudy.scratch.input import Pipeline
+    from quickstudy.scratch.recipe import recipe_named
+    from quickstudy.scratch.state import TrainingState
 
     data, recipe = _KEPT["data"], recipe_named("cifar10-classic")
     state = TrainingState(recipe, side=32, channels=3, classes=10, device=torch.device("cpu"))
@@ -277,8 +277,8 @@ def _batch_milliseconds() -> float:
     """What one batch costs a core."""
     import torch
 
-    from quickstudy.training.pipeline import Pipeline
-    from quickstudy.training.recipe import recipe_named
+    from quickstudy.scratch.input import Pipeline
+    from quickstudy.scratch.recipe import recipe_named
 
     data = _KEPT["data"]
     recipe = recipe_named("cifar10-classic")
@@ -328,8 +328,8 @@ def _ceilings() -> dict[str, float]:
 
 def _gigaflop_an_example() -> float:
     """Forward, and backward to weights and to inputs; the first layer's inputs need no gradient."""
-    from quickstudy.training.networks.classic import ClassicNetwork
-    from quickstudy.training.networks.cost import cost_of
+    from quickstudy.scratch.layers import cost_of
+    from quickstudy.scratch.networks import ClassicNetwork
 
     forward = cost_of(ClassicNetwork().build(size=24, channels=3, classes=10), size=24, channels=3).multiply_adds
     return 2 * (3 * forward - 24 * 24 * 64 * 75) / 1e9

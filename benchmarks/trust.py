@@ -23,12 +23,12 @@ from common import save, spread
 from quickstudy.backbones.backbone import load_backbone
 from quickstudy.bottlenecks.extraction import extract_census
 from quickstudy.bottlenecks.store import Store
-from quickstudy.heads.calibration import expected_calibration_error, probabilities_of, suggest_abstention
-from quickstudy.heads.learning_curve import learning_curve
-from quickstudy.heads.ridge import leave_one_out
-from quickstudy.heads.selection import Head, fit_head
 from quickstudy.images.census import take_census
 from quickstudy.images.imageset import load_image_set
+from quickstudy.learning.calibration import expected_calibration_error, probabilities_of, suggest_abstention
+from quickstudy.learning.learning_curve import learning_curve
+from quickstudy.learning.ridge import leave_one_out
+from quickstudy.learning.selection import Head, fit_head
 from quickstudy.retraining.evaluation import Score
 
 

@@ -9,9 +9,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from quickstudy.backbones.backbone import Backbone, add_backbone
-from quickstudy.finetuning.method import Method
 from quickstudy.images.decoding import InputSpec
 from quickstudy.options import with_options
+from quickstudy.retraining.config import Method
 
 SIDE = 32
 CUTS = ("stem", "block_1", "block_2", "head", "features")

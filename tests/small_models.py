@@ -9,7 +9,7 @@ import onnx
 from quickstudy.backbones.runtime import open_session
 from quickstudy.images.decoding import InputSpec
 from quickstudy.models.assemble import save_model
-from quickstudy.models.golden import golden_images
+from quickstudy.models.format import golden_images
 from quickstudy.models.roles import Roles
 from small_backbones import SIDE, small_graph
 

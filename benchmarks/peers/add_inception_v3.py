@@ -16,7 +16,7 @@ os.environ["KERAS_BACKEND"] = "torch"
 from keras_finetuning import inception_to_mixed8
 
 from quickstudy.backbones.backbone import add_backbone
-from quickstudy.backbones.keras_applications import import_keras_model
+from quickstudy.backbones.keras_models import import_keras_model
 from quickstudy.backbones.preprocessing import Preprocessing
 
 weights, cache = Path(sys.argv[1]), Path(sys.argv[2])

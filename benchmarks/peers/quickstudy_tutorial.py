@@ -22,7 +22,7 @@ from quickstudy.backbones.backbone import load_backbone
 from quickstudy.backbones.runtime import engine_for
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
-from quickstudy.heads.selection import fit_head
+from quickstudy.learning.selection import fit_head
 
 
 def main() -> None:

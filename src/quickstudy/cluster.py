@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from quickstudy.cores import usable_cores
 from quickstudy.errors import ClusterError
-from quickstudy.process import default_variable
+from quickstudy.process import default_variable, usable_cores
 
 AUTO = "auto"
 _ANSWER_SECONDS = 3.0

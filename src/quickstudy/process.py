@@ -2,6 +2,8 @@
 
 A process that only imports quickstudy is somebody else's, so nothing is set there but for moments, and put back. The
 command line, and the workers that it starts, are processes of our own: those call `settle_own_process`.
+
+How many processors this process may use.
 """
 
 from __future__ import annotations
@@ -66,3 +68,8 @@ def settle_own_process() -> None:
         # quickstudy as a library sees these warnings, once a place, or filters them as it likes.
         for category in (UserWarning, RuntimeWarning):
             warnings.filterwarnings("ignore", category=category, module=r"PIL\.")
+
+
+def usable_cores() -> int:
+    """How many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.graph import keep_between
+from quickstudy.backbones.graphs import keep_between
 from quickstudy.backbones.runtime import open_session, optimised
 from quickstudy.errors import BackboneError
 

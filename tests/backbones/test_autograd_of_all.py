@@ -14,8 +14,8 @@ from small_networks import photos
 
 from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.graph import keep_until
-from quickstudy.backbones.keras_applications import import_keras_model
+from quickstudy.backbones.graphs import keep_until
+from quickstudy.backbones.keras_models import import_keras_model
 from quickstudy.backbones.preprocessing import PRESETS
 from quickstudy.backbones.runtime import open_session
 

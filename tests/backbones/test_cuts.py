@@ -8,8 +8,8 @@ import pytest
 from small_networks import SIZE, Net, classifier
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.cut_points import articulations, block_ends, describe_cuts, readable_names, shapes_of
 from quickstudy.backbones.cuts import Cut
+from quickstudy.backbones.graphs import articulations, block_ends, describe_cuts, readable_names, shapes_of
 from quickstudy.errors import BackboneError
 
 

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.efficientnet_lite import _same_padding, build_efficientnet_lite
+from quickstudy.backbones.published import _same_padding, build_efficientnet_lite, read_state_dict
 from quickstudy.backbones.runtime import open_session
-from quickstudy.backbones.torch_weights import read_state_dict
 from quickstudy.images.decoding import decode, fit
 
 Array = np.ndarray

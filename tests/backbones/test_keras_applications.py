@@ -12,10 +12,10 @@ import onnx
 import pytest
 from small_networks import photos, run
 
-from quickstudy.backbones import keras_applications
+from quickstudy.backbones import keras_models
 from quickstudy.backbones.backbone import add_backbone, imagenet_classes
 from quickstudy.backbones.graph_import import Imported
-from quickstudy.backbones.keras_applications import import_keras, import_keras_model, snake_case
+from quickstudy.backbones.keras_models import import_keras, import_keras_model, snake_case
 from quickstudy.backbones.preprocessing import PRESETS, Preprocessing
 from quickstudy.errors import BackboneError, UnsafeFileError
 
@@ -149,7 +149,7 @@ def fill_inception(model: keras.Model, folder: Path) -> None:
 )
 def test_the_preprocessing_of_each_family(application: str, preset: str) -> None:
     function = getattr(keras.applications, application)
-    assert keras_applications._preprocessing_of(function) == PRESETS[preset]
+    assert keras_models._preprocessing_of(function) == PRESETS[preset]
     images = photos(1, 8)
     own = sys.modules[function.__module__].preprocess_input(images.astype(np.float32))
     np.testing.assert_allclose(PRESETS[preset].apply(images), own, rtol=1e-5, atol=1e-4)
@@ -182,7 +182,7 @@ def test_names_in_small_letters(name: str, expected: str) -> None:
 def test_every_application_has_a_published_accuracy_and_a_name_of_its_own() -> None:
     names = [name for name in dir(keras.applications) if callable(getattr(keras.applications, name))]
     assert len(names) > 30
-    assert not [name for name in names if keras_applications._published_accuracy(name) is None]
+    assert not [name for name in names if keras_models._published_accuracy(name) is None]
     assert len({snake_case(name) for name in names}) == len(names)
 
 
@@ -279,7 +279,7 @@ def test_a_keras_that_will_not_do_is_explained(code: str, words: str) -> None:
 import sys, types
 {code}
 from quickstudy.errors import BackboneError
-from quickstudy.backbones.keras_applications import import_keras
+from quickstudy.backbones.keras_models import import_keras
 try:
     import_keras("VGG16")
 except BackboneError as error:

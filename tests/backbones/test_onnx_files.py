@@ -12,8 +12,8 @@ from small_networks import CLASSES, SIZE, Net, classifier, photos, run, softmax
 
 from quickstudy.backbones.backbone import add_backbone, imagenet_classes
 from quickstudy.backbones.graph_import import Imported
-from quickstudy.backbones.onnx_files import import_onnx, read_classes
 from quickstudy.backbones.preprocessing import PRESETS, Preprocessing
+from quickstudy.backbones.sources import import_onnx, read_classes
 from quickstudy.errors import BackboneError
 
 NONE = PRESETS["none"]

@@ -24,7 +24,7 @@ from quickstudy.errors import BackboneError, MissingExtraError, OptionError
 from quickstudy.models.model import load
 from quickstudy.reports.audit import audit
 from quickstudy.reports.report import report
-from quickstudy.retraining.record import load_record
+from quickstudy.retraining.result import load_record
 from quickstudy.retraining.retrain import retrain
 from quickstudy.retraining.transformer import Bottleneck
 from small_backbones import SIDE, add_small_backbone

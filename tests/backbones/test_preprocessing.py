@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from small_networks import photos, run
 
-from quickstudy.backbones.image_input import ImageInput
+from quickstudy.backbones.cleaning import ImageInput
 from quickstudy.backbones.preprocessing import PRESETS, Preprocessing, choose_preprocessing, put_before
 from quickstudy.errors import BackboneError
 

@@ -10,8 +10,8 @@ import pytest
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.runtime import Prefix, open_session
-from quickstudy.cores import usable_cores
 from quickstudy.errors import BackboneError
+from quickstudy.process import usable_cores
 
 
 def images(count: int, size: int) -> np.ndarray:

@@ -18,11 +18,10 @@ import pyarrow as pa
 import pytest
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.bottlenecks.distributed import extract_on_cluster
+from quickstudy.bottlenecks.distributed import Ledger, Order, Worker, extract_on_cluster
 from quickstudy.bottlenecks.extraction import Extraction, extract, source_spec
 from quickstudy.bottlenecks.shared import open_shared_store
 from quickstudy.bottlenecks.store import Store
-from quickstudy.bottlenecks.worker import Ledger, Order, Worker
 from quickstudy.errors import ClusterError, StoreError
 from quickstudy.images.distortions import Distortions
 from quickstudy.images.views import view_key

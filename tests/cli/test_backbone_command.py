@@ -15,10 +15,10 @@ from in_process import Run
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from quickstudy.backbones import keras_applications, speed
+from quickstudy.backbones import keras_models, speed
 from quickstudy.backbones.graph_import import Imported
-from quickstudy.backbones.onnx_files import import_onnx
 from quickstudy.backbones.preprocessing import PRESETS
+from quickstudy.backbones.sources import import_onnx
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_a_keras_application_is_asked_for_with_its_options(
             import_onnx(here / "net.onnx", preprocessing=PRESETS["none"]), name="vgg16", origin="keras:VGG16"
         )
 
-    monkeypatch.setattr(keras_applications, "import_keras", import_keras)
+    monkeypatch.setattr(keras_models, "import_keras", import_keras)
     write_network(here / "net.onnx")
     done = run("backbone", "add", "keras:VGG16", "--weights", "own.h5", "--no-top", "--size", "64")
     assert done.out.splitlines()[0].startswith("Added vgg16 from keras:VGG16 (")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from in_process import Run
 
-from quickstudy.optimisation.interrupts import Interrupts
+from quickstudy.learning.checkpoints import Interrupts
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -24,7 +24,7 @@ STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 @pytest.fixture(autouse=True)
 def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads that wait for each other would be slow beside other work."""
-    monkeypatch.setattr("quickstudy.training.parallel.usable_cores", lambda: 1)
+    monkeypatch.setattr("quickstudy.scratch.parallel.usable_cores", lambda: 1)
 
 
 def on_one_core() -> None:
@@ -211,7 +211,7 @@ def test_the_runs_folder_is_a_file(here: Path, run: Run) -> None:
 
 
 def test_two_at_once(here: Path, run: Run) -> None:
-    from quickstudy.training.folder import RunFolder
+    from quickstudy.scratch.folder import RunFolder
 
     with RunFolder(here / "runs" / "cifar10-classic").locked():
         done = run("train", "cifar10-classic", *SMALL)

@@ -13,9 +13,9 @@ from PIL import Image
 
 from quickstudy.errors import ImageSetError
 from quickstudy.images.census import draw_tests
-from quickstudy.images.decoded import DecodedImageSet, decode_image_set
 from quickstudy.images.decoding import InputSpec, decode, fit
 from quickstudy.images.imageset import Split, load_image_set
+from quickstudy.images.pixels import DecodedImageSet, decode_image_set
 
 SPEC = InputSpec(size=32)
 

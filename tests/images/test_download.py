@@ -20,8 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quickstudy.errors import DownloadError, QuickstudyError
-from quickstudy.images.download import download
-from quickstudy.images.unpacking import unpack
+from quickstudy.images.download import download, unpack
 
 CONTENT = np.random.Generator(np.random.PCG64(5)).bytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

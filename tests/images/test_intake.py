@@ -22,10 +22,9 @@ from hypothesis import strategies as st
 from drawn_photos import draw_photo
 from quickstudy.errors import ImageSetError, UnusableImageError
 from quickstudy.images.decoding import size_of
-from quickstudy.images.delimited import Table, read_list, read_table, write_table
-from quickstudy.images.filekinds import READ, image_format
 from quickstudy.images.imageset import ImageSet, list_images, load_image_set
-from quickstudy.images.names import alike, label_of, place_of, split_named
+from quickstudy.images.listing import READ, alike, image_format, label_of, place_of, split_named
+from quickstudy.images.manifests import Table, read_list, read_table, write_table
 from quickstudy.reports.carrying_out import apply_plan
 from quickstudy.reports.plan import read_plan
 

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from quickstudy.errors import DownloadError, ImageSetError, QuickstudyError
-from quickstudy.images import layouts, named, readers
+from quickstudy.images import named, readers
 from quickstudy.images.catalogue import NAMED, NamedDataSet, RemoteFile
 from quickstudy.images.download import download
-from quickstudy.images.idx import IDX_STEMS
 from quickstudy.images.imageset import load_image_set
+from quickstudy.images.readers import IDX_STEMS
 
 STARTS = {"mnist": (7, 2, 1, 0, 4, 1, 4, 9, 5, 9), "fashion_mnist": (9, 2, 1, 1, 6, 1, 4, 6, 5, 7)}
 
@@ -96,7 +96,7 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         files = tuple(remote(f"{nowhere}/{file.name}", (folder / file.name).read_bytes()) for file in NAMED[name].files)
         known[name] = NamedDataSet(**{**vars(NAMED[name]), "files": files})
     monkeypatch.setattr(named, "NAMED", known)
-    monkeypatch.setattr(layouts, "NAMED", known)
+    monkeypatch.setattr(named, "NAMED", known)
     shutil.rmtree(tmp_path / "making")
     yield folder
 

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from quickstudy.errors import ImageSetError, QuickstudyError
 from quickstudy.images import readers
-from quickstudy.images.idx import IDX_STEMS, read_idx
-from quickstudy.images.matfile import read_mat
 from quickstudy.images.pixels import PixelSet
+from quickstudy.images.readers import IDX_STEMS, read_idx, read_mat
 
 
 def noise(*shape: int, seed: int = 1) -> NDArray[np.uint8]:

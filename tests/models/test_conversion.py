@@ -15,11 +15,9 @@ from quickstudy.errors import ModelError
 from quickstudy.files import sha256_of_file
 from quickstudy.models import conversion
 from quickstudy.models.checks import Photo, photos_for_checking
-from quickstudy.models.conversion import TOLERANCES, convert
-from quickstudy.models.golden import golden_images
-from quickstudy.models.half import halved
+from quickstudy.models.conversion import TOLERANCES, convert, halved, quantised
+from quickstudy.models.format import golden_images
 from quickstudy.models.model import load
-from quickstudy.models.quantise import quantised
 from small_backbones import SIDE, small_graph
 from small_models import CLASSES, write_small_model
 
@@ -164,7 +162,7 @@ def test_a_source_that_fails_its_golden_checks_is_not_exported(path: Path, tmp_p
     graph = onnx.load(path)
     [entry] = [entry for entry in graph.metadata_props if entry.key == "quickstudy.golden"]
     entry.value = entry.value.replace("0.", "0.9", 1)
-    from quickstudy.models.seal import sealed
+    from quickstudy.models.format import sealed
 
     (tmp_path / "wrong.onnx").write_bytes(sealed(graph))
     with pytest.raises(ModelError, match="fails its golden checks"):

@@ -13,7 +13,7 @@ from small_models import CLASSES, write_small_model
 
 coremltools = pytest.importorskip("coremltools")
 
-from quickstudy.models import mil  # noqa: E402
+from quickstudy.models import coreml  # noqa: E402
 from quickstudy.models.coreml import write_core_ml  # noqa: E402
 
 
@@ -44,7 +44,7 @@ def test_the_package_takes_an_image_and_gives_the_models_classes(path: Path, tmp
 def test_a_program_that_computes_something_else_is_refused(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(mil.OPERATORS, "clip", lambda x, alpha, beta: x.clamp(0, 1))
+    monkeypatch.setitem(coreml.OPERATORS, "clip", lambda x, alpha, beta: x.clamp(0, 1))
     with pytest.raises(ModelError, match="The MIL program differs from the model by"):
         write_core_ml(path, tmp_path / "small.mlpackage")
     assert list(tmp_path.iterdir()) == []
@@ -53,7 +53,7 @@ def test_a_program_that_computes_something_else_is_refused(
 def test_operators_that_are_not_known_here_are_named(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(mil.OPERATORS, "clip")
+    monkeypatch.delitem(coreml.OPERATORS, "clip")
     done = write_core_ml(path, tmp_path / "small.mlpackage")
     assert (done.program_difference, done.unknown_operators) == (None, ("clip",))
     assert "the MIL program was not run: it has clip" in done.checked
@@ -64,11 +64,11 @@ def test_the_operators_do_what_mil_says() -> None:
     import torch
 
     x = torch.ones(1, 1, 1, 2)
-    padded = mil._pad(x, np.array([0, 0, 0, 0, 1, 0, 0, 2]), "constant", 7.0)
+    padded = coreml._pad(x, np.array([0, 0, 0, 0, 1, 0, 0, 2]), "constant", 7.0)
     assert padded.tolist() == [[[[7, 7, 7, 7], [1, 1, 7, 7]]]]
     with pytest.raises(ModelError, match="pads in a way that is not known here: reflect"):
-        mil._pad(x, np.zeros(8), "reflect", 0.0)
-    pooled = mil._max_pool(-x, [1, 2], [1, 2], "custom", [0, 0, 1, 1])
+        coreml._pad(x, np.zeros(8), "reflect", 0.0)
+    pooled = coreml._max_pool(-x, [1, 2], [1, 2], "custom", [0, 0, 1, 1])
     assert pooled.tolist() == [[[[-1, -1]]]], "padding is not zero"
 
 

@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from quickstudy.errors import ModelError
 from quickstudy.models import model as model_module
+from quickstudy.models.format import sealed
 from quickstudy.models.model import load
-from quickstudy.models.seal import sealed
 from small_backbones import SIDE
 from small_models import write_small_model
 
@@ -299,7 +299,7 @@ import numpy as np
 import onnx
 from quickstudy.errors import ModelError
 from quickstudy.models.model import load
-from quickstudy.models.seal import sealed
+from quickstudy.models.format import sealed
 original = Path(sys.argv[1]).read_bytes()[:-89]
 draws = np.random.Generator(np.random.PCG64(2))
 refused = 0

@@ -21,14 +21,13 @@ from PIL import Image
 
 import quickstudy
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.graph import keep_until
+from quickstudy.backbones.graphs import keep_until
 from quickstudy.backbones.runtime import Prefix
 from quickstudy.errors import ModelError, UnusableImageError
 from quickstudy.images.decoding import decode, fit
 from quickstudy.models.assemble import LinearHead, fingerprint_of, write_model
-from quickstudy.models.golden import golden_images
+from quickstudy.models.format import golden_images, sealed
 from quickstudy.models.model import Model, from_backbone, load
-from quickstudy.models.seal import sealed
 
 CLASSES = ("Äpfel", "location", 'qu"ote', "zebra")
 TRAINING = {"data_fingerprint": "ab" * 32, "test": {"accuracy": 0.5, "n": 10}, "views": 0}

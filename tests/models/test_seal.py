@@ -12,8 +12,8 @@ import pytest
 
 from quickstudy.errors import ModelError
 from quickstudy.models import model as model_module
+from quickstudy.models.format import examine_seal, sealed
 from quickstudy.models.model import load
-from quickstudy.models.seal import examine_seal, sealed
 from small_models import write_small_model
 
 

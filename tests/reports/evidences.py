@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from quickstudy.reports.evidence import Evidence, KnownImage
-from quickstudy.reports.gallery import Gallery
+from quickstudy.reports.looks import Gallery
 
 
 def make_evidence(

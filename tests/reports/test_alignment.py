@@ -7,8 +7,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from drawn_photos import draw_photo
-from quickstudy.reports.alignment import SIDE, correlate
-from quickstudy.reports.duplicates import AGREEMENT
+from quickstudy.reports.duplicates import AGREEMENT, SIDE, correlate
 
 
 def picture(seed: int) -> Image.Image:

@@ -15,8 +15,8 @@ from quickstudy.backbones.backbone import Backbone, load_backbone
 from quickstudy.bottlenecks.extraction import extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ImageSetError
-from quickstudy.heads.selection import fit_head
 from quickstudy.images.census import take_census
+from quickstudy.learning.selection import fit_head
 from quickstudy.reports.evidence import build_evidence, gather_evidence
 
 

@@ -8,12 +8,20 @@ import numpy as np
 import pytest
 from evidences import make_evidence, make_gallery
 
-from quickstudy.reports import outliers
-from quickstudy.reports.audit import draw_findings
-from quickstudy.reports.balance import count_classes, find_alike
-from quickstudy.reports.labelling import choose_next, farthest_gradients, suggest_labels
-from quickstudy.reports.outliers import distances, find_outliers, standardise
-from quickstudy.reports.quality import LIMITS, find_flaws
+from quickstudy.reports import audit
+from quickstudy.reports.audit import (
+    LIMITS,
+    choose_next,
+    count_classes,
+    distances,
+    draw_findings,
+    farthest_gradients,
+    find_alike,
+    find_flaws,
+    find_outliers,
+    standardise,
+    suggest_labels,
+)
 
 
 def names(n: int) -> list[str]:
@@ -27,8 +35,8 @@ def cloud(n: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("block", [7, 4096])
 def test_distances_as_by_the_obvious_loop(block, monkeypatch) -> None:
-    monkeypatch.setattr(outliers, "_BLOCK", block)
-    monkeypatch.setattr(outliers, "_REFERENCES", 25)
+    monkeypatch.setattr(audit, "_BLOCK", block)
+    monkeypatch.setattr(audit, "_REFERENCES", 25)
     rows = cloud(40).astype(np.float32)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     for n, found in enumerate(distances(rows)):
@@ -48,7 +56,7 @@ def test_one_that_points_elsewhere_is_an_outlier_and_its_copy_does_not_hide_it()
     evidence = make_evidence(names(60), ["a"] * 60, features=features, contents=contents)
     found = find_outliers(evidence)
     assert [outlier.image for outlier in found] == [17]
-    assert found[0].score > outliers.LIMIT
+    assert found[0].score > audit.LIMIT
 
 
 def test_few_images_tell_nothing_of_what_is_usual() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from evidences import make_evidence
 
-from quickstudy.reports.label_errors import LEAST, find_label_errors, probability_wrong
+from quickstudy.reports.audit import LEAST, find_label_errors, probability_wrong
 
 
 def noisy(n: int, classes: int, rate: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,11 +13,10 @@ from PIL import Image, ImageFilter
 from drawn_photos import draw_photo
 from quickstudy.errors import UnusableImageError
 from quickstudy.images.identity import read_image_file
-from quickstudy.reports import gallery as module
+from quickstudy.reports import looks as module
+from quickstudy.reports.audit import LIMITS
 from quickstudy.reports.evidence import KnownImage
-from quickstudy.reports.gallery import Gallery, view_gallery
-from quickstudy.reports.looks import THUMBNAIL_SIDE, look_at, sharpness
-from quickstudy.reports.quality import LIMITS
+from quickstudy.reports.looks import THUMBNAIL_SIDE, Gallery, look_at, sharpness, view_gallery
 
 
 def encode(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:

@@ -18,11 +18,11 @@ import pytest
 from quickstudy import report, retrain
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.errors import ImageSetError, ModelError
-from quickstudy.finetuning.method import Method
 from quickstudy.models.model import load
 from quickstudy.progress import silent
 from quickstudy.reports.standing import take_stock
-from quickstudy.retraining.record import load_record
+from quickstudy.retraining.config import Method
+from quickstudy.retraining.result import load_record
 from reported import CLASSES, Reported, make_report
 from small_backbones import add_small_backbone
 

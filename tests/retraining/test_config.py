@@ -15,11 +15,10 @@ from typer.testing import CliRunner
 import quickstudy
 from quickstudy.cli.options import offering
 from quickstudy.errors import OptionError
-from quickstudy.experiments.tasks import task_named
-from quickstudy.finetuning.method import Method
 from quickstudy.images.distortions import Distortions
 from quickstudy.options import fields_of
-from quickstudy.retraining.config import RetrainConfig
+from quickstudy.retraining.config import Method, RetrainConfig
+from quickstudy.sweeps.tasks import task_named
 
 CONFIGS = [
     RetrainConfig(),

@@ -13,8 +13,8 @@ import quickstudy
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.runtime import Prefix
 from quickstudy.errors import ImageSetError, ModelError
-from quickstudy.heads.selection import fit_head
 from quickstudy.images.decoding import decode, fit
+from quickstudy.learning.selection import fit_head
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.model import Model, load
 from quickstudy.retraining.evaluation import Evaluation, Score, evaluate, score_predictions

@@ -16,16 +16,14 @@ import onnx
 import pytest
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.graph import keep_until
+from quickstudy.backbones.graphs import keep_until
 from quickstudy.backbones.runtime import Prefix
 from quickstudy.errors import BackboneError, ImageSetError, PlanError
-from quickstudy.finetuning import costs, loop
 from quickstudy.images.identity import read_image_file
 from quickstudy.models.assemble import fingerprint_of
 from quickstudy.models.model import load
-from quickstudy.retraining import finetune
-from quickstudy.retraining.record import load_record
-from quickstudy.retraining.result import RetrainResult
+from quickstudy.retraining import finetune, planning, tuning
+from quickstudy.retraining.result import RetrainResult, load_record
 from quickstudy.retraining.retrain import retrain
 from small_backbones import add_small_backbone, method_of
 
@@ -143,7 +141,7 @@ def test_without_a_test_split_nothing_is_tested(small: Backbone, photos: Path, c
 def test_where_nothing_helps_the_model_is_the_linear_one_of_all_training_images(
     small: Backbone, photos: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop._Training, "_is_borne", lambda _self, candidate: candidate.epoch == 0)
+    monkeypatch.setattr(tuning._Training, "_is_borne", lambda _self, candidate: candidate.epoch == 0)
     result = run(photos, cache, tmp_path / "m.onnx")
     plain = run(photos, cache, tmp_path / "plain.onnx", cut="features", method=None)
     assert result.tuning[0]["kept"]["epoch"] == 0
@@ -184,7 +182,7 @@ def test_a_budget_chooses_what_fits_and_says_what_was_predicted(
 
 
 def test_costs_grow_before_the_cut_and_fall_behind_it(small: Backbone) -> None:
-    found = costs.measure_costs(small, batch=4)
+    found = planning.measure_costs(small, batch=4)
     assert [cost.cut.name for cost in found] == [cut.name for cut in small.cuts]
     assert [cost.trainable for cost in found] == [True] * 3 + [False] * 2
     prefix = [cost.prefix_seconds for cost in found]
@@ -211,7 +209,7 @@ def test_kill_nine_in_the_midst_and_the_same_command_again(
 ) -> None:
     script = (
         "import sys; from pathlib import Path\n"
-        "from quickstudy.finetuning import loop; loop._CHECKPOINT_SECONDS = 0.0\n"
+        "from quickstudy.retraining import tuning; tuning._CHECKPOINT_SECONDS = 0.0\n"
         "from quickstudy.retraining.retrain import retrain\n"
         "retrain(sys.argv[1], sys.argv[2], backbone='small', cut='block_1', cache=sys.argv[3],\n"
         "        epochs=int(sys.argv[4]), rate=3e-3)\n"

@@ -15,7 +15,7 @@ from tests_of_serving import Running, Start
 
 import quickstudy
 from quickstudy.serving.app import make_app
-from quickstudy.serving.settings import Settings
+from quickstudy.serving.limits import Settings
 
 
 @pytest.fixture(scope="session")

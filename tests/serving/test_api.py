@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 import quickstudy
 from quickstudy.images.decoding import decode
 from quickstudy.serving.app import make_app
-from quickstudy.serving.settings import Settings
+from quickstudy.serving.limits import Settings
 
 
 def probabilities_of(prediction: dict[str, Any], classes: tuple[str, ...]) -> list[float]:

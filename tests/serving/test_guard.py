@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from quickstudy.errors import ServingError
 from quickstudy.serving.app import make_app
-from quickstudy.serving.settings import Settings, is_loopback
+from quickstudy.serving.limits import Settings, is_loopback
 
 TOKEN = "correct-horse-battery"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from quickstudy.serving.pool import OverloadedError, Pool
+from quickstudy.serving.registry import OverloadedError, Pool
 
 
 @pytest.fixture

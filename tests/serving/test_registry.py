@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from quickstudy.errors import ModelError, ServingError
-from quickstudy.models.seal import sealed
+from quickstudy.models.format import sealed
 from quickstudy.serving.metrics import Metrics
 from quickstudy.serving.registry import Registry, parse_models
 

@@ -22,8 +22,8 @@ import uvicorn
 from tests_of_serving import Running, Start, raw_request, wait_until
 
 from quickstudy.serving.app import make_app
-from quickstudy.serving.protocol import limited_protocol
-from quickstudy.serving.settings import Settings
+from quickstudy.serving.limits import Settings
+from quickstudy.serving.server import limited_protocol
 
 TOKEN = "correct-horse-battery"
 SERVE = [sys.executable, "-m", "quickstudy", "serve"]

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
 
-from quickstudy.serving.pool import OverloadedError
-from quickstudy.serving.uploads import Bodies, RefusedError, Upload, is_multipart, parse_form
+from quickstudy.serving.limits import Bodies, RefusedError, Upload, is_multipart, parse_form
+from quickstudy.serving.registry import OverloadedError
 
 NAMES = st.text(st.characters(codec="ascii", exclude_characters='"\\;', exclude_categories=("C",)), min_size=1).filter(
     lambda name: name == name.strip()

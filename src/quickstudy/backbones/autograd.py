@@ -14,7 +14,7 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from quickstudy.backbones.graph import weights_of
+from quickstudy.backbones.graphs import weights_of
 from quickstudy.backbones.operators import OPERATORS
 from quickstudy.errors import BackboneError
 

@@ -118,7 +118,7 @@ def add_backbone(
     Raises:
         BackboneError: the graph lacks one of the cuts, or the cache folder cannot be written.
     """
-    from quickstudy.backbones.cut_points import describe_cuts
+    from quickstudy.backbones.graphs import describe_cuts
 
     described = describe_cuts(graph, cuts)
     path = _folder(cache) / f"{name}.onnx"

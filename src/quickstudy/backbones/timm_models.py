@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quickstudy.backbones.cleaning import find_image_input
 from quickstudy.backbones.graph_import import Imported, import_graph
-from quickstudy.backbones.image_input import find_image_input
 from quickstudy.backbones.preprocessing import Preprocessing
 from quickstudy.backbones.torch_export import export_module
 from quickstudy.backbones.untrusted import first_line

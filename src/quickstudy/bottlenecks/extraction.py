@@ -22,15 +22,14 @@ from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.runtime import ONNX_RUNTIME, AnyPrefix, Engine
-from quickstudy.bottlenecks.shards import SourceSpec
-from quickstudy.bottlenecks.store import Source, Store
-from quickstudy.cores import usable_cores
+from quickstudy.bottlenecks.store import Source, SourceSpec, Store
 from quickstudy.errors import StoreError, UnusableImageError
 from quickstudy.images.census import Census
 from quickstudy.images.decoding import InputSpec, decode
 from quickstudy.images.distortions import Distortions
 from quickstudy.images.identity import Stamp, StatIndex, read_image_file, stamp_of
 from quickstudy.images.views import render_view, view_key
+from quickstudy.process import usable_cores
 from quickstudy.progress import Progress, silent
 
 _FLUSH_SECONDS = 2.0

@@ -21,8 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from quickstudy.bottlenecks.shards import SUFFIX, SourceSpec, name_of, read_keys, serialise
-from quickstudy.bottlenecks.store import Source, Store
+from quickstudy.bottlenecks.store import SUFFIX, Source, SourceSpec, Store, name_of, read_keys, serialise
 from quickstudy.errors import StoreError
 from quickstudy.files import TEMPORARY_PREFIX, write_bytes_atomically
 from quickstudy.progress import Progress, silent

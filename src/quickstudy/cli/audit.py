@@ -52,7 +52,7 @@ def command(
     from quickstudy.cli.display import progress_for
     from quickstudy.reports.audit import draw_findings
     from quickstudy.reports.evidence import gather_evidence
-    from quickstudy.reports.gallery import view_gallery
+    from quickstudy.reports.looks import view_gallery
     from quickstudy.reports.plan import make_plan, require_new, summarise, write_plan
 
     if fix:

@@ -57,9 +57,8 @@ def add(
     as_json: Json = False,
 ) -> None:
     """Make a backbone of a network, compare it with its original, and keep it."""
-    from quickstudy.backbones.onnx_files import read_classes
     from quickstudy.backbones.preprocessing import choose_preprocessing
-    from quickstudy.backbones.sources import Source, add_from
+    from quickstudy.backbones.sources import Source, add_from, read_classes
     from quickstudy.files import cache_folder
 
     wanted = Source(
@@ -163,7 +162,7 @@ def _cuts(backbone: Backbone, images: int) -> list[dict[str, Any]]:
         for cut in backbone.cuts
     ]
     if importlib.util.find_spec("torch") is not None:
-        from quickstudy.finetuning.costs import measure_costs
+        from quickstudy.retraining.planning import measure_costs
 
         for cut, cost in zip(cuts, measure_costs(backbone), strict=True):
             cut["fill_seconds"] = images * cost.prefix_seconds

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from quickstudy.cli.interruption import interruptible
+from quickstudy.cli.display import interruptible
 from quickstudy.cli.options import Json, Quiet
 
 app = typer.Typer(

@@ -1,11 +1,18 @@
-"""What the commands print: progress on a terminal, summaries, tables."""
+"""What the commands print: progress on a terminal, summaries, tables.
+
+Ctrl-C, and SIGTERM where a command saves first: what the user is told.
+"""
 
 from __future__ import annotations
 
 import datetime
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+import typer
 
 from quickstudy.images.imageset import Skipped
 from quickstudy.progress import Bar, Progress, silent
@@ -14,6 +21,7 @@ if TYPE_CHECKING:
     from quickstudy.images.census import Census
     from quickstudy.models.roles import Kind
     from quickstudy.retraining.evaluation import Evaluation, Score
+
 
 _MOST_SKIPPED = 10
 _MOST_CONFUSIONS = 5
@@ -113,3 +121,24 @@ def count(number: int, noun: str, plural: str = "") -> str:
 def now() -> str:
     """The local time, such as `2026-01-31 13:05:09`, for lines of a log."""
     return datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+@contextmanager
+def interruptible(what_stays: str) -> Iterator[None]:
+    """End the command as the signal asked for, with a line that says what stays and how to go on.
+
+    Raises:
+        typer.Exit: with 128 and the signal's number, as shells have it.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    except SystemExit as stop:
+        if stop.code != 128 + signal.SIGTERM:
+            raise
+        code = 128 + signal.SIGTERM
+    else:
+        return
+    print(f"\nquickstudy: interrupted; {what_stays}", file=sys.stderr)
+    raise typer.Exit(code)

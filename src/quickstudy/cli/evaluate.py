@@ -72,7 +72,7 @@ def _evaluate_run(
         raise typer.BadParameter(f"--split is '{split}'; expected validation or test")
     require("torch", extra="train")
     from quickstudy.cli.display import now, print_evaluation
-    from quickstudy.training.evaluator import Evaluator
+    from quickstudy.scratch.evaluation import Evaluator
 
     evaluator = Evaluator(run, split=split, averaged=ema, data_folder=data_folder)
     results = evaluator.follow(interval_seconds=interval) if watch else iter([evaluator.newest()])

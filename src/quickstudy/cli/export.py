@@ -64,7 +64,7 @@ def command(
     model = source
     if is_run:
         require("torch", extra="train")
-        from quickstudy.training.export import export
+        from quickstudy.scratch.export import export
 
         model = export(source, None if forms and (int8 or fp16) else output)
         results["model"] = {"model": str(model), "bytes": model.stat().st_size}

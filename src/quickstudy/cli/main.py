@@ -26,7 +26,7 @@ from quickstudy.cli import (
     train,
     verify,
 )
-from quickstudy.cli.interruption import interruptible
+from quickstudy.cli.display import interruptible
 from quickstudy.errors import QuickstudyError
 from quickstudy.process import settle_own_process
 from quickstudy.version import VERSION

@@ -56,7 +56,7 @@ def _load(model: str, cache: Path | None) -> tuple[Model, int]:
 
     if Path(model).is_dir():
         require("torch", extra="train")
-        from quickstudy.training.export import export
+        from quickstudy.scratch.export import export
 
         return load(export(model)), 1
     if not Path(model).exists() and Path(model).suffix != ".onnx":
@@ -80,10 +80,9 @@ def _expand(arguments: list[str], wrong: list[Any]) -> Iterator[str | Path]:
     """Image paths from files, folders, patterns and standard input; what leads to nothing goes to `wrong`."""
     import glob
 
-    from quickstudy.images.delimited import read_list
     from quickstudy.images.imageset import Skipped, list_images
-    from quickstudy.images.listing import why_no_file
-    from quickstudy.images.names import place_of
+    from quickstudy.images.listing import place_of, why_no_file
+    from quickstudy.images.manifests import read_list
 
     for argument in map(os.path.expanduser, arguments):
         if argument == "-":

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quickstudy.cli.interruption import interruptible
+from quickstudy.cli.display import interruptible
 from quickstudy.cli.options import Cache, Json, Quiet
 from quickstudy.extras import require
 
 if TYPE_CHECKING:
-    from quickstudy.experiments.study import Study, Trial
-    from quickstudy.experiments.sweep import Planned, SweepResult
-    from quickstudy.experiments.worker import Went
+    from quickstudy.sweeps.study import Study, Trial
+    from quickstudy.sweeps.sweep import Planned, SweepResult
+    from quickstudy.sweeps.workers import Went
 
 _MANY = 1000
 """Runs from which on it asks first."""
@@ -65,7 +65,7 @@ def command(
     if study == _SHOW:
         if shown is None:
             raise SweepError("Which sweep? Name its folder: quickstudy sweep show sweeps/batchnorm")
-        from quickstudy.experiments.sweep import show
+        from quickstudy.sweeps.sweep import show
 
         _print_result(show(shown), as_json=as_json)
         return
@@ -74,11 +74,11 @@ def command(
     if ray is not None:
         require("ray", extra="ray")
     else:
-        from quickstudy.experiments.processes import warm_up
+        from quickstudy.sweeps.workers import warm_up
 
         warm_up()
-    from quickstudy.experiments.study import study_named
-    from quickstudy.experiments.sweep import sweep
+    from quickstudy.sweeps.study import study_named
+    from quickstudy.sweeps.sweep import sweep
 
     named = {"target": target, "steps": steps, "seconds": seconds}
     fixed = {name: value for name, value in named.items() if value is not None}
@@ -107,8 +107,8 @@ def command(
 
 
 def _changed(study: Study, grid: list[str], options: list[str], fixed: dict[str, Any], seeds: int | None) -> Study:
-    from quickstudy.experiments.study import read_axis
     from quickstudy.options import read_assignment
+    from quickstudy.sweeps.study import read_axis
 
     fixed = dict(map(read_assignment, options)) | fixed
     axes = {name: read_axis(study.grids[0].recipe, name, text) for name, text in map(read_assignment, grid)}
@@ -142,7 +142,7 @@ class _Lines:
         self.precision: dict[str, float] = {}
 
     def __call__(self, news: Planned | Went) -> None:
-        from quickstudy.experiments.sweep import Planned
+        from quickstudy.sweeps.sweep import Planned
 
         if isinstance(news, Planned):
             self.ended, self.total = news.done, news.trials
@@ -183,7 +183,7 @@ class _LiveTable(_Lines):
         self.progress.start()
 
     def __call__(self, news: Planned | Went) -> None:
-        from quickstudy.experiments.sweep import Planned
+        from quickstudy.sweeps.sweep import Planned
 
         if isinstance(news, Planned):
             self.ended, self.total = news.done, news.trials

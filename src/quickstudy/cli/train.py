@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quickstudy.cli.interruption import interruptible
+from quickstudy.cli.display import interruptible
 from quickstudy.cli.options import Json, Quiet
 from quickstudy.extras import require
 
 if TYPE_CHECKING:
     from quickstudy.progress import Bar
-    from quickstudy.training.settings import Begun, Evaluated, Progressed, RunResult
+    from quickstudy.scratch.settings import Begun, Evaluated, Progressed, RunResult
 
 
 def command(
@@ -52,9 +52,9 @@ def command(
     """Train a network from scratch, going on where an earlier run in the same folder stopped."""
     require("torch", extra="train")
     from quickstudy.options import read_assignment
-    from quickstudy.training.recipe import recipe_named
-    from quickstudy.training.settings import Settings
-    from quickstudy.training.train import train
+    from quickstudy.scratch.recipe import recipe_named
+    from quickstudy.scratch.settings import Settings
+    from quickstudy.scratch.train import train
 
     named = {"data": data, "steps": steps, "epochs": epochs, "batch": batch, "seed": seed}
     values: dict[str, object] = {name: value for name, value in named.items() if value is not None}
@@ -110,7 +110,7 @@ class _Reporter:
 
     def __call__(self, news: Begun | Progressed | Evaluated) -> None:
         from quickstudy.cli.display import now
-        from quickstudy.training.settings import Begun, Evaluated
+        from quickstudy.scratch.settings import Begun, Evaluated
 
         if isinstance(news, Begun):
             self._begin(news)

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from quickstudy.images.idx import IDX_STEMS
-from quickstudy.images.readers import CIFAR10_FILES, CIFAR100_FILES, SVHN_FILES
+from quickstudy.images.readers import CIFAR10_FILES, CIFAR100_FILES, IDX_STEMS, SVHN_FILES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,12 +24,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from quickstudy.cores import usable_cores
 from quickstudy.errors import ImageSetError, UnusableImageError
 from quickstudy.images.decoding import InputSpec, decode
 from quickstudy.images.identity import Stamp, StatIndex, read_image_file, stamp_of
 from quickstudy.images.imageset import ImageSet, Skipped, Split, load_image_set, require_classes
-from quickstudy.images.names import alike
+from quickstudy.images.listing import alike
+from quickstudy.process import usable_cores
 from quickstudy.progress import Progress, silent
 
 TEST_SHARE = 0.2

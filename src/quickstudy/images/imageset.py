@@ -19,11 +19,21 @@ from pathlib import Path
 
 from quickstudy.errors import ImageSetError
 from quickstudy.files import is_text
-from quickstudy.images.filekinds import IMAGE_SUFFIXES
 from quickstudy.images.folders import arrange
-from quickstudy.images.listing import NOT_READ, SET_ASIDE, Lister, why_no_file
+from quickstudy.images.listing import (
+    IMAGE_SUFFIXES,
+    NOT_READ,
+    SET_ASIDE,
+    SPLIT_FOLDERS,
+    UNLABELLED,
+    Lister,
+    Split,
+    alike,
+    place_of,
+    split_named,
+    why_no_file,
+)
 from quickstudy.images.manifests import MANIFEST_SUFFIXES, read_manifest
-from quickstudy.images.names import SPLIT_FOLDERS, UNLABELLED, Split, alike, place_of, split_named
 
 __all__ = [
     "EXPECTED",

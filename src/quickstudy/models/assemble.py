@@ -21,16 +21,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.graph import keep_until
+from quickstudy.backbones.graphs import keep_until
 from quickstudy.backbones.runtime import open_session
 from quickstudy.errors import ModelError
 from quickstudy.files import write_bytes_atomically
-from quickstudy.heads.calibration import probabilities_of
 from quickstudy.images.decoding import InputSpec
-from quickstudy.models.golden import GOLDEN_TOLERANCE, golden_images
-from quickstudy.models.metadata import FORMAT, HEAD_INPUT, HEAD_WEIGHTS, PREFIX
+from quickstudy.learning.calibration import probabilities_of
+from quickstudy.models.format import FORMAT, GOLDEN_TOLERANCE, HEAD_INPUT, HEAD_WEIGHTS, PREFIX, golden_images, sealed
 from quickstudy.models.roles import Roles
-from quickstudy.models.seal import sealed
 from quickstudy.version import VERSION
 
 _TUNED = "tuned/"

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from quickstudy.errors import ImageSetError
 from quickstudy.images.census import take_census
 from quickstudy.images.imageset import list_images, load_image_set
-from quickstudy.intervals import paired_interval
-from quickstudy.models.golden import golden_images
+from quickstudy.learning.intervals import paired_interval
+from quickstudy.models.format import golden_images
 from quickstudy.models.model import Model
 from quickstudy.models.roles import may_judge
 from quickstudy.progress import Progress, silent

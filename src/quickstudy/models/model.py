@@ -17,16 +17,25 @@ from PIL import Image
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.runtime import open_session
 from quickstudy.backbones.untrusted import parse_onnx
-from quickstudy.cores import usable_cores
 from quickstudy.errors import BackboneError, ModelError, UnusableImageError
 from quickstudy.files import as_path
 from quickstudy.images.decoding import MOST_PIXELS, InputSpec, Pixels, decode, fit, to_pixels
 from quickstudy.images.identity import read_image_file
-from quickstudy.models.golden import GOLDEN_TOLERANCE, LOOSEST_TOLERANCE, golden_images
-from quickstudy.models.metadata import FORMAT, PREFIX, features_in
+from quickstudy.models.format import (
+    FORMAT,
+    GOLDEN_TOLERANCE,
+    LARGEST_SIDE,
+    LOOSEST_TOLERANCE,
+    MOST_BYTES,
+    MOST_CLASSES,
+    PREFIX,
+    check_graph,
+    examine_seal,
+    features_in,
+    golden_images,
+)
 from quickstudy.models.roles import Roles
-from quickstudy.models.safety import LARGEST_SIDE, MOST_BYTES, MOST_CLASSES, check_graph
-from quickstudy.models.seal import examine_seal
+from quickstudy.process import usable_cores
 
 if TYPE_CHECKING:
     import onnx
@@ -110,7 +119,7 @@ class Model:
         """The probability from which on the most probable class should be believed.
 
         Chosen when the model was trained, on images that had not been trained on: the lowest at which the images above
-        it have half the errors of all (see `quickstudy.heads.calibration.suggest_abstention`).
+        it have half the errors of all (see `quickstudy.learning.calibration.suggest_abstention`).
 
         Raises:
             ModelError: the model has none.

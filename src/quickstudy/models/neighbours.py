@@ -23,14 +23,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from quickstudy.backbones.untrusted import parse_onnx
-from quickstudy.cores import usable_cores
 from quickstudy.errors import ModelError, UnusableImageError
 from quickstudy.files import write_bytes_atomically
-from quickstudy.heads.softmax import signed_sqrt
 from quickstudy.images.decoding import InputSpec, decode, encode_thumbnail, fit
 from quickstudy.images.identity import read_image_file
-from quickstudy.models.metadata import HEAD_WEIGHTS, features_in
+from quickstudy.learning.softmax import signed_sqrt
+from quickstudy.models.format import HEAD_WEIGHTS, features_in
 from quickstudy.models.model import Model, load_bytes, read_model_file
+from quickstudy.process import usable_cores
 from quickstudy.progress import Progress, silent
 
 THUMBNAIL_PIXELS = 96

@@ -15,10 +15,9 @@ from pathlib import Path, PurePath
 
 from quickstudy.errors import AuditError
 from quickstudy.files import flush_folder, sha256_of_file, write_bytes_atomically
-from quickstudy.images.delimited import read_table, write_table
 from quickstudy.images.imageset import SET_ASIDE
-from quickstudy.images.manifests import COLUMN_NAMES, columns_of, text_of
-from quickstudy.images.names import is_unlabelled, label_of, place_of, split_named
+from quickstudy.images.listing import is_unlabelled, label_of, place_of, split_named
+from quickstudy.images.manifests import COLUMN_NAMES, columns_of, read_table, text_of, write_table
 from quickstudy.reports.plan import Step, read_plan, write_plan
 
 _MOST_NAMES = 10_000

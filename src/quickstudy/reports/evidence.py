@@ -18,11 +18,11 @@ from quickstudy.backbones.runtime import engine_for
 from quickstudy.bottlenecks.extraction import Extraction, extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.files import as_path, cache_folder
-from quickstudy.heads.calibration import probabilities_of
-from quickstudy.heads.selection import Head, fit_head
-from quickstudy.heads.softmax import Floats, signed_sqrt
 from quickstudy.images.census import Census, take_census
 from quickstudy.images.imageset import Skipped, Split
+from quickstudy.learning.calibration import probabilities_of
+from quickstudy.learning.selection import Head, fit_head
+from quickstudy.learning.softmax import Floats, signed_sqrt
 from quickstudy.progress import Progress, silent
 
 

@@ -23,18 +23,18 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from quickstudy.files import sha256_of_file
-from quickstudy.heads.calibration import (
+from quickstudy.learning.calibration import (
     BINS,
     CoveragePoint,
     coverage_curve,
     expected_calibration_error,
     reliability,
 )
-from quickstudy.heads.learning_curve import LearningCurve
-from quickstudy.heads.ridge import LeaveOneOut
+from quickstudy.learning.learning_curve import LearningCurve
+from quickstudy.learning.ridge import LeaveOneOut
 from quickstudy.reports import charts
+from quickstudy.reports.charts import COLUMNS, PER_SHEET, SIDE
 from quickstudy.reports.findings import Audit, DuplicateGroup
-from quickstudy.reports.sprites import COLUMNS, PER_SHEET, SIDE
 from quickstudy.reports.standing import By, Standing
 from quickstudy.retraining.config import RetrainConfig
 from quickstudy.retraining.evaluation import Score, score_predictions

@@ -22,11 +22,11 @@ from typing import Literal, get_args
 
 from quickstudy.errors import AuditError
 from quickstudy.files import write_bytes_atomically
-from quickstudy.images.delimited import read_table
 from quickstudy.images.imageset import IMAGE_SUFFIXES
+from quickstudy.images.manifests import read_table
 from quickstudy.reports.evidence import Evidence
 from quickstudy.reports.findings import Audit, DuplicateGroup
-from quickstudy.reports.gallery import Gallery
+from quickstudy.reports.looks import Gallery
 
 Action = Literal["drop", "relabel", "move", "keep"]
 COLUMNS = ("action", "path", "from", "to", "reason", "sha256")

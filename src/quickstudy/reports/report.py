@@ -1,30 +1,38 @@
-"""The report: one HTML file that says how far to trust a model, and what is wrong with the images it learned from."""
+"""The report: one HTML file that says how far to trust a model, and what is wrong with the images it learned from.
+
+What is slow to find out about an image set and depends on its content alone is remembered in the cache folder.
+"""
 
 from __future__ import annotations
 
 import base64
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.errors import ModelError
 from quickstudy.files import as_path, cache_folder, write_bytes_atomically
-from quickstudy.heads.learning_curve import LearningCurve, learning_curve
-from quickstudy.heads.ridge import LeaveOneOut, leave_one_out
+from quickstudy.learning.learning_curve import LearningCurve, learning_curve
+from quickstudy.learning.ridge import LeaveOneOut, leave_one_out
 from quickstudy.progress import Progress, silent
 from quickstudy.reports.audit import draw_findings
+from quickstudy.reports.charts import sprite_sheets
 from quickstudy.reports.duplicates import find_duplicates
 from quickstudy.reports.evidence import Evidence
 from quickstudy.reports.findings import Audit, DuplicateGroup
-from quickstudy.reports.gallery import Gallery, view_gallery
-from quickstudy.reports.memory import remember
+from quickstudy.reports.looks import Gallery, view_gallery
+from quickstudy.reports.neighbours import place_images
 from quickstudy.reports.page import Contents, render
-from quickstudy.reports.placing import place_images
-from quickstudy.reports.sprites import sprite_sheets
 from quickstudy.reports.standing import Standing, take_stock
+from quickstudy.version import VERSION
 
 
 def report(
@@ -130,3 +138,19 @@ def _learning_curve(standing: Standing) -> LearningCurve | None:
         l2=standing.metadata["training"]["l2"],
         right=(standing.predicted[rows] == standing.truth[rows]).astype(np.float64),
     )
+
+
+def remember(cache: Path, name: str, evidence: Evidence, find_out: Callable[[], Any]) -> Any:
+    """The JSON value that `find_out` gives, or gave for the same images, labels, splits, backbone and version before.
+
+    A cache that cannot be read or written costs only time.
+    """
+    images = [[image.digest.hex(), image.label, image.split] for image in evidence.images]
+    described = json.dumps([name, VERSION, evidence.fingerprint, list(evidence.classes), images])
+    place = cache / "reports" / f"{name}-{hashlib.sha256(described.encode()).hexdigest()}.json"
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(place.read_bytes())
+    value = find_out()
+    with contextlib.suppress(OSError):
+        write_bytes_atomically(place, json.dumps(value).encode())
+    return value

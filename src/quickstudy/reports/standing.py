@@ -22,17 +22,17 @@ from quickstudy.backbones.runtime import ONNX_RUNTIME, engine_named
 from quickstudy.bottlenecks.extraction import Extraction, extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ImageSetError, ModelError
-from quickstudy.heads.calibration import probabilities_of
-from quickstudy.heads.selection import fit_head
-from quickstudy.heads.softmax import signed_sqrt
 from quickstudy.images.census import Census, Content, take_census
 from quickstudy.images.imageset import Skipped
+from quickstudy.learning.calibration import probabilities_of
+from quickstudy.learning.selection import fit_head
+from quickstudy.learning.softmax import signed_sqrt
 from quickstudy.models.model import Model, load
 from quickstudy.models.roles import may_judge
 from quickstudy.progress import Progress
 from quickstudy.reports.evidence import Evidence, KnownImage
 from quickstudy.retraining.evaluation import Score
-from quickstudy.retraining.record import Record, Unseen, cross_validated, load_record
+from quickstudy.retraining.result import Record, Unseen, cross_validated, load_record
 
 By = Literal["cross-validation", "validation", "test"]
 

@@ -16,7 +16,7 @@ from quickstudy.errors import ImageSetError
 from quickstudy.files import as_path
 from quickstudy.images.census import take_census
 from quickstudy.images.imageset import Skipped
-from quickstudy.intervals import paired_interval
+from quickstudy.learning.intervals import paired_interval
 from quickstudy.models.model import Model, load
 from quickstudy.models.roles import Judgement, may_judge
 from quickstudy.progress import Progress, silent

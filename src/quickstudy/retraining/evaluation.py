@@ -12,7 +12,7 @@ from quickstudy.bottlenecks.store import Store
 from quickstudy.files import as_path, cache_folder
 from quickstudy.images.census import Content, take_census
 from quickstudy.images.imageset import Skipped
-from quickstudy.intervals import share_interval
+from quickstudy.learning.intervals import share_interval
 from quickstudy.models.model import Model, load
 from quickstudy.models.roles import Judgement, Kind, may_judge
 from quickstudy.progress import Progress, silent

@@ -22,18 +22,17 @@ from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.runtime import device_of
 from quickstudy.bottlenecks.extraction import Extraction
 from quickstudy.errors import ImageSetError
-from quickstudy.finetuning.examples import Examples
-from quickstudy.finetuning.loop import Candidate, FineTuned, fine_tune, logits_of
-from quickstudy.finetuning.network import SuffixNetwork, features_of, suffix_graph
-from quickstudy.heads.selection import Head, fit_head, fit_temperature
-from quickstudy.heads.softmax import Floats
 from quickstudy.images.census import Census
+from quickstudy.learning.checkpoints import Checkpoints
+from quickstudy.learning.selection import Head, fit_head, fit_temperature
+from quickstudy.learning.softmax import Floats
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.roles import Roles
-from quickstudy.optimisation.checkpoints import Checkpoints
 from quickstudy.progress import Progress
 from quickstudy.retraining.config import RetrainConfig
-from quickstudy.retraining.record import Unseen, cross_validated
+from quickstudy.retraining.network import SuffixNetwork, features_of, suffix_graph
+from quickstudy.retraining.result import Unseen, cross_validated
+from quickstudy.retraining.tuning import Candidate, Examples, FineTuned, fine_tune, logits_of
 
 
 @dataclass(frozen=True, kw_only=True)

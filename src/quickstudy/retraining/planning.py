@@ -1,29 +1,49 @@
 """Planning as a part of the main job: what these images and this machine allow in a given time.
 
 Needs torch, like fine-tuning itself; imported where a budget is given.
+
+The planner: which cut, how many views and epochs fit a time, from what each cut costs on this machine.
+
+Deeper is better as long as it fits, so the deepest cut that leaves room for a short fine-tuning is taken; what time is
+left then goes into epochs, up to the usual number, then into views, which need epochs to be seen.
+
+What each cut of a backbone costs on this machine, measured: time before it and behind it, and bytes in the store.
+
+The network is taken apart at its cuts, and each piece is timed by itself: in ONNX Runtime on all cores at once, as
+extraction runs it, and in PyTorch forward and backward, as fine-tuning does. What lies before or behind a cut is a sum
+of pieces.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
+import onnx
+import torch
 
+from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.cores import usable_cores
-from quickstudy.errors import UnusableImageError
-from quickstudy.finetuning.costs import measure_costs
-from quickstudy.finetuning.planner import Job, Plan, choose_plan
+from quickstudy.backbones.cuts import Cut
+from quickstudy.backbones.graphs import keep_between, keep_until
+from quickstudy.backbones.runtime import open_session, optimised
+from quickstudy.errors import BackboneError, PlanError, UnusableImageError
 from quickstudy.images.census import Census
 from quickstudy.images.decoding import InputSpec, decode
 from quickstudy.images.distortions import Distortions
 from quickstudy.images.identity import read_image_file
 from quickstudy.images.views import render_view
+from quickstudy.learning.averages import choose_precision
+from quickstudy.process import usable_cores
 from quickstudy.retraining.config import RetrainConfig
+from quickstudy.retraining.network import channels_last
 
 _SAMPLE = 32
 
@@ -73,3 +93,233 @@ def _decode_seconds(paths: Sequence[Path], spec: InputSpec) -> float:
         started = time.perf_counter()
         list(pool.map(carry, sample))
     return (time.perf_counter() - started) / max(len(sample), 1)
+
+
+_FEWEST_EPOCHS = 6
+_EPOCHS = 12
+_MOST_EPOCHS = 20
+_MOST_VIEWS = 4
+# Starting, splitting, fitting the linear head, writing the model: measured on a few thousand images.
+_OTHER_SECONDS = 6.0
+_SAFETY = 0.9
+"""Share of the budget that is planned with: a prediction is off by some percent either way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What there is to do."""
+
+    images: int
+    """In all; each passes through the prefix."""
+    learned: int
+    """Of these, to train on."""
+    compared: int
+    """Of these, to validate on after each epoch."""
+    decode_seconds: float = 0.0
+    """For one image, on the whole machine: reading, decoding, resizing."""
+    bytes_a_value: int = 2
+    spent_seconds: float = 0.0
+    """Before, on finding out the above."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What will be done, and what it is expected to take."""
+
+    cost: CutCost
+    views: int
+    epochs: int
+    fill_seconds: float
+    """Computing all bottlenecks at the cut, where the store has none yet."""
+    epoch_seconds: float
+    other_seconds: float
+    """Planning, starting, the linear head, writing the model."""
+    disk_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """In all."""
+        return self.other_seconds + self.fill_seconds + (self.epochs + 1) * self.epoch_seconds
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON values."""
+        return {
+            "cut": self.cost.cut.name,
+            "views": self.views,
+            "epochs": self.epochs,
+            "fill_seconds": self.fill_seconds,
+            "epoch_seconds": self.epoch_seconds,
+            "disk_bytes": self.disk_bytes,
+            "seconds": self.seconds,
+        }
+
+
+def predict(cost: CutCost, job: Job, *, views: int, epochs: int) -> Plan:
+    """What fine-tuning from a cut takes."""
+    renderings = job.images * (views + 1)
+    return Plan(
+        cost=cost,
+        views=views,
+        epochs=epochs,
+        fill_seconds=renderings * (cost.prefix_seconds + job.decode_seconds),
+        epoch_seconds=job.learned * cost.training_seconds + job.compared * cost.evaluation_seconds,
+        other_seconds=_OTHER_SECONDS + job.spent_seconds,
+        disk_bytes=renderings * cost.cut.values * job.bytes_a_value,
+    )
+
+
+def choose_plan(costs: Sequence[CutCost], job: Job, *, seconds: float, disk_bytes: float | None = None) -> Plan:
+    """The deepest cut, and then the epochs and views, that fit.
+
+    Args:
+        costs: what each cut costs, from the image on.
+        job: what there is to do.
+        seconds: how long it may take.
+        disk_bytes: how much the store may grow; any amount if left out.
+
+    Raises:
+        PlanError: nothing fits.
+    """
+
+    def fits(plan: Plan) -> bool:
+        return plan.seconds <= _SAFETY * seconds and (disk_bytes is None or plan.disk_bytes <= disk_bytes)
+
+    trainable = [cost for cost in costs if cost.trainable]
+    quickest = [predict(cost, job, views=1, epochs=_FEWEST_EPOCHS) for cost in trainable]
+    plan = next((plan for plan in quickest if fits(plan)), None)
+    if plan is None:
+        least = min(quickest, key=lambda plan: plan.seconds, default=None)
+        allowed = f"{seconds:.0f} s" + (f" and {disk_bytes / 1e9:.2f} GB" if disk_bytes is not None else "")
+        needed = f"; '{least.cost.cut.name}' would take {least.seconds / _SAFETY:.0f} s" if least is not None else ""
+        needed += f" and {least.disk_bytes / 1e9:.2f} GB" if least is not None and disk_bytes is not None else ""
+        raise PlanError(
+            f"No fine-tuning fits {allowed}{needed}. Allow more, or leave out --budget to train the linear head alone"
+        )
+    for most_epochs, most_views in ((_EPOCHS, 1), (_EPOCHS, _MOST_VIEWS), (_MOST_EPOCHS, _MOST_VIEWS)):
+        while plan.views < most_views and fits(more := _with(plan, job, views=plan.views + 1)):
+            plan = more
+        while plan.epochs < most_epochs and fits(more := _with(plan, job, epochs=plan.epochs + 1)):
+            plan = more
+    return plan
+
+
+def _with(plan: Plan, job: Job, *, views: int | None = None, epochs: int | None = None) -> Plan:
+    return predict(plan.cost, job, views=views or plan.views, epochs=epochs or plan.epochs)
+
+
+_REPEATS = 5
+_IMAGES_PER_CORE = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutCost:
+    """What it costs to cut here; seconds are those of the whole machine, for one image."""
+
+    cut: Cut
+    prefix_seconds: float
+    """From pixels to the cut."""
+    evaluation_seconds: float
+    """From the cut to the features in PyTorch, without gradients."""
+    training_seconds: float
+    """Forward, backward and update of everything behind the cut."""
+
+    @property
+    def trainable(self) -> bool:
+        """Whether there is anything to train behind it, and it can be."""
+        return self.cut.parameters_after > 0 and self.training_seconds < float("inf")
+
+
+def measure_costs(backbone: Backbone, *, batch: int = 32) -> tuple[CutCost, ...]:
+    """Time the pieces of a backbone, from its first cut to the features; takes some ten seconds.
+
+    Args:
+        backbone: with its cuts.
+        batch: images in a step of training.
+
+    Raises:
+        BackboneError: the graph cannot be run.
+    """
+    model = onnx.load(backbone.path, load_external_data=False)
+    cuts = backbone.cuts
+    pixels = np.zeros((1, backbone.input.size, backbone.input.size, 3), np.uint8)
+    first = keep_until(model, cuts[0].name, cuts[0].shape)
+    forward = [_inference_seconds(first, pixels)]
+    behind = []
+    for start, end in pairwise(cuts):
+        piece = keep_between(model, start.name, start.shape, end.name, end.shape)
+        some = np.abs(np.random.Generator(np.random.PCG64(0)).normal(size=start.shape)).astype(np.float32)
+        forward.append(_inference_seconds(piece, some[None]))
+        behind.append(_suffix_seconds(piece, np.stack([some] * batch)))
+    update = _update_seconds() / batch
+    evaluating, training = (
+        list(accumulate(reversed(pieces), initial=0.0))[::-1] for pieces in zip(*behind, strict=True)
+    )
+    return tuple(
+        CutCost(
+            cut=cut,
+            prefix_seconds=before,
+            evaluation_seconds=without_gradients,
+            training_seconds=with_gradients + update * cut.parameters_after,
+        )
+        for cut, before, without_gradients, with_gradients in zip(
+            cuts, accumulate(forward), evaluating, training, strict=True
+        )
+    )
+
+
+def _inference_seconds(graph: onnx.ModelProto, one: np.ndarray) -> float:
+    """For one image, of a machine whose cores each carry their own."""
+    session, cores = open_session(graph.SerializeToString()), usable_cores()
+    feed = {graph.graph.input[0].name: one}
+
+    def run(_core: int) -> None:
+        for _ in range(_IMAGES_PER_CORE):
+            session.run(None, feed)
+
+    with ThreadPoolExecutor(cores) as pool:
+        return _median_seconds(lambda: list(pool.map(run, range(cores)))) / (cores * _IMAGES_PER_CORE)
+
+
+def _suffix_seconds(graph: onnx.ModelProto, batch: np.ndarray) -> tuple[float, float]:
+    """For one image of a batch, forward alone, and forward and backward; infinite where the graph cannot be trained."""
+    try:
+        module = GraphModule(optimised(graph))
+    except BackboneError:
+        return float("inf"), float("inf")
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = channels_last(torch.from_numpy(batch)).requires_grad_()
+    precision = choose_precision("auto", "cpu")
+
+    def evaluate() -> None:
+        with torch.inference_mode():
+            module(x)
+
+    def train() -> None:
+        with torch.autocast("cpu", precision, enabled=precision is not torch.float32):
+            y = module(x)
+        y.float().sum().backward()
+
+    return _median_seconds(evaluate) / len(batch), _median_seconds(train) / len(batch)
+
+
+def _update_seconds(values: int = 1 << 20) -> float:
+    """For each trained value, in one step: optimiser and averages."""
+    parameter, average = torch.zeros(values, requires_grad=True), torch.zeros(values)
+    parameter.grad = torch.zeros(values)
+    optimiser = torch.optim.AdamW([parameter], fused=True)
+
+    def step() -> None:
+        optimiser.step()
+        torch._foreach_lerp_([average], [parameter.detach()], 0.01)
+
+    return _median_seconds(step) / values
+
+
+def _median_seconds(work: Callable[[], object]) -> float:
+    work()
+    seconds = []
+    for _ in range(_REPEATS):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)

@@ -23,10 +23,10 @@ from quickstudy.bottlenecks.extraction import Extraction, extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ModelError, OptionError
 from quickstudy.files import as_path, cache_folder
-from quickstudy.heads.calibration import probabilities_of, suggest_abstention
-from quickstudy.heads.selection import Head, fit_head
-from quickstudy.heads.softmax import Floats
 from quickstudy.images.census import Census, RolesBefore, take_census
+from quickstudy.learning.calibration import probabilities_of, suggest_abstention
+from quickstudy.learning.selection import Head, fit_head
+from quickstudy.learning.softmax import Floats
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.model import roles_of_file
 from quickstudy.models.roles import Roles
@@ -34,8 +34,7 @@ from quickstudy.options import with_arguments_of
 from quickstudy.progress import Progress, silent
 from quickstudy.retraining.config import RetrainConfig
 from quickstudy.retraining.evaluation import Evaluation, Score, score_predictions
-from quickstudy.retraining.record import Record, Unseen, cross_validated, save_record
-from quickstudy.retraining.result import RetrainResult
+from quickstudy.retraining.result import Record, RetrainResult, Unseen, cross_validated, save_record
 
 
 @with_arguments_of(RetrainConfig())

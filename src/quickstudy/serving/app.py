@@ -31,12 +31,9 @@ from quickstudy.errors import UnusableImageError
 from quickstudy.models.model import Model
 from quickstudy.models.neighbours import Neighbour
 from quickstudy.serving.documentation import PAGE, documentation_page, openapi
-from quickstudy.serving.guard import Guard
+from quickstudy.serving.limits import Bodies, Guard, RefusedError, Settings, Upload, is_multipart, parse_form
 from quickstudy.serving.metrics import CONTENT_TYPE, Metrics
-from quickstudy.serving.pool import OverloadedError, Pool
-from quickstudy.serving.registry import Registry, Served, Version
-from quickstudy.serving.settings import Settings
-from quickstudy.serving.uploads import Bodies, RefusedError, Upload, is_multipart, parse_form
+from quickstudy.serving.registry import OverloadedError, Pool, Registry, Served, Version
 
 MOST_NEIGHBOURS = 20
 _RETRY_SECONDS = 1

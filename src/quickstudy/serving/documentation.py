@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from quickstudy.serving.settings import Settings
+from quickstudy.serving.limits import Settings
 from quickstudy.version import VERSION
 
 PAGE = Path(__file__).parent / "page"

@@ -1,1 +1,0 @@
-"""Training everything after a cut, on cached activations; needs torch."""

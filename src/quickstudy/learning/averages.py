@@ -1,0 +1,81 @@
+"""Moving averages of a network's parameters, which evaluation uses in their place.
+
+In which type layers multiply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class ParameterAverages:
+    """Exponential moving averages of all parameters and of what batch norms collect.
+
+    The decay is min(decay, (1 + n) / (10 + n)) at the n-th update, so that the first values are soon forgotten
+    (TensorFlow's ExponentialMovingAverage with `num_updates`). Polyak & Juditsky, 1992, say why averages are better.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self._sources = _averaged(network)
+        self._names = list(self._sources)
+        self._averages = [value.detach().clone() for value in self._sources.values()]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the parameters as they are now."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        torch._foreach_lerp_(self._averages, [value.detach() for value in self._sources.values()], 1 - decay)
+
+    def restart(self) -> None:
+        """Begin again with the parameters as they are now."""
+        self.updates = 0
+        _copy(self._sources.values(), self._averages)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The network has the averages inside this context, and its own parameters again after it."""
+        own = [value.detach().clone() for value in self._sources.values()]
+        _copy(self._averages, self._sources.values())
+        try:
+            yield
+        finally:
+            _copy(own, self._sources.values())
+
+    def state_dict(self) -> dict[str, object]:
+        """For a checkpoint."""
+        return {"updates": self.updates, "averages": dict(zip(self._names, self._averages, strict=True))}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """From a checkpoint."""
+        self.updates = int(state["updates"])  # type: ignore[call-overload]
+        saved: Mapping[str, Tensor] = state["averages"]  # type: ignore[assignment]
+        _copy((saved[name] for name in self._names), self._averages)
+
+
+@torch.no_grad()
+def _copy(values: Iterable[Tensor], targets: Iterable[Tensor]) -> None:
+    for value, target in zip(values, targets, strict=True):
+        target.copy_(value)
+
+
+def _averaged(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in network.state_dict().items() if value.is_floating_point()}
+
+
+def choose_precision(name: str, device_type: str) -> torch.dtype:
+    """The type in which layers multiply; `auto` is bfloat16 where the machine has instructions for it."""
+    if name == "auto":
+        if device_type == "cuda":
+            fast = torch.cuda.is_bf16_supported()
+        else:
+            able = torch.cpu.get_capabilities()
+            fast = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if name == "bfloat16" else torch.float32

@@ -1,0 +1,287 @@
+"""The head: softmax regression whose regularisation is chosen by cross-validation on the training bottlenecks.
+
+Folds are dealt out by content hash, class by class, so they depend on neither file order nor worker count, and all
+views of an image, and all its exact copies, are in one fold. The strength is found by walking a half-decade grid from
+its usual place downhill in cross-validated log loss, which is smooth and has one minimum where accuracy is a staircase.
+The held-out logits then give the temperature that calibrates the probabilities (Guo et al., 2017, arXiv:1706.04599).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from quickstudy.errors import HeadError
+from quickstudy.learning.calibration import probabilities_of
+from quickstudy.learning.softmax import Features, Floats, fit_softmax, in_row_space, prepare_features, signed_sqrt
+
+Integers = NDArray[np.intp]
+
+_STRENGTHS = tuple(10.0 ** (half / 2) for half in range(4, -13, -1))  # 100 down to 1e-6
+_FIRST = 6  # 10^-1 is where the walk begins
+_FOLDS = 5
+_PRECISION = 1e-4
+# What cross-validation tells apart: log losses that differ by a thousandth of a nat.
+_SELECTION_PRECISION = 1e-3
+_NOTICEABLE = 1e-3  # nats
+_TEMPERATURES = (0.25, 16.0)
+_WORTH_THREADS = 10_000_000  # rows × features × classes
+_LARGEST_BATCH = 60_000_000  # logits of the folds that are fitted side by side: 240 MB in float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathPoint:
+    """One regularisation strength that cross-validation tried, and what held-out images gave."""
+
+    l2: float
+    log_loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """A fitted classifier: class probabilities are softmax(signed_sqrt(bottleneck) · weights + biases)."""
+
+    weights: Floats
+    """d×K, scale and temperature included."""
+    biases: Floats
+    """K."""
+    l2: float
+    """The chosen strength, per unit of mean loss and of features scaled to mean square 1."""
+    path: tuple[PathPoint, ...]
+    """Every strength tried, strongest first; empty where there was too little to cross-validate."""
+    held_out: Integers
+    """Row numbers of the plain images that were held out, once each, in cross-validation."""
+    held_out_classes: Integers
+    """Their classes as predicted by the fit that had not seen them."""
+    held_out_logits: Floats
+    """m×K, calibrated: their logits by the fit that had not seen them, divided by the temperature."""
+    held_out_right: int
+    """How many of those predictions were right."""
+    temperature: float
+    """What the logits were divided by to calibrate them on the held-out images."""
+    iterations: int
+    gap: float
+    """Bound on how far the final fit's loss is above the optimum, in nats."""
+
+    def logits(self, bottlenecks: NDArray[np.floating]) -> Floats:
+        """Calibrated logits (n×K) of bottlenecks (n×d)."""
+        return signed_sqrt(bottlenecks) @ self.weights + self.biases
+
+
+def fit_head(
+    bottlenecks: NDArray[np.floating],
+    labels: Integers,
+    keys: Sequence[bytes],
+    *,
+    classes: int,
+    plain: NDArray[np.bool_] | None = None,
+    balanced: bool = False,
+    l2: float | None = None,
+) -> Head:
+    """Fit the head to its optimum.
+
+    Args:
+        bottlenecks: n×d, one row an image and view.
+        labels: n class numbers from 0 to `classes` - 1; each class has at least one row.
+        keys: n content hashes; rows with the same key stay in one fold.
+        classes: number of classes K.
+        plain: which rows are view 0; only they are scored in cross-validation. All rows if left out.
+        balanced: weigh each class the same, however many images it has, as scikit-learn's `class_weight="balanced"`.
+        l2: take this strength instead of choosing one; cross-validation then scores it alone.
+
+    Raises:
+        HeadError: fewer than two classes, a class without rows, or values that are not finite.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    if classes < 2 or not counts.all():
+        raise HeadError(f"The head needs at least 2 classes with at least 1 image each; got counts {counts.tolist()}")
+    if l2 is not None and not 0 < l2 < np.inf:
+        raise HeadError(f"The regularisation strength must be a positive number; got {l2!r}")
+    importance = (1 / counts)[labels] if balanced else np.ones(len(labels))
+    features, basis = prepare_features(bottlenecks), None
+    rows, width = bottlenecks.shape
+    few = 2 * rows < width
+    folds = assign_folds(labels, keys)
+    held_out = np.flatnonzero((folds >= 0) if plain is None else (folds >= 0) & plain)
+    with _few_threads(rows * (rows if few else width) * classes):
+        if few:
+            features, basis = in_row_space(features)
+        validation = _CrossValidation(features, labels, folds, held_out, importance, classes)
+        path = [validation.score(l2, None)] if l2 is not None else _walk(validation)
+        best = min(path, key=lambda trial: trial.log_loss)
+        start = best.weights.mean(axis=0, keepdims=True), best.biases.mean(axis=0, keepdims=True)
+        fit = fit_softmax(
+            features,
+            labels,
+            _normalise(importance[:, None]),
+            classes=classes,
+            l2=best.l2,
+            precision=_PRECISION,
+            start=start,
+        )
+    temperature = fit_temperature(best.logits, labels[held_out])
+    fitted = fit.weights[0] if basis is None else basis @ fit.weights[0]
+    weights = fitted.astype(np.float64) / (features.scale * temperature)
+    return Head(
+        weights=weights.astype(np.float32),
+        biases=(fit.biases[0] / temperature - features.mean @ weights).astype(np.float32),
+        l2=best.l2,
+        path=tuple(
+            PathPoint(l2=trial.l2, log_loss=trial.log_loss, accuracy=trial.accuracy)
+            for trial in sorted(path, key=lambda trial: -trial.l2)
+            if held_out.size
+        ),
+        held_out=held_out,
+        held_out_classes=best.logits.argmax(axis=1),
+        held_out_logits=best.logits / np.float32(temperature),
+        held_out_right=int(np.sum(best.logits.argmax(axis=1) == labels[held_out])),
+        temperature=temperature,
+        iterations=fit.iterations,
+        gap=fit.gap,
+    )
+
+
+def _few_threads(values: int) -> AbstractContextManager[object]:
+    """One thread for BLAS where the products are small.
+
+    Threads that wait for each other gain nothing on them, and lose a hundredfold where others keep the cores busy.
+    """
+    return threadpool_limits(1, user_api="blas") if values < _WORTH_THREADS else nullcontext()
+
+
+def assign_folds(labels: Integers, keys: Sequence[bytes], *, folds: int = _FOLDS) -> Integers:
+    """Fold numbers (n) for cross-validation; -1 for rows that are never held out.
+
+    A class's distinct keys are put in order and dealt out one by one; the next class goes on where the last one ended,
+    so that folds are even. The only image of a class is never held out: nothing else could stand for it.
+    """
+    assigned = np.full(len(labels), -1, np.intp)
+    dealt = 0
+    rows_by_label: dict[int, dict[bytes, list[int]]] = {}
+    for row, (label, key) in enumerate(zip(labels.tolist(), keys, strict=True)):
+        rows_by_label.setdefault(label, {}).setdefault(key, []).append(row)
+    for label in sorted(rows_by_label):
+        rows_by_key = rows_by_label[label]
+        if len(rows_by_key) < 2:
+            continue
+        for key in sorted(rows_by_key):
+            assigned[rows_by_key[key]] = dealt % folds
+            dealt += 1
+    return assigned
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trial:
+    """One strength's fits on all folds; `logits` are those of the held-out rows, by the fit that had not seen them."""
+
+    l2: float
+    log_loss: float
+    accuracy: float
+    logits: Floats
+    weights: Floats
+    biases: Floats
+
+
+class _CrossValidation:
+    """Fits every fold at a given strength, as many folds side by side as memory allows."""
+
+    def __init__(
+        self,
+        features: Features,
+        labels: Integers,
+        folds: Integers,
+        held_out: Integers,
+        importance: NDArray[np.float64],
+        classes: int,
+    ) -> None:
+        self.features, self.labels, self.classes = features, labels, classes
+        self.held_out, self.held_out_folds = held_out, folds[held_out]
+        used = np.arange(max(int(folds.max(initial=-1)) + 1, 1))
+        self.sample_weights = _normalise(importance[:, None] * (folds[:, None] != used))
+        together = max(1, _LARGEST_BATCH // (len(labels) * classes))
+        self.batches = [used[i : i + together] for i in range(0, len(used), together)]
+
+    def score(self, l2: float, neighbour: _Trial | None) -> _Trial:
+        weights, biases = [], []
+        logits = np.empty((len(self.held_out), self.classes), np.float32)
+        for batch in self.batches:
+            fit = fit_softmax(
+                self.features,
+                self.labels,
+                self.sample_weights[:, batch],
+                classes=self.classes,
+                l2=l2,
+                precision=_SELECTION_PRECISION,
+                start=None if neighbour is None else (neighbour.weights[batch], neighbour.biases[batch]),
+            )
+            weights.append(fit.weights)
+            biases.append(fit.biases)
+            for position, fold in enumerate(batch):
+                mine = self.held_out_folds == fold
+                logits[mine] = fit.logits[self.held_out[mine], position]
+        truth = self.labels[self.held_out]
+        return _Trial(
+            l2=l2,
+            log_loss=_log_loss(logits, truth) if len(truth) else float("nan"),
+            accuracy=float(np.mean(logits.argmax(axis=1) == truth)) if len(truth) else float("nan"),
+            logits=logits,
+            weights=np.concatenate(weights),
+            biases=np.concatenate(biases),
+        )
+
+
+def _walk(validation: _CrossValidation) -> list[_Trial]:
+    """Try strengths from the usual one on, weaker or else stronger, as long as the log loss falls noticeably."""
+    path = [validation.score(_STRENGTHS[_FIRST], None)]
+    if not len(validation.held_out):
+        return path
+    for direction in (+1, -1):
+        position, last = _FIRST + direction, path[0]
+        while 0 <= position < len(_STRENGTHS):
+            trial = validation.score(_STRENGTHS[position], last)
+            path.append(trial)
+            if trial.log_loss > last.log_loss - _NOTICEABLE:
+                break
+            position, last = position + direction, trial
+        if len(path) > 2:
+            break  # weaker was better, so stronger is not
+    return path
+
+
+def _normalise(weights: NDArray[np.float64]) -> Floats:
+    normalised: Floats = (weights / weights.sum(axis=0)).astype(np.float32)
+    return normalised
+
+
+def _log_loss(logits: NDArray[np.floating], labels: Integers) -> float:
+    z = logits.astype(np.float64)
+    z -= z.max(axis=1, keepdims=True)
+    return float(np.mean(np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), labels]))
+
+
+def fit_temperature(logits: NDArray[np.floating], labels: Integers) -> float:
+    """The number to divide logits by for the least held-out log loss, to a ten-thousandth of itself.
+
+    Between 1/4 and 16, where it ends if the least lies beyond: images that are all told apart would make any classifier
+    bolder and bolder. 1 where fewer than 50 held-out images could tell. The log loss is convex in 1/T, so its slope,
+    the mean over images of what the probabilities expect of the logits less the logit of the label, changes its sign
+    once; the place is found by halving.
+    """
+    if len(labels) < 50:
+        return 1.0
+    z = logits.astype(np.float64)
+    z -= z[np.arange(len(z)), labels][:, None]
+    coldest, hottest = _TEMPERATURES
+    while hottest > coldest * (1 + 1e-4):
+        middle = (coldest * hottest) ** 0.5
+        if np.mean((probabilities_of(z / middle) * z).sum(axis=1)) > 0:
+            coldest = middle
+        else:
+            hottest = middle
+    return float((coldest * hottest) ** 0.5)

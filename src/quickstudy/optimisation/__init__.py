@@ -1,1 +1,0 @@
-"""What all trainings share: schedules, averages, precision, checkpoints, interrupts; needs torch."""

@@ -1,0 +1,340 @@
+"""Fine-tuning: starts from the optimum of the linear head and is never worse than that on the validation images.
+
+What is compared after an epoch is the mean of the trained weights and those of the start (Wortsman et al., 2022,
+arXiv:2109.01903), with as much of the trained ones as the validation images bear: not fewer of them may be right than
+at the start. The last such network is kept. Taking the one with the most right answers instead is worse on other
+images: on a few hundred, the luckiest of a dozen wins, and late weights, annealed, are better than early ones. A killed
+run goes on from its newest checkpoint, to the same weights to the bit: what a step sees is a function of its number.
+
+What fine-tuning learns from: cached activations of images and their views, with labels.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from quickstudy.errors import TrainingError
+from quickstudy.learning.averages import ParameterAverages, choose_precision
+from quickstudy.learning.checkpoints import Checkpoints, Interrupts
+from quickstudy.retraining.config import Method
+from quickstudy.retraining.network import SuffixNetwork
+
+_CHECKPOINT_SECONDS = 20.0
+_SHARES = (0.75, 0.5, 0.25)
+"""Of the trained weights in the mean; all of them was never better than three quarters on images held out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """The network after an epoch, on the validation images."""
+
+    epoch: int
+    """0: before the first step."""
+    share: float
+    """Of the trained weights in the mean with those of the start."""
+    right: int
+    n: int
+    log_loss: float
+    """Mean, in nats."""
+    training_loss: float | None = None
+    """Mean over the epoch, with label smoothing and mixing; None before the first step."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of validation images that are classified right."""
+        return self.right / self.n
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuned:
+    """What fine-tuning came to; the network has the weights of the candidate that is kept."""
+
+    network: SuffixNetwork
+    candidates: tuple[Candidate, ...]
+    """Before the first step, and after each epoch."""
+    kept: Candidate
+    """The last one with no fewer right answers than the start."""
+    steps: int
+    """Made, by all processes that took part one after the other."""
+    seconds: float
+    """Spent, likewise."""
+    stopped_early: bool
+
+    @property
+    def start(self) -> Candidate:
+        """What the network gave before the first step."""
+        return self.candidates[0]
+
+
+Note = Callable[[int, int, Candidate], None]
+"""Is told after each step: steps made, steps in all, the candidate that would be kept now."""
+
+
+def fine_tune(
+    network: SuffixNetwork,
+    train: Examples,
+    validation: Examples,
+    method: Method,
+    *,
+    class_weights: NDArray[np.float32] | None = None,
+    checkpoints: Checkpoints | None = None,
+    note: Note = lambda _step, _steps, _kept: None,
+) -> FineTuned:
+    """Train a suffix and its head on cached activations; the candidate that is kept stays in `network`.
+
+    Args:
+        network: begins with the linear head's weights; changed.
+        train: what it learns from.
+        validation: other images, on which candidates are compared.
+        method: how.
+        class_weights: how much each class counts in the loss (K); all the same if left out.
+        checkpoints: where it is saved, and goes on from after a kill; not at all if left out.
+        note: is told how far it is.
+
+    Raises:
+        TrainingError: the loss is not a number any more.
+        RunError: a checkpoint cannot be written.
+    """
+    training = _Training(network, train, validation, method, class_weights, checkpoints)
+    with Interrupts() as interrupts:
+        return training.run(note, interrupts)
+
+
+class _Training:
+    """What the steps share."""
+
+    def __init__(
+        self,
+        network: SuffixNetwork,
+        train: Examples,
+        validation: Examples,
+        method: Method,
+        class_weights: NDArray[np.float32] | None,
+        checkpoints: Checkpoints | None,
+    ) -> None:
+        self.network, self.train, self.validation, self.method = network, train, validation, method
+        self.checkpoints = checkpoints
+        self.device = network.weights.device
+        self.class_weights = None if class_weights is None else torch.from_numpy(class_weights).to(self.device)
+        self.precision = choose_precision(method.precision, self.device.type)
+        self.per_epoch = train.steps_per_epoch(method.batch)
+        self.steps = method.epochs * self.per_epoch
+        self.optimiser = torch.optim.AdamW(
+            network.parameter_groups(
+                depth_decay=method.depth_decay, head_rate=method.head_rate, weight_decay=method.weight_decay
+            ),
+            lr=0.0,
+            fused=True,
+        )
+        self.averages = ParameterAverages(network, method.average_decay)
+        self.step, self.seconds_before, self.started = 0, 0.0, time.perf_counter()
+        self.losses: list[float] = []
+        self.candidates: list[Candidate] = []
+        self.start = [parameter.detach().clone() for parameter in network.parameters()]
+        self.kept_weights: dict[str, Tensor] = {}
+
+    def run(self, note: Note, interrupts: Interrupts) -> FineTuned:
+        """Train to the last step, or until it has done harm for too long."""
+        if not self._resume():
+            self._compare()
+        saved = time.monotonic()
+        stopped = self._is_enough()
+        while self.step < self.steps and not stopped:
+            self._learn()
+            if self.step % self.per_epoch == 0:
+                self._compare()
+                stopped = self._is_enough()
+            note(self.step, self.steps, self._kept())
+            if interrupts.pending is not None or time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                self._save()
+                saved = time.monotonic()
+                interrupts.raise_pending()
+        self.network.load_state_dict(self.kept_weights)
+        return FineTuned(
+            network=self.network,
+            candidates=tuple(self.candidates),
+            kept=self._kept(),
+            steps=self.step,
+            seconds=self._seconds(),
+            stopped_early=self.step < self.steps,
+        )
+
+    def _learn(self) -> None:
+        """One step."""
+        method = self.method
+        activations, labels = self.train.batch(self.step, size=method.batch, seed=method.seed)
+        activations, labels = activations.to(self.device), labels.to(self.device)
+        others, share = self._partners(len(labels))
+        if share < 1:
+            activations = torch.lerp(activations[others], activations, share)
+        rate = method.schedule.at(self.step, steps=self.steps, steps_per_epoch=self.per_epoch)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate * group["rate_factor"]
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32):
+            logits = self.network(activations)
+        loss = share * self._loss(logits, labels) + (1 - share) * self._loss(logits, labels[others])
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+        self.averages.update()
+        self.losses.append(loss.item())
+        if not math.isfinite(self.losses[-1]):
+            raise TrainingError(
+                f"The loss is not a number in step {self.step} of fine-tuning, at a learning rate of {rate:.2g}; "
+                "a lower --rate may help"
+            )
+        self.step += 1
+
+    def _partners(self, count: int) -> tuple[Tensor, float]:
+        """With which images of the batch each one is mixed, and the share of its own."""
+        if not self.method.mixup:
+            return torch.arange(count), 1.0
+        draws = np.random.Generator(np.random.Philox(key=[self.method.seed, 1 << 32 | self.step]))
+        share = draws.beta(self.method.mixup, self.method.mixup)
+        return torch.from_numpy(draws.permutation(count)).to(self.device), float(max(share, 1 - share))
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(
+            logits.float(), labels, weight=self.class_weights, label_smoothing=self.method.label_smoothing
+        )
+
+    def _compare(self) -> None:
+        """Find out how much of the trained weights the validation images bear, and note what they say of that."""
+        labels = torch.from_numpy(self.validation.labels.astype(np.int64))
+        training_loss = float(np.mean(self.losses)) if self.losses else None
+        with self.averages.applied():
+            trained = [parameter.detach().clone() for parameter in self.network.parameters()]
+            for share in _SHARES if self.step else (0.0,):
+                self._mix(trained, share)
+                logits = logits_of(self.network, self.validation)
+                candidate = Candidate(
+                    epoch=self.step // self.per_epoch,
+                    share=share,
+                    right=int((logits.argmax(1) == labels).sum()),
+                    n=len(self.validation),
+                    log_loss=float(functional.cross_entropy(logits, labels)),
+                    training_loss=training_loss,
+                )
+                if self._is_borne(candidate):
+                    self.kept_weights = copy.deepcopy(self.network.state_dict())
+                    break
+        self.candidates.append(candidate)
+        self.losses = []
+
+    @torch.no_grad()
+    def _mix(self, trained: list[Tensor], share: float) -> None:
+        """Give the network the mean of the trained weights and those of the start."""
+        for parameter, before, after in zip(self.network.parameters(), self.start, trained, strict=True):
+            parameter.copy_(before.lerp(after, share))
+
+    def _is_borne(self, candidate: Candidate) -> bool:
+        return not self.candidates or candidate.right >= self.candidates[0].right
+
+    def _kept(self) -> Candidate:
+        return next(candidate for candidate in reversed(self.candidates) if self._is_borne(candidate))
+
+    def _is_enough(self) -> bool:
+        return self.step // self.per_epoch - self._kept().epoch >= self.method.patience
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def _save(self) -> None:
+        if self.checkpoints is None:
+            return
+        state: dict[str, Any] = {
+            "network": self.network.state_dict(),
+            "kept": self.kept_weights,
+            "averages": self.averages.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "candidates": [vars(candidate) for candidate in self.candidates],
+            "losses": self.losses,
+            "seconds": self._seconds(),
+        }
+        self.checkpoints.save(self.step, state)
+
+    def _resume(self) -> bool:
+        """Go on from the newest checkpoint that is whole, if there is one."""
+        checkpoint = self.checkpoints.newest() if self.checkpoints is not None else None
+        if checkpoint is None:
+            return False
+        state = checkpoint.state
+        self.network.load_state_dict(state["network"])
+        self.kept_weights = state["kept"]
+        self.averages.load_state_dict(state["averages"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.candidates = [Candidate(**values) for values in state["candidates"]]
+        self.losses, self.seconds_before = state["losses"], state["seconds"]
+        self.step = checkpoint.step
+        return True
+
+
+def logits_of(network: SuffixNetwork, examples: Examples) -> Tensor:
+    """Logits (n×K, float32 on the CPU) of the plain images, in float32 throughout."""
+    device = network.weights.device
+    with torch.inference_mode():
+        return torch.cat([network(batch.to(device)).cpu() for batch in examples.plain()])
+
+
+Gather = Callable[[Sequence[bytes], int], NDArray[np.floating]]
+"""Activations (n × shape of the cut) of images, by content hash, in one view; 0 is the plain image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Images by content hash, their classes, and how to get at their activations."""
+
+    digests: tuple[bytes, ...]
+    labels: NDArray[np.intp]
+    """Class numbers, one an image."""
+    gather: Gather
+    views: int = 0
+    """Distorted views an image, besides the plain one."""
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+    def plain(self, *, batch: int = 64) -> Iterator[Tensor]:
+        """The activations of all plain images, in order, in float32."""
+        for start in range(0, len(self), batch):
+            yield _tensor(self.gather(self.digests[start : start + batch], 0))
+
+    def batch(self, step: int, *, size: int, seed: int) -> tuple[Tensor, Tensor]:
+        """The activations (size × shape, float32) and labels (size) of a step, a function of seed and step alone.
+
+        Each epoch goes through all images once, in an order of its own, and takes one view of each.
+        """
+        per_epoch = self.steps_per_epoch(size)
+        epoch, place = divmod(step, per_epoch)
+        draws = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+        order = draws.permutation(len(self))
+        views = draws.integers(0, self.views + 1, len(self))
+        rows = order[place * size : (place + 1) * size]
+        activations = None
+        for view in np.unique(views[rows]):
+            places = np.flatnonzero(views[rows] == view)
+            found = self.gather([self.digests[row] for row in rows[places]], int(view))
+            if activations is None:
+                activations = np.empty((len(rows), *found.shape[1:]), np.float32)
+            activations[places] = found
+        assert activations is not None  # noqa: S101 (an epoch has no empty steps)
+        return torch.from_numpy(activations), torch.from_numpy(self.labels[rows].astype(np.int64))
+
+    def steps_per_epoch(self, size: int) -> int:
+        """Batches of this size in an epoch, the last of which may be smaller."""
+        return -(-len(self) // size)
+
+
+def _tensor(values: NDArray[np.floating]) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32))

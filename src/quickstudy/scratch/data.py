@@ -1,0 +1,191 @@
+"""What a run trains and tests on: a named data set or any image set, in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickstudy.errors import ImageSetError
+from quickstudy.images.decoding import InputSpec
+from quickstudy.images.imageset import Skipped, Split
+from quickstudy.images.named import NAMED, find, layout_of, load
+from quickstudy.images.pixels import PixelSet, decode_image_set
+from quickstudy.models.roles import Roles
+from quickstudy.progress import Progress, silent
+from quickstudy.scratch.input import Moments
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingData:
+    """Square images of one size by split."""
+
+    train: PixelSet
+    validation: PixelSet | None
+    """Held out of the training images to choose by; None where nothing is held out."""
+    test: PixelSet
+    skipped: tuple[Skipped, ...] = ()
+    """Files that could not be used."""
+    roles: Roles | None = None
+    """Which images are for what; None where they did not come as files of their own."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names, in the order of the labels."""
+        return self.train.classes
+
+    @property
+    def side(self) -> int:
+        """Height and width of the images, in pixels."""
+        return int(self.train.pixels.shape[1])
+
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (RGB)."""
+        return int(self.train.pixels.shape[3])
+
+    def split(self, name: str) -> PixelSet:
+        """`validation` or `test`.
+
+        Raises:
+            ImageSetError: nothing is held out for validation.
+        """
+        if name == "test":
+            return self.test
+        if self.validation is None:
+            raise ImageSetError("This run has no validation images; train with --set validation=0.1 to hold some out")
+        return self.validation
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Of the images trained on."""
+        return Moments.of(self.train.pixels)
+
+    @cached_property
+    def facts(self) -> DataFacts:
+        """What a network trained on this has to know."""
+        return DataFacts(
+            fingerprint=self.train.content_fingerprint(),
+            classes=self.classes,
+            side=self.side,
+            channels=self.channels,
+            moments=self.moments,
+            roles=self.roles,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """What stays of the training data in the run: enough to build the network and to use it."""
+
+    fingerprint: str
+    """Hash of the images trained on, their labels and the class names."""
+    classes: tuple[str, ...]
+    side: int
+    channels: int
+    moments: Moments
+    roles: Roles | None = None
+    """Which images are for what, which the exported model will carry; None where they were no files of their own."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "fingerprint": self.fingerprint,
+            "classes": list(self.classes),
+            "side": self.side,
+            "channels": self.channels,
+            "moments": self.moments.to_dict(),
+            "roles": self.roles.to_dict() if self.roles else None,
+        }
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> DataFacts:
+        """From what `to_dict` gave."""
+        return DataFacts(
+            fingerprint=values["fingerprint"],
+            classes=tuple(values["classes"]),
+            side=int(values["side"]),
+            channels=int(values["channels"]),
+            moments=Moments.from_dict(values["moments"]),
+            roles=Roles.from_dict(values["roles"]) if values.get("roles") else None,
+        )
+
+
+def load_training_data(
+    source: str,
+    *,
+    image_size: int,
+    validation: float,
+    folder: Path | None = None,
+    progress: Progress = silent,
+) -> TrainingData:
+    """Load a data set.
+
+    Args:
+        source: name of a data set, a folder in its official layout, or an image set (folder or manifest).
+        image_size: side to which image files are decoded, in pixels.
+        validation: share of the training images to hold out where none are given.
+        folder: where named data sets lie; see `named.data_folder`.
+        progress: is told how far it has come.
+
+    Raises:
+        ImageSetError: there is no such data, or it cannot be used.
+    """  # fmt: skip
+    path = Path(source)
+    skipped: tuple[Skipped, ...] = ()
+    digests: Mapping[Split, tuple[bytes, ...]] = {}
+    if source in NAMED and source != "flowers":
+        splits = dict(load(source, folder=folder))
+    elif source not in NAMED and layout_of(path) is not None:
+        splits = dict(load(path))
+    else:
+        place = find(source, folder) if source in NAMED else path
+        if place is None:
+            raise ImageSetError(f"'{source}' is not here; get it with: quickstudy data get {source}")
+        decoded = decode_image_set(place, InputSpec(size=image_size), progress=progress)
+        splits, skipped = {str(name): pixels for name, pixels in decoded.splits.items()}, decoded.skipped
+        digests = decoded.digests
+    train, test, held = splits["train"], splits.get("test"), splits.get("validation")
+    if test is None:
+        raise ImageSetError(f"'{source}' has no test images; put some under {source}/test/<class>/")
+    if train.pixels.shape[1] != train.pixels.shape[2]:
+        raise ImageSetError(f"Images of {train.pixels.shape[1:3]} pixels are not square; training needs square ones")
+    learned, chosen_by = digests.get("train", ()), digests.get("validation", ())
+    if held is None and validation:
+        chosen = _held_out(train, validation)
+        chosen_by = tuple(digest for digest, out in zip(learned, chosen.tolist(), strict=False) if out)
+        learned = tuple(digest for digest, out in zip(learned, chosen.tolist(), strict=False) if not out)
+        train, held = _part(train, ~chosen), _part(train, chosen)
+    roles = Roles.of(learned, chosen_by, digests.get("test", ())) if digests else None
+    return TrainingData(train=train, validation=held, test=test, skipped=skipped, roles=roles)
+
+
+def _held_out(data: PixelSet, share: float) -> NDArray[np.bool_]:
+    """Which images validate, by content: those whose hash is among the lowest of their class; copies stay together."""
+    hashes = [hashlib.sha256(image.tobytes()).digest() for image in data.pixels]
+    order: NDArray[np.int64] = np.array(sorted(range(len(data)), key=lambda row: hashes[row]), np.int64)
+    held = np.zeros(len(data), np.bool_)
+    for label in range(len(data.classes)):
+        rows = order[data.labels[order] == label]
+        wanted = max(1, round(share * len(rows)))  # a class of two or more is on both sides, however small
+        held[rows[: max(0, min(wanted, len(rows) - 1))]] = True
+    taken = {hashes[row] for row in np.flatnonzero(held)}
+    held |= np.fromiter((digest in taken for digest in hashes), np.bool_, len(hashes))
+    if untrained := sorted(set(data.labels.tolist()) - set(data.labels[~held].tolist())):
+        raise ImageSetError(
+            f"validation={share:g} leaves no image of '{data.classes[untrained[0]]}' to train on; "
+            "hold out a smaller share, or add images to the class"
+        )
+    if not held.any():
+        raise ImageSetError(f"No class has a second image that validation={share:g} could hold out; add images")
+    return held
+
+
+def _part(data: PixelSet, chosen: NDArray[np.bool_] | Sequence[bool]) -> PixelSet:
+    return PixelSet(pixels=data.pixels[chosen], labels=data.labels[chosen], classes=data.classes)

@@ -1,0 +1,256 @@
+"""Precision of a network on a whole pixel set: every image counts, with averaged parameters unless told otherwise.
+
+The evaluator: a process of its own that follows a run's newest checkpoint and says how good it is.
+
+It reads whole checkpoints only, never misses the last one, and ends when the run has ended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from quickstudy.errors import RunError
+from quickstudy.images.pixels import PixelSet
+from quickstudy.learning.checkpoints import Checkpoint
+from quickstudy.retraining.evaluation import Evaluation, Score, score_predictions
+from quickstudy.scratch.data import TrainingData, load_training_data
+from quickstudy.scratch.folder import EVALUATIONS, RunFolder
+from quickstudy.scratch.input import Moments, evaluation_batches
+from quickstudy.scratch.layers import evaluation_mode
+from quickstudy.scratch.parallel import Replica, choose_device
+from quickstudy.scratch.recipe import Recipe
+from quickstudy.scratch.state import TrainingState
+from quickstudy.scratch.summaries import Summaries
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """The network is in evaluation mode, without gradients, inside this context."""
+    with evaluation_mode(network), torch.inference_mode():
+        yield
+
+
+def logits_of(
+    network: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    mirrored: bool = False,
+    shifted: int = 0,
+    precision: torch.dtype = torch.float32,
+) -> Tensor:
+    """The logits of all images in `batches`, N×classes in float32 on the CPU; see `averaged_logits`."""
+    device = next(network.parameters()).device
+    with evaluating(network), torch.autocast(device.type, precision, enabled=precision is not torch.float32):
+        rows = [averaged_logits(network, images, mirrored=mirrored, shifted=shifted).cpu() for images in batches]
+    return torch.cat(rows)
+
+
+def averaged_logits(network: nn.Module, images: Tensor, *, mirrored: bool, shifted: int) -> Tensor:
+    """Logits (N×classes, float32) of images (N×C×S×S): means over an image and what else it could have looked like.
+
+    Args:
+        network: in evaluation mode.
+        images: as it takes them.
+        mirrored: average with the mirror image.
+        shifted: average with copies that are shifted by so many pixels, borders mirrored (Jordan, 2024,
+            arXiv:2404.00498, whose weights these are).
+    """
+
+    def logits_at(view: Tensor) -> Tensor:
+        logits: Tensor = network(view).float()
+        return (logits + network(view.flip(-1)).float()) / 2 if mirrored else logits
+
+    logits, side = logits_at(images), images.shape[-1]
+    if not shifted:
+        return logits
+    wider = functional.pad(images, [shifted] * 4, mode="reflect")
+    copies = [logits_at(wider[:, :, at : at + side, at : at + side]) for at in (0, 2 * shifted)]
+    return logits / 2 + (copies[0] + copies[1]) / 4
+
+
+def evaluate_state(
+    state: TrainingState,
+    recipe: Recipe,
+    data: PixelSet,
+    moments: Moments,
+    *,
+    averaged: bool = True,
+    batches: Iterable[Tensor] | None = None,
+) -> Evaluation:
+    """How good a network is as it stands: as its recipe evaluates, with averaged parameters where it has them.
+
+    `batches` are those that `undistorted` gives of the same data, where they are at hand.
+    """
+    if batches is None:
+        batches = undistorted(data, recipe, moments, device=next(state.network.parameters()).device)
+    with state.averages_applied(averaged):
+        logits = logits_of(
+            state.network,
+            batches,
+            mirrored=recipe.mirrored_test,
+            shifted=recipe.shifted_test,
+            precision=state.precision,
+        )
+    return evaluate_logits(logits, data)
+
+
+def undistorted(
+    data: PixelSet, recipe: Recipe, moments: Moments, *, device: torch.device | str = "cpu"
+) -> Iterator[Tensor]:
+    """All images of a set, in order, as the network takes them in evaluation."""
+    return evaluation_batches(data.pixels, recipe.distortions, moments, device=device)
+
+
+def evaluate_logits(logits: Tensor, data: PixelSet) -> Evaluation:
+    """Compare the most probable classes with the labels."""
+    names = data.classes
+    return score_predictions(
+        [names[label] for label in data.labels.tolist()],
+        [names[label] for label in logits.argmax(dim=1).tolist()],
+        names,
+    )
+
+
+_CELL = 16
+"""Pixels a side of a cell of the confusion matrix's picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointEvaluation:
+    """How good a checkpoint is."""
+
+    step: int
+    split: str
+    averaged: bool
+    """Whether the averaged parameters were used."""
+    evaluation: Evaluation
+
+    @property
+    def score(self) -> Score:
+        """Precision at 1, which is the accuracy of the most probable class."""
+        return self.evaluation.score
+
+
+class Evaluator:
+    """Evaluates checkpoints of one run; loads the run's data once."""
+
+    def __init__(
+        self,
+        run: str | Path,
+        *,
+        split: str | None = None,
+        averaged: bool = True,
+        data_folder: Path | None = None,
+        device: str = "auto",
+    ) -> None:
+        """Prepare to evaluate.
+
+        Args:
+            run: the run's folder.
+            split: `validation` or `test`; left out, the validation images where the run has some, else the test images.
+            averaged: use the moving averages of the parameters, where the recipe has them.
+            data_folder: where named data sets lie.
+            device: auto, cpu or cuda.
+
+        Raises:
+            RunError: there is no such run.
+            ImageSetError: its data is not there.
+        """
+        self.folder = RunFolder.existing(Path(run))
+        self.recipe = self.folder.recipe()
+        self.data: TrainingData = load_training_data(
+            self.recipe.data,
+            image_size=self.recipe.image_size,
+            validation=self.recipe.validation,
+            folder=data_folder,
+        )
+        self.split = split or ("test" if self.data.validation is None else "validation")
+        self.images = self.data.split(self.split)
+        self.moments = self.folder.facts().moments
+        replica = Replica(device_type=choose_device(device))
+        self.state = TrainingState(
+            self.recipe,
+            side=self.data.side,
+            channels=self.data.channels,
+            classes=len(self.data.classes),
+            device=replica.device,
+        )
+        self.averaged = averaged and self.state.averages is not None
+
+    def newest(self) -> CheckpointEvaluation:
+        """Evaluate the newest checkpoint.
+
+        Raises:
+            RunError: there is none that is whole.
+        """
+        checkpoint = self.folder.checkpoints.newest()
+        if checkpoint is None:
+            raise RunError(f"'{self.folder.path}' has no checkpoint yet; wait for one with --watch")
+        return self._evaluate(checkpoint)
+
+    def follow(self, *, interval_seconds: float = 5.0) -> Iterator[CheckpointEvaluation]:
+        """Evaluate each newest checkpoint as it comes, the last one included; ends when the run has ended."""
+        name = "evaluation" if self.averaged else "evaluation_own_parameters"
+        done = {line["step"] for line in self._written()}
+        last = max(done, default=-1)
+        with closing(Summaries(self.folder.path / "tensorboard" / name, self.folder.path / EVALUATIONS)) as summaries:
+            while True:
+                # Asked before looking, so that a checkpoint written in between is not missed.
+                ended = self.folder.result() is not None or not self.folder.is_active()
+                checkpoint = self.folder.checkpoints.newest(after=last)
+                if checkpoint is not None:
+                    last = checkpoint.step
+                    result = self._evaluate(checkpoint)
+                    self._write(result, summaries)
+                    yield result
+                elif ended:
+                    return
+                else:
+                    time.sleep(interval_seconds)
+
+    def _evaluate(self, checkpoint: Checkpoint) -> CheckpointEvaluation:
+        self.state.load_state_dict(checkpoint.state)
+        evaluation = evaluate_state(self.state, self.recipe, self.images, self.moments, averaged=self.averaged)
+        return CheckpointEvaluation(
+            step=checkpoint.step,
+            split=self.split,
+            averaged=self.averaged,
+            evaluation=evaluation,
+        )
+
+    def _written(self) -> list[dict[str, Any]]:
+        mine = {"split": self.split, "averaged": self.averaged}
+        lines = self.folder.lines(EVALUATIONS)
+        return [line for line in lines if {name: line.get(name) for name in mine} == mine]
+
+    def _write(self, result: CheckpointEvaluation, summaries: Summaries) -> None:
+        summaries.scalars(
+            result.step,
+            {"precision": result.score.accuracy},
+            split=result.split,
+            averaged=result.averaged,
+            n=result.score.n,
+        )
+        summaries.picture(result.step, "confusion", _confusion_picture(result.evaluation))
+
+
+def _confusion_picture(evaluation: Evaluation) -> torch.Tensor:
+    """Rows are true classes, columns predicted ones; the darker, the more of the class. 1×height×width, 0 to 1."""
+    places = {score.name: number for number, score in enumerate(evaluation.classes)}
+    counts = np.zeros((len(places), len(places)))
+    for score in evaluation.classes:
+        counts[places[score.name], places[score.name]] = score.right
+    for pair in evaluation.confusions:
+        counts[places[pair.truth], places[pair.predicted]] = pair.count
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return torch.from_numpy(1 - np.kron(np.sqrt(shares), np.ones((_CELL, _CELL))))[None].float()

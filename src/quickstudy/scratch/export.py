@@ -1,0 +1,154 @@
+"""From a run to the same kind of `.onnx` model that retraining gives: cropping, standardisation and softmax inside."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from quickstudy.backbones.runtime import open_session
+from quickstudy.errors import ModelError, RunError
+from quickstudy.images.decoding import InputSpec
+from quickstudy.models.assemble import save_model
+from quickstudy.models.format import GOLDEN_TOLERANCE, golden_images
+from quickstudy.scratch.data import DataFacts
+from quickstudy.scratch.evaluation import averaged_logits, evaluating
+from quickstudy.scratch.folder import RunFolder
+from quickstudy.scratch.recipe import Recipe
+from quickstudy.scratch.state import TrainingState
+
+_GREY = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue (ITU-R BT.601), as Pillow converts to grey."""
+_OPSET = 18
+
+
+def export(run: str | Path, output: str | Path | None = None) -> Path:
+    """Write the newest checkpoint of a run as a model, with averaged parameters where the recipe has them.
+
+    Args:
+        run: the run's folder.
+        output: the file; left out, `model.onnx` in the run's folder.
+
+    Returns:
+        The file.
+
+    Raises:
+        RunError: there is no such run, or it has no checkpoint that is whole.
+        ModelError: the model does not give what torch gives, or cannot be written.
+    """
+    folder = RunFolder.existing(Path(run))
+    recipe, facts = folder.recipe(), folder.facts()
+    checkpoint = folder.checkpoints.newest()
+    if checkpoint is None:
+        raise RunError(f"'{run}' has no checkpoint that is whole; nothing can be exported yet")
+    state = TrainingState(
+        recipe, side=facts.side, channels=facts.channels, classes=len(facts.classes), device=torch.device("cpu")
+    )
+    state.load_state_dict(checkpoint.state)
+    path = Path(output) if output is not None else folder.path / "model.onnx"
+    images = golden_images(facts.side)
+    with state.averages_applied():
+        classifier = _Classifier(state.network, recipe, facts)
+        with evaluating(classifier):
+            expected = classifier(torch.from_numpy(images)).numpy()
+        graph = _to_onnx(classifier, torch.from_numpy(images))
+    session = open_session(graph.SerializeToString())
+    # One by one and all together: the exporter can take the number of images for a constant.
+    given = [session.run(["probabilities"], {"image": some})[0] for some in (images, *np.split(images, len(images)))]
+    difference = float(np.abs(np.concatenate(given) - np.concatenate([expected, expected])).max())
+    if not difference <= GOLDEN_TOLERANCE:
+        raise ModelError(
+            f"The exported model differs from torch by {difference:.1e}; it was not written. Please report this"
+        )
+    result = folder.result()
+    save_model(
+        path,
+        graph,
+        input_spec=InputSpec(size=facts.side),
+        classes=facts.classes,
+        expected=expected,
+        origin={"recipe": recipe.to_dict()},
+        training={
+            "data": recipe.data,
+            "data_fingerprint": facts.fingerprint,
+            "steps": checkpoint.step,
+            "finished": result is not None,
+            "test": None if result is None else result["test"],
+        },
+        roles=facts.roles,
+    )
+    return path
+
+
+class _Classifier(nn.Module):
+    """uint8 images as they come from a decoder (N×S×S×3) to probabilities (N×classes)."""
+
+    grey: Tensor
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, network: nn.Module, recipe: Recipe, facts: DataFacts) -> None:
+        super().__init__()
+        self.network, self.mirrored, self.shifted = network, recipe.mirrored_test, recipe.shifted_test
+        self.distortions, self.facts = recipe.distortions, facts
+        self.register_buffer("grey", torch.tensor(_GREY).reshape(1, 3, 1, 1))
+        self.register_buffer("mean", torch.tensor(facts.moments.mean).reshape(1, -1, 1, 1))
+        self.register_buffer("deviation", torch.tensor(facts.moments.deviation).reshape(1, -1, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """As evaluation does it."""
+        side = self.distortions.output_side(self.facts.side)
+        start = (self.facts.side - side) // 2
+        x = image[:, start : start + side, start : start + side].permute(0, 3, 1, 2).float()
+        if self.facts.channels == 1:
+            x = (x * self.grey).sum(dim=1, keepdim=True)
+        if self.distortions.standardise == "image":
+            x = x - x.mean(dim=(1, 2, 3), keepdim=True)
+            deviation = x.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+            x = x / deviation.clamp(min=1 / math.sqrt(x[0].numel()))
+        elif self.distortions.standardise == "set":
+            x = (x - self.mean) / self.deviation
+        else:
+            x = x / 255
+        logits = averaged_logits(self.network, x, mirrored=self.mirrored, shifted=self.shifted)
+        probabilities: Tensor = logits.softmax(dim=1)
+        return probabilities
+
+
+def _to_onnx(classifier: nn.Module, images: Tensor) -> onnx.ModelProto:
+    """Torch's own exporter, silenced: what it says is for its developers, and the result is checked."""
+    with evaluating(classifier), warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            classifier,
+            (images,),
+            input_names=["image"],
+            output_names=["probabilities"],
+            dynamic_shapes={"image": {0: torch.export.Dim("N")}},
+            opset_version=_OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    if program is None:
+        raise ModelError("torch has exported nothing")
+    return program.model_proto
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        previous = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(previous)

@@ -1,0 +1,377 @@
+"""Who is answered at all: checks before any request is read, and headers on every answer.
+
+- The Host header must be one of the server's names: otherwise a web site could let its own name point to 127.0.0.1 and
+  have a visitor's browser talk to this server (DNS rebinding).
+- Pages of other sites cannot use the server: no CORS headers are ever sent, and a foreign Origin is refused.
+- Where there is a token, everything but the page's shell, the documentation and the health checks takes it.
+
+What callers send: a request's body, held in memory within limits, and the images in it.
+
+Nothing is written to the disk, and addresses are never fetched: images come as bytes or not at all.
+
+How a server behaves: where it listens, whom it answers, and how much it lets anybody ask of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from quickstudy.errors import ServingError
+from quickstudy.process import usable_cores
+from quickstudy.serving.metrics import Metrics
+from quickstudy.serving.registry import OverloadedError
+
+# Without a token: nothing here tells anything about models or images.
+OPEN_PATHS = frozenset({"/", "/page.js", "/page.css", "/docs", "/openapi.json", "/healthz", "/readyz"})
+_KNOWN_PATHS = OPEN_PATHS | {"/predict", "/model", "/models", "/metrics"}
+
+_POLICY = (
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
+    b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = [
+    (b"content-security-policy", _POLICY),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"permissions-policy", b"camera=(self), microphone=(), geolocation=()"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+]
+
+
+class Guard:
+    """Wraps an application; refuses what must not reach it."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+        self._app = app
+        self._names = settings.names
+        self._allowed = {name.lower() for name in settings.allowed_hosts}
+        self._authorization = f"Bearer {settings.token}".encode() if settings.token else None
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request (or the server's start and end)."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = _template_of(scope["path"])
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *_HEADERS]
+                self._metrics.requests.labels(path, message["status"]).inc()
+            await send(message)
+
+        refusal = self._refusal(Headers(scope=scope), scope["path"])
+        if refusal is None:
+            await self._app(scope, receive, send_with_headers)
+            return
+        status, reason = refusal
+        body = json.dumps({"error": reason}).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        if status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        await send_with_headers({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _refusal(self, headers: Headers, path: str) -> tuple[int, str] | None:
+        host = headers.get("host", "")
+        if self._names is not None and _name_of(host) not in self._names:
+            return 421, "this server does not answer to that Host; start it with --allow-host NAME if it should"
+        origin = headers.get("origin")
+        if origin is not None and not self._is_own(origin, host):
+            return 403, "pages of other sites cannot use this server"
+        if self._authorization is not None and path not in OPEN_PATHS:
+            given = headers.get("authorization", "").encode("latin-1")
+            if not hmac.compare_digest(given, self._authorization):
+                return 401, "this takes the header 'Authorization: Bearer TOKEN' with the server's token"
+        return None
+
+    def _is_own(self, origin: str, host: str) -> bool:
+        try:
+            netloc = urlsplit(origin).netloc
+        except ValueError:
+            return False
+        return netloc.lower() == host.lower() or _name_of(netloc) in self._allowed
+
+
+def _name_of(host: str) -> str:
+    """A Host header without its port, in lower case."""
+    if host.startswith("["):
+        return host.partition("]")[0].lower() + "]"
+    return host.partition(":")[0].lower()
+
+
+def _template_of(path: str) -> str:
+    """A path as it is counted: one of a handful, whatever is asked for."""
+    if path in _KNOWN_PATHS:
+        return path
+    parts = path.split("/")
+    if len(parts) == 4 and parts[1] == "models" and parts[3] == "predict":
+        return "/models/{name}/predict"
+    if len(parts) == 3 and parts[1] == "models":
+        return "/models/{name}"
+    return "other"
+
+
+MULTIPART = "multipart/form-data"
+
+
+class RefusedError(Exception):
+    """A request that is not answered, with the HTTP status and the reason."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upload:
+    """One image as it was sent."""
+
+    data: bytes
+    file: str | None = None
+    """The name that the sender gave it, to tell the answers apart; None where the body is the image."""
+
+
+class Bodies:
+    """Counts the bytes of all bodies that are in memory."""
+
+    def __init__(self, *, most_bytes: int, most_held_bytes: int, seconds: float) -> None:
+        self._most_bytes = most_bytes
+        self._most_held_bytes = max(most_held_bytes, most_bytes)
+        self._seconds = seconds
+        self.held = 0
+
+    @contextmanager
+    def hold(self) -> Iterator[Holder]:
+        """Where a request's body is counted until the request is done."""
+        holder = Holder()
+        try:
+            yield holder
+        finally:
+            self.held -= holder.size
+
+    async def read(self, request: Request, holder: Holder) -> bytes:
+        """A request's body.
+
+        Raises:
+            RefusedError: it is too large (413) or too slow (408).
+            OverloadedError: all bodies together are too large for now.
+            ClientDisconnect: the sender has gone.
+        """
+        if (
+            int(request.headers.get("content-length", 0)) > self._most_bytes
+        ):  # the HTTP parser lets only numbers through
+            raise self._too_large()
+        pieces: list[bytes] = []
+        try:
+            async with asyncio.timeout(self._seconds):
+                async for piece in request.stream():
+                    if self.held + len(piece) > self._most_held_bytes:
+                        raise OverloadedError
+                    self.held += len(piece)
+                    holder.size += len(piece)
+                    if holder.size > self._most_bytes:
+                        raise self._too_large()
+                    pieces.append(piece)
+        except TimeoutError:
+            raise RefusedError(408, f"the body took longer than {self._seconds:g} s to arrive") from None
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _too_large(self) -> RefusedError:
+        return RefusedError(413, f"the body is larger than {self._most_bytes:,} bytes")
+
+
+@dataclass
+class Holder:
+    """How many bytes one request holds."""
+
+    size: int = 0
+
+
+@dataclass
+class _Part:
+    """A part of a form while it is parsed; `file` is None where it holds a plain value."""
+
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+    name: bytearray = field(default_factory=bytearray)
+    value: bytearray = field(default_factory=bytearray)
+    pieces: list[bytes] = field(default_factory=list)
+    file: str | None = None
+
+
+def is_multipart(content_type: str) -> bool:
+    """Whether a body of this type is a form."""
+    return content_type.partition(";")[0].strip().lower() == MULTIPART
+
+
+def parse_form(body: bytes, content_type: str, *, most_files: int) -> list[Upload]:
+    """The files of a `multipart/form-data` body, in their order, under whatever field names; other fields are ignored.
+
+    Raises:
+        RefusedError: it is malformed (400), holds no file (400) or too many parts (413).
+    """
+    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+    if not boundary:
+        raise RefusedError(400, "multipart/form-data without a boundary; leave the Content-Type to your HTTP library")
+    uploads: list[Upload] = []
+    part = _Part()
+    begun = 0
+
+    def begin() -> None:
+        nonlocal part, begun
+        begun += 1
+        if begun > most_files:
+            raise RefusedError(413, f"more than {most_files} parts in one request; send several requests")
+        part = _Part()
+
+    def end_header() -> None:
+        part.headers[bytes(part.name).lower()] = bytes(part.value)
+        part.name.clear()
+        part.value.clear()
+
+    def end_headers() -> None:
+        _, options = parse_options_header(part.headers.get(b"content-disposition", b""))
+        if (name := options.get(b"filename")) is not None:
+            part.file = name.decode("utf-8", "replace")
+
+    def data(source: bytes, start: int, end: int) -> None:
+        if part.file is not None:
+            part.pieces.append(source[start:end])
+
+    def end_part() -> None:
+        if part.file is not None:
+            uploads.append(Upload(data=b"".join(part.pieces), file=part.file))
+
+    ended = False
+
+    def end() -> None:
+        nonlocal ended
+        ended = True
+
+    try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": begin,
+                "on_header_field": lambda source, start, end: part.name.extend(source[start:end]),
+                "on_header_value": lambda source, start, end: part.value.extend(source[start:end]),
+                "on_header_end": end_header,
+                "on_headers_finished": end_headers,
+                "on_part_data": data,
+                "on_part_end": end_part,
+                "on_end": end,
+            },
+        )
+        parser.write(body)
+    except FormParserError as error:
+        raise RefusedError(400, f"malformed multipart/form-data ({error})") from None
+    if not ended:
+        raise RefusedError(400, "malformed multipart/form-data (it ends before its last boundary)")
+    if not uploads:
+        raise RefusedError(400, "no file in the form; send images as files, as in: curl -F image=@photo.jpg")
+    return uploads
+
+
+__all__ = ["Bodies", "ClientDisconnect", "Holder", "RefusedError", "Upload", "is_multipart", "parse_form"]
+
+
+SHORTEST_TOKEN = 16
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All that can be chosen of a server."""
+
+    host: str = "127.0.0.1"
+    """The address to listen on."""
+    port: int = 8000
+    """The port to listen on; 0 takes a free one."""
+    token: str | None = None
+    """What callers must show; nobody is asked if left out, which takes `no_auth` on any address but this machine's."""
+    no_auth: bool = False
+    """Answer everybody who reaches the address."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names under which the server may be asked besides its own, such as that of a reverse proxy."""
+    threads: int = field(default_factory=usable_cores)
+    """Images that are worked on at the same time."""
+    queue: int = 64
+    """Images that may wait; with more, requests are refused with 503."""
+    most_bytes: int = 32 << 20
+    """Of a request's body."""
+    most_files: int = 32
+    """Images of one request."""
+    most_pixels: int = 64_000_000
+    """Of one image, by its header."""
+    most_connections: int = 512
+    """At the same time; more are turned away with 503."""
+    most_held_bytes: int = 256 << 20
+    """Of all bodies that are in memory at the same time; with more, requests are refused with 503."""
+    head_seconds: float = 10.0
+    """From connecting, or the first byte of a further request, to the end of the request's headers."""
+    body_seconds: float = 30.0
+    """From the headers to the end of the body."""
+    answer_seconds: float = 30.0
+    """From the end of the body to the answer, waiting included."""
+    idle_seconds: float = 15.0
+    """That a connection is kept between two requests."""
+    reload_seconds: float = 1.0
+    """Between two looks at the model files."""
+
+    def __post_init__(self) -> None:
+        if not is_loopback(self.host) and self.token is None and not self.no_auth:
+            raise ServingError(
+                f"'{self.host}' can be reached from other machines; give --token (or QUICKSTUDY_TOKEN), "
+                "or --no-auth to answer everybody"
+            )
+        if self.token is not None and (len(self.token) < SHORTEST_TOKEN or not _is_token(self.token)):
+            raise ServingError(
+                f"The token must have at least {SHORTEST_TOKEN} visible ASCII characters without spaces; "
+                "make one with: openssl rand -hex 16"
+            )
+        if self.token is not None and self.no_auth:
+            raise ServingError("A token and --no-auth exclude each other; leave one out")
+        for name in ("threads", "queue", "most_bytes", "most_files", "most_pixels", "most_connections"):
+            if getattr(self, name) < 1:
+                raise ServingError(f"'{name}' must be at least 1; got {getattr(self, name)}")
+
+    @property
+    def names(self) -> frozenset[str] | None:
+        """Host names under which the server may be asked; None where any will do.
+
+        On this machine's own address that is what stops DNS rebinding: a web site that lets its name point to 127.0.0.1
+        to have the browser ask this server. On other addresses, names are not known unless given.
+        """
+        own = (*_LOOPBACK_NAMES, self.host) if is_loopback(self.host) else ()
+        names = {name.lower() for name in (*own, *self.allowed_hosts)}
+        return frozenset(names) if names else None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can be reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _is_token(text: str) -> bool:
+    return text.isascii() and text.isprintable() and " " not in text

@@ -1,0 +1,312 @@
+"""A sweep's folder and what its runs came to: one table, always read from the runs themselves.
+
+`sweep.json` says what the study is, `runs/` has a run folder for each trial, `results.parquet` and `results.csv` the
+table, `pictures/` and `conclusion.md` what it shows.
+
+Which axis of a study plays which part in its pictures and conclusions, and the rows that belong together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from quickstudy.errors import SweepError
+from quickstudy.files import write_bytes_atomically, write_json_atomically
+from quickstudy.scratch.folder import METRICS, RESULT, RunFolder
+from quickstudy.sweeps.study import CASE, Grid, Study, Trial
+
+FORMAT = 1
+"""Of a sweep's folder; another one is not read."""
+FAILURE = "failure.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """How a run went."""
+
+    steps: tuple[int, ...]
+    precision: tuple[float, ...]
+    seconds: tuple[float, ...]
+    """Spent on steps until each evaluation."""
+    norms: dict[str, tuple[tuple[int, float], ...]]
+    """Step and norm of the gradient, for each layer's weights, in the layers' order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One trial and what it came to."""
+
+    trial: Trial
+    folder: Path
+    status: str
+    """done, failed, or missing."""
+    error: str | None
+    values: dict[str, Any]
+    """Of the table's columns that are not labels."""
+
+    @cached_property
+    def curve(self) -> Curve:
+        """From the run's `metrics.jsonl`."""
+        lines = RunFolder(self.folder).lines(METRICS)
+        evaluations = [line for line in lines if "precision" in line]
+        norms: dict[str, list[tuple[int, float]]] = {}
+        for line in lines:
+            for name, value in line.items():
+                if name.startswith(_NORM) and name.endswith(".weight") and "norm" not in name.removeprefix(_NORM):
+                    layer = name.removeprefix(_NORM).removesuffix(".weight").removesuffix(".linear")
+                    norms.setdefault(layer, []).append((line["step"], value))
+        return Curve(
+            steps=tuple(line["step"] for line in evaluations),
+            precision=tuple(line["precision"] for line in evaluations),
+            seconds=tuple(line["training_seconds"] for line in evaluations),
+            norms={layer: tuple(points) for layer, points in norms.items()},
+        )
+
+
+_NORM = "gradient_norm/"
+
+
+class SweepFolder:
+    """Reads and writes a sweep's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.runs = path / "runs"
+        self.pictures = path / "pictures"
+
+    def begin(self, study: Study) -> None:
+        """Write what the study is; a study that was here before gives way, its runs stay.
+
+        Raises:
+            SweepError: the folder is of another version, is something else, or cannot be written.
+        """
+        if (self.path / _FILE).exists():
+            self._read()
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise SweepError(f"'{self.path}' is there already and is no sweep; name another folder with --results")
+        try:
+            write_json_atomically(self.path / _FILE, {"format": FORMAT, "study": dataclasses.asdict(study)})
+        except OSError as error:
+            raise SweepError(
+                f"Cannot write to '{self.path}': {error.strerror or error}; name another folder with --results"
+            ) from None
+
+    def study(self) -> Study:
+        """The study that was begun last.
+
+        Raises:
+            SweepError: this is no sweep, or one of another version.
+        """
+        try:
+            return _from_json(self._read()["study"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise SweepError(f"'{self.path / _FILE}' is damaged: {error!r}") from None
+
+    def rows(self, trials: Sequence[Trial]) -> list[Row]:
+        """What the trials came to, as their folders have it."""
+        return [self._row(trial) for trial in trials]
+
+    def is_done(self, trial: Trial) -> bool:
+        """Whether a trial has ended."""
+        return (self.runs / trial.folder / RESULT).is_file()
+
+    def failed(self, trial: Trial, error: str) -> None:
+        """Record that a trial failed."""
+        write_json_atomically(self.runs / trial.folder / FAILURE, {"error": error})
+
+    def forget_failure(self, trial: Trial) -> None:
+        """A trial is about to be tried again."""
+        (self.runs / trial.folder / FAILURE).unlink(missing_ok=True)
+
+    def write_table(self, table: pa.Table) -> None:
+        """As Parquet and as CSV."""
+        for name, write in (("parquet", pyarrow.parquet.write_table), ("csv", pyarrow.csv.write_csv)):
+            buffer = io.BytesIO()
+            write(table, buffer)
+            write_bytes_atomically(self.path / f"results.{name}", buffer.getbuffer())
+
+    def _row(self, trial: Trial) -> Row:
+        folder = self.runs / trial.folder
+        try:
+            result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            error = _failure(folder)
+            return Row(trial=trial, folder=folder, status="failed" if error else "missing", error=error, values={})
+        except (OSError, ValueError) as error:
+            raise SweepError(f"'{folder / RESULT}' is damaged ({error}); delete '{folder}' to run it again") from None
+        row = Row(trial=trial, folder=folder, status="done", error=None, values={})
+        row.values.update(_values(result))
+        if trial.target:
+            reached = [number for number, precision in enumerate(row.curve.precision) if precision >= trial.target]
+            row.values["steps_to_target"] = row.curve.steps[reached[0]] if reached else None
+            row.values["seconds_to_target"] = row.curve.seconds[reached[0]] if reached else None
+        return row
+
+    def _read(self) -> dict[str, Any]:
+        path = self.path / _FILE
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(values, dict):
+                raise ValueError("it holds no object")
+        except FileNotFoundError:
+            raise SweepError(
+                f"'{self.path}' is no sweep: it has no {_FILE}; start one with: quickstudy sweep"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise SweepError(f"'{path}' is damaged: {error}") from None
+        if values.get("format") != FORMAT:
+            raise SweepError(
+                f"'{self.path}' is a sweep of format {values.get('format')}; this version of quickstudy reads "
+                f"{FORMAT}. Name another folder with --results"
+            )
+        return values
+
+
+_FILE = "sweep.json"
+
+
+def table_of(study: Study, rows: Sequence[Row]) -> pa.Table:
+    """One row a trial: labels, seed, status, then what it came to; None where that is not known."""
+    values = []
+    for row in rows:
+        labels = {name: _cell(row.trial.labels.get(name)) for name in study.axes}
+        values.append(
+            {
+                **labels,
+                "seed": row.trial.seed,
+                "status": row.status,
+                **{name: row.values.get(name) for name in COLUMNS},
+                "error": row.error,
+                "run": row.trial.folder,
+            }
+        )
+    return pa.Table.from_pylist(values)
+
+
+COLUMNS = (
+    "precision",
+    "steps",
+    "milliseconds_a_step",
+    "steps_to_target",
+    "seconds_to_target",
+    "training_seconds",
+    "seconds",
+    "parameters",
+    "multiply_adds",
+    "cross_validation",
+)
+
+
+def _values(result: dict[str, Any]) -> dict[str, Any]:
+    """Of a training's result, or a retraining's."""
+    test = result.get("test")
+    values: dict[str, Any] = {"precision": test["accuracy"] if test else None}
+    if "training_seconds" in result:
+        values |= {name: result[name] for name in ("steps", "seconds", "training_seconds")}
+        values |= {name: result[name] for name in ("parameters", "multiply_adds")}
+        values["milliseconds_a_step"] = 1e3 * result["training_seconds"] / max(result["steps"], 1)
+    else:
+        values["seconds"] = sum(result["seconds"].values())
+        values["cross_validation"] = result["cross_validation"]["accuracy"]
+    return values
+
+
+def _failure(folder: Path) -> str | None:
+    try:
+        return str(json.loads((folder / FAILURE).read_text(encoding="utf-8"))["error"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _cell(value: Any) -> Any:
+    return "+".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def median(values: Sequence[float | None]) -> float | None:
+    """Where None stands for more than all others: None where that is the median."""
+    ordered = sorted(values, key=lambda value: float("inf") if value is None else value)
+    middle = ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]
+    return None if not middle or None in middle else statistics.mean(value for value in middle if value is not None)
+
+
+def _from_json(values: dict[str, Any]) -> Study:
+    grids = tuple(
+        Grid(**{**grid, "axes": {name: tuple(_frozen(v) for v in axis) for name, axis in grid["axes"].items()}})
+        for grid in values["grids"]
+    )
+    return Study(**{**values, "grids": grids})
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Which axis of a study plays which part; empty where none does."""
+
+    x: str
+    lines: str
+    panels: str
+
+
+def layout_of(study: Study, rows: Sequence[Row]) -> Layout:
+    """As the study says, or the first axis of numbers from left to right, the last of the others as lines."""
+    axes = list(study.axes)
+    x = study.x or next((name for name in axes if _is_numeric(rows, name)), axes[0] if axes else "")
+    others = [name for name in axes if name not in (x, study.lines, study.panels)]
+    lines = study.lines or (others.pop() if others else "")
+    panels = study.panels or (others.pop() if others else "")
+    return Layout(x=x, lines=lines, panels=panels)
+
+
+def values_of(rows: Sequence[Row], name: str) -> list[Any]:
+    """The values of an axis, in the order in which they first come; [None] where there is no such axis."""
+    return list(dict.fromkeys(label_of(row, name) for row in rows)) if name else [None]
+
+
+def group(rows: Sequence[Row], layout: Layout, x: Any, line: Any, panel: Any) -> list[Row]:
+    """The rows, one a seed, of one point; where two axes play no part, of all their values."""
+    wanted = ((layout.x, x), (layout.lines, line), (layout.panels, panel))
+    return [row for row in rows if all(not name or label_of(row, name) == value for name, value in wanted)]
+
+
+def label_of(row: Row, name: str) -> Any:
+    """A row's value on an axis; None where it has none."""
+    return row.trial.labels.get(name)
+
+
+def have_target(rows: Sequence[Row]) -> bool:
+    """Whether the runs end at a target."""
+    return any("steps_to_target" in row.values for row in rows)
+
+
+def largest(values: Sequence[Any]) -> Any:
+    """Of the numbers among values; the last value, where there is no number."""
+    numbers = [value for value in values if isinstance(value, int | float)]
+    return max(numbers) if numbers else values[-1]
+
+
+def name_of(axis: str, value: Any) -> str:
+    """A value for people, with its axis where it would not speak for itself: `depth 7`, but `sigmoid`."""
+    if not axis or value is None:
+        return ""
+    shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return shown if axis in (CASE, "activation") else f"{axis} {shown}"
+
+
+def _is_numeric(rows: Sequence[Row], name: str) -> bool:
+    values = [label_of(row, name) for row in rows]
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)

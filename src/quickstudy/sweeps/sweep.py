@@ -1,0 +1,164 @@
+"""A sweep: carry out all trials of a study that have not ended yet, then say what they show."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+
+from quickstudy.errors import ImageSetError, SweepError
+from quickstudy.files import sha256_of_file, write_bytes_atomically
+from quickstudy.images.census import take_census
+from quickstudy.process import usable_cores
+from quickstudy.retraining.evaluation import stat_index
+from quickstudy.scratch.parallel import choose_device
+from quickstudy.sweeps.conclusion import conclude
+from quickstudy.sweeps.results import Row, SweepFolder, table_of
+from quickstudy.sweeps.study import Study, Trial
+from quickstudy.sweeps.tasks import RETRAIN, Conditions
+from quickstudy.sweeps.workers import Went, run_locally
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """What a sweep is about to do."""
+
+    trials: int
+    done: int
+    """Of these, finished before."""
+    workers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """What a sweep came to."""
+
+    folder: Path
+    study: Study
+    rows: tuple[Row, ...]
+    table: pa.Table
+    pictures: tuple[Path, ...]
+    conclusion: str
+    """Markdown."""
+
+    @property
+    def failed(self) -> list[Row]:
+        """Trials that failed."""
+        return [row for row in self.rows if row.status == "failed"]
+
+
+Report = Callable[[Planned | Went], None]
+
+
+def sweep(
+    study: Study,
+    results: str | Path,
+    *,
+    workers: int | None = None,
+    ray: str | None = None,
+    device: str = "auto",
+    data_folder: Path | None = None,
+    cache: Path | None = None,
+    report: Report = lambda _news: None,
+) -> SweepResult:
+    """Carry out a study; trials that ended before are not repeated, those that failed are.
+
+    Args:
+        study: what is varied.
+        results: the sweep's folder; made where there is none.
+        workers: trials at a time; left out, one for each core, or one for a GPU.
+        ray: `auto` or the address of a Ray cluster to send the trials to.
+        device: auto, cpu or cuda.
+        data_folder: where named data sets lie.
+        cache: where bottlenecks lie, for retraining.
+        report: is told what happens.
+
+    Raises:
+        SweepError: the study, the folder or the cluster cannot be used.
+        OptionError: an option is unknown or has a value that cannot be used.
+        ImageSetError: the data is not there, or cannot be used.
+    """
+    folder = SweepFolder(Path(results))
+    study = replace(study, contents=_fingerprints(study.trials(), cache))
+    trials = study.trials()
+    if workers is not None and workers < 1:
+        raise SweepError(f"workers is {workers}; expected 1 or more")
+    conditions = Conditions(device=device, data_folder=data_folder, cache=cache)
+    todo = [trial for trial in trials if not folder.is_done(trial)]
+    for trial in todo:
+        trial.task.check(conditions)
+    # The longest first, so that no worker is left alone with one at the end.
+    todo.sort(key=lambda trial: -trial.task.work(conditions))
+    folder.begin(study)
+    count = min(workers or usable_workers(device), max(len(todo), 1))
+    report(Planned(trials=len(trials), done=len(trials) - len(todo), workers=count))
+    for trial in todo:
+        folder.forget_failure(trial)
+    if ray is not None:
+        from quickstudy.sweeps.on_ray import run_on_ray
+
+        news = run_on_ray(todo, folder.runs, conditions, address=ray)
+    else:
+        news = run_locally(todo, folder.runs, replace(conditions, workers=count))
+    for went in news:
+        from quickstudy.sweeps import pictures  # noqa: F401  which takes its second while the workers are busy
+
+        if went.error is not None:
+            folder.failed(went.trial, went.error)
+        report(went)
+    return summarise(folder, study, trials)
+
+
+def _fingerprints(trials: Sequence[Trial], cache: Path | None) -> dict[str, str]:
+    """The census' fingerprint of each image set that a trial retrains on, and the hash of each model of which roles are
+    taken, by path; of what cannot be read, the trial tells.
+    """
+    found = {}
+    options = [trial.task.options() for trial in trials if trial.task.name == RETRAIN]
+    for data in {str(values["data"]) for values in options}:
+        with contextlib.suppress(ImageSetError):
+            found[data] = take_census(Path(data), stat_index(cache)).fingerprint
+    for model in {str(values["roles_of"]) for values in options if values["roles_of"]}:
+        with contextlib.suppress(OSError):
+            found[model] = sha256_of_file(Path(model))
+    return found
+
+
+def show(results: str | Path) -> SweepResult:
+    """Table, pictures and conclusion again, from what a sweep's folder has.
+
+    Raises:
+        SweepError: this is no sweep, or one of another version.
+    """
+    folder = SweepFolder(Path(results))
+    study = folder.study()
+    return summarise(folder, study, study.trials())
+
+
+def summarise(folder: SweepFolder, study: Study, trials: list[Trial]) -> SweepResult:
+    """Write table, pictures and conclusion, from what the runs have."""
+    from quickstudy.sweeps.pictures import draw_all
+
+    rows = folder.rows(trials)
+    table = table_of(study, rows)
+    folder.write_table(table)
+    done = [row for row in rows if row.status == "done"]
+    pictures = draw_all(study, done, folder.pictures) if done else []
+    conclusion = conclude(study, rows)
+    write_bytes_atomically(folder.path / "conclusion.md", conclusion.encode())
+    return SweepResult(
+        folder=folder.path,
+        study=study,
+        rows=tuple(rows),
+        table=table,
+        pictures=tuple(pictures),
+        conclusion=conclusion,
+    )
+
+
+def usable_workers(device: str) -> int:
+    """How many trials at a time pay: one for each core, as small networks use a second core badly; one on a GPU."""
+    return 1 if choose_device(device) == "cuda" else usable_cores()

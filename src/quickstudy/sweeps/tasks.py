@@ -1,0 +1,207 @@
+"""Tasks: what a trial of a sweep may be: a training by any recipe, or a retraining. Both have options by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from quickstudy.backbones.runtime import engine_for
+from quickstudy.errors import OptionError
+from quickstudy.files import write_json_atomically
+from quickstudy.options import options_of, with_options
+from quickstudy.retraining.config import RetrainConfig
+from quickstudy.retraining.retrain import retrain
+from quickstudy.scratch.data import TrainingData, load_training_data
+from quickstudy.scratch.folder import RESULT, RunFolder
+from quickstudy.scratch.parallel import Replica, choose_device, joined
+from quickstudy.scratch.recipe import RECIPES, Recipe
+from quickstudy.scratch.settings import Begun, Evaluated, Progressed, Settings
+from quickstudy.scratch.train import check_recipe, fit
+
+RETRAIN = "retrain"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """Under which trials are carried out; nothing here changes what they give."""
+
+    workers: int = 1
+    """Trials at a time on one machine, which share its cores evenly."""
+    device: str = "auto"
+    data_folder: Path | None = None
+    """Where named data sets lie."""
+    cache: Path | None = None
+    """Where bottlenecks and backbones lie, for retraining."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """How far a trial is."""
+
+    step: int
+    steps: int
+    precision: float | None = None
+    """Of the newest evaluation; None where none has been made."""
+
+
+Note = Callable[[Moment], None]
+
+
+class Task(Protocol):
+    """What a trial is made of."""
+
+    @property
+    def name(self) -> str:
+        """The recipe's."""
+
+    @property
+    def random(self) -> bool:
+        """Whether another seed gives another result."""
+
+    def options(self) -> dict[str, Any]:
+        """By name; together with the name they decide what the trial gives."""
+
+    def check(self, conditions: Conditions) -> None:
+        """Raise a QuickstudyError where the trial could not even begin."""
+
+    def work(self, conditions: Conditions) -> float:
+        """About how much there is to do, to begin with the longest trials; comparable within a study."""
+
+    def run(self, folder: Path, conditions: Conditions, note: Note) -> None:
+        """Carry out the trial in a folder, which has `result.json` when it has ended."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training from scratch."""
+
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        """The recipe's."""
+        return self.recipe.name
+
+    @property
+    def random(self) -> bool:
+        """Whether another seed gives another result: always."""
+        return True
+
+    def options(self) -> dict[str, Any]:
+        """The recipe's."""
+        return self.recipe.options()
+
+    def check(self, conditions: Conditions) -> None:
+        """Raise a QuickstudyError where the data is not there, or does not fit the network."""
+        self.recipe.check()
+        check_recipe(self.recipe, self._data(conditions), Replica())
+
+    def work(self, conditions: Conditions) -> float:
+        """Parameters times images: what dense layers take, and quickly counted."""
+        recipe, data = self.recipe, self._data(conditions)
+        with torch.device("meta"):
+            network = recipe.network.build(
+                size=recipe.distortions.output_side(data.side), channels=data.channels, classes=len(data.classes)
+            )
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        return float(parameters * recipe.optimiser.batch * recipe.total_steps(len(data.train)))
+
+    def run(self, folder: Path, conditions: Conditions, note: Note) -> None:
+        """Train, or go on with a training."""
+        steps, precision = 0, None
+
+        def report(news: Begun | Progressed | Evaluated) -> None:
+            nonlocal steps, precision
+            if isinstance(news, Begun):
+                steps = news.steps
+            elif isinstance(news, Evaluated):
+                precision = news.score.accuracy
+            note(Moment(step=news.step, steps=steps, precision=precision))
+
+        replica = Replica(device_type=choose_device(conditions.device), local_world=conditions.workers)
+        # No threads for the input: each worker has its cores busy with its own network.
+        settings = Settings(threads=0 if conditions.workers > 1 else 2, graph=False)
+        data = self._data(conditions)
+        with joined(replica):
+            fit(self.recipe, data, RunFolder(folder, keep=1), replica=replica, settings=settings, report=report)
+
+    def _data(self, conditions: Conditions) -> TrainingData:
+        recipe = self.recipe
+        return _load(recipe.data, recipe.image_size, recipe.validation, conditions.data_folder)
+
+
+@lru_cache(maxsize=2)
+def _load(source: str, image_size: int, validation: float, folder: Path | None) -> TrainingData:
+    return load_training_data(source, image_size=image_size, validation=validation, folder=folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retraining:
+    """A retraining: images, and the configuration of `quickstudy.retrain`.
+
+    In a grid that has a cut beside none, what is for the one does nothing for the other, and is as by default there.
+    """
+
+    name: str = RETRAIN
+    data: str = ""
+    """The images: class folders, split folders or a manifest."""
+    config: RetrainConfig = field(default_factory=RetrainConfig)
+    """What retrain is told."""
+
+    @property
+    def random(self) -> bool:
+        """Whether another seed gives another result: where something is fine-tuned; the head's optimum has no seed."""
+        return self.config.tunes
+
+    def options(self) -> dict[str, Any]:
+        """All, by name, as JSON values."""
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in options_of(replace(self, config=self.config.acting())).items()
+        }
+
+    def check(self, conditions: Conditions) -> None:
+        """Raise an OptionError where a value cannot be used."""
+        if not self.data:
+            raise OptionError("A retraining needs images; name them with --set data=photos/")
+        if not Path(self.data).exists():
+            raise OptionError(f"data is '{self.data}'; there is no such file or folder")
+        if conditions.device not in ("auto", "cpu"):
+            raise OptionError(
+                f"A retraining runs where its engine does: leave out --device {conditions.device}, and name the engine "
+                f"with --set engine={conditions.device}"
+            )
+        engine_for(self.config.engine)
+
+    def work(self, conditions: Conditions) -> float:
+        """Images that pass through the backbone, for each image."""
+        del conditions
+        return 1.0 + self.config.distorted
+
+    def run(self, folder: Path, conditions: Conditions, note: Note) -> None:
+        """Retrain; the model lies in the folder, too."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json_atomically(folder / "config.json", {"recipe": self.name, "options": self.options()})
+        note(Moment(step=0, steps=1))
+        result = retrain(self.data, folder / "model.onnx", self.config.acting(), cache=conditions.cache)
+        write_json_atomically(folder / RESULT, result.to_dict())
+        accuracy = result.test.score.accuracy if result.test else None
+        note(Moment(step=1, steps=1, precision=accuracy))
+
+
+def task_named(name: str, options: Mapping[str, Any]) -> Task:
+    """The task of this name with these options.
+
+    Raises:
+        OptionError: there is no such task or option, or a value cannot be used.
+    """
+    if name == RETRAIN:
+        return with_options(Retraining(), options, owner=f"The recipe '{RETRAIN}'")
+    if name not in RECIPES:
+        raise OptionError(f"There is no recipe '{name}'; there are: {', '.join((*RECIPES, RETRAIN))}")
+    return Training(RECIPES[name].with_options(options))

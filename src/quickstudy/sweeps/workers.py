@@ -1,0 +1,159 @@
+"""Workers: processes that carry out one trial after the other, and the parent's side of them.
+
+A worker keeps torch and the data loaded from one trial to the next. When it dies, however it dies, another takes its
+place and goes on with the trial from its newest checkpoint; a trial whose worker dies three times is given up.
+
+How worker processes are started. Apart from `worker`, so that it can happen before torch is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+from quickstudy.errors import QuickstudyError
+from quickstudy.process import settle_own_process, starting_own_process
+from quickstudy.sweeps.study import Trial
+from quickstudy.sweeps.tasks import Conditions, Moment, Note
+
+_ATTEMPTS = 3
+_ENDING_SECONDS = 60.0
+"""For a worker to save what it has when it is asked to stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Went:
+    """News of one trial: it has begun or is further, it has ended, or it has failed."""
+
+    trial: Trial
+    moment: Moment | None = None
+    ended: bool = False
+    error: str | None = None
+
+
+def run_locally(trials: Sequence[Trial], runs: Path, conditions: Conditions) -> Iterator[Went]:
+    """Carry out trials in worker processes on this machine, and tell how they go."""
+    waiting, attempts = deque(trials), Counter[str]()
+    workers = [_Worker(runs, conditions) for _ in range(min(conditions.workers, len(trials)))]
+    try:
+        while waiting or any(worker.trial for worker in workers):
+            for worker in workers:
+                if worker.trial is None and waiting:
+                    worker.begin(waiting.popleft())
+            connection.wait([worker.pipe for worker in workers if worker.trial is not None])
+            for number, worker in enumerate(workers):
+                trial = worker.trial
+                if trial is None or not worker.pipe.poll():
+                    continue
+                try:
+                    moment, error = worker.pipe.recv()
+                except (EOFError, OSError):
+                    how = worker.death()
+                    workers[number] = _Worker(runs, conditions)
+                    attempts[trial.identity] += 1
+                    if attempts[trial.identity] < _ATTEMPTS:
+                        waiting.appendleft(trial)
+                    else:
+                        yield Went(trial=trial, error=f"The process that carried it out died {_ATTEMPTS} times ({how})")
+                    continue
+                if moment is None:
+                    worker.trial = None
+                yield Went(trial=trial, moment=moment, ended=moment is None and error is None, error=error)
+    finally:
+        for worker in workers:
+            worker.end()
+
+
+class _Worker:
+    """The parent's side of one worker."""
+
+    def __init__(self, runs: Path, conditions: Conditions) -> None:
+        context = start_method()
+        self.pipe, theirs = context.Pipe()
+        self.trial: Trial | None = None
+        self.process = context.Process(target=_serve, args=(theirs, runs, conditions), daemon=True)
+        with starting_own_process():
+            self.process.start()
+        theirs.close()
+
+    def begin(self, trial: Trial) -> None:
+        self.trial = trial
+        with contextlib.suppress(OSError):  # it has died: seen when its news are read
+            self.pipe.send(trial)
+
+    def death(self) -> str:
+        self.process.join()
+        self.pipe.close()
+        code = self.process.exitcode or 0
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+    def end(self) -> None:
+        """Ask it to stop, as Ctrl-C does; it saves what it has."""
+        self.pipe.close()
+        if self.trial is not None and self.process.is_alive() and self.process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGTERM)
+        self.process.join(_ENDING_SECONDS)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+def _serve(pipe: connection.Connection, runs: Path, conditions: Conditions) -> None:
+    """A worker: carry out what comes through the pipe until it closes."""
+    settle_own_process()
+    if hasattr(os, "setsid"):  # Ctrl-C is for the parent, which asks its workers to stop
+        os.setsid()
+    try:
+        while True:
+            trial: Trial = pipe.recv()
+            folder = runs / trial.folder
+            pipe.send((None, attempt(trial, folder, conditions, lambda moment: pipe.send((moment, None)))))
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):  # the parent has gone, or wants it to stop
+        # At once: there is nothing to clean up, and the interpreter's own end can hang on torch's threads.
+        sys.stdout.flush()
+        os._exit(0)
+
+
+def attempt(trial: Trial, folder: Path, conditions: Conditions, note: Note) -> str | None:
+    """Carry out a trial, here or on a cluster; the error, if there was one."""
+    try:
+        trial.task.run(folder, conditions, note)
+    except BrokenPipeError:  # who read the notes has gone
+        raise
+    except QuickstudyError as error:
+        return str(error)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+    return None
+
+
+_PRELOADED = "quickstudy.sweeps.workers"
+
+
+def start_method() -> Any:
+    """Workers come from a process that has torch imported, where the system can do that; else each imports it."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([_PRELOADED])
+    return context
+
+
+def warm_up() -> None:
+    """Let that process begin its imports, while this one does its own."""
+    if start_method().get_start_method() == "forkserver":
+        from multiprocessing import forkserver
+
+        with starting_own_process():
+            forkserver.ensure_running()

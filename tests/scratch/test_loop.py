@@ -1,0 +1,610 @@
+"""The loop: steps against steps worked out by hand; a run that was stopped against one in one go."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_runs import (
+    CLASSIC,
+    FAST,
+    QUIET,
+    News,
+    differences,
+    fit_until,
+    fit_whole,
+    newest,
+    small_data,
+)
+from torch.nn import functional
+
+from quickstudy.errors import OptionError, RunError, TrainingError
+from quickstudy.images.pixels import PixelSet
+from quickstudy.retraining.evaluation import Evaluation
+from quickstudy.scratch.evaluation import evaluate_logits, logits_of, undistorted
+from quickstudy.scratch.folder import METRICS, RunFolder
+from quickstudy.scratch.input import Batch, Pipeline
+from quickstudy.scratch.parallel import Replica
+from quickstudy.scratch.recipe import Recipe
+from quickstudy.scratch.settings import RunResult, Settings
+from quickstudy.scratch.state import TrainingState
+from quickstudy.scratch.train import fit
+
+RECIPES = {"classic": CLASSIC, "fast": FAST}
+DATA = small_data()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """So small a network is no work for two, and other processes must not make it wait."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def batches(recipe: Recipe, count: int) -> list[Batch]:
+    pipeline = Pipeline(
+        DATA.train,
+        recipe.distortions,
+        batch=recipe.optimiser.batch,
+        seed=recipe.seed,
+        moments=DATA.facts.moments,
+        threads=0,
+    )
+    return [pipeline.make(step) for step in range(count)]
+
+
+def initial_state(recipe: Recipe) -> TrainingState:
+    return TrainingState(recipe, side=DATA.side, channels=3, classes=3, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def recipe(request: pytest.FixtureRequest) -> Recipe:
+    return RECIPES[request.param]
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in one go."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    fit_whole(recipe, DATA, path)
+    return path
+
+
+# Stopped and resumed
+
+
+@pytest.mark.parametrize("threads", [0, 1, 16])
+def test_half_stop_resume_half_is_the_whole_to_the_bit(
+    recipe: Recipe, whole: Path, tmp_path: Path, threads: int
+) -> None:
+    settings = dataclasses.replace(QUIET, threads=threads)
+    fit_until(10, recipe, DATA, tmp_path / "run", settings)
+    half = newest(tmp_path / "run")
+    assert half.step == 10
+    assert differences(half.state, newest(whole).state), "the comparison sees that half a training is another state"
+    news = News()
+    fit(recipe, DATA, RunFolder(tmp_path / "run"), settings=settings, report=news)
+    assert news.begun is not None
+    assert (news.begun.step, news.begun.steps) == (10, 20)
+    assert [progress.step for progress in news.progress] == list(range(11, 21))
+    one, other = newest(tmp_path / "run"), newest(whole)
+    assert one.step == other.step == 20
+    assert {"network", "optimisers", "averages", "smoothed", "generator"} <= one.state.keys()
+    assert len(one.state["smoothed"]) == 3
+    assert differences(one.state, other.state) == []
+    assert RunFolder(tmp_path / "run").result()["test"] == RunFolder(whole).result()["test"]  # type: ignore[index]
+
+
+def test_summaries_and_checkpoints_change_nothing(recipe: Recipe, whole: Path, tmp_path: Path) -> None:
+    settings = Settings(threads=2, summary_steps=3, log_steps=4, checkpoint_seconds=0)
+    fit_whole(recipe, DATA, tmp_path / "run", settings)
+    assert differences(newest(tmp_path / "run").state, newest(whole).state) == []
+    assert list((tmp_path / "run" / "tensorboard" / "train").iterdir())
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_ends_the_run_after_the_step_and_a_checkpoint(
+    tmp_path: Path, number: int, error: type[BaseException]
+) -> None:
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    news, folder = News(stop_after=7, number=number), RunFolder(tmp_path / "run")
+    with pytest.raises(error) as caught:
+        fit(CLASSIC, DATA, folder, settings=QUIET, report=news)
+    if isinstance(caught.value, SystemExit):
+        assert caught.value.code == 128 + signal.SIGTERM
+    assert news.progress[-1].step == 7
+    assert folder.checkpoints.steps() == [7]
+    assert folder.result() is None
+    assert not folder.is_active()
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+
+
+def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+    class Twice(News):
+        def __call__(self, news: object) -> None:
+            super().__call__(news)  # type: ignore[arg-type]
+            if self.progress and self.progress[-1].step == self.stop_after:
+                signal.raise_signal(self.number)
+
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        fit(CLASSIC, DATA, folder, settings=QUIET, report=Twice(stop_after=7, number=signal.SIGINT))
+    assert folder.checkpoints.steps() == []
+
+
+def test_damaged_checkpoints_are_passed_over_and_nothing_is_counted_twice(
+    recipe: Recipe, whole: Path, tmp_path: Path
+) -> None:
+    often = dataclasses.replace(QUIET, checkpoint_seconds=0)
+    fit_until(12, recipe, DATA, tmp_path / "run", often)
+    folder = RunFolder(tmp_path / "run")
+    assert folder.checkpoints.steps() == [8, 9, 10, 11, 12]
+    for step in (11, 12):
+        path = folder.checkpoints.path(step)
+        path.write_bytes(path.read_bytes()[:-1])
+    news = News()
+    fit(recipe, DATA, folder, settings=QUIET, report=news)
+    assert news.begun is not None
+    assert news.begun.step == 10
+    assert news.begun.damaged == (folder.checkpoints.path(12), folder.checkpoints.path(11))
+    assert differences(newest(tmp_path / "run").state, newest(whole).state) == []
+
+    def made(path: Path) -> list[dict[str, float]]:
+        lines = RunFolder(path).lines(METRICS)
+        return [{name: value for name, value in line.items() if name != "examples_per_second"} for line in lines]
+
+    assert [line["step"] for line in made(tmp_path / "run")] == list(range(1, 21))
+    assert made(tmp_path / "run") == made(whole)
+
+
+def test_when_all_checkpoints_are_damaged_the_run_starts_again(tmp_path: Path, whole: Path, recipe: Recipe) -> None:
+    fit_until(5, recipe, DATA, tmp_path / "run")
+    RunFolder(tmp_path / "run").checkpoints.path(5).write_bytes(b"")
+    news = News()
+    fit(recipe, DATA, RunFolder(tmp_path / "run"), settings=QUIET, report=news)
+    assert news.begun is not None
+    assert news.begun.step == 0
+    assert differences(newest(tmp_path / "run").state, newest(whole).state) == []
+
+
+def test_the_last_checkpoint_is_not_written_again_where_only_the_evaluation_was_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path / "run", keep=1)
+    with monkeypatch.context() as patch, pytest.raises(KeyError):  # killed while it evaluates
+        patch.setattr("quickstudy.scratch.evaluation.evaluate_logits", lambda *_: {}["killed"])
+        fit(CLASSIC, DATA, folder, settings=dataclasses.replace(QUIET, keep=1))
+    assert folder.checkpoints.steps() == [20]
+    before = folder.checkpoints.path(20).stat().st_mtime_ns
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("quickstudy.learning.checkpoints.write_bytes_atomically", full)
+        fit(CLASSIC, DATA, folder, settings=dataclasses.replace(QUIET, keep=1))
+    assert folder.checkpoints.path(20).stat().st_mtime_ns == before
+    assert folder.checkpoints.load(20).step == 20
+    assert folder.result() is not None
+
+
+@pytest.mark.parametrize("place", ["write_bytes_atomically", "write_json_atomically"])
+def test_disk_full_while_saving_is_an_error_and_the_run_goes_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path, recipe: Recipe, place: str
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    fit_until(5, recipe, DATA, folder.path)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="No space left on device"):
+        patch.setattr(f"quickstudy.learning.checkpoints.{place}", full)
+        fit(recipe, DATA, folder, settings=dataclasses.replace(QUIET, checkpoint_seconds=0))
+    assert folder.checkpoints.newest().step == 5  # type: ignore[union-attr]
+    assert not folder.is_active()
+    fit_whole(recipe, DATA, folder.path)
+    assert differences(newest(folder.path).state, newest(whole).state) == []
+
+
+@pytest.mark.parametrize("name", ["append_line", "write_json_atomically"])
+def test_disk_full_while_writing_anything_else_is_no_defect_of_ours_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    fit_until(5, CLASSIC, DATA, folder.path)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="No space left on device"):
+        module = "summaries" if name == "append_line" else "folder"
+        patch.setattr(f"quickstudy.scratch.{module}.{name}", full)
+        fit(CLASSIC, DATA, folder, settings=QUIET)
+    assert not folder.is_active()
+    fit_whole(CLASSIC, DATA, folder.path)
+
+
+# What a run leaves
+
+
+def test_the_result_is_written_and_a_finished_run_is_left_alone(whole: Path, recipe: Recipe) -> None:
+    values = json.loads((whole / "result.json").read_text())
+    assert values["steps"] == 20
+    assert values["test"]["n"] == 31
+    assert values["validation"] is None
+    assert values["seconds"] > 0
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.name != "lock"}
+    news = News()
+    result = fit(recipe, DATA, RunFolder(whole), settings=QUIET, report=news)
+    assert result == RunResult.from_dict(whole, values)
+    assert news.begun is None
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.name != "lock"} == before
+
+
+def test_the_result_is_that_of_the_last_parameters_averaged(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated = []
+
+    def evaluate(logits: torch.Tensor, data: PixelSet) -> Evaluation:
+        evaluated.append(logits)
+        return evaluate_logits(logits, data)
+
+    monkeypatch.setattr("quickstudy.scratch.evaluation.evaluate_logits", evaluate)
+    result = fit_whole(recipe, DATA, tmp_path / "run")
+    saved = newest(tmp_path / "run").state
+    state = initial_state(recipe)
+
+    def logits_with(values: dict[str, torch.Tensor]) -> torch.Tensor:
+        state.network.load_state_dict({**saved["network"], **values})
+        moments = DATA.facts.moments
+        return logits_of(state.network, undistorted(DATA.test, recipe, moments), mirrored=recipe.mirrored_test)
+
+    averaged = logits_with(saved["averages"]["averages"])
+    assert torch.allclose(evaluated[0], averaged, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(evaluated[0], logits_with({}), rtol=1e-3, atol=1e-3)
+    assert result.test.score.right == int((averaged.argmax(1).numpy() == DATA.test.labels).sum())
+
+
+def test_validation_is_evaluated_too(tmp_path: Path) -> None:
+    result = fit_whole(CLASSIC, small_data(validation=17), tmp_path / "run")
+    assert result.validation is not None
+    assert (result.test.score.n, result.validation.score.n) == (31, 17)
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    for number, recipe in enumerate(RECIPES.values()):
+        longer = recipe.with_options({"steps": 80})
+        result = fit_whole(longer, DATA, tmp_path / str(number))
+        assert result.test.score.right >= 26  # of 31; 10 by guessing
+
+
+def test_the_reporter_is_told_the_numbers(tmp_path: Path) -> None:
+    news = News()
+    settings = dataclasses.replace(QUIET, log_steps=6)
+    fit(CLASSIC, small_data(validation=17), RunFolder(tmp_path / "run"), settings=settings, report=news)
+    begun = news.begun
+    assert begun is not None
+    assert begun.recipe == CLASSIC
+    assert begun.images == {"train": 100, "validation": 17, "test": 31}
+    assert begun.classes == ("across", "down", "plain")
+    assert (begun.step, begun.steps, begun.replicas, begun.damaged, begun.skipped) == (0, 20, 1, (), ())
+    assert (begun.precision, begun.device) == ("float32", "cpu")
+    side = 3  # 10 pixels, pooled twice
+    convolutions = 3 * 25 * 64 + 64 + 64 * 25 * 64 + 64
+    dense = 64 * side**2 * 384 + 384 + 384 * 192 + 192 + 192 * 3 + 3
+    assert begun.cost.parameters == convolutions + dense
+    assert begun.cost.multiply_adds == (
+        100 * 3 * 25 * 64 + 25 * 64 * 25 * 64 + 64 * side**2 * 384 + 384 * 192 + 192 * 3
+    )
+    assert [progress.step for progress in news.progress] == [6, 12, 18]
+    lines = RunFolder(tmp_path / "run").lines(METRICS)
+    for progress, line in zip(news.progress, lines, strict=True):
+        assert progress.loss == line["loss/total"]
+        assert progress.smoothed_loss == line["loss_smoothed/total"]
+        assert progress.examples_per_second * progress.seconds_per_batch == pytest.approx(16)
+
+
+# Losses and steps, worked out by hand
+
+
+def test_both_terms_of_the_loss_are_reported_and_smoothed(whole: Path, recipe: Recipe) -> None:
+    lines = RunFolder(whole).lines(METRICS)
+    smoothed: dict[str, float] = {}
+    for line in lines:
+        assert line["loss/total"] == pytest.approx(line["loss/cross_entropy"] + line["loss/weight_decay"], rel=1e-6)
+        assert line["loss/weight_decay"] > 0
+        for name in ("total", "cross_entropy", "weight_decay"):
+            value = line[f"loss/{name}"]
+            smoothed[name] = 0.9 * smoothed[name] + 0.1 * value if name in smoothed else value
+            assert line[f"loss_smoothed/{name}"] == pytest.approx(smoothed[name], rel=1e-5)
+    rates = [
+        recipe.schedule.at(step, steps=20, steps_per_epoch=100 / recipe.optimiser.batch) for step in range(len(lines))
+    ]
+    assert [line["learning_rate"] for line in lines] == rates
+
+
+def test_the_weight_decay_of_the_first_step(recipe: Recipe, whole: Path) -> None:
+    network = initial_state(recipe).network
+    if recipe.name == "cifar10-fast":
+        network.prepare(first_images(recipe))
+    if recipe.name == "cifar10-classic":
+        decayed = [network.hidden1.weight, network.hidden2.weight]
+    else:
+        muon = recipe.optimiser.method == "muon"  # which keeps the norms of the convolutions' weights as they are
+        decayed = [
+            parameter
+            for parameter in network.parameters()
+            if parameter.requires_grad and not (muon and parameter.ndim == 4)
+        ]
+    squares = sum(float((weight.detach().double() ** 2).sum()) for weight in decayed)
+    line = RunFolder(whole).lines(METRICS)[0]
+    assert line["loss/weight_decay"] == pytest.approx(recipe.optimiser.weight_decay / 2 * squares, rel=1e-5)
+
+
+def first_images(recipe: Recipe) -> torch.Tensor:
+    """All training images as evaluation takes them; the recipes here crop or standardise, no more."""
+    moments = DATA.facts.moments
+    mean, deviation = np.array(moments.mean), np.array(moments.deviation)
+    assert recipe.distortions.standardise == "set"
+    assert recipe.distortions.crop == 0
+    return torch.from_numpy((DATA.train.pixels - mean) / deviation).float().permute(0, 3, 1, 2)
+
+
+def test_a_classic_step_by_hand(tmp_path: Path) -> None:
+    fit_whole(CLASSIC.with_options({"steps": 1}), DATA, tmp_path / "run")
+    network = initial_state(CLASSIC).network
+    before = {name: value.detach().clone() for name, value in network.named_parameters()}
+    batch = batches(CLASSIC, 1)[0]
+    cross_entropy = functional.cross_entropy(network(batch.images), batch.labels)
+    cross_entropy.backward()  # type: ignore[no-untyped-call]
+    state = newest(tmp_path / "run").state
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None
+        decay = 0.004 if name in ("hidden1.weight", "hidden2.weight") else 0.0
+        after = before[name] - 0.1 * (parameter.grad + decay * before[name])
+        assert torch.allclose(state["network"][name], after, rtol=1e-5, atol=1e-7), name
+        assert not torch.equal(after, before[name])
+        # The first update of the averages has a decay of (1 + 0) / (10 + 0).
+        averaged = 0.1 * before[name] + 0.9 * after
+        assert torch.allclose(state["averages"]["averages"][name], averaged, rtol=1e-5, atol=1e-7), name
+    assert state["averages"]["updates"] == 1
+    total = RunFolder(tmp_path / "run").lines(METRICS)[0]["loss/cross_entropy"]
+    assert total == pytest.approx(cross_entropy.item(), rel=1e-5)
+
+
+def test_three_fast_steps_by_hand(tmp_path: Path) -> None:
+    recipe = FAST.with_options({"steps": 3, "method": "sgd"})
+    fit_whole(recipe, DATA, tmp_path / "run")
+    network = initial_state(recipe).network
+    network.prepare(first_images(recipe))
+    network.train()
+    options, velocity = recipe.optimiser, dict[str, torch.Tensor]()
+    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    for batch in batches(recipe, 3):
+        network.zero_grad()
+        smoothing = options.label_smoothing
+        log = functional.log_softmax(network(batch.images), dim=1)
+        target = (1 - smoothing) * functional.one_hot(batch.labels, 3) + smoothing / 3
+        (-(target * log).sum(1)).mean().backward()  # type: ignore[no-untyped-call]
+        rate = recipe.schedule.at(batch.step, steps=3, steps_per_epoch=100 / 16)
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                if not parameter.requires_grad:
+                    continue
+                factor = options.bias_rate if name.endswith("bias") else 1.0
+                factor *= options.head_rate if name == "linear.weight" else 1.0
+                assert parameter.grad is not None
+                slope = parameter.grad + options.weight_decay / factor * parameter
+                velocity[name] = options.momentum * velocity[name] + slope if name in velocity else slope
+                parameter -= rate * factor * (slope + options.momentum * velocity[name])  # Nesterov
+    state = newest(tmp_path / "run").state
+    trained = set(velocity)
+    assert "linear.weight" in trained
+    assert "first.weight" not in trained
+    for name, parameter in network.named_parameters():
+        assert torch.allclose(state["network"][name], parameter, rtol=1e-3, atol=1e-5), name
+        if name in trained:
+            averaged = 0.1 * before[name] + 0.9 * state["network"][name]  # updated once, after the third step
+            assert torch.allclose(state["averages"]["averages"][name], averaged, rtol=1e-5, atol=1e-6), name
+    assert state["averages"]["updates"] == 1
+    for name, buffer in network.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            assert torch.allclose(state["network"][name], buffer, rtol=1e-3, atol=1e-5), name
+
+
+def test_the_same_seed_gives_the_same_and_another_another(recipe: Recipe, whole: Path, tmp_path: Path) -> None:
+    fit_whole(recipe, DATA, tmp_path / "again")
+    assert differences(newest(tmp_path / "again").state, newest(whole).state) == []
+    fit_whole(recipe.with_options({"seed": 4}), DATA, tmp_path / "other")
+    assert differences(newest(tmp_path / "other").state["network"], newest(whole).state["network"])
+    one, other = (batches(recipe.with_options({"seed": seed}), 1)[0] for seed in (3, 4))
+    assert not torch.equal(one.images, other.images)
+    assert not torch.equal(one.labels, other.labels)
+
+
+# What goes wrong
+
+
+def test_a_loss_that_is_no_number_names_step_and_images_and_leaves_a_good_checkpoint(tmp_path: Path) -> None:
+    # The rate is small in the first pass over the images, and beyond all measure in the second.
+    recipe = CLASSIC.with_options({"rate": 0.01, "rate_decay": 1e32, "rate_decay_epochs": 1})
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(TrainingError) as caught:
+        fit(recipe, DATA, folder, settings=dataclasses.replace(QUIET, checkpoint_seconds=0))
+    message = str(caught.value)
+    found = re.match(r"The loss is not a number in step (\d+) \(training images ([\d, ]+)\)", message)
+    assert found, message
+    step = int(found[1])
+    assert 7 <= step <= 8  # the first pass ends in step 6
+    pipeline = Pipeline(
+        DATA.train, recipe.distortions, batch=16, seed=recipe.seed, moments=DATA.facts.moments, threads=0
+    )
+    assert [int(row) for row in found[2].split(", ")] == pipeline.rows(step).tolist()
+    kept = folder.checkpoints.newest()
+    assert kept is not None
+    assert kept.step <= step
+    assert f"the checkpoint of step {kept.step} is good" in message
+    assert all(torch.isfinite(value).all() for value in kept.state["network"].values())
+    assert not folder.checkpoints.damaged
+    assert folder.result() is None
+    assert not folder.is_active()
+
+
+def test_a_loss_that_is_no_number_before_there_is_a_checkpoint(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(TrainingError, match="no checkpoint had been written"):
+        fit(CLASSIC.with_options({"rate": 1e38}), DATA, folder, settings=QUIET)
+    assert folder.checkpoints.steps() == []
+
+
+def test_parameters_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
+    # In the last step: its own loss is still a number, and no later one would tell.
+    recipe = CLASSIC.with_options({"rate": 1e38, "weight_decay": 1e10, "steps": 1})
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(TrainingError, match="not a number in step 0"):
+        fit(recipe, DATA, folder, settings=QUIET)
+    assert folder.checkpoints.steps() == []
+    assert folder.result() is None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"crop": 13}, "crop is 13; expected 0 (no crop) to 12"),
+        ({"standardise": "never"}, "standardise is 'never'"),
+        ({"activation": "step"}, "activation is 'step'"),
+        ({"normalisation": "group"}, "normalisation is 'group'"),
+        ({"top": "hat"}, "top is 'hat'"),
+    ],
+)
+def test_options_that_these_images_cannot_have_leave_the_folder_free(
+    tmp_path: Path, options: dict[str, object], words: str
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(OptionError) as caught:
+        fit(CLASSIC.with_options(options), DATA, folder, settings=QUIET)
+    assert words in str(caught.value)
+    fit_whole(CLASSIC.with_options({"steps": 1}), DATA, folder.path)
+
+
+def test_too_small_for_the_fast_network(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="too small for 3 blocks"):
+        fit(FAST.with_options({"widths": "8,8,8"}), DATA, RunFolder(tmp_path / "run"), settings=QUIET)
+    fit_whole(FAST.with_options({"steps": 1}), DATA, tmp_path / "run")
+
+
+def test_a_batch_that_the_devices_cannot_share(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="batch is 16, which 3 devices cannot share evenly; take a multiple of 3"):
+        fit(CLASSIC, DATA, RunFolder(tmp_path / "run"), replica=Replica(world=3), settings=QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_configuration_in_the_folder(whole: Path, recipe: Recipe) -> None:
+    with pytest.raises(RunError, match="steps is 20 there, 21 here"):
+        fit(recipe.with_options({"steps": 21}), DATA, RunFolder(whole), settings=QUIET)
+
+
+def test_two_at_once(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked(), pytest.raises(RunError, match="Another process is training"):
+        fit(CLASSIC, DATA, RunFolder(tmp_path / "run"), settings=QUIET)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+# Other images
+
+
+@pytest.mark.parametrize("options", [{}, {"top": "local"}, {"normalisation": "batch_norm", "bottleneck": 8}])
+def test_grey_images(tmp_path: Path, options: dict[str, object]) -> None:
+    grey = small_data(channels=1)
+    assert fit_whole(CLASSIC.with_options(options), grey, tmp_path / "classic").test.score.n == 31
+    assert newest(tmp_path / "classic").state["network"]["conv1.weight"].shape == (64, 1, 5, 5)
+
+
+def test_grey_images_in_the_fast_network(tmp_path: Path) -> None:
+    fit_whole(FAST, small_data(channels=1), tmp_path / "fast")
+    assert newest(tmp_path / "fast").state["network"]["first.weight"].shape == (8, 1, 2, 2)
+
+
+def test_fewer_images_than_a_batch(tmp_path: Path) -> None:
+    result = fit_whole(CLASSIC.with_options({"steps": 3}), small_data(train=7, test=1), tmp_path / "run")
+    assert result.test.score.n == 1
+
+
+def test_without_averages(tmp_path: Path) -> None:
+    recipe = CLASSIC.with_options({"average_decay": 0})
+    fit_until(10, recipe, DATA, tmp_path / "run")
+    fit_whole(recipe, DATA, tmp_path / "run")
+    fit_whole(recipe, DATA, tmp_path / "whole")
+    assert newest(tmp_path / "run").state["averages"] is None
+    assert differences(newest(tmp_path / "run").state, newest(tmp_path / "whole").state) == []
+
+
+def evaluations(run: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["precision"]) for line in RunFolder(run).lines(METRICS) if "precision" in line]
+
+
+def test_evaluating_within_a_run_changes_nothing(recipe: Recipe, whole: Path, tmp_path: Path) -> None:
+    news = News()
+    result = fit(
+        recipe.with_options({"evaluate_steps": 5}), DATA, RunFolder(tmp_path / "run"), settings=QUIET, report=news
+    )
+    assert result is not None
+    assert differences(newest(tmp_path / "run").state, newest(whole).state) == []
+    found = evaluations(tmp_path / "run")
+    assert [step for step, _ in found] == [5, 10, 15, 20]
+    assert found[-1][1] == result.test.score.accuracy
+    assert [(told.step, told.score.accuracy, told.split) for told in news.evaluated] == [
+        (step, precision, "test") for step, precision in found
+    ]
+    part = fit_whole(recipe.with_options({"steps": 10}), DATA, tmp_path / "half")
+    if recipe is CLASSIC:  # whose rate does not depend on how many steps there will be
+        assert found[1][1] == part.test.score.accuracy
+    assert 0 < result.training_seconds < result.seconds
+
+
+def test_within_a_run_the_validation_images_are_looked_at_where_there_are_some(tmp_path: Path) -> None:
+    result = fit_whole(CLASSIC.with_options({"evaluate_steps": 10}), small_data(validation=17), tmp_path / "run")
+    assert result.validation is not None
+    lines = [line for line in RunFolder(tmp_path / "run").lines(METRICS) if "precision" in line]
+    assert [(line["split"], line["n"]) for line in lines] == [("validation", 17)] * 2
+    assert lines[-1]["precision"] == result.validation.score.accuracy
+
+
+def test_a_run_ends_at_its_target_and_stays_ended(recipe: Recipe, tmp_path: Path) -> None:
+    longer = recipe.with_options({"steps": 200, "evaluate_steps": 5, "target": 0.7})
+    result = fit_whole(longer, DATA, tmp_path / "run")
+    found = evaluations(tmp_path / "run")
+    assert result.steps == found[-1][0] < 200
+    assert found[-1][1] >= 0.7 > max((precision for _, precision in found[:-1]), default=0)
+    (tmp_path / "run" / "result.json").unlink()  # as if it had been killed before it could write it
+    again = fit_whole(longer, DATA, tmp_path / "run")
+    assert (again.steps, again.test) == (result.steps, result.test)
+    assert evaluations(tmp_path / "run") == found
+
+
+def test_a_run_ends_when_its_time_is_up(tmp_path: Path) -> None:
+    assert fit_whole(CLASSIC.with_options({"seconds": 1e-6}), DATA, tmp_path / "run").steps == 1
+    assert fit_whole(CLASSIC.with_options({"seconds": 1e6}), DATA, tmp_path / "long").steps == 20
+
+
+def test_gradient_norms_by_hand(tmp_path: Path) -> None:
+    fit_whole(CLASSIC.with_options({"steps": 1}), DATA, tmp_path / "run")
+    network = initial_state(CLASSIC).network
+    batch = batches(CLASSIC, 1)[0]
+    functional.cross_entropy(network(batch.images), batch.labels).backward()  # type: ignore[no-untyped-call]
+    line = RunFolder(tmp_path / "run").lines(METRICS)[0]
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None
+        assert line[f"gradient_norm/{name}"] == pytest.approx(parameter.grad.norm().item(), rel=1e-4), name
