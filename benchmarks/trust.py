@@ -28,8 +28,8 @@ from quickstudy.images.imageset import load_image_set
 from quickstudy.learning.calibration import expected_calibration_error, probabilities_of, suggest_abstention
 from quickstudy.learning.learning_curve import learning_curve
 from quickstudy.learning.ridge import leave_one_out
+from quickstudy.learning.scores import Score
 from quickstudy.learning.selection import Head, fit_head
-from quickstudy.retraining.evaluation import Score
 
 
 def main() -> None:

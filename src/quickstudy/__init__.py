@@ -38,8 +38,7 @@ if TYPE_CHECKING:
     from quickstudy.reports.audit import audit
     from quickstudy.reports.findings import Audit
     from quickstudy.reports.report import report
-    from quickstudy.retraining.comparison import compare
-    from quickstudy.retraining.evaluation import evaluate
+    from quickstudy.retraining.evaluation import compare, evaluate
     from quickstudy.retraining.result import RetrainResult
     from quickstudy.retraining.retrain import retrain
     from quickstudy.retraining.transformer import Bottleneck
@@ -52,7 +51,7 @@ _HOMES = {
     "QuickstudyError": "quickstudy.errors",
     "RetrainResult": "quickstudy.retraining.result",
     "audit": "quickstudy.reports.audit",
-    "compare": "quickstudy.retraining.comparison",
+    "compare": "quickstudy.retraining.evaluation",
     "evaluate": "quickstudy.retraining.evaluation",
     "load": "quickstudy.models.model",
     "report": "quickstudy.reports.report",

@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 
 from quickstudy.errors import ImageSetError
+from quickstudy.learning.scores import Paired, Score
 from quickstudy.models.checks import (
     Agreement,
     Photo,
     Tolerance,
-    compare,
+    agreement_of,
     images_per_second,
     photos_for_calibration,
     photos_for_checking,
@@ -48,10 +49,12 @@ def test_counts_as_by_hand() -> None:
     before, after = Parrot(p=0.9, q=0.8, r=0.4, s=0.2, t=None, u=0.7), Parrot(p=0.7, q=0.1, r=0.6, s=0.1, t=0.5, u=0.7)
     labels = {"p": "a", "q": "a", "r": "a", "s": "a", "t": "a", "u": "c"}
     photos = [Photo(path=Path(name), label=label) for name, label in labels.items()]
-    seen = compare(before, after, photos)  # type: ignore[arg-type]
+    seen = agreement_of(before, after, photos)  # type: ignore[arg-type]
     assert seen is not None
     assert (seen.n, seen.same) == (5, 3)
-    assert (seen.labelled, seen.right_before, seen.right_after, seen.only_before, seen.only_after) == (4, 2, 2, 1, 1)
+    assert seen.labelled is not None
+    assert (seen.labelled.first, seen.labelled.second) == (Score(right=2, n=4), Score(right=2, n=4))
+    assert (seen.labelled.only_first, seen.labelled.only_second) == (1, 1)
     assert seen.largest_difference == pytest.approx(0.7)
     assert seen.mean_difference == pytest.approx((0.2 + 0.7 + 0.2 + 0.1 + 0) / 5)
     assert seen.same_share == pytest.approx(0.6)
@@ -59,7 +62,7 @@ def test_counts_as_by_hand() -> None:
 
 
 def test_nothing_usable_is_no_agreement() -> None:
-    assert compare(Parrot(p=None), Parrot(p=0.5), [Photo(path=Path("p"))]) is None  # type: ignore[arg-type]
+    assert agreement_of(Parrot(p=None), Parrot(p=0.5), [Photo(path=Path("p"))]) is None  # type: ignore[arg-type]
 
 
 def test_interval_of_the_loss() -> None:
@@ -69,11 +72,7 @@ def test_interval_of_the_loss() -> None:
         same=91,
         largest_difference=1,
         mean_difference=0,
-        labelled=100,
-        right_before=90,
-        right_after=85,
-        only_before=7,
-        only_after=2,
+        labelled=Paired(first=Score(right=90, n=100), second=Score(right=85, n=100), only_first=7, only_second=2),
     )
     assert seen.accuracy_loss == pytest.approx(0.05)
     low, high = seen.loss_interval or (0, 0)
@@ -84,7 +83,8 @@ def test_interval_of_the_loss() -> None:
 
 def test_complaints_name_the_numbers() -> None:
     tolerance = Tolerance(golden=0.1, same=0.9, accuracy_loss=0.02)
-    seen = Agreement(n=10, same=8, largest_difference=1, mean_difference=0, labelled=10, right_before=9, right_after=8)
+    lost_one_of_ten = Paired(first=Score(right=9, n=10), second=Score(right=8, n=10), only_first=1, only_second=0)
+    seen = Agreement(n=10, same=8, largest_difference=1, mean_difference=0, labelled=lost_one_of_ten)
     assert tolerance.complaints(0.1, None) == []
     assert tolerance.complaints(float("nan"), None) == ["on golden images a probability differs by nan (tolerance 0.1)"]
     assert tolerance.complaints(0.25, seen) == [

@@ -10,9 +10,9 @@ import pytest
 
 from quickstudy import compare, retrain
 from quickstudy.errors import ImageSetError
+from quickstudy.learning.scores import Score, mcnemar
 from quickstudy.models.roles import Judgement
-from quickstudy.retraining.comparison import Comparison, mcnemar
-from quickstudy.retraining.evaluation import Score
+from quickstudy.retraining.evaluation import Comparison
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (1, 0), (5, 1), (3, 3), (0, 7), (2, 9)])

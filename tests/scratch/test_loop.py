@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from quickstudy.errors import OptionError, RunError, TrainingError
 from quickstudy.images.pixels import PixelSet
-from quickstudy.retraining.evaluation import Evaluation
+from quickstudy.learning.scores import Scores
 from quickstudy.scratch.evaluation import evaluate_logits, logits_of, undistorted
 from quickstudy.scratch.folder import METRICS, RunFolder
 from quickstudy.scratch.input import Batch, Pipeline
@@ -256,7 +256,7 @@ def test_the_result_is_that_of_the_last_parameters_averaged(
 ) -> None:
     evaluated = []
 
-    def evaluate(logits: torch.Tensor, data: PixelSet) -> Evaluation:
+    def evaluate(logits: torch.Tensor, data: PixelSet) -> Scores:
         evaluated.append(logits)
         return evaluate_logits(logits, data)
 

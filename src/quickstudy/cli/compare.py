@@ -26,7 +26,7 @@ def command(
 ) -> None:
     """Score two models on the same labelled images: is one better, and where do they differ?"""
     from quickstudy.cli.display import count, format_score, print_judgement, print_skipped, progress_for
-    from quickstudy.retraining.comparison import compare
+    from quickstudy.retraining.evaluation import compare
 
     found = compare(first, second, images, everything=everything, progress=progress_for(quiet=quiet))
     if as_json:
@@ -47,8 +47,7 @@ def command(
     )
     if found.p_value >= 0.05:
         print("Such a division is to be expected of two models that are equally good")
-    judged = found.judgement
-    print_judgement(judged.roles, is_test=judged.is_test, left_out=judged.left_out, unknown=judged.unknown)
+    print_judgement(found.judgement)
     if found.differences:
         print(f"\nCalled differently: {count(len(found.differences), 'image')}")
         for item in found.differences[:_MOST_SHOWN]:

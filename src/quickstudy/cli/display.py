@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -19,8 +19,8 @@ from quickstudy.progress import Bar, Progress, silent
 
 if TYPE_CHECKING:
     from quickstudy.images.census import Census
-    from quickstudy.models.roles import Kind
-    from quickstudy.retraining.evaluation import Evaluation, Score
+    from quickstudy.learning.scores import Score, Scores
+    from quickstudy.models.roles import Judgement
 
 
 _MOST_SKIPPED = 10
@@ -74,26 +74,24 @@ def print_census(census: Census) -> None:
         print("Passed over: " + ", ".join(f"{number:,} {kind}" for kind, number in passed))
 
 
-def print_judgement(
-    roles: Mapping[Kind, int] | None, *, is_test: bool | None, left_out: int, unknown: Mapping[str, int]
-) -> None:
+def print_judgement(judged: Judgement) -> None:
     """What the images are to the model or models: what was left out, and whether the figures are a test."""
-    if left_out:
+    if judged.left_out:
         print(
-            f"\n{count(left_out, 'image')} left out: the model has learned or was chosen by them, so they are no test "
-            "of it; --all scores them, too"
+            f"\n{count(judged.left_out, 'image')} left out: the model has learned or was chosen by them, so they are "
+            "no test of it; --all scores them, too"
         )
-    if is_test is False and roles:
-        seen = roles["trained_on"] + roles["chosen_by"]
+    if judged.is_test is False and judged.roles:
+        seen = judged.roles["trained_on"] + judged.roles["chosen_by"]
         print(f"\nThis is not a test: the model has learned or was chosen by {seen:,} of the images")
-    if is_test is None:
+    if judged.is_test is None:
         print("\nWhether this is a test cannot be told: the model does not say which images it was made from")
-    if unknown:
-        listed = ", ".join(f"{name} ({number:,})" for name, number in unknown.items())
+    if judged.unknown:
+        listed = ", ".join(f"{name} ({number:,})" for name, number in judged.unknown.items())
         print(f"\nNot scored, since the model does not know their classes: {listed}")
 
 
-def print_evaluation(evaluation: Evaluation, *, train_counts: dict[str, int] | None = None) -> None:
+def print_evaluation(evaluation: Scores, *, train_counts: dict[str, int] | None = None) -> None:
     """The table of classes and the most confused pairs."""
     names = [score.name for score in evaluation.classes]
     width = max(5, *(len(name) for name in names))

@@ -49,9 +49,7 @@ def command(
     print_evaluation(evaluation)
     if evaluation.missing:
         print(f"\nNo images of these classes of the model: {', '.join(evaluation.missing)}")
-    print_judgement(
-        evaluation.roles, is_test=evaluation.is_test, left_out=evaluation.left_out, unknown=evaluation.unknown
-    )
+    print_judgement(evaluation.judgement)
     print_skipped(evaluation.skipped)
 
 

@@ -130,7 +130,6 @@ def _convert(
 
 def _print_conversion(done: Conversion) -> None:
     from quickstudy.cli.display import format_score
-    from quickstudy.retraining.evaluation import Score
 
     print(f"Model: {done.path} ({done.bytes_after / 1e6:.1f} MB instead of {done.bytes_before / 1e6:.1f})")
     print(
@@ -145,8 +144,8 @@ def _print_conversion(done: Conversion) -> None:
         )
         if seen.labelled and seen.accuracy_loss is not None and seen.loss_interval is not None:
             low, high = seen.loss_interval
-            print(f"       accuracy before  {format_score(Score(right=seen.right_before, n=seen.labelled))}")
-            print(f"       accuracy after   {format_score(Score(right=seen.right_after, n=seen.labelled))}")
+            print(f"       accuracy before  {format_score(seen.labelled.first)}")
+            print(f"       accuracy after   {format_score(seen.labelled.second)}")
             print(
                 f"       lost             {100 * seen.accuracy_loss:.1f} points "
                 f"(95 % interval {100 * low:.1f} to {100 * high:.1f})"

@@ -64,7 +64,7 @@ def command(
 
 def _print_summary(result: RetrainResult, images: Path, seconds: float) -> None:
     from quickstudy.cli.display import count, format_score, print_census, print_evaluation, print_skipped
-    from quickstudy.retraining.evaluation import score_predictions
+    from quickstudy.learning.scores import score_predictions
 
     train, test = sum(result.train_counts.values()), sum(result.test_counts.values())
     print(
@@ -93,7 +93,7 @@ def _print_summary(result: RetrainResult, images: Path, seconds: float) -> None:
 
 def _print_tuning(result: RetrainResult, seconds: float) -> None:
     from quickstudy.cli.display import count, format_score
-    from quickstudy.retraining.evaluation import Score
+    from quickstudy.learning.scores import Score
 
     for stage in result.tuning:
         print(f"\nFine-tuned all that follows '{stage['cut']}': {stage['trained_parameters']:,} parameters")

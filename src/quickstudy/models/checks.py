@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from quickstudy.errors import ImageSetError
 from quickstudy.images.census import take_census
 from quickstudy.images.imageset import list_images, load_image_set
-from quickstudy.learning.intervals import paired_interval
+from quickstudy.learning.scores import Paired
 from quickstudy.models.format import golden_images
 from quickstudy.models.model import Model
 from quickstudy.models.roles import may_judge
@@ -41,14 +41,8 @@ class Agreement:
     largest_difference: float
     """Of a probability of a class of an image."""
     mean_difference: float
-    labelled: int = 0
-    """Images whose class is known and is one of the model's."""
-    right_before: int = 0
-    right_after: int = 0
-    only_before: int = 0
-    """Images that the original gets right and the export does not."""
-    only_after: int = 0
-    """The other way round."""
+    labelled: Paired | None = None
+    """The original and the export on images whose class is known and is one of the model's; None where none are."""
 
     @property
     def same_share(self) -> float:
@@ -57,19 +51,33 @@ class Agreement:
 
     @property
     def accuracy_loss(self) -> float | None:
-        """By how much accuracy falls; None where no labels are known."""
-        return (self.right_before - self.right_after) / self.labelled if self.labelled else None
+        """By how much accuracy falls, -1 to 1; None where no labels are known."""
+        return -self.labelled.difference if self.labelled else None
 
     @property
     def loss_interval(self) -> tuple[float, float] | None:
-        """95 % interval of the loss, for the same images looked at twice."""
+        """Ends of the 95 % interval of the loss, for the same images looked at twice."""
         if not self.labelled:
             return None
-        return paired_interval(self.only_before, self.only_after, self.labelled)
+        low, high = self.labelled.interval
+        return -high, -low
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {**asdict(self), "accuracy_loss": self.accuracy_loss, "accuracy_loss_interval_95": self.loss_interval}
+        """Give JSON values."""
+        paired = self.labelled
+        return {
+            "n": self.n,
+            "same": self.same,
+            "largest_difference": self.largest_difference,
+            "mean_difference": self.mean_difference,
+            "labelled": paired.first.n if paired else 0,
+            "right_before": paired.first.right if paired else 0,
+            "right_after": paired.second.right if paired else 0,
+            "only_before": paired.only_first if paired else 0,
+            "only_after": paired.only_second if paired else 0,
+            "accuracy_loss": self.accuracy_loss,
+            "accuracy_loss_interval_95": self.loss_interval,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +107,14 @@ class Tolerance:
         return found
 
 
-def compare(before: Model, after: Model, photos: Sequence[Photo], *, progress: Progress = silent) -> Agreement | None:
+def agreement_of(
+    before: Model, after: Model, photos: Sequence[Photo], *, progress: Progress = silent
+) -> Agreement | None:
     """Ask both models about the same photos; None where none of them can be used."""
-    same = n = labelled = right_before = right_after = only_before = only_after = 0
+    same = n = 0
     largest = total = 0.0
+    right_before: list[bool] = []
+    right_after: list[bool] = []
     progress.start("comparing", len(photos))
     try:
         paths = [photo.path for photo in photos]
@@ -116,9 +128,8 @@ def compare(before: Model, after: Model, photos: Sequence[Photo], *, progress: P
             said, says = before.classes[old.probabilities.argmax()], after.classes[new.probabilities.argmax()]
             n, same = n + 1, same + (said == says)
             if photo.label in before.classes:
-                was, is_ = said == photo.label, says == photo.label
-                labelled, right_before, right_after = labelled + 1, right_before + was, right_after + is_
-                only_before, only_after = only_before + (was and not is_), only_after + (is_ and not was)
+                right_before.append(said == photo.label)
+                right_after.append(says == photo.label)
     finally:
         progress.finish()
     if not n:
@@ -128,11 +139,7 @@ def compare(before: Model, after: Model, photos: Sequence[Photo], *, progress: P
         same=same,
         largest_difference=largest,
         mean_difference=total / n,
-        labelled=labelled,
-        right_before=right_before,
-        right_after=right_after,
-        only_before=only_before,
-        only_after=only_after,
+        labelled=Paired.of(right_before, right_after) if right_before else None,
     )
 
 

@@ -36,7 +36,7 @@ from quickstudy.files import sha256_of_file
 from quickstudy.images.decoding import InputSpec, Pixels, decode, fit
 from quickstudy.images.identity import read_image_file
 from quickstudy.models.assemble import model_bytes, write_model_file
-from quickstudy.models.checks import Agreement, Photo, Tolerance, compare, images_per_second, on_golden_images
+from quickstudy.models.checks import Agreement, Photo, Tolerance, agreement_of, images_per_second, on_golden_images
 from quickstudy.models.format import GOLDEN_TOLERANCE, golden_images
 from quickstudy.models.model import load, load_bytes
 from quickstudy.progress import Progress, silent
@@ -129,7 +129,7 @@ def convert(
     data = model_bytes(changed, {**described, "export": export}, golden, tolerance=_ELSEWHERE[kind])
     after = load_bytes(data, output)
     after.verify()
-    agreement = compare(before, after, check, progress=progress) if check else None
+    agreement = agreement_of(before, after, check, progress=progress) if check else None
     complaints = TOLERANCES[kind].complaints(difference, agreement)
     if check and agreement is None:
         complaints.append("not one of the images to check on could be used")

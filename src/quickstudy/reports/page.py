@@ -32,12 +32,12 @@ from quickstudy.learning.calibration import (
 )
 from quickstudy.learning.learning_curve import LearningCurve
 from quickstudy.learning.ridge import LeaveOneOut
+from quickstudy.learning.scores import Score, score_predictions
 from quickstudy.reports import charts
 from quickstudy.reports.charts import COLUMNS, PER_SHEET, SIDE
 from quickstudy.reports.findings import Audit, DuplicateGroup
 from quickstudy.reports.standing import By, Standing
 from quickstudy.retraining.config import RetrainConfig
-from quickstudy.retraining.evaluation import Score, score_predictions
 from quickstudy.version import VERSION
 
 _TEMPLATES = resources.files("quickstudy.reports") / "templates"

@@ -25,13 +25,13 @@ from quickstudy.errors import ImageSetError, ModelError
 from quickstudy.images.census import Census, Content, take_census
 from quickstudy.images.imageset import Skipped
 from quickstudy.learning.calibration import probabilities_of
+from quickstudy.learning.scores import Score
 from quickstudy.learning.selection import fit_head
 from quickstudy.learning.softmax import signed_sqrt
 from quickstudy.models.model import Model, load
 from quickstudy.models.roles import may_judge
 from quickstudy.progress import Progress
 from quickstudy.reports.evidence import Evidence, KnownImage
-from quickstudy.retraining.evaluation import Score
 from quickstudy.retraining.result import Record, Unseen, cross_validated, load_record
 
 By = Literal["cross-validation", "validation", "test"]

@@ -1,167 +1,92 @@
-"""How good a model is: accuracy with its interval, each class, and what is mistaken for what."""
+"""How good models are on labelled images that they have not learned: one on its own, and two on the same images."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quickstudy.bottlenecks.store import Store
+from quickstudy.errors import ImageSetError
 from quickstudy.files import as_path, cache_folder
 from quickstudy.images.census import Content, take_census
 from quickstudy.images.imageset import Skipped
-from quickstudy.learning.intervals import share_interval
+from quickstudy.learning.scores import Paired, Scores, score_predictions
 from quickstudy.models.model import Model, load
 from quickstudy.models.roles import Judgement, Kind, may_judge
 from quickstudy.progress import Progress, silent
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
-    """A share of right answers with its 95 % interval (Wilson, 1927), which holds for few images too."""
-
-    right: int
-    n: int
-
-    @property
-    def accuracy(self) -> float:
-        """Between 0 and 1; NaN for no images."""
-        return self.right / self.n if self.n else float("nan")
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Lower and upper end of the 95 % interval."""
-        return share_interval(self.right, self.n)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "accuracy": self.accuracy if self.n else None,
-            "right": self.right,
-            "n": self.n,
-            "interval_95": list(self.interval),
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassScore:
-    """One class: how many of its images were found, and how many called so were right."""
-
-    name: str
-    n: int
-    predicted: int
-    right: int
-
-    @property
-    def precision(self) -> float | None:
-        """Share of the images called so that are so; None where none was called so."""
-        return self.right / self.predicted if self.predicted else None
-
-    @property
-    def recall(self) -> float | None:
-        """Share of the class's images that were called so; None where it has none."""
-        return self.right / self.n if self.n else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Confusion:
-    """So many images of one class were taken for another."""
-
-    truth: str
-    predicted: str
-    count: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class Evaluation(Scores):
     """What came out on a set of labelled images."""
 
-    score: Score
-    classes: tuple[ClassScore, ...]
-    confusions: tuple[Confusion, ...]
-    """Most frequent first."""
-    missing: tuple[str, ...] = ()
-    """Classes of the model of which there was no image."""
-    unknown: Mapping[str, int] = field(default_factory=dict)
-    """How many images of each class that the model does not know; they are not scored."""
+    judgement: Judgement
+    """What the set's images are to the model, and which were left out for that."""
     skipped: tuple[Skipped, ...] = ()
-    roles: Mapping[Kind, int] | None = None
-    """What the set's images are to the model; None where the model does not say, or was not asked."""
-    is_test: bool | None = None
-    """Whether no image that was scored was learned or chosen by; None where the model does not say."""
-    left_out: int = 0
-    """Images that were not scored since the model has learned or was chosen by them."""
+    """Files that cannot be used, with the reason."""
+
+    @property
+    def roles(self) -> dict[Kind, int] | None:
+        """How many labelled images of the set the model has in each role; None where it does not say."""
+        return self.judgement.roles
+
+    @property
+    def left_out(self) -> int:
+        """Images that were not scored since the model has learned or was chosen by them."""
+        return self.judgement.left_out
+
+    @property
+    def is_test(self) -> bool | None:
+        """Whether no image that was scored was learned or chosen by; None where the model does not say."""
+        return self.judgement.is_test
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Give JSON values."""
+        return {**super().to_dict(), **self.judgement.to_dict(), "skipped": _as_json(self.skipped)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """An image that the two models call differently."""
+
+    path: Path
+    label: str
+    first: str
+    """What the first model calls it."""
+    second: str
+    """What the second model calls it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Paired):
+    """Two models on the same labelled images."""
+
+    differences: tuple[Difference, ...]
+    """Images that they call differently, whether or not one is right; by path."""
+    judgement: Judgement
+    """What the set's images are to the models, by the model that is nearest to it, and which were left out for that."""
+    skipped: tuple[Skipped, ...]
+    """Files that cannot be used, with the reason."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give JSON values."""
         return {
-            **self.score.to_dict(),
-            "classes": [{**asdict(c), "precision": c.precision, "recall": c.recall} for c in self.classes],
-            "confusions": [asdict(confusion) for confusion in self.confusions],
-            "missing_classes": list(self.missing),
-            "unknown_classes": list(self.unknown),
-            "unknown_images": dict(self.unknown),
-            "skipped": [{"path": str(item.path), "reason": item.reason} for item in self.skipped],
-            "roles": None if self.roles is None else dict(self.roles),
-            "is_test": self.is_test,
-            "left_out": self.left_out,
+            "first": self.first.to_dict(),
+            "second": self.second.to_dict(),
+            "difference": self.difference,
+            "interval_95": list(self.interval),
+            "only_first_right": self.only_first,
+            "only_second_right": self.only_second,
+            "p_value": self.p_value,
+            **self.judgement.to_dict(),
+            "unknown_classes": list(self.judgement.unknown),
+            "differences": [
+                {"path": str(d.path), "label": d.label, "first": d.first, "second": d.second} for d in self.differences
+            ],
+            "skipped": _as_json(self.skipped),
         }
-
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> Evaluation:
-        """From what `to_dict` gave."""
-        return Evaluation(
-            score=Score(right=values["right"], n=values["n"]),
-            classes=tuple(
-                ClassScore(**{name: c[name] for name in ("name", "n", "predicted", "right")}) for c in values["classes"]
-            ),
-            confusions=tuple(Confusion(**confusion) for confusion in values["confusions"]),
-            missing=tuple(values["missing_classes"]),
-            unknown=dict(values["unknown_images"]),
-            skipped=tuple(Skipped(path=Path(item["path"]), reason=item["reason"]) for item in values["skipped"]),
-            roles=values["roles"],
-            is_test=values["is_test"],
-            left_out=values["left_out"],
-        )
-
-
-def score_predictions(
-    truth: Sequence[str],
-    predicted: Sequence[str],
-    classes: Sequence[str],
-    *,
-    unknown: Mapping[str, int] | None = None,
-    skipped: tuple[Skipped, ...] = (),
-    judgement: Judgement | None = None,
-) -> Evaluation:
-    """Compare predicted class names with the true ones.
-
-    Args:
-        truth: true class by image.
-        predicted: predicted class by image.
-        classes: all classes of the model, in its order.
-        unknown: images by class that the model does not know.
-        skipped: passed through.
-        judgement: what the images are to the model, where that was asked.
-    """
-    pairs = Counter(zip(truth, predicted, strict=True))
-    counts, called = Counter(truth), Counter(predicted)
-    wrong = [Confusion(truth=t, predicted=p, count=count) for (t, p), count in pairs.items() if t != p]
-    return Evaluation(
-        score=Score(right=sum(pairs[name, name] for name in classes), n=len(truth)),
-        classes=tuple(
-            ClassScore(name=name, n=counts[name], predicted=called[name], right=pairs[name, name]) for name in classes
-        ),
-        confusions=tuple(sorted(wrong, key=lambda pair: (-pair.count, pair.truth, pair.predicted))),
-        missing=tuple(name for name in classes if not counts[name]),
-        unknown=unknown or {},
-        skipped=skipped,
-        roles=judgement.roles if judgement else None,
-        is_test=judgement.is_test if judgement else None,
-        left_out=judgement.left_out if judgement else 0,
-    )
 
 
 def evaluate(
@@ -197,13 +122,68 @@ def evaluate(
     finally:
         progress.finish()
     scored = [content for content in contents if content.digest in said]
-    return score_predictions(
+    scores = score_predictions(
         [content.label or "" for content in scored],
         [said[content.digest] for content in scored],
         model.classes,
         unknown=judgement.unknown,
-        skipped=(*census.skipped, *unusable),
+    )
+    return Evaluation(**vars(scores), judgement=judgement, skipped=(*census.skipped, *unusable))
+
+
+def compare(
+    first: Model | str | Path,
+    second: Model | str | Path,
+    images: str | Path,
+    *,
+    everything: bool = False,
+    cache: str | Path | None = None,
+    progress: Progress = silent,
+) -> Comparison:
+    """Score two models on the same labelled images, of which neither has learned or been chosen by any.
+
+    Of a set with a test split only that is used. Each content counts once.
+
+    Args:
+        first: a model, or the path of one.
+        second: the other.
+        images: folder or manifest, as for `retrain`.
+        everything: take all images, whatever they are to the models; the result says whether that is a test.
+        cache: folder whose stat index spares hashing unchanged files; see `quickstudy.files.cache_folder`.
+        progress: is told how far it has come.
+
+    Raises:
+        ModelError: a model cannot be loaded.
+        ImageSetError: there is no image that can be used, of a class that both models know, that is a test of both.
+    """
+    models = [model if isinstance(model, Model) else load(model) for model in (first, second)]
+    census = take_census(as_path(images), stat_index(cache), progress=progress)
+    shared = set(models[0].classes) & set(models[1].classes)
+    judgement = may_judge(census, [model.roles for model in models], classes=shared, everything=everything)
+    contents = judgement.contents
+    predicted: list[dict[bytes, str]] = []
+    skipped = {item.path: item for item in census.skipped}
+    progress.start("comparing", 2 * len(contents))
+    try:
+        for number, model in enumerate(models):
+            said, unusable = ask(model, contents, progress, before=number * len(contents))
+            predicted.append(said)
+            skipped.update((item.path, item) for item in unusable)
+    finally:
+        progress.finish()
+    scored = [content for content in contents if all(content.digest in names for names in predicted)]
+    if not scored:
+        raise ImageSetError(f"No image under '{images}' of a class that both models know can be used")
+    right = [[names[content.digest] == content.label for content in scored] for names in predicted]
+    differences = (
+        Difference(path=c.path, label=c.label or "", first=predicted[0][c.digest], second=predicted[1][c.digest])
+        for c in scored
+    )
+    return Comparison(
+        **vars(Paired.of(*right)),
+        differences=tuple(sorted((d for d in differences if d.first != d.second), key=lambda d: str(d.path))),
         judgement=judgement,
+        skipped=tuple(skipped.values()),
     )
 
 
@@ -233,3 +213,7 @@ def ask(
 def stat_index(cache: str | Path | None) -> Path:
     """Where the stat index of a cache folder lies."""
     return Store(cache_folder(cache) / "bottlenecks").index_path
+
+
+def _as_json(skipped: Sequence[Skipped]) -> list[dict[str, str]]:
+    return [{"path": str(item.path), "reason": item.reason} for item in skipped]

@@ -24,10 +24,10 @@ from quickstudy.bottlenecks.extraction import Timings
 from quickstudy.files import is_text, sha256_of_file, write_bytes_atomically
 from quickstudy.images.census import Census
 from quickstudy.images.imageset import Skipped
+from quickstudy.learning.scores import Score, Scores
 from quickstudy.learning.selection import Head, PathPoint
 from quickstudy.learning.softmax import Floats
 from quickstudy.retraining.config import RetrainConfig
-from quickstudy.retraining.evaluation import Evaluation, Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class RetrainResult:
     """The images by content, in their roles, and what became of the others."""
     cross_validation: Score
     """On training images, each held out once."""
-    test: Evaluation | None
+    test: Scores | None
     """On the test split, looked at once; None where the given splits have no test."""
     head: Head
     """Fitted to its optimum; where fine-tuning began if there was any."""

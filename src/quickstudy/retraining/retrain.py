@@ -25,6 +25,7 @@ from quickstudy.errors import ModelError, OptionError
 from quickstudy.files import as_path, cache_folder
 from quickstudy.images.census import Census, RolesBefore, take_census
 from quickstudy.learning.calibration import probabilities_of, suggest_abstention
+from quickstudy.learning.scores import Score, Scores, score_predictions
 from quickstudy.learning.selection import Head, fit_head
 from quickstudy.learning.softmax import Floats
 from quickstudy.models.assemble import LinearHead, write_model
@@ -33,7 +34,6 @@ from quickstudy.models.roles import Roles
 from quickstudy.options import with_arguments_of
 from quickstudy.progress import Progress, silent
 from quickstudy.retraining.config import RetrainConfig
-from quickstudy.retraining.evaluation import Evaluation, Score, score_predictions
 from quickstudy.retraining.result import Record, RetrainResult, Unseen, cross_validated, save_record
 
 
@@ -287,7 +287,7 @@ def _learn_head(net: Backbone, extraction: Extraction, census: Census, config: R
     return _Linear(head, net, extraction, train)
 
 
-def _evaluate(tested: Sequence[Unseen], census: Census) -> Evaluation | None:
+def _evaluate(tested: Sequence[Unseen], census: Census) -> Scores | None:
     if not census.digests("test"):
         return None
     return score_predictions(

@@ -22,7 +22,7 @@ from torch.nn import functional
 from quickstudy.errors import RunError
 from quickstudy.images.pixels import PixelSet
 from quickstudy.learning.checkpoints import Checkpoint
-from quickstudy.retraining.evaluation import Evaluation, Score, score_predictions
+from quickstudy.learning.scores import Score, Scores, score_predictions
 from quickstudy.scratch.data import TrainingData, load_training_data
 from quickstudy.scratch.folder import EVALUATIONS, RunFolder
 from quickstudy.scratch.input import Moments, evaluation_batches
@@ -86,7 +86,7 @@ def evaluate_state(
     *,
     averaged: bool = True,
     batches: Iterable[Tensor] | None = None,
-) -> Evaluation:
+) -> Scores:
     """How good a network is as it stands: as its recipe evaluates, with averaged parameters where it has them.
 
     `batches` are those that `undistorted` gives of the same data, where they are at hand.
@@ -111,7 +111,7 @@ def undistorted(
     return evaluation_batches(data.pixels, recipe.distortions, moments, device=device)
 
 
-def evaluate_logits(logits: Tensor, data: PixelSet) -> Evaluation:
+def evaluate_logits(logits: Tensor, data: PixelSet) -> Scores:
     """Compare the most probable classes with the labels."""
     names = data.classes
     return score_predictions(
@@ -133,7 +133,7 @@ class CheckpointEvaluation:
     split: str
     averaged: bool
     """Whether the averaged parameters were used."""
-    evaluation: Evaluation
+    evaluation: Scores
 
     @property
     def score(self) -> Score:
@@ -244,7 +244,7 @@ class Evaluator:
         summaries.picture(result.step, "confusion", _confusion_picture(result.evaluation))
 
 
-def _confusion_picture(evaluation: Evaluation) -> torch.Tensor:
+def _confusion_picture(evaluation: Scores) -> torch.Tensor:
     """Rows are true classes, columns predicted ones; the darker, the more of the class. 1×height×width, 0 to 1."""
     places = {score.name: number for number, score in enumerate(evaluation.classes)}
     counts = np.zeros((len(places), len(places)))

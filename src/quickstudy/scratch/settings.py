@@ -9,7 +9,7 @@ from typing import Any
 
 from quickstudy.errors import OptionError
 from quickstudy.images.imageset import Skipped
-from quickstudy.retraining.evaluation import Evaluation, Score
+from quickstudy.learning.scores import Score, Scores
 from quickstudy.scratch.layers import Cost
 from quickstudy.scratch.recipe import Recipe
 
@@ -94,9 +94,9 @@ class RunResult:
 
     run: Path
     steps: int
-    test: Evaluation
+    test: Scores
     """On all test images."""
-    validation: Evaluation | None
+    validation: Scores | None
     """On the images held out to choose by."""
     seconds: float
     """Spent training and evaluating, by all processes that took part one after the other."""
@@ -124,8 +124,8 @@ class RunResult:
         return RunResult(
             run=run,
             steps=values["steps"],
-            test=Evaluation.from_dict(values["test"]),
-            validation=None if held is None else Evaluation.from_dict(held),
+            test=Scores.from_dict(values["test"]),
+            validation=None if held is None else Scores.from_dict(held),
             seconds=values["seconds"],
             training_seconds=values["training_seconds"],
             cost=Cost(parameters=values["parameters"], multiply_adds=values["multiply_adds"]),

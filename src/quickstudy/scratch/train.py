@@ -17,7 +17,7 @@ from torch.nn import functional
 from quickstudy.errors import OptionError, RunError
 from quickstudy.images.pixels import PixelSet
 from quickstudy.learning.checkpoints import Interrupts
-from quickstudy.retraining.evaluation import Evaluation
+from quickstudy.learning.scores import Scores
 from quickstudy.scratch.data import TrainingData, load_training_data
 from quickstudy.scratch.evaluation import evaluate_state, undistorted
 from quickstudy.scratch.folder import RunFolder
@@ -98,7 +98,7 @@ class _Training:
         self.replica, self.device = replica, replica.device
         self.report = report if replica.is_first else None
         self.steps = recipe.total_steps(len(data.train))
-        self.evaluated: tuple[int, PixelSet, Evaluation] | None = None
+        self.evaluated: tuple[int, PixelSet, Scores] | None = None
         """The newest evaluation: after which step, and on which images."""
         self.kept: dict[int, list[Tensor]] = {}
         """Images as they are evaluated on, by the identity of their set."""
@@ -241,7 +241,7 @@ class _Training:
         self.folder.finish(result.to_dict())
         return result
 
-    def _evaluate(self, data: PixelSet) -> Evaluation:
+    def _evaluate(self, data: PixelSet) -> Scores:
         if self.evaluated is None or self.evaluated[0] != self.state.step or self.evaluated[1] is not data:
             evaluation = evaluate_state(
                 self.state, self.recipe, data, self.data.moments, batches=self._undistorted(data)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from quickstudy.errors import TrainingError
-from quickstudy.retraining.evaluation import Score
+from quickstudy.learning.scores import Score
 from quickstudy.scratch.folder import METRICS, RunFolder
 from quickstudy.scratch.input import Batch, Pipeline
 from quickstudy.scratch.settings import Evaluated, Progressed, Report, Settings

@@ -1,0 +1,217 @@
+"""Scores: shares of right answers with what chance could have made of them, by class, and of two judges on the same
+images. Everything that says how good something is says it by these.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A share of right answers with its 95 % interval (Wilson, 1927), which holds for few images too."""
+
+    right: int
+    n: int
+
+    @property
+    def accuracy(self) -> float:
+        """Between 0 and 1; NaN for no images."""
+        return self.right / self.n if self.n else float("nan")
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Lower and upper end of the 95 % interval."""
+        return share_interval(self.right, self.n)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "accuracy": self.accuracy if self.n else None,
+            "right": self.right,
+            "n": self.n,
+            "interval_95": list(self.interval),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScore:
+    """One class: how many of its images were found, and how many called so were right."""
+
+    name: str
+    n: int
+    predicted: int
+    right: int
+
+    @property
+    def precision(self) -> float | None:
+        """Share of the images called so that are so; None where none was called so."""
+        return self.right / self.predicted if self.predicted else None
+
+    @property
+    def recall(self) -> float | None:
+        """Share of the class's images that were called so; None where it has none."""
+        return self.right / self.n if self.n else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confusion:
+    """So many images of one class were taken for another."""
+
+    truth: str
+    predicted: str
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What came out on labelled images: in all, by class, and what was mistaken for what."""
+
+    score: Score
+    classes: tuple[ClassScore, ...]
+    confusions: tuple[Confusion, ...]
+    """Pairs of classes of which one was taken for the other, the most frequent first."""
+    missing: tuple[str, ...] = ()
+    """Classes of the model of which there was no image."""
+    unknown: Mapping[str, int] = field(default_factory=dict)
+    """How many images of each class that the model does not know; they are not scored."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give JSON values."""
+        return {
+            **self.score.to_dict(),
+            "classes": [{**asdict(c), "precision": c.precision, "recall": c.recall} for c in self.classes],
+            "confusions": [asdict(confusion) for confusion in self.confusions],
+            "missing_classes": list(self.missing),
+            "unknown_classes": list(self.unknown),
+            "unknown_images": dict(self.unknown),
+        }
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Scores:
+        """Make scores of what `to_dict` gave."""
+        return Scores(
+            score=Score(right=values["right"], n=values["n"]),
+            classes=tuple(
+                ClassScore(**{name: c[name] for name in ("name", "n", "predicted", "right")}) for c in values["classes"]
+            ),
+            confusions=tuple(Confusion(**confusion) for confusion in values["confusions"]),
+            missing=tuple(values["missing_classes"]),
+            unknown=dict(values["unknown_images"]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """Two judges of the same images.
+
+    The difference is judged by the images on which exactly one of them is right; those on which both are right, or both
+    wrong, say nothing about it.
+    """
+
+    first: Score
+    second: Score
+    only_first: int
+    """Images that the first alone gets right."""
+    only_second: int
+    """Images that the second alone gets right."""
+
+    @staticmethod
+    def of(first: Sequence[bool], second: Sequence[bool]) -> Paired:
+        """Pair what two judges got right, image by image."""
+        return Paired(
+            first=Score(right=sum(first), n=len(first)),
+            second=Score(right=sum(second), n=len(second)),
+            only_first=sum(a and not b for a, b in zip(first, second, strict=True)),
+            only_second=sum(b and not a for a, b in zip(first, second, strict=True)),
+        )
+
+    @property
+    def difference(self) -> float:
+        """The second's accuracy less the first's, -1 to 1."""
+        return (self.only_second - self.only_first) / self.first.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Ends of the 95 % interval of the difference."""
+        low, high = paired_interval(self.only_second, self.only_first, self.first.n)
+        return max(-1.0, low), min(1.0, high)
+
+    @property
+    def p_value(self) -> float:
+        """McNemar's exact test: how probable so uneven a division is if the judges are equally good (two-sided)."""
+        return mcnemar(self.only_first, self.only_second)
+
+
+def score_predictions(
+    truth: Sequence[str],
+    predicted: Sequence[str],
+    classes: Sequence[str],
+    *,
+    unknown: Mapping[str, int] | None = None,
+) -> Scores:
+    """Compare predicted class names with the true ones.
+
+    Args:
+        truth: true class by image.
+        predicted: predicted class by image.
+        classes: all classes of the model, in its order.
+        unknown: images by class that the model does not know.
+    """
+    pairs = Counter(zip(truth, predicted, strict=True))
+    counts, called = Counter(truth), Counter(predicted)
+    wrong = [Confusion(truth=t, predicted=p, count=count) for (t, p), count in pairs.items() if t != p]
+    return Scores(
+        score=Score(right=sum(pairs[name, name] for name in classes), n=len(truth)),
+        classes=tuple(
+            ClassScore(name=name, n=counts[name], predicted=called[name], right=pairs[name, name]) for name in classes
+        ),
+        confusions=tuple(sorted(wrong, key=lambda pair: (-pair.count, pair.truth, pair.predicted))),
+        missing=tuple(name for name in classes if not counts[name]),
+        unknown=unknown or {},
+    )
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided exact p-value of McNemar's test (Psychometrika 12, 1947), from the binomial distribution with p = 1/2.
+
+    Args:
+        only_first: images that the first model alone gets right.
+        only_second: images that the second alone gets right.
+    """
+    n, fewer = only_first + only_second, min(only_first, only_second)
+    tail = sum(math.comb(n, k) for k in range(fewer + 1))
+    return min(1.0, 2 * float(Fraction(tail, 2**n)))
+
+
+def share_interval(right: int, n: int) -> tuple[float, float]:
+    """Of a share of `right` in `n` (Wilson, 1927), which holds for few, too; 0 to 1 for none."""
+    if not n:
+        return 0.0, 1.0
+    p, z2 = right / n, _Z95**2
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z95 / (1 + z2 / n) * (p * (1 - p) / n + z2 / (4 * n * n)) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def paired_interval(more: int, less: int, n: int) -> tuple[float, float]:
+    """Of the difference of two shares of the same `n` (Agresti and Min, Statistics in Medicine 24, 2005).
+
+    Args:
+        more: how many count for the first share alone.
+        less: how many count for the second alone.
+        n: how many there are.
+    """
+    n, gained, lost = n + 2, more + 0.5, less + 0.5
+    centre = (gained - lost) / n
+    half = _Z95 * math.sqrt(gained + lost - (gained - lost) ** 2 / n) / n
+    return centre - half, centre + half
+
+
+_Z95 = 1.959963984540054
+"""Standard deviations either side that hold 95 % of a normal distribution."""
