@@ -178,9 +178,9 @@ def _classic_rate(
     from quickstudy.scratch.data import load_training_data
     from quickstudy.scratch.folder import RunFolder
     from quickstudy.scratch.parallel import Replica, joined
-    from quickstudy.scratch.recipe import recipe_named
-    from quickstudy.scratch.settings import Progressed, Settings
-    from quickstudy.scratch.train import fit
+    from quickstudy.scratch.recipe import RunSettings, recipe_named
+    from quickstudy.scratch.summaries import RunProgress
+    from quickstudy.scratch.train import train_recipe
 
     if "data" not in _KEPT:
         data = load_training_data("cifar10", image_size=32, validation=0)
@@ -191,12 +191,12 @@ def _classic_rate(
     times: dict[int, float] = {}
 
     def note(news: object) -> None:
-        if isinstance(news, Progressed):
+        if isinstance(news, RunProgress):
             times[news.step] = time.perf_counter()
 
-    settings = Settings(summary_steps=summary_steps, checkpoint_seconds=checkpoint_seconds)
+    settings = RunSettings(summary_steps=summary_steps, checkpoint_seconds=checkpoint_seconds)
     with tempfile.TemporaryDirectory() as folder, joined(Replica()):
-        fit(recipe, _KEPT["data"], RunFolder(Path(folder)), settings=settings, report=note)
+        train_recipe(recipe, _KEPT["data"], RunFolder(Path(folder)), settings=settings, report=note)
     return (steps - 50) * 128 / (times[steps] - times[50])
 
 
@@ -249,7 +249,7 @@ def _pipeline(rounds: int) -> dict[str, Any]:
 
     data, recipe = _KEPT["data"], recipe_named("cifar10-classic")
     state = TrainingState(recipe, side=32, channels=3, classes=10, device=torch.device("cpu"))
-    pipeline = Pipeline(data.train, recipe.distortions, batch=128, seed=0, moments=data.moments)
+    pipeline = Pipeline(data.train, recipe.augmentation, batch=128, seed=0, moments=data.moments)
     one = pipeline.make(0)
 
     def block(batches: Iterator[Any]) -> float:
@@ -259,7 +259,7 @@ def _pipeline(rounds: int) -> dict[str, Any]:
             loss = functional.cross_entropy(state.network(batch.images), batch.labels)
             state.zero_grad()
             loss.backward()
-            state.learn(0.01)
+            state.update_parameters(0.01)
         return 1e3 * (time.perf_counter() - started) / 60
 
     with_it, without = [], []
@@ -282,7 +282,7 @@ def _batch_milliseconds() -> float:
 
     data = _KEPT["data"]
     recipe = recipe_named("cifar10-classic")
-    pipeline = Pipeline(data.train, recipe.distortions, batch=128, seed=0, moments=data.moments, threads=0)
+    pipeline = Pipeline(data.train, recipe.augmentation, batch=128, seed=0, moments=data.moments, threads=0)
     torch.set_num_threads(1)
     seconds = []
     for number in range(200):
@@ -329,9 +329,9 @@ def _ceilings() -> dict[str, float]:
 def _gigaflop_an_example() -> float:
     """Forward, and backward to weights and to inputs; the first layer's inputs need no gradient."""
     from quickstudy.scratch.layers import cost_of
-    from quickstudy.scratch.networks import ClassicNetwork
+    from quickstudy.scratch.networks import ClassicNetworkOptions
 
-    forward = cost_of(ClassicNetwork().build(size=24, channels=3, classes=10), size=24, channels=3).multiply_adds
+    forward = cost_of(ClassicNetworkOptions().build(size=24, channels=3, classes=10), size=24, channels=3).multiply_adds
     return 2 * (3 * forward - 24 * 24 * 64 * 75) / 1e9
 
 

@@ -18,9 +18,9 @@ from quickstudy.images.pixels import PixelSet
 from quickstudy.learning.checkpoints import Checkpoint
 from quickstudy.scratch.data import TrainingData
 from quickstudy.scratch.folder import RunFolder
-from quickstudy.scratch.recipe import RECIPES
-from quickstudy.scratch.settings import Begun, Evaluated, Progressed, RunResult, Settings
-from quickstudy.scratch.train import fit
+from quickstudy.scratch.recipe import RECIPES, RunSettings
+from quickstudy.scratch.summaries import RunBegun, RunEvaluation, RunProgress
+from quickstudy.scratch.train import RunResult, train_recipe
 
 CLASSES = ("across", "down", "plain")
 CLASSIC = RECIPES["cifar10-classic"].with_options({"crop": 10, "batch": 16, "steps": 20, "seed": 3})
@@ -45,7 +45,7 @@ FAST = RECIPES["cifar10-fast"].with_options(
     }
 )
 """All that an optimiser can do, and little of it."""
-QUIET = Settings(threads=0, summary_steps=0, log_steps=1, checkpoint_seconds=1e9)
+QUIET = RunSettings(threads=0, summary_steps=0, log_steps=1, checkpoint_seconds=1e9)
 """Nothing in the background, no checkpoint but at the end or when asked to stop."""
 
 
@@ -74,16 +74,16 @@ class News:
     """Keeps what a run reports; asks for the end with `number` once `stop_after` steps have been made."""
 
     def __init__(self, stop_after: int | None = None, number: int = signal.SIGTERM) -> None:
-        self.begun: Begun | None = None
-        self.progress: list[Progressed] = []
-        self.evaluated: list[Evaluated] = []
+        self.begun: RunBegun | None = None
+        self.progress: list[RunProgress] = []
+        self.evaluated: list[RunEvaluation] = []
         self.stop_after, self.number = stop_after, number
 
-    def __call__(self, news: Begun | Progressed | Evaluated) -> None:
-        if isinstance(news, Begun):
+    def __call__(self, news: RunBegun | RunProgress | RunEvaluation) -> None:
+        if isinstance(news, RunBegun):
             self.begun = news
             return
-        if isinstance(news, Evaluated):
+        if isinstance(news, RunEvaluation):
             self.evaluated.append(news)
             return
         self.progress.append(news)
@@ -91,17 +91,17 @@ class News:
             os.kill(os.getpid(), self.number)
 
 
-def fit_until(step: int, recipe: Any, data: TrainingData, path: Path, settings: Settings = QUIET) -> News:
+def train_until(step: int, recipe: Any, data: TrainingData, path: Path, settings: RunSettings = QUIET) -> News:
     """Train until SIGTERM comes in the midst of a step; `fit` saves and ends."""
     news = News(stop_after=step)
     with contextlib.suppress(SystemExit):
-        fit(recipe, data, RunFolder(path, keep=settings.keep), settings=settings, report=news)
+        train_recipe(recipe, data, RunFolder(path, keep=settings.keep), settings=settings, report=news)
         raise AssertionError(f"the run went on after step {step}")
     return news
 
 
-def fit_whole(recipe: Any, data: TrainingData, path: Path, settings: Settings = QUIET) -> RunResult:
-    result = fit(recipe, data, RunFolder(path, keep=settings.keep), settings=settings)
+def train_whole(recipe: Any, data: TrainingData, path: Path, settings: RunSettings = QUIET) -> RunResult:
+    result = train_recipe(recipe, data, RunFolder(path, keep=settings.keep), settings=settings)
     assert result is not None
     return result
 

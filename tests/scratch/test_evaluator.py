@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import CLASSIC, FAST, QUIET, fit_until, fit_whole, newest, quick_processes, small_data
+from small_runs import CLASSIC, FAST, QUIET, newest, quick_processes, small_data, train_until, train_whole
 
 from quickstudy.errors import ImageSetError, RunError
 from quickstudy.learning.checkpoints import Checkpoints
 from quickstudy.scratch.data import TrainingData
 from quickstudy.scratch.evaluation import CheckpointEvaluation, Evaluator
 from quickstudy.scratch.folder import EVALUATIONS, RunFolder
-from quickstudy.scratch.input import centred, distort
+from quickstudy.scratch.input import augment, centred
 from quickstudy.scratch.recipe import Recipe
 from quickstudy.scratch.state import TrainingState
 
@@ -48,7 +48,7 @@ def recipe(request: pytest.FixtureRequest) -> Recipe:
 @pytest.fixture
 def run(recipe: Recipe, tmp_path: Path) -> Path:
     """A run that was stopped after 10 steps; nobody trains in it."""
-    fit_until(10, recipe, DATA, tmp_path / "run")
+    train_until(10, recipe, DATA, tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -61,16 +61,16 @@ def right_of(recipe: Recipe, state: dict[str, object], data: TrainingData, *, av
         values = {**network.state_dict(), **state["averages"]["averages"]}  # type: ignore[index,dict-item]
         network.load_state_dict(values)
     right, pixels = 0, torch.from_numpy(data.test.pixels)
-    draws = centred(recipe.distortions, 1, side=data.side)
+    draws = centred(recipe.augmentation, 1, side=data.side)
     with torch.no_grad():
         for number in range(len(data.test)):
-            image = distort(
+            image = augment(
                 pixels,
                 torch.tensor([number]),
                 draws,
-                recipe.distortions,
+                recipe.augmentation,
                 data.facts.moments,
-                side=recipe.distortions.output_side(data.side),
+                side=recipe.augmentation.output_side(data.side),
             )
             logits = network(image)
             if recipe.mirrored_test:
@@ -84,7 +84,7 @@ def test_all_images_count_one_by_one(recipe: Recipe, run: Path, averaged: bool) 
     result = Evaluator(run, split="test", averaged=averaged).newest()
     assert (result.step, result.split, result.averaged) == (10, "test", averaged)
     assert result.score.n == 530
-    assert sum(score.n for score in result.evaluation.classes) == 530
+    assert sum(score.n for score in result.scores.classes) == 530
     assert result.score.right == right_of(recipe, newest(run).state, DATA, averaged=averaged)
 
 
@@ -96,14 +96,14 @@ def test_averaged_parameters_unless_told_otherwise(recipe: Recipe, run: Path) ->
     RunFolder(run).checkpoints.save(11, state)
     averaged = Evaluator(run, split="test").newest()
     assert averaged.step == 11
-    assert [score.predicted for score in averaged.evaluation.classes] == [530, 0, 0]
+    assert [score.predicted for score in averaged.scores.classes] == [530, 0, 0]
     own = Evaluator(run, split="test", averaged=False).newest()
     assert own.score.right == right_of(recipe, state, DATA, averaged=False)
-    assert own.evaluation != averaged.evaluation
+    assert own.scores != averaged.scores
 
 
 def test_without_averages_in_the_recipe_there_is_one_way_only(tmp_path: Path) -> None:
-    fit_until(5, CLASSIC.with_options({"average_decay": 0}), DATA, tmp_path / "run")
+    train_until(5, CLASSIC.with_options({"average_decay": 0}), DATA, tmp_path / "run")
     result = Evaluator(tmp_path / "run").newest()
     assert not result.averaged
 
@@ -169,7 +169,7 @@ def test_it_follows_to_the_end(run: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_finished_run_has_its_last_checkpoint_evaluated(run: Path, recipe: Recipe) -> None:
-    fit_whole(recipe, DATA, run)
+    train_whole(recipe, DATA, run)
     assert follow(run) == [20]
     assert follow(run) == []
 
@@ -284,17 +284,17 @@ def test_what_has_been_evaluated_is_written_and_not_repeated(run: Path) -> None:
 
 def test_the_best_checkpoint_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = dataclasses.replace(QUIET, checkpoint_seconds=0, keep=2)
-    fit_until(3, CLASSIC, DATA, tmp_path / "run", settings)
+    train_until(3, CLASSIC, DATA, tmp_path / "run", settings)
 
     def precise(self: Evaluator, checkpoint: object) -> CheckpointEvaluation:
         result = real(self, checkpoint)  # type: ignore[arg-type]
-        score = dataclasses.replace(result.evaluation.score, right=result.score.n)
-        return dataclasses.replace(result, evaluation=dataclasses.replace(result.evaluation, score=score))
+        score = dataclasses.replace(result.scores.score, right=result.score.n)
+        return dataclasses.replace(result, scores=dataclasses.replace(result.scores, score=score))
 
     real = Evaluator._evaluate
     monkeypatch.setattr(Evaluator, "_evaluate", precise)
     assert [result.score.accuracy for result in Evaluator(tmp_path / "run").follow()] == [1.0]
-    fit_until(8, CLASSIC, DATA, tmp_path / "run", settings)
+    train_until(8, CLASSIC, DATA, tmp_path / "run", settings)
     assert RunFolder(tmp_path / "run").checkpoints.steps() == [3, 7, 8]
 
 

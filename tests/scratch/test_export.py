@@ -11,14 +11,15 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from small_runs import CLASSES, CLASSIC, FAST, differences, fit_until, fit_whole, newest, small_data
+from small_runs import CLASSES, CLASSIC, FAST, differences, newest, small_data, train_until, train_whole
 
 from quickstudy.errors import RunError
 from quickstudy.models.model import load
 from quickstudy.scratch.data import TrainingData
-from quickstudy.scratch.evaluation import logits_of, undistorted
+from quickstudy.scratch.evaluation import logits_of
 from quickstudy.scratch.export import export
 from quickstudy.scratch.folder import RunFolder
+from quickstudy.scratch.input import evaluation_batches
 from quickstudy.scratch.recipe import Recipe
 from quickstudy.scratch.state import TrainingState
 
@@ -51,7 +52,7 @@ def torch_probabilities(recipe: Recipe, run: Path, data: TrainingData) -> np.nda
     if values["averages"] is not None:
         state.network.load_state_dict({**state.network.state_dict(), **values["averages"]["averages"]})
     moments = data.facts.moments
-    batches = undistorted(data.test, recipe, moments)
+    batches = evaluation_batches(data.test.pixels, recipe.augmentation, moments)
     logits = logits_of(state.network, batches, mirrored=recipe.mirrored_test, shifted=recipe.shifted_test)
     return logits.softmax(1).numpy()
 
@@ -60,7 +61,7 @@ def torch_probabilities(recipe: Recipe, run: Path, data: TrainingData) -> np.nda
 def test_the_model_gives_what_torch_gives(variant: str, tmp_path: Path) -> None:
     base, options, channels = VARIANTS[variant]
     recipe, data = base.with_options({"steps": 12, **options}), small_data(channels=channels)
-    result = fit_whole(recipe, data, tmp_path / "run")
+    result = train_whole(recipe, data, tmp_path / "run")
     path = export(tmp_path / "run")
     assert path == tmp_path / "run" / "model.onnx"
 
@@ -88,7 +89,7 @@ def test_the_model_gives_what_torch_gives(variant: str, tmp_path: Path) -> None:
 
 
 def test_a_run_that_has_not_ended(tmp_path: Path) -> None:
-    fit_until(5, FAST, small_data(), tmp_path / "run")
+    train_until(5, FAST, small_data(), tmp_path / "run")
     before = newest(tmp_path / "run").state
     path = export(tmp_path / "run", tmp_path / "deep" / "five.onnx")
     assert path == tmp_path / "deep" / "five.onnx"
@@ -114,6 +115,6 @@ def test_nothing_to_export(tmp_path: Path) -> None:
 def test_it_needs_nothing_but_the_run(tmp_path: Path) -> None:
     """Neither the images nor the data set by its name."""
     recipe = dataclasses.replace(CLASSIC.with_options({"steps": 2, "normalisation": "none"}), data="gone")
-    fit_whole(recipe, small_data(), tmp_path / "run")
+    train_whole(recipe, small_data(), tmp_path / "run")
     moved = (tmp_path / "run").rename(tmp_path / "moved")
     assert load(export(moved)).metadata["training"]["data"] == "gone"

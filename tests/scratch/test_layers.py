@@ -187,7 +187,7 @@ def test_whitened_patches_are_uncorrelated_with_unit_variance(channels: int) -> 
     # Neighbours and channels that have much in common, as in photos, about a mean of zero.
     images = functional.avg_pool2d(noise(100, channels, 12, 12, dtype=torch.float32), 3, 1)
     images = images + 0.5 * images.mean(dim=1, keepdim=True)
-    layer.fit(images, floor=0.0)
+    layer.take_filters(images, floor=0.0)
     out = layer(images).detach().double()[:, :, ::2, ::2]  # the patches that were fitted: every other place
     values, count = out.permute(1, 0, 2, 3).flatten(1), 4 * channels
     second = values @ values.T / values.shape[1]
@@ -200,7 +200,7 @@ def test_whitened_patches_are_uncorrelated_with_unit_variance(channels: int) -> 
 
 def test_whitening_orders_its_filters_from_much_variance_to_little() -> None:
     layer = Whitening(1, kernel=2, directions=4)
-    layer.fit(functional.avg_pool2d(noise(100, 1, 14, 14, dtype=torch.float32), 3, 1))
+    layer.take_filters(functional.avg_pool2d(noise(100, 1, 14, 14, dtype=torch.float32), 3, 1))
     lengths = layer.weight.flatten(1).norm(dim=1)[:4]
     assert (lengths.diff() > 0).all()  # the less variance, the larger the factor
 
@@ -208,8 +208,8 @@ def test_whitening_orders_its_filters_from_much_variance_to_little() -> None:
 def test_the_strongest_directions_are_those_of_all() -> None:
     images = functional.avg_pool2d(noise(100, 3, 14, 14, dtype=torch.float32), 3, 1)
     every, some = Whitening(3, kernel=2, directions=12), Whitening(3, kernel=2, directions=5)
-    every.fit(images)
-    some.fit(images)
+    every.take_filters(images)
+    some.take_filters(images)
     assert some.weight.shape == (10, 3, 2, 2)
     assert torch.equal(some.weight[:5], every.weight[:5])
     assert torch.equal(some.weight[5:], -every.weight[:5])
@@ -217,7 +217,7 @@ def test_the_strongest_directions_are_those_of_all() -> None:
 
 def test_whitening_does_not_blow_up_what_never_varies() -> None:
     layer = Whitening(3, kernel=2, directions=12)
-    layer.fit(torch.full((10, 3, 8, 8), 0.5), floor=5e-4)
+    layer.take_filters(torch.full((10, 3, 8, 8), 0.5), floor=5e-4)
     lengths = layer.weight.flatten(1).norm(dim=1)
     assert lengths.isfinite().all()
     assert lengths.max() <= 1 / math.sqrt(5e-4) * 1.01
@@ -225,7 +225,7 @@ def test_whitening_does_not_blow_up_what_never_varies() -> None:
 
 def test_whitening_is_not_trained_and_passes_a_gradient_on() -> None:
     layer = Whitening(3, kernel=2, directions=12)
-    layer.fit(noise(20, 3, 8, 8, dtype=torch.float32))
+    layer.take_filters(noise(20, 3, 8, 8, dtype=torch.float32))
     assert not any(parameter.requires_grad for parameter in layer.parameters())
     x = noise(2, 3, 8, 8, dtype=torch.float32).requires_grad_()
     layer(x).square().sum().backward()

@@ -18,24 +18,23 @@ from small_runs import (
     QUIET,
     News,
     differences,
-    fit_until,
-    fit_whole,
     newest,
     small_data,
+    train_until,
+    train_whole,
 )
 from torch.nn import functional
 
 from quickstudy.errors import OptionError, RunError, TrainingError
 from quickstudy.images.pixels import PixelSet
 from quickstudy.learning.scores import Scores
-from quickstudy.scratch.evaluation import evaluate_logits, logits_of, undistorted
+from quickstudy.scratch.evaluation import evaluate_logits, logits_of
 from quickstudy.scratch.folder import METRICS, RunFolder
-from quickstudy.scratch.input import Batch, Pipeline
+from quickstudy.scratch.input import Batch, Pipeline, evaluation_batches
 from quickstudy.scratch.parallel import Replica
-from quickstudy.scratch.recipe import Recipe
-from quickstudy.scratch.settings import RunResult, Settings
+from quickstudy.scratch.recipe import Recipe, RunSettings
 from quickstudy.scratch.state import TrainingState
-from quickstudy.scratch.train import fit
+from quickstudy.scratch.train import RunResult, train_recipe
 
 RECIPES = {"classic": CLASSIC, "fast": FAST}
 DATA = small_data()
@@ -53,7 +52,7 @@ def one_thread() -> Iterator[None]:
 def batches(recipe: Recipe, count: int) -> list[Batch]:
     pipeline = Pipeline(
         DATA.train,
-        recipe.distortions,
+        recipe.augmentation,
         batch=recipe.optimiser.batch,
         seed=recipe.seed,
         moments=DATA.facts.moments,
@@ -75,7 +74,7 @@ def recipe(request: pytest.FixtureRequest) -> Recipe:
 def whole(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run in one go."""
     path = tmp_path_factory.mktemp("whole") / "run"
-    fit_whole(recipe, DATA, path)
+    train_whole(recipe, DATA, path)
     return path
 
 
@@ -87,12 +86,12 @@ def test_half_stop_resume_half_is_the_whole_to_the_bit(
     recipe: Recipe, whole: Path, tmp_path: Path, threads: int
 ) -> None:
     settings = dataclasses.replace(QUIET, threads=threads)
-    fit_until(10, recipe, DATA, tmp_path / "run", settings)
+    train_until(10, recipe, DATA, tmp_path / "run", settings)
     half = newest(tmp_path / "run")
     assert half.step == 10
     assert differences(half.state, newest(whole).state), "the comparison sees that half a training is another state"
     news = News()
-    fit(recipe, DATA, RunFolder(tmp_path / "run"), settings=settings, report=news)
+    train_recipe(recipe, DATA, RunFolder(tmp_path / "run"), settings=settings, report=news)
     assert news.begun is not None
     assert (news.begun.step, news.begun.steps) == (10, 20)
     assert [progress.step for progress in news.progress] == list(range(11, 21))
@@ -105,8 +104,8 @@ def test_half_stop_resume_half_is_the_whole_to_the_bit(
 
 
 def test_summaries_and_checkpoints_change_nothing(recipe: Recipe, whole: Path, tmp_path: Path) -> None:
-    settings = Settings(threads=2, summary_steps=3, log_steps=4, checkpoint_seconds=0)
-    fit_whole(recipe, DATA, tmp_path / "run", settings)
+    settings = RunSettings(threads=2, summary_steps=3, log_steps=4, checkpoint_seconds=0)
+    train_whole(recipe, DATA, tmp_path / "run", settings)
     assert differences(newest(tmp_path / "run").state, newest(whole).state) == []
     assert list((tmp_path / "run" / "tensorboard" / "train").iterdir())
 
@@ -118,7 +117,7 @@ def test_a_signal_ends_the_run_after_the_step_and_a_checkpoint(
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     news, folder = News(stop_after=7, number=number), RunFolder(tmp_path / "run")
     with pytest.raises(error) as caught:
-        fit(CLASSIC, DATA, folder, settings=QUIET, report=news)
+        train_recipe(CLASSIC, DATA, folder, settings=QUIET, report=news)
     if isinstance(caught.value, SystemExit):
         assert caught.value.code == 128 + signal.SIGTERM
     assert news.progress[-1].step == 7
@@ -137,7 +136,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
 
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
-        fit(CLASSIC, DATA, folder, settings=QUIET, report=Twice(stop_after=7, number=signal.SIGINT))
+        train_recipe(CLASSIC, DATA, folder, settings=QUIET, report=Twice(stop_after=7, number=signal.SIGINT))
     assert folder.checkpoints.steps() == []
 
 
@@ -145,14 +144,14 @@ def test_damaged_checkpoints_are_passed_over_and_nothing_is_counted_twice(
     recipe: Recipe, whole: Path, tmp_path: Path
 ) -> None:
     often = dataclasses.replace(QUIET, checkpoint_seconds=0)
-    fit_until(12, recipe, DATA, tmp_path / "run", often)
+    train_until(12, recipe, DATA, tmp_path / "run", often)
     folder = RunFolder(tmp_path / "run")
     assert folder.checkpoints.steps() == [8, 9, 10, 11, 12]
     for step in (11, 12):
         path = folder.checkpoints.path(step)
         path.write_bytes(path.read_bytes()[:-1])
     news = News()
-    fit(recipe, DATA, folder, settings=QUIET, report=news)
+    train_recipe(recipe, DATA, folder, settings=QUIET, report=news)
     assert news.begun is not None
     assert news.begun.step == 10
     assert news.begun.damaged == (folder.checkpoints.path(12), folder.checkpoints.path(11))
@@ -167,10 +166,10 @@ def test_damaged_checkpoints_are_passed_over_and_nothing_is_counted_twice(
 
 
 def test_when_all_checkpoints_are_damaged_the_run_starts_again(tmp_path: Path, whole: Path, recipe: Recipe) -> None:
-    fit_until(5, recipe, DATA, tmp_path / "run")
+    train_until(5, recipe, DATA, tmp_path / "run")
     RunFolder(tmp_path / "run").checkpoints.path(5).write_bytes(b"")
     news = News()
-    fit(recipe, DATA, RunFolder(tmp_path / "run"), settings=QUIET, report=news)
+    train_recipe(recipe, DATA, RunFolder(tmp_path / "run"), settings=QUIET, report=news)
     assert news.begun is not None
     assert news.begun.step == 0
     assert differences(newest(tmp_path / "run").state, newest(whole).state) == []
@@ -182,7 +181,7 @@ def test_the_last_checkpoint_is_not_written_again_where_only_the_evaluation_was_
     folder = RunFolder(tmp_path / "run", keep=1)
     with monkeypatch.context() as patch, pytest.raises(KeyError):  # killed while it evaluates
         patch.setattr("quickstudy.scratch.evaluation.evaluate_logits", lambda *_: {}["killed"])
-        fit(CLASSIC, DATA, folder, settings=dataclasses.replace(QUIET, keep=1))
+        train_recipe(CLASSIC, DATA, folder, settings=dataclasses.replace(QUIET, keep=1))
     assert folder.checkpoints.steps() == [20]
     before = folder.checkpoints.path(20).stat().st_mtime_ns
 
@@ -191,7 +190,7 @@ def test_the_last_checkpoint_is_not_written_again_where_only_the_evaluation_was_
 
     with monkeypatch.context() as patch:
         patch.setattr("quickstudy.learning.checkpoints.write_bytes_atomically", full)
-        fit(CLASSIC, DATA, folder, settings=dataclasses.replace(QUIET, keep=1))
+        train_recipe(CLASSIC, DATA, folder, settings=dataclasses.replace(QUIET, keep=1))
     assert folder.checkpoints.path(20).stat().st_mtime_ns == before
     assert folder.checkpoints.load(20).step == 20
     assert folder.result() is not None
@@ -202,17 +201,17 @@ def test_disk_full_while_saving_is_an_error_and_the_run_goes_on_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path, recipe: Recipe, place: str
 ) -> None:
     folder = RunFolder(tmp_path / "run")
-    fit_until(5, recipe, DATA, folder.path)
+    train_until(5, recipe, DATA, folder.path)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(RunError, match="No space left on device"):
         patch.setattr(f"quickstudy.learning.checkpoints.{place}", full)
-        fit(recipe, DATA, folder, settings=dataclasses.replace(QUIET, checkpoint_seconds=0))
+        train_recipe(recipe, DATA, folder, settings=dataclasses.replace(QUIET, checkpoint_seconds=0))
     assert folder.checkpoints.newest().step == 5  # type: ignore[union-attr]
     assert not folder.is_active()
-    fit_whole(recipe, DATA, folder.path)
+    train_whole(recipe, DATA, folder.path)
     assert differences(newest(folder.path).state, newest(whole).state) == []
 
 
@@ -221,7 +220,7 @@ def test_disk_full_while_writing_anything_else_is_no_defect_of_ours_either(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     folder = RunFolder(tmp_path / "run")
-    fit_until(5, CLASSIC, DATA, folder.path)
+    train_until(5, CLASSIC, DATA, folder.path)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -229,9 +228,9 @@ def test_disk_full_while_writing_anything_else_is_no_defect_of_ours_either(
     with monkeypatch.context() as patch, pytest.raises(RunError, match="No space left on device"):
         module = "summaries" if name == "append_line" else "folder"
         patch.setattr(f"quickstudy.scratch.{module}.{name}", full)
-        fit(CLASSIC, DATA, folder, settings=QUIET)
+        train_recipe(CLASSIC, DATA, folder, settings=QUIET)
     assert not folder.is_active()
-    fit_whole(CLASSIC, DATA, folder.path)
+    train_whole(CLASSIC, DATA, folder.path)
 
 
 # What a run leaves
@@ -245,7 +244,7 @@ def test_the_result_is_written_and_a_finished_run_is_left_alone(whole: Path, rec
     assert values["seconds"] > 0
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.name != "lock"}
     news = News()
-    result = fit(recipe, DATA, RunFolder(whole), settings=QUIET, report=news)
+    result = train_recipe(recipe, DATA, RunFolder(whole), settings=QUIET, report=news)
     assert result == RunResult.from_dict(whole, values)
     assert news.begun is None
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.name != "lock"} == before
@@ -261,14 +260,18 @@ def test_the_result_is_that_of_the_last_parameters_averaged(
         return evaluate_logits(logits, data)
 
     monkeypatch.setattr("quickstudy.scratch.evaluation.evaluate_logits", evaluate)
-    result = fit_whole(recipe, DATA, tmp_path / "run")
+    result = train_whole(recipe, DATA, tmp_path / "run")
     saved = newest(tmp_path / "run").state
     state = initial_state(recipe)
 
     def logits_with(values: dict[str, torch.Tensor]) -> torch.Tensor:
         state.network.load_state_dict({**saved["network"], **values})
         moments = DATA.facts.moments
-        return logits_of(state.network, undistorted(DATA.test, recipe, moments), mirrored=recipe.mirrored_test)
+        return logits_of(
+            state.network,
+            evaluation_batches(DATA.test.pixels, recipe.augmentation, moments),
+            mirrored=recipe.mirrored_test,
+        )
 
     averaged = logits_with(saved["averages"]["averages"])
     assert torch.allclose(evaluated[0], averaged, rtol=1e-5, atol=1e-6)
@@ -277,7 +280,7 @@ def test_the_result_is_that_of_the_last_parameters_averaged(
 
 
 def test_validation_is_evaluated_too(tmp_path: Path) -> None:
-    result = fit_whole(CLASSIC, small_data(validation=17), tmp_path / "run")
+    result = train_whole(CLASSIC, small_data(validation=17), tmp_path / "run")
     assert result.validation is not None
     assert (result.test.score.n, result.validation.score.n) == (31, 17)
 
@@ -285,14 +288,14 @@ def test_validation_is_evaluated_too(tmp_path: Path) -> None:
 def test_it_learns(tmp_path: Path) -> None:
     for number, recipe in enumerate(RECIPES.values()):
         longer = recipe.with_options({"steps": 80})
-        result = fit_whole(longer, DATA, tmp_path / str(number))
+        result = train_whole(longer, DATA, tmp_path / str(number))
         assert result.test.score.right >= 26  # of 31; 10 by guessing
 
 
 def test_the_reporter_is_told_the_numbers(tmp_path: Path) -> None:
     news = News()
     settings = dataclasses.replace(QUIET, log_steps=6)
-    fit(CLASSIC, small_data(validation=17), RunFolder(tmp_path / "run"), settings=settings, report=news)
+    train_recipe(CLASSIC, small_data(validation=17), RunFolder(tmp_path / "run"), settings=settings, report=news)
     begun = news.begun
     assert begun is not None
     assert begun.recipe == CLASSIC
@@ -356,13 +359,13 @@ def first_images(recipe: Recipe) -> torch.Tensor:
     """All training images as evaluation takes them; the recipes here crop or standardise, no more."""
     moments = DATA.facts.moments
     mean, deviation = np.array(moments.mean), np.array(moments.deviation)
-    assert recipe.distortions.standardise == "set"
-    assert recipe.distortions.crop == 0
+    assert recipe.augmentation.standardise == "set"
+    assert recipe.augmentation.crop == 0
     return torch.from_numpy((DATA.train.pixels - mean) / deviation).float().permute(0, 3, 1, 2)
 
 
 def test_a_classic_step_by_hand(tmp_path: Path) -> None:
-    fit_whole(CLASSIC.with_options({"steps": 1}), DATA, tmp_path / "run")
+    train_whole(CLASSIC.with_options({"steps": 1}), DATA, tmp_path / "run")
     network = initial_state(CLASSIC).network
     before = {name: value.detach().clone() for name, value in network.named_parameters()}
     batch = batches(CLASSIC, 1)[0]
@@ -385,7 +388,7 @@ def test_a_classic_step_by_hand(tmp_path: Path) -> None:
 
 def test_three_fast_steps_by_hand(tmp_path: Path) -> None:
     recipe = FAST.with_options({"steps": 3, "method": "sgd"})
-    fit_whole(recipe, DATA, tmp_path / "run")
+    train_whole(recipe, DATA, tmp_path / "run")
     network = initial_state(recipe).network
     network.prepare(first_images(recipe))
     network.train()
@@ -424,9 +427,9 @@ def test_three_fast_steps_by_hand(tmp_path: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_and_another_another(recipe: Recipe, whole: Path, tmp_path: Path) -> None:
-    fit_whole(recipe, DATA, tmp_path / "again")
+    train_whole(recipe, DATA, tmp_path / "again")
     assert differences(newest(tmp_path / "again").state, newest(whole).state) == []
-    fit_whole(recipe.with_options({"seed": 4}), DATA, tmp_path / "other")
+    train_whole(recipe.with_options({"seed": 4}), DATA, tmp_path / "other")
     assert differences(newest(tmp_path / "other").state["network"], newest(whole).state["network"])
     one, other = (batches(recipe.with_options({"seed": seed}), 1)[0] for seed in (3, 4))
     assert not torch.equal(one.images, other.images)
@@ -441,14 +444,14 @@ def test_a_loss_that_is_no_number_names_step_and_images_and_leaves_a_good_checkp
     recipe = CLASSIC.with_options({"rate": 0.01, "rate_decay": 1e32, "rate_decay_epochs": 1})
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(TrainingError) as caught:
-        fit(recipe, DATA, folder, settings=dataclasses.replace(QUIET, checkpoint_seconds=0))
+        train_recipe(recipe, DATA, folder, settings=dataclasses.replace(QUIET, checkpoint_seconds=0))
     message = str(caught.value)
     found = re.match(r"The loss is not a number in step (\d+) \(training images ([\d, ]+)\)", message)
     assert found, message
     step = int(found[1])
     assert 7 <= step <= 8  # the first pass ends in step 6
     pipeline = Pipeline(
-        DATA.train, recipe.distortions, batch=16, seed=recipe.seed, moments=DATA.facts.moments, threads=0
+        DATA.train, recipe.augmentation, batch=16, seed=recipe.seed, moments=DATA.facts.moments, threads=0
     )
     assert [int(row) for row in found[2].split(", ")] == pipeline.rows(step).tolist()
     kept = folder.checkpoints.newest()
@@ -464,7 +467,7 @@ def test_a_loss_that_is_no_number_names_step_and_images_and_leaves_a_good_checkp
 def test_a_loss_that_is_no_number_before_there_is_a_checkpoint(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(TrainingError, match="no checkpoint had been written"):
-        fit(CLASSIC.with_options({"rate": 1e38}), DATA, folder, settings=QUIET)
+        train_recipe(CLASSIC.with_options({"rate": 1e38}), DATA, folder, settings=QUIET)
     assert folder.checkpoints.steps() == []
 
 
@@ -473,7 +476,7 @@ def test_parameters_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
     recipe = CLASSIC.with_options({"rate": 1e38, "weight_decay": 1e10, "steps": 1})
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(TrainingError, match="not a number in step 0"):
-        fit(recipe, DATA, folder, settings=QUIET)
+        train_recipe(recipe, DATA, folder, settings=QUIET)
     assert folder.checkpoints.steps() == []
     assert folder.result() is None
 
@@ -493,32 +496,32 @@ def test_options_that_these_images_cannot_have_leave_the_folder_free(
 ) -> None:
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(OptionError) as caught:
-        fit(CLASSIC.with_options(options), DATA, folder, settings=QUIET)
+        train_recipe(CLASSIC.with_options(options), DATA, folder, settings=QUIET)
     assert words in str(caught.value)
-    fit_whole(CLASSIC.with_options({"steps": 1}), DATA, folder.path)
+    train_whole(CLASSIC.with_options({"steps": 1}), DATA, folder.path)
 
 
 def test_too_small_for_the_fast_network(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="too small for 3 blocks"):
-        fit(FAST.with_options({"widths": "8,8,8"}), DATA, RunFolder(tmp_path / "run"), settings=QUIET)
-    fit_whole(FAST.with_options({"steps": 1}), DATA, tmp_path / "run")
+        train_recipe(FAST.with_options({"widths": "8,8,8"}), DATA, RunFolder(tmp_path / "run"), settings=QUIET)
+    train_whole(FAST.with_options({"steps": 1}), DATA, tmp_path / "run")
 
 
 def test_a_batch_that_the_devices_cannot_share(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="batch is 16, which 3 devices cannot share evenly; take a multiple of 3"):
-        fit(CLASSIC, DATA, RunFolder(tmp_path / "run"), replica=Replica(world=3), settings=QUIET)
+        train_recipe(CLASSIC, DATA, RunFolder(tmp_path / "run"), replica=Replica(world=3), settings=QUIET)
     assert not (tmp_path / "run").exists()
 
 
 def test_another_configuration_in_the_folder(whole: Path, recipe: Recipe) -> None:
     with pytest.raises(RunError, match="steps is 20 there, 21 here"):
-        fit(recipe.with_options({"steps": 21}), DATA, RunFolder(whole), settings=QUIET)
+        train_recipe(recipe.with_options({"steps": 21}), DATA, RunFolder(whole), settings=QUIET)
 
 
 def test_two_at_once(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     with folder.locked(), pytest.raises(RunError, match="Another process is training"):
-        fit(CLASSIC, DATA, RunFolder(tmp_path / "run"), settings=QUIET)
+        train_recipe(CLASSIC, DATA, RunFolder(tmp_path / "run"), settings=QUIET)
     assert not (tmp_path / "run" / "config.json").exists()
 
 
@@ -528,25 +531,25 @@ def test_two_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{}, {"top": "local"}, {"normalisation": "batch_norm", "bottleneck": 8}])
 def test_grey_images(tmp_path: Path, options: dict[str, object]) -> None:
     grey = small_data(channels=1)
-    assert fit_whole(CLASSIC.with_options(options), grey, tmp_path / "classic").test.score.n == 31
+    assert train_whole(CLASSIC.with_options(options), grey, tmp_path / "classic").test.score.n == 31
     assert newest(tmp_path / "classic").state["network"]["conv1.weight"].shape == (64, 1, 5, 5)
 
 
 def test_grey_images_in_the_fast_network(tmp_path: Path) -> None:
-    fit_whole(FAST, small_data(channels=1), tmp_path / "fast")
+    train_whole(FAST, small_data(channels=1), tmp_path / "fast")
     assert newest(tmp_path / "fast").state["network"]["first.weight"].shape == (8, 1, 2, 2)
 
 
 def test_fewer_images_than_a_batch(tmp_path: Path) -> None:
-    result = fit_whole(CLASSIC.with_options({"steps": 3}), small_data(train=7, test=1), tmp_path / "run")
+    result = train_whole(CLASSIC.with_options({"steps": 3}), small_data(train=7, test=1), tmp_path / "run")
     assert result.test.score.n == 1
 
 
 def test_without_averages(tmp_path: Path) -> None:
     recipe = CLASSIC.with_options({"average_decay": 0})
-    fit_until(10, recipe, DATA, tmp_path / "run")
-    fit_whole(recipe, DATA, tmp_path / "run")
-    fit_whole(recipe, DATA, tmp_path / "whole")
+    train_until(10, recipe, DATA, tmp_path / "run")
+    train_whole(recipe, DATA, tmp_path / "run")
+    train_whole(recipe, DATA, tmp_path / "whole")
     assert newest(tmp_path / "run").state["averages"] is None
     assert differences(newest(tmp_path / "run").state, newest(tmp_path / "whole").state) == []
 
@@ -557,7 +560,7 @@ def evaluations(run: Path) -> list[tuple[int, float]]:
 
 def test_evaluating_within_a_run_changes_nothing(recipe: Recipe, whole: Path, tmp_path: Path) -> None:
     news = News()
-    result = fit(
+    result = train_recipe(
         recipe.with_options({"evaluate_steps": 5}), DATA, RunFolder(tmp_path / "run"), settings=QUIET, report=news
     )
     assert result is not None
@@ -568,14 +571,14 @@ def test_evaluating_within_a_run_changes_nothing(recipe: Recipe, whole: Path, tm
     assert [(told.step, told.score.accuracy, told.split) for told in news.evaluated] == [
         (step, precision, "test") for step, precision in found
     ]
-    part = fit_whole(recipe.with_options({"steps": 10}), DATA, tmp_path / "half")
+    part = train_whole(recipe.with_options({"steps": 10}), DATA, tmp_path / "half")
     if recipe is CLASSIC:  # whose rate does not depend on how many steps there will be
         assert found[1][1] == part.test.score.accuracy
     assert 0 < result.training_seconds < result.seconds
 
 
 def test_within_a_run_the_validation_images_are_looked_at_where_there_are_some(tmp_path: Path) -> None:
-    result = fit_whole(CLASSIC.with_options({"evaluate_steps": 10}), small_data(validation=17), tmp_path / "run")
+    result = train_whole(CLASSIC.with_options({"evaluate_steps": 10}), small_data(validation=17), tmp_path / "run")
     assert result.validation is not None
     lines = [line for line in RunFolder(tmp_path / "run").lines(METRICS) if "precision" in line]
     assert [(line["split"], line["n"]) for line in lines] == [("validation", 17)] * 2
@@ -584,23 +587,23 @@ def test_within_a_run_the_validation_images_are_looked_at_where_there_are_some(t
 
 def test_a_run_ends_at_its_target_and_stays_ended(recipe: Recipe, tmp_path: Path) -> None:
     longer = recipe.with_options({"steps": 200, "evaluate_steps": 5, "target": 0.7})
-    result = fit_whole(longer, DATA, tmp_path / "run")
+    result = train_whole(longer, DATA, tmp_path / "run")
     found = evaluations(tmp_path / "run")
     assert result.steps == found[-1][0] < 200
     assert found[-1][1] >= 0.7 > max((precision for _, precision in found[:-1]), default=0)
     (tmp_path / "run" / "result.json").unlink()  # as if it had been killed before it could write it
-    again = fit_whole(longer, DATA, tmp_path / "run")
+    again = train_whole(longer, DATA, tmp_path / "run")
     assert (again.steps, again.test) == (result.steps, result.test)
     assert evaluations(tmp_path / "run") == found
 
 
 def test_a_run_ends_when_its_time_is_up(tmp_path: Path) -> None:
-    assert fit_whole(CLASSIC.with_options({"seconds": 1e-6}), DATA, tmp_path / "run").steps == 1
-    assert fit_whole(CLASSIC.with_options({"seconds": 1e6}), DATA, tmp_path / "long").steps == 20
+    assert train_whole(CLASSIC.with_options({"seconds": 1e-6}), DATA, tmp_path / "run").steps == 1
+    assert train_whole(CLASSIC.with_options({"seconds": 1e6}), DATA, tmp_path / "long").steps == 20
 
 
 def test_gradient_norms_by_hand(tmp_path: Path) -> None:
-    fit_whole(CLASSIC.with_options({"steps": 1}), DATA, tmp_path / "run")
+    train_whole(CLASSIC.with_options({"steps": 1}), DATA, tmp_path / "run")
     network = initial_state(CLASSIC).network
     batch = batches(CLASSIC, 1)[0]
     functional.cross_entropy(network(batch.images), batch.labels).backward()  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from quickstudy.errors import OptionError
 from quickstudy.scratch.layers import ACTIVATIONS, Cost, LocallyConnected, LocalResponseNorm, cost_of
-from quickstudy.scratch.networks import ClassicNet, ClassicNetwork, FastNet, FastNetwork
+from quickstudy.scratch.networks import ClassicNet, ClassicNetworkOptions, FastNet, FastNetworkOptions
 
 CLASSIC_PARAMETERS = 1_068_298
 CLASSIC_MULTIPLY_ADDS = 24 * 24 * 64 * 75 + 12 * 12 * 64 * 1600 + 2304 * 384 + 384 * 192 + 192 * 10
@@ -29,11 +29,11 @@ def one_thread() -> Iterator[None]:
 
 
 def classic(*, size: int = 24, channels: int = 3, classes: int = 10, **options: object) -> ClassicNet:
-    return ClassicNetwork(**options).build(size=size, channels=channels, classes=classes)  # type: ignore[arg-type]
+    return ClassicNetworkOptions(**options).build(size=size, channels=channels, classes=classes)  # type: ignore[arg-type]
 
 
 def fast(*, size: int = 32, channels: int = 3, classes: int = 10, **options: object) -> FastNet:
-    return FastNetwork(**options).build(size=size, channels=channels, classes=classes)  # type: ignore[arg-type]
+    return FastNetworkOptions(**options).build(size=size, channels=channels, classes=classes)  # type: ignore[arg-type]
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

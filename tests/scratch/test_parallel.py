@@ -16,15 +16,14 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import CLASSIC, QUIET, fit_until, fit_whole, newest, small_data
+from small_runs import CLASSIC, QUIET, newest, small_data, train_until, train_whole
 
 from quickstudy.errors import ImageSetError, OptionError, QuickstudyError, RunError, TrainingError
 from quickstudy.scratch.folder import METRICS, RunFolder
 from quickstudy.scratch.input import Pipeline
 from quickstudy.scratch.parallel import Replica, choose_device, run_replicas, torchrun_replica
-from quickstudy.scratch.recipe import Recipe
-from quickstudy.scratch.settings import Settings
-from quickstudy.scratch.train import fit, train
+from quickstudy.scratch.recipe import Recipe, RunSettings
+from quickstudy.scratch.train import train, train_recipe
 
 RECIPE = CLASSIC.with_options({"batch": 32, "steps": 12})
 
@@ -45,7 +44,7 @@ def rubbish_goes_with_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same training in one process."""
     path = tmp_path_factory.mktemp("alone") / "run"
-    fit_whole(RECIPE, small_data(), path)
+    train_whole(RECIPE, small_data(), path)
     return path
 
 
@@ -67,22 +66,22 @@ def nobody_is_left() -> bool:
 # What replicas run, as functions of a module so that other processes find them
 
 
-def fit_twice(replica: Replica, path: Path) -> None:
+def train_twice(replica: Replica, path: Path) -> None:
     """Train; then come again, to a run that has ended."""
-    result = fit(RECIPE, small_data(), RunFolder(path), replica=replica, settings=QUIET)
+    result = train_recipe(RECIPE, small_data(), RunFolder(path), replica=replica, settings=QUIET)
     assert (result is not None) == replica.is_first
     torch.distributed.barrier()
-    again = fit(RECIPE, small_data(), RunFolder(path), replica=replica, settings=QUIET)
+    again = train_recipe(RECIPE, small_data(), RunFolder(path), replica=replica, settings=QUIET)
     assert again == result
     torch.distributed.barrier()
     # The first replica finds the target reached; the others have to end in the same step.
     wanted = RECIPE.with_options({"evaluate_steps": 2, "target": 0.01})
-    early = fit(wanted, small_data(), RunFolder(path / "target"), replica=replica, settings=QUIET)
+    early = train_recipe(wanted, small_data(), RunFolder(path / "target"), replica=replica, settings=QUIET)
     assert early is None or early.steps == 2
     torch.distributed.barrier()
 
 
-def fit_and_die(replica: Replica, path: Path) -> None:
+def train_and_die(replica: Replica, path: Path) -> None:
     """Replica 1 is killed in the seventh step."""
     make = Pipeline.make
 
@@ -93,7 +92,7 @@ def fit_and_die(replica: Replica, path: Path) -> None:
 
     Pipeline.make = make_or_die  # type: ignore[method-assign,assignment]
     settings = dataclasses.replace(QUIET, checkpoint_seconds=0)
-    fit(RECIPE, small_data(), RunFolder(path), replica=replica, settings=settings)
+    train_recipe(RECIPE, small_data(), RunFolder(path), replica=replica, settings=settings)
 
 
 def fail(replica: Replica) -> None:
@@ -103,7 +102,7 @@ def fail(replica: Replica) -> None:
 
 
 def test_two_replicas_give_what_one_gives(alone: Path, tmp_path: Path) -> None:
-    run_replicas(2, "cpu", fit_twice, tmp_path / "run")
+    run_replicas(2, "cpu", train_twice, tmp_path / "run")
     assert nobody_is_left()
     one, two = newest(alone), newest(tmp_path / "run")
     assert one.step == two.step == 12
@@ -112,13 +111,13 @@ def test_two_replicas_give_what_one_gives(alone: Path, tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "run").result()["steps"] == 12  # type: ignore[index]
     assert [line["step"] for line in RunFolder(tmp_path / "run").lines(METRICS)] == list(range(1, 13))
     # And that is nearer than a training that sees half of each batch.
-    fit_whole(CLASSIC.with_options({"steps": 12}), small_data(), tmp_path / "half")
+    train_whole(CLASSIC.with_options({"steps": 12}), small_data(), tmp_path / "half")
     assert farthest(newest(tmp_path / "half").state["network"], one.state["network"]) > 1e-2
 
 
 def test_a_replica_that_is_killed_ends_the_training_and_leaves_a_checkpoint(alone: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError) as caught:
-        run_replicas(2, "cpu", fit_and_die, tmp_path / "run")
+        run_replicas(2, "cpu", train_and_die, tmp_path / "run")
     assert "Replica 1 died (signal SIGKILL)" in str(caught.value)
     assert "the same command goes on from the newest checkpoint" in str(caught.value)
     assert nobody_is_left()
@@ -128,7 +127,7 @@ def test_a_replica_that_is_killed_ends_the_training_and_leaves_a_checkpoint(alon
     assert checkpoint is not None
     assert 1 <= checkpoint.step <= 6
     assert folder.checkpoints.damaged == []
-    fit_whole(RECIPE, small_data(), folder.path)
+    train_whole(RECIPE, small_data(), folder.path)
     assert farthest(newest(folder.path).state["network"], newest(alone).state["network"]) < 1e-4
 
 
@@ -153,12 +152,12 @@ def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == "cpu"
     with pytest.raises(OptionError, match="torch finds no CUDA device here"):
-        train(CLASSIC, tmp_path / "run", settings=Settings(device="cuda"))
+        train(CLASSIC, tmp_path / "run", settings=RunSettings(device="cuda"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert choose_device("auto") == "cuda"
     with pytest.raises(OptionError, match="devices is 2; there are 1 GPUs here"):
-        train(CLASSIC, tmp_path / "run", settings=Settings(devices=2, device="cuda"))
+        train(CLASSIC, tmp_path / "run", settings=RunSettings(devices=2, device="cuda"))
     assert not (tmp_path / "run").exists()
 
 
@@ -180,13 +179,13 @@ def test_the_place_that_torchrun_gives(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_replica_that_finds_another_checkpoint_than_the_first_is_no_silent_mistake(tmp_path: Path) -> None:
     """As on several machines that do not share the run's folder."""
-    fit_until(6, RECIPE, small_data(), tmp_path / "0")
+    train_until(6, RECIPE, small_data(), tmp_path / "0")
     with pytest.raises(RunError, match="share"):
-        run_replicas(2, "cpu", fit_elsewhere, tmp_path)
+        run_replicas(2, "cpu", train_elsewhere, tmp_path)
 
 
-def fit_elsewhere(replica: Replica, path: Path) -> None:
-    fit(RECIPE, small_data(), RunFolder(path / str(replica.rank)), replica=replica, settings=QUIET)
+def train_elsewhere(replica: Replica, path: Path) -> None:
+    train_recipe(RECIPE, small_data(), RunFolder(path / str(replica.rank)), replica=replica, settings=QUIET)
 
 
 def quickstudy_train(folder: Path, run: str, *launcher: str) -> subprocess.CompletedProcess[str]:

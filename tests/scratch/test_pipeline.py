@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quickstudy.images.pixels import PixelSet
-from quickstudy.scratch.input import Batch, Distortions, Moments, Pipeline, evaluation_batches
+from quickstudy.scratch.input import Augmentation, Batch, Moments, Pipeline, evaluation_batches
 
-CLASSIC = Distortions(crop=5, brightness=63, contrast=(0.2, 1.8))
-PLAIN = Distortions(flip=False, standardise="none")
+CLASSIC = Augmentation(crop=5, brightness=63, contrast=(0.2, 1.8))
+PLAIN = Augmentation(flip=False, standardise="none")
 PATIENCE_SECONDS = 60
 """Far more than anything here takes; a test that waits so long fails."""
 
@@ -40,9 +40,9 @@ def numbered(n: int) -> PixelSet:
     return PixelSet(pixels=pixels, labels=np.arange(n), classes=tuple(str(number) for number in range(n)))
 
 
-def pipeline(data: PixelSet, distortions: Distortions = CLASSIC, **options: object) -> Pipeline:
+def pipeline(data: PixelSet, augmentation: Augmentation = CLASSIC, **options: object) -> Pipeline:
     values = {"batch": 8, "seed": 3, "moments": Moments.of(data.pixels), "threads": 0} | options
-    return Pipeline(data, distortions, **values)  # type: ignore[arg-type]
+    return Pipeline(data, augmentation, **values)  # type: ignore[arg-type]
 
 
 def numbers(batch: Batch) -> list[int]:
@@ -76,26 +76,26 @@ def test_a_run_that_goes_on_gets_the_same_batches(start: int, threads: int) -> N
 
 def test_made_twice_in_any_order_it_is_the_same() -> None:
     data = images()
-    made = pipeline(data, distortions=Distortions(pad=2, alternate=True))
+    made = pipeline(data, augmentation=Augmentation(pad=2, alternate=True))
     forwards = [made.make(step) for step in range(30)]
     backwards = [made.make(step) for step in reversed(range(30))]
     assert_same(forwards, backwards[::-1])
-    assert_same(forwards, list(pipeline(data, distortions=Distortions(pad=2, alternate=True)).batches(range(30))))
+    assert_same(forwards, list(pipeline(data, augmentation=Augmentation(pad=2, alternate=True)).batches(range(30))))
 
 
 def test_another_seed_gives_other_batches() -> None:
     data = images()
     first, second = pipeline(data, seed=3), pipeline(data, seed=4)
     assert first.rows(0).tolist() != second.rows(0).tolist()
-    # Distortions, too, are others: one image, whose order is always the same.
+    # Augmentation, too, are others: one image, whose order is always the same.
     one = images(1, side=32)
-    many = Distortions(crop=24, brightness=63, contrast=(0.2, 1.8))
+    many = Augmentation(crop=24, brightness=63, contrast=(0.2, 1.8))
     assert not torch.equal(pipeline(one, many, seed=3).make(0).images, pipeline(one, many, seed=4).make(0).images)
 
 
 def test_no_two_steps_have_the_same_distortions() -> None:
     one = images(1, side=32)
-    made = pipeline(one, Distortions(brightness=63, flip=False, standardise="none"), batch=4)
+    made = pipeline(one, Augmentation(brightness=63, flip=False, standardise="none"), batch=4)
     values = [image.flatten()[0].item() for step in range(100) for image in made.make(step).images]
     assert len(set(values)) == len(values)
 
@@ -124,11 +124,11 @@ def test_orders_differ_between_epochs_and_are_shuffled() -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2, 4, 8])
-@pytest.mark.parametrize("distortions", [CLASSIC, Distortions(pad=2, alternate=True)], ids=["classic", "alternate"])
-def test_replicas_parts_together_are_the_whole_batch(world: int, distortions: Distortions) -> None:
+@pytest.mark.parametrize("augmentation", [CLASSIC, Augmentation(pad=2, alternate=True)], ids=["classic", "alternate"])
+def test_replicas_parts_together_are_the_whole_batch(world: int, augmentation: Augmentation) -> None:
     data = images(30)
-    whole = pipeline(data, distortions)
-    parts = [pipeline(data, distortions, rank=rank, world=world, threads=2) for rank in range(world)]
+    whole = pipeline(data, augmentation)
+    parts = [pipeline(data, augmentation, rank=rank, world=world, threads=2) for rank in range(world)]
     for step, *batches in zip(range(10), *(part.batches(range(10)) for part in parts), strict=True):
         expected = whole.make(step)
         assert [len(batch.labels) for batch in batches] == [8 // world] * world
@@ -142,7 +142,7 @@ def test_alternate_mirroring_alternates() -> None:
     pixels = np.zeros((n, 2, 2, 1), np.uint8)
     pixels[:, :, 0, 0] = np.arange(1, n + 1)[:, None]  # left says who it is, right is black
     data = PixelSet(pixels=pixels, labels=np.arange(n), classes=tuple(map(str, range(n))))
-    made = pipeline(data, Distortions(alternate=True, standardise="none"), batch=9)
+    made = pipeline(data, Augmentation(alternate=True, standardise="none"), batch=9)
     mirrored: dict[int, list[bool]] = {number: [] for number in range(n)}
     for step in range(n * epochs // 9):
         batch = made.make(step)
@@ -248,10 +248,10 @@ def test_torchs_thread_count_stays_as_it_is_in_a_process_that_has_not_computed_y
     script = """
 import numpy as np, threading, torch
 from quickstudy.images.pixels import PixelSet
-from quickstudy.scratch.input import Distortions, Moments
+from quickstudy.scratch.input import Augmentation, Moments
 from quickstudy.scratch.input import Pipeline
 data = PixelSet(pixels=np.zeros((9, 8, 8, 3), np.uint8), labels=np.zeros(9, np.int64), classes=("a",))
-made = Pipeline(data, Distortions(), batch=3, seed=0, moments=Moments(mean=(0,) * 3, deviation=(1,) * 3), threads=2)
+made = Pipeline(data, Augmentation(), batch=3, seed=0, moments=Moments(mean=(0,) * 3, deviation=(1,) * 3), threads=2)
 list(made.batches(range(9)))
 print(torch.get_num_threads())
 later = threading.Thread(target=lambda: print(torch.get_num_threads()))
@@ -273,8 +273,8 @@ def test_evaluation_gives_all_images_the_last_part_too(n: int) -> None:
 
 def test_evaluation_does_not_distort() -> None:
     data = images(7, side=9)
-    distortions = Distortions(crop=5, pad=2, brightness=63, contrast=(0.2, 1.8), standardise="none")
-    (batch,) = evaluation_batches(data.pixels, distortions, Moments.of(data.pixels))
+    augmentation = Augmentation(crop=5, pad=2, brightness=63, contrast=(0.2, 1.8), standardise="none")
+    (batch,) = evaluation_batches(data.pixels, augmentation, Moments.of(data.pixels))
     expected = data.pixels[:, 2:7, 2:7].transpose(0, 3, 1, 2) / 255
     np.testing.assert_allclose(batch.numpy(), expected, atol=1e-6)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from quickstudy.errors import OptionError
 from quickstudy.learning.schedules import OneCycle, Staircase
-from quickstudy.scratch.networks import ClassicNetwork, FastNetwork
+from quickstudy.scratch.networks import ClassicNetworkOptions, FastNetworkOptions
 from quickstudy.scratch.recipe import RECIPES, Recipe, recipe_named
 
 CLASSIC, FAST = RECIPES["cifar10-classic"], RECIPES["cifar10-fast"]
@@ -33,7 +33,7 @@ def through_json(recipe: Recipe) -> Recipe:
 
 
 def test_the_classic_recipe_is_the_tutorials() -> None:
-    assert CLASSIC.network == ClassicNetwork(activation="relu", normalisation="lrn", top="dense", bottleneck=0)
+    assert CLASSIC.network == ClassicNetworkOptions(activation="relu", normalisation="lrn", top="dense", bottleneck=0)
     assert CLASSIC.schedule == Staircase(rate=0.1, rate_decay=0.1, rate_decay_epochs=350)
     expected = {
         "data": "cifar10", "steps": 60_000, "batch": 128, "momentum": 0, "nesterov": False, "weight_decay": 0.004,
@@ -47,7 +47,7 @@ def test_the_classic_recipe_is_the_tutorials() -> None:
 @EVERY
 def test_every_recipe_passes_its_own_check(recipe: Recipe) -> None:
     recipe.check()
-    recipe.distortions.check(32)
+    recipe.augmentation.check(32)
     assert recipe.with_options({}) == recipe
     assert recipe_named(recipe.name) is recipe
     assert recipe.validation == 0  # what is reported is on the test images, trained on all others
@@ -115,9 +115,9 @@ def test_every_option_can_be_changed_and_kept(recipe: Recipe, text: bool) -> Non
 
 def test_options_reach_their_part() -> None:
     changed = FAST.with_options({"warmup": 0.5, "widths": "8,16,32,64", "batch": "64", "pad": 4, "seed": 5})
-    assert isinstance(changed.network, FastNetwork) and isinstance(changed.schedule, OneCycle)
+    assert isinstance(changed.network, FastNetworkOptions) and isinstance(changed.schedule, OneCycle)
     assert (changed.schedule.warmup, changed.network.widths) == (0.5, (8, 16, 32, 64))
-    assert (changed.optimiser.batch, changed.distortions.pad, changed.seed) == (64, 4, 5)
+    assert (changed.optimiser.batch, changed.augmentation.pad, changed.seed) == (64, 4, 5)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from quickstudy.scratch.networks import ClassicNetwork, FastNetwork
+from quickstudy.scratch.networks import ClassicNetworkOptions, FastNetworkOptions
 from quickstudy.scratch.summaries import Summaries
 
 
@@ -223,7 +223,7 @@ class HandMade(nn.Module):
 def test_sparsity_is_the_share_of_zeros_exactly(summaries: Summaries) -> None:
     images = torch.tensor([[-1.0, 0.0, 0.5, 2.0], [3.0, 4.0, 1.0, -5.0]])
     network = HandMade()
-    with summaries.watching(7, network):
+    with summaries.activations(7, network):
         network(images)
     # First: -1, 0 and -5 give zeros. Second: these, and 0.5 and 1.
     assert lines(summaries) == [{"step": 7, "sparsity/first": 3 / 8, "sparsity/second": 5 / 8}]
@@ -237,27 +237,27 @@ def test_sparsity_is_the_share_of_zeros_exactly(summaries: Summaries) -> None:
 def test_of_a_large_batch_the_first_images_are_watched(summaries: Summaries) -> None:
     images = torch.cat([torch.ones(16, 4), -torch.ones(100, 4)])
     network = HandMade()
-    with summaries.watching(0, network):
+    with summaries.activations(0, network):
         network(images)
     assert lines(summaries)[0]["sparsity/first"] == 0.0
 
 
 def test_watching_ends_with_its_context(summaries: Summaries) -> None:
     network = HandMade()
-    with summaries.watching(1, network):
+    with summaries.activations(1, network):
         network(torch.ones(1, 2))
     network(torch.ones(1, 2))
-    with pytest.raises(ValueError, match="mine"), summaries.watching(2, network):
+    with pytest.raises(ValueError, match="mine"), summaries.activations(2, network):
         raise ValueError("mine")
     assert not any(module._forward_hooks for module in network.modules())
     assert [line["step"] for line in lines(summaries)] == [1]
 
 
 def test_watching_changes_nothing(summaries: Summaries) -> None:
-    network = ClassicNetwork(activation="elu").build(size=8, channels=3, classes=4)
+    network = ClassicNetworkOptions(activation="elu").build(size=8, channels=3, classes=4)
     images = noise(2, 3, 8, 8)
     plain = network(images)
-    with summaries.watching(1, network):
+    with summaries.activations(1, network):
         watched = network(images)
     assert torch.equal(plain, watched)
     assert set(lines(summaries)[0]) == {"step", *(f"sparsity/active{number}" for number in (1, 2, 3, 4))}
@@ -265,8 +265,8 @@ def test_watching_changes_nothing(summaries: Summaries) -> None:
 
 @pytest.mark.parametrize("activation", ["gelu", "leaky_relu"])
 def test_every_activation_of_the_fast_network_is_watched(summaries: Summaries, activation: str) -> None:
-    network = FastNetwork(widths=(4, 4), activation=activation).build(size=8, channels=1, classes=2)
-    with summaries.watching(1, network):
+    network = FastNetworkOptions(widths=(4, 4), activation=activation).build(size=8, channels=1, classes=2)
+    with summaries.activations(1, network):
         network(noise(2, 1, 8, 8))
     assert len(lines(summaries)[0]) - 1 == sum(
         type(module).__name__.lower() == activation.replace("_", "") for module in network.modules()
@@ -295,8 +295,11 @@ def test_parameters_and_gradients(summaries: Summaries) -> None:
 @pytest.mark.parametrize(
     ("network", "named"),
     [
-        (ClassicNetwork().build(size=24, channels=3, classes=10), {"conv1", "conv2", "hidden1", "hidden2", "linear"}),
-        (FastNetwork(widths=(4,)).build(size=24, channels=3, classes=10), {"first", "linear", "blocks"}),
+        (
+            ClassicNetworkOptions().build(size=24, channels=3, classes=10),
+            {"conv1", "conv2", "hidden1", "hidden2", "linear"},
+        ),
+        (FastNetworkOptions(widths=(4,)).build(size=24, channels=3, classes=10), {"first", "linear", "blocks"}),
     ],
     ids=["classic", "fast"],
 )

@@ -14,8 +14,7 @@ import pytest
 from small_runs import CLASSIC, FAST, differences, newest, run_in_process
 
 from quickstudy.scratch.folder import METRICS, RunFolder
-from quickstudy.scratch.recipe import Recipe
-from quickstudy.scratch.settings import Settings
+from quickstudy.scratch.recipe import Recipe, RunSettings
 from quickstudy.scratch.train import train
 
 DIGITS = {"data": "digits", "steps": 30, "batch": 32}
@@ -23,7 +22,7 @@ RECIPES = {
     "classic": CLASSIC.with_options({**DIGITS, "crop": 6}),
     "fast": FAST.with_options({**DIGITS, "widths": "4,8"}),
 }
-SETTINGS = Settings(threads=2, summary_steps=7, log_steps=5, checkpoint_seconds=0.05, keep=2)
+SETTINGS = RunSettings(threads=2, summary_steps=7, log_steps=5, checkpoint_seconds=0.05, keep=2)
 MOMENTS = ("some time", "flush", "rename", "after a rename", "a step", "evaluation")
 
 
@@ -53,14 +52,14 @@ def train_until_killed(name: str, path: Path, moment: str, number: int) -> None:
     """In a process of its own: train, and be killed at a moment unless there is none."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     from quickstudy.scratch import evaluation
-    from quickstudy.scratch.watch import Watch
+    from quickstudy.scratch.state import TrainingState
 
     if moment == "flush":
         at_call(os, "fsync", number)
     elif moment in ("rename", "after a rename"):
         at_call(Path, "replace", number, after=moment != "rename")
     elif moment == "a step":
-        at_call(Watch, "after", number, after=True)
+        at_call(TrainingState, "update_parameters", number, after=True)
     elif moment == "evaluation":
         at_call(evaluation, "logits_of", 1)
     train(RECIPES[name], path, settings=SETTINGS)

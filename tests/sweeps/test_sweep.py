@@ -17,9 +17,8 @@ from quickstudy.process import usable_cores
 from quickstudy.scratch.data import load_training_data
 from quickstudy.scratch.folder import METRICS, RunFolder
 from quickstudy.scratch.parallel import Replica, joined
-from quickstudy.scratch.recipe import recipe_named
-from quickstudy.scratch.settings import Settings
-from quickstudy.scratch.train import fit
+from quickstudy.scratch.recipe import RunSettings, recipe_named
+from quickstudy.scratch.train import train_recipe
 from quickstudy.sweeps.pictures import draw_all
 from quickstudy.sweeps.results import Row
 from quickstudy.sweeps.study import Grid, Study
@@ -82,7 +81,7 @@ def test_each_run_is_a_run_like_any_other(whole: SweepResult, tmp_path: Path) ->
     threads = torch.get_num_threads()
     data = load_training_data("digits", image_size=32, validation=0)
     with joined(Replica(local_world=usable_cores())):  # with as many threads as each of two workers has
-        result = fit(recipe, data, RunFolder(tmp_path / "alone"), settings=Settings(threads=0))
+        result = train_recipe(recipe, data, RunFolder(tmp_path / "alone"), settings=RunSettings(threads=0))
     torch.set_num_threads(threads)
     assert result is not None
     assert_same(row.folder, tmp_path / "alone")

@@ -76,7 +76,7 @@ def _evaluate_run(
     results = evaluator.follow(interval_seconds=interval) if watch else iter([evaluator.newest()])
     for result in results:
         if as_json:
-            print(json.dumps({"step": result.step, "split": result.split, **result.evaluation.to_dict()}), flush=True)
+            print(json.dumps({"step": result.step, "split": result.split, **result.scores.to_dict()}), flush=True)
             continue
         print(
             f"{now()}: precision @ 1 = {result.score.accuracy:.3f} "
@@ -84,4 +84,4 @@ def _evaluate_run(
             flush=True,
         )
         if not watch:
-            print_evaluation(result.evaluation)
+            print_evaluation(result.scores)

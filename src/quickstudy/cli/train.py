@@ -17,7 +17,8 @@ from quickstudy.extras import require
 
 if TYPE_CHECKING:
     from quickstudy.progress import Bar
-    from quickstudy.scratch.settings import Begun, Evaluated, Progressed, RunResult
+    from quickstudy.scratch.summaries import RunBegun, RunEvaluation, RunProgress
+    from quickstudy.scratch.train import RunResult
 
 
 def command(
@@ -52,8 +53,7 @@ def command(
     """Train a network from scratch, going on where an earlier run in the same folder stopped."""
     require("torch", extra="train")
     from quickstudy.options import read_assignment
-    from quickstudy.scratch.recipe import recipe_named
-    from quickstudy.scratch.settings import Settings
+    from quickstudy.scratch.recipe import RunSettings, recipe_named
     from quickstudy.scratch.train import train
 
     named = {"data": data, "steps": steps, "epochs": epochs, "batch": batch, "seed": seed}
@@ -76,7 +76,7 @@ def command(
             result = train(
                 chosen,
                 folder,
-                settings=Settings(
+                settings=RunSettings(
                     devices=devices,
                     device=device,
                     threads=threads,
@@ -108,13 +108,13 @@ class _Reporter:
         self.folder, self.wants_bar = folder, bar
         self.bar: Bar | None = None
 
-    def __call__(self, news: Begun | Progressed | Evaluated) -> None:
+    def __call__(self, news: RunBegun | RunProgress | RunEvaluation) -> None:
         from quickstudy.cli.display import now
-        from quickstudy.scratch.settings import Begun, Evaluated
+        from quickstudy.scratch.summaries import RunBegun, RunEvaluation
 
-        if isinstance(news, Begun):
+        if isinstance(news, RunBegun):
             self._begin(news)
-        elif isinstance(news, Evaluated):
+        elif isinstance(news, RunEvaluation):
             print(f"{now()}: step {news.step}, {news.split} precision @ 1 = {news.score.accuracy:.3f}")
         else:
             self._progress(news)
@@ -124,7 +124,7 @@ class _Reporter:
         if self.bar is not None:
             self.bar.finish()
 
-    def _begin(self, news: Begun) -> None:
+    def _begin(self, news: RunBegun) -> None:
         from quickstudy.cli.display import print_skipped
 
         counts = ", ".join(f"{count:,} to {_PURPOSES[name]}" for name, count in news.images.items())
@@ -146,7 +146,7 @@ class _Reporter:
             self.bar = Bar(unit="steps")
             self.bar.start("training", news.steps)
 
-    def _progress(self, news: Progressed) -> None:
+    def _progress(self, news: RunProgress) -> None:
         from quickstudy.cli.display import now
 
         print(

@@ -24,20 +24,22 @@ from quickstudy.scratch.input import Moments
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingData:
-    """Square images of one size by split."""
+    """Square images of one size by split, in memory."""
 
     train: PixelSet
+    """Images to train on."""
     validation: PixelSet | None
-    """Held out of the training images to choose by; None where nothing is held out."""
+    """Images held out of the training images to choose by; None where nothing is held out."""
     test: PixelSet
+    """Images to test on."""
     skipped: tuple[Skipped, ...] = ()
-    """Files that could not be used."""
+    """Image files that could not be used."""
     roles: Roles | None = None
     """Which images are for what; None where they did not come as files of their own."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names, in the order of the labels."""
+        """Class names, in the order of the labels."""
         return self.train.classes
 
     @property
@@ -47,11 +49,11 @@ class TrainingData:
 
     @property
     def channels(self) -> int:
-        """1 (grey) or 3 (RGB)."""
+        """Number of channels: 1 (grey) or 3 (RGB)."""
         return int(self.train.pixels.shape[3])
 
     def split(self, name: str) -> PixelSet:
-        """`validation` or `test`.
+        """Images of the split `validation` or `test`.
 
         Raises:
             ImageSetError: nothing is held out for validation.
@@ -64,12 +66,12 @@ class TrainingData:
 
     @cached_property
     def moments(self) -> Moments:
-        """Of the images trained on."""
+        """Mean and deviation of the channels of the images trained on."""
         return Moments.of(self.train.pixels)
 
     @cached_property
     def facts(self) -> DataFacts:
-        """What a network trained on this has to know."""
+        """What stays of the data in the run's folder."""
         return DataFacts(
             fingerprint=self.train.content_fingerprint(),
             classes=self.classes,
@@ -87,14 +89,18 @@ class DataFacts:
     fingerprint: str
     """Hash of the images trained on, their labels and the class names."""
     classes: tuple[str, ...]
+    """Class names, in the order of the labels."""
     side: int
+    """Height and width of the images, in pixels."""
     channels: int
+    """Number of channels: 1 (grey) or 3 (RGB)."""
     moments: Moments
+    """Mean and deviation of the channels of the images trained on."""
     roles: Roles | None = None
     """Which images are for what, which the exported model will carry; None where they were no files of their own."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The facts as JSON values."""
         return {
             "fingerprint": self.fingerprint,
             "classes": list(self.classes),
@@ -106,7 +112,7 @@ class DataFacts:
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> DataFacts:
-        """From what `to_dict` gave."""
+        """Make facts from what `to_dict` gave."""
         return DataFacts(
             fingerprint=values["fingerprint"],
             classes=tuple(values["classes"]),
@@ -125,13 +131,13 @@ def load_training_data(
     folder: Path | None = None,
     progress: Progress = silent,
 ) -> TrainingData:
-    """Load a data set.
+    """Load a data set, and hold out a part of its training images where that is asked for.
 
     Args:
-        source: name of a data set, a folder in its official layout, or an image set (folder or manifest).
+        source: the name of a data set, a folder in its official layout, or an image set (folder or manifest).
         image_size: side to which image files are decoded, in pixels.
         validation: share of the training images to hold out where none are given.
-        folder: where named data sets lie; see `named.data_folder`.
+        folder: where named data sets lie; None: see `named.data_folder`.
         progress: is told how far it has come.
 
     Raises:
@@ -167,7 +173,7 @@ def load_training_data(
 
 
 def _held_out(data: PixelSet, share: float) -> NDArray[np.bool_]:
-    """Which images validate, by content: those whose hash is among the lowest of their class; copies stay together."""
+    """Choose the images to hold out, by content: the lowest hashes of each class; copies stay together."""
     hashes = [hashlib.sha256(image.tobytes()).digest() for image in data.pixels]
     order: NDArray[np.int64] = np.array(sorted(range(len(data)), key=lambda row: hashes[row]), np.int64)
     held = np.zeros(len(data), np.bool_)

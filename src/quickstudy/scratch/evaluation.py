@@ -1,15 +1,13 @@
-"""Precision of a network on a whole pixel set: every image counts, with averaged parameters unless told otherwise.
+"""Evaluation of a network on whole sets of images, within the training loop and by the evaluator beside it.
 
-The evaluator: a process of its own that follows a run's newest checkpoint and says how good it is.
-
-It reads whole checkpoints only, never misses the last one, and ends when the run has ended.
+Every image counts, with averaged parameters unless told otherwise.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,13 +31,6 @@ from quickstudy.scratch.state import TrainingState
 from quickstudy.scratch.summaries import Summaries
 
 
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """The network is in evaluation mode, without gradients, inside this context."""
-    with evaluation_mode(network), torch.inference_mode():
-        yield
-
-
 def logits_of(
     network: nn.Module,
     batches: Iterable[Tensor],
@@ -50,20 +41,21 @@ def logits_of(
 ) -> Tensor:
     """The logits of all images in `batches`, N×classes in float32 on the CPU; see `averaged_logits`."""
     device = next(network.parameters()).device
-    with evaluating(network), torch.autocast(device.type, precision, enabled=precision is not torch.float32):
+    autocast = torch.autocast(device.type, precision, enabled=precision is not torch.float32)
+    with evaluation_mode(network), torch.inference_mode(), autocast:
         rows = [averaged_logits(network, images, mirrored=mirrored, shifted=shifted).cpu() for images in batches]
     return torch.cat(rows)
 
 
 def averaged_logits(network: nn.Module, images: Tensor, *, mirrored: bool, shifted: int) -> Tensor:
-    """Logits (N×classes, float32) of images (N×C×S×S): means over an image and what else it could have looked like.
+    """Logits (N×classes, float32) of images (N×C×S×S), each the mean over an image and what it could have looked like.
 
     Args:
-        network: in evaluation mode.
-        images: as it takes them.
-        mirrored: average with the mirror image.
-        shifted: average with copies that are shifted by so many pixels, borders mirrored (Jordan, 2024,
-            arXiv:2404.00498, whose weights these are).
+        network: a network in evaluation mode.
+        images: what the network takes.
+        mirrored: whether the mirror image counts, as much as the image.
+        shifted: number of pixels by which two copies are shifted, borders mirrored (Jordan, 2024, arXiv:2404.00498,
+            whose weights these are); 0: no copies.
     """
 
     def logits_at(view: Tensor) -> Tensor:
@@ -87,12 +79,19 @@ def evaluate_state(
     averaged: bool = True,
     batches: Iterable[Tensor] | None = None,
 ) -> Scores:
-    """How good a network is as it stands: as its recipe evaluates, with averaged parameters where it has them.
+    """Scores of a network as it stands, evaluated as its recipe says.
 
-    `batches` are those that `undistorted` gives of the same data, where they are at hand.
+    Args:
+        state: what holds the network.
+        recipe: how images are taken, and what is averaged over.
+        data: images to evaluate on, and their labels.
+        moments: mean and deviation of the channels of the images trained on.
+        averaged: whether the averaged parameters are used, where there are some.
+        batches: what `evaluation_batches` gives of these images, where it is at hand.
     """
     if batches is None:
-        batches = undistorted(data, recipe, moments, device=next(state.network.parameters()).device)
+        device = next(state.network.parameters()).device
+        batches = evaluation_batches(data.pixels, recipe.augmentation, moments, device=device)
     with state.averages_applied(averaged):
         logits = logits_of(
             state.network,
@@ -102,13 +101,6 @@ def evaluate_state(
             precision=state.precision,
         )
     return evaluate_logits(logits, data)
-
-
-def undistorted(
-    data: PixelSet, recipe: Recipe, moments: Moments, *, device: torch.device | str = "cpu"
-) -> Iterator[Tensor]:
-    """All images of a set, in order, as the network takes them in evaluation."""
-    return evaluation_batches(data.pixels, recipe.distortions, moments, device=device)
 
 
 def evaluate_logits(logits: Tensor, data: PixelSet) -> Scores:
@@ -122,7 +114,7 @@ def evaluate_logits(logits: Tensor, data: PixelSet) -> Scores:
 
 
 _CELL = 16
-"""Pixels a side of a cell of the confusion matrix's picture."""
+"""Side of a cell in the confusion matrix's picture, in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,19 +122,25 @@ class CheckpointEvaluation:
     """How good a checkpoint is."""
 
     step: int
+    """Number of steps that had been made."""
     split: str
+    """Images that it was evaluated on: `validation` or `test`."""
     averaged: bool
     """Whether the averaged parameters were used."""
-    evaluation: Scores
+    scores: Scores
+    """Scores of all classes, and what was confused."""
 
     @property
     def score(self) -> Score:
         """Precision at 1, which is the accuracy of the most probable class."""
-        return self.evaluation.score
+        return self.scores.score
 
 
 class Evaluator:
-    """Evaluates checkpoints of one run; loads the run's data once."""
+    """Follows a run's newest checkpoint, mostly in a process of its own, and says how good it is.
+
+    It reads whole checkpoints only, never misses the last one, and ends when the run has ended.
+    """
 
     def __init__(
         self,
@@ -157,10 +155,10 @@ class Evaluator:
 
         Args:
             run: the run's folder.
-            split: `validation` or `test`; left out, the validation images where the run has some, else the test images.
-            averaged: use the moving averages of the parameters, where the recipe has them.
+            split: `validation` or `test`; None: the validation images where the run has some, else the test images.
+            averaged: whether the moving averages of the parameters are used, where the recipe has them.
             data_folder: where named data sets lie.
-            device: auto, cpu or cuda.
+            device: kind of device to compute on: auto, cpu or cuda.
 
         Raises:
             RunError: there is no such run.
@@ -220,15 +218,11 @@ class Evaluator:
 
     def _evaluate(self, checkpoint: Checkpoint) -> CheckpointEvaluation:
         self.state.load_state_dict(checkpoint.state)
-        evaluation = evaluate_state(self.state, self.recipe, self.images, self.moments, averaged=self.averaged)
-        return CheckpointEvaluation(
-            step=checkpoint.step,
-            split=self.split,
-            averaged=self.averaged,
-            evaluation=evaluation,
-        )
+        scores = evaluate_state(self.state, self.recipe, self.images, self.moments, averaged=self.averaged)
+        return CheckpointEvaluation(step=checkpoint.step, split=self.split, averaged=self.averaged, scores=scores)
 
     def _written(self) -> list[dict[str, Any]]:
+        """What an evaluator with the same question has written before."""
         mine = {"split": self.split, "averaged": self.averaged}
         lines = self.folder.lines(EVALUATIONS)
         return [line for line in lines if {name: line.get(name) for name in mine} == mine]
@@ -241,16 +235,19 @@ class Evaluator:
             averaged=result.averaged,
             n=result.score.n,
         )
-        summaries.picture(result.step, "confusion", _confusion_picture(result.evaluation))
+        summaries.picture(result.step, "confusion", _confusion_picture(result.scores))
 
 
-def _confusion_picture(evaluation: Scores) -> torch.Tensor:
-    """Rows are true classes, columns predicted ones; the darker, the more of the class. 1×height×width, 0 to 1."""
-    places = {score.name: number for number, score in enumerate(evaluation.classes)}
+def _confusion_picture(scores: Scores) -> torch.Tensor:
+    """Draw the confusion matrix, 1×height×width from 0 to 1.
+
+    Rows are true classes, columns predicted ones; the darker a cell, the more of the class.
+    """
+    places = {score.name: number for number, score in enumerate(scores.classes)}
     counts = np.zeros((len(places), len(places)))
-    for score in evaluation.classes:
+    for score in scores.classes:
         counts[places[score.name], places[score.name]] = score.right
-    for pair in evaluation.confusions:
+    for pair in scores.confusions:
         counts[places[pair.truth], places[pair.predicted]] = pair.count
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     return torch.from_numpy(1 - np.kron(np.sqrt(shares), np.ones((_CELL, _CELL))))[None].float()

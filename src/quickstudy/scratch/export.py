@@ -1,4 +1,4 @@
-"""From a run to the same kind of `.onnx` model that retraining gives: cropping, standardisation and softmax inside."""
+"""Export of a run as the same kind of `.onnx` model that retraining gives: crop, standardisation and softmax inside."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ from quickstudy.images.decoding import InputSpec
 from quickstudy.models.assemble import save_model
 from quickstudy.models.format import GOLDEN_TOLERANCE, golden_images
 from quickstudy.scratch.data import DataFacts
-from quickstudy.scratch.evaluation import averaged_logits, evaluating
+from quickstudy.scratch.evaluation import averaged_logits
 from quickstudy.scratch.folder import RunFolder
+from quickstudy.scratch.layers import evaluation_mode
 from quickstudy.scratch.recipe import Recipe
 from quickstudy.scratch.state import TrainingState
 
 _GREY = (0.299, 0.587, 0.114)
 """Weights of red, green and blue (ITU-R BT.601), as Pillow converts to grey."""
 _OPSET = 18
+"""Version of ONNX's operators."""
 
 
 def export(run: str | Path, output: str | Path | None = None) -> Path:
@@ -36,10 +38,10 @@ def export(run: str | Path, output: str | Path | None = None) -> Path:
 
     Args:
         run: the run's folder.
-        output: the file; left out, `model.onnx` in the run's folder.
+        output: path of the model; None: `model.onnx` in the run's folder.
 
     Returns:
-        The file.
+        The path of the model.
 
     Raises:
         RunError: there is no such run, or it has no checkpoint that is whole.
@@ -58,7 +60,7 @@ def export(run: str | Path, output: str | Path | None = None) -> Path:
     images = golden_images(facts.side)
     with state.averages_applied():
         classifier = _Classifier(state.network, recipe, facts)
-        with evaluating(classifier):
+        with evaluation_mode(classifier), torch.inference_mode():
             expected = classifier(torch.from_numpy(images)).numpy()
         graph = _to_onnx(classifier, torch.from_numpy(images))
     session = open_session(graph.SerializeToString())
@@ -90,7 +92,7 @@ def export(run: str | Path, output: str | Path | None = None) -> Path:
 
 
 class _Classifier(nn.Module):
-    """uint8 images as they come from a decoder (N×S×S×3) to probabilities (N×classes)."""
+    """Takes uint8 images as they come from a decoder (N×S×S×3) to probabilities (N×classes)."""
 
     grey: Tensor
     mean: Tensor
@@ -99,23 +101,23 @@ class _Classifier(nn.Module):
     def __init__(self, network: nn.Module, recipe: Recipe, facts: DataFacts) -> None:
         super().__init__()
         self.network, self.mirrored, self.shifted = network, recipe.mirrored_test, recipe.shifted_test
-        self.distortions, self.facts = recipe.distortions, facts
+        self.augmentation, self.facts = recipe.augmentation, facts
         self.register_buffer("grey", torch.tensor(_GREY).reshape(1, 3, 1, 1))
         self.register_buffer("mean", torch.tensor(facts.moments.mean).reshape(1, -1, 1, 1))
         self.register_buffer("deviation", torch.tensor(facts.moments.deviation).reshape(1, -1, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
-        """As evaluation does it."""
-        side = self.distortions.output_side(self.facts.side)
+        """Do what evaluation does."""
+        side = self.augmentation.output_side(self.facts.side)
         start = (self.facts.side - side) // 2
         x = image[:, start : start + side, start : start + side].permute(0, 3, 1, 2).float()
         if self.facts.channels == 1:
             x = (x * self.grey).sum(dim=1, keepdim=True)
-        if self.distortions.standardise == "image":
+        if self.augmentation.standardise == "image":
             x = x - x.mean(dim=(1, 2, 3), keepdim=True)
             deviation = x.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
             x = x / deviation.clamp(min=1 / math.sqrt(x[0].numel()))
-        elif self.distortions.standardise == "set":
+        elif self.augmentation.standardise == "set":
             x = (x - self.mean) / self.deviation
         else:
             x = x / 255
@@ -125,8 +127,8 @@ class _Classifier(nn.Module):
 
 
 def _to_onnx(classifier: nn.Module, images: Tensor) -> onnx.ModelProto:
-    """Torch's own exporter, silenced: what it says is for its developers, and the result is checked."""
-    with evaluating(classifier), warnings.catch_warnings(), _quiet():
+    """Call torch's own exporter, silenced: what it says is for its developers, and the result is checked."""
+    with evaluation_mode(classifier), torch.inference_mode(), warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             classifier,
@@ -139,12 +141,13 @@ def _to_onnx(classifier: nn.Module, images: Tensor) -> onnx.ModelProto:
             verbose=False,
         )
     if program is None:
-        raise ModelError("torch has exported nothing")
+        raise ModelError("torch has exported nothing, so no model was written. Please report this")
     return program.model_proto
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
+    """Print and log nothing inside this context."""
     with contextlib.redirect_stdout(io.StringIO()):
         previous = logging.root.manager.disable
         logging.disable(logging.WARNING)

@@ -17,22 +17,26 @@ from quickstudy.scratch.data import DataFacts
 from quickstudy.scratch.recipe import Recipe
 
 METRICS = "metrics.jsonl"
+"""Name of the file that the training loop writes its numbers to, a line a report."""
 RESULT = "result.json"
-"""There once the run has ended."""
+"""Name of the file that is there once the run has ended."""
 EVALUATIONS = "evaluations.jsonl"
+"""Name of the file that the evaluator writes to, a line a checkpoint."""
 _LOCK_ATTEMPTS = 10
+"""Number of attempts to take the lock, a twentieth of a second apart."""
 
 
 class RunFolder:
-    """`config.json`, `metrics.jsonl`, `evaluations.jsonl`, `checkpoints/`, `tensorboard/`, `result.json`."""
+    """The folder of one run: `config.json`, `checkpoints/`, `metrics.jsonl`, `evaluations.jsonl`, `result.json`, …"""
 
     def __init__(self, path: Path, *, keep: int = 5) -> None:
+        """Name the folder; nothing is read or written yet. `keep` is the number of newest checkpoints to keep."""
         self.path = path
         self.checkpoints = Checkpoints(path / "checkpoints", keep=keep)
 
     @staticmethod
     def existing(path: Path) -> RunFolder:
-        """The folder of a run that has begun.
+        """Open the folder of a run that has begun.
 
         Raises:
             RunError: this is none.
@@ -42,7 +46,7 @@ class RunFolder:
         return RunFolder(path)
 
     def config(self) -> dict[str, Any]:
-        """What `begin` was given.
+        """Read the configuration that `begin` has written.
 
         Raises:
             RunError: the file is damaged.
@@ -54,7 +58,7 @@ class RunFolder:
             raise RunError(f"'{self.path / 'config.json'}' is damaged: {error}") from None
 
     def recipe(self) -> Recipe:
-        """The run's recipe.
+        """Read the run's recipe.
 
         Raises:
             RunError: it is damaged, or of another version.
@@ -65,7 +69,7 @@ class RunFolder:
             raise RunError(f"'{self.path / 'config.json'}': {error}") from None
 
     def facts(self) -> DataFacts:
-        """What is known of the data that the run trains on.
+        """Read what is known of the data that the run trains on.
 
         Raises:
             RunError: the configuration is damaged.
@@ -129,24 +133,24 @@ class RunFolder:
             return False
 
     def result(self) -> dict[str, Any] | None:
-        """What the run came to, as `RunResult.to_dict` gave it, once it has ended."""
+        """Read what the run came to, as `RunResult.to_dict` gave it; None before it has ended."""
         try:
             return dict(json.loads((self.path / RESULT).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Say that the run has ended, and what it came to."""
+        """Write what the run came to, which says that it has ended."""
         write_json_atomically(self.path / RESULT, result)
 
     def best_step(self) -> int | None:
-        """The step whose checkpoint the evaluator found best, if it has found one."""
+        """The step whose checkpoint the evaluator found best; None where it has found none."""
         evaluations = [line for line in self.lines(EVALUATIONS) if "precision" in line]
         best = max(evaluations, key=lambda line: (line["precision"], line["step"]), default=None)
         return None if best is None else int(best["step"])
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """What a .jsonl file of the run holds; a last line that a kill cut off is left out."""
+        """Read a .jsonl file of the run; a last line that a kill cut off is left out."""
         found = []
         try:
             text = (self.path / name).read_text(encoding="utf-8", errors="replace")
@@ -176,7 +180,7 @@ def append_line(path: Path, values: dict[str, Any]) -> None:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What differs, for people: options by name, and the images."""
+    """Say for people what differs: options by name, and the images."""
     before, now = dict(old.get("options", {})), json.loads(json.dumps(new["options"]))
     found = [
         f"{name} is {before.get(name)} there, {now.get(name)} here"
@@ -191,6 +195,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _try_lock(descriptor: int) -> bool:
+    """Take the lock of an open file, unless another process has it; whether it was taken."""
     if os.name == "nt":
         import msvcrt
 

@@ -1,14 +1,4 @@
-"""Layers that torch lacks, or has in a form that costs more than the layers around them.
-
-Dense layers through whichever library multiplies faster on this processor.
-
-PyTorch's products of float32 matrices go to MKL, which keeps to AVX2 on processors that are not Intel's. oneDNN, which
-PyTorch takes for convolutions, uses AVX-512 wherever it is: 190 instead of 95 GFLOP/s a core on a Zen 5.
-
-Networks in evaluation mode for a while.
-
-What a network costs: parameters and multiply-adds, counted on the network itself.
-"""
+"""Layers that torch lacks, or has in a form that costs more than the layers around them; and what a network costs."""
 
 from __future__ import annotations
 
@@ -32,9 +22,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "leaky_relu": nn.LeakyReLU,
     "elu": nn.ELU,
 }
-"""By the names that recipes use."""
+"""Activations by the names that recipes use."""
 RISING = (nn.ReLU, nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.ELU)
-"""Those that never fall: the largest of several values stays the largest."""
+"""Activations that never fall, so that the largest of several values stays the largest."""
 
 
 class LocalResponseNorm(nn.Module):
@@ -42,7 +32,8 @@ class LocalResponseNorm(nn.Module):
 
     As in Krizhevsky, Sutskever & Hinton, 2012, section 3.3, with TensorFlow's definition of the sum (`alpha` is not
     divided by the window's width). torch's own layer takes most of the classic network's step; here the sum over
-    neighbouring channels is a 1×1 convolution with a banded matrix, and the gradient is written out.
+    neighbouring channels is a 1×1 convolution with a banded matrix, and the gradient is written out: 2.9 instead of
+    22.9 ms, forward and backward, for 128×64×12×12 on two cores (Zen 5, AVX-512).
     """
 
     band: Tensor
@@ -54,7 +45,7 @@ class LocalResponseNorm(nn.Module):
         self.register_buffer("band", ((places[:, None] - places).abs() <= radius).float(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """N×C×H×W to the same shape."""
+        """Keep the shape, N×C×H×W."""
         if torch.onnx.is_in_onnx_export():
             scale = self.bias + self.alpha * functional.conv2d(x * x, self.band[:, :, None, None].to(x.dtype))
             return x * scale.pow(-self.beta)
@@ -62,7 +53,7 @@ class LocalResponseNorm(nn.Module):
         return result
 
     def extra_repr(self) -> str:
-        """The constants, for `print(network)`."""
+        """Show the constants in `print(network)`."""
         return f"bias={self.bias}, alpha={self.alpha:.3g}, beta={self.beta}"
 
 
@@ -97,7 +88,7 @@ def _negative_power(scale: Tensor, beta: float) -> Tensor:
 class LocallyConnected(nn.Module):
     """A convolution whose filters differ from place to place, as in cuda-convnet's local layers.
 
-    N×C×H×W to N×`channels`×H×W; zeros beyond the border.
+    It takes N×C×H×W to N×`channels`×H×W; beyond the border there are zeros.
     """
 
     def __init__(self, in_channels: int, channels: int, *, size: int, kernel: int) -> None:
@@ -107,7 +98,7 @@ class LocallyConnected(nn.Module):
         self.bias = nn.Parameter(torch.empty(channels, size, size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """One matrix product a place."""
+        """Make one matrix product for each place."""
         patches = (
             self._shifted(x)
             if torch.compiler.is_exporting()
@@ -117,7 +108,7 @@ class LocallyConnected(nn.Module):
         return products.permute(1, 2, 0).reshape(x.shape[0], -1, self.size, self.size) + self.bias
 
     def _shifted(self, x: Tensor) -> Tensor:
-        """What `unfold` gives, in operators whose sizes ONNX can tell before it runs them."""
+        """Give what `unfold` gives, in operators whose sizes ONNX can tell before it runs them."""
         padded = functional.pad(x, [self.kernel // 2] * 4)
         shifts = [
             padded[:, :, top : top + self.size, left : left + self.size]
@@ -127,7 +118,7 @@ class LocallyConnected(nn.Module):
         return torch.stack(shifts, dim=2).reshape(x.shape[0], -1, self.size * self.size)
 
     def extra_repr(self) -> str:
-        """The shape, for `print(network)`."""
+        """Show the shape in `print(network)`."""
         return f"size={self.size}, kernel={self.kernel}, channels={self.weight.shape[2]}"
 
 
@@ -140,12 +131,12 @@ class Whitening(nn.Conv2d):
     """
 
     def __init__(self, channels: int, *, kernel: int, directions: int) -> None:
-        """Args: `directions`: eigenvectors to use, those of the largest eigenvalues first; there are C·kernel²."""
+        """Args: `directions`: number of eigenvectors to use, the largest eigenvalues first; there are C·kernel²."""
         super().__init__(channels, 2 * min(directions, channels * kernel * kernel), kernel, bias=False)
         self.weight.requires_grad = False
 
     @torch.no_grad()
-    def fit(self, images: Tensor, *, floor: float = 5e-4) -> None:
+    def take_filters(self, images: Tensor, *, floor: float = 5e-4) -> None:
         """Take the filters from images (N×C×H×W, as the network gets them); `floor` bounds what flat patches become."""
         kernel = self.kernel_size[0]
         patches = functional.unfold(images.float(), kernel, stride=2).transpose(1, 2).flatten(0, 1).double()
@@ -166,10 +157,15 @@ def after_pooling(size: int) -> int:
 
 
 class Dense(nn.Linear):
-    """As `nn.Linear`, N×inputs to N×outputs, and as fast as this processor can."""
+    """An `nn.Linear` through whichever library multiplies faster on this processor.
+
+    PyTorch's products of float32 matrices go to MKL, which keeps to AVX2 on processors that are not Intel's. oneDNN,
+    which PyTorch takes for convolutions, uses AVX-512 wherever it is: 190 instead of 95 GFLOP/s a core on a Zen 5.
+    Forward, and both products of the backward pass, take 5.2 instead of 11.6 ms for 784×500 at batch 500 on two cores.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """N×inputs to N×outputs."""
+        """Take N×inputs to N×outputs."""
         if x.ndim != 2 or x.dtype is not torch.float32 or x.device.type != "cpu" or not _onednn_is_faster():
             return super().forward(x)
         if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or torch._C._get_tracing_state():
@@ -179,6 +175,8 @@ class Dense(nn.Linear):
 
 
 class _Product(torch.autograd.Function):
+    """The product x · weightᵀ + bias in oneDNN, and its gradients."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -221,14 +219,16 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Parameters of a network and multiply-adds of its convolutions and dense layers for one image, forward."""
+    """Size and work of a network."""
 
     parameters: int
+    """Number of parameters, those that are not trained included."""
     multiply_adds: int
+    """Number of multiply-adds of convolutions and dense layers in the forward pass of one image."""
 
 
 def cost_of(network: nn.Module, *, size: int, channels: int) -> Cost:
-    """Count, by passing one image of `channels`×`size`×`size` through."""
+    """Count on the network itself, by passing one image of `channels`×`size`×`size` through."""
     total = 0
 
     def count(module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -1,14 +1,7 @@
-"""The deep-CNN tutorial's network for CIFAR-10, and its variants.
+"""The networks that recipes train, each with its options: classic, fast, and fully connected (MLP).
 
-Two convolutions with max-pooling and local response normalisation, two hidden dense layers, a linear layer; after
-cuda-convnet's layers-80sec and TensorFlow's "Deep CNN" tutorial (2015), whose initial values and biases it has.
-
-A small modern network that learns in few passes: whitened patches, then blocks of 3×3 convolutions and batch norms.
-
-After Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024, https://arxiv.org/abs/2404.00498), with widths
-that suit a processor.
-
-A fully connected network, for studies of depth, batch normalisation and activation.
+A network takes N×C×S×S images and gives N×classes logits. It says which of its weights decay (`decayed`), and may take
+from training images what it does not train (`prepare`).
 """
 
 from __future__ import annotations
@@ -32,25 +25,28 @@ from quickstudy.scratch.layers import (
 )
 
 _FILTERS = 64
+"""Number of channels of the classic network's convolutions."""
 _HIDDEN = (384, 192)
+"""Numbers of units of the classic network's two hidden dense layers."""
 _LOCAL = (64, 32)
+"""Numbers of channels of the two locally connected layers that may stand in their place."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassicNetwork:
-    """What may be varied in the classic network."""
+class ClassicNetworkOptions:
+    """Options of the classic network."""
 
     activation: str = "relu"
-    """One of relu, gelu, silu, sigmoid, tanh, leaky_relu, elu."""
+    """Activation of all hidden layers: relu, gelu, silu, sigmoid, tanh, leaky_relu or elu."""
     normalisation: str = "lrn"
-    """lrn (local response normalisation), batch_norm, or none."""
+    """Normalisation after each convolution: lrn (local response normalisation), batch_norm, or none."""
     top: str = "dense"
-    """dense, or local: locally connected layers instead of the two hidden dense ones, as in cuda-convnet."""
+    """Kind of the two hidden layers after the convolutions: dense, or local (locally connected) as in cuda-convnet."""
     bottleneck: int = 0
-    """Width of a 1×1 bottleneck around the second convolution; 0: none."""
+    """Number of channels of a 1×1 bottleneck around the second convolution; 0: no bottleneck."""
 
     def build(self, *, size: int, channels: int, classes: int) -> ClassicNet:
-        """The network for images of `channels`×`size`×`size`."""
+        """Make the network for images of `channels`×`size`×`size`."""
         for name, value, known in (
             ("activation", self.activation, tuple(ACTIVATIONS)),
             ("normalisation", self.normalisation, ("lrn", "batch_norm", "none")),
@@ -62,9 +58,13 @@ class ClassicNetwork:
 
 
 class ClassicNet(nn.Module):
-    """N×C×S×S images to N×classes logits."""
+    """The deep-CNN tutorial's network for CIFAR-10, and its variants.
 
-    def __init__(self, config: ClassicNetwork, *, size: int, channels: int, classes: int) -> None:
+    Two convolutions with max-pooling and local response normalisation, two hidden dense layers, a linear layer; after
+    cuda-convnet's layers-80sec and TensorFlow's "Deep CNN" tutorial (2015), whose initial values and biases it has.
+    """
+
+    def __init__(self, config: ClassicNetworkOptions, *, size: int, channels: int, classes: int) -> None:
         super().__init__()
         activation = ACTIVATIONS[config.activation]
         self.conv1 = nn.Conv2d(channels, _FILTERS, 5, padding=2)
@@ -90,7 +90,7 @@ class ClassicNet(nn.Module):
         self._initialise()
 
     def forward(self, images: Tensor) -> Tensor:
-        """The layers, in order."""
+        """Pass images through the layers, in order."""
         x = self.conv1(images)
         if isinstance(self.active1, RISING):  # then pooling may come first, which leaves a quarter of the values
             x = self.active1(_pool(x, side=self.sides[0]))
@@ -111,7 +111,7 @@ class ClassicNet(nn.Module):
         yield self.hidden2.weight
 
     def prepare(self, images: Tensor) -> None:
-        """Nothing is taken from the images."""
+        """Take nothing from the images."""
 
     def _initialise(self) -> None:
         for module in self.modules():
@@ -137,7 +137,7 @@ class Bottleneck(nn.Module):
         self.expand = nn.Conv2d(width, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """N×C×H×W to the same shape."""
+        """Keep the shape, N×C×H×W."""
         expanded: Tensor = self.expand(self.active2(self.conv(self.active1(self.reduce(x)))))
         return expanded
 
@@ -155,28 +155,29 @@ def _pool(x: Tensor, *, side: int) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FastNetwork:
-    """What may be varied in the fast network."""
+class FastNetworkOptions:
+    """Options of the fast network."""
 
     activation: str = "silu"
-    """One of relu, gelu, silu, sigmoid, tanh, leaky_relu, elu."""
+    """Activation of all hidden layers: relu, gelu, silu, sigmoid, tanh, leaky_relu or elu."""
     widths: tuple[int, ...] = (16, 64, 128)
-    """Channels of each block; a block halves the side."""
+    """Numbers of channels of the blocks; a block halves the side."""
     convolutions: int = 3
-    """3×3 convolutions a block."""
+    """Number of 3×3 convolutions in a block."""
     residual: bool = True
-    """Add a block's input after pooling to its output."""
+    """Whether a block's input after pooling is added to its output."""
     whitening: bool = True
-    """Take the first layer from the images' patches instead of training it."""
+    """Whether the first layer is taken from the images' patches instead of being trained."""
     directions: int = 8
-    """Of the whitened 2×2 patches, the strongest first, at most all (12 in RGB); each is a filter with both signs."""
+    """Number of directions of 2×2 patches in the first layer, the strongest first, at most all (12 in RGB); each makes
+    two filters, one of each sign."""
     logit_scale: float = 1 / 9
     """Factor of the logits."""
     batch_norm_momentum: float = 0.6
-    """Share of the newest batch in the running statistics; high, since runs are short."""
+    """Share of the newest batch in the running statistics, 0 to 1; high, since runs are short."""
 
     def build(self, *, size: int, channels: int, classes: int) -> FastNet:
-        """The network for images of `channels`×`size`×`size`."""
+        """Make the network for images of `channels`×`size`×`size`."""
         if self.activation not in ACTIVATIONS:
             raise OptionError(f"activation is '{self.activation}'; expected one of {', '.join(ACTIVATIONS)}")
         if not self.widths or min(self.widths) < 1:
@@ -191,9 +192,13 @@ class FastNetwork:
 
 
 class FastNet(nn.Module):
-    """N×C×S×S images to N×classes logits; S may vary from batch to batch."""
+    """A small modern network that learns in few passes: whitened patches, then blocks of 3×3 convolutions, batch norms.
 
-    def __init__(self, config: FastNetwork, *, channels: int, classes: int) -> None:
+    It follows Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024, https://arxiv.org/abs/2404.00498), with
+    widths that suit a processor. The side of its images may vary from batch to batch.
+    """
+
+    def __init__(self, config: FastNetworkOptions, *, channels: int, classes: int) -> None:
         super().__init__()
         self.active = ACTIVATIONS[config.activation]()
         self.logit_scale = config.logit_scale
@@ -208,7 +213,7 @@ class FastNet(nn.Module):
         self.linear = nn.Linear(width_in, classes, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The layers, in order."""
+        """Pass images through the layers, in order."""
         x = self.active(self.first(images))
         for block in self.blocks:
             x = block(x)
@@ -222,13 +227,13 @@ class FastNet(nn.Module):
     def prepare(self, images: Tensor) -> None:
         """Take the first layer from these images."""
         if isinstance(self.first, Whitening):
-            self.first.fit(images)
+            self.first.take_filters(images)
 
 
 class Block(nn.Module):
     """Convolution, pooling, batch norm, activation; then further convolutions without pooling."""
 
-    def __init__(self, channels: int, width: int, config: FastNetwork) -> None:
+    def __init__(self, channels: int, width: int, config: FastNetworkOptions) -> None:
         super().__init__()
         self.residual = config.residual
         self.convolutions, self.norms, self.actives = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
@@ -243,37 +248,37 @@ class Block(nn.Module):
             self.actives.append(ACTIVATIONS[config.activation]())
 
     def forward(self, x: Tensor) -> Tensor:
-        """N×C×H×W to N×width×H/2×W/2."""
+        """Take N×C×H×W to N×width×H/2×W/2."""
         x = pooled = self.actives[0](self.norms[0](functional.max_pool2d(self.convolutions[0](x), 2)))
         for number in range(1, len(self.convolutions)):
             x = self.actives[number](self.norms[number](self.convolutions[number](x)))
         return x + pooled if self.residual and x is not pooled else x
 
 
-_PLACES = ("off", "before", "after")
+_BATCH_NORM_PLACES = ("off", "before", "after")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MlpNetwork:
-    """What may be varied in the fully connected network."""
+class MlpNetworkOptions:
+    """Options of the fully connected network."""
 
     activation: str = "relu"
-    """One of relu, gelu, silu, sigmoid, tanh, leaky_relu, elu."""
+    """Activation of all hidden layers: relu, gelu, silu, sigmoid, tanh, leaky_relu or elu."""
     widths: tuple[int, ...] = (500, 400, 300, 200, 100, 50, 25)
-    """Units of the hidden layers, the first one first."""
+    """Numbers of units of the hidden layers, the first one first."""
     depth: int = 7
-    """Hidden layers: the first so many of `widths`."""
+    """Number of hidden layers, the first so many of `widths`; 0: the classes follow the pixels at once."""
     batch_norm: str = "off"
-    """off, or batch normalisation before or after each activation (Ioffe & Szegedy, 2015, have it before)."""
+    """Place of batch normalisation: off, before or after each activation (Ioffe & Szegedy, 2015, have it before)."""
     bottleneck: int = 0
-    """Units of one more hidden layer, between the others and the classes; 0: none."""
+    """Number of units of one more hidden layer, between the others and the classes; 0: no such layer."""
 
     def build(self, *, size: int, channels: int, classes: int) -> Mlp:
-        """The network for images of `channels`×`size`×`size`."""
+        """Make the network for images of `channels`×`size`×`size`."""
         if self.activation not in ACTIVATIONS:
             raise OptionError(f"activation is '{self.activation}'; expected one of {', '.join(ACTIVATIONS)}")
-        if self.batch_norm not in _PLACES:
-            raise OptionError(f"batch_norm is '{self.batch_norm}'; expected one of {', '.join(_PLACES)}")
+        if self.batch_norm not in _BATCH_NORM_PLACES:
+            raise OptionError(f"batch_norm is '{self.batch_norm}'; expected one of {', '.join(_BATCH_NORM_PLACES)}")
         if not self.widths or min(self.widths) < 1:
             shown = ",".join(map(str, self.widths)) or "empty"
             raise OptionError(f"widths is {shown}; expected the units of each layer, 1 or more, such as 500,400")
@@ -283,9 +288,9 @@ class MlpNetwork:
 
 
 class Mlp(nn.Module):
-    """N×C×S×S images to N×classes logits."""
+    """A fully connected network, for studies of depth, batch normalisation and activation."""
 
-    def __init__(self, config: MlpNetwork, *, inputs: int, classes: int) -> None:
+    def __init__(self, config: MlpNetworkOptions, *, inputs: int, classes: int) -> None:
         super().__init__()
         widths = config.widths[: config.depth] + ((config.bottleneck,) if config.bottleneck else ())
         self.hidden = nn.ModuleList()
@@ -296,7 +301,7 @@ class Mlp(nn.Module):
         _initialise(self.linear)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The layers, in order."""
+        """Pass images through the layers, in order."""
         x = images.flatten(1)
         for layer in self.hidden:
             x = layer(x)
@@ -308,13 +313,13 @@ class Mlp(nn.Module):
         return (parameter for parameter in self.parameters() if parameter.ndim == 2)
 
     def prepare(self, images: Tensor) -> None:
-        """Nothing is taken from the images."""
+        """Take nothing from the images."""
 
 
 class Hidden(nn.Module):
     """A linear layer and its activation, with a batch norm before or after that, or without one."""
 
-    def __init__(self, inputs: int, width: int, config: MlpNetwork) -> None:
+    def __init__(self, inputs: int, width: int, config: MlpNetworkOptions) -> None:
         super().__init__()
         # The shift of a batch norm that follows at once makes a bias of the linear layer superfluous.
         self.linear = Dense(inputs, width, bias=config.batch_norm != "before")
@@ -324,14 +329,14 @@ class Hidden(nn.Module):
         self.active = ACTIVATIONS[config.activation]()
 
     def forward(self, x: Tensor) -> Tensor:
-        """N×inputs to N×width."""
+        """Take N×inputs to N×width."""
         x = self.linear(x)
         result: Tensor = self.active(self.norm(x)) if self.norm_first else self.norm(self.active(x))
         return result
 
 
 def _initialise(layer: nn.Linear) -> None:
-    """Weights as Glorot & Bengio, 2010, have them; biases zero."""
+    """Draw weights as Glorot & Bengio, 2010, do; set biases to zero."""
     nn.init.xavier_uniform_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -1,7 +1,8 @@
 """Data parallel: one replica a device, each with its part of every batch, gradients averaged before every step.
 
-Replicas on one machine are started here; over several machines torchrun starts them. They meet through
-torch.distributed: gloo on processors, NCCL on GPUs. Nothing listens beyond the loopback device unless torchrun says so.
+Replicas on one machine are started here; over several machines torchrun starts them. They compute together through
+torch.distributed: gloo on processors, NCCL on GPUs. Replicas of one machine need no server: they meet through a file,
+and gloo is told to use the loopback device, since torch's rendezvous store would listen on all addresses.
 """
 
 from __future__ import annotations
@@ -28,21 +29,27 @@ from quickstudy.errors import OptionError, QuickstudyError, RunError, TrainingEr
 from quickstudy.process import settle_own_process, starting_own_process, usable_cores
 
 _TIMEOUT = datetime.timedelta(minutes=10)
+"""Time after which a replica gives up waiting for the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replica:
-    """One of the processes that train together."""
+    """One of the processes that train together, by its place among them."""
 
     rank: int = 0
+    """Number of the replica, counted from 0."""
     world: int = 1
+    """Number of replicas."""
     local_rank: int = 0
+    """Number of the replica on its machine, counted from 0."""
     local_world: int = 1
+    """Number of processes on its machine that share the cores."""
     device_type: str = "cpu"
+    """Kind of device: cpu or cuda."""
 
     @property
     def is_first(self) -> bool:
-        """The one that writes files and speaks."""
+        """Whether this is the replica that writes files and speaks."""
         return self.rank == 0
 
     @property
@@ -52,7 +59,7 @@ class Replica:
 
 
 def choose_device(name: str = "auto") -> str:
-    """`cpu` or `cuda`; `auto` takes a GPU where there is one.
+    """Choose `cpu` or `cuda`; `auto` takes a GPU where there is one.
 
     Raises:
         OptionError: there is no such device.
@@ -65,7 +72,7 @@ def choose_device(name: str = "auto") -> str:
 
 
 def torchrun_replica(device_type: str) -> Replica | None:
-    """This process's place where torchrun has started it; None elsewhere."""
+    """This process's place among the replicas where torchrun has started it; None elsewhere."""
     if "TORCHELASTIC_RUN_ID" not in os.environ and not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
         return None
     number = {name: int(os.environ.get(name, default)) for name, default in _TORCHRUN}
@@ -83,7 +90,7 @@ _TORCHRUN = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WO
 
 @contextmanager
 def joined(replica: Replica, meeting: str = "env://") -> Iterator[None]:
-    """Be one of the replicas inside this context; alone, nothing is set up."""
+    """Be one of the replicas inside this context; `meeting` is the address where they find each other."""
     torch.set_num_threads(max(1, usable_cores() // replica.local_world))
     if replica.device_type == "cuda":
         torch.cuda.set_device(replica.device)
@@ -121,8 +128,8 @@ def agree_on_step(replica: Replica, step: int) -> None:
         )
 
 
-def said_by_first(replica: Replica, yes: bool) -> bool:
-    """What the first replica says; what the others say does not count."""
+def decided_by_first(replica: Replica, yes: bool) -> bool:
+    """Give all replicas the first one's decision; what the others decided does not count."""
     if replica.world == 1:
         return yes
     answer = torch.tensor(int(yes), device=replica.device)
@@ -134,10 +141,10 @@ def run_replicas(world: int, device_type: str, work: Callable[..., Any], *argume
     """Run `work(replica, *arguments)` in `world` processes on this machine; all of them end before this returns.
 
     Args:
-        world: how many.
+        world: number of processes.
         device_type: cpu or cuda.
         work: a function of a module, so that another process can import it.
-        arguments: passed on.
+        arguments: what `work` gets beside its replica.
 
     Raises:
         QuickstudyError: one of them raised it.
@@ -167,6 +174,7 @@ def run_replicas(world: int, device_type: str, work: Callable[..., Any], *argume
 
 
 def _death(index: int, exit_code: int) -> TrainingError:
+    """The error of a replica that died."""
     how = f"signal {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit status {exit_code}"
     return TrainingError(
         f"Replica {index} died ({how}), so the others were ended; the same command goes on from the newest checkpoint"
@@ -184,11 +192,13 @@ def _failure(path: Path, otherwise: str) -> QuickstudyError:
 
 
 _ERROR = "error.json"
+"""Name of the file in which the first replica that fails says why."""
 
 
 def _replica(
     rank: int, world: int, device_type: str, folder: Path, work: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
+    """Be one replica, from the start of its process to its end."""
     # This process was started by `run_replicas` and ends with this function, so its environment is nobody else's.
     settle_own_process()
     os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"

@@ -1,54 +1,129 @@
-"""What a training is at one moment: network, optimiser, averages, and how they go to a checkpoint and back.
+"""What a checkpoint of a run holds: its network, optimisers, averages and clock; the Muon optimiser stands here, too.
 
-Muon: momentum whose update, for the weights of convolutions, is made orthogonal.
-
-Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024, https://kellerjordan.github.io/posts/muon/).
-The update of a weight, seen as a matrix of output channels by inputs, is replaced by the nearest matrix whose singular
-values are all about one, so that no direction is learned before the others. torch's own Muon takes matrices only. As in
-the CIFAR-10 record that it comes from, each weight is kept at the norm √(output channels), which batch norm allows.
+The training loop (train.py) changes a `TrainingState` step by step; the evaluator and the export read one from a
+checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from quickstudy.learning.averages import ParameterAverages, choose_precision
-from quickstudy.scratch.recipe import Optimiser, Recipe
+from quickstudy.scratch.recipe import OptimiserOptions, Recipe
 
+LOSS_TERMS = ("total", "cross_entropy", "weight_decay")
+"""Names of the three numbers that `smooth_losses` gives, in their order."""
 _LOSS_DECAY = 0.9
+"""Share of the old value in the moving averages of the losses."""
+
+
+class Clock:
+    """The one keeper of a run's time; it starts as it is made, and the training loop alone tells it what happens.
+
+    All times are in seconds. They add up over the processes that take part in a run one after the other, since a
+    checkpoint holds them.
+    """
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._seconds_before = 0.0
+        self._idle_seconds = 0.0
+        self._lap_started, self._lap_step = self._started, 0
+        self._checkpoint_at = self._started
+
+    @property
+    def run_seconds(self) -> float:
+        """Time spent on the run so far, start-up and evaluations included."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    @property
+    def training_seconds(self) -> float:
+        """Time spent on steps so far; start-up and evaluations do not count."""
+        return self.run_seconds - self._idle_seconds
+
+    @property
+    def seconds_since_checkpoint(self) -> float:
+        """Time since the newest checkpoint of this process, or since its first step where it has written none."""
+        return time.perf_counter() - self._checkpoint_at
+
+    def begin_steps(self, step: int) -> None:
+        """End the start-up, which does not count as training; `step` steps have been made before."""
+        now = time.perf_counter()
+        self._idle_seconds += now - self._started
+        self._lap_started, self._lap_step = now, step
+        self._checkpoint_at = now
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Count nothing inside this context as training."""
+        started = time.perf_counter()
+        yield
+        spent = time.perf_counter() - started
+        self._idle_seconds += spent
+        self._lap_started += spent
+
+    def lap(self, step: int) -> float:
+        """End a lap after this step and begin the next one; the result is the lap's mean time of a step."""
+        now = time.perf_counter()
+        seconds = (now - self._lap_started) / max(step - self._lap_step, 1)
+        self._lap_started, self._lap_step = now, step
+        return seconds
+
+    def checkpoint_written(self) -> None:
+        """Count the time since the newest checkpoint from now on."""
+        self._checkpoint_at = time.perf_counter()
+
+    def state_dict(self) -> dict[str, float]:
+        """The times as they go to a checkpoint."""
+        return {"seconds": self.run_seconds, "idle_seconds": self._idle_seconds}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from the times of a checkpoint."""
+        self._seconds_before, self._idle_seconds = float(state["seconds"]), float(state["idle_seconds"])
 
 
 class TrainingState:
-    """Everything that changes from step to step."""
+    """Everything that changes from step to step, and nothing else."""
 
     def __init__(self, recipe: Recipe, *, side: int, channels: int, classes: int, device: torch.device) -> None:
+        """Make the state before the first step.
+
+        Args:
+            recipe: what decides the network, its initial values and its optimisers.
+            side: height and width of the images, in pixels, before the recipe crops them.
+            channels: 1 for grey images, 3 for RGB.
+            classes: number of classes.
+            device: where the network computes.
+        """
+        self.clock = Clock()
+        """Time that the run takes; only the training loop tells it anything."""
         torch.manual_seed(recipe.seed)
-        network = recipe.network.build(size=recipe.distortions.output_side(side), channels=channels, classes=classes)
+        network = recipe.network.build(size=recipe.augmentation.output_side(side), channels=channels, classes=classes)
         self.network = network.to(device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         muon = recipe.optimiser.method == "muon"  # which keeps its weights' norms as they are
         self.precision = choose_precision(recipe.optimiser.precision, device.type)
-        """In which layers multiply."""
+        """Type in which layers multiply."""
         self.decayed = [weight for weight in self.network.decayed() if not (muon and weight.ndim == 4)]
+        """Weights that weight decay makes smaller."""
         self.optimisers = _optimisers(self.network, self.decayed, recipe.optimiser, self.precision)
+        """One optimiser for all parameters, or Muon and the one for all that Muon does not change."""
         self.averages = (
             ParameterAverages(self.network, recipe.optimiser.average_decay) if recipe.optimiser.average_decay else None
         )
+        """Moving averages of the parameters; None where the recipe has none."""
         self.smoothed = torch.zeros(0, device=device)
-        """Moving averages of the loss and its terms, for display only."""
+        """Moving averages of the losses in `LOSS_TERMS`, for display only; empty before the first step."""
         self.step = 0
-        """How many steps have been made."""
+        """Number of steps that have been made."""
         self.ended = False
         """Whether the run has reached its target, or used up its time."""
-        self.seconds = 0.0
-        """Spent on the run until the checkpoint that this process goes on from."""
-        self.idle_seconds = 0.0
-        """Of these, spent on other things than steps: starting and evaluating."""
 
     def prepare(self, images: Tensor) -> None:
         """Let the network take from images what it does not train; the averages begin after that."""
@@ -60,8 +135,8 @@ class TrainingState:
         """Forget the gradients of the step before."""
         self.network.zero_grad()
 
-    def learn(self, rate: float) -> None:
-        """Change the parameters by their gradients, at this learning rate."""
+    def update_parameters(self, rate: float) -> None:
+        """Change the parameters by their gradients, at this learning rate; this makes it a step."""
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate * group["rate_factor"]
@@ -75,14 +150,16 @@ class TrainingState:
         return weight_decay / 2 * torch.stack(squares).sum() if squares else torch.zeros(())
 
     def gradient_norms(self) -> dict[str, float]:
-        """Of each trained parameter, in the last step; brought from a GPU in one piece."""
+        """Norm of each trained parameter's gradient in the last step, by name; brought from a GPU in one piece."""
         with_gradient = {name: p.grad for name, p in self.network.named_parameters() if p.grad is not None}
         norms = torch._foreach_norm(list(with_gradient.values()))
         return dict(zip(with_gradient, torch.stack(norms).tolist() if norms else [], strict=True))
 
-    def smooth(self, losses: Tensor) -> None:
-        """Take the losses of one step into their moving averages."""
+    def smooth_losses(self, cross_entropy: Tensor, decay: Tensor) -> Tensor:
+        """Take a step's losses into their moving averages; the result is the losses themselves, as in `LOSS_TERMS`."""
+        losses = torch.stack((cross_entropy + decay, cross_entropy, decay.to(cross_entropy.device)))
         self.smoothed = torch.lerp(losses, self.smoothed, _LOSS_DECAY) if len(self.smoothed) else losses.clone()
+        return losses
 
     def is_finite(self) -> bool:
         """Whether all parameters are numbers."""
@@ -93,12 +170,11 @@ class TrainingState:
         return self.averages.applied() if wanted and self.averages is not None else nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """The state as it goes to a checkpoint."""
         return {
             "step": self.step,
             "ended": self.ended,
-            "seconds": self.seconds,
-            "idle_seconds": self.idle_seconds,
+            **self.clock.state_dict(),
             "network": self.network.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "averages": None if self.averages is None else self.averages.state_dict(),
@@ -107,9 +183,9 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """From a checkpoint."""
+        """Go on from the state of a checkpoint."""
         self.step, self.ended = int(state["step"]), bool(state["ended"])
-        self.seconds, self.idle_seconds = float(state["seconds"]), float(state["idle_seconds"])
+        self.clock.load_state_dict(state)
         self.network.load_state_dict(state["network"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
@@ -120,9 +196,9 @@ class TrainingState:
 
 
 def _optimisers(
-    network: nn.Module, decayed: list[Tensor], options: Optimiser, precision: torch.dtype
+    network: nn.Module, decayed: list[Tensor], options: OptimiserOptions, precision: torch.dtype
 ) -> list[torch.optim.Optimizer]:
-    """One for all parameters; with `muon` that for the convolutions' weights, descent for the others."""
+    """One optimiser for all parameters; with `muon`, Muon for the convolutions' weights, sgd for the rest."""
     chosen = {id(parameter) for parameter in decayed}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     convolutions: list[nn.Parameter] = []
@@ -157,14 +233,22 @@ def _optimisers(
 
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Factors of the first, third and fifth power in the Newton–Schulz iteration, as Jordan has them."""
 _ITERATIONS = 3
 
 
 class Muon(torch.optim.Optimizer):
-    """For convolution weights (outputs×inputs×height×width) that a batch norm follows."""
+    """Momentum with orthogonal updates, for weights (outputs×inputs×height×width) that a batch norm follows.
+
+    Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024,
+    https://kellerjordan.github.io/posts/muon/). The update of a weight, seen as a matrix of output channels by inputs,
+    is replaced by the nearest matrix whose singular values are all about one, so that no direction is learned before
+    the others. torch's own Muon takes matrices only. As in the CIFAR-10 record that it comes from, each weight is kept
+    at the norm √(output channels), which batch norm allows.
+    """
 
     def __init__(self, params: Iterable[Any], *, lr: float, momentum: float, precision: torch.dtype) -> None:
-        """Args: `precision`: in which updates are made orthogonal; they need not be exact."""
+        """Args: `precision`: type in which updates are made orthogonal; they need not be exact."""
         super().__init__(params, {"lr": lr, "momentum": momentum})
         self.precision = precision
 

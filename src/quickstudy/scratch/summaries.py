@@ -1,7 +1,8 @@
-"""What a run writes for people to watch: TensorBoard events, `metrics.jsonl`, histograms of what goes on inside.
+"""What a run tells and writes while it goes: news for its caller, `metrics.jsonl`, TensorBoard events.
 
-Histograms are counted in torch over fixed, exponentially growing buckets, a hundred times faster than
-`SummaryWriter.add_histogram`, which matters: a summary must not cost what ten steps cost.
+`RunLog` follows the steps of a training; `Summaries` writes to the files, also for the evaluator. A summary must not
+cost what ten steps cost, so histograms are counted in torch over fixed, exponentially growing buckets, a hundred times
+faster than by `SummaryWriter.add_histogram`.
 """
 
 from __future__ import annotations
@@ -10,27 +11,196 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from quickstudy.scratch.folder import append_line
-from quickstudy.scratch.layers import ACTIVATIONS, evaluation_mode
+from quickstudy.images.imageset import Skipped
+from quickstudy.learning.scores import Score
+from quickstudy.scratch.folder import METRICS, RunFolder, append_line
+from quickstudy.scratch.input import Batch, Pipeline
+from quickstudy.scratch.layers import ACTIVATIONS, Cost, evaluation_mode
+from quickstudy.scratch.recipe import Recipe, RunSettings
+from quickstudy.scratch.state import LOSS_TERMS, TrainingState
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
 _IMAGES = 8
+"""Number of a batch's images that TensorBoard shows."""
 _ACTIVATION_IMAGES = 16
-"""Of a batch: enough for a histogram, and not more than a summary may cost."""
+"""Number of a batch's images whose activations are counted: enough for a histogram, and no more than one may cost."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunBegun:
+    """News of a run before its first step in this process."""
+
+    recipe: Recipe
+    """What is trained."""
+    cost: Cost
+    """Size and work of the network."""
+    classes: tuple[str, ...]
+    """Class names, in the order of the labels."""
+    images: dict[str, int]
+    """Number of images by split."""
+    skipped: tuple[Skipped, ...]
+    """Image files that could not be used."""
+    steps: int
+    """Number of steps of the whole run."""
+    step: int
+    """Number of steps that have been made before; 0 in a new run."""
+    damaged: tuple[Path, ...]
+    """Checkpoints that were damaged and had to be passed over."""
+    precision: str
+    """Type in which layers multiply, such as float32."""
+    device: str
+    """Where the first replica computes, such as cpu or cuda:0."""
+    replicas: int
+    """Number of processes that train together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunProgress:
+    """News of the last step, and of the speed since the news before."""
+
+    step: int
+    """Number of steps that have been made."""
+    loss: float
+    """Loss of the last step, weight decay included."""
+    smoothed_loss: float
+    """Moving average of the loss, weight decay included."""
+    examples_per_second: float
+    """Number of images trained on in a second, over all replicas."""
+    seconds_per_batch: float
+    """Mean time of a step since the news before, in seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunEvaluation:
+    """News of an evaluation within the run."""
+
+    step: int
+    """Number of steps that had been made."""
+    split: str
+    """`validation` or `test`: the images that were evaluated on."""
+    score: Score
+    """Precision at 1."""
+    seconds: float
+    """Time spent on steps until then, in seconds."""
+
+
+Reporter = Callable[[RunBegun | RunProgress | RunEvaluation], None]
+"""Function that a run tells its news to."""
+
+
+class RunLog:
+    """Tells and writes how a run goes; in replicas other than the first it does nothing."""
+
+    def __init__(
+        self,
+        state: TrainingState,
+        pipeline: Pipeline,
+        folder: RunFolder,
+        settings: RunSettings,
+        *,
+        writes: bool,
+        report: Reporter | None,
+    ) -> None:
+        """Open the files, and drop what they hold of steps that will be made again.
+
+        Args:
+            state: what is followed; it is read, never changed.
+            pipeline: source of the images that the network's graph is traced with.
+            folder: the run's folder.
+            settings: how often something is told and written.
+            writes: whether this is the first replica.
+            report: function that is told the news, or None.
+        """
+        self.state, self.settings, self.report = state, settings, report if writes else None
+        self.batch_size = pipeline.batch
+        self.summaries: Summaries | None = None
+        if not writes:
+            return
+        folder.forget_after(METRICS, state.step)
+        events = folder.path / "tensorboard" / "train" if settings.summary_steps else None
+        self.summaries = Summaries(events, folder.path / METRICS, first_step=state.step)
+        if events and settings.graph and not state.step:
+            self.summaries.graph(state.network, pipeline.make(0).images)
+
+    def close(self) -> None:
+        """Write out what is waiting."""
+        if self.summaries is not None:
+            self.summaries.close()
+
+    @contextmanager
+    def forward(self, batch: Batch) -> Iterator[None]:
+        """The forward pass of a step goes in here: where a summary is due, its images and activations are written."""
+        step = batch.step + 1
+        if self.summaries is not None and self._summary_is_due(step):
+            self.summaries.images(step, "images", batch.images)
+            with self.summaries.activations(step, self.state.network):
+                yield
+        else:
+            yield
+
+    def parameters(self) -> None:
+        """Write histograms of parameters and gradients, where a summary of the step just made is due."""
+        if self.summaries is not None and self._summary_is_due(self.state.step):
+            self.summaries.network(self.state.step, self.state.network)
+
+    def progress(self, losses: Tensor, rate: float, *, seconds_per_batch: float) -> None:
+        """Tell and write the losses of the step just made (as in `LOSS_TERMS`), its learning rate, and the speed."""
+        if self.summaries is None:
+            return
+        step, speed = self.state.step, self.batch_size / seconds_per_batch
+        raw, smoothed = losses.tolist(), self.state.smoothed.tolist()
+        values = {f"loss/{name}": value for name, value in zip(LOSS_TERMS, raw, strict=True)}
+        values |= {f"loss_smoothed/{name}": value for name, value in zip(LOSS_TERMS, smoothed, strict=True)}
+        values |= {"learning_rate": rate, "examples_per_second": speed}
+        values |= {f"gradient_norm/{name}": norm for name, norm in self.state.gradient_norms().items()}
+        self.summaries.scalars(step, values)
+        if self.report:
+            self.report(
+                RunProgress(
+                    step=step,
+                    loss=raw[0],
+                    smoothed_loss=smoothed[0],
+                    examples_per_second=speed,
+                    seconds_per_batch=seconds_per_batch,
+                )
+            )
+
+    def evaluated(self, score: Score, *, split: str) -> None:
+        """Tell and write what an evaluation after the step just made came to."""
+        step, seconds = self.state.step, self.state.clock.training_seconds
+        if self.summaries is not None:
+            self.summaries.scalars(
+                step, {"precision": score.accuracy}, split=split, n=score.n, training_seconds=seconds
+            )
+        if self.report:
+            self.report(RunEvaluation(step=step, split=split, score=score, seconds=seconds))
+
+    def _summary_is_due(self, step: int) -> bool:
+        """Whether it is the first step or one of every so many; steps count from 1 in all that is written."""
+        every = self.settings.summary_steps
+        return bool(every) and (step == 1 or step % every == 0)
 
 
 class Summaries:
     """Writes to TensorBoard and to a .jsonl file; `close` writes out what is waiting."""
 
     def __init__(self, events: Path | None, lines: Path, *, first_step: int = 0) -> None:
+        """Open the files.
+
+        Args:
+            events: folder for TensorBoard's events; None: there will be none.
+            lines: the .jsonl file.
+            first_step: step after which the run goes on; TensorBoard drops the events of later ones.
+        """
         self.lines = lines
         self.writer: SummaryWriter | None = None
         if events is not None:
@@ -46,14 +216,14 @@ class Summaries:
             self.writer.close()
 
     def scalars(self, step: int, values: Mapping[str, float], **facts: object) -> None:
-        """Numbers, by name; `facts` go with them into the .jsonl file only."""
+        """Write numbers by name; `facts` go with them into the .jsonl file only."""
         append_line(self.lines, {"step": step, **facts, **values})
         if self.writer is not None:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, step)
 
     def images(self, step: int, name: str, batch: Tensor) -> None:
-        """The first images of a distorted batch (N×C×H×W), each stretched to its own range."""
+        """Write the first images of a distorted batch (N×C×H×W), each stretched to its own range."""
         if self.writer is None:
             return
         shown = batch[:_IMAGES].float()
@@ -61,12 +231,12 @@ class Summaries:
         self.writer.add_images(name, (shown - low) / (high - low).clamp(min=1e-6), step)
 
     def picture(self, step: int, name: str, picture: Tensor) -> None:
-        """One picture, C×H×W from 0 to 1."""
+        """Write one picture, C×H×W from 0 to 1."""
         if self.writer is not None:
             self.writer.add_image(name, picture, step)
 
     def histogram(self, step: int, name: str, values: Tensor) -> None:
-        """The distribution of a tensor's values."""
+        """Write the distribution of a tensor's values; those that are no numbers are left out."""
         if self.writer is None or not values.numel():
             return
         flat = values.detach().flatten().float()
@@ -89,18 +259,18 @@ class Summaries:
         )
 
     def network(self, step: int, network: nn.Module) -> None:
-        """Histograms of parameters and gradients."""
+        """Write histograms of parameters and gradients."""
         for name, parameter in network.named_parameters():
             self.histogram(step, f"parameters/{name}", parameter)
             if parameter.grad is not None:
                 self.histogram(step, f"gradients/{name}", parameter.grad)
 
     @contextmanager
-    def watching(self, step: int, network: nn.Module) -> Iterator[None]:
-        """Histograms and sparsity (share of zeros) of all activations in a forward pass inside this context."""
+    def activations(self, step: int, network: nn.Module) -> Iterator[None]:
+        """Write histograms and sparsity (share of zeros) of all activations in a forward pass inside this context."""
         sparsity: dict[str, float] = {}
 
-        def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook_for(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
             def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
                 part = output.detach()[:_ACTIVATION_IMAGES]
                 self.histogram(step, f"activations/{name}", part)
@@ -109,7 +279,7 @@ class Summaries:
             return hook
 
         handles = [
-            module.register_forward_hook(watch(name))
+            module.register_forward_hook(hook_for(name))
             for name, module in network.named_modules()
             if type(module) in ACTIVATIONS.values()
         ]
@@ -121,7 +291,7 @@ class Summaries:
         self.scalars(step, sparsity)
 
     def graph(self, network: nn.Module, images: Tensor) -> None:
-        """The network's graph, traced with one image in evaluation mode."""
+        """Write the network's graph, traced with one image in evaluation mode."""
         if self.writer is None:
             return
         with evaluation_mode(network), warnings.catch_warnings():
@@ -130,7 +300,7 @@ class Summaries:
 
 
 def _bucket(values: Tensor) -> Tensor:
-    """Which bucket each value is in: worked out, since a search takes five times as long."""
+    """The number of each value's bucket: worked out, since a search takes five times as long."""
     power = (values.abs().clamp_(min=_SMALLEST).log_().sub_(math.log(_SMALLEST)).div_(math.log(_GROWTH))).ceil_()
     return torch.where(values > 0, power.clamp_(max=_POWERS - 1) + 1, -power).long().add_(_POWERS)
 

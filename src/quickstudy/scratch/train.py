@@ -1,56 +1,154 @@
-"""The training loop: one for all recipes, top to bottom as the algorithm.
+"""The training loop, one for all recipes and devices; `_Training.run` reads top to bottom as the algorithm.
 
-Train a recipe in a folder: on one device or several, from the start or from where an earlier process stopped.
+`train` starts the replicas and loads the data, `train_recipe` trains on data in memory. Both go on where an earlier
+process stopped.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from quickstudy.errors import OptionError, RunError
+from quickstudy.errors import OptionError, RunError, TrainingError
 from quickstudy.images.pixels import PixelSet
 from quickstudy.learning.checkpoints import Interrupts
 from quickstudy.learning.scores import Scores
 from quickstudy.scratch.data import TrainingData, load_training_data
-from quickstudy.scratch.evaluation import evaluate_state, undistorted
+from quickstudy.scratch.evaluation import evaluate_state
 from quickstudy.scratch.folder import RunFolder
 from quickstudy.scratch.input import Pipeline, evaluation_batches
-from quickstudy.scratch.layers import cost_of
+from quickstudy.scratch.layers import Cost, cost_of
 from quickstudy.scratch.parallel import (
     Replica,
     agree_on_step,
     choose_device,
+    decided_by_first,
     joined,
     run_replicas,
-    said_by_first,
     torchrun_replica,
 )
-from quickstudy.scratch.recipe import Recipe
-from quickstudy.scratch.settings import Begun, Report, RunResult, Settings
+from quickstudy.scratch.recipe import Recipe, RunSettings
 from quickstudy.scratch.state import TrainingState
-from quickstudy.scratch.watch import Watch
+from quickstudy.scratch.summaries import Reporter, RunBegun, RunLog
 
 _PREPARING_IMAGES = 2000
-_KEPT_VALUES = 64_000_000  # 256 MB in float32
+"""Number of training images that a network may take its first layer from."""
+_KEPT_VALUES = 64_000_000
+"""Most values of images that are kept from one evaluation to the next: 256 MB in float32."""
+_ROWS_NAMED = 16
+"""Most images that the error of a loss that is no number names."""
 
 
-def fit(
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run came to."""
+
+    run: Path
+    """The run's folder."""
+    steps: int
+    """Number of steps made."""
+    test: Scores
+    """Scores on all test images."""
+    validation: Scores | None
+    """Scores on the images held out to choose by; None where none are."""
+    seconds: float
+    """Time spent on the run by all processes that took part one after the other, in seconds."""
+    training_seconds: float
+    """Part of `seconds` that was spent on steps: without start-up and evaluations."""
+    cost: Cost
+    """Size and work of the network."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON values, without the folder; `from_dict` reads them back."""
+        return {
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "training_seconds": self.training_seconds,
+            "parameters": self.cost.parameters,
+            "multiply_adds": self.cost.multiply_adds,
+            "test": self.test.to_dict(),
+            "validation": None if self.validation is None else self.validation.to_dict(),
+        }
+
+    @staticmethod
+    def from_dict(run: Path, values: Mapping[str, Any]) -> RunResult:
+        """Make the result of the run in this folder from what `to_dict` gave."""
+        held = values["validation"]
+        return RunResult(
+            run=run,
+            steps=values["steps"],
+            test=Scores.from_dict(values["test"]),
+            validation=None if held is None else Scores.from_dict(held),
+            seconds=values["seconds"],
+            training_seconds=values["training_seconds"],
+            cost=Cost(parameters=values["parameters"], multiply_adds=values["multiply_adds"]),
+        )
+
+
+def train(
+    recipe: Recipe, run: str | Path, *, settings: RunSettings | None = None, report: Reporter | None = None
+) -> RunResult | None:
+    """Train a recipe in a folder, going on where an earlier process stopped.
+
+    Args:
+        recipe: what to train.
+        run: the run's folder; made where there is none.
+        settings: how to carry it out.
+        report: function that is told what happens, every `log_steps` steps.
+
+    Returns:
+        What it came to; None in replicas other than the first, where torchrun has started several.
+
+    Raises:
+        OptionError: an option cannot be used.
+        ImageSetError: the data is not there, or cannot be used.
+        RunError: the folder is in use, holds another run, or cannot be written.
+        TrainingError: the loss is not a number any more, or a replica died.
+    """
+    settings = settings or RunSettings()
+    recipe.check()
+    settings.check()
+    device_type = choose_device(settings.device)
+    replica = torchrun_replica(device_type)
+    if replica is None and settings.devices > 1:
+        run_replicas(settings.devices, device_type, train_replica, recipe, Path(run), settings, report)
+        result = RunFolder(Path(run)).result()
+        if result is None:
+            raise RunError(f"The replicas ended without a result in '{run}'; the same command goes on with the run")
+        return RunResult.from_dict(Path(run), result)
+    replica = replica or Replica(device_type=device_type)
+    with joined(replica):
+        return train_replica(replica, recipe, Path(run), settings, report)
+
+
+def train_replica(
+    replica: Replica, recipe: Recipe, run: Path, settings: RunSettings, report: Reporter | None
+) -> RunResult | None:
+    """Load the data and train as one of the replicas of a run; each calls this with its own place."""
+    data = load_training_data(
+        recipe.data, image_size=recipe.image_size, validation=recipe.validation, folder=settings.data_folder
+    )
+    folder = RunFolder(run, keep=settings.keep)
+    return train_recipe(recipe, data, folder, replica=replica, settings=settings, report=report)
+
+
+def train_recipe(
     recipe: Recipe,
     data: TrainingData,
     folder: RunFolder,
     *,
     replica: Replica | None = None,
-    settings: Settings | None = None,
-    report: Report | None = None,
+    settings: RunSettings | None = None,
+    report: Reporter | None = None,
 ) -> RunResult | None:
-    """Train on data that is in memory; `train` loads it first. All replicas of a run call this together.
+    """Train a recipe on data in memory; all replicas of a run call this together.
 
     Returns:
         What it came to; None in replicas other than the first.
@@ -60,7 +158,7 @@ def fit(
         RunError: the folder is in use, holds another run, or cannot be written.
         TrainingError: the loss is not a number any more.
     """
-    replica, settings = replica or Replica(), settings or Settings()
+    replica, settings = replica or Replica(), settings or RunSettings()
     check_recipe(recipe, data, replica)
     if not replica.is_first and folder.result() is not None:
         return None
@@ -81,8 +179,22 @@ def fit(
         ) from error
 
 
+def check_recipe(recipe: Recipe, data: TrainingData, replica: Replica) -> None:
+    """Raise an OptionError where these images and this many replicas cannot be trained on; nothing is written."""
+    recipe.augmentation.check(data.side)
+    if recipe.optimiser.batch % replica.world:
+        raise OptionError(
+            f"batch is {recipe.optimiser.batch}, which {replica.world} devices cannot share evenly; "
+            f"take a multiple of {replica.world}"
+        )
+    with torch.device("meta"):  # tells whether there is such a network, before anything is written
+        recipe.network.build(
+            size=recipe.augmentation.output_side(data.side), channels=data.channels, classes=len(data.classes)
+        )
+
+
 class _Training:
-    """What the steps share; `run` is the algorithm."""
+    """One training in one replica; `run` is the algorithm, and what else stands here serves it."""
 
     def __init__(
         self,
@@ -90,25 +202,20 @@ class _Training:
         data: TrainingData,
         folder: RunFolder,
         replica: Replica,
-        settings: Settings,
-        report: Report | None,
+        settings: RunSettings,
+        report: Reporter | None,
     ) -> None:
-        self.started = time.perf_counter()
         self.recipe, self.data, self.folder, self.settings = recipe, data, folder, settings
         self.replica, self.device = replica, replica.device
         self.report = report if replica.is_first else None
         self.steps = recipe.total_steps(len(data.train))
-        self.evaluated: tuple[int, PixelSet, Scores] | None = None
-        """The newest evaluation: after which step, and on which images."""
-        self.kept: dict[int, list[Tensor]] = {}
-        """Images as they are evaluated on, by the identity of their set."""
         self.state = TrainingState(
             recipe, side=data.side, channels=data.channels, classes=len(data.classes), device=self.device
         )
-        self.cost = cost_of(self.state.network, size=recipe.distortions.output_side(data.side), channels=data.channels)
+        self.cost = cost_of(self.state.network, size=recipe.augmentation.output_side(data.side), channels=data.channels)
         self.pipeline = Pipeline(
             data.train,
-            recipe.distortions,
+            recipe.augmentation,
             batch=recipe.optimiser.batch,
             seed=recipe.seed,
             moments=data.moments,
@@ -117,78 +224,79 @@ class _Training:
             threads=settings.threads,
             device=self.device,
         )
+        # A look at the loss makes a GPU wait, so there it is looked at only when it is reported.
+        self.check_every = 1 if self.device.type == "cpu" else settings.log_steps
+        self.unchecked: list[tuple[int, Tensor]] = []
+        """Steps, counted from 0, and their losses that nobody has looked at yet."""
+        self.saved_step = -1
+        """Step of the newest checkpoint that is whole; -1 where there is none."""
+        self.evaluated: tuple[int, PixelSet, Scores] | None = None
+        """The newest evaluation: its step, the images and their scores."""
+        self.kept: dict[int, list[Tensor]] = {}
+        """Batches to evaluate on, by the identity of their set of images."""
 
     def run(self) -> RunResult | None:
         """Train to the last step, then evaluate."""
-        state, recipe = self.state, self.recipe
-        checkpoints = self.folder.checkpoints
-        if (checkpoint := checkpoints.newest()) is not None:
-            state.load_state_dict(checkpoint.state)
-        else:
-            state.prepare(self._first_images())
-        agree_on_step(self.replica, state.step)
+        recipe, state, clock, settings = self.recipe, self.state, self.state.clock, self.settings
+        self._resume_or_prepare()
         self._announce()
-        network = self._replicated()
+        network = self._wrapped_network()
         steps_per_epoch = len(self.data.train) / recipe.optimiser.batch
         state.network.train()
-        with (
-            Interrupts() as interrupts,
-            closing(
-                Watch(
-                    state,
-                    self.pipeline,
-                    self.folder,
-                    self.settings,
-                    writes=self.replica.is_first,
-                    report=self.report,
-                    started=self.started,
-                )
-            ) as watch,
-        ):
+        with Interrupts() as interrupts, closing(self._open_log()) as log:
+            clock.begin_steps(state.step)
             for batch in self.pipeline.batches(range(state.step, state.step if state.ended else self.steps)):
                 rate = recipe.schedule.at(batch.step, steps=self.steps, steps_per_epoch=steps_per_epoch)
-                with watch.forward(batch), self._autocast():
+
+                with log.forward(batch), self._autocast():
                     logits = network(batch.images)
                 cross_entropy = functional.cross_entropy(
                     logits.float(), batch.labels, label_smoothing=recipe.optimiser.label_smoothing
                 )
+
                 state.zero_grad()
                 cross_entropy.backward()  # type: ignore[no-untyped-call]
+
                 decay = state.decay_loss(recipe.optimiser.weight_decay)
-                state.learn(rate)
-                due = state.step % recipe.optimiser.average_every == 0 or state.step == self.steps
-                if state.averages is not None and due:
+                state.update_parameters(rate)
+                averages_due = state.step % recipe.optimiser.average_every == 0 or state.step == self.steps
+                if state.averages is not None and averages_due:
                     state.averages.update()
-                watch.after(batch, rate, cross_entropy.detach(), decay)
-                state.ended = self._is_enough(watch)
-                if interrupts.pending is not None:
-                    watch.save()
-                    interrupts.raise_pending()
+
+                losses = state.smooth_losses(cross_entropy.detach(), decay)
+                self.unchecked.append((batch.step, losses[0]))
+                if state.step % self.check_every == 0:
+                    self._check_losses()
+                log.parameters()
+                if self.replica.is_first and state.step % settings.log_steps == 0:
+                    log.progress(losses, rate, seconds_per_batch=clock.lap(state.step))
+
+                # Before the checkpoint, which must know whether the run has ended, and whose step is not made again.
+                state.ended = self._evaluate_and_decide(log)
+                overdue = self.replica.is_first and clock.seconds_since_checkpoint >= settings.checkpoint_seconds
+                if overdue or interrupts.pending is not None:
+                    self._save()
+                interrupts.raise_pending()
                 if state.ended:
                     break
-            watch.save()
-            return self._result(watch) if self.replica.is_first else None
+            self._save()
+            return self._result() if self.replica.is_first else None
 
-    def _is_enough(self, watch: Watch) -> bool:
-        """Whether the run has reached its target or used up its time; evaluates where that is due."""
-        recipe, enough = self.recipe, False
-        if self.replica.is_first:
-            enough = 0 < recipe.seconds <= watch.training_seconds()
-            if recipe.evaluate_steps and self.state.step % recipe.evaluate_steps == 0:
-                name = "test" if self.data.validation is None else "validation"
-                with watch.idling():
-                    score = self._evaluate(self.data.split(name)).score
-                watch.evaluated(score, split=name)
-                enough = enough or 0 < recipe.target <= score.accuracy
-        return said_by_first(self.replica, enough) if recipe.seconds or recipe.evaluate_steps else False
+    def _resume_or_prepare(self) -> None:
+        """Go on from the newest checkpoint that is whole; without one, let the network see its first images."""
+        checkpoint = self.folder.checkpoints.newest()
+        if checkpoint is not None:
+            self.state.load_state_dict(checkpoint.state)
+            # The checkpoint of this step is not written again, which would endanger it.
+            self.saved_step = self.state.step or -1
+        else:
+            some = self.data.train.pixels[:_PREPARING_IMAGES]
+            batches = evaluation_batches(some, self.recipe.augmentation, self.data.moments, device=self.device)
+            self.state.prepare(torch.cat(list(batches)))
+        agree_on_step(self.replica, self.state.step)
 
-    def _first_images(self) -> Tensor:
-        """Some training images, undistorted, from which a network may take its first layer."""
-        some = self.data.train.pixels[:_PREPARING_IMAGES]
-        batches = evaluation_batches(some, self.recipe.distortions, self.data.moments, device=self.device)
-        return torch.cat(list(batches))
-
-    def _replicated(self) -> nn.Module:
+    def _wrapped_network(self) -> nn.Module:
+        """The network as steps call it: compiled where asked for, and averaging gradients where there are replicas."""
         network: nn.Module = self.state.network
         if self.recipe.optimiser.compiled and self.device.type == "cuda":
             network.compile()
@@ -202,7 +310,98 @@ class _Training:
             return nullcontext()
         return torch.autocast(self.device.type, self.state.precision)
 
+    def _evaluate_and_decide(self, log: RunLog) -> bool:
+        """Evaluate where that is due; whether the run has reached its target, or used up its time."""
+        recipe, clock, enough = self.recipe, self.state.clock, False
+        if self.replica.is_first:
+            enough = 0 < recipe.seconds <= clock.training_seconds
+            if recipe.evaluate_steps and self.state.step % recipe.evaluate_steps == 0:
+                split = "test" if self.data.validation is None else "validation"
+                with clock.paused():
+                    score = self._evaluate(self.data.split(split)).score
+                log.evaluated(score, split=split)
+                enough = enough or 0 < recipe.target <= score.accuracy
+        return decided_by_first(self.replica, enough) if recipe.seconds or recipe.evaluate_steps else False
+
+    def _evaluate(self, data: PixelSet) -> Scores:
+        """Scores of the network as it stands on all of these images; the same are not worked out twice in a row."""
+        if self.evaluated is None or self.evaluated[0] != self.state.step or self.evaluated[1] is not data:
+            scores = evaluate_state(
+                self.state, self.recipe, data, self.data.moments, batches=self._batches_to_evaluate(data)
+            )
+            self.evaluated = (self.state.step, data, scores)
+        return self.evaluated[2]
+
+    def _batches_to_evaluate(self, data: PixelSet) -> Iterable[Tensor]:
+        """The images to evaluate on; kept where they are small and evaluated on again and again."""
+        batches = evaluation_batches(data.pixels, self.recipe.augmentation, self.data.moments, device=self.device)
+        if not self.recipe.evaluate_steps or data.pixels.size > _KEPT_VALUES:
+            return batches
+        if id(data) not in self.kept:
+            self.kept[id(data)] = list(batches)
+        return self.kept[id(data)]
+
+    def _check_losses(self) -> None:
+        """Raise a TrainingError where a loss that nobody has looked at is not a number."""
+        unchecked, self.unchecked = self.unchecked, []
+        if unchecked:
+            finite = torch.isfinite(torch.stack([loss for _, loss in unchecked])).tolist()
+            for (step, _), is_finite in zip(unchecked, finite, strict=True):
+                if not is_finite:
+                    raise self._not_a_number(step)
+
+    def _not_a_number(self, step: int) -> TrainingError:
+        """The error of a step, counted from 0, whose loss is not a number."""
+        rows = self.pipeline.rows(step).tolist()
+        shown = ", ".join(str(row) for row in rows[:_ROWS_NAMED])
+        rest = f" and {len(rows) - _ROWS_NAMED} more" if len(rows) > _ROWS_NAMED else ""
+        kept = self.folder.checkpoints.steps()
+        good = f"the checkpoint of step {kept[-1]} is good" if kept else "no checkpoint had been written"
+        return TrainingError(
+            f"The loss is not a number in step {step} (training images {shown}{rest}); {good}. "
+            "Lower the rate (--set rate=…), or look at these images"
+        )
+
+    def _save(self) -> None:
+        """Write a checkpoint, unless there is one of this step; one whose parameters are no numbers is an error."""
+        self._check_losses()
+        if not self.replica.is_first or self.saved_step == self.state.step:
+            return
+        if not self.state.is_finite():
+            raise self._not_a_number(self.state.step - 1)
+        self.folder.checkpoints.save(self.state.step, self.state.state_dict(), best=self.folder.best_step())
+        self.state.clock.checkpoint_written()
+        self.saved_step = self.state.step
+
+    def _result(self) -> RunResult:
+        """Evaluate the last step, and write what the run came to."""
+        training_seconds = self.state.clock.training_seconds
+        test = self._evaluate(self.data.test)
+        validation = None if self.data.validation is None else self._evaluate(self.data.validation)
+        result = RunResult(
+            run=self.folder.path,
+            steps=self.state.step,
+            test=test,
+            validation=validation,
+            seconds=self.state.clock.run_seconds,
+            training_seconds=training_seconds,
+            cost=self.cost,
+        )
+        self.folder.finish(result.to_dict())
+        return result
+
+    def _open_log(self) -> RunLog:
+        return RunLog(
+            self.state,
+            self.pipeline,
+            self.folder,
+            self.settings,
+            writes=self.replica.is_first,
+            report=self.report,
+        )
+
     def _announce(self) -> None:
+        """Tell what is known before the first step."""
         if self.report is None:
             return
         data = self.data
@@ -210,7 +409,7 @@ class _Training:
         if data.validation is not None:
             counts["validation"] = len(data.validation)
         self.report(
-            Begun(
+            RunBegun(
                 recipe=self.recipe,
                 cost=self.cost,
                 classes=data.classes,
@@ -224,99 +423,3 @@ class _Training:
                 replicas=self.replica.world,
             )
         )
-
-    def _result(self, watch: Watch) -> RunResult:
-        training_seconds = watch.training_seconds()
-        test = self._evaluate(self.data.test)
-        validation = None if self.data.validation is None else self._evaluate(self.data.validation)
-        result = RunResult(
-            run=self.folder.path,
-            steps=self.state.step,
-            test=test,
-            validation=validation,
-            seconds=watch.seconds(),
-            training_seconds=training_seconds,
-            cost=self.cost,
-        )
-        self.folder.finish(result.to_dict())
-        return result
-
-    def _evaluate(self, data: PixelSet) -> Scores:
-        if self.evaluated is None or self.evaluated[0] != self.state.step or self.evaluated[1] is not data:
-            evaluation = evaluate_state(
-                self.state, self.recipe, data, self.data.moments, batches=self._undistorted(data)
-            )
-            self.evaluated = (self.state.step, data, evaluation)
-        return self.evaluated[2]
-
-    def _undistorted(self, data: PixelSet) -> Iterable[Tensor]:
-        """The images to evaluate on; kept where they are small and evaluated on again and again."""
-        batches = undistorted(data, self.recipe, self.data.moments, device=self.device)
-        if not self.recipe.evaluate_steps or data.pixels.size > _KEPT_VALUES:
-            return batches
-        if id(data) not in self.kept:
-            self.kept[id(data)] = list(batches)
-        return self.kept[id(data)]
-
-
-def check_recipe(recipe: Recipe, data: TrainingData, replica: Replica) -> None:
-    """Raise a OptionError where these images and this many replicas cannot be trained on; writes nothing."""
-    recipe.distortions.check(data.side)
-    if recipe.optimiser.batch % replica.world:
-        raise OptionError(
-            f"batch is {recipe.optimiser.batch}, which {replica.world} devices cannot share evenly; "
-            f"take a multiple of {replica.world}"
-        )
-    with torch.device("meta"):  # tells whether there is such a network, before anything is written
-        recipe.network.build(
-            size=recipe.distortions.output_side(data.side), channels=data.channels, classes=len(data.classes)
-        )
-
-
-def train(
-    recipe: Recipe, run: str | Path, *, settings: Settings | None = None, report: Report | None = None
-) -> RunResult | None:
-    """Train a recipe in a folder, going on where an earlier process stopped.
-
-    Args:
-        recipe: what to train.
-        run: the run's folder; made where there is none.
-        settings: how to carry it out.
-        report: is told what happens, every `log_steps` steps.
-
-    Returns:
-        What it came to; None in replicas other than the first, where torchrun has started several.
-
-    Raises:
-        OptionError: an option cannot be used.
-        ImageSetError: the data is not there, or cannot be used.
-        RunError: the folder is in use, holds another run, or cannot be written.
-        TrainingError: the loss is not a number any more, or a replica died.
-    """
-    settings = settings or Settings()
-    recipe.check()
-    settings.check()
-    device_type = choose_device(settings.device)
-    replica = torchrun_replica(device_type)
-    if replica is None and settings.devices > 1:
-        run_replicas(settings.devices, device_type, train_as, recipe, Path(run), settings, report)
-        result = RunFolder(Path(run)).result()
-        if result is None:
-            raise RunError(f"The replicas ended without a result in '{run}'")
-        return RunResult.from_dict(Path(run), result)
-    replica = replica or Replica(device_type=device_type)
-    with joined(replica):
-        return train_as(replica, recipe, Path(run), settings, report)
-
-
-def train_as(
-    replica: Replica, recipe: Recipe, run: Path, settings: Settings, report: Report | None
-) -> RunResult | None:
-    """Train as one of the replicas of a run; each calls this with its own place."""
-    data = load_training_data(
-        recipe.data,
-        image_size=recipe.image_size,
-        validation=recipe.validation,
-        folder=settings.data_folder,
-    )
-    return fit(recipe, data, RunFolder(run, keep=settings.keep), replica=replica, settings=settings, report=report)

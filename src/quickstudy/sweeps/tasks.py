@@ -19,9 +19,9 @@ from quickstudy.retraining.retrain import retrain
 from quickstudy.scratch.data import TrainingData, load_training_data
 from quickstudy.scratch.folder import RESULT, RunFolder
 from quickstudy.scratch.parallel import Replica, choose_device, joined
-from quickstudy.scratch.recipe import RECIPES, Recipe
-from quickstudy.scratch.settings import Begun, Evaluated, Progressed, Settings
-from quickstudy.scratch.train import check_recipe, fit
+from quickstudy.scratch.recipe import RECIPES, Recipe, RunSettings
+from quickstudy.scratch.summaries import RunBegun, RunEvaluation, RunProgress
+from quickstudy.scratch.train import check_recipe, train_recipe
 
 RETRAIN = "retrain"
 
@@ -106,7 +106,7 @@ class Training:
         recipe, data = self.recipe, self._data(conditions)
         with torch.device("meta"):
             network = recipe.network.build(
-                size=recipe.distortions.output_side(data.side), channels=data.channels, classes=len(data.classes)
+                size=recipe.augmentation.output_side(data.side), channels=data.channels, classes=len(data.classes)
             )
         parameters = sum(parameter.numel() for parameter in network.parameters())
         return float(parameters * recipe.optimiser.batch * recipe.total_steps(len(data.train)))
@@ -115,20 +115,22 @@ class Training:
         """Train, or go on with a training."""
         steps, precision = 0, None
 
-        def report(news: Begun | Progressed | Evaluated) -> None:
+        def report(news: RunBegun | RunProgress | RunEvaluation) -> None:
             nonlocal steps, precision
-            if isinstance(news, Begun):
+            if isinstance(news, RunBegun):
                 steps = news.steps
-            elif isinstance(news, Evaluated):
+            elif isinstance(news, RunEvaluation):
                 precision = news.score.accuracy
             note(Moment(step=news.step, steps=steps, precision=precision))
 
         replica = Replica(device_type=choose_device(conditions.device), local_world=conditions.workers)
         # No threads for the input: each worker has its cores busy with its own network.
-        settings = Settings(threads=0 if conditions.workers > 1 else 2, graph=False)
+        settings = RunSettings(threads=0 if conditions.workers > 1 else 2, graph=False)
         data = self._data(conditions)
         with joined(replica):
-            fit(self.recipe, data, RunFolder(folder, keep=1), replica=replica, settings=settings, report=report)
+            train_recipe(
+                self.recipe, data, RunFolder(folder, keep=1), replica=replica, settings=settings, report=report
+            )
 
     def _data(self, conditions: Conditions) -> TrainingData:
         recipe = self.recipe

@@ -1,4 +1,4 @@
-"""Distortions against a slow version that takes the tutorial's steps one after the other, and their random numbers."""
+"""Augmentation against a slow version that takes the tutorial's steps one after the other, and their random numbers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from quickstudy.errors import OptionError
-from quickstudy.scratch.input import Distortions, Draws, Moments, centred, distort, draw, with_margin
+from quickstudy.scratch.input import Augmentation, Draws, Moments, augment, centred, draw, with_margin
 
-CLASSIC = Distortions(crop=24, brightness=63, contrast=(0.2, 1.8))
+CLASSIC = Augmentation(crop=24, brightness=63, contrast=(0.2, 1.8))
 MOMENTS = Moments(mean=(120.0, 110.0, 100.0), deviation=(60.0, 65.0, 70.0))
 
 
@@ -27,9 +27,9 @@ def generator(seed: int = 0) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(seed))
 
 
-def some_draws(distortions: Distortions, n: int, *, side: int, seed: int = 0, epoch: int = 0) -> Draws:
+def some_draws(augmentation: Augmentation, n: int, *, side: int, seed: int = 0, epoch: int = 0) -> Draws:
     return draw(
-        distortions,
+        augmentation,
         generator(seed),
         side=side,
         epochs=np.full(n, epoch, np.int64),
@@ -41,21 +41,21 @@ def make(
     pixels: torch.Tensor,
     rows: torch.Tensor,
     draws: Draws,
-    distortions: Distortions,
+    augmentation: Augmentation,
     moments: Moments,
     *,
     margin: int | None = None,
 ) -> torch.Tensor:
     """A batch of images that have no margin yet."""
-    padded = torch.from_numpy(with_margin(pixels.numpy(), distortions.pad if margin is None else margin))
-    return distort(padded, rows, draws, distortions, moments, side=distortions.output_side(pixels.shape[1]))
+    padded = torch.from_numpy(with_margin(pixels.numpy(), augmentation.pad if margin is None else margin))
+    return augment(padded, rows, draws, augmentation, moments, side=augmentation.output_side(pixels.shape[1]))
 
 
-def slow_distort(
-    image: NDArray[np.uint8], draws: Draws, place: int, distortions: Distortions, moments: Moments
+def slow_augment(
+    image: NDArray[np.uint8], draws: Draws, place: int, augmentation: Augmentation, moments: Moments
 ) -> tuple[NDArray[np.float64], float]:
     """One image by the book, H×W×C, and what it was divided by."""
-    pad, out = distortions.pad, distortions.crop or len(image)
+    pad, out = augmentation.pad, augmentation.crop or len(image)
     padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="reflect") if pad else image
     top, left = int(draws.tops[place]), int(draws.lefts[place])
     x = padded[top : top + out, left : left + out].astype(np.float64)
@@ -66,31 +66,31 @@ def slow_distort(
     for channel in range(x.shape[2]):
         mean = x[..., channel].mean()
         x[..., channel] = (x[..., channel] - mean) * float(draws.contrast[place]) + mean
-    if distortions.standardise == "image":
+    if augmentation.standardise == "image":
         deviation = max(x.std(), 1 / math.sqrt(x.size))
         return (x - x.mean()) / deviation, deviation
-    if distortions.standardise == "set":
+    if augmentation.standardise == "set":
         return (x - np.array(moments.mean)) / np.array(moments.deviation), min(moments.deviation)
     return x / 255, 255
 
 
 def assert_as_by_the_book(
-    pixels: NDArray[np.uint8], rows: list[int], draws: Draws, distortions: Distortions, moments: Moments
+    pixels: NDArray[np.uint8], rows: list[int], draws: Draws, augmentation: Augmentation, moments: Moments
 ) -> None:
-    found = make(torch.from_numpy(pixels), torch.tensor(rows), draws, distortions, moments)
+    found = make(torch.from_numpy(pixels), torch.tensor(rows), draws, augmentation, moments)
     for place, row in enumerate(rows):
-        expected, divisor = slow_distort(pixels[row], draws, place, distortions, moments)
+        expected, divisor = slow_augment(pixels[row], draws, place, augmentation, moments)
         # float32: a few roundings of values up to 255 (contrast makes them larger), divided.
         tolerance = 4 * 255 * max(1.0, float(draws.contrast[place])) * 2**-23 / divisor
         np.testing.assert_allclose(found[place].permute(1, 2, 0).numpy(), expected, rtol=1e-6, atol=tolerance)
 
 
 @st.composite
-def cases(draw_from: st.DrawFn) -> tuple[NDArray[np.uint8], list[int], Draws, Distortions, Moments]:
+def cases(draw_from: st.DrawFn) -> tuple[NDArray[np.uint8], list[int], Draws, Augmentation, Moments]:
     side = draw_from(st.integers(1, 9))
     channels = draw_from(st.sampled_from([1, 3]))
     low = draw_from(st.integers(0, 255))
-    distortions = Distortions(
+    augmentation = Augmentation(
         crop=draw_from(st.integers(0, side)),
         pad=draw_from(st.integers(0, side - 1)),
         flip=draw_from(st.booleans()),
@@ -102,23 +102,23 @@ def cases(draw_from: st.DrawFn) -> tuple[NDArray[np.uint8], list[int], Draws, Di
     seed = draw_from(st.integers(0, 1000))
     pixels = noise(3, side, side, channels, seed=seed, low=low, high=draw_from(st.integers(low + 1, 256)))
     rows = draw_from(st.lists(st.integers(0, 2), min_size=1, max_size=4))
-    draws = some_draws(distortions, len(rows), side=side, seed=seed, epoch=draw_from(st.integers(0, 3)))
-    return pixels, rows, draws, distortions, Moments.of(pixels)
+    draws = some_draws(augmentation, len(rows), side=side, seed=seed, epoch=draw_from(st.integers(0, 3)))
+    return pixels, rows, draws, augmentation, Moments.of(pixels)
 
 
 @given(cases())
 def test_a_batch_is_what_the_steps_one_by_one_give(
-    case: tuple[NDArray[np.uint8], list[int], Draws, Distortions, Moments],
+    case: tuple[NDArray[np.uint8], list[int], Draws, Augmentation, Moments],
 ) -> None:
     assert_as_by_the_book(*case)
 
 
 @pytest.mark.parametrize("standardise", ["image", "set", "none"])
 def test_the_classic_distortions_at_full_size(standardise: str) -> None:
-    distortions = Distortions(crop=24, brightness=63, contrast=(0.2, 1.8), standardise=standardise)
+    augmentation = Augmentation(crop=24, brightness=63, contrast=(0.2, 1.8), standardise=standardise)
     pixels = noise(20, 32, 32, 3)
-    draws = some_draws(distortions, 30, side=32)
-    assert_as_by_the_book(pixels, [*range(20), *range(10)], draws, distortions, MOMENTS)
+    draws = some_draws(augmentation, 30, side=32)
+    assert_as_by_the_book(pixels, [*range(20), *range(10)], draws, augmentation, MOMENTS)
 
 
 def test_brightness_and_contrast_by_hand() -> None:
@@ -136,7 +136,7 @@ def test_brightness_and_contrast_by_hand() -> None:
         torch.from_numpy(pixels),
         torch.tensor([0]),
         draws,
-        Distortions(contrast=(0.5, 0.5), standardise="none"),
+        Augmentation(contrast=(0.5, 0.5), standardise="none"),
         MOMENTS,
     )
     expected = np.array([[[25, 15], [25, 15]], [[90, 90], [90, 90]], [[25, 15], [25, 15]]])
@@ -147,7 +147,7 @@ def test_brightness_and_contrast_by_hand() -> None:
 def test_padding_mirrors_at_the_border_pixel(side: int, pad: int) -> None:
     pixels = noise(1, side, side, 3)
     padded = np.pad(pixels[0], ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
-    distortions = Distortions(pad=pad, flip=False, standardise="none")
+    augmentation = Augmentation(pad=pad, flip=False, standardise="none")
     places = [(top, left) for top in range(2 * pad + 1) for left in range(2 * pad + 1)]
     draws = Draws(
         tops=np.array([top for top, _ in places]),
@@ -157,7 +157,7 @@ def test_padding_mirrors_at_the_border_pixel(side: int, pad: int) -> None:
         contrast=np.ones(len(places), np.float32),
     )
     rows = torch.zeros(len(places), dtype=torch.int64)
-    found = make(torch.from_numpy(pixels), rows, draws, distortions, MOMENTS)
+    found = make(torch.from_numpy(pixels), rows, draws, augmentation, MOMENTS)
     for (top, left), image in zip(places, found, strict=True):
         whole = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
         np.testing.assert_array_equal(whole, padded[top : top + side, left : left + side])
@@ -173,12 +173,12 @@ def test_a_standardised_image_has_mean_0_and_deviation_1() -> None:
 def test_a_standardised_set_has_mean_0_and_deviation_1_in_each_channel() -> None:
     pixels = noise(50, 8, 8, 3)
     pixels[..., 1] //= 3
-    distortions = Distortions(standardise="set")
+    augmentation = Augmentation(standardise="set")
     found = make(
         torch.from_numpy(pixels),
         torch.arange(50),
-        centred(distortions, 50, side=8),
-        distortions,
+        centred(augmentation, 50, side=8),
+        augmentation,
         Moments.of(pixels),
         margin=0,
     )
@@ -191,9 +191,9 @@ def test_a_standardised_set_has_mean_0_and_deviation_1_in_each_channel() -> None
 @pytest.mark.parametrize("side", [1, 32])
 def test_images_of_one_colour_give_numbers(level: int, standardise: str, side: int) -> None:
     pixels = np.full((4, side, side, 3), level, np.uint8)
-    distortions = Distortions(brightness=63, contrast=(0.2, 1.8), standardise=standardise)
-    draws = some_draws(distortions, 4, side=side)
-    found = make(torch.from_numpy(pixels), torch.arange(4), draws, distortions, Moments.of(pixels))
+    augmentation = Augmentation(brightness=63, contrast=(0.2, 1.8), standardise=standardise)
+    draws = some_draws(augmentation, 4, side=side)
+    found = make(torch.from_numpy(pixels), torch.arange(4), draws, augmentation, Moments.of(pixels))
     assert found.isfinite().all()
     expected = torch.from_numpy(draws.brightness)[:, None, None, None].expand_as(
         found
@@ -210,9 +210,9 @@ def test_the_floor_of_the_deviation_is_one_over_the_root_of_n() -> None:
     # 300 values, one of them 1 above the rest: deviation 0.0576…, below the floor 1/√300 = 0.0577….
     pixels = np.full((1, 10, 10, 3), 77, np.uint8)
     pixels[0, 4, 4, 1] = 78
-    distortions = Distortions()
+    augmentation = Augmentation()
     found = make(
-        torch.from_numpy(pixels), torch.tensor([0]), centred(distortions, 1, side=10), distortions, MOMENTS, margin=0
+        torch.from_numpy(pixels), torch.tensor([0]), centred(augmentation, 1, side=10), augmentation, MOMENTS, margin=0
     )
     assert found.max().item() == pytest.approx((1 - 1 / 300) * math.sqrt(300), rel=1e-4)
 
@@ -220,12 +220,12 @@ def test_the_floor_of_the_deviation_is_one_over_the_root_of_n() -> None:
 @pytest.mark.parametrize(("crop", "start"), [(24, 4), (0, 0), (32, 0), (31, 0), (23, 4)])
 @pytest.mark.parametrize("pad", [0, 3])
 def test_evaluation_is_the_plain_centre(crop: int, start: int, pad: int) -> None:
-    distortions = Distortions(
+    augmentation = Augmentation(
         crop=crop, pad=pad, alternate=True, brightness=63, contrast=(0.2, 1.8), standardise="none"
     )
     pixels = noise(3, 32, 32, 3)
     found = make(
-        torch.from_numpy(pixels), torch.arange(3), centred(distortions, 3, side=32), distortions, MOMENTS, margin=0
+        torch.from_numpy(pixels), torch.arange(3), centred(augmentation, 3, side=32), augmentation, MOMENTS, margin=0
     )
     side = crop or 32
     expected = pixels[:, start : start + side, start : start + side].transpose(0, 3, 1, 2) / 255
@@ -281,15 +281,15 @@ def test_draws_cover_the_whole_range() -> None:
 
 
 def test_draws_with_padding_cover_every_shift() -> None:
-    draws = some_draws(Distortions(pad=2), 2000, side=32)
+    draws = some_draws(Augmentation(pad=2), 2000, side=32)
     assert set(draws.tops.tolist()) == set(draws.lefts.tolist()) == set(range(5))
-    cropped = some_draws(Distortions(pad=2, crop=28), 4000, side=32)
+    cropped = some_draws(Augmentation(pad=2, crop=28), 4000, side=32)
     assert set(cropped.tops.tolist()) == set(range(9))
 
 
 def test_draws_without_distortion_are_plain() -> None:
-    draws = some_draws(Distortions(flip=False), 50, side=32)
-    plain = centred(Distortions(flip=False), 50, side=32)
+    draws = some_draws(Augmentation(flip=False), 50, side=32)
+    plain = centred(Augmentation(flip=False), 50, side=32)
     for name, values in vars(draws).items():
         np.testing.assert_array_equal(values, getattr(plain, name), err_msg=name)
 
@@ -299,7 +299,7 @@ def test_mirroring_alternates_between_epochs() -> None:
     for epochs in ([0, 0, 0, 0], [1, 1, 1, 1], [2, 2, 3, 3]):
         for flip in (True, False):
             draws = draw(
-                Distortions(flip=flip, alternate=True), generator(), side=8, epochs=np.array(epochs), first=first
+                Augmentation(flip=flip, alternate=True), generator(), side=8, epochs=np.array(epochs), first=first
             )
             expected = [flip and was != (epoch % 2 == 1) for was, epoch in zip(first, epochs, strict=True)]
             assert draws.mirrored.tolist() == expected
@@ -314,7 +314,7 @@ def test_a_part_of_the_draws() -> None:
 
 @pytest.mark.parametrize(("crop", "side"), [(0, 32), (24, 24), (32, 32)])
 def test_the_output_side(crop: int, side: int) -> None:
-    assert Distortions(crop=crop, pad=4).output_side(32) == side
+    assert Augmentation(crop=crop, pad=4).output_side(32) == side
 
 
 @pytest.mark.parametrize(
@@ -337,12 +337,12 @@ def test_the_output_side(crop: int, side: int) -> None:
 )
 def test_check_refuses(options: dict[str, object], said: str) -> None:
     with pytest.raises(OptionError) as caught:
-        Distortions(**options).check(32)  # type: ignore[arg-type]
+        Augmentation(**options).check(32)  # type: ignore[arg-type]
     assert str(caught.value) == said
 
 
 @pytest.mark.parametrize(
-    "distortions", [Distortions(), CLASSIC, Distortions(crop=32, pad=31), Distortions(contrast=(0, 0))]
+    "augmentation", [Augmentation(), CLASSIC, Augmentation(crop=32, pad=31), Augmentation(contrast=(0, 0))]
 )
-def test_check_lets_pass(distortions: Distortions) -> None:
-    distortions.check(32)
+def test_check_lets_pass(augmentation: Augmentation) -> None:
+    augmentation.check(32)
