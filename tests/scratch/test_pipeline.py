@@ -87,7 +87,7 @@ def test_another_seed_gives_other_batches() -> None:
     data = images()
     first, second = pipeline(data, seed=3), pipeline(data, seed=4)
     assert first.rows(0).tolist() != second.rows(0).tolist()
-    # Augmentation, too, are others: one image, whose order is always the same.
+    # Distortions, too, are others: one image, whose order is always the same.
     one = images(1, side=32)
     many = Augmentation(crop=24, brightness=63, contrast=(0.2, 1.8))
     assert not torch.equal(pipeline(one, many, seed=3).make(0).images, pipeline(one, many, seed=4).make(0).images)

@@ -184,8 +184,8 @@ class Augmentation:
     contrast: tuple[float, float] = (1.0, 1.0)
     """Range of the factor of each channel's difference from its mean; 1,1: contrast stays."""
     standardise: str = "image"
-    """What brings values to mean 0 and deviation 1: image (each image's own mean and deviation, at least 1/√N), set (the
-    training set's, for each channel), or none (values are from 0 to 1)."""
+    """What brings values to mean 0 and deviation 1: image (each image's own mean and deviation, at least 1/√N), set
+    (the training set's, for each channel), or none (values are from 0 to 1)."""
 
     def check(self, side: int) -> None:
         """Raise an OptionError unless images of `side` pixels can be distorted so."""
@@ -294,7 +294,7 @@ def draw(
 
 
 def centred(augmentation: Augmentation, n: int, *, side: int) -> Draws:
-    """What evaluation uses instead of random numbers, for n images of this side without a margin: the centre, as it is."""
+    """What evaluation uses instead of random numbers, for n images of this side without a margin: the plain centre."""
     offset = np.full(n, (side - augmentation.output_side(side)) // 2)
     return Draws(
         tops=offset,
