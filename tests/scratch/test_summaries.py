@@ -163,7 +163,7 @@ def test_without_tensorboard_there_are_lines_only(tmp_path: Path) -> None:
     quiet.picture(1, "picture", torch.zeros(1, 4, 4))
     quiet.histogram(1, "values", torch.ones(3))
     quiet.graph(network, torch.zeros(1, 2))
-    with quiet.watching(1, network):
+    with quiet.activations(1, network):
         network(torch.ones(1, 2)).sum().backward()
     quiet.network(1, network)
     quiet.close()
