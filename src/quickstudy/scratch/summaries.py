@@ -147,7 +147,7 @@ class RunLog:
         else:
             yield
 
-    def parameters(self) -> None:
+    def histograms(self) -> None:
         """Write histograms of parameters and gradients, where a summary of the step just made is due."""
         if self.summaries is not None and self._summary_is_due(self.state.step):
             self.summaries.network(self.state.step, self.state.network)

@@ -267,16 +267,18 @@ class _Training:
                 self.unchecked.append((batch.step, losses[0]))
                 if state.step % self.check_every == 0:
                     self._check_losses()
-                log.parameters()
+                log.histograms()
                 if self.replica.is_first and state.step % settings.log_steps == 0:
                     log.progress(losses, rate, seconds_per_batch=clock.lap(state.step))
 
-                # Before the checkpoint, which must know whether the run has ended, and whose step is not made again.
+                # Evaluated before the checkpoint is written: it says whether the run has ended, and a run that goes on
+                # from it does not come to this step again.
                 state.ended = self._evaluate_and_decide(log)
-                overdue = self.replica.is_first and clock.seconds_since_checkpoint >= settings.checkpoint_seconds
-                if overdue or interrupts.pending is not None:
+                if self.replica.is_first and clock.seconds_since_checkpoint >= settings.checkpoint_seconds:
                     self._save()
-                interrupts.raise_pending()
+                if interrupts.pending is not None:
+                    self._save()
+                    interrupts.raise_pending()
                 if state.ended:
                     break
             self._save()
