@@ -149,7 +149,7 @@ def backbone_names(cache: Path) -> tuple[str, ...]:
 
 
 def check_name(name: str) -> str:
-    """The name itself, if a backbone may be added under it.
+    """Return the name itself, if a backbone may be added under it.
 
     Raises:
         BackboneError: it is that of one which quickstudy makes itself, or would not do for a file.
@@ -162,7 +162,7 @@ def check_name(name: str) -> str:
 
 
 def imagenet_classes() -> tuple[str, ...]:
-    """The 1,000 classes of ImageNet (ILSVRC 2012) in their usual order."""
+    """Return the 1,000 classes of ImageNet (ILSVRC 2012) in their usual order."""
     text = resources.files("quickstudy.backbones").joinpath("imagenet_classes.txt").read_text(encoding="utf-8")
     return tuple(text.splitlines())
 
@@ -172,7 +172,7 @@ def _folder(cache: Path) -> Path:
 
 
 def _find(name: str, cache: Path) -> Backbone | None:
-    """What the cache has under this name, if it is whole and of this version."""
+    """Say what the cache has under this name, if it is whole and of this version."""
     path = _folder(cache) / f"{name}.onnx"
     try:
         note = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))

@@ -154,7 +154,7 @@ def _affine_steps(
     channels: int,
     kept: set[str],
 ) -> Iterator[_Step]:
-    """The steps that scale and shift a map (N×C×H×W) one after the other, as long as nothing else takes part."""
+    """Return the steps that scale and shift a map (N×C×H×W) one after the other, as long as nothing else takes part."""
     while tensor not in kept and len(users.get(tensor, ())) == 1:
         step = _affine(users[tensor][0], tensor, constants, channels)
         if step is None:
@@ -214,7 +214,7 @@ class ImageInput:
 
 
 def find_image_input(model: onnx.ModelProto, *, size: int | None = None, layout: str | None = None) -> ImageInput:
-    """The one input of a network that takes images.
+    """Return the one input of a network that takes images.
 
     Args:
         model: as it came.

@@ -38,7 +38,7 @@ def sample_images(size: int) -> NDArray[np.uint8]:
 def largest_difference(
     model: onnx.ModelProto, output: str, *, size: int, preprocessing: Preprocessing, reference: Reference, softmax: bool
 ) -> float:
-    """How far a backbone is from its network on the sample images, as a share of the largest value.
+    """Say how far a backbone is from its network on the sample images, as a share of the largest value.
 
     Args:
         model: the backbone, with the tensor `output`; with `probabilities` if it classifies.
@@ -80,14 +80,14 @@ def largest_difference(
 
 
 def run_until(model: onnx.ModelProto, tensors: Sequence[str], images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-    """What some of a backbone's tensors hold for images (uint8, N×size×size×3)."""
+    """Say what some of a backbone's tensors hold for images (uint8, N×size×size×3)."""
     session = open_session(with_outputs(model, tensors).SerializeToString())
     results: list[NDArray[np.float32]] = session.run(list(tensors), {IMAGE: images})
     return results
 
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """The graph with these outputs (float32), and without what neither they nor the features need."""
+    """Return the graph with these outputs (float32), and without what neither they nor the features need."""
     needed = {node.output[0] for name in (*names, FEATURES) for node in ancestors(model.graph, name)}
     nodes = [node for node in model.graph.node if node.output[0] in needed]
     used = {name for node in nodes for name in node.input}

@@ -242,7 +242,7 @@ def _finish(
 
 
 def _labels(given: Sequence[str] | None, count: int) -> tuple[tuple[str, ...], str]:
-    """Names for a network's outputs, and where they are from."""
+    """Return names for a network's outputs, and where they are from."""
     if given is not None and len(given) != count:
         outputs = f"{count} classes" if count else "features and no classes"
         raise BackboneError(f"{len(given)} names of classes are given, but the network gives {outputs}")

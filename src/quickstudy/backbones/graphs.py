@@ -44,7 +44,7 @@ def keep_until(model: onnx.ModelProto, tensor: str, shape: Sequence[int]) -> onn
 def keep_between(
     model: onnx.ModelProto, start: str, start_shape: Sequence[int], end: str, end_shape: Sequence[int]
 ) -> onnx.ModelProto:
-    """A copy of `model` from the tensor `start` to the tensor `end` (both float32, N × their shape).
+    """Return a copy of `model` from the tensor `start` to the tensor `end` (both float32, N × their shape).
 
     Raises:
         BackboneError: there is no such tensor, or `end` depends on more than `start`.
@@ -66,7 +66,7 @@ def keep_between(
 
 
 def ancestors(graph: onnx.GraphProto, tensor: str) -> list[onnx.NodeProto]:
-    """The nodes that `tensor` depends on, in the graph's (topological) order.
+    """Return the nodes that `tensor` depends on, in the graph's (topological) order.
 
     Raises:
         BackboneError: no node of the graph gives this tensor.
@@ -82,7 +82,7 @@ def ancestors(graph: onnx.GraphProto, tensor: str) -> list[onnx.NodeProto]:
 
 
 def weights_of(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> dict[str, int]:
-    """The weights and biases of layers among `nodes`, and how many values each has.
+    """Return the weights and biases of layers among `nodes`, and how many values each has.
 
     Scales and shifts of batch norms are none of them, nor are constants such as an activation's limits.
     """
@@ -122,7 +122,7 @@ def _part(
 
 
 def describe_cuts(model: onnx.ModelProto, names: Sequence[str]) -> tuple[Cut, ...]:
-    """What lies before and after each of these tensors; the last one is taken for the features.
+    """Say what lies before and after each of these tensors; the last one is taken for the features.
 
     Raises:
         BackboneError: the graph has no such tensor, or its shape cannot be known.
@@ -183,7 +183,7 @@ def articulations(graph: onnx.GraphProto, until: str) -> list[str]:
 
 
 def _flowing(nodes: Sequence[onnx.NodeProto], data: set[str]) -> set[str]:
-    """What depends on the image, of all that these nodes give; `data` names the graph's inputs."""
+    """Say what depends on the image, of all that these nodes give; `data` names the graph's inputs."""
     flowing = set(data)
     for node in nodes:
         if flowing & set(node.input):
@@ -192,7 +192,7 @@ def _flowing(nodes: Sequence[onnx.NodeProto], data: set[str]) -> set[str]:
 
 
 def block_ends(model: onnx.ModelProto, features: str) -> list[tuple[str, bool]]:
-    """The cuts worth a name, in order, without `features` itself: tensor, and whether several paths meet in it.
+    """Return the cuts worth a name, in order, without `features` itself: tensor, and whether several paths meet in it.
 
     Between two layers with weights, that is the smallest tensor that everything passes through. Within a chain, the
     widened inside of a block is left out: what is larger than its neighbours, or no smaller than one of the three
@@ -245,7 +245,7 @@ def readable_names(ends: Sequence[tuple[str, bool]]) -> dict[str, str]:
 
 
 def _meets(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]], graph: onnx.GraphProto) -> bool:
-    """Whether paths are added up or joined here, looking through an activation that follows at once.
+    """Say whether paths are added up or joined here, looking through an activation that follows at once.
 
     Gates (squeeze-excite, swish) multiply paths and end no block.
     """
@@ -301,7 +301,7 @@ class Ending:
 
 
 def find_ending(model: onnx.ModelProto, *, layout: str, classes: int, named: str) -> Ending:
-    """Where the features and the scores are.
+    """Say where the features and the scores are.
 
     Args:
         model: its first output is what the network gives.
@@ -331,7 +331,7 @@ def find_ending(model: onnx.ModelProto, *, layout: str, classes: int, named: str
 def _find_classifier(
     output: str, producers: Mapping[str, onnx.NodeProto], constants: set[str], shapes: Shapes, classes: int
 ) -> tuple[onnx.NodeProto | None, bool]:
-    """The layer that gives the scores, and whether a softmax follows it."""
+    """Return the layer that gives the scores, and whether a softmax follows it."""
     shape = shapes.get(output, ())
     if sum(side > 1 for side in shape) > 1:
         return None, False  # a map, not a list of scores
@@ -360,7 +360,7 @@ def _has_weights(node: onnx.NodeProto, constants: set[str]) -> bool:
 def _pooling(
     tensor: str, producers: Mapping[str, onnx.NodeProto], shapes: Shapes, layout: str
 ) -> tuple[str, tuple[str, ...]]:
-    """The tensor to start from, and the operators that make N×F features of it."""
+    """Return the tensor to start from, and the operators that make N×F features of it."""
     shape, node = shapes.get(tensor, ()), producers.get(tensor)
     if len(shape) == 1:
         return tensor, ("Identity",)

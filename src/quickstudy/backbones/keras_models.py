@@ -120,7 +120,7 @@ def import_keras_model(
 
 
 def snake_case(name: str) -> str:
-    """A Keras application's name in small letters: `inception_v3` of `InceptionV3`."""
+    """Return a Keras application's name in small letters: `inception_v3` of `InceptionV3`."""
     breaks = r"(?<=[a-z\d])(?=V\d|ResNet)|(?<=[a-z])(?=B\d)|(?<=[a-z\d])(?=(?:Small|X?Large|Base|Tiny|Mobile)$)"
     return re.sub(breaks, "_", name).lower()
 
@@ -169,7 +169,7 @@ def _published_accuracy(name: str) -> float | None:
 
 
 def _preprocessing_of(application: Callable[..., keras.Model]) -> Preprocessing:
-    """What the application's own `preprocess_input` does, found by showing it a few pixels."""
+    """Say what the application's own `preprocess_input` does, found by showing it a few pixels."""
     pixels = np.array([[[[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255]]]], np.uint8)
     given = sys.modules[application.__module__].preprocess_input(pixels.astype(np.float32))
     for preset in PRESETS.values():
@@ -181,7 +181,7 @@ def _preprocessing_of(application: Callable[..., keras.Model]) -> Preprocessing:
 def _layer_names(
     keras: Any, model: keras.Model, graph: onnx.ModelProto, tensors: Sequence[str], image: NDArray[np.float32]
 ) -> dict[str, str]:
-    """Names of the layers that give what these tensors hold; `image` is the first of the sample images."""
+    """Return names of the layers that give what these tensors hold; `image` is the first of the sample images."""
     held = dict(zip(tensors, run_until(graph, tensors, sample_images(image.shape[1])[:1]), strict=True))
     shapes = {shape for value in held.values() for shape in (value.shape[1:], value.transpose(0, 2, 3, 1).shape[1:])}
     layers = [
@@ -217,7 +217,7 @@ _TOP_HINT = "Weights without the classifier need --no-top, those for other class
 
 
 def build(application: Callable[..., keras.Model], **arguments: Any) -> keras.Model:
-    """The application, made with these arguments.
+    """Return the application, made with these arguments.
 
     Raises:
         BackboneError: Keras will not have them.
@@ -229,7 +229,7 @@ def build(application: Callable[..., keras.Model], **arguments: Any) -> keras.Mo
 
 
 def with_own_weights(application: Callable[..., keras.Model], **arguments: Any) -> keras.Model:
-    """The application with the weights that Keras has for it, downloaded once to `~/.keras/models`.
+    """Return the application with the weights that Keras has for it, downloaded once to `~/.keras/models`.
 
     Raises:
         BackboneError: Keras will not have the arguments, or cannot download the weights.
@@ -247,7 +247,7 @@ def with_own_weights(application: Callable[..., keras.Model], **arguments: Any) 
 
 
 def with_weights_of(path: Path, application: Callable[..., keras.Model], **arguments: Any) -> keras.Model:
-    """The application with weights from a file, from which nothing else is taken: no configuration, no code.
+    """Return the application with weights from a file, from which nothing else is taken: no configuration, no code.
 
     Raises:
         BackboneError: Keras will not have the arguments, or the file does not hold these weights.

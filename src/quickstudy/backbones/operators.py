@@ -92,7 +92,7 @@ Operator = Callable[[Inputs, Attributes], Any]
 
 
 def _fold(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
-    """An operator on any number of inputs, taken two at a time."""
+    """Return an operator on any number of inputs, taken two at a time."""
     return lambda inputs, _attributes: reduce(function, inputs)
 
 
@@ -101,12 +101,12 @@ def _divide(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _elementwise(function: Callable[..., Any]) -> Operator:
-    """An operator whose inputs are the function's arguments, and which has no attributes."""
+    """Return an operator whose inputs are the function's arguments, and which has no attributes."""
     return lambda inputs, _attributes: function(*inputs)
 
 
 def _activation(function: Callable[..., Tensor], **defaults: float) -> Operator:
-    """An operator with one input and numbers as attributes, which the function takes in this order."""
+    """Return an operator with one input and numbers as attributes, which the function takes in this order."""
     return lambda inputs, attributes: function(inputs[0], *(attributes.get(n, d) for n, d in defaults.items()))
 
 
@@ -154,7 +154,7 @@ def _conv(inputs: Inputs, attributes: Attributes) -> Tensor:
 
 
 def _is_large_depthwise(x: Tensor, kernel: Tensor, groups: int, dilations: list[int]) -> bool:
-    """Whether the gradient of these weights is slow in PyTorch itself."""
+    """Say whether the gradient of these weights is slow in PyTorch itself."""
     return (
         kernel.ndim == 4
         and groups == x.shape[1] == kernel.shape[0]

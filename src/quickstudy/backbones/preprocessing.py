@@ -48,7 +48,7 @@ class Preprocessing:
         return np.broadcast_to((self.high - self.low) / 255 / np.array(self.std), 3)
 
     def apply(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Images (N×H×W×3, RGB) as the network takes them, channels still last."""
+        """Return images (N×H×W×3, RGB) as the network takes them, channels still last."""
         ordered = images[..., ::-1] if self.bgr else images
         return ((ordered - self.centre) * self.scale).astype(np.float32)
 
@@ -82,7 +82,7 @@ def choose_preprocessing(
     mean: str | None = None,
     std: str | None = None,
 ) -> Preprocessing | None:
-    """What a user asks for in words; None where nothing is asked for.
+    """Say what a user asks for in words; None where nothing is asked for.
 
     Args:
         preset: a name in `PRESETS`.

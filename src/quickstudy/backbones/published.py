@@ -94,7 +94,7 @@ PUBLISHED = {
 
 
 def build_published(name: str) -> onnx.ModelProto:
-    """The graph of a published network, from its installed weights package.
+    """Return the graph of a published network, from its installed weights package.
 
     Raises:
         BackboneError: the package is missing, or its weights are not the published ones.
@@ -247,13 +247,13 @@ def _stages(version: int) -> list[_Stage]:
 
 
 def _in_eights(channels: float) -> int:
-    """The nearest multiple of 8 that is not more than a tenth smaller."""
+    """Return the nearest multiple of 8 that is not more than a tenth smaller."""
     nearest = max(8, int(channels + 4) // 8 * 8)
     return nearest if nearest >= 0.9 * channels else nearest + 8
 
 
 def _inverted_residual(b: _Builder, x: str, number: int, *, size: int, stride: int, expand: bool, skip: bool) -> str:
-    """An MBConv block (Sandler et al., 2018, arXiv:1801.04381): widen, filter each channel, project, add."""
+    """Return an MBConv block (Sandler et al., 2018, arXiv:1801.04381): widen, filter each channel, project, add."""
     source, output, y = f"_blocks.{number - 1}", f"block_{number}", x
     if expand:
         y = b.conv_bn(y, f"{source}._expand_conv", f"{source}._bn0", f"{output}/expand", size=size)

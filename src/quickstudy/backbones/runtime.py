@@ -146,7 +146,7 @@ ONNX_RUNTIME = Engine(name="onnxruntime", open=Prefix)
 
 
 def engine_for(name: str) -> Engine:
-    """The engine that somebody asks for.
+    """Return the engine that somebody asks for.
 
     Args:
         name: `onnxruntime` or `openvino`, on the processor, or a GPU as PyTorch names it (`cuda`, `cuda:1`).
@@ -171,7 +171,7 @@ def engine_for(name: str) -> Engine:
 
 
 def device_of(engine: str) -> str:
-    """Where PyTorch trains when this engine computes bottlenecks: on the GPU that it names, or on the processor."""
+    """Say where PyTorch trains when this engine computes bottlenecks: on the GPU that it names, or on the processor."""
     return engine if engine.partition(":")[0] == "cuda" else "cpu"
 
 

@@ -141,7 +141,7 @@ def import_onnx(
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Names of classes from a text file, one a line.
+    """Return names of classes from a text file, one a line.
 
     Raises:
         BackboneError: there is no such file, or it is no such list.

@@ -25,7 +25,7 @@ SECONDS = 1.0
 
 
 def measure_speed(backbone: Backbone, *, seconds: float = SECONDS, engine: Engine = ONNX_RUNTIME) -> float:
-    """Images a second up to the features, from pixels in memory, on all cores.
+    """Return images a second up to the features, from pixels in memory, on all cores.
 
     Args:
         backbone: what to measure.
@@ -58,7 +58,7 @@ def measure_speed(backbone: Backbone, *, seconds: float = SECONDS, engine: Engin
 
 
 def known_speed(backbone: Backbone) -> float | None:
-    """What `measure_speed` found on this machine for this graph, if it has been asked."""
+    """Say what `measure_speed` found on this machine for this graph, if it has been asked."""
     try:
         note = json.loads(_place(backbone).read_text(encoding="utf-8"))
         if note["fingerprint"] == backbone.fingerprint:

@@ -26,7 +26,7 @@ _OPSET = 17
 
 
 def export_module(module: torch.nn.Module, example: torch.Tensor) -> onnx.ModelProto:
-    """The graph of a module in inference mode, for inputs of the shape of `example`.
+    """Return the graph of a module in inference mode, for inputs of the shape of `example`.
 
     Raises:
         BackboneError: torch's exporter cannot do it.

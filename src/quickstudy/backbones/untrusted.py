@@ -48,7 +48,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
 
 
 def parse_onnx(data: bytes, path: Path) -> onnx.ModelProto:
-    """What the bytes of an ONNX file say; nothing of it is followed or run.
+    """Say what the bytes of an ONNX file say; nothing of it is followed or run.
 
     Args:
         data: the file's bytes.
@@ -73,7 +73,7 @@ def first_line(error: BaseException) -> str:
 
 
 def foreign_operators(graph: onnx.GraphProto) -> list[str]:
-    """The operators that are not ONNX's own, sorted, each once."""
+    """Return the operators that are not ONNX's own, sorted, each once."""
     return sorted({f"{node.domain}.{node.op_type}" for node in _nodes(graph) if node.domain})
 
 
@@ -158,7 +158,7 @@ def _embed_external_data(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _beside(path: Path, location: str) -> Path:
-    """The file in the folder of `path` that `location` names, or one in a folder below.
+    """Return the file in the folder of `path` that `location` names, or one in a folder below.
 
     Raises:
         UnsafeFileError: it leads elsewhere, or to nothing.
@@ -182,7 +182,7 @@ def _beside(path: Path, location: str) -> Path:
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """The graph's nodes, and those of the graphs inside them."""
+    """Return the graph's nodes, and those of the graphs inside them."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
@@ -205,7 +205,7 @@ def _check_text(message: Any) -> None:
 
 
 def tensors_of(message: Any) -> Iterator[onnx.TensorProto]:
-    """All tensors in a message, wherever they are."""
+    """Return all tensors in a message, wherever they are."""
     for field, value in message.ListFields():
         if field.message_type is not None:
             for part in _parts(value):
@@ -216,5 +216,5 @@ def tensors_of(message: Any) -> Iterator[onnx.TensorProto]:
 
 
 def _parts(value: Any) -> Sequence[Any]:
-    """What a field holds, be it repeated or not."""
+    """Say what a field holds, be it repeated or not."""
     return value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else (value,)

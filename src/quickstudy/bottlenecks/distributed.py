@@ -156,7 +156,7 @@ def _block(images: Sequence[Path], start: int, stop: int) -> pa.Table:
 
 
 def _rows(order: Order, blocks: list[pa.Table], workers: int) -> Generator[dict[str, Any], None, None]:
-    """What became of each block, as workers finish them."""
+    """Say what became of each block, as workers finish them."""
     if not blocks:
         return
     import ray
@@ -206,7 +206,7 @@ class Order:
     distortions: Distortions
 
     def keys(self, digest: bytes) -> list[bytes]:
-        """The keys of an image's views."""
+        """Return the keys of an image's views."""
         return [view_key(digest, view, self.distortions) for view in range(self.views + 1)]
 
 

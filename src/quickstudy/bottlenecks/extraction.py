@@ -237,7 +237,7 @@ def extract_census(
 
 
 def source_spec(backbone: Backbone, dtype: str, engine: Engine = ONNX_RUNTIME) -> SourceSpec:
-    """What the bottlenecks at a backbone's default cut are computed by."""
+    """Say what the bottlenecks at a backbone's default cut are computed by."""
     return SourceSpec(
         backbone=backbone.name,
         fingerprint=backbone.fingerprint,
@@ -357,7 +357,7 @@ def _process(job: _Job, number: int, timings: Timings) -> None:
 
 
 def _identify(job: _Job, number: int) -> tuple[bytes | None, bytes]:
-    """The image's bytes and content hash; no bytes where what is known of it and the store spare reading them.
+    """Return the image's bytes and content hash; no bytes where what is known of it and the store spare reading them.
 
     What is to be computed is always read first, so that it is claimed under the hash of what was read.
     """
@@ -404,7 +404,7 @@ def _drop_copies_of_unusable(job: _Job) -> None:
 
 
 def _claim(job: _Job, digest: bytes) -> list[tuple[int, bytes]]:
-    """The views of an image that nobody has computed; they are now this thread's to compute."""
+    """Return the views of an image that nobody has computed; they are now this thread's to compute."""
     with job.lock:
         missing = _missing(job, digest)
         job.under_way.update(key for _, key in missing)

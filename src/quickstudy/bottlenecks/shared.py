@@ -71,13 +71,13 @@ class SharedStore:
             self._put(f"{self._folder_of(spec)}/{_DESCRIPTION}", text.encode())
 
     def is_prepared(self, spec: SourceSpec) -> bool:
-        """Whether a source's description is there, seen from this machine."""
+        """Say whether a source's description is there, seen from this machine."""
         with self._named("read"):
             info: fs.FileInfo = self.filesystem.get_file_info(f"{self._folder_of(spec)}/{_DESCRIPTION}")
         return bool(info.type == fs.FileType.File)
 
     def specs(self) -> list[SourceSpec]:
-        """The sources that are described here."""
+        """Return the sources that are described here."""
         found = []
         with self._named("read"):
             for info in self._list(self.root):
@@ -92,13 +92,13 @@ class SharedStore:
         return found
 
     def shards(self, spec: SourceSpec) -> list[str]:
-        """The names of a source's shards, sorted."""
+        """Return the names of a source's shards, sorted."""
         with self._named("read"):
             names = [info.base_name for info in self._list(self._folder_of(spec))]
         return sorted(name for name in names if name.endswith(SUFFIX) and not name.startswith("."))
 
     def keys(self, spec: SourceSpec) -> set[bytes]:
-        """The keys of all of a source's shards; those of damaged ones are left out, to be computed again."""
+        """Return the keys of all of a source's shards; those of damaged ones are left out, to be computed again."""
         keys: set[bytes] = set()
         seen: set[str] = set()
         # Listed again, as what is gone when it is to be read has been merged into a shard that is new.
@@ -111,7 +111,7 @@ class SharedStore:
         return keys
 
     def keys_of(self, spec: SourceSpec, name: str) -> list[bytes]:
-        """The keys of one shard; none where it is damaged or gone."""
+        """Return the keys of one shard; none where it is damaged or gone."""
         try:
             with self.filesystem.open_input_file(f"{self._folder_of(spec)}/{name}") as file:
                 return read_keys(file, spec)
@@ -204,7 +204,7 @@ class SharedStore:
 
 
 def open_shared_store(place: str | Path) -> SharedStore:
-    """The store in a folder, or at a URI that pyarrow.fs knows. Nothing is written.
+    """Return the store in a folder, or at a URI that pyarrow.fs knows. Nothing is written.
 
     Raises:
         StoreError: no such kind of URI.

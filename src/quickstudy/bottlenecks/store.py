@@ -77,7 +77,7 @@ class Source:
         raise StoreError(f"The store '{self.folder}' keeps changing while it is read; try again")
 
     def gather(self, keys: Sequence[bytes]) -> NDArray[np.floating]:
-        """The bottlenecks of these keys, in their order: len(keys) × shape, in the source's dtype.
+        """Return the bottlenecks of these keys, in their order: len(keys) × shape, in the source's dtype.
 
         Raises:
             KeyError: a key is not in the store.
@@ -222,7 +222,7 @@ class Store:
         return Source(self.folder / spec.identity, spec)
 
     def summaries(self) -> list[SourceSummary]:
-        """What the store holds, source by source."""
+        """Say what the store holds, source by source."""
         return [self._summarise(folder, spec) for folder, spec in self._sources()]
 
     def verify(self, *, remove: bool = False) -> Verification:
@@ -402,7 +402,7 @@ class Shard:
 
 
 def name_of(data: bytes | memoryview) -> str:
-    """The file name of a shard with these bytes."""
+    """Return the file name of a shard with these bytes."""
     return f"{hashlib.sha256(data).hexdigest()}{SUFFIX}"
 
 
@@ -443,7 +443,7 @@ def map_shard(path: Path, spec: SourceSpec) -> Shard:
 
 
 def read_keys(file: pa.NativeFile, spec: SourceSpec) -> list[bytes]:
-    """The keys of a shard in a file that can be read at any place; of its bottlenecks, nothing is read.
+    """Return the keys of a shard in a file that can be read at any place; of its bottlenecks, nothing is read.
 
     Raises:
         OSError, pyarrow.ArrowException, ValueError, IndexError: it is damaged, or no shard of this source.

@@ -110,16 +110,16 @@ class Census:
         return {d: c.label for d, c in self.contents.items() if c.role is not None and c.label is not None}
 
     def digests(self, *roles: Split) -> list[bytes]:
-        """The contents in one of these roles, in the digests' order."""
+        """Return the contents in one of these roles, in the digests' order."""
         return [digest for digest, content in self.contents.items() if content.role in roles]
 
     def numbered(self, *roles: Split) -> dict[bytes, int]:
-        """The contents in one of these roles with their class numbers, in the digests' order."""
+        """Return the contents in one of these roles with their class numbers, in the digests' order."""
         number_of = {name: number for number, name in enumerate(self.classes)}
         return {digest: number_of[self.labels[digest]] for digest in self.digests(*roles)}
 
     def counts(self, *roles: Split) -> Counter[str]:
-        """How many contents in one of these roles each label has."""
+        """Say how many contents in one of these roles each label has."""
         return Counter(self.labels[digest] for digest in self.digests(*roles))
 
     @property
@@ -284,7 +284,7 @@ def _census_of(
 
 
 def _known_unusable(census: Census, index: Path | None) -> dict[bytes, str]:
-    """Why contents cannot be decoded, as far as it was found before, or decides whether a class has images at all.
+    """Say why contents cannot be decoded, as far as it was found before, or decides whether a class has images at all.
 
     Extraction decodes all others, and says then. But a class that seems to have a single image would be refused before
     that, and where this one is damaged it is a class without images, which is left out.
@@ -315,7 +315,7 @@ def _collector_paused() -> Iterator[None]:
 
 
 def identify(paths: Sequence[Path], index: Path | None, *, progress: Progress = silent) -> list[bytes | str]:
-    """The SHA-256 digest of each file, or why it cannot be read; unchanged files are known to the stat index."""
+    """Return the SHA-256 digest of each file, or why it cannot be read; unchanged files are known to the stat index."""
     store = StatIndex(index)
     names = [os.path.abspath(path) for path in paths]
     found: list[bytes | str] = [b""] * len(paths)
@@ -454,7 +454,7 @@ def draw_validation(labels: Mapping[bytes, str]) -> dict[bytes, Split]:
 
 
 def held_out_share(images: int) -> float:
-    """The share of the images to train on that validates where no validation split is given: more of few."""
+    """Return the share of the images to train on that validates where no validation split is given: more of few."""
     return 0.1 if images >= _MANY_IMAGES else 0.2
 
 

@@ -61,7 +61,7 @@ class InputSpec:
     """Side of the centred square that is cut out, as a share of the image's shorter side."""
 
     def to_dict(self) -> dict[str, Any]:
-        """All that decides the pixels, as JSON values; `resize` names the arithmetic below."""
+        """Return all that decides the pixels, as JSON values; `resize` names the arithmetic below."""
         return {**asdict(self), "resize": "reduce-bilinear-1"}
 
     @staticmethod
@@ -127,7 +127,7 @@ def fit(pixels: Pixels, spec: InputSpec, box: tuple[int, int, int] | None = None
 
 
 def centred_square(shape: tuple[int, ...], spec: InputSpec) -> tuple[int, int, int]:
-    """Left, top and side of the square that `spec` cuts out of pixels of this shape (height, width, 3)."""
+    """Return left, top and side of the square that `spec` cuts out of pixels of this shape (height, width, 3)."""
     height, width = shape[:2]
     side = max(1, round(min(width, height) * spec.crop))
     return (width - side) // 2, (height - side) // 2, side
@@ -187,7 +187,7 @@ def _largest_factor(shorter_side: int, spec: InputSpec) -> int:
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """Width and height of an image file as it is shown, upright, from its header.
+    """Return width and height of an image file as it is shown, upright, from its header.
 
     Raises:
         UnusableImageError: as `decode`.
@@ -203,13 +203,13 @@ def to_pixels(image: Image.Image) -> Pixels:
 
 
 def encode_thumbnail(pixels: Pixels) -> bytes:
-    """A small image as a JPEG file to look at."""
+    """Return a small image as a JPEG file to look at."""
     encoded: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=_THUMBNAIL_QUALITY)
     return encoded
 
 
 def _open(data: bytes, most_pixels: int = MOST_PIXELS) -> Image.Image:
-    """The file with its header read, if that is all right."""
+    """Return the file with its header read, if that is all right."""
     if not data:
         raise UnusableImageError("empty file (0 bytes)")
     try:
@@ -232,13 +232,13 @@ def _refuse_bombs(data: bytes, size: tuple[int, int], most_pixels: int, *, jpeg:
 
 
 def _count_scans(data: bytes) -> int:
-    """How often the marker of a scan is in it; five times as fast as `bytes.count`."""
+    """Say how often the marker of a scan is in it; five times as fast as `bytes.count`."""
     values = np.frombuffer(data, np.uint8)
     return int(np.count_nonzero((values[:-1] == _START_OF_SCAN[0]) & (values[1:] == _START_OF_SCAN[1])))
 
 
 def _decode_plain_jpeg(data: bytes, spec: InputSpec, most_pixels: int) -> Pixels | None:
-    """The pixels of a JPEG without EXIF data; None where it is no such JPEG, or not in order."""
+    """Return the pixels of a JPEG without EXIF data; None where it is no such JPEG, or not in order."""
     if not data.startswith(_JPEG) or _EXIF in data[: data.find(_START_OF_SCAN)]:
         return None
     try:

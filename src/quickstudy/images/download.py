@@ -132,7 +132,7 @@ def download(
 
 @contextlib.contextmanager
 def _claim(target: _Target) -> Iterator[BinaryIO]:
-    """The partial file, open for appending and for this process alone (where the system can lock files)."""
+    """Return the partial file, open for appending and for this process alone (where the system can lock files)."""
     with target.partial.open("ab") as file:
         try:
             import fcntl

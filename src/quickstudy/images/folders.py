@@ -77,7 +77,7 @@ class _Arranging:
             self.groups.append(Group(label=label, split=split, images=images))
 
     def add_class(self, folder: Scan, split: Split | None) -> None:
-        """All that is under a folder, with the folder's name as its label."""
+        """Return all that is under a folder, with the folder's name as its label."""
         label = None if is_unlabelled(folder.path.name) else label_of(folder.path.name)
         if label == "":
             self.skipped.append((folder.path, "a folder whose name is blank is no class"))
@@ -123,7 +123,7 @@ class _Arranging:
 
 
 def _are_splits(folders: Sequence[Scan]) -> bool:
-    """Whether the folders of the root are split folders."""
+    """Say whether the folders of the root are split folders."""
     named = [(folder, split) for folder in folders if (split := split_named(folder.path.name))]
     others = [folder for folder in folders if not split_named(folder.path.name) and not _holds_no_class(folder)]
     train = next((folder for folder, split in named if split == "train"), None)
@@ -139,7 +139,7 @@ def _holds_no_class(folder: Scan) -> bool:
 
 
 def _hold_splits(folders: Sequence[Scan]) -> bool:
-    """Whether all folders of the root are classes that hold split folders."""
+    """Say whether all folders of the root are classes that hold split folders."""
     classes = [folder for folder in folders if not is_unlabelled(folder.path.name)]
     # A class that holds nothing says nothing, either.
     filled = [folder for folder in classes if folder.folders or folder.images]
@@ -185,7 +185,7 @@ def _listed(paths: Iterable[Path]) -> str:
 
 
 def _unwrapped(folder: Scan, lister: Lister) -> Scan:
-    """The folder inside where one holds nothing else than another of its name, as `seg_train/seg_train` does."""
+    """Return the folder inside where one holds nothing else than another of its name, as `seg_train/seg_train` does."""
     name = folder.path.name
     for _ in range(_MOST_WRAPPERS):
         if folder.images or len(folder.folders) != 1:

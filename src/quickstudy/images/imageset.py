@@ -145,7 +145,7 @@ def require_classes(files: Counter[str], source: Path) -> None:
 
 
 def list_images(folder: Path) -> tuple[list[Path], list[Skipped]]:
-    """All image files under a folder, whatever the labels, sorted by path; and what was skipped."""
+    """Return all image files under a folder, whatever the labels, sorted by path; and what was skipped."""
     lister = Lister()
     paths = lister.walk(lister.scan(folder), set())
     return paths, _skipped(lister.unread)
@@ -226,7 +226,7 @@ def _image_set(
     labels: set[str],
     passed_over: Mapping[str, int],
 ) -> ImageSet:
-    """The image set of what was found; `labels` are all that were named, also those without an image."""
+    """Return the image set of what was found; `labels` are all that were named, also those without an image."""
     if unwritable := sorted(name for name in labels if not is_text(name)):
         raise ImageSetError(
             f"The class name {unwritable[0]!a} in '{source}' is not valid UTF-8, which models are written in; "
@@ -248,7 +248,7 @@ def _skipped(found: Iterable[tuple[Path, str]]) -> list[Skipped]:
 
 
 def _hint(lister: Lister, skipped: Sequence[Skipped]) -> str:
-    """What was there in place of images, in brackets; nothing where there was nothing."""
+    """Say what was there in place of images, in brackets; nothing where there was nothing."""
     unread = [
         f"there is 1 {name} file, which is not read; convert it to PNG"
         if count == 1

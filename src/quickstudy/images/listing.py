@@ -97,7 +97,7 @@ class Lister:
         return Scan(path=folder, identity=(status.st_dev, status.st_ino), images=images, folders=folders)
 
     def walk(self, scan: Scan, seen: set[tuple[int, int]]) -> list[Path]:
-        """All images in and under a folder, sorted by path; each real folder once, so links lead round no loop.
+        """Return all images in and under a folder, sorted by path; each real folder once, so links lead round no loop.
 
         Args:
             scan: the folder.
@@ -132,7 +132,7 @@ class Lister:
         return True
 
     def _is_image(self, path: Path, *, is_regular: bool) -> bool:
-        """Whether a file without the usual suffix of an image is one; it is accounted for where it is none."""
+        """Say whether a file without the usual suffix of an image is one; it is accounted for where it is none."""
         reason = None if is_regular else why_no_file(path)
         if reason is None and not is_regular and suffix_of(path.name) in IMAGE_SUFFIXES:
             return True  # behind a link
@@ -157,7 +157,7 @@ class Lister:
 
 
 def why_no_file(path: Path) -> str | None:
-    """Why there is no ordinary file at a path, or None where there is one; a pipe is never opened to find out."""
+    """Say why there is no ordinary file at a path, or None where there is one; a pipe is never opened to find out."""
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -193,7 +193,7 @@ def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _count_files(entry: os.DirEntry[str]) -> int:
-    """How many files are under a folder; 1, for the folder, where that may not be known."""
+    """Say how many files are under a folder; 1, for the folder, where that may not be known."""
     if not os.access(entry.path, os.R_OK):
         return 1
     return sum(len(files) for _, _, files in os.walk(entry.path))
@@ -273,13 +273,13 @@ _USUAL_SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,9}|\.[0-9][a-z][a-z0-9]{0,8}")
 
 
 def suffix_of(name: str) -> str:
-    """The suffix of a file's name in lower case with its dot, or nothing."""
+    """Return the suffix of a file's name in lower case with its dot, or nothing."""
     dot = name.rfind(".")
     return name[dot:].lower() if dot > 0 else ""
 
 
 def image_format(name: str, start: bytes) -> str | None:
-    """The image format of a file by its first bytes, or else by its suffix where that is of a format not read.
+    """Return the image format of a file by its first bytes, or else by its suffix where that is of a format not read.
 
     Args:
         name: the file's name.
@@ -298,7 +298,7 @@ def image_format(name: str, start: bytes) -> str | None:
 
 
 def other_kind(name: str, start: bytes) -> str:
-    """What a file that is no image is to be counted as, such as `text files (.txt)`."""
+    """Say what a file that is no image is to be counted as, such as `text files (.txt)`."""
     suffix = suffix_of(name)
     if suffix in _KIND_OF:
         return f"{_KIND_OF[suffix]} ({suffix})"
@@ -404,28 +404,28 @@ _BETWEEN_WORDS = re.compile(r"[-_\s]+")
 
 
 def label_of(name: str) -> str:
-    """The class name that a folder's name or a manifest's cell stands for: in NFC, without blanks around it."""
+    """Return the class name that a folder's name or a manifest's cell stands for: in NFC, without blanks around it."""
     name = name.strip()
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def split_named(name: str) -> Split | None:
-    """The split that a name such as `Training-Set` stands for; None where it is not a usual name of one."""
+    """Return the split that a name such as `Training-Set` stands for; None where it is not a usual name of one."""
     return SPLIT_FOLDERS.get(_plain(name))
 
 
 def is_unlabelled(name: str) -> bool:
-    """Whether a folder of this name holds images without a label."""
+    """Say whether a folder of this name holds images without a label."""
     return _plain(name) in UNLABELLED
 
 
 def is_to_predict(name: str) -> bool:
-    """Whether a folder of this name, beside split folders, holds images to predict, which have no label."""
+    """Say whether a folder of this name, beside split folders, holds images to predict, which have no label."""
     return _plain(name) in _TO_PREDICT
 
 
 def alike(labels: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """The pairs of class names that differ only in upper and lower case, sorted."""
+    """Return the pairs of class names that differ only in upper and lower case, sorted."""
     spellings: dict[str, list[str]] = {}
     for label in sorted(set(labels)):
         spellings.setdefault(label_of(label.casefold()), []).append(label)
@@ -433,7 +433,7 @@ def alike(labels: Iterable[str]) -> tuple[tuple[str, str], ...]:
 
 
 def place_of(folder: Path, name: str) -> Path:
-    """Where a file is that a list names: as written, or else with `/` for a backslash or in the other Unicode form.
+    """Say where a file is that a list names: as written, or else with `/` for a backslash or in the other Unicode form.
 
     Args:
         folder: what relative paths are relative to.

@@ -219,7 +219,7 @@ def read_table(data: bytes, names: Collection[str] = (), *, strict: bool = False
 
 
 def write_table(table: Table, *, errors: str = "strict") -> bytes:
-    """The bytes of a file that holds a table, written as the table says that it was."""
+    """Return the bytes of a file that holds a table, written as the table says that it was."""
     lines = []
     for row in (table.header, *table.rows):
         line = io.StringIO(newline="")
@@ -252,7 +252,7 @@ def _lines(file: BinaryIO | Iterable[bytes]) -> Iterator[str]:
 
 
 def _decoded(data: bytes, errors: str) -> tuple[str, str]:
-    """The text without its byte order mark, and its encoding."""
+    """Return the text without its byte order mark, and its encoding."""
     if data.startswith(_UTF_16_MARKS):
         return data.decode("utf-16", errors), "utf-16"
     encoding = "utf-8-sig" if data.startswith(codecs.BOM_UTF8) else "utf-8"
@@ -260,14 +260,14 @@ def _decoded(data: bytes, errors: str) -> tuple[str, str]:
 
 
 def _rows(text: str, delimiter: str, *, strict: bool) -> Iterator[list[str]]:
-    """The rows in which anything stands."""
+    """Return the rows in which anything stands."""
     for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=strict):
         if any(cell and not cell.isspace() for cell in row):
             yield row
 
 
 def _promise(text: str, delimiter: str, names: Collection[str]) -> tuple[int, int]:
-    """How well a header separated like this looks: names that are expected, then cells that are not empty."""
+    """Say how well a header separated like this looks: names that are expected, then cells that are not empty."""
     try:
         header = next(_rows(text, delimiter, strict=False), [])
     except csv.Error:

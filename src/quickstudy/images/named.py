@@ -34,7 +34,7 @@ DATA_VARIABLE = "QUICKSTUDY_DATA"
 
 
 def data_folder(chosen: Path | None = None) -> Path:
-    """The folder for named data sets: `chosen`, else QUICKSTUDY_DATA, else one in the user's data folder."""
+    """Return the folder for named data sets: `chosen`, else QUICKSTUDY_DATA, else one in the user's data folder."""
     if chosen is not None:
         return chosen
     if named := os.environ.get(DATA_VARIABLE):
@@ -45,7 +45,7 @@ def data_folder(chosen: Path | None = None) -> Path:
 
 
 def find(name: str, folder: Path | None = None) -> Path | None:
-    """Where a named data set is, in the data folder or another; None where it is not, or not all of it.
+    """Say where a named data set is, in the data folder or another; None where it is not, or not all of it.
 
     Raises:
         ImageSetError: there is no data set of that name.
@@ -155,7 +155,7 @@ def _obtain(data_set: NamedDataSet, file: RemoteFile, own: Path, source: str | P
 
 
 def _from_source(data_set: NamedDataSet, file: RemoteFile, source: str | Path) -> str | Path:
-    """The local file or the address that a source stands for."""
+    """Return the local file or the address that a source stands for."""
     if isinstance(source, str) and "://" in source:
         if not source.lower().startswith("file:"):
             address, _, last = source.partition("?")[0].rpartition("/")
@@ -253,7 +253,7 @@ def layout_of(path: Path) -> str | None:
 
 
 def places(data_set: NamedDataSet, base: Path) -> Iterator[Path]:
-    """Where the data set's files may lie if `base` is a data folder, or the official folder itself."""
+    """Say where the data set's files may lie if `base` is a data folder, or the official folder itself."""
     inner = [Path(), *([Path(data_set.folder)] if data_set.folder else [])]
     return (base / outer / folder for outer in ("", data_set.name, *data_set.aliases) for folder in inner)
 
@@ -264,7 +264,7 @@ def place_at(data_set: NamedDataSet, path: Path) -> Path | None:
 
 
 def place_inside(data_set: NamedDataSet, path: Path) -> Path | None:
-    """Where in `path`, taken as a data folder or as the official folder, the data set is."""
+    """Say where in `path`, taken as a data folder or as the official folder, the data set is."""
     return next((place for place in places(data_set, path) if _is_complete(data_set, place)), None)
 
 
@@ -326,13 +326,13 @@ def refuse_pickles(base: Path) -> None:
 
 
 def needed(data_set: NamedDataSet) -> str:
-    """The files by which a data set is recognised, for messages."""
+    """Return the files by which a data set is recognised, for messages."""
     gz = " (plain or .gz)" if data_set.needs == IDX_STEMS else ""
     return ", ".join(data_set.needs) + gz
 
 
 def known_layouts() -> str:
-    """All layouts that are recognised, one a line, for messages."""
+    """Return all layouts that are recognised, one a line, for messages."""
     return "\n".join(
         f"  {entry.name}: {needed(entry)}"
         + (f", there or in {entry.folder}/" if entry.folder else "")

@@ -158,7 +158,7 @@ def decode_image_set(
 def _decode_all(
     census: Census, spec: InputSpec, threads: int | None, progress: Progress
 ) -> tuple[dict[bytes, Pixels], dict[bytes, str]]:
-    """The pixels by content hash, and why others have none."""
+    """Return the pixels by content hash, and why others have none."""
 
     def decode_one(digest: bytes) -> Pixels | str:
         try:

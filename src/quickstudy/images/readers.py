@@ -107,7 +107,7 @@ def read_svhn(folder: Path) -> dict[str, PixelSet]:
 
 
 def read_digits() -> dict[str, PixelSet]:
-    """The 1,797 handwritten digits that come with scikit-learn: 8×8 grey, 10 classes; split by content."""
+    """Return the 1,797 handwritten digits that come with scikit-learn: 8×8 grey, 10 classes; split by content."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -223,7 +223,7 @@ class RawFile:
 
 
 def read_names(path: Path, count: int) -> tuple[str, ...]:
-    """Class names, one a line; none where there is no such file.
+    """Return class names, one a line; none where there is no such file.
 
     Raises:
         ImageSetError: they are not as many different ones as there should be, or no text.
@@ -291,13 +291,13 @@ def read_idx(images: Path, labels: Path, classes: tuple[str, ...]) -> PixelSet:
 
 
 def idx_file(folder: Path, stem: str) -> Path | None:
-    """The file of this name, plain or .gz; None where there is neither."""
+    """Return the file of this name, plain or .gz; None where there is neither."""
     candidates = (folder / stem, folder / f"{stem}.gz")
     return next((path for path in candidates if os.path.isfile(path)), None)  # noqa: PTH113 (answers where pathlib raises)
 
 
 def first_labels(path: Path, count: int) -> tuple[int, bytes]:
-    """How many labels an idx file announces, and the first of them; by these a data set is recognised.
+    """Say how many labels an idx file announces, and the first of them; by these a data set is recognised.
 
     Raises:
         ImageSetError: it is no idx file of labels.
@@ -308,7 +308,7 @@ def first_labels(path: Path, count: int) -> tuple[int, bytes]:
 
 
 def _read_idx_file(path: Path, magic: int, what: str, *, dimensions: int) -> tuple[tuple[int, ...], NDArray[np.uint8]]:
-    """The sizes that the header announces and the values, flat."""
+    """Return the sizes that the header announces and the values, flat."""
     with closing(RawFile(path)) as file:
         sizes = _read_idx_header(file, magic, what, dimensions=dimensions)
         expected, start = int(np.prod(sizes, dtype=object)), 4 + 4 * dimensions
@@ -443,7 +443,7 @@ def _read_matrix(body: bytes, order: str) -> tuple[str, Numbers | None]:
 
 
 def _read_numbers(body: bytes, place: int, order: str) -> tuple[Numbers, int]:
-    """The numbers of the element at `place`, and where the next one is."""
+    """Return the numbers of the element at `place`, and where the next one is."""
     if len(body) < place + 8:
         raise _DamagedError(f"it ends after {len(body):,} bytes, where another part is expected")
     kind, size = (int(number) for number in np.frombuffer(body, f"{order}u4", 2, place))

@@ -18,14 +18,14 @@ from quickstudy.images.distortions import Distortions
 
 
 def view_key(digest: bytes, view: int, distortions: Distortions) -> bytes:
-    """The 32-byte store key of an image's view: the content's SHA-256 for view 0, else a hash of all."""
+    """Return the 32-byte store key of an image's view: the content's SHA-256 for view 0, else a hash of all."""
     if view == 0:
         return digest
     return hashlib.sha256(digest + _describe(view, distortions)).digest()
 
 
 def render_view(pixels: Pixels, spec: InputSpec, digest: bytes, view: int, distortions: Distortions) -> Pixels:
-    """The network's input (size×size×3) for view number `view` of decoded pixels with content hash `digest`."""
+    """Return the network's input (size×size×3) for view number `view` of decoded pixels with content hash `digest`."""
     if view == 0:
         return fit(pixels, spec)
     seed = int.from_bytes(view_key(digest, view, distortions)[:16], "little")

@@ -70,7 +70,7 @@ def _averaged(network: nn.Module) -> dict[str, Tensor]:
 
 
 def choose_precision(name: str, device_type: str) -> torch.dtype:
-    """The type in which layers multiply; `auto` is bfloat16 where the machine has instructions for it."""
+    """Return the type in which layers multiply; `auto` is bfloat16 where the machine has instructions for it."""
     if name == "auto":
         if device_type == "cuda":
             fast = torch.cuda.is_bf16_supported()

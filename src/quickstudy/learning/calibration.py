@@ -78,7 +78,7 @@ class Abstention:
 
 
 def probabilities_of(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The softmax of logits (n×K), in float64."""
+    """Return the softmax of logits (n×K), in float64."""
     exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     probabilities: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
     return probabilities
@@ -117,7 +117,7 @@ def reliability(confidences: Confidences, right: Right, *, equal_mass: bool, bin
 def expected_calibration_error(
     confidences: Confidences, right: Right, *, equal_mass: bool = True, bins: int = BINS
 ) -> float:
-    """How far confidence is from accuracy, on average over the images (Naeini et al., AAAI 2015); 0 is best.
+    """Say how far confidence is from accuracy, on average over the images (Naeini et al., AAAI 2015); 0 is best.
 
     Bins of equal mass by default: those of equal width put most images of a good classifier into the last bin
     (Nixon et al., "Measuring calibration in deep learning", 2019). The figure is never quite 0, as the bins' accuracies
@@ -148,7 +148,7 @@ def coverage_curve(confidences: Confidences, right: Right) -> tuple[CoveragePoin
 
 
 def suggest_abstention(confidences: Confidences, right: Right) -> Abstention | None:
-    """The threshold of "don't know": the lowest at which the answered images have half the errors of all.
+    """Return the threshold of "don't know": the lowest at which the answered images have half the errors of all.
 
     The threshold must leave at least 30 answered, and the share of wrong ones among them be no more than half of what
     it is among all. None where no threshold does that, where nothing was wrong, or where there is nothing to go by:

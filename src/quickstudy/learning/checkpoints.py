@@ -51,7 +51,7 @@ class Checkpoints:
         return sorted(int(name) for name in names if name.isdecimal())
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of a step lives."""
+        """Say where the checkpoint of a step lives."""
         return self.folder / f"step-{step:06}.pt"
 
     def save(self, step: int, state: dict[str, Any], *, best: int | None = None) -> Path:
@@ -85,7 +85,7 @@ class Checkpoints:
         return path
 
     def newest(self, *, after: int = -1) -> Checkpoint | None:
-        """The newest checkpoint that is whole, of a step greater than `after`; None where there is none."""
+        """Return the newest checkpoint that is whole, of a step greater than `after`; None where there is none."""
         seen: set[int] = set()
         while steps := [step for step in self.steps() if step > after and step not in seen]:
             seen.add(steps[-1])

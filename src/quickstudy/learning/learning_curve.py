@@ -158,7 +158,7 @@ def _ranks(labels: NDArray[np.intp], keys: Sequence[bytes], salt: str) -> NDArra
 
 
 def _thinned(classes: int, seed: int) -> NDArray[np.bool_]:
-    """Whether a class (K) is thinned in a subset of the design (D): each in half of them, otherwise by chance."""
+    """Say whether a class (K) is thinned in a subset of the design (D): each in half of them, otherwise by chance."""
     draws = np.random.Generator(np.random.Philox(key=[seed, 0]))
     half = np.arange(_DESIGNS) < _DESIGNS // 2
     return np.stack([draws.permutation(half) for _ in range(classes)])
@@ -167,7 +167,7 @@ def _thinned(classes: int, seed: int) -> NDArray[np.bool_]:
 def _fit_subsets(
     features: Features, labels: NDArray[np.intp], subsets: NDArray[np.bool_], classes: int, l2: float
 ) -> NDArray[np.bool_]:
-    """Whether the head of each subset (columns) is wrong on each image."""
+    """Say whether the head of each subset (columns) is wrong on each image."""
     sample_weights: Floats = (subsets / subsets.sum(axis=0)).astype(np.float32)
     together = max(1, _LARGEST_BATCH // (len(labels) * classes))
     wrong = np.empty(subsets.shape, np.bool_)
@@ -179,7 +179,7 @@ def _fit_subsets(
 
 
 def _bootstrap(n: int, seed: int) -> NDArray[np.float64]:
-    """How often each image counts, in each draw; the first row counts each once."""
+    """Say how often each image counts, in each draw; the first row counts each once."""
     draws = np.random.Generator(np.random.Philox(key=[seed, 1]))
     return np.concatenate([np.ones((1, n)), draws.multinomial(n, np.full(n, 1 / n), _DRAWS)])
 
@@ -221,7 +221,7 @@ def _fit_power_laws(
 def _two_weights(
     falling: NDArray[np.float64], constant: NDArray[np.float64], target: NDArray[np.float64]
 ) -> tuple[float, float]:
-    """The floor and the height, neither below 0, of least squared misfit."""
+    """Return the floor and the height, neither below 0, of least squared misfit."""
     design = np.stack([constant, falling], axis=1)
     floor, height = np.linalg.solve(design.T @ design, design.T @ target)
     if floor >= 0 and height >= 0:
@@ -240,7 +240,7 @@ def _own_exponents(
     thinned: NDArray[np.bool_],
     weights: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """How fast a class's error falls with its own images, all classes together, by draw; 0 where it does not."""
+    """Say how fast a class's error falls with its own images, all classes together, by draw; 0 where it does not."""
     few = thinned[labels]
     mistakes = [weights @ (wrong & judged & side).sum(axis=1) + 0.5 for side in (few, ~few)]
     images = [weights @ (judged & side).sum(axis=1) + 1 for side in (few, ~few)]

@@ -94,7 +94,7 @@ def leave_one_out(
 def _principal_coordinates(
     bottlenecks: NDArray[np.floating],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The centred features in a basis in which their second moments are a diagonal, and that diagonal.
+    """Return the centred features in a basis in which their second moments are a diagonal, and that diagonal.
 
     n×r and r, with r the smaller of images and features: the smaller of the two Gram matrices is decomposed.
     """

@@ -20,7 +20,7 @@ class Staircase:
     """Epochs from one fall to the next."""
 
     def at(self, step: int, *, steps: int, steps_per_epoch: float) -> float:
-        """The rate at a step, counted from 0."""
+        """Return the rate at a step, counted from 0."""
         del steps
         return self.rate * self.rate_decay ** int(step / (steps_per_epoch * self.rate_decay_epochs))
 
@@ -38,7 +38,7 @@ class OneCycle:
     """Share of the steps before the highest rate."""
 
     def at(self, step: int, *, steps: int, steps_per_epoch: float) -> float:
-        """The rate at a step, counted from 0."""
+        """Return the rate at a step, counted from 0."""
         del steps_per_epoch
         done = step / max(steps, 1)
         if done < self.warmup:

@@ -266,7 +266,7 @@ def _log_loss(logits: NDArray[np.floating], labels: Integers) -> float:
 
 
 def fit_temperature(logits: NDArray[np.floating], labels: Integers) -> float:
-    """The number to divide logits by for the least held-out log loss, to a ten-thousandth of itself.
+    """Return the number to divide logits by for the least held-out log loss, to a ten-thousandth of itself.
 
     Between 1/4 and 16, where it ends if the least lies beyond: images that are all told apart would make any classifier
     bolder and bolder. 1 where fewer than 50 held-out images could tell. The log loss is convex in 1/T, so its slope,

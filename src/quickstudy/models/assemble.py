@@ -44,7 +44,7 @@ class LinearHead:
     """One a class."""
 
     def probabilities(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Class probabilities (n×K) of features (n×d), worked out in float64."""
+        """Return class probabilities (n×K) of features (n×d), worked out in float64."""
         values = features.astype(np.float64)
         logits = np.copysign(np.sqrt(np.abs(values)), values) @ self.weights.astype(np.float64) + self.biases
         return probabilities_of(logits)
@@ -166,7 +166,7 @@ def model_bytes(
     *,
     tolerance: float = GOLDEN_TOLERANCE,
 ) -> bytes:
-    """The bytes of a model file.
+    """Return the bytes of a model file.
 
     Args:
         graph: takes `image`, gives `probabilities`; what it has of metadata is replaced.

@@ -8,7 +8,7 @@ from quickstudy.models.model import Model
 
 
 def model_card(model: Model, name: str) -> str:
-    """What the model is, what it learned from, how good it is and what it is not for.
+    """Say what the model is, what it learned from, how good it is and what it is not for.
 
     Args:
         model: a loaded model.

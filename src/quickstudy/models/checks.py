@@ -92,7 +92,7 @@ class Tolerance:
     """Most accuracy that may be lost on labelled photos."""
 
     def complaints(self, golden: float, agreement: Agreement | None) -> list[str]:
-        """What is beyond it, in words; nothing where all is well."""
+        """Say what is beyond it, in words; nothing where all is well."""
         found = []
         if not golden <= self.golden:
             found.append(f"on golden images a probability differs by {golden:.3g} (tolerance {self.golden:g})")
@@ -144,12 +144,12 @@ def agreement_of(
 
 
 def on_golden_images(model: Model) -> NDArray[np.float32]:
-    """The model's probabilities of the golden images."""
+    """Return the model's probabilities of the golden images."""
     return model.predict_pixels(golden_images(model.input.size))
 
 
 def images_per_second(models: Sequence[Model], *, rounds: int = 12) -> list[float]:
-    """How fast each model is here, from pixels, one image at a time on one thread: the median of rounds in turn."""
+    """Say how fast each model is here, from pixels, one image at a time on one thread: the median of rounds in turn."""
     images = [golden_images(model.input.size)[:1] for model in models]
     seconds = np.empty((rounds + 1, len(models)))
     for round_number in range(rounds + 1):  # the first is slower, and does not count
@@ -161,7 +161,7 @@ def images_per_second(models: Sequence[Model], *, rounds: int = 12) -> list[floa
 
 
 def photos_for_checking(source: Path, model: Model, index: Path | None) -> list[Photo]:
-    """The images under a folder or in a manifest, with the labels of those that are a test of the model.
+    """Return the images under a folder or in a manifest, with the labels of those that are a test of the model.
 
     Where some are, only they are taken. Where none is, as where there are no labels, all are taken without: they tell
     whether two models agree, and nothing of their accuracy.
@@ -182,7 +182,7 @@ def photos_for_checking(source: Path, model: Model, index: Path | None) -> list[
 
 
 def photos_for_calibration(source: Path, index: Path | None) -> list[Path]:
-    """The images under a folder or in a manifest; without those for the test, which are for checking.
+    """Return the images under a folder or in a manifest; without those for the test, which are for checking.
 
     Raises:
         ImageSetError: there are none.

@@ -159,7 +159,7 @@ _LEAST_VALUES = 256
 
 
 def halved(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph, batch norms folded, its large float32 weights kept as float16.
+    """Return the same graph, batch norms folded, its large float32 weights kept as float16.
 
     Raises:
         BackboneError: ONNX Runtime cannot load it.

@@ -213,7 +213,7 @@ def unknown_operators(program: Any) -> tuple[str, ...]:
 
 
 def run_program(program: Any, image: Tensor) -> Tensor:
-    """The probabilities that a MIL program gives, operator by operator."""
+    """Return the probabilities that a MIL program gives, operator by operator."""
     [name] = program.inputs
     values: dict[str, Any] = {name: image}
 

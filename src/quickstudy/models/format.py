@@ -49,7 +49,7 @@ HEAD_WEIGHTS = "head/weights"
 
 
 def features_in(graph: onnx.ModelProto) -> str | None:
-    """The name of the tensor that the head takes; None where there is no head of quickstudy's."""
+    """Return the name of the tensor that the head takes; None where there is no head of quickstudy's."""
     found = [node.input[0] for node in graph.graph.node if node.name == HEAD_INPUT and node.input]
     return found[0] if len(found) == 1 else None
 
@@ -64,7 +64,7 @@ _SEAL_BYTES = len(_START) + _VALUE_BYTES
 
 
 def sealed(graph: onnx.ModelProto) -> bytes:
-    """The bytes of a model file: the graph, and last the checksum; an older one is left out."""
+    """Return the bytes of a model file: the graph, and last the checksum; an older one is left out."""
     kept = [(entry.key, entry.value) for entry in graph.metadata_props if entry.key != _KEY.decode()]
     del graph.metadata_props[:]
     for key, value in kept:
@@ -74,7 +74,7 @@ def sealed(graph: onnx.ModelProto) -> bytes:
 
 
 def examine_seal(data: bytes) -> Literal["intact", "broken", "missing"]:
-    """Whether a file is as it was written; `missing` where it does not end with a checksum."""
+    """Say whether a file is as it was written; `missing` where it does not end with a checksum."""
     end = memoryview(data)[-_SEAL_BYTES:]
     if len(end) < _SEAL_BYTES or end[: len(_START)] != _START:
         return "missing"

@@ -79,7 +79,7 @@ class Model:
         """Which images it was made from, so that none of them is taken for a test; None where it does not say."""
 
     def predict_proba(self, images: ImageLike | Iterable[ImageLike]) -> NDArray[np.float32]:
-        """Class probabilities (N×classes) of one image or several, in the order of `classes`.
+        """Return class probabilities (N×classes) of one image or several, in the order of `classes`.
 
         Raises:
             UnusableImageError: an image cannot be used; `predict_each` goes on instead.
@@ -101,7 +101,7 @@ class Model:
     def predict(
         self, images: ImageLike | Iterable[ImageLike], *, abstain: bool = False
     ) -> list[str] | list[str | None]:
-        """The most probable class of each image, by name; see `predict_proba`.
+        """Return the most probable class of each image, by name; see `predict_proba`.
 
         With `abstain`, None where its probability is below the model's threshold; see `threshold`.
 
@@ -116,7 +116,7 @@ class Model:
         return [name if row.max() >= threshold else None for name, row in zip(names, rows, strict=True)]
 
     def threshold(self) -> float:
-        """The probability from which on the most probable class should be believed.
+        """Return the probability from which on the most probable class should be believed.
 
         Chosen when the model was trained, on images that had not been trained on: the lowest at which the images above
         it have half the errors of all (see `quickstudy.learning.calibration.suggest_abstention`).
@@ -143,7 +143,7 @@ class Model:
             yield from _in_order(pool, self._predict_one, images, ahead=4 * threads)
 
     def classify(self, file: bytes, *, most_pixels: int = MOST_PIXELS) -> NDArray[np.float32]:
-        """Class probabilities of one image, given as an image file's bytes, in the caller's thread.
+        """Return class probabilities of one image, given as an image file's bytes, in the caller's thread.
 
         Args:
             file: what would be in the file.
@@ -205,7 +205,7 @@ class Model:
         return Prediction(image=image, probabilities=self.predict_pixels(pixels[None])[0])
 
     def predict_pixels(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Class probabilities (N×classes) of what is decoded and cut already: uint8, N×size×size×3 RGB.
+        """Return class probabilities (N×classes) of what is decoded and cut already: uint8, N×size×size×3 RGB.
 
         Raises:
             ModelError: the graph cannot be run.
@@ -215,7 +215,7 @@ class Model:
     def predict_pixels_with_features(
         self, images: NDArray[np.uint8]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Class probabilities (N×classes) and features (N×d) from one pass; see `predict_pixels`.
+        """Return class probabilities (N×classes) and features (N×d) from one pass; see `predict_pixels`.
 
         Raises:
             ModelError: the model was loaded without features, has none, or cannot be run.
@@ -251,7 +251,7 @@ def load(path: str | Path, *, with_features: bool = False) -> Model:
 
 
 def read_model_file(path: Path) -> bytes:
-    """The bytes of a file that may be a model.
+    """Return the bytes of a file that may be a model.
 
     Raises:
         ModelError: there is no such file, or it is too large, or cannot be read.
@@ -267,7 +267,7 @@ def read_model_file(path: Path) -> bytes:
 
 
 def load_bytes(data: bytes, path: Path, *, with_features: bool = False) -> Model:
-    """What `load` does, from a file's bytes; `path` is for messages.
+    """Say what `load` does, from a file's bytes; `path` is for messages.
 
     Nothing is run, and ONNX Runtime sees nothing, before the checksum fits and the graph is found harmless.
 
@@ -309,7 +309,7 @@ def load_bytes(data: bytes, path: Path, *, with_features: bool = False) -> Model
 
 
 def roles_of_file(path: Path) -> Roles | None:
-    """The roles that a model file carries, read without running anything; None where it carries none.
+    """Return the roles that a model file carries, read without running anything; None where it carries none.
 
     Raises:
         ModelError: there is no such file, or it is not a whole model of this version.
@@ -329,7 +329,7 @@ def roles_of_file(path: Path) -> Roles | None:
 
 
 def from_backbone(backbone: Backbone) -> Model:
-    """A backbone as it stands, as a classifier of its own classes."""
+    """Return a backbone as it stands, as a classifier of its own classes."""
     return Model(
         open_session(backbone.path), classes=backbone.classes, input_spec=backbone.input, metadata={"format": FORMAT}
     )
@@ -365,7 +365,7 @@ def _input(metadata: dict[str, Any]) -> InputSpec:
 
 
 def _output_besides(name: str) -> bytes:
-    """What makes a tensor of a model an output when it follows the model's bytes.
+    """Say what makes a tensor of a model an output when it follows the model's bytes.
 
     Protocol buffers may be put together from pieces, so the model need not be written anew from what was parsed.
     """

@@ -65,7 +65,7 @@ class Neighbours:
         return int(self._rows.shape[1])
 
     def nearest(self, features: NDArray[np.floating], count: int) -> list[Neighbour]:
-        """The `count` training images nearest to one whose features (d) the same model gave, nearest first."""
+        """Return the `count` training images nearest to one whose features (d) the same model gave, nearest first."""
         similarities = self._rows @ _directions(features[None])[0]
         order = np.argsort(-similarities, kind="stable")[:count]
         return [
@@ -75,7 +75,7 @@ class Neighbours:
 
 
 def neighbours_path(model: Path) -> Path:
-    """Where the training images of a model are kept, if they are."""
+    """Say where the training images of a model are kept, if they are."""
     return model.with_suffix(".neighbours.arrow")
 
 
@@ -130,7 +130,7 @@ def keep_neighbours(
 
 
 def load_neighbours(model: Path, model_sha256: str) -> Neighbours | None:
-    """What is kept of a model's training images; None where nothing is, or what is there belongs to another model.
+    """Say what is kept of a model's training images; None where nothing is, or what is there belongs to another model.
 
     Args:
         model: the file beside which they lie.
@@ -192,7 +192,7 @@ def _damaged(path: Path, reason: object) -> ModelError:
 
 
 def _directions(features: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Signed square roots of rows (n×d), each scaled to length 1."""
+    """Return signed square roots of rows (n×d), each scaled to length 1."""
     roots = signed_sqrt(features)
     lengths = np.linalg.norm(roots, axis=1, keepdims=True)
     return np.asarray(roots / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
@@ -205,7 +205,7 @@ def _thumbnail_of(data: bytes) -> bytes:
 def _serialise(
     labels: Sequence[str], thumbnails: Sequence[bytes | None], features: NDArray[np.floating], model_sha256: str
 ) -> memoryview:
-    """The file's bytes, without the images that have no thumbnail."""
+    """Return the file's bytes, without the images that have no thumbnail."""
     kept = [row for row, thumbnail in enumerate(thumbnails) if thumbnail is not None]
     values = np.ascontiguousarray(features[kept], np.float16)
     columns = {

@@ -48,11 +48,11 @@ class Roles:
         return Roles(role_of=role_of)
 
     def role(self, digest: bytes) -> Split | None:
-        """The role of a content; None where the model does not know it."""
+        """Return the role of a content; None where the model does not know it."""
         return self.role_of.get(digest[:_BYTES])
 
     def kind(self, digest: bytes) -> Kind:
-        """What a content is to the model."""
+        """Say what a content is to the model."""
         role = self.role(digest)
         return _KIND_OF[role] if role else "new"
 
@@ -93,7 +93,7 @@ class Judgement:
 def may_judge(
     census: Census, roles: Sequence[Roles | None], *, classes: Collection[str], everything: bool = False
 ) -> Judgement:
-    """Which labelled images of a set are a test of all these models.
+    """Say which labelled images of a set are a test of all these models.
 
     A set that comes with a test split is judged by that alone.
 

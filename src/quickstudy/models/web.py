@@ -101,7 +101,7 @@ def write_site(model: Path, folder: Path, *, runtime: Path | None = None, cache:
 
 
 def _runtime_files(runtime: Path | None, cache: Path) -> dict[str, bytes]:
-    """The files of ONNX Runtime by name, checked."""
+    """Return the files of ONNX Runtime by name, checked."""
     if runtime is not None and runtime.is_dir():
         folder = runtime / "dist" if (runtime / "dist").is_dir() else runtime
         try:
@@ -136,7 +136,7 @@ def _member(package: tarfile.TarFile, name: str) -> bytes:
 
 
 def _fetched(cache: Path) -> Path:
-    """The package's archive, from the cache or through npm."""
+    """Return the package's archive, from the cache or through npm."""
     archive = cache / "web" / f"{RUNTIME.replace('@', '-')}.tgz"
     if archive.is_file():
         return archive
