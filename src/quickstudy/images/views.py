@@ -25,7 +25,7 @@ def view_key(digest: bytes, view: int, distortions: Distortions) -> bytes:
 
 
 def render_view(pixels: Pixels, spec: InputSpec, digest: bytes, view: int, distortions: Distortions) -> Pixels:
-    """Return the network's input (size×size×3) for view number `view` of decoded pixels with content hash `digest`."""
+    """Render the network's input (size×size×3): view number `view` of decoded pixels with content hash `digest`."""
     if view == 0:
         return fit(pixels, spec)
     seed = int.from_bytes(view_key(digest, view, distortions)[:16], "little")
