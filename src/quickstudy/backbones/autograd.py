@@ -78,7 +78,7 @@ class GraphModule(nn.Module):
         return parameter
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the graph's output for its input."""
+        """Run the graph: its output for its input."""
         values: dict[str, Any] = {"": None, self._input: x}
         for name, place in self._places.items():
             values[name] = getattr(self, place)

@@ -33,24 +33,28 @@ class Backbone:
     """A pretrained network: an ONNX graph from `image` (uint8, N×size×size×3), fed and cut as said here."""
 
     name: str
+    """Name by which it is asked for."""
     path: Path
+    """The graph file."""
     fingerprint: str
     """SHA-256 of the graph file, weights included."""
     input: InputSpec
+    """How an image becomes the graph's input."""
     cut: str = FEATURES
-    """The tensor at which freezing ends."""
+    """Name of the tensor at which freezing ends."""
     cut_shape: tuple[int, ...]
+    """Shape of one image's activation at the cut."""
     classes: tuple[str, ...] = ()
     """Names of the classes whose `probabilities` the graph gives as it stands; none where it has no classifier."""
     cuts: tuple[Cut, ...] = ()
-    """Where it can be cut, from the image on; `features`, the pooled penultimate layer, is the last."""
+    """The places at which it can be cut, from the image on; the last is `features`, the pooled penultimate layer."""
     origin: str = ""
     """Where the weights come from, for people."""
     top1: float | None = None
-    """Published accuracy of these weights on ImageNet, in percent, where known."""
+    """Published accuracy of these weights on ImageNet, in percent; None where it is not known."""
 
     def at(self, name: str) -> Backbone:
-        """This backbone, cut elsewhere.
+        """Return this backbone, cut elsewhere.
 
         Raises:
             BackboneError: it has no such cut.
@@ -143,13 +147,13 @@ def add_backbone(
 
 
 def backbone_names(cache: Path) -> tuple[str, ...]:
-    """Those that can be asked for: what quickstudy makes itself, then what has been added."""
+    """List the backbones that can be asked for: those that quickstudy makes itself, then those that were added."""
     added = sorted(path.stem for path in _folder(cache).glob("*.onnx") if path.stem not in PUBLISHED)
     return (*PUBLISHED, *added)
 
 
 def check_name(name: str) -> str:
-    """Return the name itself, if a backbone may be added under it.
+    """Check that a backbone may be added under a name, and return the name.
 
     Raises:
         BackboneError: it is that of one which quickstudy makes itself, or would not do for a file.
@@ -162,7 +166,7 @@ def check_name(name: str) -> str:
 
 
 def imagenet_classes() -> tuple[str, ...]:
-    """Return the 1,000 classes of ImageNet (ILSVRC 2012) in their usual order."""
+    """Read the names of the 1,000 classes of ImageNet (ILSVRC 2012) in their usual order."""
     text = resources.files("quickstudy.backbones").joinpath("imagenet_classes.txt").read_text(encoding="utf-8")
     return tuple(text.splitlines())
 
@@ -172,7 +176,7 @@ def _folder(cache: Path) -> Path:
 
 
 def _find(name: str, cache: Path) -> Backbone | None:
-    """Say what the cache has under this name, if it is whole and of this version."""
+    """Find what the cache has under this name; None where it is not whole, or not of this version."""
     path = _folder(cache) / f"{name}.onnx"
     try:
         note = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
@@ -184,7 +188,7 @@ def _find(name: str, cache: Path) -> Backbone | None:
 
 
 def _sha256_of(path: Path) -> str:
-    """The graph's hash, which the stat index knows while the file is untouched: InceptionV3 has 90 MB to read."""
+    """Hash the graph file, which the stat index spares while it is untouched: InceptionV3 has 90 MB to read."""
     index = StatIndex(path.with_name("files.sqlite"))
     try:
         return index.digest_of(path).hex()

@@ -2,7 +2,7 @@
 
 A session uses one thread and is meant to be called from as many threads as there are cores, one image at a time.
 Measured on EfficientNet-Lite0, that is a quarter faster than one session that spreads a batch over all cores, because
-an image's activations then stay in one core's cache.
+an image's activations then stay in one core's cache, and decoding overlaps by itself.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ if TYPE_CHECKING:
 
 
 def import_onnxruntime() -> ModuleType:
-    """ONNX Runtime, imported with its telemetry switched off.
+    """Import ONNX Runtime with its telemetry switched off: nobody's photos are anybody's business.
 
     From 1.29 on it tells its makers about the machine and what it runs: it leaves a device's number and a queue of
     events in the user's cache. It reads ORT_DISABLE_TELEMETRY once, when it is imported. Measured with 1.31: set for
     the import alone, nothing is left, however many sessions follow; set between import and first session, or with
     `disable_telemetry_events()` instead, both files are. So the variable is set for the import and taken back, and
-    whoever has imported ONNX Runtime before, or has set the variable, has decided it themselves.
+    whoever has imported ONNX Runtime before, or has set the variable, has decided it themselves. A test sees to it that
+    nothing is left to be sent.
     """
     with default_variable(*TELEMETRY_OFF):
         return importlib.import_module("onnxruntime")
@@ -62,9 +63,9 @@ def open_session(graph: bytes | Path, *, threads: int = 1) -> onnxruntime.Infere
 
 
 def optimised(model: onnx.ModelProto, *, without: Sequence[str] = ()) -> onnx.ModelProto:
-    """The same graph after ONNX Runtime's basic optimisation: constants folded, batch norms gone into convolutions.
+    """Optimise a graph as ONNX Runtime does at its basic level: constants folded, batch norms gone into convolutions.
 
-    It has operators of the ONNX standard only.
+    What comes back has operators of the ONNX standard only.
 
     Args:
         model: left as it is.
@@ -99,10 +100,10 @@ def optimised(model: onnx.ModelProto, *, without: Sequence[str] = ()) -> onnx.Mo
 
 
 class AnyPrefix(Protocol):
-    """The frozen part of a backbone, up to a cut, in whatever runs it. May be called from several threads at once."""
+    """The frozen part of a backbone, up to a cut, in whatever runs it. Several threads may call it at once."""
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Bottlenecks (N × shape of the cut) of images (uint8, N×size×size×3)."""
+        """Compute the bottlenecks (N × shape of the cut) of images (uint8, N×size×size×3)."""
 
     def close(self) -> None:
         """Let go of what it holds; it is not called any more."""
@@ -113,15 +114,15 @@ class Engine:
     """What runs prefixes."""
 
     name: str
-    """Part of the key of every bottleneck: engines differ in more than the last digit."""
+    """Name of the engine, part of the key of every bottleneck: engines differ in more than the last digit."""
     open: Callable[[Backbone, str, tuple[int, ...]], AnyPrefix]
     """Loads a backbone up to a cut, given by its name and the shape of a bottleneck there."""
     threads: int | None = None
-    """How many threads to call it from; as many as there are cores where it is None."""
+    """Number of threads to call it from; as many as there are cores where it is None."""
 
 
 class Prefix:
-    """The frozen part of a backbone, up to a cut, in ONNX Runtime. May be called from several threads at once."""
+    """The frozen part of a backbone, up to a cut, in ONNX Runtime. Several threads may call it at once."""
 
     def __init__(self, backbone: Backbone, cut: str, shape: tuple[int, ...]) -> None:
         import onnx
@@ -133,12 +134,12 @@ class Prefix:
         self._cut = cut
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Bottlenecks (N × shape of the cut) of images (uint8, N×size×size×3)."""
+        """Compute the bottlenecks (N × shape of the cut) of images (uint8, N×size×size×3)."""
         bottlenecks: NDArray[np.float32] = self._session.run([self._cut], {"image": images})[0]
         return bottlenecks
 
     def close(self) -> None:
-        """The session goes with this object."""
+        """Do nothing: the session goes with this object."""
 
 
 ONNX_RUNTIME = Engine(name="onnxruntime", open=Prefix)
@@ -146,7 +147,7 @@ ONNX_RUNTIME = Engine(name="onnxruntime", open=Prefix)
 
 
 def engine_for(name: str) -> Engine:
-    """Return the engine that somebody asks for.
+    """Open the engine that somebody asks for.
 
     Args:
         name: `onnxruntime` or `openvino`, on the processor, or a GPU as PyTorch names it (`cuda`, `cuda:1`).
@@ -176,7 +177,7 @@ def device_of(engine: str) -> str:
 
 
 def engine_named(name: str) -> Engine:
-    """The engine whose name stands in keys and models; where it cannot be had, ONNX Runtime, which can always."""
+    """Return the engine of a name in keys and models; where it cannot be had, ONNX Runtime, which always can."""
     family = name.partition("-")[0]
     try:
         engine = engine_for("cuda" if family == "torch" else family)

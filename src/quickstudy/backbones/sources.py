@@ -1,6 +1,6 @@
 """From what a user names to a backbone in the cache: `keras:InceptionV3`, `timm:resnet18`, or an `.onnx` file.
 
-Makes backbones of ONNX files, whoever they come from.
+An ONNX file may come from anybody; what is read of it, and what is refused, stands in `untrusted.py`.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ class Source:
     """What to make a backbone of, and what to know about it that it does not say itself."""
 
     place: str
-    """`keras:NAME`, `timm:NAME` or a file."""
+    """Where the network is: `keras:NAME`, `timm:NAME` or the path of a file."""
     weights: Path | None = None
-    """A file of weights for a Keras application or a timm network."""
+    """A file of weights for a Keras application or a timm network; None for its own weights."""
     top: bool = True
-    """Whether these have, and keep, their classifier."""
+    """Whether the weights have a classifier and the backbone keeps it."""
     size: int | None = None
-    """Side of the input, in pixels."""
+    """Side of the input, in pixels; None where the source says it."""
     layout: str | None = None
-    """Of a file's input: `NCHW` or `NHWC`."""
+    """The order of the axes of a file's input, `NCHW` or `NHWC`; None where its shape says it."""
     preprocessing: Preprocessing | None = None
-    """Of a file: what becomes of bytes before it."""
+    """What becomes of bytes before the network in a file; None where the graph says it."""
     features: str = ""
-    """Of a file: the tensor that is the penultimate layer."""
+    """Name of the tensor in a file that is the penultimate layer; empty where it is to be found."""
     classes: Sequence[str] | None = None
-    """Names in the order of the outputs."""
+    """Names of the classes in the order of the outputs; None for ImageNet's where there are 1,000."""
 
 
 def add_from(source: Source, cache: Path, *, name: str | None = None) -> tuple[Backbone, Imported]:
@@ -98,6 +98,7 @@ def _import(source: Source) -> Imported:
     )
 
 
+# ONNX files
 _MOST_CLASSES_BYTES = 10 << 20
 
 
@@ -141,7 +142,7 @@ def import_onnx(
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Return names of classes from a text file, one a line.
+    """Read names of classes from a text file, one a line.
 
     Raises:
         BackboneError: there is no such file, or it is no such list.

@@ -1,15 +1,16 @@
 """The store: a content-addressed cache of bottlenecks that many processes may fill at once.
 
 A store is a folder with one subfolder per source (what the bottlenecks were computed by); a source is a set of
-immutable Arrow IPC shards, each named by the SHA-256 of its own bytes. A shard appears whole or not at all (temporary
-name, flush, rename), so readers and writers need no locks: duplicates are harmless, and what a killed process had
-flushed stays. Shards are memory-mapped when read.
+immutable shards, each named by the SHA-256 of its own bytes. A shard appears whole or not at all (temporary name,
+flush, rename), so readers and writers need no locks: duplicates are harmless, and what a killed process had flushed
+stays. Shards are memory-mapped when read.
 
-A shard: an immutable Arrow IPC file with bottlenecks of one source, named by the SHA-256 of its own bytes.
-
-Its columns are `key` (32 bytes) and `bottleneck` (fixed-size list of float16 or float32); the schema's metadata name
-the source and the shape. Stores on a disk and in object storage hold the same files, so a shard can be copied between
-them as it is, and its name tells whether it arrived whole.
+A shard is an Arrow IPC file with the columns `key` (32 bytes) and `bottleneck` (fixed-size list of float16 or float32);
+the schema's metadata name the source and the shape. float16, the usual one, takes half the space and leads to the same
+decisions. The key holds the number of a view and its distortions (see `quickstudy.images.views.view_key`), not a column
+of its own: so it names everything that changes the value besides the source, and one column is enough. Stores on a disk
+and in object storage hold the same files, so a shard can be copied between them as it is, and its name tells whether it
+arrived whole.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _LISTINGS = 100
 
 
 class Source:
-    """The bottlenecks of one source. Reading sees the shards that were there at `load` and those appended since."""
+    """The bottlenecks of one source, as far as its shards were there at `load` or have been appended since."""
 
     def __init__(self, folder: Path, spec: SourceSpec) -> None:
         self.folder, self.spec = folder, spec
@@ -50,7 +51,7 @@ class Source:
         self._places: dict[bytes, tuple[int, int]] = {}
         self._shards: list[Shard] = []
         self.damaged: list[Path] = []
-        """Shards that could not be read and were left out; `verify` tells more."""
+        """Shards that could not be read and were left out; `Store.verify` tells more."""
         self.load()
 
     def __contains__(self, key: bytes) -> bool:
@@ -77,7 +78,7 @@ class Source:
         raise StoreError(f"The store '{self.folder}' keeps changing while it is read; try again")
 
     def gather(self, keys: Sequence[bytes]) -> NDArray[np.floating]:
-        """Return the bottlenecks of these keys, in their order: len(keys) × shape, in the source's dtype.
+        """Read the bottlenecks of these keys, in their order: len(keys) × shape, in the source's dtype.
 
         Raises:
             KeyError: a key is not in the store.
@@ -123,7 +124,7 @@ class Source:
             self.load()
 
     def compact(self) -> int:
-        """Merge small shards when there are many; returns how many were merged.
+        """Merge small shards when there are many, and return how many were merged.
 
         Safe beside other readers and writers: a merged shard is durable before the small ones go, and a process that
         still has those mapped keeps reading them. Memory stays within a few merged shards.
@@ -144,7 +145,7 @@ class Source:
         return merged
 
     def _batch_to_merge(self) -> list[Shard]:
-        """More than a few small shards that make one of full size together, or none where there are not so many."""
+        """Choose more than a few small shards that make one of full size together; none where there are not so many."""
         small = [shard for shard in self._shards if shard.values.nbytes < _MERGED_BYTES // 4]
         batch: list[Shard] = []
         for shard in small if len(small) > _COMPACT_ABOVE else []:
@@ -185,13 +186,21 @@ class SourceSummary:
     """One source in the store, for people: what it is, and what it holds."""
 
     identity: str
+    """Name of the source's folder, 32 hexadecimal digits."""
     backbone: str
+    """Name of the network."""
     cut: str
+    """Name of the tensor at which freezing ends."""
     dtype: str
+    """Type of the values, `float16` or `float32`."""
     engine: str
+    """Name of the engine that ran the network."""
     bottlenecks: int
+    """Number of bottlenecks."""
     shards: int
+    """Number of shards."""
     size_bytes: int
+    """Size of all shards, in bytes."""
     used: float
     """When a shard was last written, in seconds since 1970."""
 
@@ -201,7 +210,9 @@ class Verification:
     """What `Store.verify` found."""
 
     shards: int
+    """Number of shards, damaged ones among them."""
     bottlenecks: int
+    """Number of bottlenecks that can be read."""
     damaged: tuple[Path, ...]
     """Shards whose bytes do not match their name, or that cannot be read."""
 
@@ -214,7 +225,7 @@ class Store:
 
     @property
     def index_path(self) -> Path:
-        """Where the stat index lives."""
+        """The file of the stat index."""
         return self.folder / "files.sqlite"
 
     def source(self, spec: SourceSpec) -> Source:
@@ -222,11 +233,11 @@ class Store:
         return Source(self.folder / spec.identity, spec)
 
     def summaries(self) -> list[SourceSummary]:
-        """Say what the store holds, source by source."""
+        """Sum up what the store holds, source by source."""
         return [self._summarise(folder, spec) for folder, spec in self._sources()]
 
     def verify(self, *, remove: bool = False) -> Verification:
-        """Hash every shard and compare with its name; with `remove`, damaged shards go, to be computed again."""
+        """Hash every shard and compare with its name; with `remove`, delete damaged shards, to be computed again."""
         damaged: list[Path] = []
         shards = bottlenecks = 0
         for folder, spec in self._sources():
@@ -245,7 +256,7 @@ class Store:
         return Verification(shards=shards, bottlenecks=bottlenecks, damaged=tuple(damaged))
 
     def compact(self) -> int:
-        """Merge small shards in every source and sweep up what killed processes left; returns how many were merged."""
+        """Merge small shards in every source and sweep up what killed processes left; return how many were merged."""
         for folder in [self.folder, *(folder for folder, _ in self._sources())]:
             for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
                 with contextlib.suppress(FileNotFoundError):  # renamed by its writer after it was listed
@@ -254,7 +265,7 @@ class Store:
         return sum(Source(folder, spec).compact() for folder, spec in self._sources())
 
     def prune(self, *, identity: str | None = None, older_than_days: float | None = None) -> list[SourceSummary]:
-        """Delete sources: the one whose identity starts so, or those not written to for so many days.
+        """Delete the source whose identity starts so, or those not written to for so many days, and return what they were.
 
         Raises:
             StoreError: no source, or more than one, has such an identity.
@@ -325,7 +336,9 @@ def _shard_paths(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names) if name.endswith(SUFFIX) and not name.startswith(".")]
 
 
+# Shards
 SUFFIX = ".arrow"
+"""The suffix of shards."""
 _USUAL_ENGINE = "onnxruntime"
 _ARROW_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
 
@@ -335,7 +348,7 @@ class SourceSpec:
     """All that decides a bottleneck besides the image and its view."""
 
     backbone: str
-    """Name, for people."""
+    """Name of the network, for people; no part of the identity."""
     fingerprint: str
     """Hash of the backbone's graph and weights."""
     cut: str
@@ -345,11 +358,12 @@ class SourceSpec:
     shape: tuple[int, ...]
     """Shape of one bottleneck."""
     dtype: str = "float16"
+    """Type of the values, `float16` or `float32`."""
     engine: str = _USUAL_ENGINE
-    """What ran the network."""
+    """Name of the engine that ran the network."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; what is written to `source.json`."""
+        """Give JSON values, which are written to `source.json`."""
         return {
             "version": 1,
             "backbone": self.backbone,
@@ -363,7 +377,7 @@ class SourceSpec:
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> SourceSpec:
-        """The reverse of `to_dict`.
+        """Make a specification of what `to_dict` gave.
 
         Raises:
             KeyError, TypeError: something is missing, or of another kind.
@@ -395,19 +409,22 @@ class Shard:
     """A shard on this machine's disk, mapped into memory."""
 
     path: Path
+    """The file."""
     keys: list[bytes]
+    """The keys, 32 bytes each, in the order of the rows."""
     values: NDArray[np.floating]
+    """The bottlenecks, len(keys) × width, flat and mapped."""
     batch: object = field(repr=False)
-    """Keeps the file mapped."""
+    """The Arrow batch, which keeps the file mapped."""
 
 
 def name_of(data: bytes | memoryview) -> str:
-    """Return the file name of a shard with these bytes."""
+    """Work out the file name of a shard with these bytes."""
     return f"{hashlib.sha256(data).hexdigest()}{SUFFIX}"
 
 
 def serialise(spec: SourceSpec, keys: Sequence[bytes], rows: NDArray[np.floating]) -> memoryview:
-    """The bytes of a shard: `keys` of 32 bytes each, `rows` len(keys) × width, contiguous, in the source's dtype."""
+    """Write a shard to bytes: `keys` of 32 bytes each, `rows` len(keys) × width, contiguous, in the source's dtype."""
     metadata = {"shape": json.dumps(list(spec.shape)), "source": spec.identity}
     value_type = pa.list_(_ARROW_TYPES[spec.dtype], spec.width)
     schema = pa.schema(
@@ -443,7 +460,7 @@ def map_shard(path: Path, spec: SourceSpec) -> Shard:
 
 
 def read_keys(file: pa.NativeFile, spec: SourceSpec) -> list[bytes]:
-    """Return the keys of a shard in a file that can be read at any place; of its bottlenecks, nothing is read.
+    """Read the keys of a shard in a file that can be read at any place; of its bottlenecks, nothing is read.
 
     Raises:
         OSError, pyarrow.ArrowException, ValueError, IndexError: it is damaged, or no shard of this source.

@@ -26,7 +26,7 @@ class Distortions:
             percent=True,
         ),
     ] = 0.1
-    """Margin that is cut away at random places, as a share of the side, at most; 0 cuts nothing away, 1 is too much."""
+    """Margin that is cut away at random places, as a share of the side, at most; from 0 to below 1."""
     scale: Annotated[
         float, Option("Enlarge by up to so many percent of the side.", flag="--random-scale", percent=True)
     ] = 0.1

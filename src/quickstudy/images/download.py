@@ -296,7 +296,7 @@ def _receive(target: _Target, file: BinaryIO, response: BinaryIO, total: int | N
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """Make an opener of http, https and file that follows redirections to http(s) only; urllib's own speaks ftp, too."""
+    """Make an opener of http, https and file that follows redirections to http(s) only; urllib's own speaks ftp too."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,
