@@ -2,8 +2,8 @@
 
 One thread a core takes files one by one and carries each through all steps, so decoding overlaps with the prefix by
 itself and memory does not grow with the number of images. One-thread runs of one session from several threads beat a
-session that spreads a batch over the cores (see `quickstudy.backbones.runtime`). Finished bottlenecks gather in a buffer that the main thread
-flushes to the store every two seconds; an interrupt or a kill loses no more than that.
+session that spreads a batch over the cores (see `quickstudy.backbones.runtime`). Finished bottlenecks gather in a
+buffer that the main thread flushes to the store every two seconds; an interrupt or a kill loses no more than that.
 """
 
 from __future__ import annotations

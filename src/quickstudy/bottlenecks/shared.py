@@ -164,7 +164,7 @@ class SharedStore:
         return Pulled(shards=pulled, bottlenecks=bottlenecks, size_bytes=size, damaged=tuple(damaged))
 
     def _is_missed(self, source: Source, name: str) -> bool:
-        """Say whether a shard here has anything that a local source lacks; it may have it in a shard of another name."""
+        """Say whether a shard here has anything that a local source lacks, also in its shards of other names."""
         if (source.folder / name).exists():
             return False
         keys = self.keys_of(source.spec, name) if len(source) else []

@@ -265,7 +265,7 @@ class Store:
         return sum(Source(folder, spec).compact() for folder, spec in self._sources())
 
     def prune(self, *, identity: str | None = None, older_than_days: float | None = None) -> list[SourceSummary]:
-        """Delete the source whose identity starts so, or those not written to for so many days, and return what they were.
+        """Delete the source whose identity starts so, or those not written to for so many days; return which.
 
         Raises:
             StoreError: no source, or more than one, has such an identity.

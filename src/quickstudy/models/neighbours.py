@@ -34,6 +34,7 @@ from quickstudy.process import usable_cores
 from quickstudy.progress import Progress, silent
 
 THUMBNAIL_PIXELS = 96
+"""Side of a thumbnail, in pixels."""
 _THUMBNAIL = InputSpec(size=THUMBNAIL_PIXELS)
 
 
@@ -42,14 +43,15 @@ class Neighbour:
     """A training image that is near."""
 
     label: str
+    """The name of its class."""
     similarity: float
-    """Cosine, at most 1."""
+    """Cosine between what the head sees of the two images, from -1 to 1, the same direction."""
     thumbnail: bytes
-    """A JPEG, 96×96 pixels."""
+    """The image as a JPEG file of 96×96 pixels."""
 
 
 class Neighbours:
-    """The training images of one model, to look up which are nearest. Safe to use from several threads."""
+    """The training images of one model, to look up which are nearest. Several threads may use it at once."""
 
     def __init__(self, features: NDArray[np.floating], labels: Sequence[str], thumbnails: Sequence[bytes]) -> None:
         self._rows = _directions(features)
@@ -61,11 +63,11 @@ class Neighbours:
 
     @property
     def width(self) -> int:
-        """How many features an image has."""
+        """Number of features of an image."""
         return int(self._rows.shape[1])
 
     def nearest(self, features: NDArray[np.floating], count: int) -> list[Neighbour]:
-        """Return the `count` training images nearest to one whose features (d) the same model gave, nearest first."""
+        """Find the `count` training images nearest to one whose features (d) the same model gave, nearest first."""
         similarities = self._rows @ _directions(features[None])[0]
         order = np.argsort(-similarities, kind="stable")[:count]
         return [
@@ -87,7 +89,7 @@ def keep_neighbours(
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Path:
-    """Write thumbnails, labels and features of a model's training images beside it; returns the file's path.
+    """Write thumbnails, labels and features of a model's training images beside it, and return the file's path.
 
     The network does not run: who has trained the model has the features, and images are decoded at a fraction of their
     size, as far as a thumbnail takes.
@@ -96,7 +98,7 @@ def keep_neighbours(
         model: the `.onnx` file.
         images: files and their labels; one that can no longer be used is left out.
         features: what the model's head sees of each image (n×d), in their order.
-        threads: as many as there are cores if left out.
+        threads: number of threads; as many as there are cores if left out.
         progress: is told how far it has come.
 
     Raises:
@@ -130,11 +132,11 @@ def keep_neighbours(
 
 
 def load_neighbours(model: Path, model_sha256: str) -> Neighbours | None:
-    """Say what is kept of a model's training images; None where nothing is, or what is there belongs to another model.
+    """Load what is kept of a model's training images; None where nothing is, or what is there is another model's.
 
     Args:
         model: the file beside which they lie.
-        model_sha256: what the file holds, as 64 hexadecimal digits.
+        model_sha256: SHA-256 of the model file, 64 hexadecimal digits.
 
     Raises:
         ModelError: the file of thumbnails is damaged.
@@ -156,7 +158,7 @@ def load_neighbours(model: Path, model_sha256: str) -> Neighbours | None:
 
 
 def load_with_neighbours(path: Path) -> tuple[Model, str, Neighbours | None]:
-    """A model, the SHA-256 of its file, and its training images where they are kept; then it gives features as well.
+    """Load a model, the SHA-256 of its file, and its training images where they are kept, for which it gives features.
 
     Raises:
         ModelError: as `load` and `load_neighbours`; or the model gives other features than are kept.
@@ -192,7 +194,7 @@ def _damaged(path: Path, reason: object) -> ModelError:
 
 
 def _directions(features: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Return signed square roots of rows (n×d), each scaled to length 1."""
+    """Take the signed square roots of rows (n×d), and scale each row to length 1."""
     roots = signed_sqrt(features)
     lengths = np.linalg.norm(roots, axis=1, keepdims=True)
     return np.asarray(roots / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
@@ -205,7 +207,7 @@ def _thumbnail_of(data: bytes) -> bytes:
 def _serialise(
     labels: Sequence[str], thumbnails: Sequence[bytes | None], features: NDArray[np.floating], model_sha256: str
 ) -> memoryview:
-    """Return the file's bytes, without the images that have no thumbnail."""
+    """Write the file to bytes, without the images that have no thumbnail."""
     kept = [row for row, thumbnail in enumerate(thumbnails) if thumbnail is not None]
     values = np.ascontiguousarray(features[kept], np.float16)
     columns = {
