@@ -1,4 +1,4 @@
-"""From what a user names to a backbone in the cache: `keras:InceptionV3`, `timm:resnet18`, or an `.onnx` file.
+"""Makes a backbone in the cache of what a user names: `keras:InceptionV3`, `timm:resnet18`, or an `.onnx` file.
 
 An ONNX file may come from anybody; what is read of it, and what is refused, stands in `untrusted.py`.
 """

@@ -1,7 +1,7 @@
 """Backbones from timm, the collection of PyTorch image models.
 
-Needs timm, which needs torchvision. timm knows how each of its networks was trained to see images, and that goes into
-the graph.
+It needs timm, which needs torchvision. timm knows how each of its networks was trained to see images, and that goes
+into the graph.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""From a torch module, a Keras model on the torch backend among them, to an ONNX graph.
+"""Exports torch modules, Keras models on the torch backend among them, as ONNX graphs.
 
-Needs torch and onnxscript; imported by what has made a module, never by what runs a backbone.
+It needs torch and onnxscript, and is imported by what has made a module, never by what runs a backbone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From image files to bottlenecks, each computed once: read, hash, look up, decode, run the prefix, store.
+"""Turns image files into bottlenecks, each computed once: read, hash, look up, decode, run the prefix, store.
 
 One thread a core takes files one by one and carries each through all steps, so decoding overlaps with the prefix by
 itself and memory does not grow with the number of images. One-thread runs of one session from several threads beat a

@@ -400,7 +400,7 @@ class SourceSpec:
 
     @property
     def width(self) -> int:
-        """How many values a bottleneck has."""
+        """Number of values in a bottleneck."""
         return int(np.prod(self.shape))
 
 

@@ -53,7 +53,7 @@ class CoveragePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Abstention:
-    """From which confidence on to answer, and what that comes to on images that the classifier had not seen."""
+    """The confidence from which on to answer, and what that comes to on images that the classifier had not seen."""
 
     threshold: float
     """The lowest confidence that is answered."""

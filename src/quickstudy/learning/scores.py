@@ -204,7 +204,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def share_interval(right: int, n: int) -> tuple[float, float]:
-    """Work out the 95 % interval of the share `right` of `n` (Wilson, 1927); it holds for few, and is 0 to 1 for none."""
+    """Work out the 95 % interval of the share `right` of `n` (Wilson, 1927), which holds for few; 0 to 1 for none."""
     if not n:
         return 0.0, 1.0
     p, z2 = right / n, _Z95**2

@@ -119,7 +119,7 @@ class _ChannelsFirst(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
-        """Probabilities, 1×classes."""
+        """Give probabilities, 1×classes."""
         probabilities: Tensor = self.network(image.permute(0, 2, 3, 1))
         return probabilities
 
