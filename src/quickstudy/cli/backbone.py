@@ -13,7 +13,7 @@ import typer
 from quickstudy.cli.options import Cache, Engine, Json
 
 if TYPE_CHECKING:
-    from quickstudy.backbones import runtime
+    from quickstudy.backbones.engine import Engine as PrefixEngine
     from quickstudy.backbones.backbone import Backbone
     from quickstudy.backbones.graph_import import Imported
 
@@ -96,7 +96,7 @@ def bench(
 ) -> None:
     """Measure backbones on this machine, anew: images a second up to the features, decoding not included."""
     from quickstudy.backbones.backbone import backbone_names, load_backbone
-    from quickstudy.backbones.runtime import engine_for
+    from quickstudy.backbones.engines import engine_for
     from quickstudy.files import cache_folder
 
     runner = engine_for(engine)
@@ -177,7 +177,7 @@ def _middle(backbone: Backbone) -> str:
 
 
 def _rows(
-    names: Sequence[str], cache: Path | None, *, measured_with: runtime.Engine | None = None
+    names: Sequence[str], cache: Path | None, *, measured_with: PrefixEngine | None = None
 ) -> list[dict[str, Any]]:
     """What there is to say about each; where one cannot be had, why. Known speeds count where no engine is named."""
     from quickstudy.backbones.backbone import load_backbone

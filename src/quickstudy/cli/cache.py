@@ -99,7 +99,7 @@ def _fill(
     """
     started = time.perf_counter()
     from quickstudy.backbones.backbone import load_backbone
-    from quickstudy.backbones.runtime import engine_for
+    from quickstudy.backbones.engines import engine_for
     from quickstudy.bottlenecks.distributed import extract_on_cluster
     from quickstudy.bottlenecks.extraction import extract_census
     from quickstudy.bottlenecks.shared import open_shared_store
