@@ -48,10 +48,10 @@ def command(
 
         _print_done(apply_plan(images, apply) if apply else undo_plan(images, undo or Path()), images, as_json)
         return
+    from quickstudy.bottlenecks.looks import view_gallery
     from quickstudy.cli.display import progress_for
     from quickstudy.reports.audit import draw_findings
     from quickstudy.reports.evidence import gather_evidence
-    from quickstudy.reports.looks import view_gallery
     from quickstudy.reports.plan import make_plan, require_new, summarise, write_plan
 
     if fix:

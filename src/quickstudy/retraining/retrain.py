@@ -141,8 +141,8 @@ def retrain(
 
         with clock.stage("thumbnails"):
             train = census.digests("train", "validation")
-            shown = [(census.contents[digest].path, census.labels[digest]) for digest in train]
-            keep_neighbours(model_path, shown, features=learned.features(train), progress=progress)
+            shown = [census.contents[digest] for digest in train]
+            keep_neighbours(model_path, shown, features=learned.features(train), cache=folder, progress=progress)
     return RetrainResult(
         model=model_path,
         config=config,

@@ -1,43 +1,36 @@
-"""Looks: what can be said of an image by looking at its pixels, without a network; computed once and kept.
+"""Looks: what can be said of an image by looking at its pixels, without a network; computed once and kept in the store.
 
 JPEGs are decoded at a fraction of their size where that is enough, which spares most of the work. Everything is
-measured at one scale, so that a large photo and its small copy look alike. `gallery.py` keeps looks beside the store.
-
-The gallery: the looks of an image set, looked at once by content and kept beside the store.
-
-`<cache>/looks/<version>/` holds immutable Arrow files, named by the SHA-256 of their own bytes, with a row for each
-image under the SHA-256 of its file. A file appears whole or not at all, so several processes may look at the same
-images at once and a kill loses a second's work; what cannot be read is looked at again.
+measured at one scale, so that a large photo and its small copy look alike. A look has a thumbnail, the one that audits,
+reports and the page of a served model show. A look is kept under the SHA-256 of its file, like a bottleneck; what
+cannot be read is looked at again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from quickstudy.bottlenecks.store import SUFFIX, name_of
-from quickstudy.errors import UnusableImageError
-from quickstudy.files import cache_folder, write_bytes_atomically
+from quickstudy.bottlenecks.store import Source, SourceSpec, Store
+from quickstudy.errors import StoreError, UnusableImageError
+from quickstudy.files import cache_folder
 from quickstudy.images.decoding import InputSpec, decode, encode_thumbnail, size_of
 from quickstudy.images.identity import read_image_file
 from quickstudy.process import usable_cores
 from quickstudy.progress import Progress, silent
-from quickstudy.reports.evidence import KnownImage
 
 THUMBNAIL_SIDE = 96
 """The longest side of a thumbnail, in pixels."""
-VERSION = "1"
+VERSION = "2"
 """Of the arithmetic below; it is to change with it."""
 
 _MEASURED = InputSpec(size=192)  # the shorter side at which sharpness and brightness are measured
@@ -130,13 +123,18 @@ def _thumbnail(picture: Image.Image) -> bytes:
 
 
 _BATCH = 1000
-_MANY_FILES = 8
-_SMALL_BYTES = 8 << 20
-_TYPES = {"int": pa.int32(), "float": pa.float32(), "bytes": pa.binary()}
-_SCHEMA = pa.schema(
-    [pa.field("key", pa.binary(32), nullable=False)]
-    + [pa.field(field.name, _TYPES[str(field.type)], nullable=False) for field in fields(Look)]
-)
+
+
+class Seen(Protocol):
+    """An image to look at."""
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of its file's bytes."""
+
+    @property
+    def path(self) -> Path:
+        """Where its file lies."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -156,119 +154,76 @@ class Gallery:
     thumbnails: tuple[bytes, ...]
 
 
-def view_gallery(
-    images: Sequence[KnownImage], *, cache: str | Path | None = None, progress: Progress = silent
-) -> Gallery:
-    """The looks of these images, in their order; those not kept yet are looked at now, on all cores.
+def view_gallery(images: Sequence[Seen], *, cache: str | Path | None = None, progress: Progress = silent) -> Gallery:
+    """Give the looks of these images, in their order; those not kept yet are looked at now, on all cores.
 
     A cache that cannot be written costs only time.
     """
-    folder = cache_folder(cache) / "looks" / VERSION
-    looks = _load(folder, {image.digest for image in images})
-    missing = list({image.digest: image for image in images if image.digest not in looks}.values())
+    source, looks = _source(cache), {}
+    missing = {image.digest: image.path for image in images if source is None or image.digest not in source}
     if missing:
-        looks |= _look_and_keep(missing, folder, progress)
-    nothing = dict.fromkeys(_SCHEMA.names, 0) | {"thumbnail": b""}
+        looks = _look_and_keep(list(missing.items()), source, progress)
+    if source is not None:
+        kept = [image.digest for image in images if image.digest not in looks and image.digest in source]
+        looks |= dict(zip(kept, source.records(kept), strict=True))
+    nothing = {name: b"" if kind == "bytes" else 0 for name, kind in _FIELDS}
     rows = [looks.get(image.digest, nothing) for image in images]
-    columns = {
-        field.name: np.array([row[field.name] for row in rows], field.type.to_pandas_dtype())
-        for field in _SCHEMA
-        if field.name not in ("key", "thumbnail")
+    columns: dict[str, Any] = {
+        name: np.array([row[name] for row in rows], _DTYPES[kind]) for name, kind in _FIELDS if kind in _DTYPES
     }
     return Gallery(**columns, thumbnails=tuple(row["thumbnail"] for row in rows))
 
 
-def _look_and_keep(images: Sequence[KnownImage], folder: Path, progress: Progress) -> dict[bytes, dict[str, Any]]:
+def _source(cache: str | Path | None) -> Source | None:
+    """The looks in the store; None where it cannot be read."""
+    try:
+        return Store(cache_folder(cache) / "bottlenecks").source(_SPEC)
+    except StoreError:
+        return None
+
+
+def _look_and_keep(
+    images: Sequence[tuple[bytes, Path]], source: Source | None, progress: Progress
+) -> dict[bytes, dict[str, Any]]:
     looks: dict[bytes, dict[str, Any]] = {}
     progress.start("looks", len(images))
     try:
         with ThreadPoolExecutor(usable_cores()) as pool:
             for start in range(0, len(images), _BATCH):
-                rows = [row for row in pool.map(_look, images[start : start + _BATCH]) if row is not None]
-                looks.update((row["key"], row) for row in rows)
-                with contextlib.suppress(OSError):
-                    _write(folder, rows)
+                some = images[start : start + _BATCH]
+                found = {d: look for (d, _), look in zip(some, pool.map(_look, some), strict=True) if look is not None}
+                looks |= found
+                if source is not None:
+                    with contextlib.suppress(StoreError):
+                        source.append(list(found), list(found.values()))
                 progress.update(done=min(start + _BATCH, len(images)), note="")
     finally:
         progress.finish()
-    with contextlib.suppress(OSError):
-        _merge(folder)
+    if source is not None:
+        with contextlib.suppress(StoreError):
+            source.compact()
     return looks
 
 
-def _look(image: KnownImage) -> dict[str, Any] | None:
+def _look(image: tuple[bytes, Path]) -> dict[str, Any] | None:
+    expected, path = image
     try:
-        data, digest = read_image_file(image.path)
-        if digest != image.digest:
-            return None
-        return {"key": digest, **vars(look_at(data))}
+        data, digest = read_image_file(path)
+        return vars(look_at(data)) if digest == expected else None
     except UnusableImageError:
         return None
 
 
-def _load(folder: Path, wanted: set[bytes]) -> dict[bytes, dict[str, Any]]:
-    looks: dict[bytes, dict[str, Any]] = {}
-    for path in _paths(folder):
-        if wanted & _keys(path):
-            looks.update((row["key"], row) for row in _rows(path) if row["key"] in wanted)
-    return looks
-
-
-def _paths(folder: Path) -> list[Path]:
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError:
-        return []
-    return [folder / name for name in names if name.endswith(SUFFIX) and not name.startswith(".")]
-
-
-def _keys(path: Path) -> set[bytes]:
-    """Whose looks a file holds; of the looks, nothing is read."""
-    try:
-        with pa.memory_map(str(path)) as file:
-            table = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=[0])).read_all()
-            return set(table.column(0).to_pylist())
-    except (OSError, pa.ArrowException):
-        return set()
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The looks in a file; none where it is damaged or of another make."""
-    try:
-        data = path.read_bytes()
-        if name_of(data) == path.name:
-            table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
-            if table.schema.equals(_SCHEMA):
-                rows: list[dict[str, Any]] = table.to_pylist()
-                return rows
-    except (OSError, pa.ArrowException):
-        pass
-    return []
-
-
-def _write(folder: Path, rows: Sequence[dict[str, Any]]) -> Path | None:
-    if not rows:
-        return None
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, _SCHEMA) as writer:
-        writer.write_table(pa.Table.from_pylist(sorted(rows, key=lambda row: row["key"]), _SCHEMA))
-    data = memoryview(sink.getvalue())
-    path = folder / name_of(data)
-    write_bytes_atomically(path, data)
-    return path
-
-
-def _merge(folder: Path) -> None:
-    """Make one file of many small ones; they go when it is durable, so a reader finds every look in one or the other.
-
-    Damaged files stay as they are: their looks are in another file by now.
-    """
-    small = [path for path in _paths(folder) if path.stat().st_size < _SMALL_BYTES]
-    if len(small) <= _MANY_FILES:
-        return
-    rows = {path: _rows(path) for path in small}
-    merged = _write(folder, list({row["key"]: row for found in rows.values() for row in found}.values()))
-    for path, found in rows.items():
-        if found and path != merged:
-            with contextlib.suppress(OSError):
-                path.unlink()
+_FIELDS = tuple((field.name, str(field.type)) for field in fields(Look))
+_DTYPES = {"int": np.int32, "float": np.float32}
+_SPEC = SourceSpec(
+    backbone="looks",
+    fingerprint=VERSION,
+    cut="pixels",
+    input=_MEASURED.to_dict(),
+    shape=(),
+    dtype="record",
+    engine="",
+    record=_FIELDS,
+)
+"""Where looks are kept: a source of the store, which names all that decides them, and no network."""
