@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.backbone import Backbone
+from quickstudy.backbones.engine import Engine
 from quickstudy.backbones.graphs import keep_until
-from quickstudy.backbones.runtime import Engine, optimised
+from quickstudy.backbones.runtime import optimised
 from quickstudy.errors import BackboneError
 
 _BATCH = 32

@@ -20,8 +20,8 @@ import openvino
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone
+from quickstudy.backbones.engine import Engine
 from quickstudy.backbones.graphs import keep_until
-from quickstudy.backbones.runtime import Engine
 from quickstudy.process import usable_cores
 
 

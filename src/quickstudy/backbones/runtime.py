@@ -1,4 +1,4 @@
-"""Runs graphs in ONNX Runtime on the CPU; says what any engine is to be, and which there are.
+"""Runs graphs in ONNX Runtime on the CPU, which is the usual engine.
 
 A session uses one thread and is meant to be called from as many threads as there are cores, one image at a time.
 Measured on EfficientNet-Lite0, that is a quarter faster than one session that spreads a batch over all cores, because
@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quickstudy.errors import BackboneError, MissingExtraError
-from quickstudy.extras import require
+from quickstudy.backbones.engine import Engine
+from quickstudy.errors import BackboneError
 from quickstudy.process import TELEMETRY_OFF, default_variable
 
 if TYPE_CHECKING:
@@ -99,28 +98,6 @@ def optimised(model: onnx.ModelProto, *, without: Sequence[str] = ()) -> onnx.Mo
     return result
 
 
-class AnyPrefix(Protocol):
-    """The frozen part of a backbone, up to a cut, in whatever runs it. Several threads may call it at once."""
-
-    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Compute the bottlenecks (N × shape of the cut) of images (uint8, N×size×size×3)."""
-
-    def close(self) -> None:
-        """Let go of what it holds; it is not called any more."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Engine:
-    """What runs prefixes."""
-
-    name: str
-    """Name of the engine, part of the key of every bottleneck: engines differ in more than the last digit."""
-    open: Callable[[Backbone, str, tuple[int, ...]], AnyPrefix]
-    """Loads a backbone up to a cut, given by its name and the shape of a bottleneck there."""
-    threads: int | None = None
-    """Number of threads to call it from; as many as there are cores where it is None."""
-
-
 class Prefix:
     """The frozen part of a backbone, up to a cut, in ONNX Runtime. Several threads may call it at once."""
 
@@ -144,43 +121,3 @@ class Prefix:
 
 ONNX_RUNTIME = Engine(name="onnxruntime", open=Prefix)
 """The usual engine, on the processor."""
-
-
-def engine_for(name: str) -> Engine:
-    """Open the engine that somebody asks for.
-
-    Args:
-        name: `onnxruntime` or `openvino`, on the processor, or a GPU as PyTorch names it (`cuda`, `cuda:1`).
-
-    Raises:
-        BackboneError: there is no such engine, or no such GPU.
-        MissingExtraError: what runs it is not installed.
-    """
-    if name == ONNX_RUNTIME.name:
-        return ONNX_RUNTIME
-    if name == "openvino":
-        require("openvino", extra="openvino", what="Engine 'openvino'")
-        from quickstudy.backbones.openvino import openvino_engine
-
-        return openvino_engine()
-    if name.partition(":")[0] != "cuda":
-        raise BackboneError(f"The engine is '{name}'; expected onnxruntime, openvino or cuda")
-    require("torch", extra="train", what=f"Engine '{name}'")
-    from quickstudy.backbones.batched import engine_on
-
-    return engine_on(name)
-
-
-def device_of(engine: str) -> str:
-    """Say where PyTorch trains when this engine computes bottlenecks: on the GPU that it names, or on the processor."""
-    return engine if engine.partition(":")[0] == "cuda" else "cpu"
-
-
-def engine_named(name: str) -> Engine:
-    """Return the engine of a name in keys and models; where it cannot be had, ONNX Runtime, which always can."""
-    family = name.partition("-")[0]
-    try:
-        engine = engine_for("cuda" if family == "torch" else family)
-    except (BackboneError, MissingExtraError):
-        return ONNX_RUNTIME
-    return engine if engine.name == name else ONNX_RUNTIME

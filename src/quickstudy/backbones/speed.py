@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.runtime import ONNX_RUNTIME, Engine
+from quickstudy.backbones.engine import Engine
+from quickstudy.backbones.runtime import ONNX_RUNTIME
 from quickstudy.files import write_json_atomically
 from quickstudy.process import usable_cores
 

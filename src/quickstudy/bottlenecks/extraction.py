@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.runtime import ONNX_RUNTIME, AnyPrefix, Engine
+from quickstudy.backbones.engine import AnyPrefix, Engine
+from quickstudy.backbones.runtime import ONNX_RUNTIME
 from quickstudy.bottlenecks.store import Source, SourceSpec, Store
 from quickstudy.errors import StoreError, UnusableImageError
 from quickstudy.images.census import Census

@@ -5,12 +5,12 @@ immutable shards, each named by the SHA-256 of its own bytes. A shard appears wh
 flush, rename), so readers and writers need no locks: duplicates are harmless, and what a killed process had flushed
 stays. Shards are memory-mapped when read.
 
-A shard is an Arrow IPC file with the columns `key` (32 bytes) and `bottleneck` (fixed-size list of float16 or float32);
-the schema's metadata name the source and the shape. float16, the usual one, takes half the space and leads to the same
-decisions. The key holds the number of a view and its distortions (see `quickstudy.images.views.view_key`), not a column
-of its own: so it names everything that changes the value besides the source, and one column is enough. Stores on a disk
-and in object storage hold the same files, so a shard can be copied between them as it is, and its name tells whether it
-arrived whole.
+A shard is an Arrow IPC file with the columns `key` (32 bytes) and `bottleneck` (fixed-size list of float16 or float32),
+or `record` where a source keeps records; the schema's metadata name the source and the shape. float16, the usual one,
+takes half the space and leads to the same decisions. The key holds the number of a view and its distortions (see
+`quickstudy.images.views.view_key`), not a column of its own: so it names everything that changes the value besides the
+source, and one column is enough. Stores on a disk and in object storage hold the same files, so a shard can be copied
+between them as it is, and its name tells whether it arrived whole.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from quickstudy.errors import StoreError
 from quickstudy.files import TEMPORARY_PREFIX, sha256_of_file, write_bytes_atomically, write_json_atomically
@@ -46,7 +46,6 @@ class Source:
 
     def __init__(self, folder: Path, spec: SourceSpec) -> None:
         self.folder, self.spec = folder, spec
-        self._dtype: DTypeLike = np.dtype(spec.dtype)
         self._width = spec.width
         self._places: dict[bytes, tuple[int, int]] = {}
         self._shards: list[Shard] = []
@@ -83,7 +82,7 @@ class Source:
         Raises:
             KeyError: a key is not in the store.
         """
-        result = np.empty((len(keys), self._width), self._dtype)
+        result = np.empty((len(keys), self._width), self.spec.dtype)
         wanted: dict[int, tuple[list[int], list[int]]] = {}
         for position, key in enumerate(keys):
             shard, row = self._places[key]
@@ -94,15 +93,27 @@ class Source:
             result[positions] = self._shards[shard].values[rows]
         return result.reshape(len(keys), *self.spec.shape)
 
-    def append(self, keys: Sequence[bytes], values: NDArray[np.floating]) -> None:
-        """Write one shard durably and make it readable here.
+    def records(self, keys: Sequence[bytes]) -> list[dict[str, Any]]:
+        """Give the records of these keys, in their order, of a source that keeps records.
+
+        Raises:
+            KeyError: a key is not in the store.
+        """
+        places = [self._places[key] for key in keys]
+        return [self._shards[shard].values[row].as_py() for shard, row in places]
+
+    def append(self, keys: Sequence[bytes], values: NDArray[np.floating] | Sequence[Mapping[str, Any]]) -> None:
+        """Write one shard durably and make it readable here; `values` are records where the source keeps such.
 
         Raises:
             StoreError: the disk is full, the folder cannot be written, or the values do not fit the source.
         """
         if not keys:
             return
-        rows = np.ascontiguousarray(values, self._dtype).reshape(len(keys), -1)
+        if self.spec.record:
+            self._see(self._write(serialise(self.spec, keys, values)))
+            return
+        rows = np.ascontiguousarray(values, self.spec.dtype).reshape(len(keys), -1)
         if rows.shape[1] != self._width:
             raise StoreError(
                 f"A bottleneck of '{self.spec.backbone}' has {rows.shape[1]} values; expected {self._width}"
@@ -133,7 +144,9 @@ class Source:
         while batch := self._batch_to_merge():
             rows = {key: shard.values[row] for shard in batch for row, key in enumerate(shard.keys)}
             keys = sorted(rows)
-            path = self._write(serialise(self.spec, keys, np.stack([rows[key] for key in keys])))
+            kept = [rows[key] for key in keys]
+            values = [value.as_py() for value in kept] if self.spec.record else np.stack(kept)
+            path = self._write(serialise(self.spec, keys, values))
             for shard in batch:
                 if shard.path != path:
                     with contextlib.suppress(OSError):  # gone already, or in use on Windows; a duplicate is harmless
@@ -170,6 +183,9 @@ class Source:
 
     def _add(self, path: Path) -> None:
         try:
+            # Records are small and have parts of any length, so they are read for certain: hashed, not only mapped.
+            if self.spec.record and sha256_of_file(path) != path.stem:
+                raise ValueError("its bytes are not those that it is named by")
             shard = map_shard(path, self.spec)
         except FileNotFoundError:
             raise
@@ -192,11 +208,11 @@ class SourceSummary:
     cut: str
     """Name of the tensor at which freezing ends."""
     dtype: str
-    """Type of the values, `float16` or `float32`."""
+    """Type of the values, `float16` or `float32`; `record` for records."""
     engine: str
-    """Name of the engine that ran the network."""
+    """Name of the engine that ran the network; empty where none did."""
     bottlenecks: int
-    """Number of bottlenecks."""
+    """Number of bottlenecks or records."""
     shards: int
     """Number of shards."""
     size_bytes: int
@@ -341,6 +357,7 @@ SUFFIX = ".arrow"
 """The suffix of shards."""
 _USUAL_ENGINE = "onnxruntime"
 _ARROW_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
+_RECORD_TYPES = {"int": pa.int32(), "float": pa.float32(), "bytes": pa.binary()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,11 +373,13 @@ class SourceSpec:
     input: Mapping[str, Any]
     """The input specification that turned the file into pixels."""
     shape: tuple[int, ...]
-    """Shape of one bottleneck."""
+    """Shape of one bottleneck; empty for records."""
     dtype: str = "float16"
-    """Type of the values, `float16` or `float32`."""
+    """Type of the values, `float16` or `float32`; `record` for records."""
     engine: str = _USUAL_ENGINE
-    """Name of the engine that ran the network."""
+    """Name of the engine that ran the network; empty where none did."""
+    record: tuple[tuple[str, str], ...] = ()
+    """Name and kind of each field of a record, where a source keeps records and no bottlenecks; empty elsewhere."""
 
     def to_dict(self) -> dict[str, Any]:
         """Give JSON values, which are written to `source.json`."""
@@ -373,6 +392,7 @@ class SourceSpec:
             "shape": list(self.shape),
             "dtype": self.dtype,
             **({} if self.engine == _USUAL_ENGINE else {"engine": self.engine}),
+            **({"record": [list(field) for field in self.record]} if self.record else {}),
         }
 
     @staticmethod
@@ -390,6 +410,7 @@ class SourceSpec:
             shape=tuple(values["shape"]),
             dtype=values["dtype"],
             engine=values.get("engine", _USUAL_ENGINE),
+            record=tuple((name, kind) for name, kind in values.get("record", ())),
         )
 
     @property
@@ -403,6 +424,13 @@ class SourceSpec:
         """Number of values in a bottleneck."""
         return int(np.prod(self.shape))
 
+    @property
+    def value_type(self) -> pa.DataType:
+        """Arrow type of what is kept under a key."""
+        if self.record:
+            return pa.struct([pa.field(name, _RECORD_TYPES[kind], nullable=False) for name, kind in self.record])
+        return pa.list_(_ARROW_TYPES[self.dtype], self.width)
+
 
 @dataclass(kw_only=True)
 class Shard:
@@ -412,8 +440,8 @@ class Shard:
     """The file."""
     keys: list[bytes]
     """The keys, 32 bytes each, in the order of the rows."""
-    values: NDArray[np.floating]
-    """The bottlenecks, len(keys) × width, flat and mapped."""
+    values: Any
+    """The bottlenecks, len(keys) × width, flat and mapped; or an Arrow array of records."""
     batch: object = field(repr=False)
     """The Arrow batch, which keeps the file mapped."""
 
@@ -423,17 +451,27 @@ def name_of(data: bytes | memoryview) -> str:
     return f"{hashlib.sha256(data).hexdigest()}{SUFFIX}"
 
 
-def serialise(spec: SourceSpec, keys: Sequence[bytes], rows: NDArray[np.floating]) -> memoryview:
-    """Write a shard to bytes: `keys` of 32 bytes each, `rows` len(keys) × width, contiguous, in the source's dtype."""
+def serialise(spec: SourceSpec, keys: Sequence[bytes], rows: Any) -> memoryview:
+    """Write a shard to bytes.
+
+    Args:
+        spec: the source.
+        keys: the keys, 32 bytes each.
+        rows: len(keys) × width, contiguous, in the source's dtype; or records.
+    """
     metadata = {"shape": json.dumps(list(spec.shape)), "source": spec.identity}
-    value_type = pa.list_(_ARROW_TYPES[spec.dtype], spec.width)
     schema = pa.schema(
-        [pa.field("key", pa.binary(32), nullable=False), pa.field("bottleneck", value_type, nullable=False)],
+        [
+            pa.field("key", pa.binary(32), nullable=False),
+            pa.field("record" if spec.record else "bottleneck", spec.value_type, nullable=False),
+        ],
         metadata=metadata,
     )
     columns = [
         pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(keys), [None, pa.py_buffer(b"".join(keys))]),
-        pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), spec.width),
+        pa.array(list(rows), spec.value_type)
+        if spec.record
+        else pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), spec.width),
     ]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, schema) as writer:
@@ -453,8 +491,10 @@ def map_shard(path: Path, spec: SourceSpec) -> Shard:
         batch = _read_batch(pa.ipc.open_file(mapped), spec)
     batch.validate()
     keys, lists = batch.column(0), batch.column(1)
-    if keys.type != pa.binary(32) or lists.type != pa.list_(_ARROW_TYPES[spec.dtype], spec.width):
+    if keys.type != pa.binary(32) or lists.type != spec.value_type:
         raise ValueError("columns of other types")
+    if spec.record:
+        return Shard(path=path, keys=_split(keys), values=lists, batch=batch)
     values = np.frombuffer(lists.values.buffers()[1], np.dtype(spec.dtype), count=len(lists) * spec.width)
     return Shard(path=path, keys=_split(keys), values=values.reshape(len(lists), spec.width), batch=batch)
 

@@ -127,7 +127,7 @@ def agreement_of(
                 continue
             difference = np.abs(new.probabilities - old.probabilities)
             largest, total = max(largest, float(difference.max())), total + float(difference.mean())
-            said, says = before.classes[old.probabilities.argmax()], after.classes[new.probabilities.argmax()]
+            said, says = before.rank(old.probabilities, 1)[0][0], after.rank(new.probabilities, 1)[0][0]
             n, same = n + 1, same + (said == says)
             if photo.label in before.classes:
                 right_before.append(said == photo.label)

@@ -111,12 +111,20 @@ class Model:
         Raises:
             ModelError: with `abstain`, the model has no threshold.
         """
-        rows = self.predict_proba(images)
-        names = [self.classes[row.argmax()] for row in rows]
-        if not abstain:
-            return names
-        threshold = self.threshold()
-        return [name if row.max() >= threshold else None for name, row in zip(names, rows, strict=True)]
+        threshold = self.threshold() if abstain else 0.0
+        best = [self.rank(row, 1)[0] for row in self.predict_proba(images)]
+        return [name if is_answer(share, threshold) else None for name, share in best]
+
+    def rank(self, probabilities: NDArray[np.float32], count: int | None = None) -> list[tuple[str, float]]:
+        """Rank classes by an image's probabilities (K), the most probable first; of equal ones, the first in `classes`.
+
+        Args:
+            probabilities: probabilities of one image, by class.
+            count: number of classes to give; all if left out.
+        """
+        order = np.argsort(-probabilities, kind="stable")[:count].tolist()
+        shares = probabilities.tolist()
+        return [(self.classes[number], shares[number]) for number in order]
 
     def threshold(self) -> float:
         """Return the probability from which on the most probable class should be believed.
@@ -238,6 +246,11 @@ class Model:
         except Exception as error:  # ONNX Runtime raises its own, unexported kinds
             raise ModelError(f"The model cannot be run: {_first_line(error)}") from error
         return values
+
+
+def is_answer(probability: float, threshold: float) -> bool:
+    """Decide whether the most probable class is believed, or the answer is "don't know"."""
+    return probability >= threshold
 
 
 def load(path: str | Path, *, with_features: bool = False) -> Model:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,19 +22,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from quickstudy.backbones.untrusted import parse_onnx
-from quickstudy.errors import ModelError, UnusableImageError
+from quickstudy.bottlenecks.looks import view_gallery
+from quickstudy.errors import ModelError
 from quickstudy.files import write_bytes_atomically
-from quickstudy.images.decoding import InputSpec, decode, encode_thumbnail, fit
-from quickstudy.images.identity import read_image_file
+from quickstudy.images.census import Content
 from quickstudy.learning.softmax import signed_sqrt
 from quickstudy.models.format import HEAD_WEIGHTS, features_in
 from quickstudy.models.model import Model, load_bytes, read_model_file
-from quickstudy.process import usable_cores
 from quickstudy.progress import Progress, silent
-
-THUMBNAIL_PIXELS = 96
-"""Side of a thumbnail, in pixels."""
-_THUMBNAIL = InputSpec(size=THUMBNAIL_PIXELS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +41,7 @@ class Neighbour:
     similarity: float
     """Cosine between what the head sees of the two images, from -1 to 1, the same direction."""
     thumbnail: bytes
-    """The image as a JPEG file of 96×96 pixels."""
+    """The image as a JPEG file, at most 96 pixels wide and high."""
 
 
 class Neighbours:
@@ -83,22 +77,22 @@ def neighbours_path(model: Path) -> Path:
 
 def keep_neighbours(
     model: Path,
-    images: Sequence[tuple[Path, str]],
+    images: Sequence[Content],
     *,
     features: NDArray[np.floating],
-    threads: int | None = None,
+    cache: str | Path | None = None,
     progress: Progress = silent,
 ) -> Path:
     """Write thumbnails, labels and features of a model's training images beside it, and return the file's path.
 
-    The network does not run: who has trained the model has the features, and images are decoded at a fraction of their
-    size, as far as a thumbnail takes.
+    The network does not run: who has trained the model has the features. Thumbnails are those of the images' looks,
+    which are kept in the store, so nothing is decoded that was looked at before.
 
     Args:
         model: the `.onnx` file.
-        images: files and their labels; one that can no longer be used is left out.
+        images: the images with their labels; one that can no longer be used is left out.
         features: what the model's head sees of each image (n×d), in their order.
-        threads: number of threads; as many as there are cores if left out.
+        cache: folder of the store; see `quickstudy.files.cache_folder`.
         progress: is told how far it has come.
 
     Raises:
@@ -106,25 +100,10 @@ def keep_neighbours(
     """
     data = read_model_file(model)
     _require_features(data, model, images=len(images), given=features.shape)
-
-    def thumbnail_of(item: tuple[Path, str]) -> bytes | None:
-        try:
-            return _thumbnail_of(read_image_file(item[0])[0])
-        except UnusableImageError:
-            return None
-
-    progress.start("thumbnails", len(images))
-    thumbnails: list[bytes | None] = []
-    try:
-        with ThreadPoolExecutor(threads or usable_cores()) as pool:
-            for thumbnail in pool.map(thumbnail_of, images):
-                thumbnails.append(thumbnail)
-                progress.update(done=len(thumbnails), note="")
-    finally:
-        progress.finish()
+    thumbnails = view_gallery(images, cache=cache, progress=progress).thumbnails
     path = neighbours_path(model)
     try:
-        labels = [label for _, label in images]
+        labels = [image.label or "" for image in images]
         write_bytes_atomically(path, _serialise(labels, thumbnails, features, hashlib.sha256(data).hexdigest()))
     except OSError as error:
         raise ModelError(f"Cannot write the thumbnails '{path}': {error.strerror}") from error
@@ -200,15 +179,11 @@ def _directions(features: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.asarray(roots / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
 
 
-def _thumbnail_of(data: bytes) -> bytes:
-    return encode_thumbnail(fit(decode(data, _THUMBNAIL), _THUMBNAIL))
-
-
 def _serialise(
-    labels: Sequence[str], thumbnails: Sequence[bytes | None], features: NDArray[np.floating], model_sha256: str
+    labels: Sequence[str], thumbnails: Sequence[bytes], features: NDArray[np.floating], model_sha256: str
 ) -> memoryview:
     """Write the file to bytes, without the images that have no thumbnail."""
-    kept = [row for row, thumbnail in enumerate(thumbnails) if thumbnail is not None]
+    kept = [row for row, thumbnail in enumerate(thumbnails) if thumbnail]
     values = np.ascontiguousarray(features[kept], np.float16)
     columns = {
         "label": pa.array([labels[row] for row in kept], pa.string()),

@@ -45,6 +45,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from quickstudy.bottlenecks.looks import Gallery, view_gallery
 from quickstudy.learning.softmax import Floats
 from quickstudy.progress import Progress, silent
 from quickstudy.reports.duplicates import find_duplicates
@@ -60,7 +61,6 @@ from quickstudy.reports.findings import (
     QualityFlaw,
     Suggestion,
 )
-from quickstudy.reports.looks import Gallery, view_gallery
 from quickstudy.reports.neighbours import unit_rows
 
 

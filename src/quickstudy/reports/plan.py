@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from quickstudy.bottlenecks.looks import Gallery
 from quickstudy.errors import AuditError
 from quickstudy.files import write_bytes_atomically
 from quickstudy.images.imageset import IMAGE_SUFFIXES
 from quickstudy.images.manifests import read_table
 from quickstudy.reports.evidence import Evidence
 from quickstudy.reports.findings import Audit, DuplicateGroup
-from quickstudy.reports.looks import Gallery
 
 Action = Literal["drop", "relabel", "move", "keep"]
 COLUMNS = ("action", "path", "from", "to", "reason", "sha256")

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quickstudy.bottlenecks.looks import Gallery, view_gallery
 from quickstudy.errors import ModelError
 from quickstudy.files import as_path, cache_folder, write_bytes_atomically
 from quickstudy.learning.learning_curve import LearningCurve, learning_curve
@@ -28,7 +29,6 @@ from quickstudy.reports.charts import sprite_sheets
 from quickstudy.reports.duplicates import find_duplicates
 from quickstudy.reports.evidence import Evidence
 from quickstudy.reports.findings import Audit, DuplicateGroup
-from quickstudy.reports.looks import Gallery, view_gallery
 from quickstudy.reports.neighbours import place_images
 from quickstudy.reports.page import Contents, render
 from quickstudy.reports.standing import Standing, take_stock
