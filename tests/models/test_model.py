@@ -23,7 +23,7 @@ import quickstudy
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.graphs import keep_until
 from quickstudy.backbones.runtime import Prefix
-from quickstudy.errors import ModelError, UnusableImageError
+from quickstudy.errors import ModelError, UnusableImageError, WriteError
 from quickstudy.images.decoding import decode, fit
 from quickstudy.models.assemble import LinearHead, fingerprint_of, write_model
 from quickstudy.models.format import golden_images, sealed
@@ -150,7 +150,7 @@ class TestTheFile:
         self, backbone: Backbone, head: LinearHead, tmp_path: Path
     ) -> None:
         (tmp_path / "occupied").write_text("")
-        with pytest.raises(ModelError, match=r"Cannot write the model '.*model.onnx': .*--output"):
+        with pytest.raises(WriteError, match=r"Cannot write the model '.*model.onnx': .*--output"):
             write_model(tmp_path / "occupied" / "model.onnx", backbone, head, classes=CLASSES, training={})
 
     def test_is_not_written_when_it_does_not_give_what_its_parts_give(

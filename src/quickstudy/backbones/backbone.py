@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from quickstudy.backbones.cuts import FEATURES, Cut
 from quickstudy.backbones.published import PUBLISHED, build_published
-from quickstudy.errors import BackboneError
+from quickstudy.errors import BackboneError, WriteError
 from quickstudy.files import sha256_of_file, write_bytes_atomically, write_json_atomically
 from quickstudy.images.decoding import InputSpec
 from quickstudy.images.identity import StatIndex
@@ -71,7 +71,8 @@ def load_backbone(name: str, cache: Path) -> Backbone:
     """Find a backbone in the cache folder, or build it from its weights package.
 
     Raises:
-        BackboneError: unknown name, missing weights package, or a cache folder that cannot be written.
+        BackboneError: the name is unknown, or its weights package is missing.
+        WriteError: the cache folder cannot be written.
         UnsafeFileError: the weights are not what they should be.
     """
     if (found := _find(name, cache)) is not None:
@@ -120,7 +121,8 @@ def add_backbone(
         top1: published accuracy of the weights on ImageNet, in percent, where known.
 
     Raises:
-        BackboneError: the graph lacks one of the cuts, or the cache folder cannot be written.
+        BackboneError: the graph lacks one of the cuts.
+        WriteError: the cache folder cannot be written.
     """
     from quickstudy.backbones.graphs import describe_cuts
 
@@ -139,7 +141,7 @@ def add_backbone(
         }
         write_json_atomically(path.with_suffix(".json"), note)
     except OSError as error:
-        raise BackboneError(
+        raise WriteError(
             f"Cannot write the backbone to '{path.parent}': {error.strerror}. "
             "Name another folder with --cache or QUICKSTUDY_CACHE"
         ) from error

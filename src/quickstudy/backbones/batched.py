@@ -25,7 +25,7 @@ from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.engine import Engine
 from quickstudy.backbones.graphs import keep_until
 from quickstudy.backbones.runtime import optimised
-from quickstudy.errors import BackboneError
+from quickstudy.errors import DeviceError
 
 _BATCH = 32
 
@@ -36,7 +36,7 @@ def engine_on(device: str) -> Engine:
     """Make the engine that computes bottlenecks in PyTorch on a device, such as `cuda` or `cuda:1`.
 
     Raises:
-        BackboneError: PyTorch cannot use the device.
+        DeviceError: PyTorch cannot use the device.
     """
     precision = _precision_on(torch.device(device))
     return Engine(
@@ -50,7 +50,7 @@ def _precision_on(device: torch.device) -> torch.dtype:
     if device.type == "cpu":
         return torch.float32
     if not torch.cuda.is_available():
-        raise BackboneError(
+        raise DeviceError(
             f"PyTorch finds no CUDA device here, and '{device}' was asked for; leave out --engine to use the processor"
         )
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

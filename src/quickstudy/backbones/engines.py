@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quickstudy.backbones.engine import Engine
 from quickstudy.backbones.runtime import ONNX_RUNTIME
-from quickstudy.errors import BackboneError, MissingExtraError
+from quickstudy.errors import BackboneError, DeviceError, MissingExtraError
 from quickstudy.extras import require
 
 
@@ -15,7 +15,8 @@ def engine_for(name: str) -> Engine:
         name: `onnxruntime` or `openvino`, on the processor, or a GPU as PyTorch names it (`cuda`, `cuda:1`).
 
     Raises:
-        BackboneError: there is no such engine, or no such GPU.
+        BackboneError: there is no such engine.
+        DeviceError: there is no such GPU.
         MissingExtraError: what runs it is not installed.
     """
     if name == ONNX_RUNTIME.name:
@@ -43,6 +44,6 @@ def engine_named(name: str) -> Engine:
     family = name.partition("-")[0]
     try:
         engine = engine_for("cuda" if family == "torch" else family)
-    except (BackboneError, MissingExtraError):
+    except (BackboneError, DeviceError, MissingExtraError):
         return ONNX_RUNTIME
     return engine if engine.name == name else ONNX_RUNTIME

@@ -160,7 +160,7 @@ def _write_texts(
     """The classes and the model card, where they are asked for."""
     if labels is None and card is None:
         return
-    from quickstudy.errors import ModelError
+    from quickstudy.errors import ModelError, WriteError
     from quickstudy.files import write_bytes_atomically
     from quickstudy.models.card import model_card
     from quickstudy.models.model import load
@@ -179,7 +179,7 @@ def _write_texts(
             try:
                 write_bytes_atomically(path, text.encode())
             except OSError as error:
-                raise ModelError(f"Cannot write '{path}': {error.strerror}") from None
+                raise WriteError(f"Cannot write '{path}': {error.strerror}") from None
             results[name] = str(path)
             if not as_json:
                 print(f"{name.capitalize()}: {path}")

@@ -23,7 +23,7 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.graphs import keep_until
 from quickstudy.backbones.runtime import open_session
-from quickstudy.errors import ModelError
+from quickstudy.errors import ModelError, WriteError
 from quickstudy.files import write_bytes_atomically
 from quickstudy.images.decoding import InputSpec
 from quickstudy.learning.calibration import probabilities_of
@@ -147,7 +147,7 @@ def save_model(
         roles: which images it was made from; left out, the file does not say.
 
     Raises:
-        ModelError: the file cannot be written.
+        WriteError: the file cannot be written.
     """
     properties = {
         "format": FORMAT,
@@ -191,12 +191,12 @@ def write_model_file(path: Path, data: bytes) -> None:
     """Create or replace a model file, atomically.
 
     Raises:
-        ModelError: the file cannot be written.
+        WriteError: the file cannot be written.
     """
     try:
         write_bytes_atomically(path, data)
     except OSError as error:
-        raise ModelError(
+        raise WriteError(
             f"Cannot write the model '{path}': {error.strerror}. Name another place with --output"
         ) from error
 

@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.runtime import optimised
-from quickstudy.errors import ModelError
+from quickstudy.errors import ModelError, WriteError
 from quickstudy.models.format import GOLDEN_TOLERANCE, golden_images
 from quickstudy.models.model import load
 from quickstudy.version import VERSION
@@ -189,7 +189,7 @@ def _save(package: Any, path: Path) -> None:
                 shutil.rmtree(path)
             made.rename(path)
     except OSError as error:
-        raise ModelError(f"Cannot write '{path}': {error.strerror}. Name another place") from None
+        raise WriteError(f"Cannot write '{path}': {error.strerror}. Name another place") from None
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from quickstudy.backbones.untrusted import parse_onnx
 from quickstudy.bottlenecks.looks import view_gallery
-from quickstudy.errors import ModelError
+from quickstudy.errors import ModelError, WriteError
 from quickstudy.files import write_bytes_atomically
 from quickstudy.images.census import Content
 from quickstudy.learning.softmax import signed_sqrt
@@ -96,7 +96,8 @@ def keep_neighbours(
         progress: is told how far it has come.
 
     Raises:
-        ModelError: the model's head sees no such features, or the file cannot be written.
+        ModelError: the model's head sees no such features.
+        WriteError: the file cannot be written.
     """
     data = read_model_file(model)
     _require_features(data, model, images=len(images), given=features.shape)
@@ -106,7 +107,7 @@ def keep_neighbours(
         labels = [image.label or "" for image in images]
         write_bytes_atomically(path, _serialise(labels, thumbnails, features, hashlib.sha256(data).hexdigest()))
     except OSError as error:
-        raise ModelError(f"Cannot write the thumbnails '{path}': {error.strerror}") from error
+        raise WriteError(f"Cannot write the thumbnails '{path}': {error.strerror}") from error
     return path
 
 

@@ -20,7 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from quickstudy.errors import ModelError
+from quickstudy.errors import ModelError, WriteError
 from quickstudy.files import cache_folder, write_bytes_atomically
 from quickstudy.models.model import load_bytes
 
@@ -72,7 +72,8 @@ def write_site(model: Path, folder: Path, *, runtime: Path | None = None, cache:
         cache: see `quickstudy.files.cache_folder`.
 
     Raises:
-        ModelError: the model is not whole, ONNX Runtime's files are not at hand, the folder cannot be written, or it
+        WriteError: the folder cannot be written.
+        ModelError: the model is not whole, ONNX Runtime's files are not at hand, or the folder
             has a page that is no such site's.
     """
     if (folder / "index.html").exists() and not (folder / "model.json").exists():
@@ -95,7 +96,7 @@ def write_site(model: Path, folder: Path, *, runtime: Path | None = None, cache:
         for name, content in files.items():
             write_bytes_atomically(folder / name, content)
     except OSError as error:
-        raise ModelError(f"Cannot write the site '{folder}': {error.strerror}. Name another folder") from None
+        raise WriteError(f"Cannot write the site '{folder}': {error.strerror}. Name another folder") from None
     return Site(
         folder=folder,
         files=tuple(files),
