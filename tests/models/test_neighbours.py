@@ -20,7 +20,7 @@ from quickstudy.bottlenecks import looks
 from quickstudy.errors import ModelError, UnusableImageError
 from quickstudy.files import sha256_of_file
 from quickstudy.images.census import Content, Place
-from quickstudy.images.decoding import decode, fit
+from quickstudy.images.decoding import decode, to_input
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.model import Model, load
 from quickstudy.models.neighbours import (
@@ -66,7 +66,7 @@ def features(backbone: Backbone, images: Images) -> np.ndarray:
     """What the network gives, image by image."""
     prefix, spec = Prefix(backbone, backbone.cut, backbone.cut_shape), backbone.input
     return np.concatenate(
-        [prefix(fit(decode(path.read_bytes(), spec), spec)[None]) for path in (image.path for image in images)]
+        [prefix(to_input(decode(path.read_bytes(), spec), spec)[None]) for path in (image.path for image in images)]
     )
 
 

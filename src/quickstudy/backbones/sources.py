@@ -23,7 +23,7 @@ from quickstudy.errors import BackboneError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class BackboneSource:
     """What to make a backbone of, and what to know about it that it does not say itself."""
 
     place: str
@@ -44,7 +44,7 @@ class Source:
     """Names of the classes in the order of the outputs; None for ImageNet's where there are 1,000."""
 
 
-def add_from(source: Source, cache: Path, *, name: str | None = None) -> tuple[Backbone, Imported]:
+def add_from(source: BackboneSource, cache: Path, *, name: str | None = None) -> tuple[Backbone, Imported]:
     """Import a network, compare it with its original, and keep it as a backbone.
 
     Args:
@@ -72,7 +72,7 @@ def add_from(source: Source, cache: Path, *, name: str | None = None) -> tuple[B
     return added, imported
 
 
-def _import(source: Source) -> Imported:
+def _import(source: BackboneSource) -> Imported:
     kind, _, name = source.place.partition(":")
     if kind in ("keras", "timm") and not Path(source.place).exists():
         if source.layout or source.preprocessing or source.features:

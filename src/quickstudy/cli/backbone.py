@@ -58,10 +58,10 @@ def add(
 ) -> None:
     """Make a backbone of a network, compare it with its original, and keep it."""
     from quickstudy.backbones.preprocessing import choose_preprocessing
-    from quickstudy.backbones.sources import Source, add_from, read_classes
+    from quickstudy.backbones.sources import BackboneSource, add_from, read_classes
     from quickstudy.files import cache_folder
 
-    wanted = Source(
+    wanted = BackboneSource(
         place=source,
         weights=weights,
         top=top,

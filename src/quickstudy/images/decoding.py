@@ -93,8 +93,8 @@ def decode(data: bytes, spec: InputSpec, *, most_pixels: int = MOST_PIXELS) -> P
     """Decode an image file's bytes to upright 8-bit RGB pixels.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the square still keeps `spec.size` pixels a side: libjpeg
-    then skips most of the work and gives the mean of each 2×2, 4×4 or 8×8 pixels, as `fit` would (on photos within 1
-    of 255 levels on average, where the sides divide). Alpha is laid over white, 16 bits become 8, CMYK becomes RGB, and
+    then skips most of the work and gives the mean of each 2×2, 4×4 or 8×8 pixels, as `to_input` would (on photos within
+    1 of 255 levels on average, where the sides divide). Alpha is laid over white, 16 bits become 8, CMYK becomes RGB, and
     of several frames the first is taken. An image whose header announces more than `most_pixels` is refused.
 
     Raises:
@@ -119,7 +119,7 @@ def decode(data: bytes, spec: InputSpec, *, most_pixels: int = MOST_PIXELS) -> P
         raise UnusableImageError("truncated" if "truncated" in reason else f"damaged ({reason})") from None
 
 
-def fit(pixels: Pixels, spec: InputSpec, box: tuple[int, int, int] | None = None) -> Pixels:
+def to_input(pixels: Pixels, spec: InputSpec, box: tuple[int, int, int] | None = None) -> Pixels:
     """Cut a square out of an image and resize it to `spec.size`×`spec.size`×3.
 
     Args:

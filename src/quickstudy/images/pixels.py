@@ -2,8 +2,8 @@
 
 What is trained from scratch reads small images many times over, so they are decoded once. Named data sets come as pixel
 sets (`readers.py`); an image set is decoded as a whole here, each image once, at one size, in its role. The pixels come
-from the same `decode` and `fit` as everywhere else, contents and roles from the census. Images stand in the order of
-their hashes, so moving, renaming or listing them otherwise changes nothing.
+from the same `decode` and `to_input` as everywhere else, contents and roles from the census. Images stand in the order
+of their hashes, so moving, renaming or listing them otherwise changes nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from quickstudy.errors import ImageSetError, UnusableImageError
 from quickstudy.images.census import Census, take_census
-from quickstudy.images.decoding import InputSpec, Pixels, decode, fit
+from quickstudy.images.decoding import InputSpec, Pixels, decode, to_input
 from quickstudy.images.identity import read_image_file
 from quickstudy.images.imageset import ImageSet, Skipped, Split
 from quickstudy.process import usable_cores
@@ -161,7 +161,7 @@ def _decode_all(
     def decode_one(digest: bytes) -> Pixels | str:
         try:
             data, found = read_image_file(census.contents[digest].path)
-            return fit(decode(data, spec), spec) if found == digest else "changed while it was read"
+            return to_input(decode(data, spec), spec) if found == digest else "changed while it was read"
         except UnusableImageError as error:
             return str(error)
 

@@ -31,7 +31,7 @@ from onnx import TensorProto, helper, numpy_helper
 from quickstudy.backbones.runtime import import_onnxruntime, open_session, optimised
 from quickstudy.errors import ModelError, UnusableImageError
 from quickstudy.files import sha256_of_file
-from quickstudy.images.decoding import InputSpec, Pixels, decode, fit
+from quickstudy.images.decoding import InputSpec, Pixels, decode, to_input
 from quickstudy.images.identity import read_image_file
 from quickstudy.models.assemble import model_bytes, write_model_file
 from quickstudy.models.checks import Agreement, Photo, Tolerance, agreement_of, images_per_second, on_golden_images
@@ -260,7 +260,7 @@ def _calibration_pixels(spec: InputSpec, photos: Sequence[Path], progress: Progr
     try:
         for number, path in enumerate(chosen, start=1):
             with contextlib.suppress(UnusableImageError):  # one bad file ends nothing; too few good ones do
-                pixels.append(fit(decode(read_image_file(path)[0], spec), spec))
+                pixels.append(to_input(decode(read_image_file(path)[0], spec), spec))
             progress.update(done=number, note="")
     finally:
         progress.finish()

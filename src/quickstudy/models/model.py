@@ -19,7 +19,7 @@ from quickstudy.backbones.runtime import open_session
 from quickstudy.backbones.untrusted import parse_onnx
 from quickstudy.errors import BackboneError, ModelError, UnusableImageError
 from quickstudy.files import as_path
-from quickstudy.images.decoding import MOST_PIXELS, InputSpec, Pixels, decode, fit, to_pixels
+from quickstudy.images.decoding import MOST_PIXELS, InputSpec, Pixels, decode, to_input, to_pixels
 from quickstudy.images.identity import read_image_file
 from quickstudy.models.format import (
     FORMAT,
@@ -164,7 +164,7 @@ class Model:
         Raises:
             UnusableImageError: the bytes are no image that can be used; the message is the reason.
         """
-        pixels = fit(decode(file, self.input, most_pixels=most_pixels), self.input)
+        pixels = to_input(decode(file, self.input, most_pixels=most_pixels), self.input)
         probabilities: NDArray[np.float32] = self.predict_pixels(pixels[None])[0]
         return probabilities
 
@@ -177,7 +177,7 @@ class Model:
             UnusableImageError: the bytes are no image that can be used; the message is the reason.
             ModelError: the model was loaded without features, or has none.
         """
-        pixels = fit(decode(file, self.input, most_pixels=most_pixels), self.input)
+        pixels = to_input(decode(file, self.input, most_pixels=most_pixels), self.input)
         probabilities, features = self.predict_pixels_with_features(pixels[None])
         return probabilities[0], features[0]
 
@@ -211,7 +211,7 @@ class Model:
 
     def _predict_one(self, image: ImageLike) -> Prediction:
         try:
-            pixels = fit(_open(image, self.input), self.input)
+            pixels = to_input(_open(image, self.input), self.input)
         except UnusableImageError as error:
             return Prediction(image=image, probabilities=None, reason=str(error))
         return Prediction(image=image, probabilities=self.predict_pixels(pixels[None])[0])
