@@ -236,7 +236,7 @@ def test_the_pages_arithmetic_is_pythons(node: str, tmp_path: Path) -> None:
         import crypto from "node:crypto";
         const jobs = JSON.parse(process.argv[1]);
         const hashes = jobs.map(({{ path, width, height, spec }}) => crypto.createHash("sha256")
-          .update(to_input({{ width, height, data: new Uint8Array(fs.readFileSync(path)) }}, spec)).digest("hex"));
+          .update(toInput({{ width, height, data: new Uint8Array(fs.readFileSync(path)) }}, spec)).digest("hex"));
         console.log(JSON.stringify(hashes));
     """
     assert run_node(node, script, json.dumps(jobs)) == [job["expected"] for job in jobs]

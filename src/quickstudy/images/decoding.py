@@ -94,8 +94,8 @@ def decode(data: bytes, spec: InputSpec, *, most_pixels: int = MOST_PIXELS) -> P
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the square still keeps `spec.size` pixels a side: libjpeg
     then skips most of the work and gives the mean of each 2×2, 4×4 or 8×8 pixels, as `to_input` would (on photos within
-    1 of 255 levels on average, where the sides divide). Alpha is laid over white, 16 bits become 8, CMYK becomes RGB, and
-    of several frames the first is taken. An image whose header announces more than `most_pixels` is refused.
+    1 of 255 levels on average, where the sides divide). Alpha is laid over white, 16 bits become 8, CMYK becomes RGB,
+    and of several frames the first is taken. An image whose header announces more than `most_pixels` is refused.
 
     Raises:
         UnusableImageError: the bytes are no image that can be used; the message is the reason.
