@@ -20,6 +20,7 @@ from quickstudy.errors import BackboneError, WriteError
 from quickstudy.files import sha256_of_file, write_bytes_atomically, write_json_atomically
 from quickstudy.images.decoding import InputSpec
 from quickstudy.images.identity import StatIndex
+from quickstudy.records import as_values, read_record
 
 if TYPE_CHECKING:
     import onnx
@@ -136,7 +137,7 @@ def add_backbone(
             "origin": origin,
             "top1": top1,
             "input": input_spec.to_dict(),
-            "cuts": [cut.to_dict() for cut in described],
+            "cuts": [as_values(cut) for cut in described],
             "classes": "imagenet" if tuple(classes) == imagenet_classes() else list(classes),
         }
         write_json_atomically(path.with_suffix(".json"), note)
@@ -199,7 +200,7 @@ def _sha256_of(path: Path) -> str:
 
 
 def _from_note(name: str, path: Path, note: Mapping[str, Any]) -> Backbone:
-    cuts = tuple(Cut.from_dict(values) for values in note["cuts"])
+    cuts = tuple(read_record(Cut, values) for values in note["cuts"])
     classes = note["classes"]
     return Backbone(
         name=name,

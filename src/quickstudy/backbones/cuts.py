@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 FEATURES = "features"
 """The cut that every backbone has: the pooled penultimate layer."""
@@ -29,24 +28,6 @@ class Cut:
     def values(self) -> int:
         """Number of values in one image's activation."""
         return math.prod(self.shape)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give JSON values."""
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> Cut:
-        """Make a cut of what `to_dict` gave.
-
-        Raises:
-            KeyError, TypeError, ValueError: something is missing, or of another kind.
-        """
-        return Cut(
-            name=str(values["name"]),
-            shape=tuple(int(side) for side in values["shape"]),
-            multiply_adds=int(values["multiply_adds"]),
-            parameters_after=int(values["parameters_after"]),
-        )
 
 
 def stages(cuts: Sequence[Cut], deepest: str | None = None) -> list[str]:

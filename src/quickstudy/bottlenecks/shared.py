@@ -26,6 +26,7 @@ from quickstudy.bottlenecks.store import SUFFIX, Source, SourceSpec, Store, name
 from quickstudy.errors import StoreError
 from quickstudy.files import TEMPORARY_PREFIX, write_bytes_atomically
 from quickstudy.progress import Progress, silent
+from quickstudy.records import read_record
 
 EXPECTED = "expected a folder, or a URI such as s3://bucket/path, gs://bucket/path or file:///folder"
 """The end of a message about a place that is no store."""
@@ -88,7 +89,7 @@ class SharedStore:
                 path = f"{info.path}/{_DESCRIPTION}"
                 if info.type == fs.FileType.Directory and self.filesystem.get_file_info(path).type == fs.FileType.File:
                     try:
-                        found.append(SourceSpec.from_dict(json.loads(self._get(path))))
+                        found.append(read_record(SourceSpec, json.loads(self._get(path)), version=1))
                     except (ValueError, KeyError, TypeError) as error:
                         raise StoreError(
                             f"'{path}' in '{self.place}' is damaged ({error}); delete its folder"

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from quickstudy.errors import StoreError
 from quickstudy.files import TEMPORARY_PREFIX, sha256_of_file, write_bytes_atomically, write_json_atomically
+from quickstudy.records import read_record
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _COMPACT_ABOVE = 8
@@ -307,8 +308,8 @@ class Store:
         for path in sorted(self.folder.glob("*/source.json")):
             try:
                 values = json.loads(path.read_text(encoding="utf-8"))
-                yield path.parent, SourceSpec.from_dict(values)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+                yield path.parent, read_record(SourceSpec, values, version=1)
+            except (OSError, ValueError) as error:
                 raise StoreError(f"'{path}' is damaged ({error}); delete the folder '{path.parent}'") from None
 
     def _summarise(self, folder: Path, spec: SourceSpec) -> SourceSummary:
@@ -394,24 +395,6 @@ class SourceSpec:
             **({} if self.engine == _USUAL_ENGINE else {"engine": self.engine}),
             **({"record": [list(field) for field in self.record]} if self.record else {}),
         }
-
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> SourceSpec:
-        """Make a specification of what `to_dict` gave.
-
-        Raises:
-            KeyError, TypeError: something is missing, or of another kind.
-        """
-        return SourceSpec(
-            backbone=values["backbone"],
-            fingerprint=values["fingerprint"],
-            cut=values["cut"],
-            input=values["input"],
-            shape=tuple(values["shape"]),
-            dtype=values["dtype"],
-            engine=values.get("engine", _USUAL_ENGINE),
-            record=tuple((name, kind) for name, kind in values.get("record", ())),
-        )
 
     @property
     def identity(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -153,7 +154,7 @@ def _cuts(backbone: Backbone, images: int) -> list[dict[str, Any]]:
     work = backbone.cuts[-1].multiply_adds
     cuts: list[dict[str, Any]] = [
         {
-            **cut.to_dict(),
+            **asdict(cut),
             "bytes": cut.values * _BYTES_A_VALUE,
             "work_frozen": round(cut.multiply_adds / work, 4),
             "fill_seconds": None,

@@ -80,11 +80,6 @@ class Abstention:
         """Give JSON values."""
         return {**asdict(self), "curve": [asdict(point) for point in self.curve]}
 
-    @staticmethod
-    def from_dict(values: dict[str, Any]) -> Abstention:
-        """Make an abstention of what `to_dict` gave."""
-        return Abstention(**{**values, "curve": tuple(CoveragePoint(**point) for point in values["curve"])})
-
 
 def probabilities_of(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     """Work out the softmax of logits (n×K), in float64."""
