@@ -17,7 +17,7 @@ class MissingExtraError(QuickstudyError):
 
 
 class OptionError(QuickstudyError):
-    """An option or recipe is unknown, or an option's value cannot be used, or would do nothing beside the others."""
+    """An option or recipe is unknown, an option's value cannot be used, or it would do nothing beside the others."""
 
 
 class ImageSetError(QuickstudyError):
