@@ -44,7 +44,7 @@ class Option:
     percent: bool = False
     """Whether the command line takes percent where the field has a share, from 0 to 1."""
     word: str = ""
-    """The one word by which the command line turns it on, such as `progressive` after `--unfreeze`; empty for others."""
+    """Word by which the command line turns the field on, such as `progressive` after `--unfreeze`; empty for others."""
     recorded: bool = True
     """Whether what is made depends on it, so that it is written down with what is made."""
 

@@ -27,8 +27,8 @@ quickstudy does decides for itself.
 """
 
 # torch's threads spin for milliseconds while they wait for each other. Beside another process on the same cores, like
-# the evaluator, that made a step up to ten times as long. So many turns (some 20 µs) cost a step alone nothing; sleeping at
-# once (OMP_WAIT_POLICY=PASSIVE) cost an eighth. Read when torch is first imported, so it has to be there before.
+# the evaluator, that made a step up to ten times as long. So many turns (some 20 µs) cost a step alone nothing, and
+# sleeping at once (OMP_WAIT_POLICY=PASSIVE) an eighth. Read when torch is first imported, so it has to be there before.
 _SPINNING = ("GOMP_SPINCOUNT", "20000")
 
 

@@ -1,13 +1,12 @@
-"""Looks: what can be said of an image by looking at its pixels, without a network; computed once and kept.
+"""Looks are what can be said of an image by its pixels, without a network; a gallery is the looks of an image set.
 
 JPEGs are decoded at a fraction of their size where that is enough, which spares most of the work. Everything is
-measured at one scale, so that a large photo and its small copy look alike. `gallery.py` keeps looks beside the store.
+measured at one scale, so that a large photo and its small copy look alike.
 
-The gallery: the looks of an image set, looked at once by content and kept beside the store.
-
-`<cache>/looks/<version>/` holds immutable Arrow files, named by the SHA-256 of their own bytes, with a row for each
-image under the SHA-256 of its file. A file appears whole or not at all, so several processes may look at the same
-images at once and a kill loses a second's work; what cannot be read is looked at again.
+Each content is looked at once, and its look is kept beside the store: `<cache>/looks/<version>/` holds immutable Arrow
+files, named by the SHA-256 of their own bytes, with a row for each image under the SHA-256 of its file. A file appears
+whole or not at all, so several processes may look at the same images at once and a kill loses a second's work; what
+cannot be read is looked at again.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ from quickstudy.progress import Progress, silent
 from quickstudy.reports.evidence import KnownImage
 
 THUMBNAIL_SIDE = 96
-"""The longest side of a thumbnail, in pixels."""
+"""Longest side of a thumbnail, in pixels."""
 VERSION = "1"
-"""Of the arithmetic below; it is to change with it."""
+"""Version of the arithmetic below; it is to change with it."""
 
 _MEASURED = InputSpec(size=192)  # the shorter side at which sharpness and brightness are measured
 _BLACK, _WHITE = 8, 250  # grey levels up to and from which a pixel is taken for black and white
@@ -47,23 +46,24 @@ _LONGEST_RATIO = 8  # narrower pictures are measured at this aspect ratio, so th
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What one image looks like."""
+    """Says what one image looks like."""
 
     width: int
-    """Of the image as it is shown, in pixels."""
+    """Width of the image as it is shown, in pixels."""
     height: int
+    """Height of the image as it is shown, in pixels."""
     brightness: float
-    """Mean grey level, 0 to 1."""
+    """Mean grey level, from 0 (black) to 1 (white)."""
     contrast: float
-    """Standard deviation of the grey levels, on the same scale."""
+    """Standard deviation of the grey levels, on the same scale; 0 for one grey."""
     black: float
     """Share of the pixels that are almost black."""
     white: float
     """Share of the pixels that are almost white."""
     sharpness: float
-    """0 for a picture without any detail, about 0.5 for one of hard outlines, towards 1 for noise; see `sharpness`."""
+    """Sharpness: 0 without any detail, about 0.5 for hard outlines, towards 1 for noise; see `sharpness`."""
     thumbnail: bytes
-    """A JPEG file."""
+    """Thumbnail of the image, as a JPEG file."""
 
 
 def look_at(data: bytes) -> Look:
@@ -90,7 +90,7 @@ def look_at(data: bytes) -> Look:
 
 
 def sharpness(grey: NDArray[np.uint8]) -> float:
-    """1 - H, where neighbouring pixels two apart differ 2^H times as much as adjacent ones (root mean square).
+    """Measure 1 - H, where pixels two apart differ 2^H times as much as adjacent ones (root mean square).
 
     H is the Hölder exponent, read off the structure function (Kolmogorov, 1941) at two lags: 1/2 for hard outlines,
     less for fine texture, 1 where all is smooth. Unlike the variance of the Laplacian, it does not take a plain product
@@ -110,13 +110,13 @@ def sharpness(grey: NDArray[np.uint8]) -> float:
 
 
 def grey_square(thumbnail: bytes, side: int) -> NDArray[np.uint8]:
-    """A thumbnail's grey levels, squashed to side×side."""
+    """Give a thumbnail's grey levels, squashed to side×side."""
     with Image.open(io.BytesIO(thumbnail), formats=("JPEG",)) as image:
         return np.asarray(image.convert("L").resize((side, side), Image.Resampling.BILINEAR))
 
 
 def _shrink(picture: Image.Image) -> Image.Image:
-    """The picture with `_MEASURED.size` pixels on its shorter side, or as it is where that is smaller."""
+    """Shrink a picture to `_MEASURED.size` pixels on its shorter side, fewer if it is very narrow; never enlarge it."""
     ratio = max(picture.size) / min(picture.size)
     factor = min(1.0, _MEASURED.size / min(picture.size) * min(1.0, _LONGEST_RATIO / ratio))
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
@@ -141,7 +141,7 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Gallery:
-    """The looks of n images, column by column; what each means is said at `Look`.
+    """Holds the looks of n images, column by column; what each means is said at `Look`.
 
     An image that could not be looked at, as its file has gone or changed meanwhile, has a width of 0 and no thumbnail.
     """
@@ -159,7 +159,7 @@ class Gallery:
 def view_gallery(
     images: Sequence[KnownImage], *, cache: str | Path | None = None, progress: Progress = silent
 ) -> Gallery:
-    """The looks of these images, in their order; those not kept yet are looked at now, on all cores.
+    """Give the looks of these images, in their order; those not kept yet are looked at now, on all cores.
 
     A cache that cannot be written costs only time.
     """
@@ -223,7 +223,7 @@ def _paths(folder: Path) -> list[Path]:
 
 
 def _keys(path: Path) -> set[bytes]:
-    """Whose looks a file holds; of the looks, nothing is read."""
+    """Read the keys of the looks that a file holds, and nothing of the looks."""
     try:
         with pa.memory_map(str(path)) as file:
             table = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=[0])).read_all()
@@ -233,7 +233,7 @@ def _keys(path: Path) -> set[bytes]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """The looks in a file; none where it is damaged or of another make."""
+    """Read the looks in a file; none where it is damaged or of another make."""
     try:
         data = path.read_bytes()
         if name_of(data) == path.name:

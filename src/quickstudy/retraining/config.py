@@ -33,9 +33,9 @@ class Method:
     schedule: OneCycle = field(default_factory=lambda: OneCycle(rate=1e-3, rate_start=0.04, rate_end=0.0, warmup=0.2))
     """Learning rate of the last layer before the head, as a function of the step."""
     depth_decay: float = 0.7
-    """Factor of the learning rate right after the cut, above 0 and at most 1, where it would be 1 for the last layer.
+    """Share of that learning rate at which the first layer after the cut learns, above 0 and at most 1.
 
-    It rises geometrically from layer to layer; 1 lets all layers learn at one rate.
+    The rate rises geometrically from layer to layer; 1 lets all layers learn at one rate.
     """
     head_rate: float = 1.0
     """Learning rate of the head, as a multiple of that of the layer before it; 0 keeps the head as it is."""
@@ -49,7 +49,7 @@ class Method:
     average_decay: float = 0.99
     """Decay a step of the moving averages of all weights, which are evaluated and kept, below 1; 0 averages nothing."""
     patience: int = 6
-    """Number of epochs in a row, at least 1, that may get fewer validation images right than the start; then it ends."""
+    """Number of epochs in a row, at least 1, with fewer validation images right than at the start that end training."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Kind of numbers that layers multiply; auto takes bfloat16 where the machine has instructions for it."""
     seed: int = 0
@@ -240,7 +240,7 @@ class RetrainConfig:
         return with_options(self, {name: plain[name] for name in self.idle()}, owner="A retraining")
 
     def recorded(self) -> dict[str, Any]:
-        """Give what the model depends on, by option name, for the record in the model."""
+        """Give what the model depends on, by option name, as JSON values."""
         return {one.name: one.value for one in fields_of(self) if one.option is None or one.option.recorded}
 
     def command_line(self) -> list[str]:

@@ -1,7 +1,7 @@
 """The main job makes a verified classifier from a folder of photos.
 
-It reads top to bottom as it happens: list the images, make sure that each has its bottleneck, decide who is held out, fit
-the head to its optimum, or from there everything after a cut, score it on what it has not seen, write the model.
+It reads top to bottom as it happens: list the images, decide who is held out, make sure that each has its bottleneck,
+fit the head to its optimum, or from there everything after a cut, score it on what it has not seen, write the model.
 """
 
 from __future__ import annotations
