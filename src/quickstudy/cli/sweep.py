@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from quickstudy.sweeps.workers import Went
 
 _MANY = 1000
-"""Number of runs from which on the command asks first."""
+"""Number of runs beyond which the command asks first."""
 _SHOW = "show"
 
 

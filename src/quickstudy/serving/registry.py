@@ -4,8 +4,8 @@ A model serves only after its golden checks. When a file changes, the new one is
 which goes on serving until then, or for good if the new one is broken.
 
 There are as many threads as cores, and each carries an image from the file's bytes to the probabilities. There are no
-batches, as nowhere in quickstudy: two one-thread runs side by side beat a batch over two cores (`benchmarks/serving.py`
-measures it), so there is nothing to gain by holding images back until a batch is full.
+batches, as everywhere on a processor: two one-thread runs side by side beat a batch over two cores
+(`benchmarks/serving.py` measures it), so there is nothing to gain by holding images back until a batch is full.
 """
 
 from __future__ import annotations
