@@ -1,4 +1,4 @@
-"""What belongs to the whole process is set here alone: environment variables, warning filters, the cores it may use.
+"""What belongs to the whole process is settled here: environment variables, warning filters, the cores it may use.
 
 A process that only imports quickstudy is somebody else's: importing the library changes nothing of it, neither
 environment nor warning filters, umask or signal handlers, and what is set later is set for moments and put back. The

@@ -134,7 +134,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Seconds expected in all; one more epoch than is trained, for comparing epoch by epoch."""
+        """Seconds expected in all, with one epoch on top of those that are trained."""
         return self.other_seconds + self.fill_seconds + (self.epochs + 1) * self.epoch_seconds
 
     def to_dict(self) -> dict[str, object]:
