@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from quickstudy.errors import ClusterError
+from quickstudy.errors import ClusterError, OptionError
 from quickstudy.process import default_variable, usable_cores
 
 AUTO = "auto"
@@ -37,7 +37,8 @@ def connected(address: str) -> Iterator[None]:
     already, that connection is used and stays.
 
     Raises:
-        ClusterError: the address is malformed, nobody answers there within seconds, or it is no Ray cluster.
+        OptionError: the address is malformed.
+        ClusterError: nobody answers there within seconds, or it is no Ray cluster.
     """
     # Ray's head reads it when it starts, and Ray Data whenever it runs something, to report that to Ray's makers.
     with default_variable("RAY_USAGE_STATS_ENABLED", "0"):
@@ -115,7 +116,7 @@ def _require_answer(address: str) -> None:
     except ValueError:
         host = port = None
     if not host or not port:
-        raise ClusterError(f"'{address}' is no address of a Ray cluster; {_EXPECTED}")
+        raise OptionError(f"'{address}' is no address of a Ray cluster; {_EXPECTED}")
     try:
         with socket.create_connection((host, port), timeout=_ANSWER_SECONDS) as connection:
             connection.sendall(_GREETING)

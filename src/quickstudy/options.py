@@ -104,7 +104,7 @@ def with_options(config: T, options: Mapping[str, Any], *, owner: str) -> T:
     whole = {
         item.name: options[item.name]
         for item in dataclasses.fields(config)
-        if item.name in options and dataclasses.is_dataclass(getattr(config, item.name))
+        if dataclasses.is_dataclass(getattr(config, item.name)) and not isinstance(options.get(item.name, ""), str)
     }
     for name, value in whole.items():
         if type(value) is not (kind := type(getattr(config, name))):

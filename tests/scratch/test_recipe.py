@@ -167,7 +167,7 @@ def test_seeds_are_read_to_the_last_digit(seed: int) -> None:
         ("batch", "", "batch is ''; expected a whole number, such as 128"),
         ("rate", "fast", "rate is 'fast'; expected a number, such as 0.1"),
         ("rate", [0.1], "rate is '[0.1]'; expected a number, such as 0.1"),
-        ("flip", "maybe", "flip is 'maybe'; expected on or off, such as True"),
+        ("flip", "maybe", "flip is 'maybe'; expected on or off, such as on"),
         ("contrast", "low,high", "contrast is 'low,high'; expected numbers with commas between them, such as 0.2,1.8"),
         ("contrast", 0.5, "contrast is '0.5'; expected numbers with commas between them, such as 0.2,1.8"),
     ],

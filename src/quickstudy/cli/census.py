@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Cache, Json, Quiet
 
 if TYPE_CHECKING:
@@ -47,8 +46,7 @@ def command(
     if csv_file:
         write_bytes_atomically(csv_file, _manifest(census, csv_file).encode())
     if as_json:
-        json.dump(_as_json(census), sys.stdout, indent=1, ensure_ascii=False)
-        print()
+        print_json(_as_json(census))
         return
     counts = {role: census.counts(role) for role in _ROLES}
     total = ", ".join(f"{sum(counts[role].values()):,} {role}" for role in _ROLES if counts[role])

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import datetime
+import json
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from quickstudy.images.imageset import Skipped
 from quickstudy.progress import Bar, Progress, silent
 
 if TYPE_CHECKING:
     from quickstudy.images.census import Census
+    from quickstudy.images.imageset import Skipped
     from quickstudy.learning.scores import Score, Scores
     from quickstudy.models.roles import Judgement
 
@@ -28,6 +29,12 @@ _MOST_CONFLICTS = 5
 def progress_for(*, quiet: bool) -> Progress:
     """Choose a bar where somebody can see it, silence elsewhere."""
     return silent if quiet or not sys.stderr.isatty() else Bar()
+
+
+def print_json(value: Any) -> None:
+    """Print what a command has to say for machines."""
+    json.dump(value, sys.stdout, indent=1)
+    print()
 
 
 def format_score(score: Score) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quickstudy.cli.display import interruptible
+from quickstudy.cli.display import interruptible, print_json
 from quickstudy.cli.options import Cache, Json, Quiet
 from quickstudy.extras import require
 
@@ -221,8 +220,7 @@ def _print_result(result: SweepResult, *, as_json: bool) -> None:
             "pictures": [str(path) for path in result.pictures],
             "conclusion": result.conclusion,
         }
-        json.dump(values, sys.stdout, indent=1)
-        print()
+        print_json(values)
         return
     _print_table(result)
     print()

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from quickstudy.bottlenecks.looks import Gallery, view_gallery
 from quickstudy.learning.softmax import Floats
 from quickstudy.progress import Progress, silent
 from quickstudy.reports.duplicates import find_duplicates
@@ -29,7 +30,6 @@ from quickstudy.reports.findings import (
     QualityFlaw,
     Suggestion,
 )
-from quickstudy.reports.looks import Gallery, view_gallery
 from quickstudy.reports.neighbours import unit_rows
 
 
@@ -289,7 +289,7 @@ LIMITS: Final[dict[FlawKind, float]] = {
 
 A shorter side below, in pixels, is `tiny`; a longer side over the shorter above, `narrow`; a mean brightness from 0 to
 1 below, `dark`, or above, `bright`; a standard deviation of the grey levels on the same scale below, `blank`; a
-sharpness as in `looks.py` below, `blurred`.
+sharpness as in `bottlenecks/looks.py` below, `blurred`.
 """
 _AT_MOST = 0.5
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
-from quickstudy.errors import AuditError
+from quickstudy.errors import AuditError, WriteError
 from quickstudy.files import flush_folder, sha256_of_file, write_bytes_atomically
 from quickstudy.images.imageset import SET_ASIDE
 from quickstudy.images.listing import is_unlabelled, label_of, place_of, split_named
@@ -252,7 +252,7 @@ def _rewrite_manifest(source: Path, steps: Sequence[Step]) -> Done:
         )
         write_bytes_atomically(target, rewrite(source, relabel))
     except OSError as error:
-        raise AuditError(f"Cannot write the manifest '{target}': {error.strerror}") from error
+        raise WriteError(f"Cannot write the manifest '{target}': {error.strerror}") from error
     left = tuple((step.path, "no such row") for key, step in changes.items() if key not in found)
     return Done(moved=len(found), left=left, undo=None, manifest=target)
 

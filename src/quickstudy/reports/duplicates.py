@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from quickstudy.bottlenecks.looks import Gallery, grey_square
 from quickstudy.process import usable_cores
 from quickstudy.reports.evidence import Evidence, KnownImage
 from quickstudy.reports.findings import DuplicateGroup
-from quickstudy.reports.looks import Gallery, grey_square
 from quickstudy.reports.neighbours import alike_pairs, unit_rows
 
 AGREEMENT = 0.95

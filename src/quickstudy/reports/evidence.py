@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone, load_backbone
-from quickstudy.backbones.runtime import engine_for
+from quickstudy.backbones.engines import engine_for
 from quickstudy.bottlenecks.extraction import Extraction, extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.files import as_path, cache_folder

@@ -285,7 +285,7 @@ def _script_data(contents: Contents) -> dict[str, Any]:
     standing, audit = contents.standing, contents.audit
     evidence = standing.evidence
     probabilities = np.where(evidence.unseen[:, None], evidence.probabilities, 0)
-    top = np.argsort(-probabilities, axis=1)[:, :3]
+    top = np.argsort(-probabilities, axis=1, kind="stable")[:, :3]
     first = {row for by in _WAYS for row in standing.rows(by).tolist()}
     names = [_name(standing, image.path) for image in evidence.images]
     return {

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from quickstudy.errors import AuditError
+from quickstudy.bottlenecks.looks import Gallery
+from quickstudy.errors import AuditError, WriteError
 from quickstudy.files import write_bytes_atomically
 from quickstudy.images.imageset import IMAGE_SUFFIXES
 from quickstudy.images.manifests import read_table
 from quickstudy.reports.evidence import Evidence
 from quickstudy.reports.findings import Audit, DuplicateGroup
-from quickstudy.reports.looks import Gallery
 
 Action = Literal["drop", "relabel", "move", "keep"]
 COLUMNS = ("action", "path", "from", "to", "reason", "sha256")
@@ -122,7 +122,7 @@ def write_plan(path: Path, steps: Iterable[Step]) -> None:
     """Write a plan, atomically.
 
     Raises:
-        AuditError: the file cannot be written.
+        WriteError: the file cannot be written.
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text)  # ends lines with \r\n, and so quotes cells with either
@@ -134,7 +134,7 @@ def write_plan(path: Path, steps: Iterable[Step]) -> None:
         # File names need not be valid text; as they are read, so they are written.
         write_bytes_atomically(path, text.getvalue().encode("utf-8", "surrogateescape"))
     except OSError as error:
-        raise AuditError(f"Cannot write the plan '{path}': {error.strerror}") from error
+        raise WriteError(f"Cannot write the plan '{path}': {error.strerror}") from error
 
 
 def read_plan(path: Path) -> tuple[Step, ...]:

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quickstudy.errors import ModelError
+from quickstudy.bottlenecks.looks import Gallery, view_gallery
+from quickstudy.errors import WriteError
 from quickstudy.files import as_path, cache_folder, write_bytes_atomically
 from quickstudy.learning.learning_curve import LearningCurve, learning_curve
 from quickstudy.learning.ridge import LeaveOneOut, leave_one_out
@@ -28,7 +29,6 @@ from quickstudy.reports.charts import sprite_sheets
 from quickstudy.reports.duplicates import find_duplicates
 from quickstudy.reports.evidence import Evidence
 from quickstudy.reports.findings import Audit, DuplicateGroup
-from quickstudy.reports.looks import Gallery, view_gallery
 from quickstudy.reports.neighbours import place_images
 from quickstudy.reports.page import Contents, render
 from quickstudy.reports.standing import Standing, take_stock
@@ -53,7 +53,8 @@ def report(
         progress: is told how far things are.
 
     Raises:
-        ModelError: the model cannot be used, where its images are is not known, or the file cannot be written.
+        ModelError: the model cannot be used, or where its images are is not known.
+        WriteError: the file cannot be written.
         ImageSetError: the images cannot be used.
     """
     model, folder = as_path(model), cache_folder(cache)
@@ -80,7 +81,7 @@ def report(
     try:
         write_bytes_atomically(target, page.encode("utf-8", errors="backslashreplace"))
     except OSError as error:
-        raise ModelError(
+        raise WriteError(
             f"Cannot write the report '{target}': {error.strerror}. Name another place with --output"
         ) from error
     return target

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone, load_backbone
 from quickstudy.backbones.cuts import FEATURES
-from quickstudy.backbones.runtime import ONNX_RUNTIME, engine_named
+from quickstudy.backbones.engines import engine_named
+from quickstudy.backbones.runtime import ONNX_RUNTIME
 from quickstudy.bottlenecks.extraction import Extraction, extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ImageSetError, ModelError

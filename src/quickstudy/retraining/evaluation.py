@@ -206,7 +206,7 @@ def ask(
         if prediction.probabilities is None:
             unusable.append(Skipped(path=content.path, reason=prediction.reason))
         else:
-            said[content.digest] = model.classes[prediction.probabilities.argmax()]
+            said[content.digest] = model.rank(prediction.probabilities, 1)[0][0]
         progress.update(done=before + number, note="")
     return said, unusable
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.runtime import device_of
+from quickstudy.backbones.engines import device_of
 from quickstudy.bottlenecks.extraction import Extraction
 from quickstudy.errors import ImageSetError
 from quickstudy.images.census import Census

@@ -130,7 +130,7 @@ class Unseen:
     """What images were said to be by fits that had not seen them."""
 
     by: Literal["cross-validation", "validation", "test"]
-    """Why the fits had not seen the images: left out of the linear head's fold, out of fine-tuning, or out of all training."""
+    """Why the images were unseen: left out of the linear head's fold, out of fine-tuning, or out of all training."""
     digests: tuple[bytes, ...]
     """Content hashes of the images."""
     logits: Floats

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone, load_backbone
 from quickstudy.backbones.cuts import FEATURES, stages
-from quickstudy.backbones.runtime import ONNX_RUNTIME, engine_for
+from quickstudy.backbones.engines import engine_for
+from quickstudy.backbones.runtime import ONNX_RUNTIME
 from quickstudy.bottlenecks.extraction import Extraction, extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ModelError, OptionError
@@ -140,8 +141,8 @@ def retrain(
 
         with clock.stage("thumbnails"):
             train = census.digests("train", "validation")
-            shown = [(census.contents[digest].path, census.labels[digest]) for digest in train]
-            keep_neighbours(model_path, shown, features=learned.features(train), progress=progress)
+            shown = [census.contents[digest] for digest in train]
+            keep_neighbours(model_path, shown, features=learned.features(train), cache=folder, progress=progress)
     return RetrainResult(
         model=model_path,
         config=config,

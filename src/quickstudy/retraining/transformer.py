@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from quickstudy.backbones.backbone import load_backbone
-from quickstudy.backbones.runtime import engine_for
+from quickstudy.backbones.engines import engine_for
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import UnusableImageError

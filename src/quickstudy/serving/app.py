@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -30,7 +29,6 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from quickstudy.errors import UnusableImageError
-from quickstudy.models.model import Model
 from quickstudy.models.neighbours import Neighbour
 from quickstudy.serving.documentation import PAGE, documentation_page, openapi
 from quickstudy.serving.limits import Bodies, Guard, RefusedError, Settings, Upload, is_multipart, parse_form
@@ -191,7 +189,7 @@ class _Service:
                 probabilities = model.classify(upload.data, most_pixels=most_pixels)
         except UnusableImageError as error:
             return answer | {"error": str(error)}
-        classes = _ranked(model, probabilities, top)
+        classes = [{"label": n, "probability": round(share, 6)} for n, share in model.rank(probabilities, top)]
         answer |= {**classes[0], "classes": classes}
         if neighbours:
             answer["neighbours"] = [_shown(neighbour) for neighbour in nearest]
@@ -204,12 +202,6 @@ def _shown(neighbour: Neighbour) -> dict[str, Any]:
         "similarity": round(neighbour.similarity, 4),
         "thumbnail": "data:image/jpeg;base64," + base64.b64encode(neighbour.thumbnail).decode(),
     }
-
-
-def _ranked(model: Model, probabilities: np.ndarray[Any, np.dtype[np.float32]], top: int) -> list[dict[str, Any]]:
-    order = np.argsort(-probabilities, kind="stable")[:top].tolist()
-    shares = probabilities.tolist()
-    return [{"label": model.classes[number], "probability": round(shares[number], 6)} for number in order]
 
 
 def _number(request: Request, name: str, *, least: int) -> int | None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from quickstudy.errors import ModelError, QuickstudyError, ServingError
+from quickstudy.errors import ModelError, OptionError, QuickstudyError
 from quickstudy.models.model import Model
 from quickstudy.models.neighbours import Neighbours, load_with_neighbours, neighbours_path
 from quickstudy.serving.metrics import Metrics
@@ -139,7 +139,7 @@ def parse_models(arguments: list[str]) -> dict[str, Path]:
     """Read names and files from arguments such as `photos.onnx` or `clothes=other.onnx`.
 
     Raises:
-        ServingError: a name cannot be part of an address, or comes twice.
+        OptionError: a name cannot be part of an address, or comes twice.
     """
     models: dict[str, Path] = {}
     for argument in arguments:
@@ -147,11 +147,11 @@ def parse_models(arguments: list[str]) -> dict[str, Path]:
         if not separator or Path(argument).exists():
             name, file = Path(argument).stem, argument
         if not _NAME.fullmatch(name):
-            raise ServingError(
+            raise OptionError(
                 f"'{name}' cannot be a model's name here (letters, digits, '.', '_', '-'); name it: photos={file}"
             )
         if name in models:
-            raise ServingError(f"Two models are called '{name}'; name one of them: other={file}")
+            raise OptionError(f"Two models are called '{name}'; name one of them: other={file}")
         models[name] = Path(file)
     return models
 

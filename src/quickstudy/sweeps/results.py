@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from quickstudy.errors import SweepError
+from quickstudy.errors import SweepError, WriteError
 from quickstudy.files import write_bytes_atomically, write_json_atomically
 from quickstudy.scratch.folder import METRICS, RESULT, RunFolder
 from quickstudy.sweeps.study import CASE, Grid, Study, Trial
@@ -92,7 +92,8 @@ class SweepFolder:
         """Write what the study is; a study that was here before gives way, its runs stay.
 
         Raises:
-            SweepError: the folder is of another version, is something else, or cannot be written.
+            SweepError: the folder is of another version, or is something else.
+            WriteError: it cannot be written.
         """
         if (self.path / _FILE).exists():
             self._read()
@@ -101,7 +102,7 @@ class SweepFolder:
         try:
             write_json_atomically(self.path / _FILE, {"format": FORMAT, "study": dataclasses.asdict(study)})
         except OSError as error:
-            raise SweepError(
+            raise WriteError(
                 f"Cannot write to '{self.path}': {error.strerror or error}; name another folder with --results"
             ) from None
 

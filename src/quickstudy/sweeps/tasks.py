@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from quickstudy.backbones.runtime import engine_for
+from quickstudy.backbones.engines import engine_for
 from quickstudy.errors import OptionError
 from quickstudy.files import write_json_atomically
 from quickstudy.options import options_of, with_options
