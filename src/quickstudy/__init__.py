@@ -1,4 +1,4 @@
-"""quickstudy trains image classifiers dramatically faster, and proves it.
+"""`quickstudy` trains image classifiers dramatically faster, and proves it.
 
     import quickstudy
 

@@ -1,4 +1,4 @@
-"""Ray: joining a cluster, or starting one on this machine, for as long as a piece of work takes.
+"""Work on Ray: join a cluster, or start one on this machine, for as long as a piece of work takes.
 
 Ray is an extra and slow to import, so it is imported inside functions only.
 """
@@ -18,7 +18,7 @@ from quickstudy.process import default_variable, usable_cores
 
 AUTO = "auto"
 _ANSWER_SECONDS = 3.0
-# For what travels between the processes of one machine; Ray's default is a third of the memory.
+# Memory for what travels between the processes of one machine; Ray's default is a third of all.
 _LOCAL_OBJECT_STORE_BYTES = 256 << 20
 _LOOPBACK = "127.0.0.1"
 # Ray speaks gRPC over HTTP/2, whose servers answer a client's preface with a frame of settings (RFC 9113, section 3.4).
@@ -72,7 +72,8 @@ def _start_private() -> None:
     from ray._private import ray_constants
 
     # On Linux, Ray takes the loopback address for a slip, puts the machine's outward one in its place, and then listens
-    # on all addresses. This switch of its own, off on macOS and Windows, keeps it from doing so.
+    # on all addresses. This switch of its own, off on macOS and Windows, keeps it from doing so; below, it is checked
+    # that it has.
     before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     try:
         ray.init(
@@ -90,7 +91,7 @@ def _start_private() -> None:
 
 
 def _running_cluster() -> str | None:
-    """The address of the cluster that this machine is a part of, as RAY_ADDRESS or `ray start` has it.
+    """Find the address of the cluster that this machine is a part of, as RAY_ADDRESS or `ray start` has it.
 
     Ray's own search joins any Ray process that it finds on the machine, another program's private one included.
     """

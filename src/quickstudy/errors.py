@@ -26,7 +26,7 @@ class MachineError(QuickstudyError):
 
 
 class OptionError(InputError):
-    """An option or recipe is unknown, or an option's value cannot be used, or would do nothing beside the others."""
+    """An option or recipe is unknown, an option's value cannot be used, or it would do nothing beside the others."""
 
 
 class ImageSetError(InputError):

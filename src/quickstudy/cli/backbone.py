@@ -148,7 +148,7 @@ def show(
 
 
 def _cuts(backbone: Backbone, images: int) -> list[dict[str, Any]]:
-    """What there is to say about each cut; seconds are None where there is no torch to measure them with."""
+    """Describe each cut; seconds are None where there is no torch to measure them with."""
     import importlib.util
 
     work = backbone.cuts[-1].multiply_adds
@@ -172,7 +172,7 @@ def _cuts(backbone: Backbone, images: int) -> list[dict[str, Any]]:
 
 
 def _middle(backbone: Backbone) -> str:
-    """A cut worth trying: about two thirds on."""
+    """Name a cut worth trying: about two thirds on."""
     cuts = backbone.cuts[:-1] or backbone.cuts
     return cuts[2 * len(cuts) // 3].name
 
@@ -180,7 +180,7 @@ def _middle(backbone: Backbone) -> str:
 def _rows(
     names: Sequence[str], cache: Path | None, *, measured_with: PrefixEngine | None = None
 ) -> list[dict[str, Any]]:
-    """What there is to say about each; where one cannot be had, why. Known speeds count where no engine is named."""
+    """Describe each backbone, or say why it cannot be had; known speeds count where no engine is named."""
     from quickstudy.backbones.backbone import load_backbone
     from quickstudy.backbones.runtime import ONNX_RUNTIME
     from quickstudy.backbones.speed import known_speed, measure_speed
@@ -249,7 +249,7 @@ def _print_table(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
 
 
 def _print_rows(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int, right: int | None = None) -> None:
-    """A table whose columns from `left` on, up to `right`, are numbers."""
+    """Print a table whose columns from `left` on, up to `right`, are numbers."""
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     for row in (head, *rows):
         cells = [

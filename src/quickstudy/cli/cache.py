@@ -1,6 +1,6 @@
-"""`quickstudy cache fill` and `pull`: bottlenecks ahead of any training, from a cluster, and from shared stores.
+"""`quickstudy cache`: what the store of bottlenecks holds, its upkeep, and filling it ahead of any training.
 
-`quickstudy cache`: what the store of bottlenecks holds, and its upkeep.
+`fill` computes bottlenecks here or on a cluster; `pull` fetches them from a shared store.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class _Filled:
-    """What a filling did."""
+    """Says what filling the store did."""
 
     images: int
     forward_passes: int
@@ -92,9 +92,10 @@ def fill(
 def _fill(
     images: Path, config: RetrainConfig, *, address: str | None, place: str | None, cache: Path | None, quiet: bool
 ) -> _Filled:
-    """Fill a store on the cluster at this address; here, where there is none.
+    """Fill a store on the cluster at this address; without an address, on this machine.
 
-    Here a census comes first, as in every job. On a cluster the workers hash: nothing reads all images on one machine.
+    On this machine a census comes first, as in every job. On a cluster the workers hash: nothing reads all images on
+    one machine.
     """
     started = time.perf_counter()
     from quickstudy.backbones.backbone import load_backbone

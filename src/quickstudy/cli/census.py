@@ -65,7 +65,7 @@ def command(
 
 
 def _rows(census: Census) -> list[tuple[Path, str, str, str, str]]:
-    """Path, label, role, digest and reason of every file, by path."""
+    """List path, label, role, digest and reason of every file, by path."""
     rows = [
         (place.path, place.label or "", content.role or "", content.digest.hex(), content.reason)
         for content in census.contents.values()
@@ -76,7 +76,7 @@ def _rows(census: Census) -> list[tuple[Path, str, str, str, str]]:
 
 
 def _manifest(census: Census, target: Path) -> str:
-    """A manifest that retrain reads: files without a role have no label there."""
+    """Write a manifest that retrain reads: files without a role have no label there."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["path", "label", "split", "content", "reason"])

@@ -157,7 +157,7 @@ def _print_conversion(done: Conversion) -> None:
 def _write_texts(
     model: Path, labels: Path | None, card: Path | None, results: dict[str, Any], *, as_json: bool
 ) -> None:
-    """The classes and the model card, where they are asked for."""
+    """Write the classes and the model card, where they are asked for."""
     if labels is None and card is None:
         return
     from quickstudy.errors import ModelError, WriteError

@@ -51,7 +51,7 @@ def command(
 
 
 def _load(model: str, cache: Path | None) -> tuple[Model, int]:
-    """The classifier, and how many classes to print unless told."""
+    """Load the classifier; gives it, and how many classes to print unless told."""
     from quickstudy.models.model import from_backbone, load
 
     if Path(model).is_dir():
@@ -77,7 +77,7 @@ def _load(model: str, cache: Path | None) -> tuple[Model, int]:
 
 
 def _expand(arguments: list[str], wrong: list[Any]) -> Iterator[str | Path]:
-    """Image paths from files, folders, patterns and standard input; what leads to nothing goes to `wrong`."""
+    """Go through the images of files, folders, patterns and standard input; what leads to none goes to `wrong`."""
     import glob
 
     from quickstudy.images.imageset import Skipped, list_images

@@ -99,7 +99,7 @@ def command(
 
 
 class _Reporter:
-    """Lines for a log; on a terminal with a bar below them. Replicas can be sent it, as the bar is made late."""
+    """Prints lines for a log, on a terminal with a bar below them; replicas can be sent it, as the bar is made late."""
 
     def __init__(self, folder: Path, *, bar: bool) -> None:
         self.folder, self.wants_bar = folder, bar

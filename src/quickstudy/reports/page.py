@@ -1,4 +1,4 @@
-"""From findings to the page: what the template shows, and the data that the page's script works on.
+"""The report's page is made of the findings: what its template shows, and the data that its script works on.
 
 Nothing of the user's is put into the page but through Jinja's automatic escaping or as JSON without any `<`, `>` or
 `&`, and the script writes it as text only. A content security policy names the hashes of the page's own script and
@@ -58,20 +58,20 @@ _WAYS: tuple[By, ...] = ("cross-validation", "validation", "test")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Contents:
-    """All that a page is made of."""
+    """Holds all that a page is made of."""
 
     standing: Standing
     audit: Audit
     curve: LearningCurve | None
     left_out: LeaveOneOut | None
     places: NDArray[np.float64]
-    """The map: n×2, each coordinate between 0 and 1."""
+    """Places of the images on the map (n×2), each coordinate from 0 to 1."""
     sheets: Sequence[bytes]
-    """The thumbnails, as `sprites.py` makes them."""
+    """Sheets of thumbnails, as `charts.sprite_sheets` makes them."""
 
 
 def render(contents: Contents) -> str:
-    """The whole page."""
+    """Render the whole page as HTML."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_read), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
@@ -100,7 +100,7 @@ def _hash_of(text: str) -> str:
 
 
 def _shown(contents: Contents) -> dict[str, Any]:
-    """What the template names."""
+    """Gather what the template names."""
     standing, audit = contents.standing, contents.audit
     training, evidence = standing.metadata["training"], standing.evidence
     test = _evaluate(standing, "test")
@@ -137,7 +137,7 @@ def _shown(contents: Contents) -> dict[str, Any]:
 
 
 def _scores(contents: Contents) -> list[dict[str, Any]]:
-    """Accuracies with n and interval, each with what it is of."""
+    """Gather accuracies with n and interval, each with what it is the accuracy of."""
     standing = contents.standing
     scores: list[tuple[str, Score | None, str]] = [
         ("Test", standing.score("test"), "images held out of everything, looked at once"),
@@ -160,7 +160,7 @@ def _scores(contents: Contents) -> list[dict[str, Any]]:
 
 
 def _evaluate(standing: Standing, by: By) -> dict[str, tuple[int, float | None, float | None]]:
-    """Images, precision and recall by class."""
+    """Count the images of each class, and work out its precision and recall."""
     classes, rows = standing.evidence.classes, standing.rows(by)
     truth = [classes[number] for number in standing.truth[rows]]
     predicted = [classes[number] for number in standing.predicted[rows]]
@@ -217,7 +217,7 @@ def _gains(curve: LearningCurve | None, classes: Sequence[str]) -> list[dict[str
 
 
 def _calibration(standing: Standing, by: By) -> dict[str, Any]:
-    """Reliability and coverage on the images that calibrated the model."""
+    """Describe reliability and coverage on the images that were predicted in this way."""
     rows = standing.rows(by)
     truth, temperature = standing.truth[rows], float(standing.metadata["training"]["temperature"])
     probabilities = standing.evidence.probabilities[rows].astype(np.float64)
@@ -263,7 +263,7 @@ def _calibration(standing: Standing, by: By) -> dict[str, Any]:
 
 
 def _facts(standing: Standing, training: dict[str, Any]) -> list[tuple[str, str]]:
-    """How to make the model again."""
+    """Gather what it takes to make the model again, as names and values."""
     origin, versions = standing.metadata["backbone"], standing.metadata.get("versions", {})
     words = ["quickstudy", "retrain", _source(standing), *RetrainConfig.recalled(training["options"]).command_line()]
     return [
@@ -281,7 +281,7 @@ def _facts(standing: Standing, training: dict[str, Any]) -> list[tuple[str, str]
 
 
 def _script_data(contents: Contents) -> dict[str, Any]:
-    """What the script works on: columns by image, then findings that name images by number."""
+    """Gather what the script works on: columns by image, then findings that name images by number."""
     standing, audit = contents.standing, contents.audit
     evidence = standing.evidence
     probabilities = np.where(evidence.unseen[:, None], evidence.probabilities, 0)
@@ -332,7 +332,7 @@ def _script_data(contents: Contents) -> dict[str, Any]:
 
 
 def _confident_mistakes(standing: Standing) -> list[int]:
-    """Images that are wrong with the greatest confidence, first."""
+    """Find the images that are called wrongly, those with the greatest confidence first."""
     rows = np.concatenate([standing.rows(by) for by in _WAYS])
     wrong = rows[standing.predicted[rows] != standing.truth[rows]]
     confidences = standing.evidence.probabilities[wrong].max(axis=1, initial=0)
@@ -350,12 +350,12 @@ def _group(group: DuplicateGroup) -> dict[str, Any]:
 
 
 def _source(standing: Standing) -> str:
-    """The image set's name without the folders that it lies in, which are nobody's business whom the report is sent."""
+    """Name the image set without the folders that it lies in, which are no business of those who get the report."""
     return _text(standing.evidence.source.resolve().name)
 
 
 def _name(standing: Standing, path: os.PathLike[str]) -> str:
-    """The path below the image set, fit to be shown."""
+    """Name a file by its path below the image set, fit to be shown."""
     root = standing.evidence.source
     root = root if root.is_dir() else root.parent
     name = os.path.relpath(path, root) if os.path.isabs(path) == os.path.isabs(root) else os.fspath(path)  # noqa: PTH117

@@ -1,4 +1,4 @@
-"""The report: one HTML file that says how far to trust a model, and what is wrong with the images it learned from.
+"""A report is one HTML file that says how far to trust a model, and what is wrong with the images it learned from.
 
 What is slow to find out about an image set and depends on its content alone is remembered in the cache folder.
 """
@@ -88,7 +88,7 @@ def report(
 
 
 def _sheets(evidence: Evidence, gallery: Gallery, cache: Path) -> list[bytes]:
-    """The thumbnails on sheets; what encoding them takes is spared the second time."""
+    """Put the thumbnails on sheets; what encoding them takes is spared the second time."""
     encoded = remember(
         cache,
         "sheets",
@@ -99,7 +99,7 @@ def _sheets(evidence: Evidence, gallery: Gallery, cache: Path) -> list[bytes]:
 
 
 def _findings(evidence: Evidence, gallery: Gallery, cache: Path) -> Audit:
-    """What an audit finds; looking for duplicates takes longest, so those found are remembered."""
+    """Find what an audit finds; looking for duplicates takes longest, so those found are remembered."""
     groups = remember(
         cache, "duplicates", evidence, lambda: [asdict(group) for group in find_duplicates(evidence, gallery)]
     )
@@ -116,7 +116,7 @@ def _findings(evidence: Evidence, gallery: Gallery, cache: Path) -> Audit:
 
 
 def _training_rows(standing: Standing) -> NDArray[np.intp]:
-    """The images trained on, each content once, in the order of their hashes."""
+    """Give the images of the training, by cross-validation then by validation, each content once, by hash."""
     return np.concatenate([standing.rows("cross-validation"), standing.rows("validation")]).astype(np.intp)
 
 
@@ -142,7 +142,7 @@ def _learning_curve(standing: Standing) -> LearningCurve | None:
 
 
 def remember(cache: Path, name: str, evidence: Evidence, find_out: Callable[[], Any]) -> Any:
-    """The JSON value that `find_out` gives, or gave for the same images, labels, splits, backbone and version before.
+    """Give the JSON value of `find_out`, or that for the same images, labels, splits, backbone and version before.
 
     A cache that cannot be read or written costs only time.
     """

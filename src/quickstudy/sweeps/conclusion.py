@@ -1,4 +1,4 @@
-"""What a sweep's numbers say, in words. Every sentence is made from the rows; none is there unless they say it."""
+"""A sweep's numbers are put into words: every sentence is made from the rows, and none is there unless they say it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from quickstudy.sweeps.results import Layout, Row, group, have_target, largest, 
 from quickstudy.sweeps.study import CASE, Study
 
 _NEAR = 0.01
-"""Precision that a narrow layer may cost and still count as wide enough."""
+"""Share of precision that a narrow layer may cost and still count as wide enough: a point."""
 
 
 def conclude(study: Study, rows: Sequence[Row]) -> str:
-    """Markdown: what was run, and what came out."""
+    """Write in Markdown what was run, and what came out."""
     done = [row for row in rows if row.status == "done"]
     lines = [f"# {study.title or study.name}", "", *_what_ran(study, rows, done), ""]
     if done:
@@ -40,7 +40,7 @@ def _what_ran(study: Study, rows: Sequence[Row], done: Sequence[Row]) -> Iterato
 
 
 def _best(study: Study, layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
-    """The best combination by precision, where runs do not end at a target and cases do not say more."""
+    """Name the best combination by precision, where runs do not end at a target and cases do not say more."""
     if have_target(rows) or not study.axes or layout.x == CASE:
         return
     for case in values_of(rows, CASE) if CASE in study.axes else [None]:
@@ -55,7 +55,7 @@ def _best(study: Study, layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _quickest(layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
-    """For each line, where the target is reached in the fewest and in the most steps, if nothing is compared."""
+    """Say for each line where the target is reached in the fewest and in the most steps, if nothing is compared."""
     if len(values_of(rows, layout.panels)) > 1 or not have_target(rows):
         return
     for line in values_of(rows, layout.lines):
@@ -72,7 +72,7 @@ def _quickest(layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _compared(layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
-    """Each value of the panels' axis against the first one: steps, seconds and what a step costs."""
+    """Compare each value of the panels' axis with the first one: steps, seconds and what a step costs."""
     values = values_of(rows, layout.panels)
     if len(values) < 2 or layout.panels == CASE:
         return
@@ -136,7 +136,7 @@ def _to_target(layout: Layout, rows: Sequence[Row], first: Any, value: Any) -> I
 
 
 def _narrowed(layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
-    """The narrowest bottleneck that costs less than a point of precision, where 0 stands for none."""
+    """Name the narrowest bottleneck that costs no more than a point of precision, where 0 stands for none."""
     if layout.x != "bottleneck":
         return
     for panel in values_of(rows, layout.panels):
@@ -173,7 +173,7 @@ def _narrowed(layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _without(layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
-    """Each case against the first one, seed by seed."""
+    """Compare each case with the first one, seed by seed."""
     if layout.x != CASE:
         return
     names = values_of(rows, CASE)
@@ -201,7 +201,7 @@ def _without(layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
 
 
 _T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
-"""Student's t for 95 %, two-sided, by the number of pairs."""
+"""Quantiles of Student's t for 95 %, two-sided, by the number of pairs."""
 
 
 def _ratios(layout: Layout, rows: Sequence[Row], column: str, first: Any, value: Any) -> Iterator[float]:

@@ -1,4 +1,4 @@
-"""Pictures of a sweep, as PNG and SVG. What is varied from left to right, by lines and by panels, the study says."""
+"""A sweep's pictures are drawn as PNG and SVG; the study says what varies from left to right, by line and by panel."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from quickstudy.sweeps.study import CASE, Study
 
 _STYLES = ("-", "--", ":", "-.")  # where there are more lines than colours
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
-"""Told apart by everybody (Okabe & Ito, 2008)."""
+"""Colours that everybody can tell apart (Okabe & Ito, 2008)."""
 _MARKERS = "osD^vPX*"
 _MOST_LINES = 24
 _BESIDE = 0.06
-"""Of a step of the axis, from one line to the next."""
+"""Distance from one line to the next, as a share of a step of the axis, where lines are drawn side by side."""
 _STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -50,7 +50,7 @@ _STYLE: Any = {
 
 
 def draw_all(study: Study, rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Draw everything that the rows, all of runs that have ended, allow; the paths of the PNG files."""
+    """Draw everything that the rows, all of runs that have ended, allow; gives the paths of the PNG files."""
     layout = layout_of(study, rows)
     drawn = []
     with mpl.rc_context(_STYLE):
@@ -70,7 +70,7 @@ def _seconds_to_target(study: Study, layout: Layout, rows: Sequence[Row]) -> Fig
 
 
 def _to_target(layout: Layout, rows: Sequence[Row], column: str, unit: str, study: Study) -> Figure | None:
-    """Median over seeds against x, with the range; runs that never get there are at the top."""
+    """Draw the median over seeds against x, with the range; runs that never get there are at the top."""
     if not any(column in row.values for row in rows):
         return None
     reached = [row.values[column] for row in rows if row.values.get(column) is not None]
@@ -94,7 +94,7 @@ def _to_target(layout: Layout, rows: Sequence[Row], column: str, unit: str, stud
 
 
 def _step_cost(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
-    """Milliseconds a step against x, one line for each panel of the other pictures, over all their lines."""
+    """Draw milliseconds a step against x, one line for each panel of the other pictures, over all their lines."""
     if not any("milliseconds_a_step" in row.values for row in rows) or not layout.panels or layout.panels == CASE:
         return None
     flat = Layout(x=layout.x, lines=layout.panels, panels="")
@@ -126,7 +126,7 @@ def _parameters(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | N
 def _against_x(
     study: Study, layout: Layout, rows: Sequence[Row], column: str, label: str, factor: float
 ) -> Figure | None:
-    """A column against x, where runs do not end at a target, and cases are not all there is."""
+    """Draw a column against x, where runs do not end at a target, and cases are not all there is."""
     if have_target(rows) or layout.x in ("", CASE):
         return None
 
@@ -142,7 +142,7 @@ def _against_x(
 
 
 def _cases(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
-    """Where the cases are all there is: each one's precision, and its difference from the first."""
+    """Draw each case's precision beside that of the first, where the cases are all there is."""
     if layout.x != CASE:
         return None
     names = values_of(rows, CASE)
@@ -162,7 +162,7 @@ def _cases(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
 
 
 def _learning_curves(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
-    """Precision against steps, for the largest x, or for each x where there is nothing else."""
+    """Draw precision against steps, for the largest x, or for each x where there is nothing else."""
     at = largest(values_of(rows, layout.x))
     chosen = [row for row in rows if layout.lines == "" or layout.x == "" or label_of(row, layout.x) == at]
     if layout.lines == "":  # then x itself is what tells the curves apart
@@ -187,7 +187,7 @@ def _learning_curves(study: Study, layout: Layout, rows: Sequence[Row]) -> Figur
 
 
 def _gradient_norms(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
-    """Norms of the gradients by layer over time, for the largest x: a row a panel, a column a line."""
+    """Draw norms of the gradients by layer over time, for the largest x: a row a panel, a column a line."""
     at = largest(values_of(rows, layout.x))
     chosen = [row for row in rows if not row.trial.seed and (not layout.x or label_of(row, layout.x) == at)]
     chosen = [row for row in chosen if len(row.curve.norms) > 2 and max(map(len, row.curve.norms.values())) > 1]
@@ -245,7 +245,7 @@ def _draw_lines(
     ceiling: float | None = None,
     apart: Any = None,
 ) -> None:
-    """One line for each value of the lines' axis: median over seeds, and their range.
+    """Draw one line for each value of the lines' axis: median over seeds, and their range.
 
     What has no value is drawn at the `ceiling`, where there is one. The x that is `apart` stands for "none": it is a
     level and not a point.
@@ -286,14 +286,14 @@ def _draw_lines(
 
 @dataclass(frozen=True, kw_only=True)
 class _Point:
-    """What several seeds came to at one x."""
+    """Holds what several seeds came to at one x."""
 
     x: Any
     middle: float
     low: float
     high: float
     never: bool
-    """Most of them came to nothing."""
+    """Whether most of the seeds came to nothing."""
 
 
 def _points(
@@ -352,7 +352,7 @@ def _save(figure: Figure, path: Path) -> Path:
 
 
 def _plain_log(set_scale: Callable[[str], object], axis: Axis) -> None:
-    """A logarithmic axis with 10, 20, 50, 100 and so on at its ticks."""
+    """Make an axis logarithmic, with 10, 20, 50, 100 and so on at its ticks."""
     set_scale("log")
     axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
