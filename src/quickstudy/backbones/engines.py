@@ -1,4 +1,4 @@
-"""Which engines there are, by name; a further one is a module that makes an `Engine`, and a line here."""
+"""The engines that there are, by name; a further one is a module that makes an `Engine`, and a line here."""
 
 from __future__ import annotations
 

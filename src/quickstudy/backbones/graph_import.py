@@ -77,7 +77,7 @@ class _Draft:
     """A backbone that still gives, among its outputs, what the network gave."""
 
     graph: onnx.ModelProto
-    """The graph."""
+    """The graph, clean, from image to features."""
     ending: Ending
     """How the network ends."""
     preprocessing: Preprocessing

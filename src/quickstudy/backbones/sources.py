@@ -27,7 +27,7 @@ class BackboneSource:
     """What to make a backbone of, and what to know about it that it does not say itself."""
 
     place: str
-    """Where the network is: `keras:NAME`, `timm:NAME` or the path of a file."""
+    """Place of the network: `keras:NAME`, `timm:NAME` or the path of a file."""
     weights: Path | None = None
     """A file of weights for a Keras application or a timm network; None for its own weights."""
     top: bool = True

@@ -136,7 +136,7 @@ class Seen(Protocol):
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Path of its file."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -420,7 +420,7 @@ class Shard:
     """A shard on this machine's disk, mapped into memory."""
 
     path: Path
-    """The file."""
+    """Path of the file."""
     keys: list[bytes]
     """The keys, 32 bytes each, in the order of the rows."""
     values: Any

@@ -48,7 +48,7 @@ class Place(NamedTuple):
     """One file of a content."""
 
     path: Path
-    """The file."""
+    """Path of the file."""
     label: str | None
     """The label that it stands under; None where it has none."""
     split: Split | None

@@ -62,7 +62,7 @@ class Skipped:
     """A file that is not used, and why."""
 
     path: Path
-    """The file."""
+    """Path of the file."""
     reason: str
     """Why it is not used, in words that end a sentence."""
 
@@ -72,7 +72,7 @@ class ImageFile:
     """One image file with its label and, where the set came with splits, its split."""
 
     path: Path
-    """The file."""
+    """Path of the file."""
     label: str
     """The name of its class."""
     split: Split | None = None
@@ -84,7 +84,7 @@ class UnlabelledFile:
     """One image file without a label and, where the set came with splits, its split."""
 
     path: Path
-    """The file."""
+    """Path of the file."""
     split: Split | None = None
     """The split that it came in; None where it came in none."""
 

@@ -47,7 +47,7 @@ class Scan:
     """What one folder itself holds."""
 
     path: Path
-    """The folder."""
+    """Path of the folder."""
     identity: tuple[int, int]
     """Device and inode, by which links that lead round a loop are found out."""
     images: list[Path]

@@ -33,7 +33,7 @@ class Checkpoint:
     """A checkpoint that has been read and found whole."""
 
     path: Path
-    """The file."""
+    """Path of the file."""
     step: int
     """Number of steps that had been made."""
     state: dict[str, Any]

@@ -188,7 +188,7 @@ class _Trial:
     """One strength's fits on all folds; `logits` are those of the held-out rows, by the fit that had not seen them."""
 
     l2: float
-    """The strength."""
+    """Strength of the regularisation."""
     log_loss: float
     """Mean log loss of the held-out rows, in nats; NaN where there are none."""
     accuracy: float

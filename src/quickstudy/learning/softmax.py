@@ -225,7 +225,7 @@ def fit_softmax(
 
 @dataclass(kw_only=True)
 class _State:
-    """Where a minimisation is."""
+    """The point that a minimisation has come to."""
 
     parameters: Real
     """Weights and, last, biases, FK×(d+1)."""

@@ -26,7 +26,7 @@ class Photo:
     """An image to compare on."""
 
     path: Path
-    """The file."""
+    """Path of the file."""
     label: str | None = None
     """The name of its class; None where that is not known."""
 

@@ -60,7 +60,7 @@ class Conversion:
     """A form of a model, and how it compares."""
 
     kind: Kind
-    """The form."""
+    """The form that was made."""
     source: Path
     """The original model file."""
     path: Path

@@ -1,4 +1,4 @@
-"""Which images a model was made from, and what may therefore be called a test of it.
+"""The images that a model was made from, and what may therefore be called a test of it.
 
 A model carries the roles of the images that it was made from: those it has learned, those it was chosen by, and those
 that it was tested on, each as the first six bytes of its SHA-256. Two images of a hundred thousand share them by chance
@@ -74,7 +74,7 @@ class Roles:
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """Which images of a set may be judged by, and what they are to the models."""
+    """The images of a set that may be judged by, and what they are to the models."""
 
     contents: tuple[Content, ...]
     """The images to score, in the digests' order."""

@@ -29,9 +29,9 @@ from quickstudy.reports.charts import sprite_sheets
 from quickstudy.reports.duplicates import find_duplicates
 from quickstudy.reports.evidence import Evidence
 from quickstudy.reports.findings import Audit, DuplicateGroup
+from quickstudy.reports.judged import JudgedImages, judge_images
 from quickstudy.reports.neighbours import place_images
 from quickstudy.reports.page import Contents, render
-from quickstudy.reports.standing import Standing, take_stock
 from quickstudy.version import VERSION
 
 
@@ -59,18 +59,18 @@ def report(
     """
     model, folder = as_path(model), cache_folder(cache)
     target = as_path(output) if output else model.with_suffix(".report.html")
-    standing = take_stock(model, as_path(images) if images else None, folder, progress)
-    evidence = standing.evidence
+    judged = judge_images(model, as_path(images) if images else None, folder, progress)
+    evidence = judged.evidence
     gallery = view_gallery(evidence.images, cache=folder, progress=progress)
     # Each of these keeps a core busy for about as long, mostly outside of Python.
     with ThreadPoolExecutor(2) as pool:
         places = pool.submit(remember, folder, "map", evidence, lambda: place_images(evidence.features).tolist())
         sheets = pool.submit(_sheets, evidence, gallery, folder)
         found = pool.submit(_findings, evidence, gallery, folder)
-        curve = pool.submit(_learning_curve, standing)
-        left_out = pool.submit(_leave_one_out, standing)
+        curve = pool.submit(_learning_curve, judged)
+        left_out = pool.submit(_leave_one_out, judged)
         contents = Contents(
-            standing=standing,
+            judged=judged,
             audit=found.result(),
             curve=curve.result(),
             left_out=left_out.result(),
@@ -115,29 +115,29 @@ def _findings(evidence: Evidence, gallery: Gallery, cache: Path) -> Audit:
     return draw_findings(evidence, gallery, duplicates=duplicates)
 
 
-def _training_rows(standing: Standing) -> NDArray[np.intp]:
+def _training_rows(judged: JudgedImages) -> NDArray[np.intp]:
     """Give the images of the training, by cross-validation then by validation, each content once, by hash."""
-    return np.concatenate([standing.rows("cross-validation"), standing.rows("validation")]).astype(np.intp)
+    return np.concatenate([judged.rows("cross-validation"), judged.rows("validation")]).astype(np.intp)
 
 
-def _leave_one_out(standing: Standing) -> LeaveOneOut | None:
-    rows = _training_rows(standing)
+def _leave_one_out(judged: JudgedImages) -> LeaveOneOut | None:
+    rows = _training_rows(judged)
     if len(rows) < 2:
         return None
-    return leave_one_out(standing.bottlenecks[rows], standing.truth[rows], classes=len(standing.evidence.classes))
+    return leave_one_out(judged.bottlenecks[rows], judged.truth[rows], classes=len(judged.evidence.classes))
 
 
-def _learning_curve(standing: Standing) -> LearningCurve | None:
-    rows = standing.rows("cross-validation")
+def _learning_curve(judged: JudgedImages) -> LearningCurve | None:
+    rows = judged.rows("cross-validation")
     if not len(rows):
         return None
     return learning_curve(
-        standing.bottlenecks[rows],
-        standing.truth[rows],
-        [standing.evidence.images[row].digest for row in rows],
-        classes=len(standing.evidence.classes),
-        l2=standing.metadata["training"]["l2"],
-        right=(standing.predicted[rows] == standing.truth[rows]).astype(np.float64),
+        judged.bottlenecks[rows],
+        judged.truth[rows],
+        [judged.evidence.images[row].digest for row in rows],
+        classes=len(judged.evidence.classes),
+        l2=judged.metadata["training"]["l2"],
+        right=(judged.predicted[rows] == judged.truth[rows]).astype(np.float64),
     )
 
 

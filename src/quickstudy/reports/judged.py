@@ -1,4 +1,4 @@
-"""How a model stands to an image set is what it, or a fit that had not seen an image, says of each.
+"""What a model, or a fit that had not seen an image, says of each image of a set.
 
 What a retraining has remembered in the cache is taken as it is. Where nothing is remembered, it is worked out again:
 the training images by cross-validation of a linear head of the model's strength, the test images by the model itself.
@@ -39,7 +39,7 @@ By = Literal["cross-validation", "validation", "test"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Standing:
+class JudgedImages:
     """A model, an image set, and what was said of each image by a fit that had not seen it."""
 
     model: Path
@@ -92,7 +92,7 @@ class Standing:
         return Score(right=right, n=len(rows)) if len(rows) else None
 
 
-def take_stock(model: Path, images: Path | None, cache: Path, progress: Progress) -> Standing:
+def judge_images(model: Path, images: Path | None, cache: Path, progress: Progress) -> JudgedImages:
     """Find out how a model stands to the images that it was trained on, or to those named.
 
     Raises:
@@ -142,7 +142,7 @@ def take_stock(model: Path, images: Path | None, cache: Path, progress: Progress
     if record is None or not remembered:
         record = _work_out(classifier, census, extraction)
     evidence, by, bottlenecks = _bring_together(census, extraction, net, classifier, record)
-    return Standing(
+    return JudgedImages(
         model=model,
         metadata=classifier.metadata,
         evidence=evidence,
