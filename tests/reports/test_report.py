@@ -17,7 +17,7 @@ import pytest
 
 from quickstudy import report, retrain
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.errors import ImageSetError, ModelError
+from quickstudy.errors import ImageSetError, ModelError, WriteError
 from quickstudy.models.model import load
 from quickstudy.progress import silent
 from quickstudy.reports.judged import judge_images
@@ -163,7 +163,7 @@ def test_few_images_make_a_report_without_a_forecast(backbone: Backbone, photos:
 def test_what_is_no_model_of_retraining(reported: Reported, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="No such model"):
         report(tmp_path / "nothing.onnx")
-    with pytest.raises(ModelError, match="Name another place with --output"):
+    with pytest.raises(WriteError, match="Name another place with --output"):
         report(reported.model, output=reported.model / "x.html", cache=reported.cache)
 
 

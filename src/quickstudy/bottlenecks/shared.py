@@ -22,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from quickstudy.bottlenecks.store import SUFFIX, Source, SourceSpec, Store, name_of, read_keys, serialise
+from quickstudy.bottlenecks.store import SUFFIX, Source, SourceSpec, Store, read_keys, serialise, shard_name
 from quickstudy.errors import StoreError
 from quickstudy.files import TEMPORARY_PREFIX, write_bytes_atomically
 from quickstudy.progress import Progress, silent
@@ -132,7 +132,7 @@ class SharedStore:
         rows = np.ascontiguousarray(values, np.dtype(spec.dtype)).reshape(len(keys), spec.width)
         data = serialise(spec, keys, rows)
         with self._named("write to"):
-            self._put(f"{self._folder_of(spec)}/{name_of(data)}", data)
+            self._put(f"{self._folder_of(spec)}/{shard_name(data)}", data)
 
     def pull(self, store: Store, *, progress: Progress = silent) -> Pulled:
         """Copy to a local store the shards that it lacks, without those whose bottlenecks it has in other shards.
@@ -151,7 +151,7 @@ class SharedStore:
                 if self._is_missed(source, name):
                     with self._named("read"):
                         data = self._get(f"{self._folder_of(spec)}/{name}")
-                    if name_of(data) == name:
+                    if shard_name(data) == name:
                         before = len(source)
                         source.adopt(data)
                         pulled, size = pulled + 1, size + len(data)

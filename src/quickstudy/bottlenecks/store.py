@@ -169,7 +169,7 @@ class Source:
         return batch if len(batch) > _COMPACT_ABOVE else []
 
     def _write(self, data: bytes | memoryview) -> Path:
-        path = self.folder / name_of(data)
+        path = self.folder / shard_name(data)
         try:
             if not (self.folder / "source.json").exists():
                 write_json_atomically(self.folder / "source.json", self.spec.to_dict())
@@ -429,7 +429,7 @@ class Shard:
     """The Arrow batch, which keeps the file mapped."""
 
 
-def name_of(data: bytes | memoryview) -> str:
+def shard_name(data: bytes | memoryview) -> str:
     """Work out the file name of a shard with these bytes."""
     return f"{hashlib.sha256(data).hexdigest()}{SUFFIX}"
 

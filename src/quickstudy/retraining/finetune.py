@@ -33,7 +33,7 @@ from quickstudy.progress import Progress
 from quickstudy.retraining.config import RetrainConfig
 from quickstudy.retraining.network import SuffixNetwork, features_of, suffix_graph
 from quickstudy.retraining.result import Unseen, cross_validated
-from quickstudy.retraining.tuning import Candidate, Examples, FineTuned, fine_tune, logits_of
+from quickstudy.retraining.tuning import Candidate, Examples, FineTuned, fine_tune, suffix_logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ class FineTunedClassifier:
 
     def logits(self, digests: list[bytes]) -> Floats:
         """Compute the calibrated logits (n×K) of images, given by content hash."""
-        logits: Floats = logits_of(self.kept.result.network, self._unlabelled(digests)).numpy()
+        logits: Floats = suffix_logits(self.kept.result.network, self._unlabelled(digests)).numpy()
         logits /= np.float32(self.kept.temperature)
         return logits
 
@@ -228,7 +228,7 @@ def _stage(
     finally:
         progress.finish()
     shutil.rmtree(place, ignore_errors=True)
-    logits: Floats = logits_of(network, compared).numpy()
+    logits: Floats = suffix_logits(network, compared).numpy()
     temperature = fit_temperature(logits, compared.labels)
     validated = [Unseen(by="validation", digests=compared.digests, logits=logits / np.float32(temperature))]
     if before is None and result.kept.epoch == 0:

@@ -225,7 +225,7 @@ class _Training:
             trained = [parameter.detach().clone() for parameter in self.network.parameters()]
             for share in _SHARES if self.step else (0.0,):
                 self._mix(trained, share)
-                logits = logits_of(self.network, self.validation)
+                logits = suffix_logits(self.network, self.validation)
                 candidate = Candidate(
                     epoch=self.step // self.per_epoch,
                     share=share,
@@ -288,7 +288,7 @@ class _Training:
         return True
 
 
-def logits_of(network: SuffixNetwork, examples: Examples) -> Tensor:
+def suffix_logits(network: SuffixNetwork, examples: Examples) -> Tensor:
     """Compute the logits (n×K, float32 on the CPU) of the plain images, in float32 throughout."""
     device = network.weights.device
     with torch.inference_mode():

@@ -46,7 +46,7 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class TrialRow:
     """Shows one trial and what it came to."""
 
     trial: Trial
@@ -117,7 +117,7 @@ class SweepFolder:
         except (KeyError, TypeError, ValueError) as error:
             raise SweepError(f"'{self.path / _FILE}' is damaged: {error!r}") from None
 
-    def rows(self, trials: Sequence[Trial]) -> list[Row]:
+    def rows(self, trials: Sequence[Trial]) -> list[TrialRow]:
         """Read what the trials came to, as their folders have it."""
         return [self._row(trial) for trial in trials]
 
@@ -140,16 +140,16 @@ class SweepFolder:
             write(table, buffer)
             write_bytes_atomically(self.path / f"results.{name}", buffer.getbuffer())
 
-    def _row(self, trial: Trial) -> Row:
+    def _row(self, trial: Trial) -> TrialRow:
         folder = self.runs / trial.folder
         try:
             result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         except FileNotFoundError:
             error = _failure(folder)
-            return Row(trial=trial, folder=folder, status="failed" if error else "missing", error=error, values={})
+            return TrialRow(trial=trial, folder=folder, status="failed" if error else "missing", error=error, values={})
         except (OSError, ValueError) as error:
             raise SweepError(f"'{folder / RESULT}' is damaged ({error}); delete '{folder}' to run it again") from None
-        row = Row(trial=trial, folder=folder, status="done", error=None, values={})
+        row = TrialRow(trial=trial, folder=folder, status="done", error=None, values={})
         row.values.update(_values(result))
         if trial.target:
             reached = [number for number, precision in enumerate(row.curve.precision) if precision >= trial.target]
@@ -180,7 +180,7 @@ class SweepFolder:
 _FILE = "sweep.json"
 
 
-def table_of(study: Study, rows: Sequence[Row]) -> pa.Table:
+def table_of(study: Study, rows: Sequence[TrialRow]) -> pa.Table:
     """Make the table, one row a trial: labels, seed, status, then what it came to; None where that is not known."""
     values = []
     for row in rows:
@@ -268,7 +268,7 @@ class Layout:
     """Name of the axis with a panel for each value."""
 
 
-def layout_of(study: Study, rows: Sequence[Row]) -> Layout:
+def axes_of(study: Study, rows: Sequence[TrialRow]) -> Layout:
     """Lay the axes out as the study says; else the first axis of numbers is x, the last of the others the lines."""
     axes = list(study.axes)
     x = study.x or next((name for name in axes if _is_numeric(rows, name)), axes[0] if axes else "")
@@ -278,23 +278,23 @@ def layout_of(study: Study, rows: Sequence[Row]) -> Layout:
     return Layout(x=x, lines=lines, panels=panels)
 
 
-def values_of(rows: Sequence[Row], name: str) -> list[Any]:
+def values_of(rows: Sequence[TrialRow], name: str) -> list[Any]:
     """List the values of an axis, in the order in which they first come; [None] where there is no such axis."""
-    return list(dict.fromkeys(label_of(row, name) for row in rows)) if name else [None]
+    return list(dict.fromkeys(value_on(row, name) for row in rows)) if name else [None]
 
 
-def group(rows: Sequence[Row], layout: Layout, x: Any, line: Any, panel: Any) -> list[Row]:
+def group(rows: Sequence[TrialRow], layout: Layout, x: Any, line: Any, panel: Any) -> list[TrialRow]:
     """Find the rows of one point, one a seed; an axis that plays no part is not looked at."""
     wanted = ((layout.x, x), (layout.lines, line), (layout.panels, panel))
-    return [row for row in rows if all(not name or label_of(row, name) == value for name, value in wanted)]
+    return [row for row in rows if all(not name or value_on(row, name) == value for name, value in wanted)]
 
 
-def label_of(row: Row, name: str) -> Any:
+def value_on(row: TrialRow, name: str) -> Any:
     """Give a row's value on an axis; None where it has none."""
     return row.trial.labels.get(name)
 
 
-def have_target(rows: Sequence[Row]) -> bool:
+def have_target(rows: Sequence[TrialRow]) -> bool:
     """Tell whether the runs end at a target."""
     return any("steps_to_target" in row.values for row in rows)
 
@@ -305,7 +305,7 @@ def largest(values: Sequence[Any]) -> Any:
     return max(numbers) if numbers else values[-1]
 
 
-def name_of(axis: str, value: Any) -> str:
+def shown_on(axis: str, value: Any) -> str:
     """Write a value for people, with its axis where it would not speak for itself: `depth 7`, but `sigmoid`."""
     if not axis or value is None:
         return ""
@@ -313,6 +313,6 @@ def name_of(axis: str, value: Any) -> str:
     return shown if axis in (CASE, "activation") else f"{axis} {shown}"
 
 
-def _is_numeric(rows: Sequence[Row], name: str) -> bool:
-    values = [label_of(row, name) for row in rows]
+def _is_numeric(rows: Sequence[TrialRow], name: str) -> bool:
+    values = [value_on(row, name) for row in rows]
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)

@@ -16,7 +16,7 @@ from quickstudy.process import usable_cores
 from quickstudy.retraining.evaluation import stat_index
 from quickstudy.scratch.parallel import choose_device
 from quickstudy.sweeps.conclusion import conclude
-from quickstudy.sweeps.results import Row, SweepFolder, table_of
+from quickstudy.sweeps.results import SweepFolder, TrialRow, table_of
 from quickstudy.sweeps.study import Study, Trial
 from quickstudy.sweeps.tasks import RETRAIN, Conditions
 from quickstudy.sweeps.workers import Went, run_locally
@@ -40,14 +40,14 @@ class SweepResult:
 
     folder: Path
     study: Study
-    rows: tuple[Row, ...]
+    rows: tuple[TrialRow, ...]
     table: pa.Table
     pictures: tuple[Path, ...]
     conclusion: str
     """What came out, in words, as Markdown."""
 
     @property
-    def failed(self) -> list[Row]:
+    def failed(self) -> list[TrialRow]:
         """Trials that failed."""
         return [row for row in self.rows if row.status == "failed"]
 
@@ -111,7 +111,7 @@ def sweep(
         if went.error is not None:
             folder.failed(went.trial, went.error)
         report(went)
-    return summarise(folder, study, trials)
+    return conclude_sweep(folder, study, trials)
 
 
 def _fingerprints(trials: Sequence[Trial], cache: Path | None) -> dict[str, str]:
@@ -138,10 +138,10 @@ def show(results: str | Path) -> SweepResult:
     """
     folder = SweepFolder(Path(results))
     study = folder.study()
-    return summarise(folder, study, study.trials())
+    return conclude_sweep(folder, study, study.trials())
 
 
-def summarise(folder: SweepFolder, study: Study, trials: list[Trial]) -> SweepResult:
+def conclude_sweep(folder: SweepFolder, study: Study, trials: list[Trial]) -> SweepResult:
     """Write table, pictures and conclusion, from what the runs have."""
     from quickstudy.sweeps.pictures import draw_all
 
