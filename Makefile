@@ -38,6 +38,7 @@ check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/docstrings.py
 
 .venv/docs: .venv/core
 	$(INSTALL) --editable '.[docs,train]'

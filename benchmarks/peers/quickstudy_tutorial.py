@@ -19,7 +19,7 @@ import numpy as np
 from keras_tutorial import choose_photos
 
 from quickstudy.backbones.backbone import load_backbone
-from quickstudy.backbones.runtime import engine_for
+from quickstudy.backbones.engines import engine_for
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.learning.selection import fit_head

@@ -1,4 +1,4 @@
-"""quickstudy trains image classifiers dramatically faster, and proves it.
+"""`quickstudy` trains image classifiers dramatically faster, and proves it.
 
     import quickstudy
 
@@ -20,6 +20,9 @@ __version__ = VERSION
 __all__ = [
     "Audit",
     "Bottleneck",
+    "InputError",
+    "InstallationError",
+    "MachineError",
     "Model",
     "QuickstudyError",
     "RetrainResult",
@@ -33,7 +36,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from quickstudy.errors import QuickstudyError
+    from quickstudy.errors import InputError, InstallationError, MachineError, QuickstudyError
     from quickstudy.models.model import Model, load
     from quickstudy.reports.audit import audit
     from quickstudy.reports.findings import Audit
@@ -48,6 +51,9 @@ _HOMES = {
     "Audit": "quickstudy.reports.findings",
     "Bottleneck": "quickstudy.retraining.transformer",
     "Model": "quickstudy.models.model",
+    "InputError": "quickstudy.errors",
+    "InstallationError": "quickstudy.errors",
+    "MachineError": "quickstudy.errors",
     "QuickstudyError": "quickstudy.errors",
     "RetrainResult": "quickstudy.retraining.result",
     "audit": "quickstudy.reports.audit",

@@ -1,4 +1,4 @@
-"""Ray: joining a cluster, or starting one on this machine, for as long as a piece of work takes.
+"""Work on Ray: join a cluster, or start one on this machine, for as long as a piece of work takes.
 
 Ray is an extra and slow to import, so it is imported inside functions only.
 """
@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from quickstudy.errors import ClusterError
+from quickstudy.errors import ClusterError, OptionError
 from quickstudy.process import default_variable, usable_cores
 
 AUTO = "auto"
 _ANSWER_SECONDS = 3.0
-# For what travels between the processes of one machine; Ray's default is a third of the memory.
+# Memory for what travels between the processes of one machine; Ray's default is a third of all.
 _LOCAL_OBJECT_STORE_BYTES = 256 << 20
 _LOOPBACK = "127.0.0.1"
 # Ray speaks gRPC over HTTP/2, whose servers answer a client's preface with a frame of settings (RFC 9113, section 3.4).
@@ -37,7 +37,8 @@ def connected(address: str) -> Iterator[None]:
     already, that connection is used and stays.
 
     Raises:
-        ClusterError: the address is malformed, nobody answers there within seconds, or it is no Ray cluster.
+        OptionError: the address is malformed.
+        ClusterError: nobody answers there within seconds, or it is no Ray cluster.
     """
     # Ray's head reads it when it starts, and Ray Data whenever it runs something, to report that to Ray's makers.
     with default_variable("RAY_USAGE_STATS_ENABLED", "0"):
@@ -71,7 +72,8 @@ def _start_private() -> None:
     from ray._private import ray_constants
 
     # On Linux, Ray takes the loopback address for a slip, puts the machine's outward one in its place, and then listens
-    # on all addresses. This switch of its own, off on macOS and Windows, keeps it from doing so.
+    # on all addresses. This switch of its own, off on macOS and Windows, keeps it from doing so; below, it is checked
+    # that it has.
     before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     try:
         ray.init(
@@ -89,7 +91,7 @@ def _start_private() -> None:
 
 
 def _running_cluster() -> str | None:
-    """The address of the cluster that this machine is a part of, as RAY_ADDRESS or `ray start` has it.
+    """Find the address of the cluster that this machine is a part of, as RAY_ADDRESS or `ray start` has it.
 
     Ray's own search joins any Ray process that it finds on the machine, another program's private one included.
     """
@@ -114,7 +116,7 @@ def _require_answer(address: str) -> None:
     except ValueError:
         host = port = None
     if not host or not port:
-        raise ClusterError(f"'{address}' is no address of a Ray cluster; {_EXPECTED}")
+        raise OptionError(f"'{address}' is no address of a Ray cluster; {_EXPECTED}")
     try:
         with socket.create_connection((host, port), timeout=_ANSWER_SECONDS) as connection:
             connection.sendall(_GREETING)

@@ -1,4 +1,4 @@
-"""Optional parts of the installation: asked for by name where something needs one."""
+"""Optional parts of the installation are asked for by name, where something needs one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Durable files: written under a temporary name, flushed to the disk, then renamed.
+"""Files are written so that they last: under a temporary name, flushed to the disk, then renamed.
 
 A reader therefore sees the old file or the new one, never a part of one, and `kill -9` at any moment leaves at worst
 an unused temporary file.
@@ -24,7 +24,7 @@ _NEW_FILE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0) | 
 
 
 def as_path(value: str | Path) -> Path:
-    """A path as somebody gives it, with a leading `~` taken for the home folder, as a shell would.
+    """Make a path of what somebody gives, with a leading `~` taken for the home folder, as a shell would.
 
     Only `~` alone as the first part is the home folder: a folder may be called '~backup', as a user of the machine is.
     A folder that is called '~' itself is reached by its absolute path.
@@ -44,7 +44,7 @@ def as_path(value: str | Path) -> Path:
 
 
 def cache_folder(chosen: str | Path | None = None) -> Path:
-    """The folder for everything that can be computed again: `chosen`, else QUICKSTUDY_CACHE, else the user's cache.
+    """Choose the folder for what can be computed again: `chosen`, else QUICKSTUDY_CACHE, else the user's cache.
 
     An empty `chosen` or QUICKSTUDY_CACHE counts as none, and a leading `~` is the home folder.
     """
@@ -101,13 +101,16 @@ def flush_folder(folder: Path) -> None:
 
 
 def sha256_of_file(path: Path) -> str:
-    """The SHA-256 of the file's bytes, as 64 hexadecimal digits."""
+    """Compute the SHA-256 of the file's bytes, as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_text(name: str) -> bool:
-    """Whether a file's name is valid Unicode, so that JSON, SQLite and models can hold it; on POSIX it need not be."""
+    """Tell whether a file's name is valid Unicode, so that JSON, SQLite and models can hold it.
+
+    On POSIX it need not be.
+    """
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -116,7 +119,7 @@ def is_text(name: str) -> bool:
 
 
 def _open_temporary(folder: Path) -> tuple[int, Path]:
-    """A new file in `folder`, open for writing: its descriptor and its path."""
+    """Make a new file in `folder`, open for writing; gives its descriptor and its path."""
     # mkstemp's 0600 would hide shared stores from colleagues. Here the kernel applies the process's umask, which can
     # only be read by setting it: under threads, files of others came out world-writable (221 of 40,000). With 128
     # random bits a name that is there already is no accident, so it is an error rather than a reason to try again.

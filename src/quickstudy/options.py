@@ -1,4 +1,4 @@
-"""Options: the values of a configuration, flat and by name, whatever parts it is made of.
+"""Options are the values of a configuration, flat and by name, whatever parts it is made of.
 
 A configuration is a frozen dataclass, whose fields are options or dataclasses of options. Defined there once, an option
 can be given as an argument in Python, as `--name` on the command line (a field annotated with `Option` is offered
@@ -29,46 +29,46 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Option:
-    """How the command line offers a field, as the metadata of its `Annotated` type."""
+    """Tells how the command line offers a field; it is the metadata of the field's `Annotated` type."""
 
     help: str
-    """What it is, in a sentence; the default follows it by itself, unless the sentence says it."""
+    """Help text, in a sentence; the default follows it by itself, unless the sentence says it."""
     flag: str = ""
-    """Its name on the command line; by default the field's, with dashes."""
+    """Name on the command line; empty takes the field's, with dashes."""
     metavar: str = ""
-    """What stands for its value in the help."""
+    """Placeholder of the value in the help; empty leaves it to typer."""
     least: float | None = None
-    """The smallest value that it can have."""
+    """Smallest value that the field can have; None sets no limit."""
     read: Callable[[str], Any] | None = None
     """Makes a value of a text, where the type is not enough to do so."""
     percent: bool = False
-    """Whether the command line takes percent where the field has a share."""
+    """Whether the command line takes percent where the field has a share, from 0 to 1."""
     word: str = ""
-    """The one word by which the command line turns it on, such as `progressive` after `--unfreeze`."""
+    """Word by which the command line turns the field on, such as `progressive` after `--unfreeze`; empty for others."""
     recorded: bool = True
     """Whether what is made depends on it, so that it is written down with what is made."""
 
     def flag_for(self, name: str) -> str:
-        """The name on the command line of the field with this name, such as `--random-crop`."""
+        """Give the name on the command line of the field with this name, such as `--random-crop`."""
         return self.flag or f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
 class Field:
-    """An option of a configuration."""
+    """Describes one option of a configuration, with its value there."""
 
     name: str
     type: Any
-    """Its type, without annotations."""
+    """Type of the option, without annotations."""
     value: Any
-    """Its value in the configuration that was asked."""
+    """Value of the option in the configuration that was asked."""
     option: Option | None
-    """How the command line offers it, if it does."""
+    """How the command line offers the option; None where `--set` alone does."""
     part: str
-    """The field of the configuration that it is a part of; empty where it is a field itself."""
+    """Name of the configuration's field that the option is a part of; empty where it is a field itself."""
 
     def words(self) -> list[str]:
-        """What sets it to this value on the command line."""
+        """Give the words that set the option to this value on the command line."""
         if self.option is None:
             return ["--set", f"{self.name}={as_text(self.value)}"]
         flag = self.option.flag_for(self.name)
@@ -81,17 +81,17 @@ class Field:
 
 
 def fields_of(config: DataclassInstance) -> list[Field]:
-    """All options of a configuration, those of its parts, too; names are unique over the parts."""
+    """List all options of a configuration, those of its parts, too; names are unique over the parts."""
     return list(_fields(config, ""))
 
 
 def options_of(config: DataclassInstance) -> dict[str, Any]:
-    """All options by name, with their values."""
+    """Give all options of a configuration by name, with their values."""
     return {field.name: field.value for field in fields_of(config)}
 
 
 def with_options(config: T, options: Mapping[str, Any], *, owner: str) -> T:
-    """The configuration with other values, by option name; strings are read as the option's type.
+    """Change values of a configuration, by option name; strings are read as the option's type.
 
     Args:
         config: the configuration; all its fields but `name` are options, or dataclasses of options.
@@ -104,7 +104,7 @@ def with_options(config: T, options: Mapping[str, Any], *, owner: str) -> T:
     whole = {
         item.name: options[item.name]
         for item in dataclasses.fields(config)
-        if item.name in options and dataclasses.is_dataclass(getattr(config, item.name))
+        if dataclasses.is_dataclass(getattr(config, item.name)) and not isinstance(options.get(item.name, ""), str)
     }
     for name, value in whole.items():
         if type(value) is not (kind := type(getattr(config, name))):
@@ -127,7 +127,7 @@ def require_known(names: Iterable[str], known: Iterable[str], owner: str) -> Non
 
 
 def read_assignment(text: str) -> tuple[str, str]:
-    """Name and value of NAME=VALUE; dashes in the name count as underscores.
+    """Split NAME=VALUE into name and value; dashes in the name count as underscores.
 
     Raises:
         OptionError: there is no equals sign.
@@ -161,7 +161,7 @@ def with_arguments_of(config: DataclassInstance) -> Callable[[F], F]:
 
 
 def as_text(value: Any) -> str:
-    """A value for people, as `--set` reads it back: `auto` for None, numbers without needless digits."""
+    """Write a value for people, as `--set` reads it back: `auto` for None, numbers without needless digits."""
     if value is None:
         return "auto"
     if isinstance(value, bool):
@@ -172,10 +172,10 @@ def as_text(value: Any) -> str:
 
 
 def parse_seconds(text: str) -> float:
-    """Seconds in a time such as `90s`, `3m`, `1.5h` or `1h30m`.
+    """Read the seconds of a time such as `90s`, `3m`, `1.5h` or `1h30m`.
 
     Raises:
-        OptionError: it is none, or not positive.
+        OptionError: the text is no time, or not a positive one.
     """
     parts = re.findall(r"([\d.]+)\s*([a-z]*)", text.strip().lower())
     try:
@@ -190,10 +190,10 @@ def parse_seconds(text: str) -> float:
 
 
 def parse_bytes(text: str) -> float:
-    """Bytes in a size such as `500MB` or `2GB`.
+    """Read the bytes of a size such as `500MB` or `2GB`.
 
     Raises:
-        OptionError: it is none, or not positive.
+        OptionError: the text is no size, or not a positive one.
     """
     found = re.fullmatch(r"([\d.]+)\s*([kmgt]?b)", text.strip().lower())
     try:
@@ -238,7 +238,7 @@ def _replace(config: T, values: Mapping[str, Any]) -> T:
 
 
 def _read(field: Field, value: Any) -> Any:
-    """A value of the field's type, from text or JSON."""
+    """Make a value of the field's type from text or JSON."""
     kinds = [field.type]
     if get_origin(field.type) in (Union, types.UnionType):
         kinds = [kind for kind in get_args(field.type) if kind is not types.NoneType]

@@ -1,9 +1,8 @@
-"""What belongs to the whole process: environment variables and warning filters, which a library leaves as they are.
+"""What belongs to the whole process is settled here: environment variables, warning filters, the cores it may use.
 
-A process that only imports quickstudy is somebody else's, so nothing is set there but for moments, and put back. The
+A process that only imports quickstudy is somebody else's: importing the library changes nothing of it, neither
+environment nor warning filters, umask or signal handlers, and what is set later is set for moments and put back. The
 command line, and the workers that it starts, are processes of our own: those call `settle_own_process`.
-
-How many processors this process may use.
 """
 
 from __future__ import annotations
@@ -18,14 +17,18 @@ from contextlib import AbstractContextManager, contextmanager
 
 _LOCK = threading.Lock()
 _INSIDE: Counter[str] = Counter()
-"""How many contexts hold each environment variable."""
+"""Number of contexts that hold each environment variable, by its name."""
 
 TELEMETRY_OFF = ("ORT_DISABLE_TELEMETRY", "1")
-"""What keeps ONNX Runtime, from 1.29 on, from telling its makers about the machine; read when it is imported."""
+"""Variable and value that keep ONNX Runtime, from 1.29 on, from telling its makers about the machine.
+
+It reads them when it is imported: nobody's photos are anybody's business. A program that imports ONNX Runtime before
+quickstudy does decides for itself.
+"""
 
 # torch's threads spin for milliseconds while they wait for each other. Beside another process on the same cores, like
-# the evaluator, that made a step ten times as long. So many turns (some 20 µs) cost a step alone nothing; sleeping at
-# once (OMP_WAIT_POLICY=PASSIVE) cost an eighth. Read when torch is first imported, so it has to be there before.
+# the evaluator, that made a step up to ten times as long. So many turns (some 20 µs) cost a step alone nothing, and
+# sleeping at once (OMP_WAIT_POLICY=PASSIVE) an eighth. Read when torch is first imported, so it has to be there before.
 _SPINNING = ("GOMP_SPINCOUNT", "20000")
 
 
@@ -52,7 +55,7 @@ def default_variable(name: str, value: str) -> Iterator[None]:
 
 
 def starting_own_process() -> AbstractContextManager[None]:
-    """A context in which to start a process of quickstudy's own, so that it inherits what it needs."""
+    """Make a context in which to start a process of quickstudy's own, so that it inherits what it needs."""
     return default_variable(*_SPINNING)
 
 
@@ -71,5 +74,5 @@ def settle_own_process() -> None:
 
 
 def usable_cores() -> int:
-    """How many cores this process may run on."""
+    """Count the cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

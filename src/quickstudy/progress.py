@@ -1,4 +1,4 @@
-"""Progress of long work: what is told, and to whom.
+"""Progress of long work is told to whoever wants to hear of it.
 
 The library reports numbers through a `Progress` object. `silent` is the default for Python callers, who may pass
 `Bar()`; the command line does so where somebody can see it.
@@ -16,13 +16,13 @@ class Progress(Protocol):
     """Receives how far a piece of work has come."""
 
     def start(self, task: str, total: int) -> None:
-        """A task begins, with `total` items."""
+        """Hear that a task begins, with `total` items."""
 
     def update(self, *, done: int, note: str) -> None:
-        """So many items are done; `note` says more in a few words."""
+        """Hear that so many items are done; `note` says more in a few words."""
 
     def finish(self) -> None:
-        """The task has ended, whether or not all is done."""
+        """Hear that the task has ended, whether or not all is done."""
 
 
 class _Silent:
@@ -37,11 +37,11 @@ class _Silent:
 
 
 silent: Progress = _Silent()
-"""Reports to nobody."""
+"""Progress that is told to nobody."""
 
 
 class Bar:
-    """A bar on standard error, or in a notebook, with images (or another unit) a second and the time left.
+    """Shows a bar on standard error, or in a notebook, with images (or another unit) a second and the time left.
 
     With the unit `bytes`, numbers of bytes are shown in MB.
     """

@@ -24,7 +24,7 @@ from quickstudy.backbones.backbone import (
     imagenet_classes,
     load_backbone,
 )
-from quickstudy.errors import BackboneError
+from quickstudy.errors import BackboneError, WriteError
 from quickstudy.images import identity
 from quickstudy.images.decoding import InputSpec
 from resting_files import index_as_resting
@@ -125,7 +125,7 @@ def test_an_unknown_name_lists_those_there_are(cache: Path) -> None:
 
 def test_a_cache_that_cannot_be_written_is_named_with_a_way_out(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(BackboneError) as caught:
+    with pytest.raises(WriteError) as caught:
         load_backbone(NAME, tmp_path / "file")
     assert str(caught.value) == (
         f"Cannot write the backbone to '{tmp_path / 'file' / 'backbones'}': Not a directory. "
@@ -136,7 +136,7 @@ def test_a_cache_that_cannot_be_written_is_named_with_a_way_out(tmp_path: Path) 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_cache_without_permission_is_named_and_a_filled_one_will_do(backbone: Backbone, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir(mode=0o500)
-    with pytest.raises(BackboneError, match="Permission denied"):
+    with pytest.raises(WriteError, match="Permission denied"):
         load_backbone(NAME, tmp_path / "empty")
     graph, _ = cached_copy(backbone, tmp_path / "filled")
     graph.parent.chmod(0o500)

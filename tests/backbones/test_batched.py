@@ -14,10 +14,11 @@ import torch
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.batched import BatchedPrefix, engine_on
-from quickstudy.backbones.runtime import ONNX_RUNTIME, Prefix, device_of, engine_for
+from quickstudy.backbones.engines import device_of, engine_for
+from quickstudy.backbones.runtime import ONNX_RUNTIME, Prefix
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
-from quickstudy.errors import BackboneError
+from quickstudy.errors import BackboneError, DeviceError
 from small_backbones import SIDE, add_small_backbone
 
 
@@ -83,7 +84,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackboneError, match="The engine is 'gpu'; expected onnxruntime, openvino or cuda"):
         engine_for("gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(BackboneError, match="finds no CUDA device here, and 'cuda' was asked for"):
+    with pytest.raises(DeviceError, match="finds no CUDA device here, and 'cuda' was asked for"):
         engine_for("cuda")
 
 

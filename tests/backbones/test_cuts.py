@@ -11,6 +11,7 @@ from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.cuts import Cut
 from quickstudy.backbones.graphs import articulations, block_ends, describe_cuts, readable_names, shapes_of
 from quickstudy.errors import BackboneError
+from quickstudy.records import as_values, read_record
 
 
 def ends(net: Net, features: str) -> list[str]:
@@ -186,7 +187,7 @@ def test_what_lies_before_and_after_by_hand() -> None:
         Cut(name=pooled, shape=(16,), multiply_adds=256 * sum(kernels[:3]) + 64 * kernels[3], parameters_after=0),
     )
     assert cuts[0].values == 8 * 16 * 16
-    assert Cut.from_dict(cuts[0].to_dict()) == cuts[0]
+    assert read_record(Cut, as_values(cuts[0])) == cuts[0]
 
 
 def test_the_work_of_products_and_transposed_convolutions() -> None:

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.published import _same_padding, build_efficientnet_lite, read_state_dict
 from quickstudy.backbones.runtime import open_session
-from quickstudy.images.decoding import decode, fit
+from quickstudy.images.decoding import decode, to_input
 
 Array = np.ndarray
 BLOCKS = [f"block_{number}" for number in range(1, 17)]
@@ -286,7 +286,7 @@ def test_missing_weights_are_named(weights: dict[str, Array]) -> None:
 
 
 def top(backbone: Backbone, pixels: Array, count: int) -> list[str]:
-    image = fit(np.ascontiguousarray(pixels), backbone.input)
+    image = to_input(np.ascontiguousarray(pixels), backbone.input)
     probabilities = open_session(backbone.path).run(["probabilities"], {"image": image[None]})[0][0]
     assert probabilities.sum() == pytest.approx(1, abs=1e-5)
     return [backbone.classes[number] for number in probabilities.argsort()[::-1][:count]]
@@ -315,6 +315,6 @@ def test_it_knows_clothes(network: str, request: pytest.FixtureRequest, test_dat
     backbone: Backbone = request.getfixturevalue(network)
     session = open_session(backbone.path)
     paths = sorted((test_data / "clothing" / "test" / label).glob("*.jpg"))[:12]
-    images = np.stack([fit(decode(path.read_bytes(), backbone.input), backbone.input) for path in paths])
+    images = np.stack([to_input(decode(path.read_bytes(), backbone.input), backbone.input) for path in paths])
     found = session.run(["probabilities"], {"image": images})[0].argmax(axis=1)
     assert sum(backbone.classes[number] == name for number in found) > 6

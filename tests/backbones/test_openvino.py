@@ -15,8 +15,10 @@ pytest.importorskip("openvino")
 
 from quickstudy.backbones import openvino as engine_room
 from quickstudy.backbones.backbone import Backbone
+from quickstudy.backbones.engine import Engine
+from quickstudy.backbones.engines import engine_for, engine_named
 from quickstudy.backbones.openvino import OpenVinoPrefix, openvino_engine
-from quickstudy.backbones.runtime import ONNX_RUNTIME, Engine, Prefix, engine_for, engine_named
+from quickstudy.backbones.runtime import ONNX_RUNTIME, Prefix
 from quickstudy.backbones.speed import known_speed, measure_speed
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
@@ -136,7 +138,7 @@ socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 from pathlib import Path
 import numpy as np
 from quickstudy.backbones.backbone import load_backbone
-from quickstudy.backbones.runtime import engine_for
+from quickstudy.backbones.engines import engine_for
 net = load_backbone("small", Path({str(cache)!r}))
 engine_for("openvino").open(net, net.cut, net.cut_shape)(np.zeros((1, {SIDE}, {SIDE}, 3), np.uint8))
 print("ran")

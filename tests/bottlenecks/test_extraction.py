@@ -24,7 +24,7 @@ from quickstudy.backbones.runtime import Prefix
 from quickstudy.bottlenecks.extraction import Extraction, extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import StoreError
-from quickstudy.images.decoding import decode, fit
+from quickstudy.images.decoding import decode, to_input
 from quickstudy.images.distortions import Distortions
 from quickstudy.images.views import render_view
 from resting_files import index_as_resting
@@ -60,7 +60,7 @@ def all_of(extraction: Extraction, view: int = 0) -> NDArray[Any]:
 def by_hand(paths: Sequence[Path], backbone: Backbone) -> NDArray[Any]:
     """The bottlenecks, one image after the other and without any store."""
     prefix = Prefix(backbone, backbone.cut, backbone.cut_shape)
-    pixels = [fit(decode(path.read_bytes(), backbone.input), backbone.input) for path in paths]
+    pixels = [to_input(decode(path.read_bytes(), backbone.input), backbone.input) for path in paths]
     return np.concatenate([prefix(image[None]) for image in pixels])
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from quickstudy.errors import ImageSetError
 from quickstudy.images.census import draw_tests
-from quickstudy.images.decoding import InputSpec, decode, fit
+from quickstudy.images.decoding import InputSpec, decode, to_input
 from quickstudy.images.imageset import Split, load_image_set
 from quickstudy.images.pixels import DecodedImageSet, decode_image_set
 
@@ -45,7 +45,7 @@ def test_the_pixels_are_those_of_decode_and_fit(photos: Path) -> None:
     for split, pixel_set in decoded.splits.items():
         assert pixel_set.pixels.shape == (len(pixel_set), 32, 32, 3)
         for path, pixels, label in zip(paths(decoded, split), pixel_set.pixels, pixel_set.labels, strict=True):
-            assert np.array_equal(pixels, fit(decode(path.read_bytes(), SPEC), SPEC))
+            assert np.array_equal(pixels, to_input(decode(path.read_bytes(), SPEC), SPEC))
             assert pixel_set.classes[label] == path.parent.name
 
 

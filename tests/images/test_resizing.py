@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from quickstudy.images.decoding import InputSpec, Pixels, centred_square, decode, fit, resize_bilinear
+from quickstudy.images.decoding import InputSpec, Pixels, centred_square, decode, resize_bilinear, to_input
 
 FULL_SIZE = InputSpec(size=100_000)
 """So large that no JPEG is reduced."""
@@ -117,7 +117,7 @@ def test_reduction_takes_means_of_whole_blocks_and_drops_the_rest_at_both_ends(s
     kept = pixels[rest // 2 : rest // 2 + side - rest, rest // 2 : rest // 2 + side - rest].astype(float)
     blocks = kept.reshape(side // factor, factor, side // factor, factor, 3).mean(axis=(1, 3))
     expected = float_resize(blocks, size)
-    found = fit(pixels, InputSpec(size=size)).astype(float)
+    found = to_input(pixels, InputSpec(size=size)).astype(float)
     # Means rounded, rows rounded, columns rounded, weights rounded to 1/256: less than 2 levels together.
     assert abs(found - expected).max() < 2
     assert abs(found - expected).mean() < 0.5
@@ -126,13 +126,13 @@ def test_reduction_takes_means_of_whole_blocks_and_drops_the_rest_at_both_ends(s
 @pytest.mark.parametrize("side", [100, 255, 256])
 def test_nothing_is_reduced_below_twice_the_target(side: int) -> None:
     pixels = noise(side, side)
-    np.testing.assert_array_equal(fit(pixels, InputSpec(size=129)), resize_bilinear(pixels, 129))
+    np.testing.assert_array_equal(to_input(pixels, InputSpec(size=129)), resize_bilinear(pixels, 129))
 
 
 def test_twice_the_target_is_the_mean_of_four() -> None:
     pixels = noise(512, 512)
     means = pixels.reshape(256, 2, 256, 2, 3).mean(axis=(1, 3))
-    assert abs(fit(pixels, InputSpec(size=256)) - means).max() <= 0.5
+    assert abs(to_input(pixels, InputSpec(size=256)) - means).max() <= 0.5
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_the_square_is_the_middle_of_the_image(
 )
 def test_any_size_fits(height: int, width: int) -> None:
     pixels = noise(height, width)
-    fitted = fit(pixels, InputSpec(size=256))
+    fitted = to_input(pixels, InputSpec(size=256))
     assert (fitted.shape, fitted.dtype, fitted.flags.c_contiguous) == ((256, 256, 3), np.uint8, True)
     if min(height, width) == 1:
         assert (fitted == pixels[height // 2 - (height > 1), width // 2 - (width > 1)]).all()
@@ -168,14 +168,14 @@ def test_any_size_fits(height: int, width: int) -> None:
 
 def test_a_box_cuts_out_that_square() -> None:
     pixels = noise(50, 80)
-    np.testing.assert_array_equal(fit(pixels, InputSpec(size=20), (30, 10, 20)), pixels[10:30, 30:50])
+    np.testing.assert_array_equal(to_input(pixels, InputSpec(size=20), (30, 10, 20)), pixels[10:30, 30:50])
 
 
 def test_the_image_given_is_left_as_it_is() -> None:
     pixels = noise(64, 64)
     before = pixels.copy()
     for size in (16, 64, 100):
-        fit(pixels, InputSpec(size=size))
+        to_input(pixels, InputSpec(size=size))
     np.testing.assert_array_equal(pixels, before)
 
 
@@ -215,7 +215,7 @@ def test_a_photo_reduced_while_decoding_fits_like_one_reduced_afterwards() -> No
     data = jpeg(smooth_photo(1600, 1200))
     spec = InputSpec(size=256)
     assert decode(data, spec).shape == (300, 400, 3)
-    difference = fit(decode(data, spec), spec).astype(int) - fit(decode(data, FULL_SIZE), spec)
+    difference = to_input(decode(data, spec), spec).astype(int) - to_input(decode(data, FULL_SIZE), spec)
     assert abs(difference).mean() < 0.5
     assert abs(difference).max() <= 4
 

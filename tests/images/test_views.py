@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quickstudy.errors import OptionError
-from quickstudy.images.decoding import InputSpec, Pixels, fit
+from quickstudy.images.decoding import InputSpec, Pixels, to_input
 from quickstudy.images.distortions import Distortions
 from quickstudy.images.views import render_view, view_key
 
@@ -34,12 +34,12 @@ DIGEST = digest_of("an image")
 def test_view_0_is_the_plain_image_whatever_the_distortions() -> None:
     pixels = noise()
     for distortions in (NONE, ALL, Distortions(crop=0.9, scale=0.9, brightness=0.9)):
-        np.testing.assert_array_equal(render_view(pixels, SPEC, DIGEST, 0, distortions), fit(pixels, SPEC))
+        np.testing.assert_array_equal(render_view(pixels, SPEC, DIGEST, 0, distortions), to_input(pixels, SPEC))
 
 
 @pytest.mark.parametrize("view", [1, 2, 77])
 def test_without_distortions_every_view_is_the_plain_image(view: int) -> None:
-    np.testing.assert_array_equal(render_view(noise(), SPEC, DIGEST, view, NONE), fit(noise(), SPEC))
+    np.testing.assert_array_equal(render_view(noise(), SPEC, DIGEST, view, NONE), to_input(noise(), SPEC))
 
 
 def test_the_same_view_twice_is_the_same_to_the_bit() -> None:
@@ -67,7 +67,7 @@ def test_different_views_differ_and_so_do_different_images() -> None:
 
 def test_flip_alone_gives_the_plain_image_or_its_exact_mirror_about_as_often() -> None:
     distortions = dataclasses.replace(NONE, flip=True)
-    plain = fit(noise(), SPEC)
+    plain = to_input(noise(), SPEC)
     mirrored = 0
     for view in range(1, 201):
         found = render_view(noise(), SPEC, DIGEST, view, distortions)
@@ -79,7 +79,7 @@ def test_flip_alone_gives_the_plain_image_or_its_exact_mirror_about_as_often() -
 
 def test_brightness_alone_multiplies_all_values_by_one_factor_within_its_bounds() -> None:
     distortions = dataclasses.replace(NONE, brightness=0.25)
-    plain = fit(noise(), SPEC).astype(float)
+    plain = to_input(noise(), SPEC).astype(float)
     factors = []
     for view in range(1, 101):
         found = render_view(noise(), SPEC, DIGEST, view, distortions).astype(float)

@@ -17,6 +17,7 @@ from quickstudy.learning.calibration import (
     reliability,
     suggest_abstention,
 )
+from quickstudy.records import read_record
 
 
 def test_bins_of_equal_width_by_hand() -> None:
@@ -81,7 +82,7 @@ def test_threshold_halves_the_errors_at_the_widest_coverage() -> None:
     wider = [p for p in coverage_curve(confidences, right) if p.coverage > found.coverage]
     assert all(1 - point.accuracy > 0.1 for point in wider)
     assert found.answered == np.sum(confidences >= found.threshold)
-    assert Abstention.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    assert read_record(Abstention, json.loads(json.dumps(found.to_dict()))) == found
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from quickstudy.models.checks import (
     photos_for_calibration,
     photos_for_checking,
 )
-from quickstudy.models.model import load
+from quickstudy.models.model import Model, load
 from quickstudy.models.roles import Roles
 from small_models import write_small_model
 
@@ -35,6 +35,8 @@ class Parrot:
 
     def __init__(self, **says: float | None) -> None:
         self._says = says
+
+    rank = Model.rank
 
     def predict_each(self, paths: Iterable[Path]) -> Iterator[Any]:
         for path in paths:

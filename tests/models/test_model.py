@@ -23,8 +23,8 @@ import quickstudy
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.graphs import keep_until
 from quickstudy.backbones.runtime import Prefix
-from quickstudy.errors import ModelError, UnusableImageError
-from quickstudy.images.decoding import decode, fit
+from quickstudy.errors import ModelError, UnusableImageError, WriteError
+from quickstudy.images.decoding import decode, to_input
 from quickstudy.models.assemble import LinearHead, fingerprint_of, write_model
 from quickstudy.models.format import golden_images, sealed
 from quickstudy.models.model import Model, from_backbone, load
@@ -80,7 +80,7 @@ class TestTheFile:
     def test_gives_the_same_on_photos_decoded_and_cut_as_in_training(
         self, path: Path, model: Model, files: list[Path]
     ) -> None:
-        pixels = np.stack([fit(decode(file.read_bytes(), model.input), model.input) for file in files])
+        pixels = np.stack([to_input(decode(file.read_bytes(), model.input), model.input) for file in files])
         [probabilities] = session_of(path).run(["probabilities"], {"image": pixels})
         np.testing.assert_allclose(probabilities, model.predict_proba(files), atol=1e-6)
 
@@ -88,7 +88,7 @@ class TestTheFile:
         self, model: Model, backbone: Backbone, head: LinearHead, files: list[Path]
     ) -> None:
         prefix = Prefix(backbone, backbone.cut, backbone.cut_shape)
-        pixels = [fit(decode(file.read_bytes(), model.input), model.input) for file in files]
+        pixels = [to_input(decode(file.read_bytes(), model.input), model.input) for file in files]
         bottlenecks = np.concatenate([prefix(image[None]) for image in pixels]).astype(float)
         roots = np.sign(bottlenecks) * np.sqrt(np.abs(bottlenecks))
         expected = softmax(roots @ head.weights.astype(float) + head.biases)
@@ -150,7 +150,7 @@ class TestTheFile:
         self, backbone: Backbone, head: LinearHead, tmp_path: Path
     ) -> None:
         (tmp_path / "occupied").write_text("")
-        with pytest.raises(ModelError, match=r"Cannot write the model '.*model.onnx': .*--output"):
+        with pytest.raises(WriteError, match=r"Cannot write the model '.*model.onnx': .*--output"):
             write_model(tmp_path / "occupied" / "model.onnx", backbone, head, classes=CLASSES, training={})
 
     def test_is_not_written_when_it_does_not_give_what_its_parts_give(

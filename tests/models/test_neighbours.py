@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from PIL import Image
 import quickstudy
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.runtime import Prefix
+from quickstudy.bottlenecks import looks
 from quickstudy.errors import ModelError, UnusableImageError
 from quickstudy.files import sha256_of_file
-from quickstudy.images.decoding import InputSpec, decode, encode_thumbnail, fit
-from quickstudy.models import neighbours as module
+from quickstudy.images.census import Content, Place
+from quickstudy.images.decoding import decode, to_input
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.model import Model, load
 from quickstudy.models.neighbours import (
@@ -30,8 +32,7 @@ from quickstudy.models.neighbours import (
 )
 from small_backbones import add_small_backbone, method_of
 
-Images = list[tuple[Path, str]]
-THUMBNAIL = InputSpec(size=96)
+Images = list[Content]
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +53,21 @@ def copy(model_path: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def images(photo_source: Path) -> Images:
-    return [(path, path.parent.name) for path in sorted(photo_source.rglob("*.jpg"))]
+    return [a_content(path, path.parent.name) for path in sorted(photo_source.rglob("*.jpg"))]
+
+
+def a_content(path: Path, label: str) -> Content:
+    digest = hashlib.sha256(path.read_bytes() if path.exists() else str(path).encode()).digest()
+    return Content(digest, (Place(path, label, None),), label=label, role="train")
 
 
 @pytest.fixture(scope="module")
 def features(backbone: Backbone, images: Images) -> np.ndarray:
     """What the network gives, image by image."""
     prefix, spec = Prefix(backbone, backbone.cut, backbone.cut_shape), backbone.input
-    return np.concatenate([prefix(fit(decode(path.read_bytes(), spec), spec)[None]) for path, _ in images])
+    return np.concatenate(
+        [prefix(to_input(decode(path.read_bytes(), spec), spec)[None]) for path in (image.path for image in images)]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +92,10 @@ def test_are_those_with_the_largest_cosine_of_signed_roots(
         roots = np.array([np.sqrt(v) if v > 0 else -np.sqrt(-v) for v in features[row].astype(float)])
         return roots / np.sqrt((roots**2).sum())
 
-    rows = [(direction(row), images[row][1]) for row in range(20)]
+    rows = [(direction(row), images[row].label) for row in range(20)]
     for query in (25, 31):
         expected = sorted(((float(row @ direction(query)), label) for row, label in rows), reverse=True)[:5]
-        _, seen = model.classify_with_features(images[query][0].read_bytes())
+        _, seen = model.classify_with_features(images[query].path.read_bytes())
         nearest = found.nearest(seen, 5)
         assert [neighbour.label for neighbour in nearest] == [label for _, label in expected]
         np.testing.assert_allclose([n.similarity for n in nearest], [s for s, _ in expected], atol=1e-3)
@@ -95,54 +103,49 @@ def test_are_those_with_the_largest_cosine_of_signed_roots(
 
 def test_a_training_image_is_its_own_nearest(model_path: Path, images: Images, kept: Path) -> None:
     model, found = load_both(model_path)
-    probabilities, features = model.classify_with_features(images[7][0].read_bytes())
-    np.testing.assert_allclose(probabilities, load(model_path).classify(images[7][0].read_bytes()), atol=1e-6)
+    probabilities, features = model.classify_with_features(images[7].path.read_bytes())
+    np.testing.assert_allclose(probabilities, load(model_path).classify(images[7].path.read_bytes()), atol=1e-6)
     [nearest] = found.nearest(features, 1)
     assert nearest.similarity == pytest.approx(1, abs=1e-3)
-    with Image.open(io.BytesIO(nearest.thumbnail)) as thumbnail, Image.open(images[7][0]) as original:
-        assert thumbnail.size == (96, 96)
-        square = original.crop((20, 0, 300, 280)).resize((96, 96))
-        assert np.abs(np.asarray(thumbnail, int) - np.asarray(square, int)).mean() < 8
+    with Image.open(io.BytesIO(nearest.thumbnail)) as thumbnail, Image.open(images[7].path) as original:
+        assert thumbnail.size == (96, 84)
+        small = original.resize((96, 84))
+        assert np.abs(np.asarray(thumbnail, int) - np.asarray(small, int)).mean() < 8
     with pytest.raises(UnusableImageError):
         model.classify_with_features(b"no image")
 
 
 def test_a_model_as_it_is_usually_loaded_gives_no_features(model_path: Path, images: Images) -> None:
     with pytest.raises(ModelError, match="with_features"):
-        load(model_path).classify_with_features(images[0][0].read_bytes())
+        load(model_path).classify_with_features(images[0].path.read_bytes())
     model = load(model_path, with_features=True)
     model.verify()
-    [expected] = load(model_path).predict_proba(images[0][0])
-    np.testing.assert_allclose(model.predict_proba(images[0][0])[0], expected, atol=1e-6)
+    [expected] = load(model_path).predict_proba(images[0].path)
+    np.testing.assert_allclose(model.predict_proba(images[0].path)[0], expected, atol=1e-6)
 
 
-def test_the_network_does_not_run_and_images_are_decoded_once_and_small(
-    copy: Path, images: Images, features: np.ndarray, monkeypatch: pytest.MonkeyPatch
+def test_the_network_does_not_run_and_nothing_is_decoded_that_was_looked_at(
+    copy: Path, images: Images, features: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes: list[tuple[int, ...]] = []
-
-    def counting(data: bytes, spec: InputSpec) -> Any:
-        pixels = decode(data, spec)
-        sizes.append(pixels.shape)
-        return pixels
-
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("the network is loaded"))
-    monkeypatch.setattr(module, "decode", counting)
-    keep_neighbours(copy, images[:5], features=features[:5])
-    assert sizes == [(140, 160, 3)] * 5  # half of 280×320
+    keep_neighbours(copy, images[:5], features=features[:5], cache=tmp_path / "cache")
+    first = neighbours_path(copy).read_bytes()
+    monkeypatch.setattr(looks, "read_image_file", lambda *_: pytest.fail("a photo is read"))
+    keep_neighbours(copy, images[:5], features=features[:5], cache=tmp_path / "cache")
+    assert neighbours_path(copy).read_bytes() == first
 
 
 def test_files_that_have_gone_bad_since_are_left_out(
     copy: Path, images: Images, features: np.ndarray, tmp_path: Path
 ) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"x")
-    bad = [(tmp_path / "bad.jpg", "checks"), (tmp_path / "gone.jpg", "discs")]
+    bad = [a_content(tmp_path / "bad.jpg", "checks"), a_content(tmp_path / "gone.jpg", "discs")]
     keep_neighbours(copy, [images[0], *bad, images[20]], features=features[[0, 1, 2, 20]])
     model, found = load_both(copy)
     assert len(found) == 2
-    _, seen = model.classify_with_features(images[20][0].read_bytes())
+    _, seen = model.classify_with_features(images[20].path.read_bytes())
     [nearest] = found.nearest(seen, 1)
-    assert nearest.label == images[20][1]
+    assert nearest.label == images[20].label
     assert nearest.similarity == pytest.approx(1, abs=1e-3)
     keep_neighbours(copy, bad, features=features[:2])
     _, none = load_both(copy)
@@ -159,7 +162,7 @@ def test_features_of_another_shape_are_refused(model_path: Path, images: Images,
 def test_holds_no_names_of_files(kept: Path, images: Images) -> None:
     data = kept.read_bytes()
     assert b".jpg" not in data
-    assert str(images[0][0].parent).encode() not in data
+    assert str(images[0].path.parent).encode() not in data
 
 
 def rename(kept: Path, model: Path, sha256: str, *, width: int | None = None) -> None:
@@ -229,5 +232,5 @@ def test_retrain_keeps_what_the_written_model_gives(photo_source: Path, tmp_path
     # float16 has eleven bits; behind a cut, activations have been rounded to them before.
     np.testing.assert_allclose(rows, given[nearest], rtol=1e-3, atol=2e-3 * float(np.abs(given).max()))
     assert table.column("label").to_pylist() == [files[number].parent.name for number in nearest]
-    expected = [encode_thumbnail(fit(decode(files[n].read_bytes(), THUMBNAIL), THUMBNAIL)) for n in nearest]
+    expected = [looks.look_at(files[n].read_bytes()).thumbnail for n in nearest]
     assert table.column("thumbnail").to_pylist() == expected

@@ -23,7 +23,7 @@ from PIL import Image
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.errors import ModelError
-from quickstudy.images.decoding import InputSpec, decode, fit
+from quickstudy.images.decoding import InputSpec, decode, to_input
 from quickstudy.models import web
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.model import Model, load
@@ -220,7 +220,7 @@ def test_the_pages_arithmetic_is_pythons(node: str, tmp_path: Path) -> None:
     ):  # fmt: skip
         pixels, spec = draws.integers(0, 256, (height, width, 3), np.uint8), InputSpec(size=size, crop=crop)
         (tmp_path / f"{number}.raw").write_bytes(pixels.tobytes())
-        expected = hashlib.sha256(fit(pixels, spec).tobytes()).hexdigest()
+        expected = hashlib.sha256(to_input(pixels, spec).tobytes()).hexdigest()
         jobs.append(
             {
                 "path": str(tmp_path / f"{number}.raw"),
@@ -231,12 +231,12 @@ def test_the_pages_arithmetic_is_pythons(node: str, tmp_path: Path) -> None:
             }
         )
     script = f"""
-        import {{ fit }} from {json.dumps((SITE / "pixels.js").as_uri())};
+        import {{ toInput }} from {json.dumps((SITE / "pixels.js").as_uri())};
         import fs from "node:fs";
         import crypto from "node:crypto";
         const jobs = JSON.parse(process.argv[1]);
         const hashes = jobs.map(({{ path, width, height, spec }}) => crypto.createHash("sha256")
-          .update(fit({{ width, height, data: new Uint8Array(fs.readFileSync(path)) }}, spec)).digest("hex"));
+          .update(toInput({{ width, height, data: new Uint8Array(fs.readFileSync(path)) }}, spec)).digest("hex"));
         console.log(JSON.stringify(hashes));
     """
     assert run_node(node, script, json.dumps(jobs)) == [job["expected"] for job in jobs]

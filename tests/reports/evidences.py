@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from quickstudy.bottlenecks.looks import Gallery
 from quickstudy.reports.evidence import Evidence, KnownImage
-from quickstudy.reports.looks import Gallery
 
 
 def make_evidence(

@@ -17,10 +17,10 @@ import pytest
 
 from quickstudy import report, retrain
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.errors import ImageSetError, ModelError
+from quickstudy.errors import ImageSetError, ModelError, WriteError
 from quickstudy.models.model import load
 from quickstudy.progress import silent
-from quickstudy.reports.standing import take_stock
+from quickstudy.reports.judged import judge_images
 from quickstudy.retraining.config import Method
 from quickstudy.retraining.result import load_record
 from reported import CLASSES, Reported, make_report
@@ -123,8 +123,8 @@ def test_without_memory_the_images_must_be_named_and_are_worked_out_again(report
     shutil.rmtree(cache / "models")
     with pytest.raises(ModelError, match=r"not remembered.*quickstudy report .*model\.onnx photos/"):
         report(reported.model, cache=cache)
-    remembered = take_stock(reported.model, None, reported.cache, silent)
-    worked_out = take_stock(reported.model, reported.manifest, cache, silent)
+    remembered = judge_images(reported.model, None, reported.cache, silent)
+    worked_out = judge_images(reported.model, reported.manifest, cache, silent)
     assert remembered.remembered and not worked_out.remembered
     assert remembered.unchanged and worked_out.unchanged
     assert worked_out.by == remembered.by
@@ -137,14 +137,14 @@ def test_images_that_have_gone_or_changed(reported: Reported, tmp_path: Path, ph
     shutil.copytree(reported.cache / "backbones", cache / "backbones")
     retrain(photos, model, cache=cache)
     shutil.copy(reported.folder / "swapped.jpg", photos / "discs" / "new.jpg")
-    changed = take_stock(model, None, cache, silent)
+    changed = judge_images(model, None, cache, silent)
     assert not changed.unchanged
     assert changed.by.count(None) == 1
     assert "some were added" in report(model, cache=cache).read_text()
     photos.rename(tmp_path / "moved")
     with pytest.raises(ImageSetError, match="no longer there"):
         report(model, cache=cache)
-    moved = take_stock(model, tmp_path / "moved", cache, silent)
+    moved = judge_images(model, tmp_path / "moved", cache, silent)
     assert moved.remembered
     assert moved.by == changed.by
 
@@ -163,7 +163,7 @@ def test_few_images_make_a_report_without_a_forecast(backbone: Backbone, photos:
 def test_what_is_no_model_of_retraining(reported: Reported, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="No such model"):
         report(tmp_path / "nothing.onnx")
-    with pytest.raises(ModelError, match="Name another place with --output"):
+    with pytest.raises(WriteError, match="Name another place with --output"):
         report(reported.model, output=reported.model / "x.html", cache=reported.cache)
 
 
@@ -192,18 +192,18 @@ def test_a_fine_tuned_model_is_judged_by_what_it_said_itself(photos: Path, tmp_p
     result = retrain(
         photos, tmp_path / "tuned.onnx", backbone="small", cut="block_2", method=Method(epochs=2), cache=cache
     )
-    standing = take_stock(result.model, None, cache, silent)
-    assert standing.fine_tuned
-    validation, test = standing.score("validation"), standing.score("test")
+    judged = judge_images(result.model, None, cache, silent)
+    assert judged.fine_tuned
+    validation, test = judged.score("validation"), judged.score("test")
     assert validation is not None and test is not None and result.test is not None
     kept = result.tuning[0]["kept"]
     assert (validation.right, validation.n) == (kept["right"], kept["n"])
     assert test == result.test.score
     model = load(result.model)
-    rows = standing.rows("test")
-    said = model.predict_proba([standing.evidence.images[row].path for row in rows])
-    np.testing.assert_allclose(standing.evidence.probabilities[rows], said, atol=5e-3)
-    learned = standing.rows("cross-validation")
-    assert {standing.evidence.images[row].split for row in learned} == {"train"}
+    rows = judged.rows("test")
+    said = model.predict_proba([judged.evidence.images[row].path for row in rows])
+    np.testing.assert_allclose(judged.evidence.probabilities[rows], said, atol=5e-3)
+    learned = judged.rows("cross-validation")
+    assert {judged.evidence.images[row].split for row in learned} == {"train"}
     text = report(result.model, cache=cache).read_text()
     assert "before fine-tuning" in text

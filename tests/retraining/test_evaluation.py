@@ -13,7 +13,7 @@ import quickstudy
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.runtime import Prefix
 from quickstudy.errors import ImageSetError, ModelError
-from quickstudy.images.decoding import decode, fit
+from quickstudy.images.decoding import decode, to_input
 from quickstudy.learning.scores import Score, score_predictions
 from quickstudy.learning.selection import fit_head
 from quickstudy.models.assemble import LinearHead, write_model
@@ -89,7 +89,7 @@ def path(photos: Path, backbone: Backbone, tmp_path: Path) -> Path:
     classes = ("stripes", "checks", "discs")
     files = [path for name in classes for path in sorted((photos / name).iterdir())[:4]]
     prefix = Prefix(backbone, backbone.cut, backbone.cut_shape)
-    pixels = [fit(decode(file.read_bytes(), backbone.input), backbone.input) for file in files]
+    pixels = [to_input(decode(file.read_bytes(), backbone.input), backbone.input) for file in files]
     bottlenecks = np.concatenate([prefix(image[None]) for image in pixels])
     keys = [bytes([number]) * 32 for number in range(len(files))]
     head = fit_head(bottlenecks, np.repeat(np.arange(3), 4), keys, classes=3, l2=0.1)

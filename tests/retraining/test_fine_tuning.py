@@ -18,7 +18,7 @@ from quickstudy.learning.checkpoints import Checkpoints
 from quickstudy.learning.selection import Head, fit_head
 from quickstudy.retraining import tuning
 from quickstudy.retraining.network import SuffixNetwork, features_of, suffix_graph
-from quickstudy.retraining.tuning import Candidate, Examples, FineTuned, fine_tune, logits_of
+from quickstudy.retraining.tuning import Candidate, Examples, FineTuned, fine_tune, suffix_logits
 from small_backbones import add_small_backbone, method_of
 
 CLASSES = 3
@@ -91,7 +91,7 @@ def test_it_begins_with_exactly_what_the_linear_head_gives(
     assert result.candidates[0].right == int((linear.argmax(1) == world.validation.labels).sum())
     assert result.candidates[0].n == len(world.validation)
     network = fresh()
-    found = logits_of(network, world.validation).numpy()
+    found = suffix_logits(network, world.validation).numpy()
     np.testing.assert_allclose(found, linear, rtol=1e-5, atol=1e-5)
 
 
@@ -100,7 +100,7 @@ def test_training_helps_here(world: World, fresh: Callable[[], SuffixNetwork]) -
     result = fine_tune(network, world.train, world.validation, replace(method_of(epochs=30, rate=1e-2), batch=16))
     assert result.kept.right > result.start.right
     assert result.kept == result.candidates[-1]
-    logits = logits_of(network, world.validation)
+    logits = suffix_logits(network, world.validation)
     assert int((logits.argmax(1).numpy() == world.validation.labels).sum()) == result.kept.right
     assert result.network is network
 
@@ -112,7 +112,7 @@ def test_no_more_of_the_trained_weights_is_kept_than_the_validation_images_bear(
     method = replace(method_of(epochs=2, rate=2e-2), batch=16, precision="float32")
     monkeypatch.setattr(tuning, "_SHARES", (1.0,))
     patient = world.validation  # everything is borne by images that are all wrong at the start
-    worst = replace(patient, labels=(logits_of(fresh(), patient).argmin(1).numpy()).astype(np.intp))
+    worst = replace(patient, labels=(suffix_logits(fresh(), patient).argmin(1).numpy()).astype(np.intp))
     fine_tune(whole := fresh(), world.train, worst, method)
     monkeypatch.setattr(tuning, "_SHARES", shares := (0.9, 0.6, 0.3))
     result = fine_tune(found := fresh(), world.train, world.validation, method)
@@ -122,7 +122,7 @@ def test_no_more_of_the_trained_weights_is_kept_than_the_validation_images_bear(
         with torch.no_grad():
             for parameter, trained in zip(mixed.parameters(), whole.parameters(), strict=True):
                 parameter.lerp_(trained, share)
-        logits = logits_of(mixed, world.validation).argmax(1).numpy()
+        logits = suffix_logits(mixed, world.validation).argmax(1).numpy()
         rights[share] = int((logits == world.validation.labels).sum())
     last = result.candidates[-1]
     borne = [share for share in shares if rights[share] >= rights[0.0]]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from quickstudy.errors import ImageSetError
 from quickstudy.images import readers
-from quickstudy.images.decoding import InputSpec, decode, fit
+from quickstudy.images.decoding import InputSpec, decode, to_input
 from quickstudy.images.pixels import PixelSet
 from quickstudy.images.readers import IDX_STEMS
 from quickstudy.scratch.data import DataFacts, TrainingData, load_training_data
@@ -143,7 +143,10 @@ def test_an_image_folder(tmp_path: Path) -> None:
     assert len(data.train) + len(data.test) == 12
     spec = InputSpec(size=16)
     expected = [
-        (hashlib.sha256(fit(decode(path.read_bytes(), spec), spec).tobytes()).digest(), int(path.parent.name == "dog"))
+        (
+            hashlib.sha256(to_input(decode(path.read_bytes(), spec), spec).tobytes()).digest(),
+            int(path.parent.name == "dog"),
+        )
         for path in folder.rglob("*.png")
     ]
     assert together(data.train, data.test) == sorted(expected)
@@ -180,7 +183,9 @@ def test_given_validation_images_are_taken_and_nothing_else_is_held_out(tmp_path
     assert data.validation is not None
     assert (len(data.train), len(data.validation), len(data.test)) == (6, 6, 6)
     spec = InputSpec(size=16)
-    given = [fit(decode(path.read_bytes(), spec), spec) for path in (tmp_path / "photos/validation").rglob("*.png")]
+    given = [
+        to_input(decode(path.read_bytes(), spec), spec) for path in (tmp_path / "photos/validation").rglob("*.png")
+    ]
     assert sorted(digests(data.validation)) == sorted(hashlib.sha256(image.tobytes()).digest() for image in given)
     assert data.split("validation") is data.validation and data.split("test") is data.test
 

@@ -199,7 +199,7 @@ class TestNeighbours:
         assert len(neighbours) == 4
         kind, _, data = neighbours[0]["thumbnail"].partition(",")
         assert kind == "data:image/jpeg;base64"
-        assert Image.open(io.BytesIO(base64.b64decode(data))).size == (96, 96)
+        assert Image.open(io.BytesIO(base64.b64decode(data))).size == (96, 84)
 
     def test_take_one_decoding_and_one_pass(self, trained: Path, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         sessions: list[object] = []

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from quickstudy.errors import ModelError, ServingError
+from quickstudy.errors import ModelError, OptionError
 from quickstudy.models.format import sealed
 from quickstudy.serving.metrics import Metrics
 from quickstudy.serving.registry import Registry, parse_models
@@ -145,15 +145,15 @@ class TestNames:
         }
         odd = tmp_path / "a=b.onnx"
         odd.touch()
-        with pytest.raises(ServingError, match="a=b"):
+        with pytest.raises(OptionError, match="a=b"):
             parse_models([str(odd)])
         assert parse_models([f"fine={odd}"]) == {"fine": odd}
 
     @pytest.mark.parametrize("argument", ["a b.onnx", "ä.onnx", "=x.onnx", "../x=y.onnx", "a/b=y.onnx", ".onnx"])
     def test_that_cannot_be_part_of_an_address_are_refused(self, argument: str) -> None:
-        with pytest.raises(ServingError, match="cannot be a model's name"):
+        with pytest.raises(OptionError, match="cannot be a model's name"):
             parse_models([argument])
 
     def test_must_differ(self) -> None:
-        with pytest.raises(ServingError, match="Two models are called 'photos'"):
+        with pytest.raises(OptionError, match="Two models are called 'photos'"):
             parse_models(["a/photos.onnx", "b/photos.onnx"])

@@ -9,7 +9,7 @@ import pytest
 
 from quickstudy.sweeps.conclusion import conclude
 from quickstudy.sweeps.pictures import draw_all
-from quickstudy.sweeps.results import Row, SweepFolder, layout_of, median
+from quickstudy.sweeps.results import SweepFolder, TrialRow, axes_of, median
 from quickstudy.sweeps.study import Grid, Study
 
 NORM = Study(
@@ -28,7 +28,7 @@ NORM = Study(
 )
 
 
-def write_rows(study: Study, folder: Path, runs: Mapping[tuple[Any, ...], dict[str, Any]]) -> list[Row]:
+def write_rows(study: Study, folder: Path, runs: Mapping[tuple[Any, ...], dict[str, Any]]) -> list[TrialRow]:
     """Run folders as trainings would leave them; runs are named by their labels' values and seed."""
     sweep = SweepFolder(folder)
     trials = study.trials()
@@ -183,7 +183,7 @@ def test_which_axis_plays_which_part(tmp_path: Path) -> None:
     study = Study(
         name="x", grids=(Grid(recipe="mlp", axes={"activation": ("relu",), "rate": (0.1,), "batch_norm": ("off",)}),)
     )
-    layout = layout_of(study, write_rows(study, tmp_path, {}))
+    layout = axes_of(study, write_rows(study, tmp_path, {}))
     assert (layout.x, layout.lines, layout.panels) == ("rate", "batch_norm", "activation")
 
 

@@ -20,7 +20,7 @@ from quickstudy.scratch.parallel import Replica, joined
 from quickstudy.scratch.recipe import RunSettings, recipe_named
 from quickstudy.scratch.train import train_recipe
 from quickstudy.sweeps.pictures import draw_all
-from quickstudy.sweeps.results import Row
+from quickstudy.sweeps.results import TrialRow
 from quickstudy.sweeps.study import Grid, Study
 from quickstudy.sweeps.sweep import Planned, SweepResult, show, sweep
 from quickstudy.sweeps.tasks import Conditions
@@ -116,7 +116,7 @@ def test_pictures_are_pictures(whole: SweepResult) -> None:
 
 
 def test_norms_known_once_only_make_no_picture(whole: SweepResult, tmp_path: Path) -> None:
-    def once(row: Row) -> Row:
+    def once(row: TrialRow) -> TrialRow:
         norms = {layer: points[:1] for layer, points in row.curve.norms.items()}
         other = dataclasses.replace(row)
         vars(other)["curve"] = dataclasses.replace(row.curve, norms=norms)

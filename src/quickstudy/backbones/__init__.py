@@ -1,1 +1,1 @@
-"""Pretrained networks: where they come from, cutting and merging their graphs, running them."""
+"""Pretrained networks: where they come from, cutting their graphs, running them, and running them in PyTorch."""

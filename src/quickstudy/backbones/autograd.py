@@ -73,12 +73,12 @@ class GraphModule(nn.Module):
         ]
 
     def weight(self, name: str) -> nn.Parameter:
-        """The parameter that was made of an initializer."""
+        """Return the parameter that was made of an initializer."""
         parameter: nn.Parameter = getattr(self, self._places[name])
         return parameter
 
     def forward(self, x: Tensor) -> Tensor:
-        """The graph's output for its input."""
+        """Run the graph: its output for its input."""
         values: dict[str, Any] = {"": None, self._input: x}
         for name, place in self._places.items():
             values[name] = getattr(self, place)
@@ -91,7 +91,7 @@ class GraphModule(nn.Module):
         return output
 
     def to_onnx(self) -> onnx.ModelProto:
-        """A copy of the graph with the weights as they are now."""
+        """Return a copy of the graph with the weights as they are now."""
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
         for tensor in model.graph.initializer:

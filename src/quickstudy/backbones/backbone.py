@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from quickstudy.backbones.cuts import FEATURES, Cut
 from quickstudy.backbones.published import PUBLISHED, build_published
-from quickstudy.errors import BackboneError
+from quickstudy.errors import BackboneError, WriteError
 from quickstudy.files import sha256_of_file, write_bytes_atomically, write_json_atomically
 from quickstudy.images.decoding import InputSpec
 from quickstudy.images.identity import StatIndex
+from quickstudy.records import as_values, read_record
 
 if TYPE_CHECKING:
     import onnx
@@ -33,24 +34,28 @@ class Backbone:
     """A pretrained network: an ONNX graph from `image` (uint8, N×size×size×3), fed and cut as said here."""
 
     name: str
+    """Name by which it is asked for."""
     path: Path
+    """The graph file."""
     fingerprint: str
     """SHA-256 of the graph file, weights included."""
     input: InputSpec
+    """How an image becomes the graph's input."""
     cut: str = FEATURES
-    """The tensor at which freezing ends."""
+    """Name of the tensor at which freezing ends."""
     cut_shape: tuple[int, ...]
+    """Shape of one image's activation at the cut."""
     classes: tuple[str, ...] = ()
     """Names of the classes whose `probabilities` the graph gives as it stands; none where it has no classifier."""
     cuts: tuple[Cut, ...] = ()
-    """Where it can be cut, from the image on; `features`, the pooled penultimate layer, is the last."""
+    """The places at which it can be cut, from the image on; the last is `features`, the pooled penultimate layer."""
     origin: str = ""
     """Where the weights come from, for people."""
     top1: float | None = None
-    """Published accuracy of these weights on ImageNet, in percent, where known."""
+    """Published accuracy of these weights on ImageNet, in percent; None where it is not known."""
 
     def at(self, name: str) -> Backbone:
-        """This backbone, cut elsewhere.
+        """Return this backbone, cut elsewhere.
 
         Raises:
             BackboneError: it has no such cut.
@@ -67,7 +72,8 @@ def load_backbone(name: str, cache: Path) -> Backbone:
     """Find a backbone in the cache folder, or build it from its weights package.
 
     Raises:
-        BackboneError: unknown name, missing weights package, or a cache folder that cannot be written.
+        BackboneError: the name is unknown, or its weights package is missing.
+        WriteError: the cache folder cannot be written.
         UnsafeFileError: the weights are not what they should be.
     """
     if (found := _find(name, cache)) is not None:
@@ -116,7 +122,8 @@ def add_backbone(
         top1: published accuracy of the weights on ImageNet, in percent, where known.
 
     Raises:
-        BackboneError: the graph lacks one of the cuts, or the cache folder cannot be written.
+        BackboneError: the graph lacks one of the cuts.
+        WriteError: the cache folder cannot be written.
     """
     from quickstudy.backbones.graphs import describe_cuts
 
@@ -130,12 +137,12 @@ def add_backbone(
             "origin": origin,
             "top1": top1,
             "input": input_spec.to_dict(),
-            "cuts": [cut.to_dict() for cut in described],
+            "cuts": [as_values(cut) for cut in described],
             "classes": "imagenet" if tuple(classes) == imagenet_classes() else list(classes),
         }
         write_json_atomically(path.with_suffix(".json"), note)
     except OSError as error:
-        raise BackboneError(
+        raise WriteError(
             f"Cannot write the backbone to '{path.parent}': {error.strerror}. "
             "Name another folder with --cache or QUICKSTUDY_CACHE"
         ) from error
@@ -143,13 +150,13 @@ def add_backbone(
 
 
 def backbone_names(cache: Path) -> tuple[str, ...]:
-    """Those that can be asked for: what quickstudy makes itself, then what has been added."""
+    """List the backbones that can be asked for: those that quickstudy makes itself, then those that were added."""
     added = sorted(path.stem for path in _folder(cache).glob("*.onnx") if path.stem not in PUBLISHED)
     return (*PUBLISHED, *added)
 
 
 def check_name(name: str) -> str:
-    """The name itself, if a backbone may be added under it.
+    """Check that a backbone may be added under a name, and return the name.
 
     Raises:
         BackboneError: it is that of one which quickstudy makes itself, or would not do for a file.
@@ -162,7 +169,7 @@ def check_name(name: str) -> str:
 
 
 def imagenet_classes() -> tuple[str, ...]:
-    """The 1,000 classes of ImageNet (ILSVRC 2012) in their usual order."""
+    """Read the names of the 1,000 classes of ImageNet (ILSVRC 2012) in their usual order."""
     text = resources.files("quickstudy.backbones").joinpath("imagenet_classes.txt").read_text(encoding="utf-8")
     return tuple(text.splitlines())
 
@@ -172,7 +179,7 @@ def _folder(cache: Path) -> Path:
 
 
 def _find(name: str, cache: Path) -> Backbone | None:
-    """What the cache has under this name, if it is whole and of this version."""
+    """Find what the cache has under this name; None where it is not whole, or not of this version."""
     path = _folder(cache) / f"{name}.onnx"
     try:
         note = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
@@ -184,7 +191,7 @@ def _find(name: str, cache: Path) -> Backbone | None:
 
 
 def _sha256_of(path: Path) -> str:
-    """The graph's hash, which the stat index knows while the file is untouched: InceptionV3 has 90 MB to read."""
+    """Hash the graph file, which the stat index spares while it is untouched: InceptionV3 has 90 MB to read."""
     index = StatIndex(path.with_name("files.sqlite"))
     try:
         return index.digest_of(path).hex()
@@ -193,7 +200,7 @@ def _sha256_of(path: Path) -> str:
 
 
 def _from_note(name: str, path: Path, note: Mapping[str, Any]) -> Backbone:
-    cuts = tuple(Cut.from_dict(values) for values in note["cuts"])
+    cuts = tuple(read_record(Cut, values) for values in note["cuts"])
     classes = note["classes"]
     return Backbone(
         name=name,

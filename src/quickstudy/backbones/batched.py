@@ -2,7 +2,8 @@
 
 The same interpreter of ONNX operators that trains suffixes runs the prefix here, channels last, layers multiplying in
 bfloat16 where the GPU can (float16 where it cannot), compiled where Triton is installed. All batches have the same
-size, filled up with black images where need be, so that what comes of an image does not depend on its company.
+size, filled up with black images where need be, so that what comes of an image does not depend on its company. The
+engine's name is in the key of every bottleneck: bfloat16 differs in the third digit.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from numpy.typing import NDArray
 
 from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.backbone import Backbone
+from quickstudy.backbones.engine import Engine
 from quickstudy.backbones.graphs import keep_until
-from quickstudy.backbones.runtime import Engine, optimised
-from quickstudy.errors import BackboneError
+from quickstudy.backbones.runtime import optimised
+from quickstudy.errors import DeviceError
 
 _BATCH = 32
 
@@ -31,10 +33,10 @@ _Waiting = tuple[NDArray[np.uint8], "Future[NDArray[np.float32]]"]
 
 
 def engine_on(device: str) -> Engine:
-    """PyTorch on a device as what computes bottlenecks, such as `cuda` or `cuda:1`.
+    """Make the engine that computes bottlenecks in PyTorch on a device, such as `cuda` or `cuda:1`.
 
     Raises:
-        BackboneError: PyTorch cannot use the device.
+        DeviceError: PyTorch cannot use the device.
     """
     precision = _precision_on(torch.device(device))
     return Engine(
@@ -48,14 +50,14 @@ def _precision_on(device: torch.device) -> torch.dtype:
     if device.type == "cpu":
         return torch.float32
     if not torch.cuda.is_available():
-        raise BackboneError(
+        raise DeviceError(
             f"PyTorch finds no CUDA device here, and '{device}' was asked for; leave out --engine to use the processor"
         )
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
 class BatchedPrefix:
-    """The frozen part of a backbone, up to a cut. Made to be called from many threads at once."""
+    """The frozen part of a backbone, up to a cut. It is made to be called from many threads at once."""
 
     def __init__(
         self,
@@ -78,7 +80,7 @@ class BatchedPrefix:
         self._thread.start()
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Bottlenecks (N × shape of the cut) of images (uint8, N×size×size×3)."""
+        """Compute the bottlenecks (N × shape of the cut) of images (uint8, N×size×size×3)."""
         answers: list[Future[NDArray[np.float32]]] = [Future() for _ in images]
         for image, answer in zip(images, answers, strict=True):
             self._waiting.put((image, answer))
@@ -101,7 +103,7 @@ class BatchedPrefix:
                     answer.set_result(bottleneck)
 
     def _batches(self) -> Iterator[list[_Waiting]]:
-        """Whatever waits when the device is free, up to a whole batch; waits for the first one only."""
+        """Yield whatever waits when the device is free, up to a whole batch; only the first image is waited for."""
         while (first := self._waiting.get()) is not None:
             batch = [first]
             while len(batch) < self._batch and not self._waiting.empty():

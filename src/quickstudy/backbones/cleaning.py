@@ -1,9 +1,9 @@
-"""Makes a graph from elsewhere plain: fixed shapes, batches of any size, channels first, batch norms as such.
+"""Makes a graph from elsewhere plain, once it is known which of its inputs is the image.
 
-ONNX Runtime's basic optimisation does most of it. It folds everything that computes shapes, but only where it knows all
-of them; so a graph is given to it for one image at a time, and set free again afterwards.
-
-What a network takes: which of its inputs is the image, of what size, with the channels where.
+A plain graph has fixed shapes, batches of any size, channels first, and batch norms as such. ONNX Runtime's basic
+optimisation does most of it. It folds everything that computes shapes, but only where it knows all of them; so a graph
+is given to it for one image at a time, and set free again afterwards. Of the image, it must be known of what size it
+is, of what type, and where its channels are.
 """
 
 from __future__ import annotations
@@ -138,13 +138,16 @@ def rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
 
 
 class _Step(NamedTuple):
-    """What a node does to a map's channels."""
+    """What a node does to a map's channels: each is multiplied by `scale`, then `shift` is added."""
 
     output: str
+    """Name of the tensor that the node gives."""
     scale: NDArray[np.float64]
+    """Factors, one a channel."""
     shift: NDArray[np.float64]
+    """Terms, one a channel."""
     by_channel: bool
-    """Whether it is written as a number for each channel."""
+    """Whether the graph has a number for each channel, not one for all."""
 
 
 def _affine_steps(
@@ -154,7 +157,7 @@ def _affine_steps(
     channels: int,
     kept: set[str],
 ) -> Iterator[_Step]:
-    """The steps that scale and shift a map (N×C×H×W) one after the other, as long as nothing else takes part."""
+    """Yield the steps that scale and shift a map (N×C×H×W) one after the other, as long as nothing else takes part."""
     while tensor not in kept and len(users.get(tensor, ())) == 1:
         step = _affine(users[tensor][0], tensor, constants, channels)
         if step is None:
@@ -194,27 +197,30 @@ def _replace_nodes(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> N
     graph.node.extend(nodes)
 
 
+# What a network takes
 LAYOUTS = ("NCHW", "NHWC")
+"""The orders of an image's axes: N images, C channels, H rows, W columns."""
 _LARGEST_SIDE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageInput:
-    """What a network takes."""
+    """The input of a network that takes images."""
 
     name: str
+    """Name of the tensor."""
     layout: str
-    """`NCHW` or `NHWC`."""
+    """The order of its axes, `NCHW` or `NHWC`."""
     size: int
-    """Side of the square, in pixels."""
+    """Side of the square that it takes, in pixels."""
     as_bytes: bool
-    """uint8; float32 otherwise."""
+    """Whether it takes uint8; it takes float32 otherwise."""
     batch: int | None
     """The number of images at a time that the file is made for; None for any."""
 
 
 def find_image_input(model: onnx.ModelProto, *, size: int | None = None, layout: str | None = None) -> ImageInput:
-    """The one input of a network that takes images.
+    """Find the one input of a network that takes images.
 
     Args:
         model: as it came.

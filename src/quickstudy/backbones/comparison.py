@@ -1,4 +1,4 @@
-"""Runs a backbone beside the network that it was made of."""
+"""Runs a backbone beside the network that it was made of, since what differs fails nowhere: accuracy only sinks."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ TOLERANCE = 1e-4
 """Largest difference between a network and the backbone made of it, as a share of the largest value."""
 
 Reference = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""From images as a network takes them (N×H×W×3) to what it gives."""
+"""The network itself: it takes images with their channels last (N×H×W×3), and returns what it gives."""
 
 
 def sample_images(size: int) -> NDArray[np.uint8]:
-    """Two images to compare networks on (2×size×size×3): seeded noise, fine and in 8×8 tiles."""
+    """Make two images to compare networks on (2×size×size×3): seeded noise, fine and in 8×8 tiles."""
     draws = np.random.Generator(np.random.PCG64(0))
     fine, coarse = (draws.integers(0, 256, (side, side, 3), np.uint8) for side in (size, 8))
     places = np.arange(size) * 8 // size
@@ -38,7 +38,7 @@ def sample_images(size: int) -> NDArray[np.uint8]:
 def largest_difference(
     model: onnx.ModelProto, output: str, *, size: int, preprocessing: Preprocessing, reference: Reference, softmax: bool
 ) -> float:
-    """How far a backbone is from its network on the sample images, as a share of the largest value.
+    """Measure how far a backbone is from its network on the sample images, as a share of the largest value.
 
     Args:
         model: the backbone, with the tensor `output`; with `probabilities` if it classifies.
@@ -80,14 +80,14 @@ def largest_difference(
 
 
 def run_until(model: onnx.ModelProto, tensors: Sequence[str], images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-    """What some of a backbone's tensors hold for images (uint8, N×size×size×3)."""
+    """Run a backbone on images (uint8, N×size×size×3): what some of its tensors hold."""
     session = open_session(with_outputs(model, tensors).SerializeToString())
     results: list[NDArray[np.float32]] = session.run(list(tensors), {IMAGE: images})
     return results
 
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """The graph with these outputs (float32), and without what neither they nor the features need."""
+    """Return the graph with these outputs (float32), and without what neither they nor the features need."""
     needed = {node.output[0] for name in (*names, FEATURES) for node in ancestors(model.graph, name)}
     nodes = [node for node in model.graph.node if node.output[0] in needed]
     used = {name for node in nodes for name in node.input}

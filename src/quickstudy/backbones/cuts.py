@@ -1,11 +1,10 @@
-"""Cuts, the places where freezing ends: what there is to know of each. `cut_points.py` finds them in a graph."""
+"""Cuts, the places where freezing ends: what there is to know of each. `graphs.py` finds them in a graph."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 FEATURES = "features"
 """The cut that every backbone has: the pooled penultimate layer."""
@@ -19,42 +18,24 @@ class Cut:
     name: str
     """The tensor's name."""
     shape: tuple[int, ...]
-    """Of one image's activation: channels×height×width, or features."""
+    """Shape of one image's activation: channels×height×width, or features."""
     multiply_adds: int
-    """Before the cut, for one image, in layers with weights."""
+    """Number of multiply-adds before the cut, for one image, in layers with weights."""
     parameters_after: int
-    """Values in the weights of the layers from the cut to the features."""
+    """Number of weights and biases in the layers from the cut to the features."""
 
     @property
     def values(self) -> int:
-        """In one image's activation."""
+        """Number of values in one image's activation."""
         return math.prod(self.shape)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> Cut:
-        """The reverse of `to_dict`.
-
-        Raises:
-            KeyError, TypeError, ValueError: something is missing, or of another kind.
-        """
-        return Cut(
-            name=str(values["name"]),
-            shape=tuple(int(side) for side in values["shape"]),
-            multiply_adds=int(values["multiply_adds"]),
-            parameters_after=int(values["parameters_after"]),
-        )
 
 
 def stages(cuts: Sequence[Cut], deepest: str | None = None) -> list[str]:
-    """Cuts for going deeper step by step, shallowest first: each freezes about a fifth of the work less.
+    """Choose cuts for going deeper step by step, shallowest first: each freezes about a fifth of the work less.
 
     Args:
-        cuts: those of the backbone, from the image on.
-        deepest: where to end at the latest.
+        cuts: all cuts of the backbone, from the image on.
+        deepest: name of the cut at which to end at the latest; the first if left out.
     """
     names = [cut.name for cut in cuts]
     usable = cuts[names.index(deepest) if deepest else 0 : -1]

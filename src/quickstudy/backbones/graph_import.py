@@ -45,7 +45,7 @@ _ORIGINAL = "original/"  # before names of the network's own that a backbone has
 _ATTRIBUTES: dict[str, dict[str, Any]] = {"Transpose": {"perm": [0, 3, 1, 2]}, "Softmax": {"axis": 1}}
 
 Naming = Callable[[onnx.ModelProto, Sequence[str]], dict[str, str]]
-"""From a backbone's graph and tensors at which it can be cut to their names; what has none is no cut."""
+"""Names cuts: takes a backbone's graph and the tensors at which it can be cut; what gets no name is no cut."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,15 +53,19 @@ class Imported:
     """A network made ready to be kept with `add_backbone`."""
 
     name: str = ""
-    """What to call it unless told otherwise."""
+    """Name of the backbone unless another is given."""
     origin: str = ""
     """Where the weights come from, for people."""
     top1: float | None = None
-    """Published accuracy of the weights on ImageNet, in percent, where known."""
+    """Published accuracy of the weights on ImageNet, in percent; None where it is not known."""
     graph: onnx.ModelProto
+    """The graph, from `image` to `probabilities` or, without classes, `features`."""
     input_spec: InputSpec
+    """How an image becomes `image`."""
     cuts: tuple[str, ...]
+    """Tensors at which it can be cut, from the image on; the last is `features`."""
     classes: tuple[str, ...]
+    """Names in the order of the probabilities; none where it does not classify."""
     difference: float
     """Largest difference from the original on seeded images, as a share of the largest value."""
     found: dict[str, str]
@@ -73,9 +77,13 @@ class _Draft:
     """A backbone that still gives, among its outputs, what the network gave."""
 
     graph: onnx.ModelProto
+    """The graph, clean, from image to features."""
     ending: Ending
+    """How the network ends."""
     preprocessing: Preprocessing
+    """What becomes of bytes before the network."""
     preprocessing_from: str
+    """How that is known, for people."""
 
 
 def import_graph(
@@ -133,7 +141,7 @@ def import_graph(
 
 
 def _make_room(graph: onnx.GraphProto) -> dict[str, str]:
-    """Rename the tensors that have names for which there is another use; returns their new names."""
+    """Rename the tensors that have names for which there is another use, and return their new names."""
     used = {name for node in graph.node for name in (*node.input, *node.output)}
     ours = (IMAGE, "input", FEATURES, PROBABILITIES)
     others = {name: f"{_ORIGINAL}{name}" for name in used if name.partition("/")[0] in ours}
@@ -188,7 +196,7 @@ def _plain(model: onnx.ModelProto) -> onnx.ModelProto:
 def _preprocessing_of(
     model: onnx.ModelProto, image: ImageInput, given: Preprocessing | None
 ) -> tuple[Preprocessing, str]:
-    """What to do with bytes, and where that is known from."""
+    """Find out what becomes of bytes before the network, and how that is known."""
     name = image.name.removeprefix(_ORIGINAL)
     if image.as_bytes:
         if given is not None and given != Preprocessing():
@@ -242,7 +250,7 @@ def _finish(
 
 
 def _labels(given: Sequence[str] | None, count: int) -> tuple[tuple[str, ...], str]:
-    """Names for a network's outputs, and where they are from."""
+    """Choose names for a network's outputs, and say where they are from."""
     if given is not None and len(given) != count:
         outputs = f"{count} classes" if count else "features and no classes"
         raise BackboneError(f"{len(given)} names of classes are given, but the network gives {outputs}")

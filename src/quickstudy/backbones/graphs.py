@@ -1,12 +1,8 @@
-"""Surgery on ONNX graphs: keep what leads to a tensor, or what follows from one.
-
-Where a graph can be cut: tensors through which everything passes, what they hold, what lies before and after them.
+"""Surgery on ONNX graphs: parts of them, where they can be cut, and where features end and a classifier begins.
 
 A graph can be cut at a tensor when nothing else leads from the image to the output around it. Of these, the ends of
 blocks are worth a name: what a residual connection or a concatenation brings together, or, in a plain chain of layers,
 what each layer gives after its normalisation, activation and pooling.
-
-Finds where a network's features end and its classifier begins.
 
 Classifiers end alike: a layer with weights gives one score a class, perhaps followed by a softmax and by changes of
 shape that change no value. What that layer takes is the penultimate layer. A network that ends otherwise is taken for
@@ -27,12 +23,13 @@ from quickstudy.backbones.cuts import Cut
 from quickstudy.errors import BackboneError
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""Operators with weights."""
+"""The operators that have weights."""
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+"""The types of tensors that may be weights."""
 
 
 def keep_until(model: onnx.ModelProto, tensor: str, shape: Sequence[int]) -> onnx.ModelProto:
-    """A copy of `model` whose only output is `tensor` (float32, N × `shape`), with nothing that it does not need.
+    """Copy the part of `model` that leads to `tensor`, which becomes the only output (float32, N × `shape`).
 
     Raises:
         BackboneError: no node of the graph gives this tensor.
@@ -44,7 +41,7 @@ def keep_until(model: onnx.ModelProto, tensor: str, shape: Sequence[int]) -> onn
 def keep_between(
     model: onnx.ModelProto, start: str, start_shape: Sequence[int], end: str, end_shape: Sequence[int]
 ) -> onnx.ModelProto:
-    """A copy of `model` from the tensor `start` to the tensor `end` (both float32, N × their shape).
+    """Copy the part of `model` from the tensor `start` to the tensor `end` (both float32, N × their shape).
 
     Raises:
         BackboneError: there is no such tensor, or `end` depends on more than `start`.
@@ -66,7 +63,7 @@ def keep_between(
 
 
 def ancestors(graph: onnx.GraphProto, tensor: str) -> list[onnx.NodeProto]:
-    """The nodes that `tensor` depends on, in the graph's (topological) order.
+    """List the nodes that `tensor` depends on, in the graph's (topological) order.
 
     Raises:
         BackboneError: no node of the graph gives this tensor.
@@ -82,7 +79,7 @@ def ancestors(graph: onnx.GraphProto, tensor: str) -> list[onnx.NodeProto]:
 
 
 def weights_of(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> dict[str, int]:
-    """The weights and biases of layers among `nodes`, and how many values each has.
+    """Find the weights and biases of layers among `nodes`, and how many values each has.
 
     Scales and shifts of batch norms are none of them, nor are constants such as an activation's limits.
     """
@@ -122,7 +119,7 @@ def _part(
 
 
 def describe_cuts(model: onnx.ModelProto, names: Sequence[str]) -> tuple[Cut, ...]:
-    """What lies before and after each of these tensors; the last one is taken for the features.
+    """Work out what lies before and after each of these tensors; the last one is taken for the features.
 
     Raises:
         BackboneError: the graph has no such tensor, or its shape cannot be known.
@@ -147,7 +144,7 @@ def describe_cuts(model: onnx.ModelProto, names: Sequence[str]) -> tuple[Cut, ..
 
 
 def shapes_of(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Shapes of one image's activations by tensor: all dimensions but the first, where they are known.
+    """Work out the shapes of one image's activations by tensor: all dimensions but the first, where they are known.
 
     Raises:
         BackboneError: the shapes contradict each other.
@@ -165,7 +162,7 @@ def shapes_of(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 
 
 def articulations(graph: onnx.GraphProto, until: str) -> list[str]:
-    """Tensors that everything from the image to `until` passes through, in the graph's order; `until` is the last."""
+    """List the tensors that everything from the image to `until`, the last, passes through, in the graph's order."""
     nodes = ancestors(graph, until)
     data = {info.name for info in graph.input} - {tensor.name for tensor in graph.initializer}
     flowing = _flowing(nodes, data)
@@ -183,7 +180,7 @@ def articulations(graph: onnx.GraphProto, until: str) -> list[str]:
 
 
 def _flowing(nodes: Sequence[onnx.NodeProto], data: set[str]) -> set[str]:
-    """What depends on the image, of all that these nodes give; `data` names the graph's inputs."""
+    """Name the tensors that depend on the image, of all that these nodes give; `data` names the graph's inputs."""
     flowing = set(data)
     for node in nodes:
         if flowing & set(node.input):
@@ -192,7 +189,7 @@ def _flowing(nodes: Sequence[onnx.NodeProto], data: set[str]) -> set[str]:
 
 
 def block_ends(model: onnx.ModelProto, features: str) -> list[tuple[str, bool]]:
-    """The cuts worth a name, in order, without `features` itself: tensor, and whether several paths meet in it.
+    """List the cuts worth a name, in order, without `features` itself: tensor, and whether several paths meet in it.
 
     Between two layers with weights, that is the smallest tensor that everything passes through. Within a chain, the
     widened inside of a block is left out: what is larger than its neighbours, or no smaller than one of the three
@@ -221,7 +218,7 @@ def block_ends(model: onnx.ModelProto, features: str) -> list[tuple[str, bool]]:
 
 
 def _inside(sizes: Sequence[int], number: int) -> bool:
-    """Whether one of a chain's tensors, whose sizes these are, is inside a block, not at its end; see `block_ends`."""
+    """Say whether one of a chain's tensors, of these sizes, is inside a block, not at its end; see `block_ends`."""
     size, before, after = sizes[number], sizes[max(0, number - 3) : number], sizes[number + 1 : number + 4]
     if not before or not after:
         return False
@@ -230,7 +227,7 @@ def _inside(sizes: Sequence[int], number: int) -> bool:
 
 
 def readable_names(ends: Sequence[tuple[str, bool]]) -> dict[str, str]:
-    """Names for block ends by tensor: `stem`, `block_1` and so on, and `head` for what follows the last block."""
+    """Name block ends by tensor: `stem`, `block_1` and so on, and `head` for what follows the last block."""
     meeting = [number for number, (_, meets) in enumerate(ends) if meets]
     names, blocks = {}, 0
     for number, (tensor, _) in enumerate(ends):
@@ -245,7 +242,7 @@ def readable_names(ends: Sequence[tuple[str, bool]]) -> dict[str, str]:
 
 
 def _meets(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]], graph: onnx.GraphProto) -> bool:
-    """Whether paths are added up or joined here, looking through an activation that follows at once.
+    """Say whether paths are added up or joined here, looking through an activation that follows at once.
 
     Gates (squeeze-excite, swish) multiply paths and end no block.
     """
@@ -257,7 +254,7 @@ def _meets(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]], graph: o
 
 
 def _work_until(model: onnx.ModelProto, names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[int]:
-    """Multiply-adds before each of some tensors that lie one behind the other."""
+    """Count the multiply-adds before each of some tensors that lie one behind the other."""
     places = {name: number for number, node in enumerate(model.graph.node) for name in node.output}
     costs = np.cumsum([_multiply_adds(node, shapes, model.graph) for node in model.graph.node])
     for name in names:
@@ -265,7 +262,7 @@ def _work_until(model: onnx.ModelProto, names: Sequence[str], shapes: Mapping[st
 
 
 def _multiply_adds(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]], graph: onnx.GraphProto) -> int:
-    """Of one node for one image; only layers with weights count, as is usual."""
+    """Count the multiply-adds of one node for one image; only layers with weights count, as is usual."""
     if node.op_type not in WEIGHTED:
         return 0
     dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
@@ -279,11 +276,13 @@ def _multiply_adds(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]], 
     return int(np.prod(kernel)) * int(np.prod(given[:-1]))
 
 
+# Where features end and a classifier begins
 _RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Dropout")
 _POOLING = ("GlobalAveragePool", "ReduceMean", "AveragePool", "Relu")
 _CLASSIFYING = ("Gemm", "MatMul", "Conv")
 
 Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes of one image's activations by tensor, without the number of images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,7 +300,7 @@ class Ending:
 
 
 def find_ending(model: onnx.ModelProto, *, layout: str, classes: int, named: str) -> Ending:
-    """Where the features and the scores are.
+    """Find where in a network the features and the scores are.
 
     Args:
         model: its first output is what the network gives.
@@ -331,7 +330,7 @@ def find_ending(model: onnx.ModelProto, *, layout: str, classes: int, named: str
 def _find_classifier(
     output: str, producers: Mapping[str, onnx.NodeProto], constants: set[str], shapes: Shapes, classes: int
 ) -> tuple[onnx.NodeProto | None, bool]:
-    """The layer that gives the scores, and whether a softmax follows it."""
+    """Find the layer that gives the scores, None where there is none, and whether a softmax follows it."""
     shape = shapes.get(output, ())
     if sum(side > 1 for side in shape) > 1:
         return None, False  # a map, not a list of scores
@@ -360,7 +359,7 @@ def _has_weights(node: onnx.NodeProto, constants: set[str]) -> bool:
 def _pooling(
     tensor: str, producers: Mapping[str, onnx.NodeProto], shapes: Shapes, layout: str
 ) -> tuple[str, tuple[str, ...]]:
-    """The tensor to start from, and the operators that make N×F features of it."""
+    """Choose the tensor to start from, and the operators that make N×F features of it."""
     shape, node = shapes.get(tensor, ()), producers.get(tensor)
     if len(shape) == 1:
         return tensor, ("Identity",)

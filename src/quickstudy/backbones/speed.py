@@ -1,7 +1,7 @@
 """How fast backbones are on this machine: measured once, then remembered beside them.
 
-Measured as extraction runs them: called by as many threads as there are cores, one image at a time. Decoding is left
-out; it takes about a millisecond an image, whatever the backbone.
+They are measured as extraction runs them: called by as many threads as there are cores, one image at a time. Decoding
+is left out; it takes about a millisecond an image, whatever the backbone.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from pathlib import Path
 import numpy as np
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.runtime import ONNX_RUNTIME, Engine
+from quickstudy.backbones.engine import Engine
+from quickstudy.backbones.runtime import ONNX_RUNTIME
 from quickstudy.files import write_json_atomically
 from quickstudy.process import usable_cores
 
 SECONDS = 1.0
-"""How long a measurement takes."""
+"""Seconds that a measurement takes."""
 
 
 def measure_speed(backbone: Backbone, *, seconds: float = SECONDS, engine: Engine = ONNX_RUNTIME) -> float:
-    """Images a second up to the features, from pixels in memory, on all cores.
+    """Measure images a second up to the features, from pixels in memory, on all cores.
 
     Args:
         backbone: what to measure.
@@ -58,7 +59,7 @@ def measure_speed(backbone: Backbone, *, seconds: float = SECONDS, engine: Engin
 
 
 def known_speed(backbone: Backbone) -> float | None:
-    """What `measure_speed` found on this machine for this graph, if it has been asked."""
+    """Look up what `measure_speed` found on this machine for this graph; None where it has not been asked."""
     try:
         note = json.loads(_place(backbone).read_text(encoding="utf-8"))
         if note["fingerprint"] == backbone.fingerprint:
@@ -69,7 +70,7 @@ def known_speed(backbone: Backbone) -> float | None:
 
 
 def machine() -> str:
-    """This machine, as measurements are filed: its name, processor and usable cores."""
+    """Name this machine as measurements are filed: its name, processor and usable cores."""
     return f"{platform.node()}, {platform.machine()}, {usable_cores()} cores"
 
 
@@ -78,7 +79,10 @@ def _place(backbone: Backbone) -> Path:
 
 
 def _remember(backbone: Backbone, speed: float) -> None:
-    """Several machines may share a cache folder; one that cannot be written costs another measurement only."""
+    """Note a speed beside those of other machines that share the cache folder.
+
+    A folder that cannot be written costs another measurement only.
+    """
     speeds = {}
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         note = json.loads(_place(backbone).read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """Backbones from timm, the collection of PyTorch image models.
 
-Needs timm, which needs torchvision. timm knows how each of its networks was trained to see images, and that goes into
-the graph.
+It needs timm, which needs torchvision. timm knows how each of its networks was trained to see images, and that goes
+into the graph.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def import_timm(
     """Make a backbone of one of timm's networks.
 
     Args:
-        name: as timm has it, such as `resnet18.a1_in1k`.
+        name: name of the network as timm has it, such as `resnet18.a1_in1k`.
         weights: a file with a state dict; left out, timm's own, which it downloads once.
         top: whether the backbone shall have the classifier.
         size: side of the input in pixels; left out, that of the network's training.
@@ -103,7 +103,7 @@ def _timm() -> Any:
 
 
 def _load_weights(model: torch.nn.Module, path: Path) -> None:
-    """Only tensors are read from the file: torch's restricted unpickler refuses all else."""
+    """Load a network's weights, reading only tensors from the file: torch's restricted unpickler refuses all else."""
     import torch
 
     try:

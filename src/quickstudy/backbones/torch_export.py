@@ -1,6 +1,6 @@
-"""From a torch module, a Keras model on the torch backend among them, to an ONNX graph.
+"""Exports torch modules, Keras models on the torch backend among them, as ONNX graphs.
 
-Needs torch and onnxscript; imported by what has made a module, never by what runs a backbone.
+It needs torch and onnxscript, and is imported by what has made a module, never by what runs a backbone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _OPSET = 17
 
 
 def export_module(module: torch.nn.Module, example: torch.Tensor) -> onnx.ModelProto:
-    """The graph of a module in inference mode, for inputs of the shape of `example`.
+    """Export a module in inference mode as an ONNX graph, for inputs of the shape of `example`.
 
     Raises:
         BackboneError: torch's exporter cannot do it.
@@ -66,7 +66,7 @@ def _by_dynamo(module: torch.nn.Module, example: torch.Tensor) -> onnx.ModelProt
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What exporters say is for their developers, and the result is checked.
+    """Keep exporters quiet: what they say is for their developers, and the result is checked.
 
     TorchScript's prints the whole graph where it fails, past Python, so standard output itself is led away, too.
     """

@@ -17,7 +17,7 @@ from onnx import TensorProto, defs
 from quickstudy.errors import BackboneError, UnsafeFileError
 
 MOST_BYTES = 2 << 30
-"""Of a file and the weights beside it, together; protocol buffers hold no more."""
+"""The largest size of a file and the weights beside it together, in bytes; protocol buffers hold no more."""
 _OLDEST_OPSET = 7  # the oldest that ONNX Runtime promises to run
 _ENDLESS = ("Loop", "Scan")
 
@@ -48,7 +48,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
 
 
 def parse_onnx(data: bytes, path: Path) -> onnx.ModelProto:
-    """What the bytes of an ONNX file say; nothing of it is followed or run.
+    """Parse the bytes of an ONNX file; nothing of what it says is followed or run.
 
     Args:
         data: the file's bytes.
@@ -68,24 +68,24 @@ def parse_onnx(data: bytes, path: Path) -> onnx.ModelProto:
 
 
 def first_line(error: BaseException) -> str:
-    """Of an error's message; libraries append pages to it."""
+    """Return the first line of an error's message; libraries append pages to it."""
     return str(error).strip().partition("\n")[0]
 
 
 def foreign_operators(graph: onnx.GraphProto) -> list[str]:
-    """The operators that are not ONNX's own, sorted, each once."""
+    """List the operators that are not ONNX's own, sorted, each once."""
     return sorted({f"{node.domain}.{node.op_type}" for node in _nodes(graph) if node.domain})
 
 
 def _normalise_domains(model: onnx.ModelProto) -> None:
-    """`ai.onnx` is another name for ONNX's own operators."""
+    """Write the domain of ONNX's own operators, which is also called `ai.onnx`, as an empty name everywhere."""
     for part in (*model.opset_import, *_nodes(model.graph)):
         if part.domain == "ai.onnx":
             part.domain = ""
 
 
 def check_operators(model: onnx.ModelProto, path: Path) -> None:
-    """That a graph needs nothing but ONNX's own operators, without loops.
+    """Check that a graph needs nothing but ONNX's own operators, without loops.
 
     Raises:
         BackboneError: it uses functions, loops, or operators or an opset that are not known.
@@ -158,7 +158,7 @@ def _embed_external_data(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _beside(path: Path, location: str) -> Path:
-    """The file in the folder of `path` that `location` names, or one in a folder below.
+    """Find the file that `location` names, in the folder of `path` or in one below.
 
     Raises:
         UnsafeFileError: it leads elsewhere, or to nothing.
@@ -182,7 +182,7 @@ def _beside(path: Path, location: str) -> Path:
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """The graph's nodes, and those of the graphs inside them."""
+    """Yield the graph's nodes, and those of the graphs inside them."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
@@ -191,7 +191,7 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def _check_text(message: Any) -> None:
-    """That all names are text, which nobody has looked at so far.
+    """Check that all names are text, which nobody has looked at so far.
 
     Raises:
         ValueError: one is not.
@@ -205,7 +205,7 @@ def _check_text(message: Any) -> None:
 
 
 def tensors_of(message: Any) -> Iterator[onnx.TensorProto]:
-    """All tensors in a message, wherever they are."""
+    """Yield all tensors in a message, wherever they are."""
     for field, value in message.ListFields():
         if field.message_type is not None:
             for part in _parts(value):
@@ -216,5 +216,5 @@ def tensors_of(message: Any) -> Iterator[onnx.TensorProto]:
 
 
 def _parts(value: Any) -> Sequence[Any]:
-    """What a field holds, be it repeated or not."""
+    """Return the values that a field holds, be it repeated or not."""
     return value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else (value,)

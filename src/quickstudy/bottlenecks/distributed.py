@@ -6,10 +6,6 @@ into the store; only counts and reasons come back. Whatever dies is started agai
 immutable, so what it had written stays, and what is computed twice is harmless.
 
 Ray is imported inside functions only.
-
-What runs on the nodes of a cluster: workers, which compute blocks of images, and the ledger, which keeps them apart.
-
-Ray is imported inside functions only.
 """
 
 from __future__ import annotations
@@ -60,14 +56,17 @@ class ClusterExtraction:
     """What an extraction on a cluster found and did."""
 
     computed: int
-    """Forward passes through the prefix, without those of lost workers."""
+    """Number of forward passes through the prefix, without those of lost workers."""
     cached: int
-    """Bottlenecks that were in the store already, or that a copy of the image had."""
+    """Number of bottlenecks that were in the store already, or that a copy of the image had."""
     reasons: dict[int, str]
     """Why an image cannot be used, by its number."""
     workers: int
+    """Number of workers."""
     nodes: int
+    """Number of nodes that were alive at the end."""
     seconds: float
+    """Seconds from start to end, by the clock."""
 
 
 def extract_on_cluster(
@@ -82,7 +81,7 @@ def extract_on_cluster(
 ) -> ClusterExtraction:
     """Make sure that a shared store holds the bottlenecks of these images, computing those that are missing.
 
-    To be called while Ray is connected (`quickstudy.cluster.connected`). Every node reads the images by the same paths.
+    Ray must be connected (`quickstudy.cluster.connected`). Every node reads the images by the same paths.
 
     Args:
         images: image files.
@@ -156,7 +155,7 @@ def _block(images: Sequence[Path], start: int, stop: int) -> pa.Table:
 
 
 def _rows(order: Order, blocks: list[pa.Table], workers: int) -> Generator[dict[str, Any], None, None]:
-    """What became of each block, as workers finish them."""
+    """Yield what became of each block, as workers finish them."""
     if not blocks:
         return
     import ray
@@ -184,7 +183,9 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-# Between questions to the ledger; as many files are read ahead.
+# What runs on the nodes: workers, which compute blocks of images, and the ledger, which keeps them apart.
+
+# So many images are asked about in one question to the ledger; as many files are read ahead.
 _GROUP_IMAGES = 16
 _READERS = 4
 _FLUSH_SECONDS = 30.0
@@ -200,13 +201,16 @@ class Order:
     place: str
     """The store: a folder that all nodes see, or a URI."""
     source: SourceSpec
+    """All that decides the bottlenecks besides image and view."""
     backbone: Backbone
-    """Its path is the driver's; the graph travels separately."""
+    """The network; its path is the driver's, and the graph travels separately."""
     views: int
+    """Number of augmented views of each image besides the plain one."""
     distortions: Distortions
+    """How views differ from the plain image."""
 
     def keys(self, digest: bytes) -> list[bytes]:
-        """The keys of an image's views."""
+        """Return the keys of an image's views."""
         return [view_key(digest, view, self.distortions) for view in range(self.views + 1)]
 
 
@@ -219,15 +223,18 @@ class Ledger:
         self._attempts: Counter[int] = Counter()
 
     def begin(self, block: int) -> int:
-        """A worker begins a block, known by its first image's number; returns how often that has happened."""
+        """Note that a worker begins a block, known by its first image's number; return how often that has happened."""
         self._attempts[block] += 1
         return self._attempts[block]
 
     def claim(self, wanted: list[tuple[int, list[bytes]]]) -> list[list[int] | None]:
-        """For images, given by number and keys: the views that each is to compute; None where the store has them all.
+        """Give each image the views that are to be computed for it; None where the store has them all.
 
-        No views are left to an image whose copy is being computed. The same image gets the same again, as the one who
-        asked before may have been lost.
+        No views are left to an image whose copy is being computed. An image that is asked for again gets the same
+        views, as the worker that asked before may have been lost.
+
+        Args:
+            wanted: number and keys, by view, of each image.
         """
         answers: list[list[int] | None] = []
         for number, keys in wanted:
@@ -242,13 +249,17 @@ class _Tally:
     """What became of a block."""
 
     images: int
+    """Number of images in the block."""
     computed: int = 0
+    """Number of bottlenecks that were computed."""
     cached: int = 0
+    """Number of bottlenecks that the store or a copy of the image has."""
     reasons: list[tuple[int, str]] = field(default_factory=list)
+    """Number of each image that cannot be used, and why."""
     failure: str = ""
-    """Why the block could not be finished, which ends the whole extraction."""
+    """Why the block could not be finished, which ends the whole extraction; empty where it was."""
     workers_died: bool = False
-    """Whether that is why."""
+    """Whether the block failed because workers died of it."""
 
     def to_table(self) -> pa.Table:
         columns = {**vars(self), "reasons": json.dumps(self.reasons)}
@@ -265,7 +276,7 @@ class Worker:
         self._prefix: Prefix | None = None
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Compute what is missing of a block (columns `number` and `path`), and tell what became of it."""
+        """Compute what is missing of a block (columns `number` and `path`), and return what became of it."""
         tally = _Tally(images=block.num_rows)
         try:
             self._compute(block["number"].to_pylist(), block["path"].to_pylist(), tally)
@@ -342,7 +353,7 @@ class Worker:
 
 
 class _Output:
-    """Gathers bottlenecks to shards."""
+    """Gathers bottlenecks and writes them to the store in shards."""
 
     def __init__(self, store: SharedStore, source: SourceSpec) -> None:
         self._store, self._source = store, source
@@ -364,7 +375,7 @@ class _Output:
 
 
 def _read_ahead(paths: list[bytes]) -> Iterator[tuple[int, list[tuple[bytes, bytes] | UnusableImageError]]]:
-    """Bytes and content hashes of files, or why there are none, a group at a time; the next is read meanwhile."""
+    """Yield bytes and content hashes of files, or why there are none, by groups; the next group is read meanwhile."""
     # Storage that is reached over a network answers late, and one file after the other would leave the core waiting.
     with ThreadPoolExecutor(_READERS) as readers:
         ahead: deque[tuple[int, list[Future[tuple[bytes, bytes] | UnusableImageError]]]] = deque()

@@ -1,8 +1,9 @@
-"""From image files to bottlenecks, each computed once: read, hash, look up, decode, run the prefix, store.
+"""Turns image files into bottlenecks, each computed once: read, hash, look up, decode, run the prefix, store.
 
 One thread a core takes files one by one and carries each through all steps, so decoding overlaps with the prefix by
-itself and memory does not grow with the number of images. Finished bottlenecks gather in a buffer that the main thread
-flushes to the store every two seconds; an interrupt or a kill loses no more than that.
+itself and memory does not grow with the number of images. One-thread runs of one session from several threads beat a
+session that spreads a batch over the cores (see `quickstudy.backbones.runtime`). Finished bottlenecks gather in a
+buffer that the main thread flushes to the store every two seconds; an interrupt or a kill loses no more than that.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.runtime import ONNX_RUNTIME, AnyPrefix, Engine
+from quickstudy.backbones.engine import AnyPrefix, Engine
+from quickstudy.backbones.runtime import ONNX_RUNTIME
 from quickstudy.bottlenecks.store import Source, SourceSpec, Store
 from quickstudy.errors import StoreError, UnusableImageError
 from quickstudy.images.census import Census
@@ -42,14 +44,17 @@ class Timings:
     """Seconds spent in each step, summed over the threads."""
 
     read: float = 0.0
-    """Reading files and hashing them."""
+    """Seconds of reading files and hashing them."""
     decode: float = 0.0
+    """Seconds of decoding."""
     resize: float = 0.0
+    """Seconds of rendering views from decoded images."""
     prefix: float = 0.0
+    """Seconds in the network."""
     store: float = 0.0
-    """Writing shards; the other threads go on meanwhile."""
+    """Seconds of writing shards; the other threads go on meanwhile."""
     wall: float = 0.0
-    """From start to end, by the clock."""
+    """Seconds from start to end, by the clock."""
 
     def add(self, other: Timings) -> None:
         """Add another thread's seconds; wall time stays."""
@@ -62,23 +67,26 @@ class Extraction:
     """What an extraction found and did."""
 
     source: Source
-    """Where the bottlenecks are."""
+    """The part of the store that holds the bottlenecks."""
     digests: tuple[bytes | None, ...]
-    """Content hash by image, None where the file cannot be used."""
+    """Content hash by image; None where the file cannot be used."""
     reasons: dict[int, str]
-    """Why not, by the image's number."""
+    """Why an image cannot be used, by its number."""
     computed: int
-    """Forward passes through the prefix."""
+    """Number of forward passes through the prefix."""
     cached: int
-    """Bottlenecks that were in the store already."""
+    """Number of bottlenecks that were in the store already."""
     views: int
+    """Number of augmented views of each image besides the plain one."""
     distortions: Distortions
+    """How views differ from the plain image."""
     timings: Timings
+    """Seconds spent in each step."""
     unusable: dict[bytes, str] = field(default_factory=dict)
-    """Why contents cannot be used, where those of a census were extracted."""
+    """Why contents cannot be used, by digest, where those of a census were extracted."""
 
     def gather(self, digests: Sequence[bytes], view: int = 0) -> NDArray[np.floating]:
-        """Bottlenecks of these images' view, in their order."""
+        """Read the bottlenecks of one view of these images, in their order."""
         return self.source.gather([view_key(digest, view, self.distortions) for digest in digests])
 
 
@@ -150,13 +158,13 @@ def extract(
         images: image files, or what would be in them.
         backbone: the network whose default cut is taken.
         store: where bottlenecks are kept.
-        digests: their content hashes, where a census knows them: what the store has is not looked at, and a file that
-            has another content by now cannot be used.
+        digests: the images' content hashes, where a census knows them: files whose bottlenecks the store has are not
+            read, and a file that has another content by now cannot be used.
         views: how many augmented views each image gets besides the plain one.
         distortions: how views differ from the plain image.
         dtype: `float16` or `float32`, as the store keeps them.
         engine: what runs the network.
-        threads: as many as the engine asks for, or else as there are cores, if left out.
+        threads: number of threads; as many as the engine asks for, or else as there are cores, if left out.
         progress: is told how far it has come.
 
     Raises:
@@ -224,7 +232,7 @@ def extract_census(
     """Make sure that the store holds the bottlenecks of a census' images; see `extract`.
 
     Args:
-        census: the images; those that have a role.
+        census: the images, of which those that have a role are taken.
         backbone: as for `extract`.
         store: as for `extract`.
         unlabelled: take images without a role, too.
@@ -237,7 +245,7 @@ def extract_census(
 
 
 def source_spec(backbone: Backbone, dtype: str, engine: Engine = ONNX_RUNTIME) -> SourceSpec:
-    """What the bottlenecks at a backbone's default cut are computed by."""
+    """Describe all that decides the bottlenecks at a backbone's default cut besides image and view."""
     return SourceSpec(
         backbone=backbone.name,
         fingerprint=backbone.fingerprint,
@@ -260,7 +268,7 @@ def compute_bottlenecks(
     dtype: str,
     timings: Timings,
 ) -> Iterator[NDArray[np.floating]]:
-    """From an image file's bytes to the bottlenecks of these views, one after the other; decoded once, at the start.
+    """Yield the bottlenecks of these views of an image file, given by its bytes, which are decoded once, at the start.
 
     Threads here and workers on a cluster all come through here, so a bottleneck is the same to the bit wherever it is
     computed.
@@ -281,7 +289,7 @@ def compute_bottlenecks(
 
 
 def _supervise(job: _Job, workers: Sequence[threading.Thread], index: StatIndex, progress: Progress) -> None:
-    """Until the workers are done: flush the buffer when it is due and tell how far things are."""
+    """Flush the buffer when it is due and tell how far things are, until the workers are done."""
     flushed = time.monotonic()
     while any(worker.is_alive() for worker in workers):
         next((worker for worker in workers if worker.is_alive()), workers[0]).join(_POLL_SECONDS)
@@ -357,7 +365,7 @@ def _process(job: _Job, number: int, timings: Timings) -> None:
 
 
 def _identify(job: _Job, number: int) -> tuple[bytes | None, bytes]:
-    """The image's bytes and content hash; no bytes where what is known of it and the store spare reading them.
+    """Return an image's bytes and content hash; no bytes where what is known of it and the store spare reading them.
 
     What is to be computed is always read first, so that it is claimed under the hash of what was read.
     """
@@ -392,7 +400,7 @@ def _require_usable(job: _Job, number: int, digest: bytes) -> None:
 
 
 def _drop_copies_of_unusable(job: _Job) -> None:
-    """A copy of an image that could not be decoded was taken for one under way; give it the same reason."""
+    """Give copies of images that could not be decoded the same reason; they were taken for images under way."""
     reasons: dict[bytes, str] = {}
     for number, reason in sorted(job.reasons.items()):
         if (digest := job.unusable.get(number)) is not None:
@@ -404,7 +412,7 @@ def _drop_copies_of_unusable(job: _Job) -> None:
 
 
 def _claim(job: _Job, digest: bytes) -> list[tuple[int, bytes]]:
-    """The views of an image that nobody has computed; they are now this thread's to compute."""
+    """Claim for this thread the views of an image that nobody has computed: their numbers and keys."""
     with job.lock:
         missing = _missing(job, digest)
         job.under_way.update(key for _, key in missing)

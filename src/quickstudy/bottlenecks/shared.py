@@ -1,8 +1,9 @@
 """A store that many machines reach: a shared folder, or object storage named by a URI (pyarrow.fs).
 
 It is laid out like the local one and holds the same files, so it needs no locks either: who fills it writes whole
-shards under the hash of their content. Bottlenecks are read from a local store, which maps its shards into memory;
-`pull` brings a local store the shards that it lacks. A shared folder is a local store to whoever mounts it.
+shards under the hash of their content. Object storage is mirrored, not read in place: a head wants all bottlenecks
+anyway, and a local store maps its shards into memory. `pull` brings it the shards that it lacks. A shared folder is a
+local store to whoever mounts it.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from quickstudy.bottlenecks.store import SUFFIX, Source, SourceSpec, Store, name_of, read_keys, serialise
+from quickstudy.bottlenecks.store import SUFFIX, Source, SourceSpec, Store, read_keys, serialise, shard_name
 from quickstudy.errors import StoreError
 from quickstudy.files import TEMPORARY_PREFIX, write_bytes_atomically
 from quickstudy.progress import Progress, silent
+from quickstudy.records import read_record
 
 EXPECTED = "expected a folder, or a URI such as s3://bucket/path, gs://bucket/path or file:///folder"
-# Where an object appears whole or not at all; elsewhere it takes a temporary name and a rename.
+"""The end of a message about a place that is no store."""
+# Here an object appears whole or not at all; elsewhere that takes a temporary name and a rename.
 _OBJECT_STORES = ("s3", "gcs", "abfs")
 _DESCRIPTION = "source.json"
 _LISTINGS = 3
@@ -40,11 +43,13 @@ class Pulled:
     """What `SharedStore.pull` brought."""
 
     shards: int
+    """Number of shards that were copied."""
     bottlenecks: int
-    """That were not in the local store before."""
+    """Number of bottlenecks in them that were not in the local store before."""
     size_bytes: int
+    """Size of the shards that were copied, in bytes."""
     damaged: tuple[str, ...]
-    """Shards whose bytes do not match their name; left where they are."""
+    """Shards, named with their source, whose bytes do not match their name; they are left where they are."""
 
 
 class SharedStore:
@@ -53,11 +58,11 @@ class SharedStore:
     def __init__(self, filesystem: fs.FileSystem, root: str, *, place: str) -> None:
         self.filesystem, self.root = filesystem, root.rstrip("/")
         self.place = place
-        """As the user named it, for messages."""
+        """The place as the user named it, for messages."""
 
     @property
     def folder(self) -> Path | None:
-        """The folder that it is on this machine, None where it is none."""
+        """The folder that it is on this machine; None where it is none."""
         return Path(self.root) if isinstance(self.filesystem, fs.LocalFileSystem) else None
 
     def prepare(self, spec: SourceSpec) -> None:
@@ -71,20 +76,20 @@ class SharedStore:
             self._put(f"{self._folder_of(spec)}/{_DESCRIPTION}", text.encode())
 
     def is_prepared(self, spec: SourceSpec) -> bool:
-        """Whether a source's description is there, seen from this machine."""
+        """Say whether a source's description is there, seen from this machine."""
         with self._named("read"):
             info: fs.FileInfo = self.filesystem.get_file_info(f"{self._folder_of(spec)}/{_DESCRIPTION}")
         return bool(info.type == fs.FileType.File)
 
     def specs(self) -> list[SourceSpec]:
-        """The sources that are described here."""
+        """Read the descriptions of all sources here."""
         found = []
         with self._named("read"):
             for info in self._list(self.root):
                 path = f"{info.path}/{_DESCRIPTION}"
                 if info.type == fs.FileType.Directory and self.filesystem.get_file_info(path).type == fs.FileType.File:
                     try:
-                        found.append(SourceSpec.from_dict(json.loads(self._get(path))))
+                        found.append(read_record(SourceSpec, json.loads(self._get(path)), version=1))
                     except (ValueError, KeyError, TypeError) as error:
                         raise StoreError(
                             f"'{path}' in '{self.place}' is damaged ({error}); delete its folder"
@@ -92,16 +97,16 @@ class SharedStore:
         return found
 
     def shards(self, spec: SourceSpec) -> list[str]:
-        """The names of a source's shards, sorted."""
+        """List the names of a source's shards, sorted."""
         with self._named("read"):
             names = [info.base_name for info in self._list(self._folder_of(spec))]
         return sorted(name for name in names if name.endswith(SUFFIX) and not name.startswith("."))
 
     def keys(self, spec: SourceSpec) -> set[bytes]:
-        """The keys of all of a source's shards; those of damaged ones are left out, to be computed again."""
+        """Read the keys of all of a source's shards; those of damaged ones are left out, to be computed again."""
         keys: set[bytes] = set()
         seen: set[str] = set()
-        # Listed again, as what is gone when it is to be read has been merged into a shard that is new.
+        # A shard that is gone when it is to be read has been merged into a new one, which the next listing has.
         for _ in range(_LISTINGS):
             fresh = [name for name in self.shards(spec) if name not in seen]
             with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
@@ -111,7 +116,7 @@ class SharedStore:
         return keys
 
     def keys_of(self, spec: SourceSpec, name: str) -> list[bytes]:
-        """The keys of one shard; none where it is damaged or gone."""
+        """Read the keys of one shard; none where it is damaged or gone."""
         try:
             with self.filesystem.open_input_file(f"{self._folder_of(spec)}/{name}") as file:
                 return read_keys(file, spec)
@@ -127,10 +132,10 @@ class SharedStore:
         rows = np.ascontiguousarray(values, np.dtype(spec.dtype)).reshape(len(keys), spec.width)
         data = serialise(spec, keys, rows)
         with self._named("write to"):
-            self._put(f"{self._folder_of(spec)}/{name_of(data)}", data)
+            self._put(f"{self._folder_of(spec)}/{shard_name(data)}", data)
 
     def pull(self, store: Store, *, progress: Progress = silent) -> Pulled:
-        """Copy to a local store the shards that it lacks; those whose bottlenecks it has in others are not missed.
+        """Copy to a local store the shards that it lacks, without those whose bottlenecks it has in other shards.
 
         Raises:
             StoreError: this place cannot be read, or the local store cannot be written.
@@ -146,7 +151,7 @@ class SharedStore:
                 if self._is_missed(source, name):
                     with self._named("read"):
                         data = self._get(f"{self._folder_of(spec)}/{name}")
-                    if name_of(data) == name:
+                    if shard_name(data) == name:
                         before = len(source)
                         source.adopt(data)
                         pulled, size = pulled + 1, size + len(data)
@@ -160,7 +165,7 @@ class SharedStore:
         return Pulled(shards=pulled, bottlenecks=bottlenecks, size_bytes=size, damaged=tuple(damaged))
 
     def _is_missed(self, source: Source, name: str) -> bool:
-        """Whether a shard here has anything that a local source lacks, which may have it in a shard of another name."""
+        """Say whether a shard here has anything that a local source lacks, also in its shards of other names."""
         if (source.folder / name).exists():
             return False
         keys = self.keys_of(source.spec, name) if len(source) else []
@@ -195,7 +200,7 @@ class SharedStore:
 
     @contextlib.contextmanager
     def _named(self, action: str) -> Iterator[None]:
-        """Errors say which store they are about."""
+        """Turn errors inside this context into a StoreError that says which store it is about."""
         try:
             yield
         except (OSError, pa.ArrowException) as error:
@@ -204,7 +209,7 @@ class SharedStore:
 
 
 def open_shared_store(place: str | Path) -> SharedStore:
-    """The store in a folder, or at a URI that pyarrow.fs knows. Nothing is written.
+    """Open the store in a folder, or at a URI that pyarrow.fs knows; nothing is written.
 
     Raises:
         StoreError: no such kind of URI.

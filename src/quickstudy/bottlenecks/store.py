@@ -1,15 +1,16 @@
 """The store: a content-addressed cache of bottlenecks that many processes may fill at once.
 
 A store is a folder with one subfolder per source (what the bottlenecks were computed by); a source is a set of
-immutable Arrow IPC shards, each named by the SHA-256 of its own bytes. A shard appears whole or not at all (temporary
-name, flush, rename), so readers and writers need no locks: duplicates are harmless, and what a killed process had
-flushed stays. Shards are memory-mapped when read.
+immutable shards, each named by the SHA-256 of its own bytes. A shard appears whole or not at all (temporary name,
+flush, rename), so readers and writers need no locks: duplicates are harmless, and what a killed process had flushed
+stays. Shards are memory-mapped when read.
 
-A shard: an immutable Arrow IPC file with bottlenecks of one source, named by the SHA-256 of its own bytes.
-
-Its columns are `key` (32 bytes) and `bottleneck` (fixed-size list of float16 or float32); the schema's metadata name
-the source and the shape. Stores on a disk and in object storage hold the same files, so a shard can be copied between
-them as it is, and its name tells whether it arrived whole.
+A shard is an Arrow IPC file with the columns `key` (32 bytes) and `bottleneck` (fixed-size list of float16 or float32),
+or `record` where a source keeps records; the schema's metadata name the source and the shape. float16, the usual one,
+takes half the space and leads to the same decisions. The key holds the number of a view and its distortions (see
+`quickstudy.images.views.view_key`), not a column of its own: so it names everything that changes the value besides the
+source, and one column is enough. Stores on a disk and in object storage hold the same files, so a shard can be copied
+between them as it is, and its name tells whether it arrived whole.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from quickstudy.errors import StoreError
 from quickstudy.files import TEMPORARY_PREFIX, sha256_of_file, write_bytes_atomically, write_json_atomically
+from quickstudy.records import read_record
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _COMPACT_ABOVE = 8
@@ -41,16 +43,15 @@ _LISTINGS = 100
 
 
 class Source:
-    """The bottlenecks of one source. Reading sees the shards that were there at `load` and those appended since."""
+    """The bottlenecks of one source, as far as its shards were there at `load` or have been appended since."""
 
     def __init__(self, folder: Path, spec: SourceSpec) -> None:
         self.folder, self.spec = folder, spec
-        self._dtype: DTypeLike = np.dtype(spec.dtype)
         self._width = spec.width
         self._places: dict[bytes, tuple[int, int]] = {}
         self._shards: list[Shard] = []
         self.damaged: list[Path] = []
-        """Shards that could not be read and were left out; `verify` tells more."""
+        """Shards that could not be read and were left out; `Store.verify` tells more."""
         self.load()
 
     def __contains__(self, key: bytes) -> bool:
@@ -77,12 +78,12 @@ class Source:
         raise StoreError(f"The store '{self.folder}' keeps changing while it is read; try again")
 
     def gather(self, keys: Sequence[bytes]) -> NDArray[np.floating]:
-        """The bottlenecks of these keys, in their order: len(keys) × shape, in the source's dtype.
+        """Read the bottlenecks of these keys, in their order: len(keys) × shape, in the source's dtype.
 
         Raises:
             KeyError: a key is not in the store.
         """
-        result = np.empty((len(keys), self._width), self._dtype)
+        result = np.empty((len(keys), self._width), self.spec.dtype)
         wanted: dict[int, tuple[list[int], list[int]]] = {}
         for position, key in enumerate(keys):
             shard, row = self._places[key]
@@ -93,15 +94,27 @@ class Source:
             result[positions] = self._shards[shard].values[rows]
         return result.reshape(len(keys), *self.spec.shape)
 
-    def append(self, keys: Sequence[bytes], values: NDArray[np.floating]) -> None:
-        """Write one shard durably and make it readable here.
+    def records(self, keys: Sequence[bytes]) -> list[dict[str, Any]]:
+        """Give the records of these keys, in their order, of a source that keeps records.
+
+        Raises:
+            KeyError: a key is not in the store.
+        """
+        places = [self._places[key] for key in keys]
+        return [self._shards[shard].values[row].as_py() for shard, row in places]
+
+    def append(self, keys: Sequence[bytes], values: NDArray[np.floating] | Sequence[Mapping[str, Any]]) -> None:
+        """Write one shard durably and make it readable here; `values` are records where the source keeps such.
 
         Raises:
             StoreError: the disk is full, the folder cannot be written, or the values do not fit the source.
         """
         if not keys:
             return
-        rows = np.ascontiguousarray(values, self._dtype).reshape(len(keys), -1)
+        if self.spec.record:
+            self._see(self._write(serialise(self.spec, keys, values)))
+            return
+        rows = np.ascontiguousarray(values, self.spec.dtype).reshape(len(keys), -1)
         if rows.shape[1] != self._width:
             raise StoreError(
                 f"A bottleneck of '{self.spec.backbone}' has {rows.shape[1]} values; expected {self._width}"
@@ -123,7 +136,7 @@ class Source:
             self.load()
 
     def compact(self) -> int:
-        """Merge small shards when there are many; returns how many were merged.
+        """Merge small shards when there are many, and return how many were merged.
 
         Safe beside other readers and writers: a merged shard is durable before the small ones go, and a process that
         still has those mapped keeps reading them. Memory stays within a few merged shards.
@@ -132,7 +145,9 @@ class Source:
         while batch := self._batch_to_merge():
             rows = {key: shard.values[row] for shard in batch for row, key in enumerate(shard.keys)}
             keys = sorted(rows)
-            path = self._write(serialise(self.spec, keys, np.stack([rows[key] for key in keys])))
+            kept = [rows[key] for key in keys]
+            values = [value.as_py() for value in kept] if self.spec.record else np.stack(kept)
+            path = self._write(serialise(self.spec, keys, values))
             for shard in batch:
                 if shard.path != path:
                     with contextlib.suppress(OSError):  # gone already, or in use on Windows; a duplicate is harmless
@@ -144,7 +159,7 @@ class Source:
         return merged
 
     def _batch_to_merge(self) -> list[Shard]:
-        """More than a few small shards that make one of full size together, or none where there are not so many."""
+        """Choose more than a few small shards that make one of full size together; none where there are not so many."""
         small = [shard for shard in self._shards if shard.values.nbytes < _MERGED_BYTES // 4]
         batch: list[Shard] = []
         for shard in small if len(small) > _COMPACT_ABOVE else []:
@@ -154,7 +169,7 @@ class Source:
         return batch if len(batch) > _COMPACT_ABOVE else []
 
     def _write(self, data: bytes | memoryview) -> Path:
-        path = self.folder / name_of(data)
+        path = self.folder / shard_name(data)
         try:
             if not (self.folder / "source.json").exists():
                 write_json_atomically(self.folder / "source.json", self.spec.to_dict())
@@ -169,6 +184,9 @@ class Source:
 
     def _add(self, path: Path) -> None:
         try:
+            # Records are small and have parts of any length, so they are read for certain: hashed, not only mapped.
+            if self.spec.record and sha256_of_file(path) != path.stem:
+                raise ValueError("its bytes are not those that it is named by")
             shard = map_shard(path, self.spec)
         except FileNotFoundError:
             raise
@@ -185,13 +203,21 @@ class SourceSummary:
     """One source in the store, for people: what it is, and what it holds."""
 
     identity: str
+    """Name of the source's folder, 32 hexadecimal digits."""
     backbone: str
+    """Name of the network."""
     cut: str
+    """Name of the tensor at which freezing ends."""
     dtype: str
+    """Type of the values, `float16` or `float32`; `record` for records."""
     engine: str
+    """Name of the engine that ran the network; empty where none did."""
     bottlenecks: int
+    """Number of bottlenecks or records."""
     shards: int
+    """Number of shards."""
     size_bytes: int
+    """Size of all shards, in bytes."""
     used: float
     """When a shard was last written, in seconds since 1970."""
 
@@ -201,7 +227,9 @@ class Verification:
     """What `Store.verify` found."""
 
     shards: int
+    """Number of shards, damaged ones among them."""
     bottlenecks: int
+    """Number of bottlenecks that can be read."""
     damaged: tuple[Path, ...]
     """Shards whose bytes do not match their name, or that cannot be read."""
 
@@ -214,7 +242,7 @@ class Store:
 
     @property
     def index_path(self) -> Path:
-        """Where the stat index lives."""
+        """The file of the stat index."""
         return self.folder / "files.sqlite"
 
     def source(self, spec: SourceSpec) -> Source:
@@ -222,11 +250,11 @@ class Store:
         return Source(self.folder / spec.identity, spec)
 
     def summaries(self) -> list[SourceSummary]:
-        """What the store holds, source by source."""
+        """Sum up what the store holds, source by source."""
         return [self._summarise(folder, spec) for folder, spec in self._sources()]
 
     def verify(self, *, remove: bool = False) -> Verification:
-        """Hash every shard and compare with its name; with `remove`, damaged shards go, to be computed again."""
+        """Hash every shard and compare with its name; with `remove`, delete damaged shards, to be computed again."""
         damaged: list[Path] = []
         shards = bottlenecks = 0
         for folder, spec in self._sources():
@@ -245,7 +273,7 @@ class Store:
         return Verification(shards=shards, bottlenecks=bottlenecks, damaged=tuple(damaged))
 
     def compact(self) -> int:
-        """Merge small shards in every source and sweep up what killed processes left; returns how many were merged."""
+        """Merge small shards in every source and sweep up what killed processes left; return how many were merged."""
         for folder in [self.folder, *(folder for folder, _ in self._sources())]:
             for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
                 with contextlib.suppress(FileNotFoundError):  # renamed by its writer after it was listed
@@ -254,7 +282,7 @@ class Store:
         return sum(Source(folder, spec).compact() for folder, spec in self._sources())
 
     def prune(self, *, identity: str | None = None, older_than_days: float | None = None) -> list[SourceSummary]:
-        """Delete sources: the one whose identity starts so, or those not written to for so many days.
+        """Delete the source whose identity starts so, or those not written to for so many days; return which.
 
         Raises:
             StoreError: no source, or more than one, has such an identity.
@@ -280,8 +308,8 @@ class Store:
         for path in sorted(self.folder.glob("*/source.json")):
             try:
                 values = json.loads(path.read_text(encoding="utf-8"))
-                yield path.parent, SourceSpec.from_dict(values)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+                yield path.parent, read_record(SourceSpec, values, version=1)
+            except (OSError, ValueError) as error:
                 raise StoreError(f"'{path}' is damaged ({error}); delete the folder '{path.parent}'") from None
 
     def _summarise(self, folder: Path, spec: SourceSpec) -> SourceSummary:
@@ -325,9 +353,12 @@ def _shard_paths(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names) if name.endswith(SUFFIX) and not name.startswith(".")]
 
 
+# Shards
 SUFFIX = ".arrow"
+"""The suffix of shards."""
 _USUAL_ENGINE = "onnxruntime"
 _ARROW_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
+_RECORD_TYPES = {"int": pa.int32(), "float": pa.float32(), "bytes": pa.binary()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,7 +366,7 @@ class SourceSpec:
     """All that decides a bottleneck besides the image and its view."""
 
     backbone: str
-    """Name, for people."""
+    """Name of the network, for people; no part of the identity."""
     fingerprint: str
     """Hash of the backbone's graph and weights."""
     cut: str
@@ -343,13 +374,16 @@ class SourceSpec:
     input: Mapping[str, Any]
     """The input specification that turned the file into pixels."""
     shape: tuple[int, ...]
-    """Shape of one bottleneck."""
+    """Shape of one bottleneck; empty for records."""
     dtype: str = "float16"
+    """Type of the values, `float16` or `float32`; `record` for records."""
     engine: str = _USUAL_ENGINE
-    """What ran the network."""
+    """Name of the engine that ran the network; empty where none did."""
+    record: tuple[tuple[str, str], ...] = ()
+    """Name and kind of each field of a record, where a source keeps records and no bottlenecks; empty elsewhere."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; what is written to `source.json`."""
+        """Give JSON values, which are written to `source.json`."""
         return {
             "version": 1,
             "backbone": self.backbone,
@@ -359,24 +393,8 @@ class SourceSpec:
             "shape": list(self.shape),
             "dtype": self.dtype,
             **({} if self.engine == _USUAL_ENGINE else {"engine": self.engine}),
+            **({"record": [list(field) for field in self.record]} if self.record else {}),
         }
-
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> SourceSpec:
-        """The reverse of `to_dict`.
-
-        Raises:
-            KeyError, TypeError: something is missing, or of another kind.
-        """
-        return SourceSpec(
-            backbone=values["backbone"],
-            fingerprint=values["fingerprint"],
-            cut=values["cut"],
-            input=values["input"],
-            shape=tuple(values["shape"]),
-            dtype=values["dtype"],
-            engine=values.get("engine", _USUAL_ENGINE),
-        )
 
     @property
     def identity(self) -> str:
@@ -386,8 +404,15 @@ class SourceSpec:
 
     @property
     def width(self) -> int:
-        """How many values a bottleneck has."""
+        """Number of values in a bottleneck."""
         return int(np.prod(self.shape))
+
+    @property
+    def value_type(self) -> pa.DataType:
+        """Arrow type of what is kept under a key."""
+        if self.record:
+            return pa.struct([pa.field(name, _RECORD_TYPES[kind], nullable=False) for name, kind in self.record])
+        return pa.list_(_ARROW_TYPES[self.dtype], self.width)
 
 
 @dataclass(kw_only=True)
@@ -395,28 +420,41 @@ class Shard:
     """A shard on this machine's disk, mapped into memory."""
 
     path: Path
+    """Path of the file."""
     keys: list[bytes]
-    values: NDArray[np.floating]
+    """The keys, 32 bytes each, in the order of the rows."""
+    values: Any
+    """The bottlenecks, len(keys) × width, flat and mapped; or an Arrow array of records."""
     batch: object = field(repr=False)
-    """Keeps the file mapped."""
+    """The Arrow batch, which keeps the file mapped."""
 
 
-def name_of(data: bytes | memoryview) -> str:
-    """The file name of a shard with these bytes."""
+def shard_name(data: bytes | memoryview) -> str:
+    """Work out the file name of a shard with these bytes."""
     return f"{hashlib.sha256(data).hexdigest()}{SUFFIX}"
 
 
-def serialise(spec: SourceSpec, keys: Sequence[bytes], rows: NDArray[np.floating]) -> memoryview:
-    """The bytes of a shard: `keys` of 32 bytes each, `rows` len(keys) × width, contiguous, in the source's dtype."""
+def serialise(spec: SourceSpec, keys: Sequence[bytes], rows: Any) -> memoryview:
+    """Write a shard to bytes.
+
+    Args:
+        spec: the source.
+        keys: the keys, 32 bytes each.
+        rows: len(keys) × width, contiguous, in the source's dtype; or records.
+    """
     metadata = {"shape": json.dumps(list(spec.shape)), "source": spec.identity}
-    value_type = pa.list_(_ARROW_TYPES[spec.dtype], spec.width)
     schema = pa.schema(
-        [pa.field("key", pa.binary(32), nullable=False), pa.field("bottleneck", value_type, nullable=False)],
+        [
+            pa.field("key", pa.binary(32), nullable=False),
+            pa.field("record" if spec.record else "bottleneck", spec.value_type, nullable=False),
+        ],
         metadata=metadata,
     )
     columns = [
         pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(keys), [None, pa.py_buffer(b"".join(keys))]),
-        pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), spec.width),
+        pa.array(list(rows), spec.value_type)
+        if spec.record
+        else pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), spec.width),
     ]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, schema) as writer:
@@ -436,14 +474,16 @@ def map_shard(path: Path, spec: SourceSpec) -> Shard:
         batch = _read_batch(pa.ipc.open_file(mapped), spec)
     batch.validate()
     keys, lists = batch.column(0), batch.column(1)
-    if keys.type != pa.binary(32) or lists.type != pa.list_(_ARROW_TYPES[spec.dtype], spec.width):
+    if keys.type != pa.binary(32) or lists.type != spec.value_type:
         raise ValueError("columns of other types")
+    if spec.record:
+        return Shard(path=path, keys=_split(keys), values=lists, batch=batch)
     values = np.frombuffer(lists.values.buffers()[1], np.dtype(spec.dtype), count=len(lists) * spec.width)
     return Shard(path=path, keys=_split(keys), values=values.reshape(len(lists), spec.width), batch=batch)
 
 
 def read_keys(file: pa.NativeFile, spec: SourceSpec) -> list[bytes]:
-    """The keys of a shard in a file that can be read at any place; of its bottlenecks, nothing is read.
+    """Read the keys of a shard in a file that can be read at any place; of its bottlenecks, nothing is read.
 
     Raises:
         OSError, pyarrow.ArrowException, ValueError, IndexError: it is damaged, or no shard of this source.

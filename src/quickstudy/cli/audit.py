@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Backbone, Cache, Engine, Json, Quiet
 
 if TYPE_CHECKING:
@@ -49,10 +48,10 @@ def command(
 
         _print_done(apply_plan(images, apply) if apply else undo_plan(images, undo or Path()), images, as_json)
         return
+    from quickstudy.bottlenecks.looks import view_gallery
     from quickstudy.cli.display import progress_for
     from quickstudy.reports.audit import draw_findings
     from quickstudy.reports.evidence import gather_evidence
-    from quickstudy.reports.looks import view_gallery
     from quickstudy.reports.plan import make_plan, require_new, summarise, write_plan
 
     if fix:
@@ -65,8 +64,7 @@ def command(
     if fix:
         write_plan(fix, steps)
     if as_json:
-        json.dump(audit.to_dict(), sys.stdout, indent=1)
-        print()
+        print_json(audit.to_dict())
         return
     _print_audit(audit, images, limit)
     shown = shlex.quote(str(images))
@@ -155,8 +153,7 @@ def _print_done(done: Done, images: Path, as_json: bool) -> None:
             "undo": str(done.undo) if done.undo else None,
             "manifest": str(done.manifest) if done.manifest else None,
         }
-        json.dump(values, sys.stdout, indent=1)
-        print()
+        print_json(values)
     elif done.manifest:
         print(f"{count(done.moved, 'row')} changed or left out in the new manifest {done.manifest}; the old one stays")
     elif done.moved or done.left:

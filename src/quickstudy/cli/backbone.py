@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Cache, Engine, Json
 
 if TYPE_CHECKING:
-    from quickstudy.backbones import runtime
     from quickstudy.backbones.backbone import Backbone
+    from quickstudy.backbones.engine import Engine as PrefixEngine
     from quickstudy.backbones.graph_import import Imported
 
 app = typer.Typer(
@@ -58,10 +59,10 @@ def add(
 ) -> None:
     """Make a backbone of a network, compare it with its original, and keep it."""
     from quickstudy.backbones.preprocessing import choose_preprocessing
-    from quickstudy.backbones.sources import Source, add_from, read_classes
+    from quickstudy.backbones.sources import BackboneSource, add_from, read_classes
     from quickstudy.files import cache_folder
 
-    wanted = Source(
+    wanted = BackboneSource(
         place=source,
         weights=weights,
         top=top,
@@ -73,7 +74,7 @@ def add(
     )
     added, imported = add_from(wanted, cache_folder(cache), name=name)
     if as_json:
-        _print_json({**_describe(added), **imported.found, "difference": imported.difference})
+        print_json({**_describe(added), **imported.found, "difference": imported.difference})
     else:
         _print_added(added, imported)
 
@@ -96,7 +97,7 @@ def bench(
 ) -> None:
     """Measure backbones on this machine, anew: images a second up to the features, decoding not included."""
     from quickstudy.backbones.backbone import backbone_names, load_backbone
-    from quickstudy.backbones.runtime import engine_for
+    from quickstudy.backbones.engines import engine_for
     from quickstudy.files import cache_folder
 
     runner = engine_for(engine)
@@ -120,7 +121,7 @@ def show(
     cuts = _cuts(backbone, images)
     work = backbone.cuts[-1].multiply_adds
     if as_json:
-        _print_json({**_describe(backbone), "images": images, "cuts": cuts})
+        print_json({**_describe(backbone), "images": images, "cuts": cuts})
         return
     print(f"{backbone.name}, from {backbone.origin}: {backbone.input.size}×{backbone.input.size} pixels, ", end="")
     print(f"{work / 1e6:,.1f} million multiply-adds, {len(backbone.classes):,} classes\n")
@@ -147,13 +148,13 @@ def show(
 
 
 def _cuts(backbone: Backbone, images: int) -> list[dict[str, Any]]:
-    """What there is to say about each cut; seconds are None where there is no torch to measure them with."""
+    """Describe each cut; seconds are None where there is no torch to measure them with."""
     import importlib.util
 
     work = backbone.cuts[-1].multiply_adds
     cuts: list[dict[str, Any]] = [
         {
-            **cut.to_dict(),
+            **asdict(cut),
             "bytes": cut.values * _BYTES_A_VALUE,
             "work_frozen": round(cut.multiply_adds / work, 4),
             "fill_seconds": None,
@@ -171,15 +172,15 @@ def _cuts(backbone: Backbone, images: int) -> list[dict[str, Any]]:
 
 
 def _middle(backbone: Backbone) -> str:
-    """A cut worth trying: about two thirds on."""
+    """Name a cut worth trying: about two thirds on."""
     cuts = backbone.cuts[:-1] or backbone.cuts
     return cuts[2 * len(cuts) // 3].name
 
 
 def _rows(
-    names: Sequence[str], cache: Path | None, *, measured_with: runtime.Engine | None = None
+    names: Sequence[str], cache: Path | None, *, measured_with: PrefixEngine | None = None
 ) -> list[dict[str, Any]]:
-    """What there is to say about each; where one cannot be had, why. Known speeds count where no engine is named."""
+    """Describe each backbone, or say why it cannot be had; known speeds count where no engine is named."""
     from quickstudy.backbones.backbone import load_backbone
     from quickstudy.backbones.runtime import ONNX_RUNTIME
     from quickstudy.backbones.speed import known_speed, measure_speed
@@ -226,7 +227,7 @@ def _print_added(added: Backbone, imported: Imported) -> None:
 
 def _print_table(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
-        _print_json(list(rows))
+        print_json(list(rows))
         return
     table = [
         (
@@ -248,7 +249,7 @@ def _print_table(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
 
 
 def _print_rows(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int, right: int | None = None) -> None:
-    """A table whose columns from `left` on, up to `right`, are numbers."""
+    """Print a table whose columns from `left` on, up to `right`, are numbers."""
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     for row in (head, *rows):
         cells = [
@@ -256,8 +257,3 @@ def _print_rows(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         print("  ".join(cells).rstrip())
-
-
-def _print_json(value: Any) -> None:
-    json.dump(value, sys.stdout, indent=1)
-    print()

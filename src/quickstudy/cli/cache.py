@@ -1,11 +1,10 @@
-"""`quickstudy cache fill` and `pull`: bottlenecks ahead of any training, from a cluster, and from shared stores.
+"""`quickstudy cache`: what the store of bottlenecks holds, its upkeep, and filling it ahead of any training.
 
-`quickstudy cache`: what the store of bottlenecks holds, and its upkeep.
+`fill` computes bottlenecks here or on a cluster; `pull` fetches them from a shared store.
 """
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Cache, Json, Quiet, offering
 from quickstudy.extras import require
 from quickstudy.retraining.config import RetrainConfig
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class _Filled:
-    """What a filling did."""
+    """Says what filling the store did."""
 
     images: int
     forward_passes: int
@@ -84,8 +84,7 @@ def fill(
             )
     filled = _fill(images, config, address=ray, place=store, cache=cache, quiet=quiet)
     if as_json:
-        json.dump(filled.to_dict(), sys.stdout, indent=1)
-        print()
+        print_json(filled.to_dict())
     else:
         _print_filled(filled, images)
 
@@ -93,13 +92,14 @@ def fill(
 def _fill(
     images: Path, config: RetrainConfig, *, address: str | None, place: str | None, cache: Path | None, quiet: bool
 ) -> _Filled:
-    """Fill a store on the cluster at this address; here, where there is none.
+    """Fill a store on the cluster at this address; without an address, on this machine.
 
-    Here a census comes first, as in every job. On a cluster the workers hash: nothing reads all images on one machine.
+    On this machine a census comes first, as in every job. On a cluster the workers hash: nothing reads all images on
+    one machine.
     """
     started = time.perf_counter()
     from quickstudy.backbones.backbone import load_backbone
-    from quickstudy.backbones.runtime import engine_for
+    from quickstudy.backbones.engines import engine_for
     from quickstudy.bottlenecks.distributed import extract_on_cluster
     from quickstudy.bottlenecks.extraction import extract_census
     from quickstudy.bottlenecks.shared import open_shared_store
@@ -193,8 +193,7 @@ def pull(
     progress = silent if quiet or not sys.stderr.isatty() else Bar(unit="shards")
     pulled = open_shared_store(source).pull(store, progress=progress)
     if as_json:
-        json.dump({**asdict(pulled), "store": str(store.folder)}, sys.stdout, indent=1)
-        print()
+        print_json({**asdict(pulled), "store": str(store.folder)})
     else:
         shards = count(pulled.shards, "shard")
         print(f"{shards} copied, {pulled.size_bytes / 1e6:.1f} MB; {count(pulled.bottlenecks, 'bottleneck')} new")
@@ -230,8 +229,7 @@ def list_sources(cache: Cache = None, as_json: Json = False) -> None:
     store = _store(cache)
     summaries = store.summaries()
     if as_json:
-        json.dump([asdict(summary) for summary in summaries], sys.stdout, indent=1)
-        print()
+        print_json([asdict(summary) for summary in summaries])
         return
     print(f"Store: {store.folder}")
     for summary in summaries:

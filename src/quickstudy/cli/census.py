@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Cache, Json, Quiet
 
 if TYPE_CHECKING:
@@ -47,8 +46,7 @@ def command(
     if csv_file:
         write_bytes_atomically(csv_file, _manifest(census, csv_file).encode())
     if as_json:
-        json.dump(_as_json(census), sys.stdout, indent=1, ensure_ascii=False)
-        print()
+        print_json(_as_json(census))
         return
     counts = {role: census.counts(role) for role in _ROLES}
     total = ", ".join(f"{sum(counts[role].values()):,} {role}" for role in _ROLES if counts[role])
@@ -67,7 +65,7 @@ def command(
 
 
 def _rows(census: Census) -> list[tuple[Path, str, str, str, str]]:
-    """Path, label, role, digest and reason of every file, by path."""
+    """List path, label, role, digest and reason of every file, by path."""
     rows = [
         (place.path, place.label or "", content.role or "", content.digest.hex(), content.reason)
         for content in census.contents.values()
@@ -78,7 +76,7 @@ def _rows(census: Census) -> list[tuple[Path, str, str, str, str]]:
 
 
 def _manifest(census: Census, target: Path) -> str:
-    """A manifest that retrain reads: files without a role have no label there."""
+    """Write a manifest that retrain reads: files without a role have no label there."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["path", "label", "split", "content", "reason"])

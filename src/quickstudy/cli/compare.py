@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Everything, Json, Quiet
 
 _MOST_SHOWN = 10
@@ -30,8 +29,7 @@ def command(
 
     found = compare(first, second, images, everything=everything, progress=progress_for(quiet=quiet))
     if as_json:
-        json.dump(found.to_dict(), sys.stdout, indent=1)
-        print()
+        print_json(found.to_dict())
         return
     width = max(len(str(first)), len(str(second)))
     print(f"{first!s:<{width}}  {format_score(found.first)}")

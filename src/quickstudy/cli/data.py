@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from quickstudy.cli.display import interruptible
+from quickstudy.cli.display import interruptible, print_json
 from quickstudy.cli.options import Json, Quiet
 
 app = typer.Typer(
@@ -68,8 +67,7 @@ def list_data_sets(
             }
             for entry in named.NAMED.values()
         ]
-        json.dump(rows, sys.stdout, indent=1, ensure_ascii=False)
-        print()
+        print_json(rows)
         return
     print(f"Data folder: {named.data_folder(folder)}")
     print(f"  {'name':<13}  {'images':>7}  {'download':>9}  here")

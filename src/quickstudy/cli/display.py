@@ -1,24 +1,22 @@
-"""What the commands print: progress on a terminal, summaries, tables.
-
-Ctrl-C, and SIGTERM where a command saves first: what the user is told.
-"""
+"""What the commands print is made here: progress on a terminal, summaries, tables, and what Ctrl-C is answered with."""
 
 from __future__ import annotations
 
 import datetime
+import json
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from quickstudy.images.imageset import Skipped
 from quickstudy.progress import Bar, Progress, silent
 
 if TYPE_CHECKING:
     from quickstudy.images.census import Census
+    from quickstudy.images.imageset import Skipped
     from quickstudy.learning.scores import Score, Scores
     from quickstudy.models.roles import Judgement
 
@@ -29,12 +27,18 @@ _MOST_CONFLICTS = 5
 
 
 def progress_for(*, quiet: bool) -> Progress:
-    """A bar where somebody can see it, silence elsewhere."""
+    """Choose a bar where somebody can see it, silence elsewhere."""
     return silent if quiet or not sys.stderr.isatty() else Bar()
 
 
+def print_json(value: Any) -> None:
+    """Print what a command has to say for machines."""
+    json.dump(value, sys.stdout, indent=1)
+    print()
+
+
 def format_score(score: Score) -> str:
-    """Such as `91.4 % (95 % interval 88.1 to 93.8 %, n = 372)`."""
+    """Write a score for people, such as `91.4 % (95 % interval 88.1 to 93.8 %, n = 372)`."""
     if not score.n:
         return "not known (no images)"
     low, high = score.interval
@@ -42,7 +46,7 @@ def format_score(score: Score) -> str:
 
 
 def print_skipped(skipped: Sequence[Skipped]) -> None:
-    """How many files were left out, and the first of them with their reasons."""
+    """Print how many files were left out, and the first of them with their reasons."""
     if skipped:
         print(f"\nSkipped {count(len(skipped), 'file')}:")
         for item in skipped[:_MOST_SKIPPED]:
@@ -52,7 +56,7 @@ def print_skipped(skipped: Sequence[Skipped]) -> None:
 
 
 def print_census(census: Census) -> None:
-    """What stands out in an image set: classes that are empty or alike, copies, leaks and contradictions."""
+    """Print what stands out in an image set: classes that are empty or alike, copies, leaks and contradictions."""
     for name in census.empty_classes:
         print(f"WARNING: the class '{name}' has no usable image, so the model will not know it")
     if strangers := census.strangers:
@@ -75,7 +79,7 @@ def print_census(census: Census) -> None:
 
 
 def print_judgement(judged: Judgement) -> None:
-    """What the images are to the model or models: what was left out, and whether the figures are a test."""
+    """Print what the images are to the model or models: what was left out, and whether the figures are a test."""
     if judged.left_out:
         print(
             f"\n{count(judged.left_out, 'image')} left out: the model has learned or was chosen by them, so they are "
@@ -92,7 +96,7 @@ def print_judgement(judged: Judgement) -> None:
 
 
 def print_evaluation(evaluation: Scores, *, train_counts: dict[str, int] | None = None) -> None:
-    """The table of classes and the most confused pairs."""
+    """Print the table of classes and the most confused pairs."""
     names = [score.name for score in evaluation.classes]
     width = max(5, *(len(name) for name in names))
     columns = [*(["train"] if train_counts else []), "test", "precision", "recall"]
@@ -112,12 +116,12 @@ def _percent(share: float | None) -> str:
 
 
 def count(number: int, noun: str, plural: str = "") -> str:
-    """Such as `1 file` and `1,200 files`."""
+    """Write a number of things for people, such as `1 file` and `1,200 files`."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def now() -> str:
-    """The local time, such as `2026-01-31 13:05:09`, for lines of a log."""
+    """Tell the local time, such as `2026-01-31 13:05:09`, for lines of a log."""
     return datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 

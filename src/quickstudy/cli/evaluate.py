@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Everything, Json, Quiet
 from quickstudy.extras import require
 
@@ -41,8 +41,7 @@ def command(
 
     evaluation = evaluate(model, images, everything=everything, progress=progress_for(quiet=quiet))
     if as_json:
-        json.dump(evaluation.to_dict(), sys.stdout, indent=1)
-        print()
+        print_json(evaluation.to_dict())
         return
     caution = ", NOT A TEST" if evaluation.is_test is False else ""
     print(f"{model} on {images}: accuracy {format_score(evaluation.score)}{caution}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Json, Quiet
 from quickstudy.extras import require
 
@@ -95,8 +94,7 @@ def command(
             print(f"Core ML: {coreml}; {package.checked}")
     _write_texts(model, labels, card, results, as_json=as_json)
     if as_json:
-        json.dump(results, sys.stdout, indent=1)
-        print()
+        print_json(results)
     elif model.suffix == ".onnx" and (int8 or fp16 or not forms):
         print(f"Next:  quickstudy predict {shlex.quote(str(model))} new.jpg")
 
@@ -159,10 +157,10 @@ def _print_conversion(done: Conversion) -> None:
 def _write_texts(
     model: Path, labels: Path | None, card: Path | None, results: dict[str, Any], *, as_json: bool
 ) -> None:
-    """The classes and the model card, where they are asked for."""
+    """Write the classes and the model card, where they are asked for."""
     if labels is None and card is None:
         return
-    from quickstudy.errors import ModelError
+    from quickstudy.errors import ModelError, WriteError
     from quickstudy.files import write_bytes_atomically
     from quickstudy.models.card import model_card
     from quickstudy.models.model import load
@@ -181,7 +179,7 @@ def _write_texts(
             try:
                 write_bytes_atomically(path, text.encode())
             except OSError as error:
-                raise ModelError(f"Cannot write '{path}': {error.strerror}") from None
+                raise WriteError(f"Cannot write '{path}': {error.strerror}") from None
             results[name] = str(path)
             if not as_json:
                 print(f"{name.capitalize()}: {path}")

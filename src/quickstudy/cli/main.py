@@ -1,4 +1,7 @@
-"""The `quickstudy` command: its subcommands, and how errors reach the user."""
+"""The `quickstudy` command: its subcommands, and how errors reach the user.
+
+Typer does without Rich markup, and commands import what they need inside, so that `quickstudy --help` answers at once.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, and those that a configuration defines."""
+"""The options of commands: those that several share, and those that a configuration defines."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def offering(config: DataclassInstance, *names: str) -> Callable[[Callable[..., 
 
 
 def _parameter(field: Field) -> inspect.Parameter:
-    """What typer makes an option of that is None where it is not given; its help tells the default."""
+    """Make the parameter of a field's option, which is None where it is not given; its help tells the default."""
     option, kind = _offered(field), field.type
     if get_origin(kind) is types.UnionType or type(None) in get_args(kind):
         kind = next(part for part in get_args(kind) if part is not types.NoneType)
@@ -99,7 +99,7 @@ def _offered(field: Field) -> Option:
 
 
 def _shared(name: str) -> Any:
-    """An option of `retrain` for a command that shares it, whose own default it has there."""
+    """Offer an option of `retrain` in a command that shares it, with that command's own default."""
     option = _offered(next(one for one in fields_of(RetrainConfig()) if one.name == name))
     return typer.Option(help=option.help, metavar=option.metavar or None)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Cache, Json
 from quickstudy.extras import require
 
@@ -51,7 +51,7 @@ def command(
 
 
 def _load(model: str, cache: Path | None) -> tuple[Model, int]:
-    """The classifier, and how many classes to print unless told."""
+    """Load the classifier; gives it, and how many classes to print unless told."""
     from quickstudy.models.model import from_backbone, load
 
     if Path(model).is_dir():
@@ -77,7 +77,7 @@ def _load(model: str, cache: Path | None) -> tuple[Model, int]:
 
 
 def _expand(arguments: list[str], wrong: list[Any]) -> Iterator[str | Path]:
-    """Image paths from files, folders, patterns and standard input; what leads to nothing goes to `wrong`."""
+    """Go through the images of files, folders, patterns and standard input; what leads to none goes to `wrong`."""
     import glob
 
     from quickstudy.images.imageset import Skipped, list_images
@@ -117,12 +117,13 @@ def _expand(arguments: list[str], wrong: list[Any]) -> Iterator[str | Path]:
 def _ranked(model: Model, prediction: Prediction, count: int) -> list[tuple[str, float]]:
     if prediction.probabilities is None:
         return []
-    best = prediction.probabilities.argsort()[::-1][:count]
-    return [(model.classes[number], float(prediction.probabilities[number])) for number in best]
+    return model.rank(prediction.probabilities, count)
 
 
 def _answers(ranked: list[tuple[str, float]], threshold: float) -> bool:
-    return bool(ranked) and ranked[0][1] >= threshold
+    from quickstudy.models.model import is_answer
+
+    return bool(ranked) and is_answer(ranked[0][1], threshold)
 
 
 def _write_text(
@@ -186,7 +187,6 @@ def _write_json(
             }
             rows.append(row if threshold is None else {**row, "answered": _answers(ranked, threshold)})
     rows += [{"image": str(item.path), "error": item.reason} for item in wrong]
-    json.dump(rows, sys.stdout, indent=1)
-    print()
+    print_json(rows)
     failed = sum("error" in row for row in rows)
     return len(rows) - failed, failed

@@ -41,6 +41,6 @@ def command(
 
 
 def sees_browser() -> bool:
-    """Whether somebody sits at a terminal with a display, where a browser can be opened."""
+    """Tell whether somebody sits at a terminal with a display, where a browser can be opened."""
     has_display = sys.platform in ("darwin", "win32") or any(os.environ.get(n) for n in ("DISPLAY", "WAYLAND_DISPLAY"))
     return sys.stdout.isatty() and has_display and "SSH_CONNECTION" not in os.environ

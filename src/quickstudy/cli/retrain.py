@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Cache, Json, Quiet, Set, offering
 from quickstudy.extras import require
 from quickstudy.options import read_assignment
@@ -55,8 +54,7 @@ def command(
 
         written = write_report(result.model, images, cache=cache, progress=progress_for(quiet=quiet))
     if as_json:
-        json.dump({**result.to_dict(), "report": str(written) if written else None}, sys.stdout, indent=1)
-        print()
+        print_json({**result.to_dict(), "report": str(written) if written else None})
     else:
         _print_summary(result, images, seconds)
         print(f"Report: {written or f'quickstudy report {result.model}'}")

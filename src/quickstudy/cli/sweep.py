@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quickstudy.cli.display import interruptible
+from quickstudy.cli.display import interruptible, print_json
 from quickstudy.cli.options import Cache, Json, Quiet
 from quickstudy.extras import require
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from quickstudy.sweeps.workers import Went
 
 _MANY = 1000
-"""Runs from which on it asks first."""
+"""Number of runs beyond which the command asks first."""
 _SHOW = "show"
 
 
@@ -121,7 +120,7 @@ def _agrees(count: int) -> bool:
 
 @contextmanager
 def _reporter(*, quiet: bool) -> Iterator[Any]:
-    """A live table on a terminal, a line for each ended run elsewhere."""
+    """Report in a live table on a terminal, in a line for each ended run elsewhere, and not at all if quiet."""
     if quiet:
         yield lambda _news: None
     elif sys.stderr.isatty():
@@ -135,7 +134,7 @@ def _reporter(*, quiet: bool) -> Iterator[Any]:
 
 
 class _Lines:
-    """For a log: a line for each run that has ended or failed."""
+    """Prints a line for each run that has ended or failed, for a log."""
 
     def __init__(self) -> None:
         self.ended, self.total = 0, 0
@@ -162,7 +161,7 @@ class _Lines:
 
 
 class _LiveTable(_Lines):
-    """On a terminal: a bar over all runs, and one for each that is on its way."""
+    """Shows a bar over all runs, and one for each that is on its way, on a terminal."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -221,8 +220,7 @@ def _print_result(result: SweepResult, *, as_json: bool) -> None:
             "pictures": [str(path) for path in result.pictures],
             "conclusion": result.conclusion,
         }
-        json.dump(values, sys.stdout, indent=1)
-        print()
+        print_json(values)
         return
     _print_table(result)
     print()
@@ -236,7 +234,7 @@ def _print_result(result: SweepResult, *, as_json: bool) -> None:
 
 
 def _print_table(result: SweepResult) -> None:
-    """The columns in which there is something, in the order of the table; the runs' folders are in the files."""
+    """Print the columns in which there is something, in the order of the table; the runs' folders are in the files."""
     rows = [{name: value for name, value in row.items() if name not in _HIDDEN} for row in result.table.to_pylist()]
     names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
     if all(row["status"] == "done" for row in rows):

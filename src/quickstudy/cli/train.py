@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quickstudy.cli.display import interruptible
+from quickstudy.cli.display import interruptible, print_json
 from quickstudy.cli.options import Json, Quiet
 from quickstudy.extras import require
 
@@ -65,8 +64,7 @@ def command(
         values[name] = value
     chosen = recipe_named(recipe).with_options(values)
     if show_options:
-        json.dump(chosen.options(), sys.stdout, indent=1)
-        print()
+        print_json(chosen.options())
         return
     folder = run or Path("runs") / recipe
     shows_bar = not quiet and not as_json and sys.stderr.isatty()
@@ -95,14 +93,13 @@ def command(
         # At once: what gloo leaves behind aborts the interpreter's end now and then (see `parallel._replica`).
         os._exit(0)
     if as_json:
-        json.dump({"run": str(folder), **result.to_dict()}, sys.stdout, indent=1)
-        print()
+        print_json({"run": str(folder), **result.to_dict()})
     else:
         _print_result(result, folder)
 
 
 class _Reporter:
-    """Lines for a log; on a terminal with a bar below them. Replicas can be sent it, as the bar is made late."""
+    """Prints lines for a log, on a terminal with a bar below them; replicas can be sent it, as the bar is made late."""
 
     def __init__(self, folder: Path, *, bar: bool) -> None:
         self.folder, self.wants_bar = folder, bar

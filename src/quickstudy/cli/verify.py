@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Json
 
 
@@ -19,8 +18,7 @@ def command(
     """Check models: checksum, what the graph holds, metadata, golden checks; exit status 1 if one of them fails."""
     rows = [_verify(path) for path in models]
     if as_json:
-        json.dump(rows, sys.stdout, indent=1)
-        print()
+        print_json(rows)
     for row in rows if not as_json else ():
         if row["ok"]:
             print(

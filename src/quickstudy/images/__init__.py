@@ -1,1 +1,1 @@
-"""Image sets, decoding, identity, splits and views."""
+"""Image sets, their census, decoding, identity and views; named data sets and pixel sets."""

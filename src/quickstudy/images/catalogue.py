@@ -18,10 +18,11 @@ class RemoteFile:
     """A file as it is published."""
 
     urls: tuple[str, ...]
-    """Where it is served, the preferred address first."""
+    """Addresses where it is served, the preferred one first."""
     size: int
-    """In bytes."""
+    """Size of the file in bytes."""
     sha256: str
+    """SHA-256 of the file, 64 hexadecimal digits."""
 
     @property
     def name(self) -> str:
@@ -34,21 +35,23 @@ class NamedDataSet:
     """A published data set."""
 
     name: str
+    """Name by which it is asked for, and of its folder in the data folder."""
     title: str
+    """Name and content, for people."""
     images: int
     """How many images it has, in all splits."""
     files: tuple[RemoteFile, ...]
-    """What is downloaded; nothing for what comes with a dependency."""
+    """The files to download; none where a dependency brings the data set."""
     folder: str = ""
     """The folder that its archive unpacks to; empty where its files are used as they come."""
     needs: tuple[str, ...]
-    """Files or folders that must be there, plain or .gz."""
+    """Files or folders that must be there, idx files plain or as .gz."""
     aliases: tuple[str, ...] = ()
     """Folders other than the data set's name in which other tools keep it."""
 
     @property
     def download_bytes(self) -> int:
-        """Size of all files to download."""
+        """Size of all files to download, in bytes."""
         return sum(file.size for file in self.files)
 
 

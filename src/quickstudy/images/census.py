@@ -33,6 +33,7 @@ from quickstudy.process import usable_cores
 from quickstudy.progress import Progress, silent
 
 TEST_SHARE = 0.2
+"""Share of each class's images that is drawn for the test, between 0 and 1."""
 LeftOut = Literal["unusable", "conflict", "unlabelled"]
 RolesBefore = Callable[[bytes], Split | None]
 """The role that an earlier model has for a content; None where it does not know it."""
@@ -47,6 +48,7 @@ class Place(NamedTuple):
     """One file of a content."""
 
     path: Path
+    """Path of the file."""
     label: str | None
     """The label that it stands under; None where it has none."""
     split: Split | None
@@ -54,12 +56,12 @@ class Place(NamedTuple):
 
 
 class Content(NamedTuple):
-    """One image, wherever it lies. A tuple, since a census makes a hundred thousand of them in half a second."""
+    """One image, wherever it lies. It is a tuple, since a census makes a hundred thousand of them in half a second."""
 
     digest: bytes
     """SHA-256 of the bytes."""
     places: tuple[Place, ...]
-    """Its files, by path; at least one."""
+    """Its files, sorted by path; at least one."""
     label: str | None = None
     """The label on which all its labelled places agree; None where it has none, or they contradict each other."""
     role: Split | None = None
@@ -67,7 +69,7 @@ class Content(NamedTuple):
     left_out: LeftOut | None = None
     """Why it has no role, in a word; None where it has one."""
     reason: str = ""
-    """Why it has no role, in a sentence's part."""
+    """Why it has no role, in words that end a sentence; empty where it has one."""
 
     @property
     def path(self) -> Path:
@@ -76,7 +78,7 @@ class Content(NamedTuple):
 
     @property
     def leaks(self) -> bool:
-        """Whether the given splits have it more than once, in different roles."""
+        """Whether the given splits have it in different roles."""
         return len(self.given_roles) > 1
 
     @property
@@ -96,13 +98,13 @@ class Census:
     given: bool
     """Whether the set came with splits; if not, roles are drawn by content."""
     listed: ImageSet
-    """What was listed, with all that listing passed over."""
+    """The image set as it was listed, with all that listing passed over."""
     unread: tuple[Skipped, ...] = ()
     """Files that have no content, since they could not be used at listing or not be read."""
     holds_out: bool = False
     """Whether some of the images that are not for the test are drawn for the validation, where none come so."""
     before: RolesBefore | None = field(default=None, compare=False)
-    """Roles that stand from an earlier model."""
+    """The roles that stand from an earlier model; None where there is no such model."""
 
     @cached_property
     def labels(self) -> dict[bytes, str]:
@@ -110,16 +112,16 @@ class Census:
         return {d: c.label for d, c in self.contents.items() if c.role is not None and c.label is not None}
 
     def digests(self, *roles: Split) -> list[bytes]:
-        """The contents in one of these roles, in the digests' order."""
+        """Return the contents in one of these roles, in the digests' order."""
         return [digest for digest, content in self.contents.items() if content.role in roles]
 
     def numbered(self, *roles: Split) -> dict[bytes, int]:
-        """The contents in one of these roles with their class numbers, in the digests' order."""
+        """Return the contents in one of these roles with their class numbers, in the digests' order."""
         number_of = {name: number for number, name in enumerate(self.classes)}
         return {digest: number_of[self.labels[digest]] for digest in self.digests(*roles)}
 
     def counts(self, *roles: Split) -> Counter[str]:
-        """How many contents in one of these roles each label has."""
+        """Count the contents in one of these roles by label."""
         return Counter(self.labels[digest] for digest in self.digests(*roles))
 
     @property
@@ -142,12 +144,12 @@ class Census:
 
     @property
     def copies(self) -> int:
-        """Files whose content is there already, under the same label."""
+        """Number of files whose content is there already, under the same label."""
         return sum(len(content.places) - 1 for content in self.contents.values() if content.role is not None)
 
     @property
     def leaks(self) -> int:
-        """Contents that the given splits have in several roles; they count in the strictest."""
+        """Number of contents that the given splits have in several roles; they count in the strictest."""
         return sum(content.leaks for content in self.contents.values() if content.role is not None)
 
     @property
@@ -162,7 +164,7 @@ class Census:
 
     @cached_property
     def strangers(self) -> dict[str, int]:
-        """Test images by label whose class has no image to learn from."""
+        """Number of test images by label, of the classes that have no image to learn from."""
         known = set(self.classes)
         return {name: n for name, n in sorted(self.counts("test").items()) if name not in known}
 
@@ -184,12 +186,16 @@ class Census:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the contents with label and role: what a model was made from and tested on."""
+        """SHA-256 of all contents with label and role, which names what a model was made from and tested on."""
         listing = "".join(f"{d.hex()} {c.role} {c.label}\n" for d, c in self.contents.items() if c.role is not None)
         return hashlib.sha256(listing.encode()).hexdigest()
 
     def without(self, unusable: Mapping[bytes, str]) -> Census:
-        """The census once it is known which contents cannot be decoded, and why; roles are given again without them."""
+        """Return the census without the contents that cannot be decoded; roles are given again without them.
+
+        Args:
+            unusable: why a content cannot be decoded, by digest.
+        """
         if not unusable:
             return self
         contents = {
@@ -284,7 +290,7 @@ def _census_of(
 
 
 def _known_unusable(census: Census, index: Path | None) -> dict[bytes, str]:
-    """Why contents cannot be decoded, as far as it was found before, or decides whether a class has images at all.
+    """Say why contents cannot be decoded, where that was found before or decides whether a class has images at all.
 
     Extraction decodes all others, and says then. But a class that seems to have a single image would be refused before
     that, and where this one is damaged it is a class without images, which is left out.
@@ -304,7 +310,7 @@ def _known_unusable(census: Census, index: Path | None) -> dict[bytes, str]:
 
 @contextlib.contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Python's cyclic garbage collector rests meanwhile: of 100,000 files it takes 0.9 of 2.3 s, and finds nothing."""
+    """Let Python's cyclic garbage collector rest: of 100,000 files it takes 0.9 of 2.3 s, and finds nothing."""
     running = gc.isenabled()
     gc.disable()
     try:
@@ -315,7 +321,7 @@ def _collector_paused() -> Iterator[None]:
 
 
 def identify(paths: Sequence[Path], index: Path | None, *, progress: Progress = silent) -> list[bytes | str]:
-    """The SHA-256 digest of each file, or why it cannot be read; unchanged files are known to the stat index."""
+    """Return the SHA-256 digest of each file, or why it cannot be read; unchanged files are known to the stat index."""
     store = StatIndex(index)
     names = [os.path.abspath(path) for path in paths]
     found: list[bytes | str] = [b""] * len(paths)
@@ -347,7 +353,7 @@ def _read(
     index: StatIndex,
     progress: Progress,
 ) -> None:
-    """Hash the files that are new, some at a time: a future for each would take as long as hashing a small file."""
+    """Hash the files that are new, 32 at a time: a future for each would take as long as hashing a small file."""
 
     def hash_some(start: int) -> int:
         some = to_read[start : start + _HASHED_TOGETHER]
@@ -418,7 +424,7 @@ def draw_tests(
     Args:
         labels: class name by content hash.
         test_share: between 0 and 1.
-        before: what an earlier model knows, whose tests stay tests, and whose other images stay none.
+        before: the role of a content in an earlier model, whose tests stay tests and whose other images become none.
     """
     roles: dict[bytes, Split] = {}
     for digests in _by_class(labels):
@@ -454,7 +460,7 @@ def draw_validation(labels: Mapping[bytes, str]) -> dict[bytes, Split]:
 
 
 def held_out_share(images: int) -> float:
-    """The share of the images to train on that validates where no validation split is given: more of few."""
+    """Return the share of the images to train on that validates where no split is given: 0.1, or 0.2 of under 1,000."""
     return 0.1 if images >= _MANY_IMAGES else 0.2
 
 

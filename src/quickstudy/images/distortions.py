@@ -1,5 +1,6 @@
-"""Distortions: how far the views of an image may differ from the plain one. Apart from `views.py`, which draws them, as
-the command line says what there is before NumPy is imported.
+"""Distortions: how far the views of an image may differ from the plain one.
+
+They are apart from `views.py`, which draws them, as the command line says what there is before NumPy is imported.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ class Distortions:
     """How far views may differ from the plain image: the four distortions of TensorFlow's `retrain.py`."""
 
     flip: Annotated[bool, Option("Mirror every other view left to right, on average.")] = True
+    """Whether every other view, on average, is mirrored left to right."""
     crop: Annotated[
         float,
         Option(
@@ -24,9 +26,11 @@ class Distortions:
             percent=True,
         ),
     ] = 0.1
+    """Margin that is cut away at random places, as a share of the side, at most; from 0 to below 1."""
     scale: Annotated[
         float, Option("Enlarge by up to so many percent of the side.", flag="--random-scale", percent=True)
     ] = 0.1
+    """Share of the side by which the image is enlarged, at most; from 0 to below 1."""
     brightness: Annotated[
         float,
         Option(
@@ -35,6 +39,7 @@ class Distortions:
             percent=True,
         ),
     ] = 0.1
+    """Share of their value by which all values change, up or down, at most; from 0 to below 1."""
 
     def __post_init__(self) -> None:
         for name in ("crop", "scale", "brightness"):

@@ -1,10 +1,10 @@
-"""Files from the network: resumed where they were cut, checked before they count.
+"""Files from the network, and archives unpacked: what comes from outside counts only once it is whole and checked.
 
-What has come so far is in `<name>.partial` beside the target, and what the server said of it in `<name>.partial.json`.
-A cut connection, an interrupt or a kill loses none of it: the next attempt asks for the rest (RFC 9110, range requests,
-`If-Range`). Only a file of the right size and hash is renamed to its name.
+Downloads go on where they were cut. What has come so far is in `<name>.partial` beside the target, and what the server
+said of it in `<name>.partial.json`. A cut connection, an interrupt or a kill loses none of it: the next attempt asks
+for the rest (RFC 9110, range requests, `If-Range`). Only a file of the right size and hash is renamed to its name.
 
-Archives unpacked safely: nothing outside the folder, no links, no devices, a bounded size, and all or nothing.
+Archives are unpacked safely: nothing outside the folder, no links, no devices, a bounded size, and all or nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from quickstudy.version import VERSION
 _CHUNK_BYTES = 256 << 10
 _MOST_BYTES = 8 << 30
 _GOOD_PROGRESS_BYTES = 1 << 20
-"""An attempt that brought so much does not count as failed: a flaky line may cut a large file often."""
+"""Bytes of an attempt that does not count as failed although it was cut: a flaky line may cut a large file often."""
 _PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -51,11 +51,17 @@ class _Target:
     """Where a download goes and what it must be."""
 
     url: str
+    """The address."""
     path: Path
+    """The file to create or replace."""
     size: int | None
+    """Bytes that the file must have; None where that is not known."""
     most_bytes: int
+    """Largest size that is fetched, in bytes."""
     timeout_seconds: float
+    """How long the server may be silent, in seconds."""
     progress: Progress
+    """Is told the bytes that have come."""
     resumed: bool = False
     """Whether bytes of an earlier attempt are part of the file."""
 
@@ -132,7 +138,7 @@ def download(
 
 @contextlib.contextmanager
 def _claim(target: _Target) -> Iterator[BinaryIO]:
-    """The partial file, open for appending and for this process alone (where the system can lock files)."""
+    """Open the partial file for appending and for this process alone (where the system can lock files)."""
     with target.partial.open("ab") as file:
         try:
             import fcntl
@@ -192,7 +198,7 @@ def _fetch_with_retries(target: _Target, file: BinaryIO, attempts: int, wait_sec
 
 
 def _fetch(target: _Target, file: BinaryIO) -> None:
-    """One attempt: ask for what is missing and append it.
+    """Make one attempt: ask for what is missing and append it.
 
     Raises:
         _TryAgainError: cut, or the server is out of order for the moment.
@@ -269,7 +275,7 @@ def _place(target: _Target, file: BinaryIO, start: int, status: int | None, head
 
 
 def _receive(target: _Target, file: BinaryIO, response: BinaryIO, total: int | None) -> None:
-    """Append what comes until the end."""
+    """Append what comes to the partial file until the end."""
     done = _length(file)
     while True:
         try:
@@ -290,7 +296,7 @@ def _receive(target: _Target, file: BinaryIO, response: BinaryIO, total: int | N
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """Opens http, https and file, and follows redirections from http(s) to http(s); urllib's own also speaks ftp."""
+    """Make an opener of http, https and file that follows redirections to http(s) only; urllib's own speaks ftp too."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,
@@ -354,6 +360,7 @@ def _describe(error: object) -> str:
     return str(getattr(error, "strerror", None) or error or type(error).__name__)
 
 
+# Archives
 _PIECE_BYTES = 1 << 20
 _PREFIX = f"{TEMPORARY_PREFIX}unpacking-"
 _ABANDONED_SECONDS = 24 * 3600
@@ -433,7 +440,7 @@ def _unpack_members(archive: Path, content: Path, most_bytes: int, most_files: i
 
 
 def _members(archive: Path, content: Path) -> Iterator[tuple[str, bool, IO[bytes] | None]]:
-    """Name, whether it is a folder, and the bytes, None for what is neither; one after the other."""
+    """Yield each member: name, whether it is a folder, and its bytes, None for what is neither file nor folder."""
     with archive.open("rb") as file:
         is_zip = file.read(2) == b"PK"
     if is_zip:

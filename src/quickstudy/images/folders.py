@@ -26,8 +26,9 @@ class Group:
     label: str | None
     """The class name; None where the images have no label."""
     split: Split | None
+    """The split; None where the folders name none."""
     images: list[Path]
-    """Sorted by path."""
+    """The image files, sorted by path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class Arrangement:
     """What the folders of an image set say."""
 
     groups: list[Group]
+    """The images, by the folder that gives them their label and split."""
     skipped: list[tuple[Path, str]]
     """Folders that are not used, and why."""
 
@@ -77,7 +79,7 @@ class _Arranging:
             self.groups.append(Group(label=label, split=split, images=images))
 
     def add_class(self, folder: Scan, split: Split | None) -> None:
-        """All that is under a folder, with the folder's name as its label."""
+        """Add all images under a folder, with the folder's name as their label."""
         label = None if is_unlabelled(folder.path.name) else label_of(folder.path.name)
         if label == "":
             self.skipped.append((folder.path, "a folder whose name is blank is no class"))
@@ -85,7 +87,7 @@ class _Arranging:
         self.add(label, split, self._walk(folder))
 
     def add_split_folders(self, folders: Sequence[Scan]) -> None:
-        """`train/<class>/…`: beside split folders there are no classes."""
+        """Add the images of `train/<class>/…`; beside split folders there are no classes."""
         names: set[str] = set()
         for folder in folders:
             split = split_named(folder.path.name)
@@ -108,7 +110,7 @@ class _Arranging:
                 self.skipped.append((folder.path, "beside split folders such as train/, so not a class"))
 
     def add_classes_of_splits(self, folders: Sequence[Scan]) -> None:
-        """`<class>/train/…`."""
+        """Add the images of `<class>/train/…`."""
         for folder in folders:
             if is_unlabelled(folder.path.name):
                 self.add(None, None, self._walk(folder))
@@ -123,7 +125,7 @@ class _Arranging:
 
 
 def _are_splits(folders: Sequence[Scan]) -> bool:
-    """Whether the folders of the root are split folders."""
+    """Say whether the folders of the root are split folders."""
     named = [(folder, split) for folder in folders if (split := split_named(folder.path.name))]
     others = [folder for folder in folders if not split_named(folder.path.name) and not _holds_no_class(folder)]
     train = next((folder for folder, split in named if split == "train"), None)
@@ -139,7 +141,7 @@ def _holds_no_class(folder: Scan) -> bool:
 
 
 def _hold_splits(folders: Sequence[Scan]) -> bool:
-    """Whether all folders of the root are classes that hold split folders."""
+    """Say whether all folders of the root are classes that hold split folders."""
     classes = [folder for folder in folders if not is_unlabelled(folder.path.name)]
     # A class that holds nothing says nothing, either.
     filled = [folder for folder in classes if folder.folders or folder.images]
@@ -185,7 +187,7 @@ def _listed(paths: Iterable[Path]) -> str:
 
 
 def _unwrapped(folder: Scan, lister: Lister) -> Scan:
-    """The folder inside where one holds nothing else than another of its name, as `seg_train/seg_train` does."""
+    """Return the folder inside, where one holds nothing but another of its name, as `seg_train/seg_train` does."""
     name = folder.path.name
     for _ in range(_MOST_WRAPPERS):
         if folder.images or len(folder.folders) != 1:

@@ -57,7 +57,7 @@ On Windows the second time is that of the file's creation, which does no harm.""
 
 
 def stamp_of(path: Path | str) -> Stamp:
-    """The facts by which the index recognises an unchanged file.
+    """Look up the facts by which the index recognises an unchanged file.
 
     Raises:
         UnusableImageError: there is no such file, or it may not be looked at.
@@ -69,7 +69,7 @@ def stamp_of(path: Path | str) -> Stamp:
 
 
 def read_image_file(path: Path) -> tuple[bytes, bytes]:
-    """The file's bytes and their SHA-256 digest (32 bytes).
+    """Read a file: its bytes and their SHA-256 digest (32 bytes).
 
     What is no file is not opened: a named pipe would wait for somebody to write, and devices may never end.
 
@@ -122,7 +122,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
 
 
 class StatIndex:
-    """Remembers the hashes of files by path and stamp. Not safe for use by several threads at once."""
+    """Remembers the hashes of files by path and stamp. It is not safe for use by several threads at once."""
 
     def __init__(self, path: Path | None, *, now_ns: int | None = None) -> None:
         """Open an index, or make one.
@@ -145,7 +145,7 @@ class StatIndex:
             self.close()
 
     def look_up(self, paths: Sequence[Path | str]) -> dict[str, tuple[Stamp, bytes]]:
-        """What is known of these files: stamp and digest by absolute path as text; callers compare the stamp.
+        """Say what is known of these files: stamp and digest by absolute path as text; callers compare the stamp.
 
         A path given as text is absolute already: making 100,000 so takes a sixth of a second.
         """
@@ -183,7 +183,7 @@ class StatIndex:
             self.close()  # locked, full or damaged: go on without
 
     def unusable(self) -> dict[bytes, str]:
-        """Why contents cannot be decoded, by digest, as far as decoding them by this version has found out before."""
+        """Say by digest why contents cannot be decoded, as far as this version of decoding has found out before."""
         if self._connection is None:
             return {}
         try:
@@ -203,7 +203,7 @@ class StatIndex:
             self.close()
 
     def digest_of(self, path: Path) -> bytes:
-        """The file's SHA-256 digest (32 bytes); the file is read only where its stamp is not the one remembered.
+        """Return the file's SHA-256 digest (32 bytes); the file is read only where its stamp is not the one remembered.
 
         Raises:
             OSError: it cannot be read.

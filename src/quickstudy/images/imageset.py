@@ -62,7 +62,9 @@ class Skipped:
     """A file that is not used, and why."""
 
     path: Path
+    """Path of the file."""
     reason: str
+    """Why it is not used, in words that end a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +72,11 @@ class ImageFile:
     """One image file with its label and, where the set came with splits, its split."""
 
     path: Path
+    """Path of the file."""
     label: str
+    """The name of its class."""
     split: Split | None = None
+    """The split that it came in; None where it came in none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +84,9 @@ class UnlabelledFile:
     """One image file without a label and, where the set came with splits, its split."""
 
     path: Path
+    """Path of the file."""
     split: Split | None = None
+    """The split that it came in; None where it came in none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +94,11 @@ class ImageSet:
     """The images of a classification problem, in a stable order (by path)."""
 
     source: Path
+    """The folder or manifest."""
     files: tuple[ImageFile, ...]
+    """The images with a label, sorted by path."""
     skipped: tuple[Skipped, ...]
+    """Files that are not used, with the reason."""
     unlabelled: tuple[UnlabelledFile, ...] = ()
     """Images without a label, where they were asked for."""
     passed_over: tuple[tuple[str, int], ...] = ()
@@ -145,7 +155,7 @@ def require_classes(files: Counter[str], source: Path) -> None:
 
 
 def list_images(folder: Path) -> tuple[list[Path], list[Skipped]]:
-    """All image files under a folder, whatever the labels, sorted by path; and what was skipped."""
+    """List all image files under a folder, whatever the labels, sorted by path; and what was skipped."""
     lister = Lister()
     paths = lister.walk(lister.scan(folder), set())
     return paths, _skipped(lister.unread)
@@ -226,7 +236,7 @@ def _image_set(
     labels: set[str],
     passed_over: Mapping[str, int],
 ) -> ImageSet:
-    """The image set of what was found; `labels` are all that were named, also those without an image."""
+    """Make the image set of what was found; `labels` are all that were named, also those without an image."""
     if unwritable := sorted(name for name in labels if not is_text(name)):
         raise ImageSetError(
             f"The class name {unwritable[0]!a} in '{source}' is not valid UTF-8, which models are written in; "
@@ -248,7 +258,7 @@ def _skipped(found: Iterable[tuple[Path, str]]) -> list[Skipped]:
 
 
 def _hint(lister: Lister, skipped: Sequence[Skipped]) -> str:
-    """What was there in place of images, in brackets; nothing where there was nothing."""
+    """Say in brackets what was there in place of images; give an empty text where there was nothing."""
     unread = [
         f"there is 1 {name} file, which is not read; convert it to PNG"
         if count == 1

@@ -1,16 +1,12 @@
-"""Listing: which files under a folder are images, and what becomes of all others.
+"""Listing: which files under a folder are images, what becomes of all others, and what the names of folders mean.
 
 Nothing is passed over in silence: an image format that is not read, a named pipe or a link to nothing is unread with
 its reason; what servers and desktops leave behind, hidden files and files of other kinds are counted by kind. Files
 with the usual suffix of an image are neither opened nor looked at (100,000 of them are listed in less than a second);
-of the others, the first bytes are read.
-
-What a file is: its first bytes say it, and its suffix only where they do not.
+of the others, the first bytes are read, which say what a file is; its suffix says it only where they do not.
 
 Formats are named as people call them. Those of `READ` are the ones that `decoding.py` opens; the other image formats
-are named among the skipped, as their owner expects them to count; all else is counted by kind.
-
-Names of folders and files as people write them: class names, split names, and paths in lists.
+are named among the unread, as their owner expects them to count.
 
 Names are compared in one Unicode form (NFC), since macOS writes accents as letters of their own (NFD), and files are
 opened by the bytes that their names have. Split names are compared without regard to case, hyphens, underscores and
@@ -36,7 +32,7 @@ SET_ASIDE = "_set_aside"
 """The folder to which `audit --apply` moves images; nothing below it counts."""
 
 NOT_READ = "is not supported; convert it to JPEG or PNG"
-"""How the reason of an image ends whose format is not read."""
+"""The end of the reason why an image is skipped whose format is not read."""
 _NOT_FILES = {
     stat.S_IFDIR: "a folder, not a file",
     stat.S_IFIFO: "a named pipe, not a file",
@@ -51,6 +47,7 @@ class Scan:
     """What one folder itself holds."""
 
     path: Path
+    """Path of the folder."""
     identity: tuple[int, int]
     """Device and inode, by which links that lead round a loop are found out."""
     images: list[Path]
@@ -58,7 +55,7 @@ class Scan:
     folders: list[Path]
     """The folders in it, sorted by name."""
     unreadable: str = ""
-    """Why the folder cannot be read; nothing where it can."""
+    """Why the folder cannot be read; empty where it can."""
 
 
 class Lister:
@@ -68,9 +65,9 @@ class Lister:
         self.unread: list[tuple[Path, str]] = []
         """Files and folders that their owner may expect to count, and why they do not."""
         self.unread_formats: Counter[str] = Counter()
-        """How many of them are images of a format that is not read."""
+        """Number of unread images whose format is not read, by format."""
         self.passed_over: Counter[str] = Counter()
-        """What else was there, by kind."""
+        """Number of all other files and folders that count for nothing, by kind."""
 
     def scan(self, folder: Path) -> Scan:
         """Look into one folder; one that cannot be read is noted among `unread`, and empty."""
@@ -97,7 +94,7 @@ class Lister:
         return Scan(path=folder, identity=(status.st_dev, status.st_ino), images=images, folders=folders)
 
     def walk(self, scan: Scan, seen: set[tuple[int, int]]) -> list[Path]:
-        """All images in and under a folder, sorted by path; each real folder once, so links lead round no loop.
+        """List all images in and under a folder, sorted by path; each real folder once, so links lead round no loop.
 
         Args:
             scan: the folder.
@@ -118,7 +115,7 @@ class Lister:
         return found
 
     def _passes_over(self, entry: os.DirEntry[str]) -> bool:
-        """Count an entry that is left behind or hidden; whether it is."""
+        """Count an entry that is left behind or hidden, and say whether it is."""
         kind = f"set aside by audit ({SET_ASIDE})" if entry.name == SET_ASIDE else left_behind(entry.name)
         if kind is not None:
             count = _count_files(entry) if _leads_to_folder(entry) else 1
@@ -132,7 +129,7 @@ class Lister:
         return True
 
     def _is_image(self, path: Path, *, is_regular: bool) -> bool:
-        """Whether a file without the usual suffix of an image is one; it is accounted for where it is none."""
+        """Say whether a file without the usual suffix of an image is one; it is accounted for where it is none."""
         reason = None if is_regular else why_no_file(path)
         if reason is None and not is_regular and suffix_of(path.name) in IMAGE_SUFFIXES:
             return True  # behind a link
@@ -157,7 +154,7 @@ class Lister:
 
 
 def why_no_file(path: Path) -> str | None:
-    """Why there is no ordinary file at a path, or None where there is one; a pipe is never opened to find out."""
+    """Say why there is no ordinary file at a path, or None where there is one; a pipe is never opened to find out."""
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -193,16 +190,19 @@ def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _count_files(entry: os.DirEntry[str]) -> int:
-    """How many files are under a folder; 1, for the folder, where that may not be known."""
+    """Count the files under a folder; 1, for the folder, where it may not be read."""
     if not os.access(entry.path, os.R_OK):
         return 1
     return sum(len(files) for _, _, files in os.walk(entry.path))
 
 
+# Formats of files, by their first bytes and their suffixes
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"})
+"""The usual suffixes of images that are read, in lower case."""
 READ = frozenset({"JPEG", "PNG", "GIF", "WebP", "BMP", "TIFF"})
+"""The image formats that are read."""
 SNIFFED_BYTES = 132
-"""How many bytes of a file are looked at: as far as the last of the signatures below reaches, DICOM's."""
+"""Bytes of a file that are looked at: as far as the last of the signatures below reaches, DICOM's."""
 
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8\xff", "JPEG"),
@@ -273,13 +273,13 @@ _USUAL_SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,9}|\.[0-9][a-z][a-z0-9]{0,8}")
 
 
 def suffix_of(name: str) -> str:
-    """The suffix of a file's name in lower case with its dot, or nothing."""
+    """Return the suffix of a file's name in lower case with its dot, or nothing."""
     dot = name.rfind(".")
     return name[dot:].lower() if dot > 0 else ""
 
 
 def image_format(name: str, start: bytes) -> str | None:
-    """The image format of a file by its first bytes, or else by its suffix where that is of a format not read.
+    """Find the image format of a file by its first bytes, or else by its suffix where that is of a format not read.
 
     Args:
         name: the file's name.
@@ -298,7 +298,7 @@ def image_format(name: str, start: bytes) -> str | None:
 
 
 def other_kind(name: str, start: bytes) -> str:
-    """What a file that is no image is to be counted as, such as `text files (.txt)`."""
+    """Say what a file that is no image is to be counted as, such as `text files (.txt)`."""
     suffix = suffix_of(name)
     if suffix in _KIND_OF:
         return f"{_KIND_OF[suffix]} ({suffix})"
@@ -373,7 +373,7 @@ _UNFINISHED = frozenset({".crdownload", ".part", ".partial", ".filepart", ".opdo
 
 
 def left_behind(name: str) -> str | None:
-    """What a file or folder of this name is that a server, a desktop or a synchroniser left; None for all others."""
+    """Say what a file or folder of this name is that a server, desktop or synchroniser left; None for all others."""
     known = _LEFT_BEHIND.get(name.lower())
     if known:
         return known
@@ -387,7 +387,9 @@ def left_behind(name: str) -> str | None:
     return f"unfinished downloads ({suffix})" if suffix in _UNFINISHED else None
 
 
+# Names of folders and files as people write them
 Split = Literal["train", "validation", "test"]
+"""The part of a set that an image came in, or the role that it was given."""
 
 _SPLIT_WORDS: dict[Split, str] = {
     "train": "train training trainset trainingset traindata trainingdata trainimages trainingimages segtrain",
@@ -397,35 +399,36 @@ _SPLIT_WORDS: dict[Split, str] = {
     "holdout holdoutset heldout heldoutset",
 }
 SPLIT_FOLDERS: dict[str, Split] = {word: split for split, words in _SPLIT_WORDS.items() for word in words.split()}
-"""The usual names of splits, in lower case and without `-`, `_` and blanks; `split_named` looks names up."""
+"""The split by its usual names, in lower case and without `-`, `_` and blanks; `split_named` looks names up."""
 UNLABELLED = frozenset({"unlabelled", "unlabeled"})
+"""Names of folders that hold images without a label, in lower case."""
 _TO_PREDICT = frozenset({"pred", "predict", "prediction", "predictions", "segpred", "topredict"})
 _BETWEEN_WORDS = re.compile(r"[-_\s]+")
 
 
 def label_of(name: str) -> str:
-    """The class name that a folder's name or a manifest's cell stands for: in NFC, without blanks around it."""
+    """Return the class name that a folder's name or a manifest's cell stands for: in NFC, without blanks around it."""
     name = name.strip()
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def split_named(name: str) -> Split | None:
-    """The split that a name such as `Training-Set` stands for; None where it is not a usual name of one."""
+    """Return the split that a name such as `Training-Set` stands for; None where it is not a usual name of one."""
     return SPLIT_FOLDERS.get(_plain(name))
 
 
 def is_unlabelled(name: str) -> bool:
-    """Whether a folder of this name holds images without a label."""
+    """Say whether a folder of this name holds images without a label."""
     return _plain(name) in UNLABELLED
 
 
 def is_to_predict(name: str) -> bool:
-    """Whether a folder of this name, beside split folders, holds images to predict, which have no label."""
+    """Say whether a folder of this name, beside split folders, holds images to predict, which have no label."""
     return _plain(name) in _TO_PREDICT
 
 
 def alike(labels: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """The pairs of class names that differ only in upper and lower case, sorted."""
+    """Find the pairs of class names that differ only in upper and lower case, sorted."""
     spellings: dict[str, list[str]] = {}
     for label in sorted(set(labels)):
         spellings.setdefault(label_of(label.casefold()), []).append(label)
@@ -433,7 +436,7 @@ def alike(labels: Iterable[str]) -> tuple[tuple[str, str], ...]:
 
 
 def place_of(folder: Path, name: str) -> Path:
-    """Where a file is that a list names: as written, or else with `/` for a backslash or in the other Unicode form.
+    """Say where a file is that a list names: as written, or else with `/` for a backslash or in the other Unicode form.
 
     Args:
         folder: what relative paths are relative to.

@@ -1,12 +1,11 @@
-"""Manifests: tables that name image files, their labels and, where they say so, their splits.
+"""Manifests, tables that name image files, their labels and perhaps their splits; and tables and lists as text.
 
 A manifest is CSV as spreadsheets write it, or Parquet. Its columns are `path`, `label` and perhaps `split`, or have a
 usual other name, in any case. What stands in them is text, numbers or bytes; lists and structs are refused.
 
-Tables and lists as text: CSV as spreadsheets write it, and lists of paths as people pipe them.
-
-A table may be separated by commas, semicolons or tabs, begin with a byte order mark, be in UTF-16, end its lines as
-Windows does, and have blank rows. Cells stay as they are written; the names of columns are trimmed.
+A table as text may be separated by commas, semicolons or tabs, begin with a byte order mark, be in UTF-16, end its
+lines as Windows does, and have blank rows. Cells stay as they are written; the names of columns are trimmed. A list
+names one path a line, as people pipe them.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".parquet")
+"""The suffixes of manifests, in lower case."""
 _Role = Literal["path", "label", "split"]
 _OTHER_NAMES: dict[_Role, str] = {
     "path": "file filename file_name filepath file_path image image_path image_file image_name img img_path",
@@ -46,8 +46,11 @@ class Columns:
     """Where in a manifest its columns are, counted from 0."""
 
     path: int
+    """Number of the column with the paths."""
     label: int
+    """Number of the column with the labels."""
     split: int | None
+    """Number of the column with the splits; None where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,10 +58,13 @@ class Row:
     """One row of a manifest as text, without blanks around it; what is missing is empty."""
 
     number: int
-    """Counted from 1, without the header and without blank rows."""
+    """The row's number, from 1, without the header and without blank rows."""
     path: str
+    """The path as it is written."""
     label: str
+    """The class name."""
     split: str
+    """The split as it is written."""
 
 
 def read_manifest(source: Path) -> Iterator[Row]:
@@ -103,7 +109,7 @@ def columns_of(names: Sequence[str], source: Path) -> Columns:
 
 
 def text_of(value: object) -> str:
-    """A cell as text without blanks around it; nothing where it is missing, and whole numbers without a point."""
+    """Write a cell as text without blanks around it: empty where it is missing, whole numbers without a point."""
     # NaN, the one value unequal to itself, is how data frames write a missing label; 0 is a label.
     if value is None or value != value:
         return ""
@@ -172,9 +178,10 @@ def _require_texts(source: Path, field: pa.Field) -> None:
         )
 
 
+# Tables and lists as text
 _DELIMITERS = (",", ";", "\t")
 _TOLD = re.compile(r"sep=([^\r\n])\r?\n", re.IGNORECASE)
-"""How Excel is told the delimiter."""
+"""The line by which Excel is told the delimiter."""
 _HEADER_CHARACTERS = 1 << 16
 _UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -188,8 +195,11 @@ class Table:
     rows: list[list[str]]
     """The rows that are not blank, each with at least as many cells as the header."""
     delimiter: str = ","
+    """The character between cells."""
     line_end: str = "\n"
+    """The characters at the end of each line."""
     encoding: str = "utf-8"
+    """The text's encoding, by Python's name."""
 
 
 def read_table(data: bytes, names: Collection[str] = (), *, strict: bool = False, errors: str = "strict") -> Table:
@@ -219,7 +229,7 @@ def read_table(data: bytes, names: Collection[str] = (), *, strict: bool = False
 
 
 def write_table(table: Table, *, errors: str = "strict") -> bytes:
-    """The bytes of a file that holds a table, written as the table says that it was."""
+    """Write a table to the bytes of a file, in the way in which the table says that it was written."""
     lines = []
     for row in (table.header, *table.rows):
         line = io.StringIO(newline="")
@@ -229,7 +239,7 @@ def write_table(table: Table, *, errors: str = "strict") -> bytes:
 
 
 def read_list(file: BinaryIO | Iterable[bytes]) -> Iterator[str]:
-    """The paths in a list with one a line, as the lines come; blank lines are passed over, and `~` is the home folder.
+    """Yield the paths of a list with one a line, as lines come; blank lines are passed over, `~` is the home folder.
 
     Args:
         file: the lines as bytes; names of files need not be valid text.
@@ -252,7 +262,7 @@ def _lines(file: BinaryIO | Iterable[bytes]) -> Iterator[str]:
 
 
 def _decoded(data: bytes, errors: str) -> tuple[str, str]:
-    """The text without its byte order mark, and its encoding."""
+    """Decode a text, without its byte order mark, and name its encoding."""
     if data.startswith(_UTF_16_MARKS):
         return data.decode("utf-16", errors), "utf-16"
     encoding = "utf-8-sig" if data.startswith(codecs.BOM_UTF8) else "utf-8"
@@ -260,14 +270,14 @@ def _decoded(data: bytes, errors: str) -> tuple[str, str]:
 
 
 def _rows(text: str, delimiter: str, *, strict: bool) -> Iterator[list[str]]:
-    """The rows in which anything stands."""
+    """Yield the rows of a table in which anything stands."""
     for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=strict):
         if any(cell and not cell.isspace() for cell in row):
             yield row
 
 
 def _promise(text: str, delimiter: str, names: Collection[str]) -> tuple[int, int]:
-    """How well a header separated like this looks: names that are expected, then cells that are not empty."""
+    """Count in a header separated like this the names that are expected, then the cells that are not empty."""
     try:
         header = next(_rows(text, delimiter, strict=False), [])
     except csv.Error:

@@ -1,13 +1,10 @@
 """Named data sets: where they are here, how they get here, and how they are read.
 
-The data folder holds a folder a data set (`<data>/cifar10/cifar-10-batches-bin/…`, `<data>/mnist/*.gz`); what others
-have laid down is found, too (`layouts.py`). A data set is there when all of its files are: as `get` gives files their
-names only when they are whole and have the right hash, nothing needs to be hashed again.
-
-Where the files of named data sets lie, as they are officially packed and as other tools lay them down.
-
-A folder counts as a data set's when all that the data set needs is in it. MNIST and Fashion-MNIST have the same file
-names; their first test labels tell them apart, and where those are of neither, the folder's name.
+The data folder holds a folder a data set (`<data>/cifar10/cifar-10-batches-bin/…`, `<data>/mnist/*.gz`); what other
+tools have laid down is found, too. A folder counts as a data set's when all that the data set needs is in it: as `get`
+gives files their names only when they are whole and have the right hash, nothing needs to be hashed again. MNIST and
+Fashion-MNIST have the same file names; their first test labels tell them apart, and where those are of neither, the
+folder's name.
 """
 
 from __future__ import annotations
@@ -31,10 +28,11 @@ from quickstudy.progress import Progress, silent
 __all__ = ["DATA_VARIABLE", "NAMED", "NamedDataSet", "data_folder", "find", "get", "layout_of", "load"]
 
 DATA_VARIABLE = "QUICKSTUDY_DATA"
+"""Name of the environment variable that names the data folder."""
 
 
 def data_folder(chosen: Path | None = None) -> Path:
-    """The folder for named data sets: `chosen`, else QUICKSTUDY_DATA, else one in the user's data folder."""
+    """Return the folder for named data sets: `chosen`, else QUICKSTUDY_DATA, else one in the user's data folder."""
     if chosen is not None:
         return chosen
     if named := os.environ.get(DATA_VARIABLE):
@@ -45,7 +43,7 @@ def data_folder(chosen: Path | None = None) -> Path:
 
 
 def find(name: str, folder: Path | None = None) -> Path | None:
-    """Where a named data set is, in the data folder or another; None where it is not, or not all of it.
+    """Find a named data set in the data folder or another; None where it is not there, or not all of it.
 
     Raises:
         ImageSetError: there is no data set of that name.
@@ -126,7 +124,7 @@ def get(
 
 
 def _obtain(data_set: NamedDataSet, file: RemoteFile, own: Path, source: str | Path | None, progress: Progress) -> Path:
-    """The file, checked: where it was put by hand, the local copy of an archive, or downloaded or copied into `own`."""
+    """Get a file and check it: as put there by hand, a local copy of an archive, or fetched or copied into `own`."""
     target = own / file.name
     if target.exists():
         _check(target, file, remedy="delete it to have it fetched again")
@@ -155,7 +153,7 @@ def _obtain(data_set: NamedDataSet, file: RemoteFile, own: Path, source: str | P
 
 
 def _from_source(data_set: NamedDataSet, file: RemoteFile, source: str | Path) -> str | Path:
-    """The local file or the address that a source stands for."""
+    """Work out the local file or the address that a source stands for."""
     if isinstance(source, str) and "://" in source:
         if not source.lower().startswith("file:"):
             address, _, last = source.partition("?")[0].rpartition("/")
@@ -219,6 +217,7 @@ def _read(name: str, place: Path) -> Mapping[str, PixelSet]:
     return readers.read_mnist(place, readers.DIGIT_CLASSES if name == "mnist" else readers.FASHION_CLASSES)
 
 
+# Where the files of data sets lie, as they are officially packed and as other tools lay them down
 _FIRST_TEST_LABELS = {
     bytes((7, 2, 1, 0, 4, 1, 4, 9, 5, 9)): "mnist",
     bytes((9, 2, 1, 1, 6, 1, 4, 6, 5, 7)): "fashion_mnist",
@@ -233,7 +232,7 @@ _IDX_FOLDERS = {
 
 
 def layout_of(path: Path) -> str | None:
-    """The name of the data set whose official layout a folder has or holds; None for all else, such as class folders.
+    """Name the data set whose official layout a folder has or holds; None for all else, such as class folders.
 
     Raises:
         ImageSetError: it holds several data sets, a part of one, or CIFAR as Python pickles.
@@ -253,18 +252,18 @@ def layout_of(path: Path) -> str | None:
 
 
 def places(data_set: NamedDataSet, base: Path) -> Iterator[Path]:
-    """Where the data set's files may lie if `base` is a data folder, or the official folder itself."""
+    """Yield where a data set's files may lie if `base` is a data folder, or the official folder itself."""
     inner = [Path(), *([Path(data_set.folder)] if data_set.folder else [])]
     return (base / outer / folder for outer in ("", data_set.name, *data_set.aliases) for folder in inner)
 
 
 def place_at(data_set: NamedDataSet, path: Path) -> Path | None:
-    """`path` or its official folder, whichever is the data set."""
+    """Return `path` or the official folder in it, whichever is the data set; None where neither is."""
     return next((p for p in (path, path / data_set.folder) if _is_complete(data_set, p)), None)
 
 
 def place_inside(data_set: NamedDataSet, path: Path) -> Path | None:
-    """Where in `path`, taken as a data folder or as the official folder, the data set is."""
+    """Find the data set in `path`, taken as a data folder or as the official folder; None where it is not there."""
     return next((place for place in places(data_set, path) if _is_complete(data_set, place)), None)
 
 
@@ -294,7 +293,7 @@ def _refuse_part(data_set: NamedDataSet, place: Path) -> None:
 
 
 def _idx_name(place: Path) -> str | None:
-    """Which of the data sets in idx files lies here, by content, or else by the folder's name; None where in doubt."""
+    """Say which data set in idx files lies here, by content or else by the folder's name; None where in doubt."""
     path = idx_file(place, "t10k-labels-idx1-ubyte")
     try:
         count, labels = first_labels(path, 10) if path else (0, b"")
@@ -308,7 +307,7 @@ def _idx_name(place: Path) -> str | None:
 
 
 def refuse_pickles(base: Path) -> None:
-    """Say what to do about CIFAR's other archive.
+    """Refuse CIFAR's archive of Python pickles, and say what to take instead.
 
     Raises:
         ImageSetError: `base` holds it.
@@ -326,13 +325,13 @@ def refuse_pickles(base: Path) -> None:
 
 
 def needed(data_set: NamedDataSet) -> str:
-    """The files by which a data set is recognised, for messages."""
+    """Return the files by which a data set is recognised, for messages."""
     gz = " (plain or .gz)" if data_set.needs == IDX_STEMS else ""
     return ", ".join(data_set.needs) + gz
 
 
 def known_layouts() -> str:
-    """All layouts that are recognised, one a line, for messages."""
+    """Return all layouts that are recognised, one a line, for messages."""
     return "\n".join(
         f"  {entry.name}: {needed(entry)}"
         + (f", there or in {entry.folder}/" if entry.folder else "")

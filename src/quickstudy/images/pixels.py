@@ -1,12 +1,9 @@
 """Pixel sets: images of one size, decoded and held in memory with their labels.
 
 What is trained from scratch reads small images many times over, so they are decoded once. Named data sets come as pixel
-sets (`readers.py`), and so does an image set that is decoded as a whole (`decoded.py`).
-
-A whole image set decoded into memory: each image once, at one size, in its role.
-
-The pixels come from the same `decode` and `fit` as everywhere else, contents and roles from the census. Images stand in
-the order of their hashes, so moving, renaming or listing them otherwise changes nothing.
+sets (`readers.py`); an image set is decoded as a whole here, each image once, at one size, in its role. The pixels come
+from the same `decode` and `to_input` as everywhere else, contents and roles from the census. Images stand in the order
+of their hashes, so moving, renaming or listing them otherwise changes nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ from numpy.typing import NDArray
 
 from quickstudy.errors import ImageSetError, UnusableImageError
 from quickstudy.images.census import Census, take_census
-from quickstudy.images.decoding import InputSpec, Pixels, decode, fit
+from quickstudy.images.decoding import InputSpec, Pixels, decode, to_input
 from quickstudy.images.identity import read_image_file
 from quickstudy.images.imageset import ImageSet, Skipped, Split
 from quickstudy.process import usable_cores
@@ -39,10 +36,11 @@ class PixelSet:
     """
 
     pixels: NDArray[np.uint8]
-    """N×height×width×channels, 1 (grey) or 3 (RGB), from 0 to 255."""
+    """The images: N×height×width×channels, 1 (grey) or 3 (RGB), from 0 to 255."""
     labels: NDArray[np.int64]
-    """N places in `classes`."""
+    """The images' classes: N places in `classes`, from 0."""
     classes: tuple[str, ...]
+    """The names of the classes."""
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.shape[3] not in (1, 3) or self.pixels.dtype != np.uint8:
@@ -62,11 +60,11 @@ class PixelSet:
             )
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """Return the number of images."""
         return len(self.pixels)
 
     def content_fingerprint(self) -> str:
-        """SHA-256 of shape, classes, pixels and labels, as 64 hexadecimal digits; the same on every machine."""
+        """Hash shape, classes, pixels and labels with SHA-256: 64 hexadecimal digits, the same on every machine."""
         head = json.dumps({"shape": self.pixels.shape, "classes": self.classes}, ensure_ascii=True)
         digest = hashlib.sha256(head.encode() + b"\n")
         digest.update(np.ascontiguousarray(self.pixels).data)
@@ -82,8 +80,8 @@ class DecodedImageSet:
     """The usable images of an image set in memory, and what became of the others."""
 
     splits: Mapping[Split, PixelSet]
-    """`train`; `validation` where it is given or held out; `test` unless the given splits have none. All have the same
-    classes."""
+    """The images by role: `train`; `validation` where it is given or held out; `test` unless the given splits have
+    none. All have the same classes."""
     census: Census
     """The images by content, and what became of the others."""
     digests: Mapping[Split, tuple[bytes, ...]]
@@ -96,7 +94,7 @@ class DecodedImageSet:
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
-        """Files that are not there, with the reason: unusable ones, and those of classes without training images."""
+        """Files that are left out, with the reason: unusable ones, and those of classes without training images."""
         strangers = (
             Skipped(path=place.path, reason=f"its class '{content.label}' has no training images")
             for content in self.census.contents.values()
@@ -158,12 +156,12 @@ def decode_image_set(
 def _decode_all(
     census: Census, spec: InputSpec, threads: int | None, progress: Progress
 ) -> tuple[dict[bytes, Pixels], dict[bytes, str]]:
-    """The pixels by content hash, and why others have none."""
+    """Decode all images that have a role: the pixels by content hash, and why others have none."""
 
     def decode_one(digest: bytes) -> Pixels | str:
         try:
             data, found = read_image_file(census.contents[digest].path)
-            return fit(decode(data, spec), spec) if found == digest else "changed while it was read"
+            return to_input(decode(data, spec), spec) if found == digest else "changed while it was read"
         except UnusableImageError as error:
             return str(error)
 

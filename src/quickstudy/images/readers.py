@@ -1,17 +1,13 @@
 """Readers of official layouts: CIFAR-10 and CIFAR-100 (binary), MNIST's idx files, SVHN's .mat files, the digits.
 
-Each reads straight into arrays and checks everything that a damaged or foreign file could get wrong; the message names
-file, byte offset (in .mat files the index) and value. Python pickles, in which CIFAR comes too, are never loaded: they
-can run code.
+Each reads straight into arrays, in chunks, bounded and unpacked on the way, and checks everything that a damaged or
+foreign file could get wrong; the message names file, byte offset (in .mat files the index) and value. Python pickles,
+in which CIFAR comes too, are never loaded: they can run code.
 
-Data files read with care: bounded, in chunks, unpacked on the way; messages name file, offset and value.
-
-The idx format, in which MNIST and its successors come: a magic number, big-endian sizes, bytes (LeCun, 1998).
-
-Arrays of numbers from MATLAB files of level 5, as SVHN comes in (MathWorks, *MAT-File Format*).
-
-SciPy reads these files, too, but its reader ends the process on some damaged ones (a segmentation fault within 6,000
-files with changed bytes in their headers); nothing that came from outside may do that.
+The idx format, in which MNIST and its successors come, is a magic number, big-endian sizes and bytes (LeCun, 1998).
+SVHN comes in MATLAB files of level 5 (MathWorks, *MAT-File Format*), of which arrays of numbers are read by code of our
+own: SciPy reads these files, too, but its reader ends the process on some damaged ones (a segmentation fault within
+6,000 files with changed bytes in their headers), and nothing that came from outside may do that.
 """
 
 from __future__ import annotations
@@ -107,7 +103,7 @@ def read_svhn(folder: Path) -> dict[str, PixelSet]:
 
 
 def read_digits() -> dict[str, PixelSet]:
-    """The 1,797 handwritten digits that come with scikit-learn: 8×8 grey, 10 classes; split by content."""
+    """Read the 1,797 handwritten digits that come with scikit-learn: 8×8 grey, 10 classes; split by content."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -123,7 +119,7 @@ def read_digits() -> dict[str, PixelSet]:
 
 
 def _read_cifar(path: Path, *, label_bytes: int, classes: tuple[str, ...]) -> PixelSet:
-    """Records of the label (in CIFAR-100 after the coarse one) and a red, a green and a blue 32×32 plane."""
+    """Read records of a label (in CIFAR-100 after the coarse one) and a red, a green and a blue 32×32 plane."""
     record = label_bytes + 3 * 32 * 32
     with closing(RawFile(path)) as file:
         size = path.stat().st_size
@@ -181,14 +177,15 @@ def _kind(values: Numbers | None) -> str:
     return "no array of real numbers" if values is None else f"{values.dtype} of shape {values.shape}"
 
 
+# Files read with care
 MOST_BYTES = 2 << 30
-"""Files that hold or announce more are not read: all official ones are far smaller."""
+"""The largest size that a file may have or announce, in bytes; all official ones are far smaller."""
 
 _CHUNK_BYTES = 1 << 20
 
 
 class RawFile:
-    """A file's bytes, unpacked where it is gzip; never more in memory than there are."""
+    """A file's bytes, unpacked where it is gzip, with never more of them in memory than there are."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -204,7 +201,7 @@ class RawFile:
         self._offset = 0
 
     def read(self, count: int) -> bytearray:
-        """So many bytes, or as many as there are; arrays on them can be written to."""
+        """Read so many bytes, or as many as there are; arrays on them can be written to."""
         data = bytearray()
         try:
             while len(data) < count and (chunk := self._file.read(min(count - len(data), _CHUNK_BYTES))):
@@ -223,7 +220,7 @@ class RawFile:
 
 
 def read_names(path: Path, count: int) -> tuple[str, ...]:
-    """Class names, one a line; none where there is no such file.
+    """Read class names, one a line; none where there is no such file.
 
     Raises:
         ImageSetError: they are not as many different ones as there should be, or no text.
@@ -268,6 +265,7 @@ def require_labels(
         )
 
 
+# The idx format
 IDX_STEMS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 _IMAGES_MAGIC, _LABELS_MAGIC = 2051, 2049
@@ -291,13 +289,13 @@ def read_idx(images: Path, labels: Path, classes: tuple[str, ...]) -> PixelSet:
 
 
 def idx_file(folder: Path, stem: str) -> Path | None:
-    """The file of this name, plain or .gz; None where there is neither."""
+    """Find the file of this name, plain or .gz; None where there is neither."""
     candidates = (folder / stem, folder / f"{stem}.gz")
     return next((path for path in candidates if os.path.isfile(path)), None)  # noqa: PTH113 (answers where pathlib raises)
 
 
 def first_labels(path: Path, count: int) -> tuple[int, bytes]:
-    """How many labels an idx file announces, and the first of them; by these a data set is recognised.
+    """Read how many labels an idx file announces, and the first of them; by these a data set is recognised.
 
     Raises:
         ImageSetError: it is no idx file of labels.
@@ -308,7 +306,7 @@ def first_labels(path: Path, count: int) -> tuple[int, bytes]:
 
 
 def _read_idx_file(path: Path, magic: int, what: str, *, dimensions: int) -> tuple[tuple[int, ...], NDArray[np.uint8]]:
-    """The sizes that the header announces and the values, flat."""
+    """Read the sizes that the header of an idx file announces, and its values, flat."""
     with closing(RawFile(path)) as file:
         sizes = _read_idx_header(file, magic, what, dimensions=dimensions)
         expected, start = int(np.prod(sizes, dtype=object)), 4 + 4 * dimensions
@@ -345,6 +343,7 @@ def _read_idx_header(file: RawFile, magic: int, what: str, *, dimensions: int) -
     return sizes
 
 
+# MATLAB files of level 5
 Numbers = NDArray[np.integer | np.floating]
 
 _HEADER_BYTES, _LEVEL = 128, 0x0100
@@ -359,7 +358,7 @@ class _DamagedError(Exception):
 
 
 def read_mat(path: Path, wanted: Collection[str]) -> dict[str, Numbers | None]:
-    """The wanted variables that a file holds, in the type in which they are stored; None for what is no real numbers.
+    """Read the wanted variables of a MATLAB file, in the type in which they are stored; None for no real numbers.
 
     Raises:
         ImageSetError: it is no such file, or damaged.
@@ -388,7 +387,7 @@ def read_mat(path: Path, wanted: Collection[str]) -> dict[str, Numbers | None]:
 
 
 def _read_header(file: RawFile) -> str:
-    """NumPy's sign for the byte order."""
+    """Check the header of a MATLAB file and return NumPy's sign for the byte order."""
     header = file.read(_HEADER_BYTES)
     if len(header) < _HEADER_BYTES:
         raise ImageSetError(f"'{file.path}' is no MATLAB file: it ends at offset {len(header)}, within the header")
@@ -416,7 +415,7 @@ def _read_tag(tag: bytes | bytearray, order: str) -> tuple[int, int]:
 
 
 def _decompress(packed: bytes, order: str) -> tuple[int, bytes]:
-    """Type and content of the one element that lies compressed in another; never more than it announces."""
+    """Unpack the one element that lies compressed in another: its type and content, never more than it announces."""
     stream = zlib.decompressobj()
     kind, size = _read_tag(stream.decompress(packed, 8), order)
     body = stream.decompress(stream.unconsumed_tail, size) if size else b""
@@ -426,7 +425,7 @@ def _decompress(packed: bytes, order: str) -> tuple[int, bytes]:
 
 
 def _read_matrix(body: bytes, order: str) -> tuple[str, Numbers | None]:
-    """Name and values of a variable: flags, sizes, name, values, one after the other."""
+    """Read name and values of a variable, which lie as flags, sizes, name and values, one after the other."""
     flags, place = _read_numbers(body, 0, order)
     sizes, place = _read_numbers(body, place, order)
     letters, place = _read_numbers(body, place, order)
@@ -443,7 +442,7 @@ def _read_matrix(body: bytes, order: str) -> tuple[str, Numbers | None]:
 
 
 def _read_numbers(body: bytes, place: int, order: str) -> tuple[Numbers, int]:
-    """The numbers of the element at `place`, and where the next one is."""
+    """Read the numbers of the element at `place`, and where the next one is."""
     if len(body) < place + 8:
         raise _DamagedError(f"it ends after {len(body):,} bytes, where another part is expected")
     kind, size = (int(number) for number in np.frombuffer(body, f"{order}u4", 2, place))

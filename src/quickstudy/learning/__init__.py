@@ -1,1 +1,1 @@
-"""Classifiers on pooled bottlenecks, fitted to their optimum."""
+"""What all trainings share, heads fitted to their optimum, and the scores by which everything is judged."""

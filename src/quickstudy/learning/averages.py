@@ -1,7 +1,4 @@
-"""Moving averages of a network's parameters, which evaluation uses in their place.
-
-In which type layers multiply.
-"""
+"""Moving averages of parameters, which evaluation uses in their place, and the precision in which layers multiply."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ class ParameterAverages:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The network has the averages inside this context, and its own parameters again after it."""
+        """Give the network the averages inside this context, and its own parameters again after it."""
         own = [value.detach().clone() for value in self._sources.values()]
         _copy(self._averages, self._sources.values())
         try:
@@ -49,11 +46,11 @@ class ParameterAverages:
             _copy(own, self._sources.values())
 
     def state_dict(self) -> dict[str, object]:
-        """For a checkpoint."""
+        """Give the averages and the number of updates, for a checkpoint."""
         return {"updates": self.updates, "averages": dict(zip(self._names, self._averages, strict=True))}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """From a checkpoint."""
+        """Take over what `state_dict` gave, from a checkpoint."""
         self.updates = int(state["updates"])  # type: ignore[call-overload]
         saved: Mapping[str, Tensor] = state["averages"]  # type: ignore[assignment]
         _copy((saved[name] for name in self._names), self._averages)
@@ -70,7 +67,7 @@ def _averaged(network: nn.Module) -> dict[str, Tensor]:
 
 
 def choose_precision(name: str, device_type: str) -> torch.dtype:
-    """The type in which layers multiply; `auto` is bfloat16 where the machine has instructions for it."""
+    """Choose the type in which layers multiply; `auto` is bfloat16 where the machine has instructions for it."""
     if name == "auto":
         if device_type == "cuda":
             fast = torch.cuda.is_bf16_supported()

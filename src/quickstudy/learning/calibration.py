@@ -13,9 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Confidences = NDArray[np.floating]
+"""The probability of the predicted class, by image."""
 Right = NDArray[np.bool_]
+"""Whether the prediction was right, by image."""
 
 BINS = 15
+"""Number of bins of confidence."""
 _FEWEST_ANSWERED = 30
 _CURVE_POINTS = 40
 
@@ -27,10 +30,13 @@ class Bin:
     low: float
     """Lowest confidence: the bin's edge, or for bins of equal mass that of its least confident image."""
     high: float
+    """Highest confidence: the bin's edge, or for bins of equal mass that of its most confident image."""
     confidence: float
     """Mean of the images' confidences."""
     accuracy: float
+    """Share of the images whose prediction was right, between 0 and 1."""
     n: int
+    """Number of images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,22 +44,25 @@ class CoveragePoint:
     """What becomes of the images when only those of at least this confidence are answered."""
 
     threshold: float
+    """The lowest confidence that is answered."""
     coverage: float
-    """Share of the images that are answered."""
+    """Share of the images that are answered, above 0 and up to 1, all."""
     accuracy: float
-    """Share of right ones among them."""
+    """Share of right ones among those answered, between 0 and 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Abstention:
-    """From which confidence on to answer, and what that comes to on images that the classifier had not seen."""
+    """The confidence from which on to answer, and what that comes to on images that the classifier had not seen."""
 
     threshold: float
     """The lowest confidence that is answered."""
     answered: int
+    """Number of images that are answered."""
     right: int
-    """Of those answered."""
+    """Number of those answered that are right."""
     n: int
+    """Number of all images."""
     curve: tuple[CoveragePoint, ...]
     """Accuracy against coverage, from the most confident images on."""
 
@@ -68,30 +77,25 @@ class Abstention:
         return self.right / self.answered
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Give JSON values."""
         return {**asdict(self), "curve": [asdict(point) for point in self.curve]}
-
-    @staticmethod
-    def from_dict(values: dict[str, Any]) -> Abstention:
-        """From what `to_dict` gave."""
-        return Abstention(**{**values, "curve": tuple(CoveragePoint(**point) for point in values["curve"])})
 
 
 def probabilities_of(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The softmax of logits (n×K), in float64."""
+    """Work out the softmax of logits (n×K), in float64."""
     exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     probabilities: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
     return probabilities
 
 
 def reliability(confidences: Confidences, right: Right, *, equal_mass: bool, bins: int = BINS) -> tuple[Bin, ...]:
-    """Confidence against accuracy, bin by bin; empty bins are left out.
+    """Compare confidence with accuracy, bin by bin; empty bins are left out.
 
     Args:
         confidences: n probabilities of the predicted class.
         right: n, whether the prediction was right.
         equal_mass: bins of as many images each, as even as can be; otherwise bins of the same width between 0 and 1.
-        bins: how many.
+        bins: number of bins.
     """
     if equal_mass:
         groups = [group for group in np.array_split(np.argsort(confidences, kind="stable"), bins) if len(group)]
@@ -117,9 +121,9 @@ def reliability(confidences: Confidences, right: Right, *, equal_mass: bool, bin
 def expected_calibration_error(
     confidences: Confidences, right: Right, *, equal_mass: bool = True, bins: int = BINS
 ) -> float:
-    """How far confidence is from accuracy, on average over the images (Naeini et al., AAAI 2015); 0 is best.
+    """Measure how far confidence is from accuracy, on average over images (Naeini et al., AAAI 2015); 0 is best.
 
-    Bins of equal mass by default: those of equal width put most images of a good classifier into the last bin
+    Bins are of equal mass by default: those of equal width put most images of a good classifier into the last bin
     (Nixon et al., "Measuring calibration in deep learning", 2019). The figure is never quite 0, as the bins' accuracies
     scatter.
     """
@@ -128,10 +132,10 @@ def expected_calibration_error(
 
 
 def coverage_curve(confidences: Confidences, right: Right) -> tuple[CoveragePoint, ...]:
-    """Accuracy against coverage for every threshold that makes a difference, from the highest on.
+    """Work out accuracy against coverage for every threshold that makes a difference, from the highest on.
 
-    The risk-coverage curve of Geifman and El-Yaniv ("Selective classification for deep neural networks", 2017), told as
-    accuracy. Images of the same confidence are answered together.
+    It is the risk-coverage curve of Geifman and El-Yaniv ("Selective classification for deep neural networks", 2017),
+    told as accuracy. Images of the same confidence are answered together.
     """
     order = np.argsort(-confidences, kind="stable")
     ranked, hits = confidences[order], np.cumsum(right[order])
@@ -148,11 +152,11 @@ def coverage_curve(confidences: Confidences, right: Right) -> tuple[CoveragePoin
 
 
 def suggest_abstention(confidences: Confidences, right: Right) -> Abstention | None:
-    """The threshold of "don't know": the lowest at which the answered images have half the errors of all.
+    """Suggest a threshold of "don't know": the lowest at which the answered images have half the errors of all.
 
     The threshold must leave at least 30 answered, and the share of wrong ones among them be no more than half of what
-    it is among all. None where no threshold does that, where nothing was wrong, or where there is nothing to go by:
-    then confidence does not tell right from wrong well enough for a suggestion.
+    it is among all. It is None where no threshold does that, where nothing was wrong, or where there is nothing to go
+    by: then confidence does not tell right from wrong well enough for a suggestion.
     """
     n, wrong = len(confidences), int(np.sum(~right))
     if not wrong:

@@ -1,9 +1,10 @@
-"""Checkpoints: whole or not at all, checked before they are believed, never unpickled.
+"""Checkpoints of a training, and the interrupts after which they let it go on.
 
 `step-NNNNNN.pt` holds everything that a run needs to go on as if it had not stopped; `step-NNNNNN.json` beside it its
-SHA-256. The hash is there before the checkpoint, so a checkpoint without its hash, or with another, is damaged.
+SHA-256. Each appears whole or not at all, is checked before it is believed, and never unpickled. The hash is there
+before the checkpoint, so a checkpoint without its hash, or with another, is damaged.
 
-Ctrl-C and SIGTERM in the midst of a training: the step is finished and saved first.
+Ctrl-C or SIGTERM in the midst of a training is only noted, so that the step is finished and saved first.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ class Checkpoint:
     """A checkpoint that has been read and found whole."""
 
     path: Path
+    """Path of the file."""
     step: int
-    """How many steps had been made."""
+    """Number of steps that had been made."""
     state: dict[str, Any]
+    """All that was saved, by name."""
 
 
 class Checkpoints:
@@ -43,15 +46,15 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int = 5) -> None:
         self.folder, self.keep = folder, keep
         self.damaged: list[Path] = []
-        """Those that `newest` has passed over."""
+        """Damaged checkpoints that `newest` has passed over."""
 
     def steps(self) -> list[int]:
-        """Of all checkpoints that are there, oldest first."""
+        """List the steps of all checkpoints that are there, oldest first."""
         names = [path.stem.removeprefix("step-") for path in self.folder.glob(_PATTERN)]
         return sorted(int(name) for name in names if name.isdecimal())
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of a step lives."""
+        """Name the file of a step's checkpoint, whether it is there or not."""
         return self.folder / f"step-{step:06}.pt"
 
     def save(self, step: int, state: dict[str, Any], *, best: int | None = None) -> Path:
@@ -85,7 +88,7 @@ class Checkpoints:
         return path
 
     def newest(self, *, after: int = -1) -> Checkpoint | None:
-        """The newest checkpoint that is whole, of a step greater than `after`; None where there is none."""
+        """Read the newest checkpoint that is whole, of a step greater than `after`; None where there is none."""
         seen: set[int] = set()
         while steps := [step for step in self.steps() if step > after and step not in seen]:
             seen.add(steps[-1])
@@ -118,7 +121,7 @@ class Checkpoints:
 
 
 class Interrupts:
-    """Inside this context the first signal to end is only noted; the second ends the process as usual."""
+    """A context in which the first signal to end is only noted; the second ends the process as usual."""
 
     def __init__(self) -> None:
         self.pending: int | None = None

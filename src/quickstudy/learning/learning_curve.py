@@ -9,8 +9,11 @@ rate of convergence", NIPS 1993; Hestness et al., arXiv:1712.00409). Four points
 no single best fit is believed: exponents on a grid are each fitted by weighted least squares and weighed by how well
 they fit. The images are drawn again and again (the bootstrap), and the forecasts' scatter is their uncertainty.
 
-For one class: in further subsets each class is thinned or not, half of the subsets each, so that what a class gains by
+For one class, in further subsets each class is thinned or not, half of the subsets each, so that what a class gains by
 its own images is told apart from what it gains, or loses, by those of the others.
+
+All subsets are fitted side by side: ten heads on the clothing photos take a second on one thread. Subsets and
+cross-validation are compared on the images that both judge.
 """
 
 from __future__ import annotations
@@ -25,8 +28,9 @@ from numpy.typing import NDArray
 from quickstudy.learning.softmax import Features, Floats, fit_softmax, prepare_features
 
 SHARES = (1 / 8, 1 / 4, 1 / 2)
-"""Of each class's images, in the nested subsets."""
+"""The shares of each class's images that the nested subsets hold."""
 FEWEST_IMAGES = 80
+"""The fewest training images from which anything is measured or forecast."""
 _CHAINS = 2
 _DESIGNS = 4
 _FOLD_SHARE = 0.8  # of the images, that a fit of five-fold cross-validation learns from
@@ -44,7 +48,9 @@ class CurvePoint:
     """Accuracy on images not seen, of heads trained on so many."""
 
     images: int
+    """Number of training images."""
     accuracy: float
+    """Share of right ones among images not seen, between 0 and 1."""
     deviation: float
     """One standard deviation of the accuracy, by drawing the images anew."""
 
@@ -56,15 +62,15 @@ class Gain:
     name: int
     """The class's number."""
     images: int
-    """How many it has."""
+    """Number of training images that it has."""
     recall: float
-    """Share of its images recognised now, by fits that had not seen them."""
+    """Share of its images recognised now, by fits that had not seen them, between 0 and 1."""
     more: int
-    """So many further images of this class alone, and"""
+    """Number of further images, all of this class, whose gain is forecast."""
     points: float
-    """so many percentage points more of its images recognised;"""
+    """Gain in recall, in percentage points."""
     deviation: float
-    """with this standard deviation."""
+    """Standard deviation of that gain, in percentage points."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,18 +78,18 @@ class LearningCurve:
     """Accuracy against training images, measured and forecast."""
 
     points: tuple[CurvePoint, ...]
-    """As measured, fewest images first; the last is the cross-validation of all."""
+    """The measured points, fewest images first; the last is the cross-validation of all."""
     images: int
-    """Training images that there are."""
+    """Number of training images that there are."""
     gains: tuple[Gain, ...]
-    """By class, where it has images that could be held out."""
+    """What further images would bring, for each class that has images that could be held out."""
     exponents: NDArray[np.float64]
-    """Draws: how fast a class's error falls with its own images, as b in n^-b."""
+    """How fast a class's error falls with its own images, as b in n^-b, by draw of the bootstrap; 0 for not at all."""
     curves: NDArray[np.float64]
-    """Draws × exponents × (weight, floor c, height a): error = c + a · n^-b, the weights of a draw summing to 1."""
+    """The fitted power laws, error = c + a · n^-b: draws × exponents b × (weight, c, a); a draw's weights sum to 1."""
 
     def forecast(self, images: float) -> tuple[float, float]:
-        """Accuracy with so many training images in the same proportions, and its standard deviation."""
+        """Forecast accuracy with so many training images in the same proportions, and its standard deviation."""
         weights, floors, heights = np.moveaxis(self.curves, 2, 0)
         errors = floors + heights * images**-_EXPONENTS
         means = (weights * errors).sum(axis=1)
@@ -113,7 +119,7 @@ def learning_curve(
         l2: the head's strength; accuracy hardly depends on it, so it is the same for all sizes.
         right: n, cross-validation's verdict: 1 for right, 0 for wrong, NaN for images that were never held out.
         more: images of one class to forecast the gain of.
-        seed: of the subsets and of the bootstrap.
+        seed: seed of the subsets and of the bootstrap.
     """
     if len(labels) < FEWEST_IMAGES:
         return None
@@ -147,7 +153,7 @@ def learning_curve(
 
 
 def _ranks(labels: NDArray[np.intp], keys: Sequence[bytes], salt: str) -> NDArray[np.float64]:
-    """Each image's place in its class in the order of a hash, between 0 and 1: below s are a share s of the class."""
+    """Rank each image in its class by a hash, from 0 to below 1: ranks below s are a share s of the class."""
     positions = np.array([hashlib.sha256(salt.encode() + key).digest()[:8] for key in keys], "S8")
     order = np.lexsort((positions, labels))
     counts = np.bincount(labels)
@@ -158,7 +164,7 @@ def _ranks(labels: NDArray[np.intp], keys: Sequence[bytes], salt: str) -> NDArra
 
 
 def _thinned(classes: int, seed: int) -> NDArray[np.bool_]:
-    """Whether a class (K) is thinned in a subset of the design (D): each in half of them, otherwise by chance."""
+    """Draw whether a class is thinned in a subset of the design (K×D): each in half of them, otherwise by chance."""
     draws = np.random.Generator(np.random.Philox(key=[seed, 0]))
     half = np.arange(_DESIGNS) < _DESIGNS // 2
     return np.stack([draws.permutation(half) for _ in range(classes)])
@@ -167,7 +173,7 @@ def _thinned(classes: int, seed: int) -> NDArray[np.bool_]:
 def _fit_subsets(
     features: Features, labels: NDArray[np.intp], subsets: NDArray[np.bool_], classes: int, l2: float
 ) -> NDArray[np.bool_]:
-    """Whether the head of each subset (columns) is wrong on each image."""
+    """Fit a head to each subset (columns), and say of each image (rows) whether it is wrong."""
     sample_weights: Floats = (subsets / subsets.sum(axis=0)).astype(np.float32)
     together = max(1, _LARGEST_BATCH // (len(labels) * classes))
     wrong = np.empty(subsets.shape, np.bool_)
@@ -179,7 +185,7 @@ def _fit_subsets(
 
 
 def _bootstrap(n: int, seed: int) -> NDArray[np.float64]:
-    """How often each image counts, in each draw; the first row counts each once."""
+    """Draw how often each image counts: draws × images, after a first row that counts each once."""
     draws = np.random.Generator(np.random.Philox(key=[seed, 1]))
     return np.concatenate([np.ones((1, n)), draws.multinomial(n, np.full(n, 1 / n), _DRAWS)])
 
@@ -187,7 +193,7 @@ def _bootstrap(n: int, seed: int) -> NDArray[np.float64]:
 def _nested_errors(
     wrong: NDArray[np.bool_], judged: NDArray[np.bool_], right: NDArray[np.floating], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Share of wrong ones, draws × sizes: of the nested subsets, the chains together, and of cross-validation.
+    """Work out shares of wrong ones, draws × sizes: of nested subsets, chains together, and of cross-validation.
 
     A subset's is cross-validation's plus the difference between the two on the images that both judge: an image that is
     hard for one is hard for the other, so the difference scatters less than either.
@@ -206,7 +212,7 @@ def _nested_errors(
 def _fit_power_laws(
     sizes: NDArray[np.float64], errors: NDArray[np.float64], scatter: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """For each exponent of the grid: its weight, floor and height (exponents × 3)."""
+    """Fit a power law for each exponent of the grid: its weight, floor and height (exponents × 3)."""
     fits = np.empty((len(_EXPONENTS), 3))
     for row, exponent in enumerate(_EXPONENTS):
         falling = sizes**-exponent
@@ -221,7 +227,7 @@ def _fit_power_laws(
 def _two_weights(
     falling: NDArray[np.float64], constant: NDArray[np.float64], target: NDArray[np.float64]
 ) -> tuple[float, float]:
-    """The floor and the height, neither below 0, of least squared misfit."""
+    """Find the floor and the height, neither below 0, of least squared misfit."""
     design = np.stack([constant, falling], axis=1)
     floor, height = np.linalg.solve(design.T @ design, design.T @ target)
     if floor >= 0 and height >= 0:
@@ -240,7 +246,7 @@ def _own_exponents(
     thinned: NDArray[np.bool_],
     weights: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """How fast a class's error falls with its own images, all classes together, by draw; 0 where it does not."""
+    """Measure how fast errors fall with a class's own images, all classes together, by draw; 0 where they do not."""
     few = thinned[labels]
     mistakes = [weights @ (wrong & judged & side).sum(axis=1) + 0.5 for side in (few, ~few)]
     images = [weights @ (judged & side).sum(axis=1) + 1 for side in (few, ~few)]

@@ -19,6 +19,7 @@ from quickstudy.errors import HeadError
 from quickstudy.learning.softmax import prepare_features
 
 STRENGTHS = tuple(10.0 ** (half / 2) for half in range(2, -7, -1))  # 10 down to 0.001
+"""The usual strengths, strongest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +27,11 @@ class RidgePoint:
     """What leave-one-out gives at one regularisation strength."""
 
     l2: float
-    """Per unit of mean squared error and of features scaled to mean square 1."""
+    """The strength, per unit of mean squared error and of features scaled to mean square 1."""
     squared_error: float
-    """Mean over images and classes, for targets of -1 and 1."""
+    """Squared error, mean over images and classes, for targets of -1 and 1."""
     right: int
-    """Images whose class had the largest prediction."""
+    """Number of images whose class had the largest prediction."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +39,13 @@ class LeaveOneOut:
     """Each image predicted by a ridge head that was fitted to all the others."""
 
     path: tuple[RidgePoint, ...]
-    """Every strength, strongest first."""
+    """What each strength gives, in the order in which they were asked for."""
     best: RidgePoint
-    """The strength of least squared error; chosen so, its accuracy is hardly an optimum of noise."""
+    """The point of least squared error; chosen so, its accuracy is hardly an optimum of noise."""
     predicted: NDArray[np.intp]
-    """Class number by image at that strength."""
+    """Class number by image at the strength of `best`."""
     n: int
+    """Number of images."""
 
 
 def leave_one_out(
@@ -94,9 +96,9 @@ def leave_one_out(
 def _principal_coordinates(
     bottlenecks: NDArray[np.floating],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The centred features in a basis in which their second moments are a diagonal, and that diagonal.
+    """Write the centred features in a basis in which their second moments are a diagonal; return both.
 
-    n×r and r, with r the smaller of images and features: the smaller of the two Gram matrices is decomposed.
+    They are n×r and r, with r the smaller of images and features: the smaller of the two Gram matrices is decomposed.
     """
     x = prepare_features(bottlenecks).values.astype(np.float64)
     x -= x.mean(axis=0)

@@ -20,7 +20,7 @@ class Staircase:
     """Epochs from one fall to the next."""
 
     def at(self, step: int, *, steps: int, steps_per_epoch: float) -> float:
-        """The rate at a step, counted from 0."""
+        """Work out the rate at a step, counted from 0."""
         del steps
         return self.rate * self.rate_decay ** int(step / (steps_per_epoch * self.rate_decay_epochs))
 
@@ -30,15 +30,16 @@ class OneCycle:
     """The rate rises linearly to its peak and falls linearly to the end (after Smith & Topin, 2018)."""
 
     rate: Annotated[float, Option("Set the highest learning rate.")] = 0.1
+    """The highest rate."""
     rate_start: float = 0.2
-    """Rate of the first step, as a share of the highest."""
+    """Rate of the first step, as a share of the highest; from 0 to 1."""
     rate_end: float = 0.07
-    """Rate of the last step, as a share of the highest."""
+    """Rate of the last step, as a share of the highest; from 0 to 1."""
     warmup: float = 0.23
-    """Share of the steps before the highest rate."""
+    """Share of the steps before the highest rate; 0 begins with it."""
 
     def at(self, step: int, *, steps: int, steps_per_epoch: float) -> float:
-        """The rate at a step, counted from 0."""
+        """Work out the rate at a step, counted from 0."""
         del steps_per_epoch
         done = step / max(steps, 1)
         if done < self.warmup:

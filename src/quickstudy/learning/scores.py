@@ -1,5 +1,6 @@
-"""Scores: shares of right answers with what chance could have made of them, by class, and of two judges on the same
-images. Everything that says how good something is says it by these.
+"""Scores: shares of right answers with what chance could have made of them, by class, and of two judges compared.
+
+Everything that says how good something is says it by these.
 """
 
 from __future__ import annotations
@@ -17,20 +18,22 @@ class Score:
     """A share of right answers with its 95 % interval (Wilson, 1927), which holds for few images too."""
 
     right: int
+    """Number of right answers."""
     n: int
+    """Number of images."""
 
     @property
     def accuracy(self) -> float:
-        """Between 0 and 1; NaN for no images."""
+        """Share of right answers, between 0 and 1; NaN for no images."""
         return self.right / self.n if self.n else float("nan")
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Lower and upper end of the 95 % interval."""
+        """Lower and upper end of the accuracy's 95 % interval; 0 to 1 for no images."""
         return share_interval(self.right, self.n)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Give JSON values."""
         return {
             "accuracy": self.accuracy if self.n else None,
             "right": self.right,
@@ -44,18 +47,22 @@ class ClassScore:
     """One class: how many of its images were found, and how many called so were right."""
 
     name: str
+    """Name of the class."""
     n: int
+    """Number of its images."""
     predicted: int
+    """Number of images that were taken for it."""
     right: int
+    """Number of its images that were taken for it."""
 
     @property
     def precision(self) -> float | None:
-        """Share of the images called so that are so; None where none was called so."""
+        """Share of the images taken for it that are of it; None where none was taken for it."""
         return self.right / self.predicted if self.predicted else None
 
     @property
     def recall(self) -> float | None:
-        """Share of the class's images that were called so; None where it has none."""
+        """Share of its images that were taken for it; None where it has none."""
         return self.right / self.n if self.n else None
 
 
@@ -64,8 +71,11 @@ class Confusion:
     """So many images of one class were taken for another."""
 
     truth: str
+    """Name of the images' class."""
     predicted: str
+    """Name of the class that they were taken for."""
     count: int
+    """Number of these images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +83,15 @@ class Scores:
     """What came out on labelled images: in all, by class, and what was mistaken for what."""
 
     score: Score
+    """The share of right answers in all."""
     classes: tuple[ClassScore, ...]
+    """Each class of the model, in its order."""
     confusions: tuple[Confusion, ...]
     """Pairs of classes of which one was taken for the other, the most frequent first."""
     missing: tuple[str, ...] = ()
     """Classes of the model of which there was no image."""
     unknown: Mapping[str, int] = field(default_factory=dict)
-    """How many images of each class that the model does not know; they are not scored."""
+    """Number of images of each class that the model does not know; they are not scored."""
 
     def to_dict(self) -> dict[str, Any]:
         """Give JSON values."""
@@ -115,11 +127,13 @@ class Paired:
     """
 
     first: Score
+    """The first judge's score."""
     second: Score
+    """The second judge's score."""
     only_first: int
-    """Images that the first alone gets right."""
+    """Number of images that the first alone gets right."""
     only_second: int
-    """Images that the second alone gets right."""
+    """Number of images that the second alone gets right."""
 
     @staticmethod
     def of(first: Sequence[bool], second: Sequence[bool]) -> Paired:
@@ -133,7 +147,7 @@ class Paired:
 
     @property
     def difference(self) -> float:
-        """The second's accuracy less the first's, -1 to 1."""
+        """The second's accuracy less the first's, from -1 to 1."""
         return (self.only_second - self.only_first) / self.first.n
 
     @property
@@ -144,7 +158,7 @@ class Paired:
 
     @property
     def p_value(self) -> float:
-        """McNemar's exact test: how probable so uneven a division is if the judges are equally good (two-sided)."""
+        """How probable so uneven a division is if the judges are equally good: McNemar's exact test, two-sided."""
         return mcnemar(self.only_first, self.only_second)
 
 
@@ -161,7 +175,7 @@ def score_predictions(
         truth: true class by image.
         predicted: predicted class by image.
         classes: all classes of the model, in its order.
-        unknown: images by class that the model does not know.
+        unknown: number of images by class, of classes that the model does not know.
     """
     pairs = Counter(zip(truth, predicted, strict=True))
     counts, called = Counter(truth), Counter(predicted)
@@ -178,11 +192,11 @@ def score_predictions(
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided exact p-value of McNemar's test (Psychometrika 12, 1947), from the binomial distribution with p = 1/2.
+    """Work out the two-sided exact p-value of McNemar's test (Psychometrika 12, 1947), from the binomial distribution.
 
     Args:
-        only_first: images that the first model alone gets right.
-        only_second: images that the second alone gets right.
+        only_first: number of images that the first judge alone gets right.
+        only_second: number of images that the second judge alone gets right.
     """
     n, fewer = only_first + only_second, min(only_first, only_second)
     tail = sum(math.comb(n, k) for k in range(fewer + 1))
@@ -190,7 +204,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def share_interval(right: int, n: int) -> tuple[float, float]:
-    """Of a share of `right` in `n` (Wilson, 1927), which holds for few, too; 0 to 1 for none."""
+    """Work out the 95 % interval of the share `right` of `n` (Wilson, 1927), which holds for few; 0 to 1 for none."""
     if not n:
         return 0.0, 1.0
     p, z2 = right / n, _Z95**2
@@ -200,7 +214,9 @@ def share_interval(right: int, n: int) -> tuple[float, float]:
 
 
 def paired_interval(more: int, less: int, n: int) -> tuple[float, float]:
-    """Of the difference of two shares of the same `n` (Agresti and Min, Statistics in Medicine 24, 2005).
+    """Work out the 95 % interval of the difference of two shares of the same images.
+
+    The method is that of Agresti and Min (Statistics in Medicine 24, 2005).
 
     Args:
         more: how many count for the first share alone.

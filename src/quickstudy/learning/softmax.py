@@ -14,12 +14,15 @@ within 0.001 nats of its optimum leaves them undetermined. "Converged" to a prec
 
 Method: Newton's, each step solved by conjugate gradients (Nocedal and Wright, Numerical Optimization, 2nd ed.,
 algorithm 7.1) until its error, as the preconditioner measures it, is a fourth of what it was. An iteration costs two
-products with the features. The preconditioner is the Hessian's block of each class in the directions in which the rows
-vary most, and one number in all others. One second moment of all rows for all classes, as this once had, takes twice as
-many iterations: a class's curvature lies in the few images that might be it. The logits are linear in the weights, so
-the line search works on logits alone. All folds of a cross-validation share the products: their weights stand one below
-the other, and a fold's held-out rows have weight 0. A fit in float32 that comes to the end of its digits goes on in
-float64; a small one is in float64 from the start, and goes to 1e-6.
+products with the features. The preconditioner is the Hessian's block of each class in the 128 directions in which the
+rows vary most, and one number in all others. One second moment of all rows for all classes, as this once had, takes
+twice as many iterations: a class's curvature lies in the few images that might be it. On the clothing photos the
+strengths 0.32 to 0.01 take 103 iterations to held-out probabilities within 0.001; L-BFGS with the second moment of all
+rows took 90 to 0.001 nats of training loss, which left them undetermined, and 221 to the same precision.
+
+The logits are linear in the weights, so the line search works on logits alone. All folds of a cross-validation share
+the products: their weights stand one below the other, and a fold's held-out rows have weight 0. A fit in float32 that
+comes to the end of its digits goes on in float64; a small one is in float64 from the start, and goes to 1e-6.
 """
 
 from __future__ import annotations
@@ -63,20 +66,23 @@ class Features:
     """
 
     with_one: Real
-    """n×(d+1)."""
+    """The prepared features, n×(d+1), the last one always 1."""
     mean: NDArray[np.float64]
+    """Means (d) of the signed square roots over the rows."""
     scale: float
+    """The number by which the centred values were divided."""
 
     @property
     def values(self) -> Real:
-        """n×d, without the last feature."""
+        """The prepared features without the last one, n×d."""
         return self.with_one[:, :-1]
 
     @cached_property
     def main_directions(self) -> Real:
         """An orthonormal basis ((d+1)×r) of the directions in which the rows vary most, and of the last feature.
 
-        By subspace iteration from a fixed random start (Halko, Martinsson and Tropp, SIAM Review 53, 2011).
+        They are found by subspace iteration from a fixed random start (Halko, Martinsson and Tropp, SIAM Review 53,
+        2011).
         """
         values = self.values
         d = values.shape[1]
@@ -92,9 +98,9 @@ class Features:
 
 
 def signed_sqrt(bottlenecks: NDArray[np.floating]) -> Floats:
-    """The signed square root of each value, which evens out how strongly features fire (Perronnin et al., 2010).
+    """Take the signed square root of each value, which evens out how strongly features fire (Perronnin et al., 2010).
 
-    On the clothing photos it lowered the cross-validated log loss from 0.323 to 0.302.
+    On the clothing photos, at 256 pixels, it lowered the cross-validated log loss from 0.323 to 0.302 nats.
     """
     values = bottlenecks.astype(np.float32)
     return np.copysign(np.sqrt(np.abs(values)), values)
@@ -126,10 +132,11 @@ def prepare_features(bottlenecks: NDArray[np.floating]) -> Features:
 
 
 def in_row_space(features: Features) -> tuple[Features, NDArray[np.float64]]:
-    """The same n rows in an orthonormal basis of the space that they span, and that basis (d×r), for n < d.
+    """Write the n rows in an orthonormal basis of the space that they span; return them and the basis (d×r), for n < d.
 
-    The penalty keeps the optimum's weights in that space, so nothing is lost, and few images make a small problem. The
-    basis comes from the rows' inner products, which takes a tenth of the time of a QR decomposition.
+    The penalty keeps the optimum's weights in that space, so nothing is lost, and few images make a small problem: 300
+    are fitted eight times sooner. The basis comes from the rows' inner products, which takes a tenth of the time of a
+    QR decomposition.
     """
     x = features.values.astype(np.float64)
     squares, directions = np.linalg.eigh(x @ x.T)
@@ -141,13 +148,16 @@ def in_row_space(features: Features) -> tuple[Features, NDArray[np.float64]]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fit:
-    """Optima for F training sets: `weights` F×d×K and `biases` F×K for prepared features, `logits` n×F×K."""
+    """Optima for F training sets."""
 
     weights: Real
+    """Weights for prepared features, F×d×K."""
     biases: Real
+    """Biases for prepared features, F×K."""
     logits: Real
+    """Logits of all rows, held-out ones among them, n×F×K."""
     iterations: int
-    """Iterations of conjugate gradients, over all steps."""
+    """Number of iterations of conjugate gradients, over all steps."""
     change: float
     """Root mean square over the rows, held-out ones among them, by which the last step changed the probabilities, in
     the worst training set; infinite where a training set did not take a full step."""
@@ -215,15 +225,18 @@ def fit_softmax(
 
 @dataclass(kw_only=True)
 class _State:
-    """Where a minimisation is; `parameters` and `gradient` are FK×(d+1)."""
+    """The point that a minimisation has come to."""
 
     parameters: Real
+    """Weights and, last, biases, FK×(d+1)."""
     logits: Real
-    """F×K×n, like `probabilities`, so that sums over classes run along whole rows of memory."""
+    """Logits of all rows, F×K×n, so that sums over classes run along whole rows of memory."""
     probabilities: Real
+    """Probabilities of all rows, F×K×n."""
     losses: Real
-    """F×n, in nats."""
+    """Losses of all rows, F×n, in nats."""
     gradient: Real
+    """The objective's gradient, FK×(d+1)."""
     change: float = np.inf
     """Root mean square by which the step that led here changed the probabilities; see `Fit`."""
     gap: float = np.inf
@@ -232,17 +245,17 @@ class _State:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Preconditioner:
-    """An approximate inverse of the Hessian: of a class's block in the main directions, of a number in the others."""
+    """An approximate inverse of the Hessian: a class's own block in the main directions, one number in the others."""
 
     directions: Real
-    """(d+1)×r."""
+    """The main directions, (d+1)×r."""
     inverses: Real
-    """K×r×r."""
+    """Inverse of each class's block in the main directions, K×r×r."""
     others: Real
-    """K."""
+    """Inverse of each class's curvature in all other directions, K."""
 
     def apply(self, gradient: Real) -> Real:
-        """The inverse times a gradient (FK×(d+1)) or what is shaped like one."""
+        """Multiply a gradient (FK×(d+1)), or what is shaped like one, by the inverse."""
         classes, r, _ = self.inverses.shape
         inside = gradient @ self.directions
         solved = (inside.reshape(-1, classes, r).swapaxes(0, 1) @ self.inverses).swapaxes(0, 1).reshape(inside.shape)
@@ -280,7 +293,7 @@ class _Problem:
         self.longest_gradient = float(np.sqrt(2 * l2 * self.most_gap))
 
     def minimise(self, parameters: Real) -> tuple[_State, int, bool]:
-        """Newton's method from `parameters` on: where it ends, its iterations, and whether it has converged."""
+        """Run Newton's method from `parameters` on: where it ends, its iterations, and whether it has converged."""
         state = self.begin(parameters)
         preconditioner, used = self.preconditioner(state.probabilities), 0
         shortest, lowest, stuck, iterations = np.inf, np.inf, 0, 0
@@ -303,7 +316,7 @@ class _Problem:
         return self.settled(state), iterations, False
 
     def begin(self, parameters: Real) -> _State:
-        """The state to start from: `parameters`, but zero for training sets where they are worse than nothing.
+        """Choose the state to start from: `parameters`, but zero for training sets where they are worse than nothing.
 
         Far from the optimum probabilities are 0 and 1, where the loss has no curvature for a step to go by.
         """
@@ -315,7 +328,7 @@ class _Problem:
         return self.state(parameters * self.spread(good), logits * good.astype(self.dtype)[:, None, None])
 
     def at(self, logits: Real) -> tuple[Real, Real, Real]:
-        """Probabilities, losses, and the residual: the derivative of the weighted losses by the logits (F×K×n)."""
+        """Work out probabilities, losses, and the residual: the weighted losses' derivative by the logits (F×K×n)."""
         z = logits - logits.max(axis=1, keepdims=True)
         p = np.exp(z)
         total = p.sum(axis=1, keepdims=True)
@@ -328,7 +341,7 @@ class _Problem:
         return p, losses, residual
 
     def state(self, parameters: Real, logits: Real) -> _State:
-        """The state of these parameters, whose logits are known."""
+        """Work out the state of these parameters, whose logits are known."""
         probabilities, losses, residual = self.at(logits)
         gradient = residual.reshape(len(parameters), -1) @ self.x
         gradient[:, :-1] += self.dtype(self.l2) * parameters[:, :-1]
@@ -337,7 +350,7 @@ class _Problem:
         )
 
     def preconditioner(self, probabilities: Real) -> _Preconditioner:
-        """The preconditioner for Hessians at these probabilities, on average over the training sets."""
+        """Make the preconditioner for Hessians at these probabilities, on average over the training sets."""
         r = self.main.shape[1]
         blocks, others = np.empty((self.classes, r, r)), np.empty(self.classes)
         for number in range(self.classes):
@@ -385,7 +398,7 @@ class _Problem:
         return step, change, iterations
 
     def search(self, state: _State, step: Real, change: Real) -> _State:
-        """The state along `step` up to where the loss falls: for each training set the whole step or a part of it.
+        """Go along `step` up to where the loss falls: for each training set the whole step or a part of it.
 
         The loss is convex along the step. Where its slope is not positive yet, it is lower than at the start; where the
         slope is positive, the loss must have fallen by a tenth of what the first slope promises (Armijo's rule), up to
@@ -414,9 +427,9 @@ class _Problem:
         return reached
 
     def settled(self, state: _State) -> _State:
-        """The state with the biases at their optimum for the weights as they are, on which the gap's bound rests.
+        """Bring the biases to their optimum for the weights as they are, on which the gap's bound rests.
 
-        Newton's method in float64.
+        They are found by Newton's method in float64.
         """
         shifts = np.zeros((self.sets, self.classes))
         for number, shift in enumerate(shifts):
@@ -443,25 +456,25 @@ class _Problem:
         return settled
 
     def dot(self, a: Real, b: Real) -> NDArray[np.float64]:
-        """Inner products (F) of two arrays of parameters, set by set."""
+        """Work out the inner products (F) of two arrays of parameters, set by set."""
         products: NDArray[np.float64] = np.einsum("ij,ij->i", a, b).reshape(self.sets, -1).sum(1, dtype=np.float64)
         return products
 
     def longest(self, gradient: Real) -> float:
-        """The length of the longest gradient of a training set."""
+        """Measure the longest gradient of a training set."""
         return float(np.sqrt(self.dot(gradient, gradient).max()))
 
     def objective(self, state: _State) -> NDArray[np.float64]:
-        """The objective of each training set (F), in nats."""
+        """Work out the objective of each training set (F), in nats."""
         weights = state.parameters[:, :-1]
         return self.mean(state.losses) + self.l2 / 2 * self.dot(weights, weights)
 
     def mean(self, losses: Real) -> NDArray[np.float64]:
-        """The weighted mean of the rows' losses (F), in nats."""
+        """Work out the weighted mean of the rows' losses (F), in nats."""
         mean: NDArray[np.float64] = np.einsum("fn,fn->f", losses, self.sample_weights, dtype=np.float64)
         return mean
 
     def spread(self, by_set: NDArray[np.floating]) -> Real:
-        """A number a training set (F) as a column of one a row of parameters (FK×1)."""
+        """Spread one number a training set (F) to a column of one number a row of parameters (FK×1)."""
         column: Real = np.repeat(by_set, self.classes).astype(self.dtype)[:, None]
         return column

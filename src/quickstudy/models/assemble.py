@@ -23,7 +23,7 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.graphs import keep_until
 from quickstudy.backbones.runtime import open_session
-from quickstudy.errors import ModelError
+from quickstudy.errors import ModelError, WriteError
 from quickstudy.files import write_bytes_atomically
 from quickstudy.images.decoding import InputSpec
 from quickstudy.learning.calibration import probabilities_of
@@ -39,19 +39,19 @@ class LinearHead:
     """What follows the features: softmax(signed_sqrt(features) · weights + biases)."""
 
     weights: NDArray[np.float32]
-    """Features × classes."""
+    """The weights, features × classes."""
     biases: NDArray[np.float32]
-    """One a class."""
+    """The biases, one a class."""
 
     def probabilities(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Class probabilities (n×K) of features (n×d), worked out in float64."""
+        """Work out class probabilities (n×K) of features (n×d), in float64."""
         values = features.astype(np.float64)
         logits = np.copysign(np.sqrt(np.abs(values)), values) @ self.weights.astype(np.float64) + self.biases
         return probabilities_of(logits)
 
 
 Tail = Callable[[NDArray[np.float32]], NDArray[np.floating]]
-"""From bottlenecks at the cut (n × its shape) to class probabilities (n×K)."""
+"""What follows the cut: it takes bottlenecks (n × the cut's shape) and returns class probabilities (n×K)."""
 
 
 def write_model(
@@ -72,7 +72,8 @@ def write_model(
         backbone: what runs up to the cut, frozen.
         head: what follows the features.
         suffix: what lies between the cut and the features; none where the cut is the features.
-        tail: suffix and head, computed by who has trained them; what the merged graph must agree with.
+        tail: suffix and head as the training computes them, with which the merged graph must agree; the head alone if
+            left out.
         classes: names in the order of the head's columns.
         training: what there is to say about data, split and accuracy, as JSON values.
         roles: which images it was made from; left out, the file does not say.
@@ -118,7 +119,7 @@ def write_model(
 
 
 def fingerprint_of(graph: onnx.ModelProto) -> str:
-    """SHA-256 of a graph's nodes and weights."""
+    """Hash a graph's nodes and weights with SHA-256, 64 hexadecimal digits."""
     return hashlib.sha256(graph.SerializeToString(deterministic=True)).hexdigest()
 
 
@@ -146,7 +147,7 @@ def save_model(
         roles: which images it was made from; left out, the file does not say.
 
     Raises:
-        ModelError: the file cannot be written.
+        WriteError: the file cannot be written.
     """
     properties = {
         "format": FORMAT,
@@ -166,7 +167,7 @@ def model_bytes(
     *,
     tolerance: float = GOLDEN_TOLERANCE,
 ) -> bytes:
-    """The bytes of a model file.
+    """Write a model file to bytes.
 
     Args:
         graph: takes `image`, gives `probabilities`; what it has of metadata is replaced.
@@ -190,18 +191,18 @@ def write_model_file(path: Path, data: bytes) -> None:
     """Create or replace a model file, atomically.
 
     Raises:
-        ModelError: the file cannot be written.
+        WriteError: the file cannot be written.
     """
     try:
         write_bytes_atomically(path, data)
     except OSError as error:
-        raise ModelError(
+        raise WriteError(
             f"Cannot write the model '{path}': {error.strerror}. Name another place with --output"
         ) from error
 
 
 def _merge(prefix: onnx.ModelProto, cut: str, suffix: onnx.ModelProto | None, head: LinearHead) -> onnx.ModelProto:
-    """Prefix, suffix and head in one graph; outputs: `probabilities` and, last, the cut."""
+    """Merge prefix, suffix and head into one graph, whose outputs are `probabilities` and, last, the cut."""
     model = onnx.ModelProto()
     model.CopyFrom(prefix)
     graph, features = model.graph, cut

@@ -8,7 +8,7 @@ from quickstudy.models.model import Model
 
 
 def model_card(model: Model, name: str) -> str:
-    """What the model is, what it learned from, how good it is and what it is not for.
+    """Write a card in Markdown: what the model is, what it learned from, how good it is and what it is not for.
 
     Args:
         model: a loaded model.
@@ -112,6 +112,6 @@ def _mapping(value: object) -> dict[str, Any]:
 
 
 def _cell(value: object) -> str:
-    """As it stands, on one line, and without what Markdown would take for a column or HTML."""
+    """Write a value as it stands, on one line, without what Markdown would take for a column or HTML."""
     text = " ".join(str(value).split())
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")

@@ -26,8 +26,9 @@ class Photo:
     """An image to compare on."""
 
     path: Path
+    """Path of the file."""
     label: str | None = None
-    """Its class, where that is known."""
+    """The name of its class; None where that is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,28 +36,29 @@ class Agreement:
     """What two models say of the same images."""
 
     n: int
-    """Images that both could use."""
+    """Number of images that both could use."""
     same: int
-    """Of these, the ones that both take for the same class."""
+    """Number of these that both take for the same class."""
     largest_difference: float
-    """Of a probability of a class of an image."""
+    """Largest difference of a probability, over all images and classes, from 0 to 1."""
     mean_difference: float
+    """Mean difference of a probability, over all images and classes, from 0 to 1."""
     labelled: Paired | None = None
     """The original and the export on images whose class is known and is one of the model's; None where none are."""
 
     @property
     def same_share(self) -> float:
-        """Between 0 and 1."""
+        """Share of the images that both take for the same class, between 0 and 1."""
         return self.same / self.n
 
     @property
     def accuracy_loss(self) -> float | None:
-        """By how much accuracy falls, -1 to 1; None where no labels are known."""
+        """Accuracy that the export loses, from -1 to 1, negative where it gains; None where no labels are known."""
         return -self.labelled.difference if self.labelled else None
 
     @property
     def loss_interval(self) -> tuple[float, float] | None:
-        """Ends of the 95 % interval of the loss, for the same images looked at twice."""
+        """Ends of the loss's 95 % interval, for the same images looked at twice; None where no labels are known."""
         if not self.labelled:
             return None
         low, high = self.labelled.interval
@@ -85,14 +87,14 @@ class Tolerance:
     """How far an export may be from its original."""
 
     golden: float
-    """Largest difference of a probability on the golden images, which are not photos."""
+    """Largest difference of a probability allowed on the golden images, which are not photos."""
     same: float
-    """Least share of photos that both take for the same class."""
+    """Least share of photos that both must take for the same class, between 0 and 1."""
     accuracy_loss: float
-    """Most accuracy that may be lost on labelled photos."""
+    """Most accuracy that may be lost on labelled photos, as a share: 0.02 is two points."""
 
     def complaints(self, golden: float, agreement: Agreement | None) -> list[str]:
-        """What is beyond it, in words; nothing where all is well."""
+        """Say in words what is beyond the tolerance; give none where all is well."""
         found = []
         if not golden <= self.golden:
             found.append(f"on golden images a probability differs by {golden:.3g} (tolerance {self.golden:g})")
@@ -125,7 +127,7 @@ def agreement_of(
                 continue
             difference = np.abs(new.probabilities - old.probabilities)
             largest, total = max(largest, float(difference.max())), total + float(difference.mean())
-            said, says = before.classes[old.probabilities.argmax()], after.classes[new.probabilities.argmax()]
+            said, says = before.rank(old.probabilities, 1)[0][0], after.rank(new.probabilities, 1)[0][0]
             n, same = n + 1, same + (said == says)
             if photo.label in before.classes:
                 right_before.append(said == photo.label)
@@ -144,12 +146,12 @@ def agreement_of(
 
 
 def on_golden_images(model: Model) -> NDArray[np.float32]:
-    """The model's probabilities of the golden images."""
+    """Ask a model for its probabilities of the golden images."""
     return model.predict_pixels(golden_images(model.input.size))
 
 
 def images_per_second(models: Sequence[Model], *, rounds: int = 12) -> list[float]:
-    """How fast each model is here, from pixels, one image at a time on one thread: the median of rounds in turn."""
+    """Measure each model here, from pixels, one image at a time on one thread: images a second, median of rounds."""
     images = [golden_images(model.input.size)[:1] for model in models]
     seconds = np.empty((rounds + 1, len(models)))
     for round_number in range(rounds + 1):  # the first is slower, and does not count
@@ -161,7 +163,7 @@ def images_per_second(models: Sequence[Model], *, rounds: int = 12) -> list[floa
 
 
 def photos_for_checking(source: Path, model: Model, index: Path | None) -> list[Photo]:
-    """The images under a folder or in a manifest, with the labels of those that are a test of the model.
+    """List the images under a folder or in a manifest, with the labels of those that are a test of the model.
 
     Where some are, only they are taken. Where none is, as where there are no labels, all are taken without: they tell
     whether two models agree, and nothing of their accuracy.
@@ -182,7 +184,7 @@ def photos_for_checking(source: Path, model: Model, index: Path | None) -> list[
 
 
 def photos_for_calibration(source: Path, index: Path | None) -> list[Path]:
-    """The images under a folder or in a manifest; without those for the test, which are for checking.
+    """List the images under a folder or in a manifest, without those for the test, which are for checking.
 
     Raises:
         ImageSetError: there are none.

@@ -1,18 +1,16 @@
-"""Other forms of a model, handed over only after they were run and compared with the original.
+"""Other forms of a model, smaller or faster, handed over only after they were run and compared with the original.
 
-Models of half the size: weights kept as float16, widened when the file is loaded.
+float16: weights are kept as float16 and widened when the file is loaded, half the size. What computes is the same graph
+in float32, so nothing is slower on a processor (where float16 arithmetic would be: few have it) and only the weights'
+rounding, to 11 bits, can make a difference. ONNX Runtime widens them once, when it folds constants. Good for downloads:
+app bundles, web pages.
 
-What computes is the same graph in float32, so nothing is slower on a processor (where float16 arithmetic would be: few
-have it) and only the weights' rounding, to 11 bits, can make a difference. ONNX Runtime widens them once, when it folds
-constants. Good for downloads: app bundles, web pages.
-
-Models in 8-bit integers: a third of the size, about twice the speed, calibrated on photos.
-
-ONNX Runtime's own static quantisation, with what was measured to matter (docs/ship.md): a scale for each channel's
-weights; the first three convolutions and the last one in float32, as is all that follows it, since few weights lie
-there and many decisions; weights in 7 bits. The last is for processors with AVX2 but without VNNI: they add pairs of
-products of 8-bit numbers in 16 bits, which overflows with full-range weights (ONNX Runtime's documentation, "When and
-why do I need to try reduce_range"). With 7 bits nothing overflows anywhere.
+8-bit integers: a third of the size, faster, calibrated on photos. It is ONNX Runtime's own static quantisation, with
+what was measured to matter (docs/ship.md): a scale for each channel's weights; the first three convolutions and the
+last one in float32, as is all that follows it, since few weights lie there and many decisions; weights in 7 bits. The
+last is for processors with AVX2 but without VNNI: they add pairs of products of 8-bit numbers in 16 bits, which
+overflows with full-range weights (ONNX Runtime's documentation, "When and why do I need to try reduce_range"). With 7
+bits nothing overflows anywhere.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ from onnx import TensorProto, helper, numpy_helper
 from quickstudy.backbones.runtime import import_onnxruntime, open_session, optimised
 from quickstudy.errors import ModelError, UnusableImageError
 from quickstudy.files import sha256_of_file
-from quickstudy.images.decoding import InputSpec, Pixels, decode, fit
+from quickstudy.images.decoding import InputSpec, Pixels, decode, to_input
 from quickstudy.images.identity import read_image_file
 from quickstudy.models.assemble import model_bytes, write_model_file
 from quickstudy.models.checks import Agreement, Photo, Tolerance, agreement_of, images_per_second, on_golden_images
@@ -42,14 +40,19 @@ from quickstudy.models.model import load, load_bytes
 from quickstudy.progress import Progress, silent
 
 Kind = Literal["int8", "fp16"]
+"""The forms: 8-bit integers, or float16 weights."""
 TOLERANCES: dict[Kind, Tolerance] = {
     "fp16": Tolerance(golden=0.02, same=0.99, accuracy_loss=0.005),
     "int8": Tolerance(golden=0.25, same=0.93, accuracy_loss=0.02),
 }
-"""Golden images are noise, where 8 bits calibrated on photos may differ much; they catch what is broken."""
+"""How far a form may be from its original.
+
+Golden images are noise, where 8 bits calibrated on photos may differ much; they catch what is broken."""
 _ELSEWHERE: dict[Kind, float] = {"fp16": GOLDEN_TOLERANCE, "int8": 0.1}
-"""By how much the same file may differ on other machines. In 8 bits, a value between two levels may fall to either, and
-what follows with it: with other optimisations of the same runtime, 0.035 was measured on golden images."""
+"""Largest difference of a probability of the same file on other machines.
+
+In 8 bits, a value between two levels may fall to either, and what follows with it: with other optimisations of the same
+runtime, 0.035 was measured on golden images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,23 +60,28 @@ class Conversion:
     """A form of a model, and how it compares."""
 
     kind: Kind
+    """The form that was made."""
     source: Path
+    """The original model file."""
     path: Path
     """The file that was written."""
     golden_difference: float
     """Largest difference of a probability from the original's, on the golden images."""
     agreement: Agreement | None
-    """On photos, where some were given."""
+    """How the two agree on photos; None where none were given or usable."""
     bytes_before: int
+    """Size of the original, in bytes."""
     bytes_after: int
+    """Size of the file that was written, in bytes."""
     speed_before: float
-    """Images a second, one at a time, on one thread of this machine, the network alone."""
+    """Images a second of the original, one at a time, on one thread of this machine, the network alone."""
     speed_after: float
+    """Images a second of the file that was written, measured like `speed_before`."""
     complaints: tuple[str, ...]
-    """What is beyond the tolerance; not empty only where it was forced."""
+    """What is beyond the tolerance, in words; not empty only where it was forced."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Give JSON values."""
         return {
             "kind": self.kind,
             "source": str(self.source),
@@ -103,7 +111,7 @@ def convert(
     Args:
         source: the model.
         output: the `.onnx` file to create or replace.
-        kind: `int8` (see `quantise.py`) or `fp16` (see `half.py`).
+        kind: `int8` (see `quantised`) or `fp16` (see `halved`).
         calibrate: photos to calibrate on, for `int8`.
         check: photos to compare on.
         force: write it even if it differs by more than `TOLERANCES` allows.
@@ -154,12 +162,13 @@ def convert(
     )
 
 
+# float16
 _LEAST_VALUES = 256
-"""Smaller tensors, such as biases, stay as they are: nothing to gain."""
+"""The fewest values of a tensor that is kept as float16; smaller ones, such as biases, have nothing to gain."""
 
 
 def halved(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph, batch norms folded, its large float32 weights kept as float16.
+    """Make the same graph with batch norms folded and its large float32 weights kept as float16.
 
     Raises:
         BackboneError: ONNX Runtime cannot load it.
@@ -182,8 +191,9 @@ def halved(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
+# 8-bit integers
 CALIBRATION_IMAGES = 200
-"""As many as are used; more changed nothing beyond chance."""
+"""The most photos that are used to calibrate; more changed nothing beyond chance."""
 _LEAST_IMAGES = 8
 _FLOAT_AT_START, _FLOAT_AT_END = 3, 1
 _OPERATORS = ("Conv", "Add")
@@ -192,7 +202,7 @@ _OPERATORS = ("Conv", "Add")
 def quantised(
     model: onnx.ModelProto, spec: InputSpec, photos: Sequence[Path], *, progress: Progress = silent
 ) -> onnx.ModelProto:
-    """The same graph with its convolutions in 8-bit integers, as ONNX's own operators (QuantizeLinear and its reverse).
+    """Make the same graph with its convolutions in 8-bit integers, by ONNX's own QuantizeLinear and its reverse.
 
     Args:
         model: takes `image`, gives `probabilities`; left as it is.
@@ -250,7 +260,7 @@ def _calibration_pixels(spec: InputSpec, photos: Sequence[Path], progress: Progr
     try:
         for number, path in enumerate(chosen, start=1):
             with contextlib.suppress(UnusableImageError):  # one bad file ends nothing; too few good ones do
-                pixels.append(fit(decode(read_image_file(path)[0], spec), spec))
+                pixels.append(to_input(decode(read_image_file(path)[0], spec), spec))
             progress.update(done=number, note="")
     finally:
         progress.finish()
@@ -264,7 +274,7 @@ def _calibration_pixels(spec: InputSpec, photos: Sequence[Path], progress: Progr
 
 @contextlib.contextmanager
 def _no_warnings() -> Iterator[None]:
-    """ONNX Runtime's quantiser recommends what has been done already."""
+    """Silence ONNX Runtime's quantiser, which recommends what has been done already."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

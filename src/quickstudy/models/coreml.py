@@ -1,15 +1,10 @@
-"""Models as Core ML packages, for apps on Apple's devices.
+"""Models as Core ML packages, for apps on Apple's devices, checked without one.
 
 coremltools converts PyTorch programs only, so the graph is run in PyTorch (`backbones/autograd.py`), traced there, and
 converted to Core ML's own language, MIL. Core ML itself exists on Apple's systems only. What can be checked anywhere is
-that the traced network gives what the model gives, and that the MIL program does: its operators are run here one by
-one in PyTorch, by the definitions in coremltools' documentation of MIL. Arithmetic stays float32, so that what was
-checked is what will run.
-
-Runs MIL programs, Core ML's own language, in PyTorch, operator by operator.
-
-For checking conversions where there is no Core ML. The operators are those that convolutional networks are made of, by
-the definitions in coremltools' documentation of MIL.
+that the traced network gives what the model gives, and that the MIL program does: its operators, those that
+convolutional networks are made of, are run here one by one in PyTorch, by the definitions in coremltools' documentation
+of MIL. Arithmetic stays float32, so that what was checked is what will run.
 """
 
 from __future__ import annotations
@@ -34,7 +29,7 @@ from torch.nn import functional
 
 from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.runtime import optimised
-from quickstudy.errors import ModelError
+from quickstudy.errors import ModelError, WriteError
 from quickstudy.models.format import GOLDEN_TOLERANCE, golden_images
 from quickstudy.models.model import load
 from quickstudy.version import VERSION
@@ -45,15 +40,18 @@ class CoreMLPackage:
     """What was written, and what of it could be checked here."""
 
     path: Path
+    """The package, a folder."""
     traced_difference: float
-    """Of a probability on the golden images: the network that was converted against the model."""
+    """Largest difference of a probability on the golden images: the network that was converted against the model."""
     program_difference: float | None
-    """Of a probability: the MIL program, its operators run in PyTorch, against the model; None where it has others."""
+    """Largest difference of a probability on the golden images: the MIL program, its operators run in PyTorch, against
+    the model; None where it has operators that cannot be run."""
     unknown_operators: tuple[str, ...]
+    """Names of the MIL program's operators that cannot be run here."""
 
     @property
     def checked(self) -> str:
-        """In words."""
+        """What was checked and what was not, in words."""
         if self.program_difference is None:
             program = f"the MIL program was not run: it has {', '.join(self.unknown_operators)}"
         else:
@@ -64,7 +62,7 @@ class CoreMLPackage:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Give JSON values."""
         return {
             "package": str(self.path),
             "traced_difference": self.traced_difference,
@@ -121,7 +119,7 @@ class _ChannelsFirst(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
-        """Probabilities, 1×classes."""
+        """Give probabilities, 1×classes."""
         probabilities: Tensor = self.network(image.permute(0, 2, 3, 1))
         return probabilities
 
@@ -154,7 +152,11 @@ def _difference(given: NDArray[np.float32], expected: NDArray[np.float32], what:
 
 
 def _check_interface(package: Any, size: int, classes: tuple[str, ...]) -> None:
-    """That the description which apps read says what was asked for."""
+    """Check that the description which apps read says what was asked for.
+
+    Raises:
+        ModelError: it says something else.
+    """
     spec = package.get_spec()
     [image] = spec.description.input
     kind = image.type.imageType
@@ -176,7 +178,7 @@ def _check_interface(package: Any, size: int, classes: tuple[str, ...]) -> None:
 
 
 def _save(package: Any, path: Path) -> None:
-    """A package is a folder; it is written beside its place and moved there whole."""
+    """Write a package, which is a folder, beside its place and move it there whole."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".tmp-") as folder:
@@ -187,12 +189,12 @@ def _save(package: Any, path: Path) -> None:
                 shutil.rmtree(path)
             made.rename(path)
     except OSError as error:
-        raise ModelError(f"Cannot write '{path}': {error.strerror}. Name another place") from None
+        raise WriteError(f"Cannot write '{path}': {error.strerror}. Name another place") from None
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Conversion tells developers much on both streams; what goes wrong comes as an exception."""
+    """Keep conversion quiet: it tells developers much on both streams, and what goes wrong comes as an exception."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -207,13 +209,14 @@ def _quiet() -> Iterator[None]:
         logging.disable(previous)
 
 
+# MIL programs in PyTorch
 def unknown_operators(program: Any) -> tuple[str, ...]:
-    """Those of a program that cannot be run here, sorted."""
+    """Name the operators of a program that cannot be run here, sorted."""
     return tuple(sorted({step.op_type for step in program.operations} - OPERATORS.keys() - {"const", "classify"}))
 
 
 def run_program(program: Any, image: Tensor) -> Tensor:
-    """The probabilities that a MIL program gives, operator by operator."""
+    """Run a MIL program operator by operator: the probabilities that it gives."""
     [name] = program.inputs
     values: dict[str, Any] = {name: image}
 
@@ -240,7 +243,7 @@ def _ints(values: Any) -> list[int]:
 
 
 def _padding(x: Tensor, pad_type: Any, pad: Any, value: float) -> Tensor:
-    """MIL lists (before, after) for each axis from the first on, PyTorch from the last on."""
+    """Pad as a MIL program says: it lists (before, after) for each axis from the first on, PyTorch from the last on."""
     if str(pad_type) not in ("custom", "valid"):
         raise ModelError(f"The MIL program pads in a way that is not known here: {pad_type}. Please report this")
     if str(pad_type) == "valid":

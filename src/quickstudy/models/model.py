@@ -19,7 +19,7 @@ from quickstudy.backbones.runtime import open_session
 from quickstudy.backbones.untrusted import parse_onnx
 from quickstudy.errors import BackboneError, ModelError, UnusableImageError
 from quickstudy.files import as_path
-from quickstudy.images.decoding import MOST_PIXELS, InputSpec, Pixels, decode, fit, to_pixels
+from quickstudy.images.decoding import MOST_PIXELS, InputSpec, Pixels, decode, to_input, to_pixels
 from quickstudy.images.identity import read_image_file
 from quickstudy.models.format import (
     FORMAT,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 ImageLike = str | Path | Image.Image | NDArray[Any]
-"""A path, a Pillow image, or an array: height×width×3 or height×width, uint8."""
+"""An image: a path, a Pillow image, or an array of uint8, height×width×3 or height×width."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +50,15 @@ class Prediction:
     """What a model says of one image; where it could not be read, `probabilities` is None and `reason` says why."""
 
     image: ImageLike
+    """The image as it was given."""
     probabilities: NDArray[np.float32] | None
+    """Class probabilities (K) in the order of the model's classes; None where the image cannot be used."""
     reason: str = ""
+    """Why the image cannot be used; empty where it can."""
 
 
 class Model:
-    """A classifier that takes images and gives class probabilities. Safe to use from several threads."""
+    """A classifier that takes images and gives class probabilities. Several threads may use it at once."""
 
     def __init__(
         self,
@@ -70,7 +73,7 @@ class Model:
         self._session = session
         self._features = features
         self.classes = tuple(classes)
-        """Names in the order of the probabilities."""
+        """Names of the classes in the order of the probabilities."""
         self.input = input_spec
         """How an image becomes the model's input."""
         self.metadata = metadata
@@ -79,7 +82,7 @@ class Model:
         """Which images it was made from, so that none of them is taken for a test; None where it does not say."""
 
     def predict_proba(self, images: ImageLike | Iterable[ImageLike]) -> NDArray[np.float32]:
-        """Class probabilities (N×classes) of one image or several, in the order of `classes`.
+        """Work out class probabilities (N×classes) of one image or several, in the order of `classes`.
 
         Raises:
             UnusableImageError: an image cannot be used; `predict_each` goes on instead.
@@ -101,25 +104,34 @@ class Model:
     def predict(
         self, images: ImageLike | Iterable[ImageLike], *, abstain: bool = False
     ) -> list[str] | list[str | None]:
-        """The most probable class of each image, by name; see `predict_proba`.
+        """Name the most probable class of each image; see `predict_proba`.
 
-        With `abstain`, None where its probability is below the model's threshold; see `threshold`.
+        With `abstain`, it is None where its probability is below the model's threshold; see `threshold`.
 
         Raises:
             ModelError: with `abstain`, the model has no threshold.
         """
-        rows = self.predict_proba(images)
-        names = [self.classes[row.argmax()] for row in rows]
-        if not abstain:
-            return names
-        threshold = self.threshold()
-        return [name if row.max() >= threshold else None for name, row in zip(names, rows, strict=True)]
+        threshold = self.threshold() if abstain else 0.0
+        best = [self.rank(row, 1)[0] for row in self.predict_proba(images)]
+        return [name if is_answer(share, threshold) else None for name, share in best]
+
+    def rank(self, probabilities: NDArray[np.float32], count: int | None = None) -> list[tuple[str, float]]:
+        """Rank classes by an image's probabilities (K), the most probable first; of equal ones, the first in `classes`.
+
+        Args:
+            probabilities: probabilities of one image, by class.
+            count: number of classes to give; all if left out.
+        """
+        order = np.argsort(-probabilities, kind="stable")[:count].tolist()
+        shares = probabilities.tolist()
+        return [(self.classes[number], shares[number]) for number in order]
 
     def threshold(self) -> float:
-        """The probability from which on the most probable class should be believed.
+        """Return the probability from which on the most probable class should be believed.
 
-        Chosen when the model was trained, on images that had not been trained on: the lowest at which the images above
-        it have half the errors of all (see `quickstudy.learning.calibration.suggest_abstention`).
+        It was chosen when the model was trained, on images that had not been trained on: the lowest at which the images
+        above it have half the errors of all (see
+        `quickstudy.learning.calibration.suggest_abstention`).
 
         Raises:
             ModelError: the model has none.
@@ -134,7 +146,7 @@ class Model:
             ) from None
 
     def predict_each(self, images: Iterable[ImageLike], *, threads: int | None = None) -> Iterator[Prediction]:
-        """Predictions in the images' order, as they are ready; an image that cannot be used does not end the others.
+        """Yield predictions in the images' order, as they are ready; an image that cannot be used does not end them.
 
         Decoding and network run on all cores; no more than a few images are in memory at a time.
         """
@@ -143,7 +155,7 @@ class Model:
             yield from _in_order(pool, self._predict_one, images, ahead=4 * threads)
 
     def classify(self, file: bytes, *, most_pixels: int = MOST_PIXELS) -> NDArray[np.float32]:
-        """Class probabilities of one image, given as an image file's bytes, in the caller's thread.
+        """Work out class probabilities of one image, given as an image file's bytes, in the caller's thread.
 
         Args:
             file: what would be in the file.
@@ -152,25 +164,25 @@ class Model:
         Raises:
             UnusableImageError: the bytes are no image that can be used; the message is the reason.
         """
-        pixels = fit(decode(file, self.input, most_pixels=most_pixels), self.input)
+        pixels = to_input(decode(file, self.input, most_pixels=most_pixels), self.input)
         probabilities: NDArray[np.float32] = self.predict_pixels(pixels[None])[0]
         return probabilities
 
     def classify_with_features(
         self, file: bytes, *, most_pixels: int = MOST_PIXELS
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Class probabilities and what the head saw (d) of one image; see `classify` and `load`'s `with_features`.
+        """Give class probabilities and what the head saw (d) of one image; see `classify` and `load`.
 
         Raises:
             UnusableImageError: the bytes are no image that can be used; the message is the reason.
             ModelError: the model was loaded without features, or has none.
         """
-        pixels = fit(decode(file, self.input, most_pixels=most_pixels), self.input)
+        pixels = to_input(decode(file, self.input, most_pixels=most_pixels), self.input)
         probabilities, features = self.predict_pixels_with_features(pixels[None])
         return probabilities[0], features[0]
 
     def verify(self) -> float:
-        """Run the golden checks; returns the largest difference from the expected probabilities.
+        """Run the golden checks, and return the largest difference from the expected probabilities.
 
         Raises:
             ModelError: the file has none, or a difference is beyond the tolerance.
@@ -194,18 +206,18 @@ class Model:
 
     @property
     def golden_tolerance(self) -> float:
-        """By how much a probability may differ from what the golden checks expect; more than usual in 8 bits."""
+        """Largest difference of a probability from what the golden checks expect; more than usual in 8 bits."""
         return min(float(self.metadata["golden"].get("tolerance", GOLDEN_TOLERANCE)), LOOSEST_TOLERANCE)
 
     def _predict_one(self, image: ImageLike) -> Prediction:
         try:
-            pixels = fit(_open(image, self.input), self.input)
+            pixels = to_input(_open(image, self.input), self.input)
         except UnusableImageError as error:
             return Prediction(image=image, probabilities=None, reason=str(error))
         return Prediction(image=image, probabilities=self.predict_pixels(pixels[None])[0])
 
     def predict_pixels(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Class probabilities (N×classes) of what is decoded and cut already: uint8, N×size×size×3 RGB.
+        """Work out class probabilities (N×classes) of what is decoded and cut already: uint8, N×size×size×3 RGB.
 
         Raises:
             ModelError: the graph cannot be run.
@@ -215,7 +227,7 @@ class Model:
     def predict_pixels_with_features(
         self, images: NDArray[np.uint8]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Class probabilities (N×classes) and features (N×d) from one pass; see `predict_pixels`.
+        """Work out class probabilities (N×classes) and features (N×d) in one pass; see `predict_pixels`.
 
         Raises:
             ModelError: the model was loaded without features, has none, or cannot be run.
@@ -236,6 +248,11 @@ class Model:
         return values
 
 
+def is_answer(probability: float, threshold: float) -> bool:
+    """Decide whether the most probable class is believed, or the answer is "don't know"."""
+    return probability >= threshold
+
+
 def load(path: str | Path, *, with_features: bool = False) -> Model:
     """Load a model file that quickstudy wrote.
 
@@ -251,7 +268,7 @@ def load(path: str | Path, *, with_features: bool = False) -> Model:
 
 
 def read_model_file(path: Path) -> bytes:
-    """The bytes of a file that may be a model.
+    """Read the bytes of a file that may be a model.
 
     Raises:
         ModelError: there is no such file, or it is too large, or cannot be read.
@@ -267,7 +284,7 @@ def read_model_file(path: Path) -> bytes:
 
 
 def load_bytes(data: bytes, path: Path, *, with_features: bool = False) -> Model:
-    """What `load` does, from a file's bytes; `path` is for messages.
+    """Load a model from a file's bytes, as `load` does; `path` is for messages.
 
     Nothing is run, and ONNX Runtime sees nothing, before the checksum fits and the graph is found harmless.
 
@@ -309,7 +326,7 @@ def load_bytes(data: bytes, path: Path, *, with_features: bool = False) -> Model
 
 
 def roles_of_file(path: Path) -> Roles | None:
-    """The roles that a model file carries, read without running anything; None where it carries none.
+    """Read the roles that a model file carries, without running anything; None where it carries none.
 
     Raises:
         ModelError: there is no such file, or it is not a whole model of this version.
@@ -329,7 +346,7 @@ def roles_of_file(path: Path) -> Roles | None:
 
 
 def from_backbone(backbone: Backbone) -> Model:
-    """A backbone as it stands, as a classifier of its own classes."""
+    """Make a model of a backbone as it stands, a classifier of its own classes."""
     return Model(
         open_session(backbone.path), classes=backbone.classes, input_spec=backbone.input, metadata={"format": FORMAT}
     )
@@ -365,7 +382,7 @@ def _input(metadata: dict[str, Any]) -> InputSpec:
 
 
 def _output_besides(name: str) -> bytes:
-    """What makes a tensor of a model an output when it follows the model's bytes.
+    """Write the bytes that make a tensor of a model an output when they follow the model's own.
 
     Protocol buffers may be put together from pieces, so the model need not be written anew from what was parsed.
     """
@@ -414,7 +431,7 @@ def _in_order(
     *,
     ahead: int,
 ) -> Iterator[Prediction]:
-    """Like `pool.map`, but takes items only as results are asked for, so that endless input is no trouble."""
+    """Do as `pool.map`, but take items only as results are asked for, so that endless input is no trouble."""
     remaining = iter(items)
     waiting: list[Future[Prediction]] = [pool.submit(function, item) for item in islice(remaining, ahead)]
     while waiting:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,18 +22,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from quickstudy.backbones.untrusted import parse_onnx
-from quickstudy.errors import ModelError, UnusableImageError
+from quickstudy.bottlenecks.looks import view_gallery
+from quickstudy.errors import ModelError, WriteError
 from quickstudy.files import write_bytes_atomically
-from quickstudy.images.decoding import InputSpec, decode, encode_thumbnail, fit
-from quickstudy.images.identity import read_image_file
+from quickstudy.images.census import Content
 from quickstudy.learning.softmax import signed_sqrt
 from quickstudy.models.format import HEAD_WEIGHTS, features_in
 from quickstudy.models.model import Model, load_bytes, read_model_file
-from quickstudy.process import usable_cores
 from quickstudy.progress import Progress, silent
-
-THUMBNAIL_PIXELS = 96
-_THUMBNAIL = InputSpec(size=THUMBNAIL_PIXELS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +37,15 @@ class Neighbour:
     """A training image that is near."""
 
     label: str
+    """The name of its class."""
     similarity: float
-    """Cosine, at most 1."""
+    """Cosine between what the head sees of the two images, from -1 to 1, the same direction."""
     thumbnail: bytes
-    """A JPEG, 96×96 pixels."""
+    """The image as a JPEG file, at most 96 pixels wide and high."""
 
 
 class Neighbours:
-    """The training images of one model, to look up which are nearest. Safe to use from several threads."""
+    """The training images of one model, to look up which are nearest. Several threads may use it at once."""
 
     def __init__(self, features: NDArray[np.floating], labels: Sequence[str], thumbnails: Sequence[bytes]) -> None:
         self._rows = _directions(features)
@@ -61,11 +57,11 @@ class Neighbours:
 
     @property
     def width(self) -> int:
-        """How many features an image has."""
+        """Number of features of an image."""
         return int(self._rows.shape[1])
 
     def nearest(self, features: NDArray[np.floating], count: int) -> list[Neighbour]:
-        """The `count` training images nearest to one whose features (d) the same model gave, nearest first."""
+        """Find the `count` training images nearest to one whose features (d) the same model gave, nearest first."""
         similarities = self._rows @ _directions(features[None])[0]
         order = np.argsort(-similarities, kind="stable")[:count]
         return [
@@ -75,66 +71,52 @@ class Neighbours:
 
 
 def neighbours_path(model: Path) -> Path:
-    """Where the training images of a model are kept, if they are."""
+    """Say where the training images of a model are kept, if they are."""
     return model.with_suffix(".neighbours.arrow")
 
 
 def keep_neighbours(
     model: Path,
-    images: Sequence[tuple[Path, str]],
+    images: Sequence[Content],
     *,
     features: NDArray[np.floating],
-    threads: int | None = None,
+    cache: str | Path | None = None,
     progress: Progress = silent,
 ) -> Path:
-    """Write thumbnails, labels and features of a model's training images beside it; returns the file's path.
+    """Write thumbnails, labels and features of a model's training images beside it, and return the file's path.
 
-    The network does not run: who has trained the model has the features, and images are decoded at a fraction of their
-    size, as far as a thumbnail takes.
+    The network does not run: who has trained the model has the features. Thumbnails are those of the images' looks,
+    which are kept in the store, so nothing is decoded that was looked at before.
 
     Args:
         model: the `.onnx` file.
-        images: files and their labels; one that can no longer be used is left out.
+        images: the images with their labels; one that can no longer be used is left out.
         features: what the model's head sees of each image (n×d), in their order.
-        threads: as many as there are cores if left out.
+        cache: folder of the store; see `quickstudy.files.cache_folder`.
         progress: is told how far it has come.
 
     Raises:
-        ModelError: the model's head sees no such features, or the file cannot be written.
+        ModelError: the model's head sees no such features.
+        WriteError: the file cannot be written.
     """
     data = read_model_file(model)
     _require_features(data, model, images=len(images), given=features.shape)
-
-    def thumbnail_of(item: tuple[Path, str]) -> bytes | None:
-        try:
-            return _thumbnail_of(read_image_file(item[0])[0])
-        except UnusableImageError:
-            return None
-
-    progress.start("thumbnails", len(images))
-    thumbnails: list[bytes | None] = []
-    try:
-        with ThreadPoolExecutor(threads or usable_cores()) as pool:
-            for thumbnail in pool.map(thumbnail_of, images):
-                thumbnails.append(thumbnail)
-                progress.update(done=len(thumbnails), note="")
-    finally:
-        progress.finish()
+    thumbnails = view_gallery(images, cache=cache, progress=progress).thumbnails
     path = neighbours_path(model)
     try:
-        labels = [label for _, label in images]
+        labels = [image.label or "" for image in images]
         write_bytes_atomically(path, _serialise(labels, thumbnails, features, hashlib.sha256(data).hexdigest()))
     except OSError as error:
-        raise ModelError(f"Cannot write the thumbnails '{path}': {error.strerror}") from error
+        raise WriteError(f"Cannot write the thumbnails '{path}': {error.strerror}") from error
     return path
 
 
 def load_neighbours(model: Path, model_sha256: str) -> Neighbours | None:
-    """What is kept of a model's training images; None where nothing is, or what is there belongs to another model.
+    """Load what is kept of a model's training images; None where nothing is, or what is there is another model's.
 
     Args:
         model: the file beside which they lie.
-        model_sha256: what the file holds, as 64 hexadecimal digits.
+        model_sha256: SHA-256 of the model file, 64 hexadecimal digits.
 
     Raises:
         ModelError: the file of thumbnails is damaged.
@@ -156,7 +138,7 @@ def load_neighbours(model: Path, model_sha256: str) -> Neighbours | None:
 
 
 def load_with_neighbours(path: Path) -> tuple[Model, str, Neighbours | None]:
-    """A model, the SHA-256 of its file, and its training images where they are kept; then it gives features as well.
+    """Load a model, the SHA-256 of its file, and its training images where they are kept, for which it gives features.
 
     Raises:
         ModelError: as `load` and `load_neighbours`; or the model gives other features than are kept.
@@ -192,21 +174,17 @@ def _damaged(path: Path, reason: object) -> ModelError:
 
 
 def _directions(features: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Signed square roots of rows (n×d), each scaled to length 1."""
+    """Take the signed square roots of rows (n×d), and scale each row to length 1."""
     roots = signed_sqrt(features)
     lengths = np.linalg.norm(roots, axis=1, keepdims=True)
     return np.asarray(roots / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
 
 
-def _thumbnail_of(data: bytes) -> bytes:
-    return encode_thumbnail(fit(decode(data, _THUMBNAIL), _THUMBNAIL))
-
-
 def _serialise(
-    labels: Sequence[str], thumbnails: Sequence[bytes | None], features: NDArray[np.floating], model_sha256: str
+    labels: Sequence[str], thumbnails: Sequence[bytes], features: NDArray[np.floating], model_sha256: str
 ) -> memoryview:
-    """The file's bytes, without the images that have no thumbnail."""
-    kept = [row for row, thumbnail in enumerate(thumbnails) if thumbnail is not None]
+    """Write the file to bytes, without the images that have no thumbnail."""
+    kept = [row for row, thumbnail in enumerate(thumbnails) if thumbnail]
     values = np.ascontiguousarray(features[kept], np.float16)
     columns = {
         "label": pa.array([labels[row] for row in kept], pa.string()),

@@ -1,4 +1,4 @@
-"""Which images a model was made from, and what may therefore be called a test of it.
+"""The images that a model was made from, and what may therefore be called a test of it.
 
 A model carries the roles of the images that it was made from: those it has learned, those it was chosen by, and those
 that it was tested on, each as the first six bytes of its SHA-256. Two images of a hundred thousand share them by chance
@@ -28,7 +28,9 @@ _BYTES = 6
 _MOST = 1 << 30  # bytes of what a model may unpack to
 
 Kind = Literal["trained_on", "chosen_by", "tested_on", "new"]
+"""What an image is to a model."""
 KINDS: tuple[Kind, ...] = ("trained_on", "chosen_by", "tested_on", "new")
+"""All kinds; of two models', the earlier here counts."""
 _KIND_OF: dict[Split, Kind] = {"train": "trained_on", "validation": "chosen_by", "test": "tested_on"}
 
 
@@ -41,18 +43,18 @@ class Roles:
 
     @staticmethod
     def of(train: Iterable[bytes], validation: Iterable[bytes], test: Iterable[bytes]) -> Roles:
-        """Roles by whole digests."""
+        """Make roles of whole digests; one that is given twice is for training before validation before the test."""
         role_of: dict[bytes, Split] = {digest[:_BYTES]: "test" for digest in test}
         role_of |= {digest[:_BYTES]: "validation" for digest in validation}
         role_of |= {digest[:_BYTES]: "train" for digest in train}
         return Roles(role_of=role_of)
 
     def role(self, digest: bytes) -> Split | None:
-        """The role of a content; None where the model does not know it."""
+        """Look up the role of a content; None where the model does not know it."""
         return self.role_of.get(digest[:_BYTES])
 
     def kind(self, digest: bytes) -> Kind:
-        """What a content is to the model."""
+        """Say what a content is to the model."""
         role = self.role(digest)
         return _KIND_OF[role] if role else "new"
 
@@ -72,34 +74,34 @@ class Roles:
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """Which images of a set may be judged by, and what they are to the models."""
+    """The images of a set that may be judged by, and what they are to the models."""
 
     contents: tuple[Content, ...]
-    """Those to score, in the digests' order."""
+    """The images to score, in the digests' order."""
     roles: dict[Kind, int] | None
-    """How many labelled images of the set each role has; None where a model does not say."""
+    """Number of labelled images of the set by what they are to the models; None where a model does not say."""
     is_test: bool | None
-    """Whether none of those to score was learned or chosen by; None where a model does not say."""
+    """Whether no model has learned or was chosen by an image to score; None where a model does not say."""
     left_out: int
-    """Images that are not scored since a model has learned or was chosen by them."""
+    """Number of images that are not scored since a model has learned or was chosen by them."""
     unknown: dict[str, int]
-    """Images by label of classes that not all models know; they are not scored."""
+    """Number of images by label, of classes that not all models know; they are not scored."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Give it as JSON values."""
+        """Give JSON values."""
         return {"roles": self.roles, "is_test": self.is_test, "left_out": self.left_out, "unknown_images": self.unknown}
 
 
 def may_judge(
     census: Census, roles: Sequence[Roles | None], *, classes: Collection[str], everything: bool = False
 ) -> Judgement:
-    """Which labelled images of a set are a test of all these models.
+    """Decide which labelled images of a set are a test of all these models.
 
     A set that comes with a test split is judged by that alone.
 
     Args:
         census: the images.
-        roles: of the models; None for one that does not say.
+        roles: the roles that each model carries; None for a model that does not say.
         classes: names of the classes that all the models know; images of others cannot be judged by.
         everything: take all images, whatever they are to the models; the judgement says whether that is a test.
 

@@ -20,13 +20,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from quickstudy.errors import ModelError
+from quickstudy.errors import ModelError, WriteError
 from quickstudy.files import cache_folder, write_bytes_atomically
 from quickstudy.models.model import load_bytes
 
 RUNTIME = "onnxruntime-web@1.30.0"
+"""Name and version of the npm package of ONNX Runtime for the web."""
 _INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
-"""Of the package's archive, as lock files have it."""
+"""The hash of the package's archive, as lock files have it."""
 _RUNTIME_FILES: Mapping[str, str] = {
     "ort.wasm.min.mjs": "219e6a1fc8a9938268d18efca3c91d310bd2f4a59bbd13744df5b2b7fc6cee3b",
     "ort-wasm-simd-threaded.mjs": "e13f7f94fc51b4ca72b12faeb1ee95f4ace6dfbc8939bc718aabdc0a27c4299b",
@@ -43,13 +44,16 @@ class Site:
     """What was written."""
 
     folder: Path
+    """The folder of the site."""
     files: tuple[str, ...]
+    """Names of the files in it that were written."""
     bytes: int
+    """Size of these files, in bytes."""
     golden_difference: float
-    """Of the model's golden checks, run before it was copied."""
+    """Largest difference of a probability in the model's golden checks, run before it was copied."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Give JSON values."""
         return {
             "site": str(self.folder),
             "files": list(self.files),
@@ -68,7 +72,8 @@ def write_site(model: Path, folder: Path, *, runtime: Path | None = None, cache:
         cache: see `quickstudy.files.cache_folder`.
 
     Raises:
-        ModelError: the model is not whole, ONNX Runtime's files are not at hand, the folder cannot be written, or it
+        WriteError: the folder cannot be written.
+        ModelError: the model is not whole, ONNX Runtime's files are not at hand, or the folder
             has a page that is no such site's.
     """
     if (folder / "index.html").exists() and not (folder / "model.json").exists():
@@ -91,7 +96,7 @@ def write_site(model: Path, folder: Path, *, runtime: Path | None = None, cache:
         for name, content in files.items():
             write_bytes_atomically(folder / name, content)
     except OSError as error:
-        raise ModelError(f"Cannot write the site '{folder}': {error.strerror}. Name another folder") from None
+        raise WriteError(f"Cannot write the site '{folder}': {error.strerror}. Name another folder") from None
     return Site(
         folder=folder,
         files=tuple(files),
@@ -101,7 +106,7 @@ def write_site(model: Path, folder: Path, *, runtime: Path | None = None, cache:
 
 
 def _runtime_files(runtime: Path | None, cache: Path) -> dict[str, bytes]:
-    """The files of ONNX Runtime by name, checked."""
+    """Get the files of ONNX Runtime by name, and check them."""
     if runtime is not None and runtime.is_dir():
         folder = runtime / "dist" if (runtime / "dist").is_dir() else runtime
         try:
@@ -136,7 +141,7 @@ def _member(package: tarfile.TarFile, name: str) -> bytes:
 
 
 def _fetched(cache: Path) -> Path:
-    """The package's archive, from the cache or through npm."""
+    """Get the package's archive from the cache or through npm."""
     archive = cache / "web" / f"{RUNTIME.replace('@', '-')}.tgz"
     if archive.is_file():
         return archive

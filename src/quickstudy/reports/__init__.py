@@ -1,1 +1,1 @@
-"""What bottlenecks tell of the data they were computed from: what is wrong with it, and how far to trust a number."""
+"""Bottlenecks tell of the data they were computed from: what is wrong with it, and how far to trust a number."""

@@ -1,39 +1,8 @@
-"""The audit: everything that can be found out about a set of images from its bottlenecks and its looks.
+"""The audit finds out everything that the bottlenecks and the looks of a set of images tell of it.
 
-Images without a label: what they probably are, and from which labels most would be learned.
-
-With a classifier, the next to label are those with large and different gradients: the gradient that an image's most
-probable label would give is its residual times its features, long where the classifier is in doubt; picking the one
-farthest from all picked so far keeps the batch diverse (the gradients of BADGE, Ash et al., 2020, arXiv:1906.03671, and
-the greedy choice of Sener and Savarese, 2018, arXiv:1708.00489). The gradients, d×K numbers each, are never written
-out: their products are products of products. Without any labels, it is the most typical image of each of as many
-clusters (Hacohen et al., 2022, arXiv:2202.02794), the largest cluster first.
-
-Which labels are probably wrong: those that a classifier that has not seen the image finds hard to believe.
-
-A label is right with 1 - e, and else any other of K - 1 as well; the classifier says how probable each class is. So
-Bayes' rule says how probable it is that a label is wrong, and the mean of that over all images is e, which is found by
-repeating the two (expectation maximisation; the likelihood is concave in e, so there is one optimum). As the classifier
-has learned from wrong labels, too, it believes them a little, and what comes out errs on the low side.
-
-Confident learning (Northcutt et al., 2021, arXiv:1911.00068) estimates the same by counting against thresholds by
-class. On clothing photos with 5 % of the labels corrupted at random, what is found here has a precision of 0.83 and a
-recall of 0.90, and its usual cut 0.56 and 0.86 (`benchmarks/audit.py labels`).
-
-Fitting again without the suspects, three times, raised the average precision of the ranking from 0.942 to 0.947 on
-other seeds, for three times the work; mixing in the labels of the nearest neighbours changed nothing. Neither is done.
-
-Images unlike all others: those whose tenth nearest neighbour is far away in bottleneck space.
-
-The distance of the k-th nearest (Ramaswamy et al., 2000) finds strange images even where there are a few of a kind,
-which the mean over the nearest does not. Distance is 1 - cosine of the signed square roots as they are: drawings, noise
-and plots among clothing photos all lay farther out than any of the 3,781 photos did (4.3 robust standard deviations
-and more, against 3.6 and less). Around the mean, or whitened by the classes' covariance, as Mahalanobis' distance does
-it, the two overlap.
-
-Images of which little can be seen: too small, too narrow, too dark, too bright, of one colour, or blurred.
-
-The classes: how many images each has, and which two are hard to tell apart.
+Its findings come one after the other: labels for images without one and which to label next, labels that are probably
+wrong, images unlike all others, images of which little can be seen, the classes. Duplicates have `duplicates.py`. Each
+method's reasons stand at its function: `choose_next`, `find_label_errors`, `find_outliers`.
 """
 
 from __future__ import annotations
@@ -45,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from quickstudy.bottlenecks.looks import Gallery, view_gallery
 from quickstudy.learning.softmax import Floats
 from quickstudy.progress import Progress, silent
 from quickstudy.reports.duplicates import find_duplicates
@@ -60,7 +30,6 @@ from quickstudy.reports.findings import (
     QualityFlaw,
     Suggestion,
 )
-from quickstudy.reports.looks import Gallery, view_gallery
 from quickstudy.reports.neighbours import unit_rows
 
 
@@ -92,7 +61,7 @@ def audit(
 def draw_findings(
     evidence: Evidence, gallery: Gallery, *, duplicates: tuple[DuplicateGroup, ...] | None = None
 ) -> Audit:
-    """What the evidence and the looks of its images tell; `duplicates` are looked for unless they are given."""
+    """Draw what the evidence and the looks of its images tell; `duplicates` are looked for unless they are given."""
     return Audit(
         images=tuple(image.path for image in evidence.images),
         labelled=sum(image.label is not None for image in evidence.images),
@@ -109,12 +78,12 @@ def draw_findings(
 
 
 BATCH = 20
-"""How many images are named as the next to label."""
+"""Number of images that are named as the next to label."""
 _CLUSTERED = 20_000  # images beyond which clusters are found on a part of them
 
 
 def suggest_labels(evidence: Evidence) -> tuple[Suggestion, ...]:
-    """The most probable label of each image without one; nothing where there is no classifier."""
+    """Suggest the most probable label of each image without one; nothing where there is no classifier."""
     if not evidence.probabilities.shape[1]:
         return ()
     rows = [number for number, image in enumerate(evidence.images) if image.label is None]
@@ -126,7 +95,14 @@ def suggest_labels(evidence: Evidence) -> tuple[Suggestion, ...]:
 
 
 def choose_next(evidence: Evidence, *, count: int = BATCH) -> tuple[int, ...]:
-    """At most so many images without a label, in the order to label them; copies once, and none that has a label."""
+    """Choose at most so many images without a label, in the order to label them; copies once, and none with a label.
+
+    With a classifier, the next to label are those with large and different gradients: the gradient that an image's most
+    probable label would give is its residual times its features, long where the classifier is in doubt; picking the one
+    farthest from all picked so far keeps the batch diverse (the gradients of BADGE, Ash et al., 2020, arXiv:1906.03671,
+    and the greedy choice of Sener and Savarese, 2018, arXiv:1708.00489). Without any labels, it is the most typical
+    image of each of as many clusters (Hacohen et al., 2022, arXiv:2202.02794), the largest cluster first.
+    """
     named = {image.digest for image in evidence.images if image.label is not None}
     rows = evidence.distinct(number for number, image in enumerate(evidence.images) if image.digest not in named)
     count = min(count, len(rows))
@@ -141,7 +117,9 @@ def choose_next(evidence: Evidence, *, count: int = BATCH) -> tuple[int, ...]:
 
 
 def farthest_gradients(features: Floats, probabilities: Floats, count: int) -> list[int]:
-    """Rows picked greedily: the longest gradient, then always the one farthest from the nearest picked.
+    """Pick rows greedily: the longest gradient, then always the one farthest from the nearest picked.
+
+    The gradients, d×K numbers each, are never written out: their products are products of products.
 
     Args:
         features: n×d.
@@ -163,7 +141,7 @@ def farthest_gradients(features: Floats, probabilities: Floats, count: int) -> l
 
 
 def typical(rows: Floats, count: int) -> list[int]:
-    """The row nearest to the centre of each of `count` clusters, the largest cluster first."""
+    """Find the row nearest to the centre of each of `count` clusters, the largest cluster first."""
     from sklearn.cluster import KMeans
 
     part = rows[:_CLUSTERED]
@@ -176,15 +154,26 @@ def typical(rows: Floats, count: int) -> list[int]:
 
 
 LEAST = 0.05
-"""Labels at least so probably wrong are named: where precision and recall were both at least those of confident
-learning, on seeds other than those reported. Lower than 1/2, since looking at an image costs less than learning a wrong
-label."""
+"""Probability of being wrong from which on a label is named.
+
+Here, precision and recall were both at least those of confident learning, on seeds other than those reported. It is
+lower than 1/2, since looking at an image costs less than learning a wrong label.
+"""
 _LEAST_RATE = 0.01  # of wrong labels: even well-kept benchmarks have more (Northcutt et al., 2021, arXiv:2103.14749)
 _MOST_STEPS = 100
 
 
 def find_label_errors(evidence: Evidence, *, least: float = LEAST) -> tuple[LabelError, ...]:
-    """Images whose label is wrong with at least this probability, most probable first."""
+    """Find the images whose label is wrong with at least this probability, most probable first.
+
+    Confident learning (Northcutt et al., 2021, arXiv:1911.00068) estimates the same by counting against thresholds by
+    class. On clothing photos with 5 % of the labels corrupted at random, what is found here has a precision of 0.83 and
+    a recall of 0.90, and its usual cut 0.56 and 0.86 (`benchmarks/audit.py labels`).
+
+    Fitting again without the suspects, three times, raised the average precision of the ranking from 0.942 to 0.947 on
+    other seeds, for three times the work; mixing in the labels of the nearest neighbours changed nothing. Neither is
+    done.
+    """
     labels = evidence.labels
     rows = np.flatnonzero((labels >= 0) & evidence.unseen)
     if not evidence.probabilities.shape[1] or not len(rows):
@@ -210,7 +199,12 @@ def find_label_errors(evidence: Evidence, *, least: float = LEAST) -> tuple[Labe
 
 
 def probability_wrong(probabilities: Floats, labels: NDArray[np.intp]) -> NDArray[np.float64]:
-    """How probable it is that each label is wrong.
+    """Estimate how probable it is that each label is wrong.
+
+    A label is right with 1 - e, and else any other of K - 1 as well; the classifier says how probable each class is. So
+    Bayes' rule says how probable it is that a label is wrong, and the mean of that over all images is e, which is found
+    by repeating the two (expectation maximisation; the likelihood is concave in e, so there is one optimum). As the
+    classifier has learned from wrong labels, too, it believes them a little, and what comes out errs on the low side.
 
     Args:
         probabilities: n×K, of classes, out of sample and calibrated.
@@ -229,7 +223,10 @@ def probability_wrong(probabilities: Floats, labels: NDArray[np.intp]) -> NDArra
 
 
 LIMIT = 3.5
-"""Robust standard deviations above the median; the usual cut for such scores (Iglewicz and Hoaglin, 1993)."""
+"""Number of robust standard deviations above the median from which on an image is an outlier.
+
+It is the usual cut for such scores (Iglewicz and Hoaglin, 1993).
+"""
 _NEIGHBOUR = 10
 _REFERENCES = 5000
 _FEWEST = 30
@@ -237,7 +234,15 @@ _BLOCK = 4096
 
 
 def find_outliers(evidence: Evidence, *, limit: float = LIMIT) -> tuple[Outlier, ...]:
-    """Images at least so far out, farthest first; none where there are too few images to tell what is usual."""
+    """Find the images at least so far out, farthest first; none where there are too few images to tell what is usual.
+
+    An outlier is an image whose tenth nearest neighbour is far away in bottleneck space. The distance of the k-th
+    nearest (Ramaswamy et al., 2000) finds strange images even where there are a few of a kind, which the mean over the
+    nearest does not. Distance is 1 - cosine of the signed square roots as they are: drawings, noise and plots among
+    clothing photos all lay farther out than any of the 3,781 photos did (4.3 robust standard deviations and more,
+    against 3.6 and less). Around the mean, or whitened by the classes' covariance, as Mahalanobis' distance does it,
+    the two overlap.
+    """
     rows = evidence.distinct(range(len(evidence.images)))
     if len(rows) < _FEWEST:
         return ()
@@ -248,9 +253,9 @@ def find_outliers(evidence: Evidence, *, limit: float = LIMIT) -> tuple[Outlier,
 
 
 def distances(features: Floats) -> Floats:
-    """Each row's distance (n) from its tenth nearest other row, or from the farthest where there are fewer.
+    """Measure each row's distance (n) from its tenth nearest other row, or from the farthest where there are fewer.
 
-    Of many rows, the first ones stand for all; rows in the order of content hashes come at random.
+    Where there are many rows, the first ones stand for all; rows in the order of content hashes come at random.
     """
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.float32(1e-12))
     references = unit[:_REFERENCES]
@@ -265,7 +270,7 @@ def distances(features: Floats) -> Floats:
 
 
 def standardise(values: Floats) -> NDArray[np.float64]:
-    """Distance from the median in robust standard deviations: 1.4826 times the median absolute deviation."""
+    """Measure distances from the median in robust standard deviations: 1.4826 times the median absolute deviation."""
     centred = values.astype(np.float64) - np.median(values)
     spread = 1.4826 * float(np.median(np.abs(centred)))
     scores: NDArray[np.float64] = centred / max(spread, 1e-6)
@@ -280,15 +285,17 @@ LIMITS: Final[dict[FlawKind, float]] = {
     "blank": 0.02,
     "blurred": 0.12,
 }
-"""What is compared with what: the shorter side in pixels, and everything below is `tiny`; the longer side over the
-shorter, everything above is `narrow`; the mean brightness from 0 to 1, everything below is `dark`, above `bright`; the
-standard deviation of the grey levels on the same scale, everything below is `blank`; the sharpness as in `looks.py`,
-everything below is `blurred`."""
+"""Limits of what is measured, by the flaw of an image that crosses them.
+
+A shorter side below, in pixels, is `tiny`; a longer side over the shorter above, `narrow`; a mean brightness from 0 to
+1 below, `dark`, or above, `bright`; a standard deviation of the grey levels on the same scale below, `blank`; a
+sharpness as in `bottlenecks/looks.py` below, `blurred`.
+"""
 _AT_MOST = 0.5
 
 
 def find_flaws(gallery: Gallery) -> tuple[QualityFlaw, ...]:
-    """All flaws, by image; an image is dark, bright, blank or blurred, in this order, but not two of these.
+    """Find all flaws, by image; an image is dark, bright, blank or blurred, in this order, but not two of these.
 
     What more than half of all images have is the nature of the set, not a flaw: digits of 28 by 28 pixels are all tiny.
     """
@@ -321,16 +328,16 @@ def find_flaws(gallery: Gallery) -> tuple[QualityFlaw, ...]:
 
 
 SCARCE_SHARE = 0.1
-"""A class with fewer images than this share of the largest class's is scarce."""
+"""Share of the largest class's images below which a class is scarce."""
 SCARCE_IMAGES = 10
-"""So is one with fewer images than this."""
+"""Number of images below which a class is scarce, however many the others have."""
 ALIKE_RATE = 0.03
-"""Classes are alike where this share of both's images is taken for the other."""
+"""Share of two classes' images that are taken for the other class from which on the two are alike."""
 _FEWEST_CONFUSIONS = 2
 
 
 def count_classes(evidence: Evidence) -> tuple[ClassShare, ...]:
-    """Images by class, copies counted once, by name."""
+    """Count the images of each class, copies once, by name."""
     distinct = {(image.label, image.digest) for image in evidence.images if image.label is not None}
     counts = Counter(label for label, _ in distinct)
     enough = max(SCARCE_IMAGES, SCARCE_SHARE * max(counts.values(), default=0))
@@ -338,7 +345,7 @@ def count_classes(evidence: Evidence) -> tuple[ClassShare, ...]:
 
 
 def find_alike(evidence: Evidence) -> tuple[AlikePair, ...]:
-    """Pairs of classes by how often either is taken for the other out of sample, the most alike first."""
+    """Find pairs of classes of which either is often taken for the other out of sample, the most alike first."""
     labels, classes = evidence.labels, len(evidence.classes)
     rows = np.flatnonzero((labels >= 0) & evidence.unseen)
     if not evidence.probabilities.shape[1] or not len(rows):

@@ -1,4 +1,4 @@
-"""Carrying out a plan: files are moved within the image folder, never deleted, never overwritten, never elsewhere.
+"""A plan is carried out by moving files within the image folder: none is deleted, overwritten or taken elsewhere.
 
 All steps are checked before the first is taken. Then the undo file is written, durably: a plan that moves everything
 back. Only then files move, each by a hard link to its new name before its old name goes, so a kill at any moment leaves
@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
-from quickstudy.errors import AuditError
+from quickstudy.errors import AuditError, WriteError
 from quickstudy.files import flush_folder, sha256_of_file, write_bytes_atomically
 from quickstudy.images.imageset import SET_ASIDE
 from quickstudy.images.listing import is_unlabelled, label_of, place_of, split_named
@@ -25,16 +25,16 @@ _MOST_NAMES = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """What carrying out a plan did."""
+    """Says what carrying out a plan did."""
 
     moved: int
-    """Files that are now where the plan wants them."""
+    """Number of files that are now where the plan wants them; of rows changed or dropped, for a manifest."""
     left: tuple[tuple[str, str], ...]
     """Files that were left where they are, and why."""
     undo: Path | None
-    """The plan that puts everything back; None where there was nothing to move."""
+    """Path of the plan that puts everything back; None where there was nothing to move."""
     manifest: Path | None = None
-    """The new manifest, where the images came from one."""
+    """Path of the new manifest; None where the images came from a folder."""
 
 
 def apply_plan(source: Path, plan: Path) -> Done:
@@ -87,7 +87,8 @@ def undo_plan(source: Path, undo: Path) -> Done:
     """Put everything back that an undo file names.
 
     Raises:
-        AuditError: it cannot be read, is not an undo file, or leads out of the folder; nothing has been moved then.
+        AuditError: the file cannot be read, is not an undo file, or leads out of the folder; nothing has been moved
+            then.
     """
     steps = read_plan(undo)
     if not source.is_dir():
@@ -104,7 +105,7 @@ def undo_plan(source: Path, undo: Path) -> Done:
 
 
 def _as_it_lies(source: Path, step: Step, begun: Collection[str]) -> Step:
-    """The step with its path as the folder has it, or had it when it was begun, where the plan writes it otherwise."""
+    """Give a step the path that the folder has, or had when it was begun, where the plan writes it otherwise."""
     slashed = step.path.replace("\\", "/")
     place = place_of(source, step.path)
     if slashed in begun and not os.path.lexists(place):
@@ -116,7 +117,7 @@ def _as_it_lies(source: Path, step: Step, begun: Collection[str]) -> Step:
 
 
 def _target(step: Step) -> str:
-    """Where a step takes its file, as a path in the folder."""
+    """Work out where a step takes its file, as a path in the folder."""
     parts = PurePath(step.path).parts
     if step.action == "drop":
         return str(PurePath(SET_ASIDE, *parts))
@@ -153,7 +154,7 @@ def _require_inside(folder: Path, name: str) -> None:
 
 
 def _free_name(folder: Path, target: str, taken: set[str]) -> str:
-    """The target, or a name beside it that nothing has."""
+    """Find a free name: the target, or one beside it that nothing has."""
     for name in _names_beside(target):
         if name not in taken and not os.path.lexists(folder / name):
             return name
@@ -180,7 +181,7 @@ def _move_all(folder: Path, moves: dict[str, str], hashes: dict[str, str], undo:
 
 
 def _move(old: Path, new: Path, sha256: str) -> str:
-    """Move one file; why not, if it stays. A file that was moved before is where it should be."""
+    """Move one file; gives the reason if it stays, and none for a file that was moved before."""
     try:
         if not os.path.lexists(old):
             return "" if os.path.lexists(new) else "no such file"
@@ -236,7 +237,7 @@ def _rewrite_manifest(source: Path, steps: Sequence[Step]) -> Done:
     found: set[tuple[str, str]] = set()
 
     def relabel(path: object, label: object) -> object | None:
-        """The label that a row of the manifest gets, or None where it goes."""
+        """Give the label that a row of the manifest gets, or None where the row goes."""
         text = label_of(text_of(label))
         keys = [(place(path), text), (place(path), "")]  # unusable files are dropped whatever their label
         key = next((key for key in keys if key in changes), None)
@@ -251,7 +252,7 @@ def _rewrite_manifest(source: Path, steps: Sequence[Step]) -> Done:
         )
         write_bytes_atomically(target, rewrite(source, relabel))
     except OSError as error:
-        raise AuditError(f"Cannot write the manifest '{target}': {error.strerror}") from error
+        raise WriteError(f"Cannot write the manifest '{target}': {error.strerror}") from error
     left = tuple((step.path, "no such row") for key, step in changes.items() if key not in found)
     return Done(moved=len(found), left=left, undo=None, manifest=target)
 

@@ -1,18 +1,16 @@
-"""Which images are one picture: exact copies by their hash, near ones by their bottlenecks and then their pixels.
+"""Images that are one picture are found: exact copies by their hash, near ones by their bottlenecks, then their pixels.
 
 Bottlenecks name the candidates, since they hardly change when a picture is encoded anew, resized, cropped a little,
-mirrored or brightened; but two photos of one kind may have bottlenecks that are as alike. So the pixels decide
-(`alignment.py`). On clothing photos altered so, bottlenecks around their mean put the original first 1,436 times of
-1,440; of the 8,000 most similar pairs of different photos, two had details that agree by more than 0.95, and one of
-them is one photo twice, as shorts and as a skirt.
+mirrored or brightened; but two photos of one kind of thing may have bottlenecks that are as alike. So the pixels
+decide: aligned to each other as well as they can be, do the details of the two agree (`correlate`)? On clothing photos
+altered so, bottlenecks around their mean put the original first 1,436 times of 1,440; of the 8,000 most similar pairs
+of different photos, two had details that agree by more than 0.95, and one of them is one photo twice, as shorts and as
+a skirt.
 
-Whether two pictures are one: aligned to each other as well as they can be, do their details agree?
-
-Two photos of one kind of thing have bottlenecks that are as alike as those of one photo and its cropped copy; their
-pixels tell. One picture is laid over the other by least squares over its scale and place and the gain and offset of its
-grey levels (Lucas and Kanade, 1981, in the inverse compositional form of Baker and Matthews, 2004), coarse, then fine,
-as it is and mirrored, the one over the other and the other over the one. What counts is the correlation of the
-gradients there: outlines and texture, not the white background that all product photos share.
+One picture is laid over the other by least squares over its scale and place and the gain and offset of its grey levels
+(Lucas and Kanade, 1981, in the inverse compositional form of Baker and Matthews, 2004), coarse, then fine, as it is and
+mirrored, the one over the other and the other over the one. What counts is the correlation of the gradients there:
+outlines and texture, not the white background that all product photos share.
 """
 
 from __future__ import annotations
@@ -25,16 +23,16 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from quickstudy.bottlenecks.looks import Gallery, grey_square
 from quickstudy.process import usable_cores
 from quickstudy.reports.evidence import Evidence, KnownImage
 from quickstudy.reports.findings import DuplicateGroup
-from quickstudy.reports.looks import Gallery, grey_square
 from quickstudy.reports.neighbours import alike_pairs, unit_rows
 
 AGREEMENT = 0.95
-"""Pictures whose details, once aligned, correlate so are one."""
+"""Correlation of the details, once aligned, from which on two pictures are one."""
 AGREEMENT_OF_CLOSE = 0.85
-"""The same where the bottlenecks correlate at least by `CLOSE`."""
+"""Correlation of the details that is enough where the bottlenecks correlate at least by `CLOSE`."""
 CLOSE = 0.88
 _ALIKE = 0.75
 _NEAREST = 0.55
@@ -43,7 +41,7 @@ _CHUNK = 128
 
 
 def find_duplicates(evidence: Evidence, gallery: Gallery) -> tuple[DuplicateGroup, ...]:
-    """Groups of images that are one picture, leaking and conflicting ones first, then the largest."""
+    """Find the groups of images that are one picture, leaking and conflicting ones first, then the largest."""
     rows_of: dict[bytes, list[int]] = {}
     for number, image in enumerate(evidence.images):
         rows_of.setdefault(image.digest, []).append(number)
@@ -59,7 +57,7 @@ def find_duplicates(evidence: Evidence, gallery: Gallery) -> tuple[DuplicateGrou
 
 
 def near_duplicates(evidence: Evidence, gallery: Gallery, distinct: Sequence[int]) -> NDArray[np.intp]:
-    """Pairs (m×2) of positions in `distinct`, which are image numbers, whose pictures are one."""
+    """Find the pairs (m×2) whose pictures are one, as positions in `distinct`, which has image numbers."""
     n = len(distinct)
     few = n * (n - 1) // 2 <= _FEW
     pairs = alike_pairs(
@@ -99,7 +97,7 @@ Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 SIDE = 64
-"""Pictures are compared as squares of so many grey values a side, squashed."""
+"""Side of the squares, in pixels, to which pictures are squashed to be compared."""
 # Samples a side, iterations, and how well pictures must agree before to be looked at so closely.
 _LEVELS = ((8, 5, 0.5), (16, 5, 0.65), (32, 4, 0.75))
 _LARGEST_SCALE = 1.3
@@ -109,7 +107,7 @@ _FEWEST_LEVELS = 2.0  # standard deviation of grey levels below which a picture 
 
 
 def correlate(first: Bytes, second: Bytes) -> Floats:
-    """How well the details of pairs of pictures agree, from -1 to 1, at the best alignment found.
+    """Tell how well the details of pairs of pictures agree, from -1 to 1, at the best alignment found.
 
     Pairs that disagree as they lie, or once they are aligned coarsely, are not looked at more finely.
 
@@ -140,7 +138,7 @@ def correlate(first: Bytes, second: Bytes) -> Floats:
 
 
 def _as_they_lie(fixed: Floats, moving: Floats) -> Floats:
-    """The correlation of the grey levels, coarsely; -1 where a picture is flat."""
+    """Correlate the grey levels coarsely, without aligning them; -1 where a picture is flat."""
     a, b = (_reduce(side, SIDE // _LEVELS[0][0]).reshape(len(side), -1) for side in (fixed, moving))
     a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
     products = np.einsum("ij,ij->i", a, b)
@@ -151,7 +149,7 @@ def _as_they_lie(fixed: Floats, moving: Floats) -> Floats:
 
 
 def _align(fixed: Floats, moving: Floats, placement: Floats, samples: int, iterations: int) -> tuple[Floats, Floats]:
-    """Better placements of the grid of `fixed` on `moving`, and how well details agree there."""
+    """Find better placements of the grid of `fixed` on `moving`, and how well details agree there."""
     target, source = _reduce(fixed, SIDE // samples), _reduce(moving, SIDE // samples)
     grid = _grid(samples)
     down, across = np.gradient(target, 1 / samples, axis=(1, 2))
@@ -183,12 +181,12 @@ def _reduce(pictures: Floats, factor: int) -> Floats:
 
 
 def _grid(samples: int) -> Floats:
-    """Places of `samples` pixels along a side that reaches from -1/2 to 1/2."""
+    """Place `samples` pixels along a side that reaches from -1/2 to 1/2."""
     return ((np.arange(samples, dtype=np.float32) + 0.5) / samples - 0.5).astype(np.float32)
 
 
 def _sample(pictures: Floats, placement: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-    """Pictures (n×S×S) on the grid as it is placed, bilinearly; and which samples (n×S×S) lie inside."""
+    """Sample pictures (n×S×S) on the grid as it is placed, bilinearly, and tell which samples (n×S×S) lie inside."""
     side = pictures.shape[1]
     grid = _grid(side)
     places = [(placement[:, k : k + 1] * grid + placement[:, k + 1 : k + 2] + 0.5) * side - 0.5 for k in (0, 2)]
@@ -204,7 +202,7 @@ def _sample(pictures: Floats, placement: Floats) -> tuple[Floats, NDArray[np.boo
 
 
 def _agreement(fixed: Floats, moving: Floats, placement: Floats) -> Floats:
-    """The correlation of the gradients of both where they overlap; -1 where they hardly do, or where one is flat.
+    """Correlate the gradients of both where they overlap; -1 where they hardly do.
 
     `moving` has twice as many samples a side as `fixed`, so that sampling it blurs it little.
     """

@@ -1,4 +1,4 @@
-"""Evidence: what is known of an image set by its bottlenecks, from which all findings are drawn.
+"""Evidence is what is known of an image set by its bottlenecks; all findings are drawn from it.
 
 It is gathered from a folder (`gather_evidence`), or built from what a training has computed already (`build_evidence`).
 """
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone, load_backbone
-from quickstudy.backbones.runtime import engine_for
+from quickstudy.backbones.engines import engine_for
 from quickstudy.bottlenecks.extraction import Extraction, extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.files import as_path, cache_folder
@@ -34,9 +34,9 @@ class KnownImage:
     digest: bytes
     """SHA-256 of the file's bytes: equal where files are copies."""
     label: str | None
-    """None where it has none."""
+    """Name of the class; None where the image has none."""
     split: Split | None
-    """None where the set came without splits."""
+    """Split that the image is in; None where the set came without splits."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,25 +44,25 @@ class Evidence:
     """What is known of an image set by its bottlenecks. Rows are images, n in all; K classes, d features."""
 
     source: Path
-    """The folder or manifest that the images came from."""
+    """Path of the folder or manifest that the images came from."""
     images: tuple[KnownImage, ...]
-    """Every usable file, copies too, labelled ones first, then by path."""
+    """Usable files, copies too, labelled ones first, then by path."""
     skipped: tuple[Skipped, ...]
     """Files that cannot be used, with the reason."""
     classes: tuple[str, ...]
-    """The classes that the probabilities are of; without any, the labels that there are, sorted."""
+    """Names of the classes that the probabilities are of; without any, the labels that there are, sorted."""
     features: Floats
-    """n×d, the signed square roots of the bottlenecks, which the head sees."""
+    """Signed square roots of the bottlenecks (n×d), which the head sees."""
     probabilities: Floats
-    """n×K, calibrated; n×0 where there are no two classes to tell apart."""
+    """Calibrated probabilities (n×K); n×0 where there are no two classes to tell apart."""
     unseen: NDArray[np.bool_]
-    """n: whether the probabilities come from a fit that has not seen the image."""
+    """Whether the probabilities come from a fit that has not seen the image, for each image (n)."""
     backbone: str
-    """The network's name."""
+    """Name of the network."""
     fingerprint: str
-    """Its hash."""
+    """Hash of the network."""
     computed: int
-    """Forward passes that it took."""
+    """Number of forward passes that it took."""
 
     @cached_property
     def labels(self) -> NDArray[np.intp]:
@@ -71,7 +71,7 @@ class Evidence:
         return np.array([number_of.get(image.label or "", -1) for image in self.images], np.intp)
 
     def distinct(self, among: Iterable[int]) -> NDArray[np.intp]:
-        """Of these images, given by number in their order, the first of each content, in the order of the hashes."""
+        """Take the first of each content among images given by number; they come in the order of the hashes."""
         first: dict[bytes, int] = {}
         for number in among:
             first.setdefault(self.images[number].digest, number)
@@ -164,7 +164,7 @@ def build_evidence(
 
 
 def _cross_validate(census: Census, extraction: Extraction) -> tuple[Head | None, list[bytes], tuple[str, ...]]:
-    """A head on all images with a label, the content hashes that it was fitted to, and its classes.
+    """Fit a head to all images with a label; gives it, the content hashes that it was fitted to, and its classes.
 
     The same content under two labels teaches nothing and is left out, so it is predicted by a fit that has not seen it.
     """

@@ -1,4 +1,4 @@
-"""What an audit can find, as plain records: each names images by their number in `Evidence.images`."""
+"""What an audit can find is kept in plain records, which name images by their number in `Evidence.images`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class DuplicateGroup:
     """Images that are one picture: the same file, or the same picture encoded, resized, cropped or mirrored anew."""
 
     members: tuple[int, ...]
-    """At least two images, in their order."""
+    """Numbers of the images, at least two, in their order."""
     exact: bool
     """Whether all members are the same file, byte for byte."""
     splits: tuple[Split, ...]
@@ -42,11 +42,11 @@ class LabelError:
     given: str
     suggested: str
     probability_given: float
-    """Of the given label, by a classifier that has not seen the image."""
+    """Probability of the given label, 0 to 1, by a classifier that has not seen the image."""
     probability_suggested: float
-    """Of the suggested one, by the same."""
+    """Probability of the suggested label, 0 to 1, by the same classifier."""
     score: float
-    """How probable it is that the label is wrong, from 0 to 1."""
+    """Probability that the label is wrong, 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Outlier:
 
     image: int
     score: float
-    """Its distance from its tenth nearest neighbour, in robust standard deviations above what is usual here."""
+    """Distance from the tenth nearest neighbour, in robust standard deviations above what is usual here."""
 
 
 FlawKind = Literal["tiny", "narrow", "blurred", "dark", "bright", "blank"]
@@ -67,22 +67,22 @@ class QualityFlaw:
 
     image: int
     kind: FlawKind
-    """`narrow` is an extreme aspect ratio, `blank` an image of one colour; `quality.LIMITS` states what each means."""
+    """`narrow` is an extreme aspect ratio, `blank` an image of one colour; `audit.LIMITS` states what each means."""
     value: float
-    """What was measured."""
+    """Value that was measured, on the scale that `audit.LIMITS` states."""
     limit: float
-    """What it was compared with."""
+    """Limit that the value crosses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassShare:
-    """How many images a class has."""
+    """Says how many images a class has."""
 
     name: str
     images: int
-    """Different pictures: exact copies count once."""
+    """Number of different files: exact copies count once."""
     scarce: bool
-    """Whether it has so few beside the others that it will be recognised badly."""
+    """Whether the class has so few images beside the others that it will be recognised badly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,14 +92,14 @@ class AlikePair:
     first: str
     second: str
     images: int
-    """Images of either that were taken for the other, by a classifier that had not seen them."""
+    """Number of images of either that were taken for the other, by a classifier that had not seen them."""
     rate: float
-    """Those, as a share of the images of both."""
+    """Share of the images of both that were taken for the other, 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suggestion:
-    """A label for an image that has none."""
+    """Suggests a label for an image that has none."""
 
     image: int
     label: str
@@ -108,49 +108,49 @@ class Suggestion:
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """All that was found."""
+    """Holds all that was found about an image set."""
 
     images: tuple[Path, ...]
-    """The usable files; the findings' image numbers index them."""
+    """Paths of the usable files; the findings' image numbers index them."""
     labelled: int
-    """How many of them have a label."""
+    """Number of usable files that have a label."""
     classes: tuple[ClassShare, ...]
-    """By name."""
+    """Numbers of images by class, in the order of the names."""
     skipped: tuple[Skipped, ...]
     """Files that cannot be used, with the reason."""
     duplicates: tuple[DuplicateGroup, ...]
-    """Leaking and conflicting groups first."""
+    """Groups of images that are one picture, leaking and conflicting ones first."""
     label_errors: tuple[LabelError, ...]
-    """Most probable first."""
+    """Images whose label is probably wrong, most probable first."""
     outliers: tuple[Outlier, ...]
-    """Farthest first."""
+    """Images unlike all others, farthest first."""
     quality: tuple[QualityFlaw, ...]
-    """By image."""
+    """Flaws of images, by image."""
     alike: tuple[AlikePair, ...]
-    """Most alike first."""
+    """Pairs of classes that are hard to tell apart, most alike first."""
     suggestions: tuple[Suggestion, ...]
-    """For each image without a label, in their order."""
+    """Labels suggested for the images without one, in their order."""
     next_to_label: tuple[int, ...]
     """Images without a label from whose label most would be learned, in the order to label them."""
 
     @property
     def imbalance(self) -> float:
-        """How many times as many images the largest class has as the smallest; 1 where there are none."""
+        """Ratio of the largest class's images to the smallest class's, at least 1; 1 where there are no classes."""
         counts = [share.images for share in self.classes]
         return max(counts) / min(counts) if counts else 1.0
 
     @property
     def leaks(self) -> tuple[DuplicateGroup, ...]:
-        """Groups on both sides of a split."""
+        """Groups of duplicates on both sides of a split."""
         return tuple(group for group in self.duplicates if group.leaks)
 
     @property
     def conflicts(self) -> tuple[DuplicateGroup, ...]:
-        """Groups under several labels."""
+        """Groups of duplicates under several labels."""
         return tuple(group for group in self.duplicates if group.conflicts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON values, with images named by their paths."""
+        """Give everything as JSON values, with images named by their paths."""
         return {
             "images": len(self.images),
             "labelled": self.labelled,

@@ -1,16 +1,15 @@
-"""Pairs of images whose bottlenecks point the same way: all pairs, block by block, or an approximate search.
+"""Bottlenecks tell which images are near each other: here are pairs that point the same way, and a map of all.
 
-What is asked for is few: each image and its nearest neighbour, and the most alike pairs above a similarity. The matrix
-of similarities is passed through block by block and never kept. Its arithmetic, n²d for
-the upper triangle, is 3.2 teraflop for 50,000 images of 1,280 features: half a minute on two cores at the 100 GFLOP/s
-and more that a matrix product reaches. Beyond that, a graph index (HNSW: Malkov and Yashunin, 2016, arXiv:1603.09320,
-as USearch has it) is asked for each image's nearest neighbours, where it is installed.
+What is asked of pairs is little: each image and its nearest neighbour, and the most alike pairs above a similarity. The
+matrix of similarities is passed through block by block and never kept. Its arithmetic, n²d for the upper triangle, is
+3.2 teraflop for 50,000 images of 1,280 features: half a minute on two cores at the 100 GFLOP/s and more that a matrix
+product reaches. Beyond that, a graph index (HNSW: Malkov and Yashunin, 2016, arXiv:1603.09320, as USearch has it) is
+asked for each image's nearest neighbours, where it is installed.
 
-A map of the bottlenecks in two dimensions: images that the network finds alike lie side by side.
-
-t-SNE (van der Maaten and Hinton, JMLR 9, 2008) of the leading principal components. Laying out thousands of images
-takes seconds, so a sample is laid out and each of the others put among its nearest neighbours in it, as large maps are
-made (Kobak and Berens, "The art of using t-SNE for single-cell transcriptomics", Nature Communications 10, 2019).
+The map has two dimensions: t-SNE (van der Maaten and Hinton, JMLR 9, 2008) of the leading principal components. Laying
+out all of 3,781 images would take 5 s, so a sample of 600 landmarks is laid out and each of the others put among its
+nearest neighbours in it, as large maps are made (Kobak and Berens, "The art of using t-SNE for single-cell
+transcriptomics", Nature Communications 10, 2019).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ Floats = NDArray[np.float32]
 Integers = NDArray[np.intp]
 
 EXACT_UP_TO = 50_000
-"""Images up to which all pairs are compared, whatever is installed."""
+"""Number of images up to which all pairs are compared, whatever is installed."""
 _BLOCK = 4096
 _NEIGHBOURS = 8
 _AXES = 128
@@ -42,10 +41,10 @@ class Pairs:
 
 
 def unit_rows(features: NDArray[np.floating]) -> Floats:
-    """Features (n×d) around their mean, each row of length 1, so that products are correlations.
+    """Take features (n×d) around their mean, each row of length 1, so that products are correlations.
 
-    Around their mean, since the features are positive and all images have much in common: of the clothing photos, 90 %
-    have a neighbour with a cosine above 0.74 as they are, half a per cent around the mean.
+    The mean is taken away since the features are positive and all images have much in common: of the clothing photos,
+    90 % have a neighbour with a cosine above 0.74 as they are, half a per cent around the mean.
     """
     rows = features.astype(np.float32)
     if len(rows):
@@ -55,7 +54,7 @@ def unit_rows(features: NDArray[np.floating]) -> Floats:
 
 
 def alike_pairs(rows: Floats, *, alike: float, nearest: float, most: int, exact: bool | None = None) -> Pairs:
-    """Candidates for duplicates.
+    """Find candidates for duplicates: pairs of rows that point the same way.
 
     Args:
         rows: n×d, of length 1.
@@ -82,7 +81,7 @@ class _Closest:
         self._count = 0
 
     def add(self, first: Integers, second: Integers, similarity: Floats) -> None:
-        """Take pairs, whatever their similarity; in whatever order."""
+        """Take pairs, whatever their similarity, in whatever order."""
         self._parts.append((np.minimum(first, second), np.maximum(first, second), similarity))
         self._count += len(first)
 
@@ -95,7 +94,7 @@ class _Closest:
             self._parts, self._count = [(pairs[0][best], pairs[1][best], pairs[2][best])], self._most
 
     def unique(self) -> Pairs:
-        """Each pair once, ordered by its rows."""
+        """Give each pair once, ordered by its rows."""
         first, second, similarity = self._joined()
         order = np.lexsort((second, first))
         first, second, similarity = first[order], second[order], similarity[order]
@@ -110,7 +109,7 @@ class _Closest:
 
 
 def _search_all(rows: Floats, found: _Closest) -> tuple[Integers, Floats]:
-    """Each row's nearest other row and its similarity; pairs that are alike go to `found`."""
+    """Find each row's nearest other row and its similarity; pairs that are alike go to `found`."""
     n = len(rows)
     nearest, best = np.zeros(n, np.intp), np.full(n, -2, np.float32)
     for top in range(0, n, _BLOCK):
@@ -139,7 +138,7 @@ def _search_all(rows: Floats, found: _Closest) -> tuple[Integers, Floats]:
 
 
 def _search_index(rows: Floats, found: _Closest) -> tuple[Integers, Floats]:
-    """As `_search_all`, from each row's approximate nearest neighbours along the rows' principal axes."""
+    """Find what `_search_all` does, among each row's approximate nearest neighbours along the rows' principal axes."""
     from usearch.index import Index
 
     short = _project(rows)
@@ -161,7 +160,7 @@ def _search_index(rows: Floats, found: _Closest) -> tuple[Integers, Floats]:
 
 
 def _project(rows: Floats) -> Floats:
-    """Rows along their principal axes, as many as the index is quick with."""
+    """Project rows on their principal axes, as many as the index is quick with."""
     if rows.shape[1] <= _AXES:
         return rows
     part = rows[:: max(1, len(rows) // _BLOCK)]
@@ -183,9 +182,10 @@ _FEWEST = 8
 
 
 def place_images(features: NDArray[np.floating], *, seed: int = 0) -> NDArray[np.float64]:
-    """Places (n×2), each coordinate between 0 and 1, of images by their features (n×d); the same for the same input.
+    """Place images on a map by their features (n×d): n×2, each coordinate from 0 to 1, the same for the same input.
 
-    Only nearness means anything: neither the axes nor the distances between far groups do.
+    Images that the network finds alike lie side by side. Only nearness means anything: neither the axes nor the
+    distances between far groups do.
     """
     n = len(features)
     if n < _FEWEST:

@@ -1,4 +1,4 @@
-"""From findings to the page: what the template shows, and the data that the page's script works on.
+"""The report's page is made of the findings: what its template shows, and the data that its script works on.
 
 Nothing of the user's is put into the page but through Jinja's automatic escaping or as JSON without any `<`, `>` or
 `&`, and the script writes it as text only. A content security policy names the hashes of the page's own script and
@@ -36,7 +36,7 @@ from quickstudy.learning.scores import Score, score_predictions
 from quickstudy.reports import charts
 from quickstudy.reports.charts import COLUMNS, PER_SHEET, SIDE
 from quickstudy.reports.findings import Audit, DuplicateGroup
-from quickstudy.reports.standing import By, Standing
+from quickstudy.reports.judged import By, JudgedImages
 from quickstudy.retraining.config import RetrainConfig
 from quickstudy.version import VERSION
 
@@ -58,20 +58,20 @@ _WAYS: tuple[By, ...] = ("cross-validation", "validation", "test")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Contents:
-    """All that a page is made of."""
+    """Holds all that a page is made of."""
 
-    standing: Standing
+    judged: JudgedImages
     audit: Audit
     curve: LearningCurve | None
     left_out: LeaveOneOut | None
     places: NDArray[np.float64]
-    """The map: n×2, each coordinate between 0 and 1."""
+    """Places of the images on the map (n×2), each coordinate from 0 to 1."""
     sheets: Sequence[bytes]
-    """The thumbnails, as `sprites.py` makes them."""
+    """Sheets of thumbnails, as `charts.sprite_sheets` makes them."""
 
 
 def render(contents: Contents) -> str:
-    """The whole page."""
+    """Render the whole page as HTML."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_read), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
@@ -100,24 +100,24 @@ def _hash_of(text: str) -> str:
 
 
 def _shown(contents: Contents) -> dict[str, Any]:
-    """What the template names."""
-    standing, audit = contents.standing, contents.audit
-    training, evidence = standing.metadata["training"], standing.evidence
-    test = _evaluate(standing, "test")
-    judged = next((by for by in _CALIBRATING if len(standing.rows(by))), None)
+    """Gather what the template names."""
+    judged, audit = contents.judged, contents.audit
+    training, evidence = judged.metadata["training"], judged.evidence
+    test = _evaluate(judged, "test")
+    by = next((way for way in _CALIBRATING if len(judged.rows(way))), None)
     return {
-        "title": standing.model.name,
-        "source": _source(standing),
+        "title": judged.model.name,
+        "source": _source(judged),
         "images": len(evidence.images),
         "classes": evidence.classes,
         "scores": _scores(contents),
-        "unchanged": standing.unchanged,
-        "remembered": standing.remembered,
-        "fine_tuned": standing.fine_tuned,
-        "table": _class_table(standing, test),
+        "unchanged": judged.unchanged,
+        "remembered": judged.remembered,
+        "fine_tuned": judged.fine_tuned,
+        "table": _class_table(judged, test),
         "gains": _gains(contents.curve, evidence.classes),
         "curve": _curve(contents.curve),
-        "calibration": _calibration(standing, judged) if judged else None,
+        "calibration": _calibration(judged, by) if by else None,
         "counts": {
             "label errors": len(audit.label_errors),
             "groups of duplicates": len(audit.duplicates),
@@ -129,24 +129,24 @@ def _shown(contents: Contents) -> dict[str, Any]:
         "conflicts": len(audit.conflicts),
         "alike": audit.alike[:8],
         "skipped": [
-            {"path": _name(standing, item.path), "reason": item.reason} for item in evidence.skipped[:_MOST_SHOWN]
+            {"path": _name(judged, item.path), "reason": item.reason} for item in evidence.skipped[:_MOST_SHOWN]
         ],
         "most_shown": _MOST_SHOWN,
-        "facts": _facts(standing, training),
+        "facts": _facts(judged, training),
     }
 
 
 def _scores(contents: Contents) -> list[dict[str, Any]]:
-    """Accuracies with n and interval, each with what it is of."""
-    standing = contents.standing
+    """Gather accuracies with n and interval, each with what it is the accuracy of."""
+    judged = contents.judged
     scores: list[tuple[str, Score | None, str]] = [
-        ("Test", standing.score("test"), "images held out of everything, looked at once"),
-        ("Validation", standing.score("validation"), "images held out of fine-tuning, which chose by them"),
+        ("Test", judged.score("test"), "images held out of everything, looked at once"),
+        ("Validation", judged.score("validation"), "images held out of fine-tuning, which chose by them"),
         (
             "Cross-validation",
-            standing.score("cross-validation"),
+            judged.score("cross-validation"),
             "training images, each predicted by a head that had not seen it"
-            + (", before fine-tuning" if standing.fine_tuned else ""),
+            + (", before fine-tuning" if judged.fine_tuned else ""),
         ),
     ]
     if contents.left_out:
@@ -159,17 +159,17 @@ def _scores(contents: Contents) -> list[dict[str, Any]]:
     ]
 
 
-def _evaluate(standing: Standing, by: By) -> dict[str, tuple[int, float | None, float | None]]:
-    """Images, precision and recall by class."""
-    classes, rows = standing.evidence.classes, standing.rows(by)
-    truth = [classes[number] for number in standing.truth[rows]]
-    predicted = [classes[number] for number in standing.predicted[rows]]
+def _evaluate(judged: JudgedImages, by: By) -> dict[str, tuple[int, float | None, float | None]]:
+    """Count the images of each class, and work out its precision and recall."""
+    classes, rows = judged.evidence.classes, judged.rows(by)
+    truth = [classes[number] for number in judged.truth[rows]]
+    predicted = [classes[number] for number in judged.predicted[rows]]
     return {c.name: (c.n, c.precision, c.recall) for c in score_predictions(truth, predicted, classes).classes}
 
 
-def _class_table(standing: Standing, test: dict[str, tuple[int, float | None, float | None]]) -> list[dict[str, Any]]:
-    trained = _evaluate(standing, "cross-validation")
-    counts = standing.metadata["training"].get("train_counts", {})
+def _class_table(judged: JudgedImages, test: dict[str, tuple[int, float | None, float | None]]) -> list[dict[str, Any]]:
+    trained = _evaluate(judged, "cross-validation")
+    counts = judged.metadata["training"].get("train_counts", {})
     return [
         {
             "name": name,
@@ -180,7 +180,7 @@ def _class_table(standing: Standing, test: dict[str, tuple[int, float | None, fl
             "test_precision": test[name][1],
             "test_recall": test[name][2],
         }
-        for name in standing.evidence.classes
+        for name in judged.evidence.classes
     ]
 
 
@@ -216,11 +216,11 @@ def _gains(curve: LearningCurve | None, classes: Sequence[str]) -> list[dict[str
     ]
 
 
-def _calibration(standing: Standing, by: By) -> dict[str, Any]:
-    """Reliability and coverage on the images that calibrated the model."""
-    rows = standing.rows(by)
-    truth, temperature = standing.truth[rows], float(standing.metadata["training"]["temperature"])
-    probabilities = standing.evidence.probabilities[rows].astype(np.float64)
+def _calibration(judged: JudgedImages, by: By) -> dict[str, Any]:
+    """Describe reliability and coverage on the images that were predicted in this way."""
+    rows = judged.rows(by)
+    truth, temperature = judged.truth[rows], float(judged.metadata["training"]["temperature"])
+    probabilities = judged.evidence.probabilities[rows].astype(np.float64)
     # Before the temperature: p^T, normalised, as logits were divided by T.
     powers = probabilities**temperature
     before = powers / powers.sum(axis=1, keepdims=True)
@@ -230,7 +230,7 @@ def _calibration(standing: Standing, by: By) -> dict[str, Any]:
     places = np.unique(np.linspace(0, len(curve) - 1, _CURVE_POINTS).round().astype(np.intp))
     # The few most confident images say little: the curve begins where a fiftieth is answered.
     drawn = [curve[place] for place in places if curve[place].coverage >= 0.02] or list(curve)
-    chosen = standing.metadata["training"].get("abstention")
+    chosen = judged.metadata["training"].get("abstention")
     point = (
         CoveragePoint(
             threshold=chosen["threshold"],
@@ -262,13 +262,13 @@ def _calibration(standing: Standing, by: By) -> dict[str, Any]:
     }
 
 
-def _facts(standing: Standing, training: dict[str, Any]) -> list[tuple[str, str]]:
-    """How to make the model again."""
-    origin, versions = standing.metadata["backbone"], standing.metadata.get("versions", {})
-    words = ["quickstudy", "retrain", _source(standing), *RetrainConfig.recalled(training["options"]).command_line()]
+def _facts(judged: JudgedImages, training: dict[str, Any]) -> list[tuple[str, str]]:
+    """Gather what it takes to make the model again, as names and values."""
+    origin, versions = judged.metadata["backbone"], judged.metadata.get("versions", {})
+    words = ["quickstudy", "retrain", _source(judged), *RetrainConfig.recalled(training["options"]).command_line()]
     return [
         ("Command", shlex.join(words)),
-        ("Model", sha256_of_file(standing.model)),
+        ("Model", sha256_of_file(judged.model)),
         ("Data (content, labels and split)", str(training.get("data_fingerprint"))),
         ("Backbone", f"{origin['name']}, cut at {origin['cut']}, {origin['fingerprint']}"),
         ("Split", str(training.get("split"))),
@@ -281,13 +281,13 @@ def _facts(standing: Standing, training: dict[str, Any]) -> list[tuple[str, str]
 
 
 def _script_data(contents: Contents) -> dict[str, Any]:
-    """What the script works on: columns by image, then findings that name images by number."""
-    standing, audit = contents.standing, contents.audit
-    evidence = standing.evidence
+    """Gather what the script works on: columns by image, then findings that name images by number."""
+    judged, audit = contents.judged, contents.audit
+    evidence = judged.evidence
     probabilities = np.where(evidence.unseen[:, None], evidence.probabilities, 0)
-    top = np.argsort(-probabilities, axis=1)[:, :3]
-    first = {row for by in _WAYS for row in standing.rows(by).tolist()}
-    names = [_name(standing, image.path) for image in evidence.images]
+    top = np.argsort(-probabilities, axis=1, kind="stable")[:, :3]
+    first = {row for by in _WAYS for row in judged.rows(by).tolist()}
+    names = [_name(judged, image.path) for image in evidence.images]
     return {
         "classes": list(evidence.classes),
         "splits": list(_SPLITS),
@@ -301,10 +301,10 @@ def _script_data(contents: Contents) -> dict[str, Any]:
         "images": {
             "name": names,
             "label": [image.label or "" for image in evidence.images],
-            "truth": standing.truth.tolist(),
-            "predicted": standing.predicted.tolist(),
+            "truth": judged.truth.tolist(),
+            "predicted": judged.predicted.tolist(),
             "split": [_SPLITS.index(image.split) if image.split else -1 for image in evidence.images],
-            "by": [_WAYS.index(by) if by and row in first else -1 for row, by in enumerate(standing.by)],
+            "by": [_WAYS.index(by) if by and row in first else -1 for row, by in enumerate(judged.by)],
             "top": [
                 [[int(n), round(float(row[n]), 3)] for n in order] if seen else []
                 for row, order, seen in zip(probabilities, top.tolist(), evidence.unseen.tolist(), strict=True)
@@ -312,7 +312,7 @@ def _script_data(contents: Contents) -> dict[str, Any]:
             "x": np.round(contents.places[:, 0], 4).tolist(),
             "y": np.round(contents.places[:, 1], 4).tolist(),
         },
-        "mistakes": _confident_mistakes(standing),
+        "mistakes": _confident_mistakes(judged),
         "labelErrors": [
             [e.image, e.given, e.suggested, round(e.probability_given, 3), round(e.probability_suggested, 3)]
             for e in audit.label_errors[:_MOST_SHOWN]
@@ -331,11 +331,11 @@ def _script_data(contents: Contents) -> dict[str, Any]:
     }
 
 
-def _confident_mistakes(standing: Standing) -> list[int]:
-    """Images that are wrong with the greatest confidence, first."""
-    rows = np.concatenate([standing.rows(by) for by in _WAYS])
-    wrong = rows[standing.predicted[rows] != standing.truth[rows]]
-    confidences = standing.evidence.probabilities[wrong].max(axis=1, initial=0)
+def _confident_mistakes(judged: JudgedImages) -> list[int]:
+    """Find the images that are called wrongly, those with the greatest confidence first."""
+    rows = np.concatenate([judged.rows(by) for by in _WAYS])
+    wrong = rows[judged.predicted[rows] != judged.truth[rows]]
+    confidences = judged.evidence.probabilities[wrong].max(axis=1, initial=0)
     found: list[int] = wrong[np.argsort(-confidences, kind="stable")][:_MOST_SHOWN].tolist()
     return found
 
@@ -349,14 +349,14 @@ def _group(group: DuplicateGroup) -> dict[str, Any]:
     return {"members": list(group.members), "notes": "; ".join(notes), "bad": group.leaks or group.conflicts}
 
 
-def _source(standing: Standing) -> str:
-    """The image set's name without the folders that it lies in, which are nobody's business whom the report is sent."""
-    return _text(standing.evidence.source.resolve().name)
+def _source(judged: JudgedImages) -> str:
+    """Name the image set without the folders that it lies in, which are no business of those who get the report."""
+    return _text(judged.evidence.source.resolve().name)
 
 
-def _name(standing: Standing, path: os.PathLike[str]) -> str:
-    """The path below the image set, fit to be shown."""
-    root = standing.evidence.source
+def _name(judged: JudgedImages, path: os.PathLike[str]) -> str:
+    """Name a file by its path below the image set, fit to be shown."""
+    root = judged.evidence.source
     root = root if root.is_dir() else root.parent
     name = os.path.relpath(path, root) if os.path.isabs(path) == os.path.isabs(root) else os.fspath(path)  # noqa: PTH117
     return _text(name)

@@ -1,4 +1,4 @@
-"""Plans: what to do about the findings, as a CSV file to review and edit; `carrying_out.py` does it.
+"""A plan says what to do about the findings, in a CSV file to review and edit; `carrying_out.py` does it.
 
 A plan has a row for each file that something is to be said of, with the columns `action`, `path` (relative to the
 image folder, or as in the manifest), `from` and `to` (the label now and then; for `move`, `to` is the path then),
@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from quickstudy.errors import AuditError
+from quickstudy.bottlenecks.looks import Gallery
+from quickstudy.errors import AuditError, WriteError
 from quickstudy.files import write_bytes_atomically
 from quickstudy.images.imageset import IMAGE_SUFFIXES
 from quickstudy.images.manifests import read_table
 from quickstudy.reports.evidence import Evidence
 from quickstudy.reports.findings import Audit, DuplicateGroup
-from quickstudy.reports.looks import Gallery
 
 Action = Literal["drop", "relabel", "move", "keep"]
 COLUMNS = ("action", "path", "from", "to", "reason", "sha256")
@@ -42,22 +42,22 @@ class Step:
 
     action: Action
     path: str
-    """Of the file, relative to the image folder; for manifests as it is there."""
+    """Path of the file, relative to the image folder; for manifests as it is there."""
     label: str = ""
-    """What the file is labelled now; nothing where it has no label."""
+    """Label of the file now; empty where it has none."""
     to: str = ""
-    """The label that it gets or may deserve; for `move`, the path that it gets."""
+    """Label that the file gets or may deserve; for `move`, the path that it gets."""
     reason: str = ""
     sha256: str = ""
-    """Of the file's bytes, in hexadecimal; nothing where they are not known, and then any file will do."""
+    """SHA-256 of the file's bytes, in hexadecimal; empty where it is not known, and then any file will do."""
 
 
 def make_plan(evidence: Evidence, gallery: Gallery, audit: Audit) -> tuple[Step, ...]:
-    """What to do about what was found, one step a file: unreadable files first, then by path.
+    """Plan what to do about what was found, one step a file: unreadable files first, then by path.
 
-    Of one picture under several names, one file stays: with a label that the classifier believes, in the test split
-    where it is in one, the largest. Labels that are more probably wrong than not are changed; what is less clear is
-    only marked.
+    Where one picture is there under several names, one file stays: with a label that the classifier believes, in the
+    test split where it is in one, the largest. Labels that are more probably wrong than not are changed; what is less
+    clear is only marked.
     """
     folder = evidence.source.parent if evidence.source.is_file() else evidence.source
     names = [_relative(image.path, folder) for image in evidence.images]
@@ -122,7 +122,7 @@ def write_plan(path: Path, steps: Iterable[Step]) -> None:
     """Write a plan, atomically.
 
     Raises:
-        AuditError: the file cannot be written.
+        WriteError: the file cannot be written.
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text)  # ends lines with \r\n, and so quotes cells with either
@@ -134,7 +134,7 @@ def write_plan(path: Path, steps: Iterable[Step]) -> None:
         # File names need not be valid text; as they are read, so they are written.
         write_bytes_atomically(path, text.getvalue().encode("utf-8", "surrogateescape"))
     except OSError as error:
-        raise AuditError(f"Cannot write the plan '{path}': {error.strerror}") from error
+        raise WriteError(f"Cannot write the plan '{path}': {error.strerror}") from error
 
 
 def read_plan(path: Path) -> tuple[Step, ...]:
@@ -196,7 +196,7 @@ def _kind(group: DuplicateGroup) -> str:
 
 
 def _best(group: DuplicateGroup, evidence: Evidence, gallery: Gallery) -> int:
-    """The member that stays."""
+    """Choose the member that stays."""
     number_of = {name: number for number, name in enumerate(evidence.classes)}
 
     def rank(member: int) -> tuple[bool, float, int, int, int]:
@@ -215,5 +215,5 @@ def _best(group: DuplicateGroup, evidence: Evidence, gallery: Gallery) -> int:
 
 
 def summarise(steps: Sequence[Step]) -> dict[str, int]:
-    """How many steps there are of each action."""
+    """Count the steps of each action."""
     return {action: sum(step.action == action for step in steps) for action in get_args(Action)}

@@ -1,4 +1,4 @@
-"""The report: one HTML file that says how far to trust a model, and what is wrong with the images it learned from.
+"""A report is one HTML file that says how far to trust a model, and what is wrong with the images it learned from.
 
 What is slow to find out about an image set and depends on its content alone is remembered in the cache folder.
 """
@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quickstudy.errors import ModelError
+from quickstudy.bottlenecks.looks import Gallery, view_gallery
+from quickstudy.errors import WriteError
 from quickstudy.files import as_path, cache_folder, write_bytes_atomically
 from quickstudy.learning.learning_curve import LearningCurve, learning_curve
 from quickstudy.learning.ridge import LeaveOneOut, leave_one_out
@@ -28,10 +29,9 @@ from quickstudy.reports.charts import sprite_sheets
 from quickstudy.reports.duplicates import find_duplicates
 from quickstudy.reports.evidence import Evidence
 from quickstudy.reports.findings import Audit, DuplicateGroup
-from quickstudy.reports.looks import Gallery, view_gallery
+from quickstudy.reports.judged import JudgedImages, judge_images
 from quickstudy.reports.neighbours import place_images
 from quickstudy.reports.page import Contents, render
-from quickstudy.reports.standing import Standing, take_stock
 from quickstudy.version import VERSION
 
 
@@ -53,23 +53,24 @@ def report(
         progress: is told how far things are.
 
     Raises:
-        ModelError: the model cannot be used, where its images are is not known, or the file cannot be written.
+        ModelError: the model cannot be used, or where its images are is not known.
+        WriteError: the file cannot be written.
         ImageSetError: the images cannot be used.
     """
     model, folder = as_path(model), cache_folder(cache)
     target = as_path(output) if output else model.with_suffix(".report.html")
-    standing = take_stock(model, as_path(images) if images else None, folder, progress)
-    evidence = standing.evidence
+    judged = judge_images(model, as_path(images) if images else None, folder, progress)
+    evidence = judged.evidence
     gallery = view_gallery(evidence.images, cache=folder, progress=progress)
     # Each of these keeps a core busy for about as long, mostly outside of Python.
     with ThreadPoolExecutor(2) as pool:
         places = pool.submit(remember, folder, "map", evidence, lambda: place_images(evidence.features).tolist())
         sheets = pool.submit(_sheets, evidence, gallery, folder)
         found = pool.submit(_findings, evidence, gallery, folder)
-        curve = pool.submit(_learning_curve, standing)
-        left_out = pool.submit(_leave_one_out, standing)
+        curve = pool.submit(_learning_curve, judged)
+        left_out = pool.submit(_leave_one_out, judged)
         contents = Contents(
-            standing=standing,
+            judged=judged,
             audit=found.result(),
             curve=curve.result(),
             left_out=left_out.result(),
@@ -80,14 +81,14 @@ def report(
     try:
         write_bytes_atomically(target, page.encode("utf-8", errors="backslashreplace"))
     except OSError as error:
-        raise ModelError(
+        raise WriteError(
             f"Cannot write the report '{target}': {error.strerror}. Name another place with --output"
         ) from error
     return target
 
 
 def _sheets(evidence: Evidence, gallery: Gallery, cache: Path) -> list[bytes]:
-    """The thumbnails on sheets; what encoding them takes is spared the second time."""
+    """Put the thumbnails on sheets; what encoding them takes is spared the second time."""
     encoded = remember(
         cache,
         "sheets",
@@ -98,7 +99,7 @@ def _sheets(evidence: Evidence, gallery: Gallery, cache: Path) -> list[bytes]:
 
 
 def _findings(evidence: Evidence, gallery: Gallery, cache: Path) -> Audit:
-    """What an audit finds; looking for duplicates takes longest, so those found are remembered."""
+    """Find what an audit finds; looking for duplicates takes longest, so those found are remembered."""
     groups = remember(
         cache, "duplicates", evidence, lambda: [asdict(group) for group in find_duplicates(evidence, gallery)]
     )
@@ -114,34 +115,34 @@ def _findings(evidence: Evidence, gallery: Gallery, cache: Path) -> Audit:
     return draw_findings(evidence, gallery, duplicates=duplicates)
 
 
-def _training_rows(standing: Standing) -> NDArray[np.intp]:
-    """The images trained on, each content once, in the order of their hashes."""
-    return np.concatenate([standing.rows("cross-validation"), standing.rows("validation")]).astype(np.intp)
+def _training_rows(judged: JudgedImages) -> NDArray[np.intp]:
+    """Give the images of the training, by cross-validation then by validation, each content once, by hash."""
+    return np.concatenate([judged.rows("cross-validation"), judged.rows("validation")]).astype(np.intp)
 
 
-def _leave_one_out(standing: Standing) -> LeaveOneOut | None:
-    rows = _training_rows(standing)
+def _leave_one_out(judged: JudgedImages) -> LeaveOneOut | None:
+    rows = _training_rows(judged)
     if len(rows) < 2:
         return None
-    return leave_one_out(standing.bottlenecks[rows], standing.truth[rows], classes=len(standing.evidence.classes))
+    return leave_one_out(judged.bottlenecks[rows], judged.truth[rows], classes=len(judged.evidence.classes))
 
 
-def _learning_curve(standing: Standing) -> LearningCurve | None:
-    rows = standing.rows("cross-validation")
+def _learning_curve(judged: JudgedImages) -> LearningCurve | None:
+    rows = judged.rows("cross-validation")
     if not len(rows):
         return None
     return learning_curve(
-        standing.bottlenecks[rows],
-        standing.truth[rows],
-        [standing.evidence.images[row].digest for row in rows],
-        classes=len(standing.evidence.classes),
-        l2=standing.metadata["training"]["l2"],
-        right=(standing.predicted[rows] == standing.truth[rows]).astype(np.float64),
+        judged.bottlenecks[rows],
+        judged.truth[rows],
+        [judged.evidence.images[row].digest for row in rows],
+        classes=len(judged.evidence.classes),
+        l2=judged.metadata["training"]["l2"],
+        right=(judged.predicted[rows] == judged.truth[rows]).astype(np.float64),
     )
 
 
 def remember(cache: Path, name: str, evidence: Evidence, find_out: Callable[[], Any]) -> Any:
-    """The JSON value that `find_out` gives, or gave for the same images, labels, splits, backbone and version before.
+    """Give the JSON value of `find_out`, or that for the same images, labels, splits, backbone and version before.
 
     A cache that cannot be read or written costs only time.
     """

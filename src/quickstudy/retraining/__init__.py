@@ -1,1 +1,1 @@
-"""The main job: from a folder of photos to a verified classifier."""
+"""The main job makes a verified classifier from a folder of photos: a linear head, or all layers after a cut."""

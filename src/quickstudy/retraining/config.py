@@ -1,9 +1,8 @@
-"""How fine-tuning is done: its values, none of which depends on the backbone.
-
-What `retrain` may be told, defined once.
+"""What `retrain` may be told is defined here, once: `RetrainConfig`, and in it `Method`, how fine-tuning is done.
 
 From `RetrainConfig` follow the options of `quickstudy retrain`, the arguments of `quickstudy.retrain`, the axes of a
-sweep, and the record in the model. It imports nothing heavy, as the command line reads it before anything is done.
+sweep, and the record in the model. Nothing heavy is imported, as the command line reads it before anything is done. No
+default of `Method` depends on the backbone.
 """
 
 from __future__ import annotations
@@ -21,38 +20,40 @@ from quickstudy.learning.schedules import OneCycle
 from quickstudy.options import Field, Option, fields_of, options_of, parse_bytes, parse_seconds, with_options
 
 VIEWS = 1
-"""Distorted views an image, besides the plain one."""
+"""Number of distorted views an image, besides the plain one, where something is fine-tuned and nothing is said."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """Everything that decides what fine-tuning gives, besides the network and the images."""
+    """Decides, with the network and the images, what fine-tuning gives."""
 
     epochs: Annotated[int, Option("Fine-tune for so many passes over the training images at most.", least=1)] = 12
     batch: int = 32
-    """Images a step, at least 1."""
+    """Number of images a step, at least 1."""
     schedule: OneCycle = field(default_factory=lambda: OneCycle(rate=1e-3, rate_start=0.04, rate_end=0.0, warmup=0.2))
-    """Learning rate of the last layer before the head, by step."""
+    """Learning rate of the last layer before the head, as a function of the step."""
     depth_decay: float = 0.7
-    """Share of that rate at which the first layer after the cut learns, above 0 and at most 1; those between are in
-    between."""
+    """Share of that learning rate at which the first layer after the cut learns, above 0 and at most 1.
+
+    The rate rises geometrically from layer to layer; 1 lets all layers learn at one rate.
+    """
     head_rate: float = 1.0
-    """Rate of the head, as a multiple of the rate of the layer before it; 0 keeps the head as it is."""
+    """Learning rate of the head, as a multiple of that of the layer before it; 0 keeps the head as it is."""
     weight_decay: float = 0.05
-    """Share of each weight that a step of rate 1 takes away; 0 takes nothing."""
+    """Share of each weight that a step of learning rate 1 takes away; 0 takes nothing."""
     label_smoothing: float = 0.1
-    """Share of each label that is spread over all classes, 0 to 1."""
+    """Share of each label that is spread over all classes, from 0 (none) to 1 (the labels say nothing)."""
     mixup: float = 0.0
     """Parameter of the beta distribution by which pairs of activations are mixed (Verma et al., 2019,
     arXiv:1806.05236); 0 mixes nothing."""
     average_decay: float = 0.99
-    """Decay of the moving averages of all weights, which are evaluated and kept, below 1; 0 averages nothing."""
+    """Decay a step of the moving averages of all weights, which are evaluated and kept, below 1; 0 averages nothing."""
     patience: int = 6
-    """Epochs in a row, at least 1, with fewer validation images right than the linear head had, after which it ends."""
+    """Number of epochs in a row, at least 1, with fewer validation images right than at the start that end training."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Numbers that layers multiply in; auto takes bfloat16 where the machine has instructions for it."""
+    """Kind of numbers that layers multiply; auto takes bfloat16 where the machine has instructions for it."""
     seed: int = 0
-    """Number that all random numbers follow from."""
+    """Number, at least 0, that all random numbers follow from."""
 
     def __post_init__(self) -> None:
         values = options_of(self)
@@ -85,7 +86,7 @@ _EXAMPLES = {"rate": 1e-3, "depth_decay": 0.7}
 
 @dataclass(frozen=True, kw_only=True)
 class RetrainConfig:
-    """Everything that `retrain` may be told about a training, besides its images and where it is written."""
+    """Holds everything that `retrain` may be told about a training, besides its images and where it is written."""
 
     backbone: Annotated[str, Option("Take this pretrained network; backbone list shows what there is.")] = (
         "efficientnet_lite0"
@@ -120,7 +121,7 @@ class RetrainConfig:
         ),
     ] = None
     method: Method = field(default_factory=Method)
-    """How to fine-tune, where there is something to fine-tune."""
+    """Values of fine-tuning; they do nothing where only the head is trained."""
     views: Annotated[
         int | None,
         Option(
@@ -130,7 +131,7 @@ class RetrainConfig:
         ),
     ] = None
     distortions: Distortions = field(default_factory=Distortions)
-    """How views differ from the plain image, where there are views."""
+    """Distortions by which views differ from the plain image; they do nothing where there are no views."""
     class_weight: Annotated[
         Literal["balanced"] | None, Option("Weigh all classes the same, however many images they have.")
     ] = None
@@ -174,7 +175,7 @@ class RetrainConfig:
 
     @staticmethod
     def told(options: Mapping[str, Any], config: RetrainConfig | None = None) -> RetrainConfig:
-        """The configuration with these options, by name; None leaves an option as it is.
+        """Make the configuration with these options, by name; None leaves an option as it is.
 
         Raises:
             OptionError: there is no such option, it cannot have its value, or it would do nothing beside the others.
@@ -190,10 +191,10 @@ class RetrainConfig:
 
     @staticmethod
     def recalled(values: Mapping[str, Any]) -> RetrainConfig:
-        """The configuration of which `recorded` gave these values.
+        """Make the configuration again of which `recorded` gave these values.
 
         Raises:
-            OptionError: they are those of another version.
+            OptionError: the values are those of another version.
         """
         return with_options(RetrainConfig(), values, owner="A retraining")
 
@@ -204,16 +205,16 @@ class RetrainConfig:
 
     @property
     def distorted(self) -> int:
-        """Distorted views an image, those that come with fine-tuning if nothing is said."""
+        """Number of distorted views an image; where nothing is said, 1 if something is fine-tuned, else 0."""
         return (VIEWS if self.tunes else 0) if self.views is None else self.views
 
     def fields(self, other: RetrainConfig | None = None) -> list[Field]:
-        """All options, or those that differ from another configuration's."""
+        """List all options, or those that differ from another configuration's."""
         known = options_of(other) if other else {}
         return [one for one in fields_of(self) if other is None or one.value != known[one.name]]
 
     def idle(self) -> dict[str, str]:
-        """The options that would do nothing beside the others, and for each what to say about it."""
+        """Find the options that would do nothing beside the others, and for each what to say about it."""
         why = {}
         for one in fields_of(self):
             name = one.option.flag_for(one.name) if one.option else one.name
@@ -230,18 +231,18 @@ class RetrainConfig:
         return why
 
     def planned(self, **chosen: Any) -> RetrainConfig:
-        """The same configuration with what a planner chose instead of a budget: `cut`, `views` and `epochs`."""
+        """Put what a planner chose in the place of the budget: `cut`, `views` and `epochs`."""
         return with_options(replace(self, budget_seconds=None, disk_bytes=None), chosen, owner="A retraining")
 
     def acting(self) -> RetrainConfig:
-        """The same configuration, with options that do nothing beside the others as they are by default."""
+        """Give options that do nothing beside the others their defaults, so that equal trainings compare equal."""
         plain = options_of(RetrainConfig())
         return with_options(self, {name: plain[name] for name in self.idle()}, owner="A retraining")
 
     def recorded(self) -> dict[str, Any]:
-        """What the model depends on, by option name, as JSON values."""
+        """Give what the model depends on, by option name, as JSON values."""
         return {one.name: one.value for one in fields_of(self) if one.option is None or one.option.recorded}
 
     def command_line(self) -> list[str]:
-        """What to write after `quickstudy retrain IMAGES` for this configuration."""
+        """Give what to write after `quickstudy retrain IMAGES` for this configuration."""
         return [word for one in self.fields(RetrainConfig()) for word in one.words()]

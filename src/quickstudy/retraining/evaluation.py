@@ -1,4 +1,4 @@
-"""How good models are on labelled images that they have not learned: one on its own, and two on the same images."""
+"""Models are judged on labelled images that they have not learned: one on its own, or two on the same images."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from quickstudy.progress import Progress, silent
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Scores):
-    """What came out on a set of labelled images."""
+    """Scores of a model on a set of labelled images, and what those images are to it."""
 
     judgement: Judgement
-    """What the set's images are to the model, and which were left out for that."""
+    """Roles that the set's images have in the model, and which images were left out for that."""
     skipped: tuple[Skipped, ...] = ()
     """Files that cannot be used, with the reason."""
 
     @property
     def roles(self) -> dict[Kind, int] | None:
-        """How many labelled images of the set the model has in each role; None where it does not say."""
+        """Number of labelled images of the set by their role in the model; None where the model does not say."""
         return self.judgement.roles
 
     @property
     def left_out(self) -> int:
-        """Images that were not scored since the model has learned or was chosen by them."""
+        """Number of images that were not scored, since the model has learned or was chosen by them."""
         return self.judgement.left_out
 
     @property
@@ -43,35 +43,36 @@ class Evaluation(Scores):
         return self.judgement.is_test
 
     def to_dict(self) -> dict[str, Any]:
-        """Give JSON values."""
+        """Give everything as JSON values."""
         return {**super().to_dict(), **self.judgement.to_dict(), "skipped": _as_json(self.skipped)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """An image that the two models call differently."""
+    """One image that the two models call differently."""
 
     path: Path
     label: str
     first: str
-    """What the first model calls it."""
+    """Class that the first model gives."""
     second: str
-    """What the second model calls it."""
+    """Class that the second model gives."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Paired):
-    """Two models on the same labelled images."""
+    """Scores of two models on the same labelled images, and where the two differ."""
 
     differences: tuple[Difference, ...]
-    """Images that they call differently, whether or not one is right; by path."""
+    """Images that the two call differently, whether or not one is right, by path."""
     judgement: Judgement
-    """What the set's images are to the models, by the model that is nearest to it, and which were left out for that."""
+    """Roles that the set's images have in the models, for each image the one closest to training, and what was left
+    out for that."""
     skipped: tuple[Skipped, ...]
     """Files that cannot be used, with the reason."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Give JSON values."""
+        """Give everything as JSON values."""
         return {
             "first": self.first.to_dict(),
             "second": self.second.to_dict(),
@@ -205,13 +206,13 @@ def ask(
         if prediction.probabilities is None:
             unusable.append(Skipped(path=content.path, reason=prediction.reason))
         else:
-            said[content.digest] = model.classes[prediction.probabilities.argmax()]
+            said[content.digest] = model.rank(prediction.probabilities, 1)[0][0]
         progress.update(done=before + number, note="")
     return said, unusable
 
 
 def stat_index(cache: str | Path | None) -> Path:
-    """Where the stat index of a cache folder lies."""
+    """Give the place of the stat index in a cache folder."""
     return Store(cache_folder(cache) / "bottlenecks").index_path
 
 

@@ -1,6 +1,7 @@
-"""Fine-tuning as a part of the main job: which images validate, where it starts, and what becomes of it.
+"""Fine-tuning as a step of the main job: stage by stage, it trains what follows a cut and makes a model of the best.
 
-The only module of this room that needs torch; it is imported where a cut before the features is asked for.
+It needs torch, as do `network.py`, `tuning.py` and `planning.py`, so `retrain` imports it only where something is
+fine-tuned.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.runtime import device_of
+from quickstudy.backbones.engines import device_of
 from quickstudy.bottlenecks.extraction import Extraction
 from quickstudy.errors import ImageSetError
 from quickstudy.images.census import Census
@@ -32,29 +33,29 @@ from quickstudy.progress import Progress
 from quickstudy.retraining.config import RetrainConfig
 from quickstudy.retraining.network import SuffixNetwork, features_of, suffix_graph
 from quickstudy.retraining.result import Unseen, cross_validated
-from quickstudy.retraining.tuning import Candidate, Examples, FineTuned, fine_tune, logits_of
+from quickstudy.retraining.tuning import Candidate, Examples, FineTuned, fine_tune, suffix_logits
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A suffix and a head, fine-tuned from one cut."""
+    """A suffix and a head, as they were fine-tuned from one cut."""
 
     net: Backbone
-    """Cut where training began."""
+    """Backbone, cut where training began."""
     head: Head
     """The linear head at its optimum, on the features of the network as it was before all fine-tuning."""
     result: FineTuned
     temperature: float
-    """What the logits are divided by to calibrate them on the validation images."""
+    """Number above 0 that logits are divided by, fitted to the validation images; 1 leaves them as they are."""
     unseen: tuple[Unseen, ...]
-    """Images trained on, by the linear head's cross-validation; then the validation images, by the network itself,
-    unless the linear head has learned from all in the end."""
+    """What was said of images unseen: of those trained on, by the linear head's cross-validation; then of the
+    validation images, by the network itself, unless the linear head has learned from all in the end."""
     validation_given: bool
     """Whether the images came with a validation split."""
     learned: tuple[bytes, ...]
-    """The images that it was fitted to."""
+    """Content hashes of the images that it was fitted to."""
     compared: tuple[bytes, ...]
-    """The images that it was chosen and calibrated by, without being fitted to them."""
+    """Content hashes of the images that it was chosen and calibrated by, without being fitted to them."""
     extraction: Extraction
 
     @property
@@ -63,7 +64,7 @@ class Stage:
         return self.result.kept.right > self.result.start.right
 
     def to_dict(self) -> dict[str, Any]:
-        """What there is to say about it, as JSON values."""
+        """Describe the stage as JSON values, for result and model."""
         result = self.result
         return {
             "cut": self.net.cut,
@@ -80,7 +81,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class FineTunedClassifier:
-    """What has been learned by fine-tuning: the last stage that made anything better, and the others' story."""
+    """Holds what fine-tuning has learned: the last stage that made anything better, and the story of all stages."""
 
     kept: Stage
     all_stages: tuple[Stage, ...]
@@ -92,21 +93,21 @@ class FineTunedClassifier:
 
     @property
     def cut(self) -> str:
-        """Where freezing ended."""
+        """Name of the cut at which freezing ended."""
         return self.kept.net.cut
 
     def stages(self) -> tuple[dict[str, Any], ...]:
-        """How fine-tuning went, as JSON values."""
+        """Tell how fine-tuning went, stage by stage, as JSON values."""
         return tuple(stage.to_dict() for stage in self.all_stages)
 
     def logits(self, digests: list[bytes]) -> Floats:
-        """Calibrated logits (n×K) of images."""
-        logits: Floats = logits_of(self.kept.result.network, self._unlabelled(digests)).numpy()
+        """Compute the calibrated logits (n×K) of images, given by content hash."""
+        logits: Floats = suffix_logits(self.kept.result.network, self._unlabelled(digests)).numpy()
         logits /= np.float32(self.kept.temperature)
         return logits
 
     def features(self, digests: list[bytes]) -> NDArray[np.floating]:
-        """What the trained layers give of images (n×d), which is what the head of the written model sees."""
+        """Compute what the trained layers give of images (n×d), which is what the head of the written model sees."""
         return features_of(self.kept.result.network.suffix, self._unlabelled(digests).plain())
 
     def _unlabelled(self, digests: list[bytes]) -> Examples:
@@ -115,17 +116,17 @@ class FineTunedClassifier:
 
     @property
     def unseen(self) -> tuple[Unseen, ...]:
-        """What was said of training images before they had been seen."""
+        """What training images were said to be by fits that had not seen them."""
         return self.kept.unseen
 
     @property
     def trained_on(self) -> Sequence[bytes]:
-        """The images that it was fitted to."""
+        """Content hashes of the images that it was fitted to."""
         return self.kept.learned
 
     @property
     def chosen_by(self) -> Sequence[bytes]:
-        """The images that it was not fitted to, but chosen or calibrated by."""
+        """Content hashes of the images that it was not fitted to, but chosen or calibrated by."""
         return self.kept.compared
 
     def write(self, path: Path, *, classes: Sequence[str], training: dict[str, Any], roles: Roles | None) -> None:
@@ -196,7 +197,7 @@ def _stage(
     cache: Path,
     progress: Progress,
 ) -> Stage:
-    """Begin with the head at its optimum, or with what the stage before has come to, and train all after the cut."""
+    """Train everything after a cut, from the head at its optimum, or from what the stage before has come to."""
     method, classes = config.method, len(census.classes)
     learned = _examples(extraction, census.numbered("train"), extraction.views)
     compared = _examples(extraction, census.numbered("validation"), 0)
@@ -227,7 +228,7 @@ def _stage(
     finally:
         progress.finish()
     shutil.rmtree(place, ignore_errors=True)
-    logits: Floats = logits_of(network, compared).numpy()
+    logits: Floats = suffix_logits(network, compared).numpy()
     temperature = fit_temperature(logits, compared.labels)
     validated = [Unseen(by="validation", digests=compared.digests, logits=logits / np.float32(temperature))]
     if before is None and result.kept.epoch == 0:
@@ -251,7 +252,7 @@ def _stage(
 
 
 def _fit_head(suffix: GraphModule, examples: Examples, classes: int, config: RetrainConfig) -> Head:
-    """The linear head at its optimum, on the plain images' features."""
+    """Fit the linear head to its optimum on the plain images' features."""
     return fit_head(
         features_of(suffix, examples.plain()),
         examples.labels,
@@ -268,7 +269,7 @@ def _examples(extraction: Extraction, numbered: Mapping[bytes, int], views: int)
 
 
 def _balancing(labels: NDArray[np.intp], classes: int) -> NDArray[np.float32]:
-    """Weights of classes, inverse to how many images they have, and 1 on average over the images."""
+    """Weigh classes inversely to how many images they have; the weights (K) are 1 on average over the images."""
     counts = np.bincount(labels, minlength=classes)
     return (len(labels) / (classes * counts)).astype(np.float32)
 
@@ -280,7 +281,7 @@ def _identity(
     compared: Examples,
     config: RetrainConfig,
 ) -> str:
-    """Of everything that decides what fine-tuning gives: only the same run goes on from a checkpoint."""
+    """Hash everything that decides what fine-tuning gives, so that only the same run goes on from a checkpoint."""
     described = {
         "source": extraction.source.spec.identity,
         "views": extraction.views,

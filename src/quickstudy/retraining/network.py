@@ -1,4 +1,4 @@
-"""What is fine-tuned: the layers after a cut, and the head behind them, which starts from its optimum."""
+"""The network that is fine-tuned: the layers after a cut, and the head behind them, which starts from its optimum."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ _STEEPEST_AT = 1e-2
 
 
 def suffix_graph(backbone: Backbone) -> onnx.ModelProto:
-    """The part of a backbone from its cut to the features, with batch norms folded into the layers before them.
+    """Take the part of a backbone from its cut to the features, with batch norms folded into the layers before them.
+
+    Batch norms are frozen, so they are constants: without them a step passes through memory less often, and what is
+    trained is what runs later.
 
     Raises:
         BackboneError: more than the cut leads to the features.
@@ -34,7 +37,7 @@ def suffix_graph(backbone: Backbone) -> onnx.ModelProto:
 
 
 class SuffixNetwork(nn.Module):
-    """N × shape of the cut to N × classes logits: suffix, signed square root, linear head."""
+    """Makes logits (N×classes) of activations at a cut (N × its shape): suffix, signed square root, linear head."""
 
     def __init__(self, suffix: GraphModule, weights: NDArray[np.float32], biases: NDArray[np.float32]) -> None:
         """Begin with a head that has been fitted to the features (weights d×K, biases K)."""
@@ -45,12 +48,12 @@ class SuffixNetwork(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, activations: Tensor) -> Tensor:
-        """Logits, in float32."""
+        """Compute the logits (N×classes), in float32."""
         root: Tensor = _SignedSqrt.apply(self.suffix(channels_last(activations)).float())  # type: ignore[no-untyped-call]
         return root @ self.weights + self.biases
 
     def deepened(self, suffix: GraphModule) -> SuffixNetwork:
-        """A network with this head and a longer suffix, which ends with the layers of this one as they are now.
+        """Make a network with this head and a longer suffix, which ends with the layers of this one as they are now.
 
         Raises:
             BackboneError: the longer suffix has not all the weights of this one.
@@ -63,7 +66,7 @@ class SuffixNetwork(nn.Module):
         return SuffixNetwork(suffix, *(p.detach().cpu().numpy() for p in (self.weights, self.biases)))
 
     def parameter_groups(self, *, depth_decay: float, head_rate: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Groups for an optimiser, each with the factor by which the learning rate is multiplied.
+        """Make groups for an optimiser, each with the factor by which the learning rate is multiplied.
 
         Layers learn the more slowly the nearer they are to the cut, from `depth_decay` to 1 (Howard & Ruder, 2018,
         arXiv:1801.06146): what they have learned is more general. Only weights decay, not biases.
@@ -81,7 +84,7 @@ class SuffixNetwork(nn.Module):
 
 
 def features_of(suffix: GraphModule, batches: Iterable[Tensor]) -> NDArray[np.float32]:
-    """The features (n×d) that a suffix gives for batches of activations at its cut."""
+    """Compute the features (n×d) that a suffix gives for batches of activations at its cut."""
     device = next((weight.device for weight in suffix.parameters()), torch.device("cpu"))
     with torch.inference_mode():
         rows = [suffix(channels_last(batch.to(device))).float().cpu().numpy() for batch in batches]
@@ -89,14 +92,14 @@ def features_of(suffix: GraphModule, batches: Iterable[Tensor]) -> NDArray[np.fl
 
 
 def channels_last(activations: Tensor) -> Tensor:
-    """In the order in memory that convolutions are quickest with."""
+    """Put activations into the order in memory that convolutions are quickest with."""
     if activations.ndim != 4:
         return activations
     return activations.contiguous(memory_format=torch.channels_last)
 
 
 class _SignedSqrt(torch.autograd.Function):
-    """sign(x)·√|x|, exactly as the linear head has it, with a slope that stays finite at zero."""
+    """Computes sign(x)·√|x|, exactly as the linear head has it, with a slope that stays finite at zero."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -1,17 +1,12 @@
-"""Planning as a part of the main job: what these images and this machine allow in a given time.
-
-Needs torch, like fine-tuning itself; imported where a budget is given.
-
-The planner: which cut, how many views and epochs fit a time, from what each cut costs on this machine.
+"""The planner chooses the cut, the views and the epochs that fit a time, from what each cut costs on this machine.
 
 Deeper is better as long as it fits, so the deepest cut that leaves room for a short fine-tuning is taken; what time is
 left then goes into epochs, up to the usual number, then into views, which need epochs to be seen.
 
-What each cut of a backbone costs on this machine, measured: time before it and behind it, and bytes in the store.
-
-The network is taken apart at its cuts, and each piece is timed by itself: in ONNX Runtime on all cores at once, as
-extraction runs it, and in PyTorch forward and backward, as fine-tuning does. What lies before or behind a cut is a sum
-of pieces.
+Costs are measured, not assumed. The network is taken apart at its cuts, and each piece is timed by itself: in ONNX
+Runtime on all cores at once, as extraction runs it, and in PyTorch forward and backward, as fine-tuning does. What lies
+before or behind a cut is a sum of pieces. This needs torch, like fine-tuning itself, so the module is imported only
+where a budget is given or costs are asked for.
 """
 
 from __future__ import annotations
@@ -53,7 +48,7 @@ def plan_for(
     net: Backbone,
     config: RetrainConfig,
 ) -> Plan:
-    """The cut, views and epochs that fit a time, which includes the seconds that planning itself takes.
+    """Plan the cut, views and epochs that fit a time, which includes the seconds that planning itself takes.
 
     Args:
         census: the images in their roles.
@@ -78,7 +73,7 @@ def plan_for(
 
 
 def _decode_seconds(paths: Sequence[Path], spec: InputSpec) -> float:
-    """For one image, on the whole machine: reading, decoding and resizing, as a median of a sample."""
+    """Measure the seconds to read, decode and resize an image, on the whole machine: the mean over a sample."""
     sample = paths[:: max(1, len(paths) // _SAMPLE)][:_SAMPLE]
 
     def carry(path: Path) -> None:
@@ -99,50 +94,51 @@ _FEWEST_EPOCHS = 6
 _EPOCHS = 12
 _MOST_EPOCHS = 20
 _MOST_VIEWS = 4
-# Starting, splitting, fitting the linear head, writing the model: measured on a few thousand images.
+# Seconds to start, split, fit the linear head and write the model: measured on a few thousand images.
 _OTHER_SECONDS = 6.0
 _SAFETY = 0.9
-"""Share of the budget that is planned with: a prediction is off by some percent either way."""
+"""Share of the budget that is planned with, since a prediction is off by some percent either way."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What there is to do."""
+    """The work that a plan is made for."""
 
     images: int
-    """In all; each passes through the prefix."""
+    """Number of images in all; each passes through the prefix."""
     learned: int
-    """Of these, to train on."""
+    """Number of images to train on."""
     compared: int
-    """Of these, to validate on after each epoch."""
+    """Number of images to validate on after each epoch."""
     decode_seconds: float = 0.0
-    """For one image, on the whole machine: reading, decoding, resizing."""
+    """Seconds to read, decode and resize one image, on the whole machine."""
     bytes_a_value: int = 2
+    """Bytes that the store takes for each value of a bottleneck: 2 for float16, 4 for float32."""
     spent_seconds: float = 0.0
-    """Before, on finding out the above."""
+    """Seconds spent before, on finding out what things cost."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What will be done, and what it is expected to take."""
+    """Says what will be done, and what it is expected to take."""
 
     cost: CutCost
     views: int
     epochs: int
     fill_seconds: float
-    """Computing all bottlenecks at the cut, where the store has none yet."""
+    """Seconds to compute all bottlenecks at the cut, where the store has none yet."""
     epoch_seconds: float
     other_seconds: float
-    """Planning, starting, the linear head, writing the model."""
+    """Seconds to plan, start, fit the linear head and write the model."""
     disk_bytes: int
 
     @property
     def seconds(self) -> float:
-        """In all."""
+        """Seconds expected in all, with one epoch on top of those that are trained."""
         return self.other_seconds + self.fill_seconds + (self.epochs + 1) * self.epoch_seconds
 
     def to_dict(self) -> dict[str, object]:
-        """As JSON values."""
+        """Give the plan as JSON values."""
         return {
             "cut": self.cost.cut.name,
             "views": self.views,
@@ -155,7 +151,7 @@ class Plan:
 
 
 def predict(cost: CutCost, job: Job, *, views: int, epochs: int) -> Plan:
-    """What fine-tuning from a cut takes."""
+    """Predict what fine-tuning from a cut takes."""
     renderings = job.images * (views + 1)
     return Plan(
         cost=cost,
@@ -169,7 +165,7 @@ def predict(cost: CutCost, job: Job, *, views: int, epochs: int) -> Plan:
 
 
 def choose_plan(costs: Sequence[CutCost], job: Job, *, seconds: float, disk_bytes: float | None = None) -> Plan:
-    """The deepest cut, and then the epochs and views, that fit.
+    """Choose the deepest cut that fits, and then epochs and views.
 
     Args:
         costs: what each cut costs, from the image on.
@@ -213,19 +209,19 @@ _IMAGES_PER_CORE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class CutCost:
-    """What it costs to cut here; seconds are those of the whole machine, for one image."""
+    """What it costs to cut at one place; seconds are those of the whole machine, for one image."""
 
     cut: Cut
     prefix_seconds: float
-    """From pixels to the cut."""
+    """Seconds from pixels to the cut."""
     evaluation_seconds: float
-    """From the cut to the features in PyTorch, without gradients."""
+    """Seconds from the cut to the features in PyTorch, without gradients."""
     training_seconds: float
-    """Forward, backward and update of everything behind the cut."""
+    """Seconds for forward pass, backward pass and update of everything behind the cut; infinite if it cannot be."""
 
     @property
     def trainable(self) -> bool:
-        """Whether there is anything to train behind it, and it can be."""
+        """Whether there is anything to train behind the cut, and it can be trained."""
         return self.cut.parameters_after > 0 and self.training_seconds < float("inf")
 
 
@@ -268,7 +264,7 @@ def measure_costs(backbone: Backbone, *, batch: int = 32) -> tuple[CutCost, ...]
 
 
 def _inference_seconds(graph: onnx.ModelProto, one: np.ndarray) -> float:
-    """For one image, of a machine whose cores each carry their own."""
+    """Measure the seconds of one image, on a machine whose cores each carry their own."""
     session, cores = open_session(graph.SerializeToString()), usable_cores()
     feed = {graph.graph.input[0].name: one}
 
@@ -281,7 +277,10 @@ def _inference_seconds(graph: onnx.ModelProto, one: np.ndarray) -> float:
 
 
 def _suffix_seconds(graph: onnx.ModelProto, batch: np.ndarray) -> tuple[float, float]:
-    """For one image of a batch, forward alone, and forward and backward; infinite where the graph cannot be trained."""
+    """Measure the seconds of one image in a batch: forward alone, and forward and backward.
+
+    Both are infinite where the graph cannot be trained.
+    """
     try:
         module = GraphModule(optimised(graph))
     except BackboneError:
@@ -303,7 +302,7 @@ def _suffix_seconds(graph: onnx.ModelProto, batch: np.ndarray) -> tuple[float, f
 
 
 def _update_seconds(values: int = 1 << 20) -> float:
-    """For each trained value, in one step: optimiser and averages."""
+    """Measure the seconds that optimiser and averages take in one step for each trained value."""
     parameter, average = torch.zeros(values, requires_grad=True), torch.zeros(values)
     parameter.grad = torch.zeros(values)
     optimiser = torch.optim.AdamW([parameter], fused=True)

@@ -1,11 +1,9 @@
-"""What a retraining made, and how far to trust it.
+"""What a retraining gives back, and what is remembered of it beside its model, so that a report needs no training.
 
-What is remembered of a retraining beside its model, so that a report can be made later without training again.
-
-Where the images are, and what was said of each image by a fit that had not seen it. It lies in the cache folder, under
-the hash of the model file, and not in the model: a model that is given away says nothing of its maker's folders, and
-the same images give the same model wherever they lie. Like all of the cache it can be lost; then the images must be
-named, and what was said of them is worked out again.
+`RetrainResult` is what the caller gets. A `Record` says where the images are, and what was said of each image by a fit
+that had not seen it. It lies in the cache folder, under the hash of the model file, and not in the model: a model that
+is given away says nothing of its maker's folders, and the same images give the same model wherever they lie. Like all
+of the cache it can be lost; then the images must be named, and what was said of them is worked out again.
 """
 
 from __future__ import annotations
@@ -32,53 +30,53 @@ from quickstudy.retraining.config import RetrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class RetrainResult:
-    """What a retraining made, and how far to trust it."""
+    """Says what a retraining made, and how far to trust it."""
 
     model: Path
-    """The `.onnx` file."""
+    """Path of the `.onnx` file."""
     config: RetrainConfig
-    """What it was told, with what the planner chose where there was a budget."""
+    """Configuration that was carried out, with what the planner chose where there was a budget."""
     census: Census
-    """The images by content, in their roles, and what became of the others."""
+    """Images by content, in their roles, and what became of the others."""
     cross_validation: Score
-    """On training images, each held out once."""
+    """Score of the linear head on training images, each held out once."""
     test: Scores | None
-    """On the test split, looked at once; None where the given splits have no test."""
+    """Scores on the test split, looked at once; None where the given splits have no test."""
     head: Head
-    """Fitted to its optimum; where fine-tuning began if there was any."""
+    """Linear head at its optimum; fine-tuning, if there was any, began from it."""
     cut: str
-    """Where freezing ended."""
+    """Name of the cut at which freezing ended."""
     tuning: tuple[dict[str, Any], ...]
-    """How fine-tuning went, stage by stage: the network after each epoch on the validation images; none without it."""
+    """How fine-tuning went, stage by stage: the network after each epoch on the validation images; empty without it."""
     plan: dict[str, Any] | None
     """What the planner chose and predicted; None where no budget was given."""
     computed: int
-    """Forward passes through the backbone."""
+    """Number of forward passes through the backbone."""
     cached: int
-    """Bottlenecks that came from the store."""
+    """Number of bottlenecks that came from the store."""
     seconds: dict[str, float]
-    """Wall time by stage."""
+    """Wall time in seconds, by stage."""
     extraction: Timings
     """Seconds in each step of the extraction, summed over threads."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names in the order of the model's probabilities."""
+        """Names of the classes, in the order of the model's probabilities."""
         return self.census.classes
 
     @property
     def views(self) -> int:
-        """Distorted views an image, besides the plain one."""
+        """Number of distorted views an image, besides the plain one."""
         return self.config.distorted
 
     @property
     def train_counts(self) -> dict[str, int]:
-        """Images learned from or chosen by, by class; copies count once."""
+        """Number of images learned from or chosen by, by class; copies count once."""
         return dict(sorted(self.census.counts("train", "validation").items()))
 
     @property
     def test_counts(self) -> dict[str, int]:
-        """Images held out for the test, by class; those of classes that there is nothing to learn of are among them."""
+        """Number of images held out for the test, by class, those of classes that could not be learned among them."""
         return dict(sorted(self.census.counts("test").items()))
 
     @property
@@ -88,11 +86,11 @@ class RetrainResult:
 
     @property
     def path(self) -> tuple[PathPoint, ...]:
-        """The regularisation strengths that were tried."""
+        """Regularisation strengths that were tried, with what came of each."""
         return self.head.path
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON values."""
+        """Give everything as JSON values."""
         return {
             "model": str(self.model),
             "classes": list(self.classes),
@@ -132,24 +130,29 @@ class Unseen:
     """What images were said to be by fits that had not seen them."""
 
     by: Literal["cross-validation", "validation", "test"]
-    """Why they had not been seen: left out of the linear head's fold, out of fine-tuning, or out of all training."""
+    """Why the images were unseen: left out of the linear head's fold, out of fine-tuning, or out of all training."""
     digests: tuple[bytes, ...]
-    """The images, by content hash."""
+    """Content hashes of the images."""
     logits: Floats
-    """Calibrated, images × classes."""
+    """Calibrated logits (images × classes)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Record:
-    """What is remembered of a retraining."""
+    """What is remembered of a retraining beside its model."""
 
     images: Path
-    """The folder or manifest, absolute."""
+    """Absolute path of the folder or manifest."""
     unseen: tuple[Unseen, ...]
 
 
 def cross_validated(head: Head, rows: Sequence[bytes]) -> Unseen:
-    """What cross-validation said of the images (content hash by row, plain ones first) that a head was fitted to."""
+    """Take what cross-validation said of the images that a head was fitted to.
+
+    Args:
+        head: the head, with what was said of each row held out.
+        rows: content hash by row, plain images first.
+    """
     return Unseen(
         by="cross-validation",
         digests=tuple(rows[row] for row in head.held_out.tolist()),
@@ -174,7 +177,7 @@ def save_record(cache: Path, model: Path, record: Record) -> None:
 
 
 def load_record(cache: Path, model: Path) -> Record | None:
-    """What is remembered of the retraining that wrote this model file; None where nothing is, or it is damaged."""
+    """Read what is remembered of the retraining that wrote this model file; None where nothing is, or it is damaged."""
     try:
         values = json.loads(_place(cache, model).read_bytes())
         if values["version"] != _VERSION:

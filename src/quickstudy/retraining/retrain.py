@@ -1,7 +1,7 @@
-"""The main job: from a folder of photos to a verified classifier.
+"""The main job makes a verified classifier from a folder of photos.
 
-Reads top to bottom as it happens: list the images, make sure that each has its bottleneck, decide who is held out, fit
-the head to its optimum, or from there everything after a cut, score it on what it has not seen, write the model.
+It reads top to bottom as it happens: list the images, decide who is held out, make sure that each has its bottleneck,
+fit the head to its optimum, or from there everything after a cut, score it on what it has not seen, write the model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone, load_backbone
 from quickstudy.backbones.cuts import FEATURES, stages
-from quickstudy.backbones.runtime import ONNX_RUNTIME, engine_for
+from quickstudy.backbones.engines import engine_for
+from quickstudy.backbones.runtime import ONNX_RUNTIME
 from quickstudy.bottlenecks.extraction import Extraction, extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ModelError, OptionError
@@ -140,8 +141,8 @@ def retrain(
 
         with clock.stage("thumbnails"):
             train = census.digests("train", "validation")
-            shown = [(census.contents[digest].path, census.labels[digest]) for digest in train]
-            keep_neighbours(model_path, shown, features=learned.features(train), progress=progress)
+            shown = [census.contents[digest] for digest in train]
+            keep_neighbours(model_path, shown, features=learned.features(train), cache=folder, progress=progress)
     return RetrainResult(
         model=model_path,
         config=config,
@@ -160,7 +161,7 @@ def retrain(
 
 
 def _roles_before(named: Path | None, model: Path) -> RolesBefore | None:
-    """The roles that stand: those of the model that was named, or else of the one that will be written over."""
+    """Find the roles that stand: those of the model that was named, or else of the one that will be written over."""
     if named is None and not model.is_file():
         return None
     try:
@@ -173,24 +174,24 @@ def _roles_before(named: Path | None, model: Path) -> RolesBefore | None:
 
 
 class Learned(Protocol):
-    """What has been learned from the training images."""
+    """What has been learned from the training images: a linear head, or what fine-tuning made."""
 
     @property
     def head(self) -> Head:
-        """The linear head at its optimum; where fine-tuning began if there was any."""
+        """The linear head at its optimum; fine-tuning, if there was any, began from it."""
 
     @property
     def cut(self) -> str:
-        """Where freezing ended."""
+        """Name of the cut at which freezing ended."""
 
     def stages(self) -> tuple[dict[str, Any], ...]:
-        """How fine-tuning went, as JSON values; nothing where there was none."""
+        """Tell how fine-tuning went, as JSON values; empty where there was none."""
 
     def features(self, digests: list[bytes]) -> NDArray[np.floating]:
-        """What the head of the written model sees of images (n×d)."""
+        """Compute what the head of the written model sees of images (n×d), given by content hash."""
 
     def logits(self, digests: list[bytes]) -> Floats:
-        """Calibrated logits (n×K) of images."""
+        """Compute the calibrated logits (n×K) of images, given by content hash."""
 
     @property
     def unseen(self) -> tuple[Unseen, ...]:
@@ -198,14 +199,14 @@ class Learned(Protocol):
 
     @property
     def trained_on(self) -> Sequence[bytes]:
-        """The images that it was fitted to."""
+        """Content hashes of the images that it was fitted to."""
 
     @property
     def chosen_by(self) -> Sequence[bytes]:
-        """The images that it was not fitted to, but chosen or calibrated by."""
+        """Content hashes of the images that it was not fitted to, but chosen or calibrated by."""
 
     def write(self, path: Path, *, classes: Sequence[str], training: dict[str, Any], roles: Roles | None) -> None:
-        """Write it as a model."""
+        """Write what was learned as a model."""
 
 
 @dataclass(frozen=True)
@@ -303,7 +304,7 @@ def _cross_validated(head: Head) -> Score:
 
 
 def _abstention(unseen: Unseen, numbers: dict[bytes, int]) -> dict[str, Any] | None:
-    """From which confidence on the model should answer, by images that calibrated it; None where they cannot tell."""
+    """Suggest from which confidence on to answer, by the images that calibrated the model; None if they cannot tell."""
     probabilities = probabilities_of(unseen.logits)
     truth = np.array([numbers[digest] for digest in unseen.digests], np.intp)
     found = suggest_abstention(probabilities.max(axis=1), probabilities.argmax(axis=1) == truth)
@@ -311,7 +312,7 @@ def _abstention(unseen: Unseen, numbers: dict[bytes, int]) -> dict[str, Any] | N
 
 
 def _describe_training(census: Census, learned: Learned, extraction: Extraction) -> dict[str, Any]:
-    """What was learned, from what, for the summary that the model file carries; the same data give the same text."""
+    """Summarise what was learned, from what, for the model file; the same data give the same text."""
     return {
         "data_fingerprint": census.fingerprint,
         "split": "given" if census.given else "by content",

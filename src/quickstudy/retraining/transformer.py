@@ -1,4 +1,4 @@
-"""`Bottleneck`: a scikit-learn transformer from images to cached bottlenecks."""
+"""`Bottleneck` is a scikit-learn transformer from images to cached bottlenecks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from quickstudy.backbones.backbone import load_backbone
-from quickstudy.backbones.runtime import engine_for
+from quickstudy.backbones.engines import engine_for
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import UnusableImageError
@@ -54,7 +54,7 @@ class Bottleneck(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def transform(self, X: Iterable[ImageLike]) -> NDArray[np.float32]:  # noqa: N803
-        """Bottlenecks (N×features, float32) of paths, Pillow images or uint8 arrays (height×width×3).
+        """Compute the bottlenecks (N×features, float32) of paths, Pillow images or uint8 arrays (height×width×3).
 
         Paths go through the store by content; images and arrays as the PNG files that they would make.
 
@@ -78,7 +78,7 @@ class Bottleneck(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return extraction.gather(digests).astype(np.float32)
 
     def __sklearn_is_fitted__(self) -> bool:
-        """Always ready."""
+        """Tell scikit-learn that the transformer is always ready."""
         return True
 
     def __sklearn_tags__(self) -> Any:

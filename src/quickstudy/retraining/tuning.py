@@ -1,12 +1,18 @@
-"""Fine-tuning: starts from the optimum of the linear head and is never worse than that on the validation images.
+"""Fine-tuning starts from the optimum of the linear head and is never worse than that on the validation images.
 
-What is compared after an epoch is the mean of the trained weights and those of the start (Wortsman et al., 2022,
-arXiv:2109.01903), with as much of the trained ones as the validation images bear: not fewer of them may be right than
-at the start. The last such network is kept. Taking the one with the most right answers instead is worse on other
-images: on a few hundred, the luckiest of a dozen wins, and late weights, annealed, are better than early ones. A killed
-run goes on from its newest checkpoint, to the same weights to the bit: what a step sees is a function of its number.
+It learns from cached activations of images and their views. What is compared after an epoch is the mean of the trained
+weights and those of the start (Wortsman et al., 2022, arXiv:2109.01903), with as much of the trained ones as the
+validation images bear: not fewer of them may be right than at the start. The last such network is kept, not the best of
+all. The tenth or fifth of the images that validates is a hundred or two, and the best of a dozen epochs on so few is
+the luckiest; late weights, annealed, are better than early ones. Right on 1,100 other clothing photos:
 
-What fine-tuning learns from: cached activations of images and their views, with labels.
+    trained on             linear head   best epoch   the last that is no worse, mixed
+    300 (two draws)        83.4 %        81.1 %       83.9 %
+    800 (two draws)        87.2 %        88.5 %       89.5 %
+    2,300 (one draw)       88.2 %        91.8 %       92.0 %
+
+A killed run goes on from its newest checkpoint, to the same weights to the bit: what a step sees is a function of its
+number.
 """
 
 from __future__ import annotations
@@ -32,7 +38,7 @@ from quickstudy.retraining.network import SuffixNetwork
 
 _CHECKPOINT_SECONDS = 20.0
 _SHARES = (0.75, 0.5, 0.25)
-"""Of the trained weights in the mean; all of them was never better than three quarters on images held out."""
+"""Shares of the trained weights in the mean, most first; 1 was never better than 3/4 on images held out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +46,17 @@ class Candidate:
     """The network after an epoch, on the validation images."""
 
     epoch: int
-    """0: before the first step."""
+    """Number of epochs trained; 0 is the network before the first step."""
     share: float
-    """Of the trained weights in the mean with those of the start."""
+    """Share of the trained weights in the mean with those of the start, 0 to 1."""
     right: int
+    """Number of validation images that are classified right."""
     n: int
+    """Number of validation images."""
     log_loss: float
-    """Mean, in nats."""
+    """Mean log loss on the validation images, in nats."""
     training_loss: float | None = None
-    """Mean over the epoch, with label smoothing and mixing; None before the first step."""
+    """Mean training loss over the epoch, with label smoothing and mixing; None before the first step."""
 
     @property
     def accuracy(self) -> float:
@@ -62,23 +70,23 @@ class FineTuned:
 
     network: SuffixNetwork
     candidates: tuple[Candidate, ...]
-    """Before the first step, and after each epoch."""
+    """One candidate before the first step, and one after each epoch."""
     kept: Candidate
-    """The last one with no fewer right answers than the start."""
+    """Last candidate with no fewer right answers than the start."""
     steps: int
-    """Made, by all processes that took part one after the other."""
+    """Number of steps made, by all processes that took part one after the other."""
     seconds: float
-    """Spent, likewise."""
+    """Seconds spent, by all these processes."""
     stopped_early: bool
 
     @property
     def start(self) -> Candidate:
-        """What the network gave before the first step."""
+        """The candidate before the first step."""
         return self.candidates[0]
 
 
 Note = Callable[[int, int, Candidate], None]
-"""Is told after each step: steps made, steps in all, the candidate that would be kept now."""
+"""Function that is told after each step: steps made, steps in all, the candidate that would be kept now."""
 
 
 def fine_tune(
@@ -97,7 +105,7 @@ def fine_tune(
         network: begins with the linear head's weights; changed.
         train: what it learns from.
         validation: other images, on which candidates are compared.
-        method: how.
+        method: how to train.
         class_weights: how much each class counts in the loss (K); all the same if left out.
         checkpoints: where it is saved, and goes on from after a kill; not at all if left out.
         note: is told how far it is.
@@ -112,7 +120,7 @@ def fine_tune(
 
 
 class _Training:
-    """What the steps share."""
+    """Holds what the steps of one fine-tuning share, and makes them."""
 
     def __init__(
         self,
@@ -171,7 +179,7 @@ class _Training:
         )
 
     def _learn(self) -> None:
-        """One step."""
+        """Make one step."""
         method = self.method
         activations, labels = self.train.batch(self.step, size=method.batch, seed=method.seed)
         activations, labels = activations.to(self.device), labels.to(self.device)
@@ -197,7 +205,7 @@ class _Training:
         self.step += 1
 
     def _partners(self, count: int) -> tuple[Tensor, float]:
-        """With which images of the batch each one is mixed, and the share of its own."""
+        """Draw with which image of the batch each one is mixed, and the share of its own, from 1/2 to 1."""
         if not self.method.mixup:
             return torch.arange(count), 1.0
         draws = np.random.Generator(np.random.Philox(key=[self.method.seed, 1 << 32 | self.step]))
@@ -217,7 +225,7 @@ class _Training:
             trained = [parameter.detach().clone() for parameter in self.network.parameters()]
             for share in _SHARES if self.step else (0.0,):
                 self._mix(trained, share)
-                logits = logits_of(self.network, self.validation)
+                logits = suffix_logits(self.network, self.validation)
                 candidate = Candidate(
                     epoch=self.step // self.per_epoch,
                     share=share,
@@ -280,15 +288,15 @@ class _Training:
         return True
 
 
-def logits_of(network: SuffixNetwork, examples: Examples) -> Tensor:
-    """Logits (n×K, float32 on the CPU) of the plain images, in float32 throughout."""
+def suffix_logits(network: SuffixNetwork, examples: Examples) -> Tensor:
+    """Compute the logits (n×K, float32 on the CPU) of the plain images, in float32 throughout."""
     device = network.weights.device
     with torch.inference_mode():
         return torch.cat([network(batch.to(device)).cpu() for batch in examples.plain()])
 
 
 Gather = Callable[[Sequence[bytes], int], NDArray[np.floating]]
-"""Activations (n × shape of the cut) of images, by content hash, in one view; 0 is the plain image."""
+"""Function that gives the activations (n × shape of the cut) of images, by content hash, in one view; 0 is plain."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,21 +305,21 @@ class Examples:
 
     digests: tuple[bytes, ...]
     labels: NDArray[np.intp]
-    """Class numbers, one an image."""
+    """Class number of each image."""
     gather: Gather
     views: int = 0
-    """Distorted views an image, besides the plain one."""
+    """Number of distorted views an image, besides the plain one."""
 
     def __len__(self) -> int:
         return len(self.digests)
 
     def plain(self, *, batch: int = 64) -> Iterator[Tensor]:
-        """The activations of all plain images, in order, in float32."""
+        """Go through the activations of all plain images, in order, in float32, batch by batch."""
         for start in range(0, len(self), batch):
             yield _tensor(self.gather(self.digests[start : start + batch], 0))
 
     def batch(self, step: int, *, size: int, seed: int) -> tuple[Tensor, Tensor]:
-        """The activations (size × shape, float32) and labels (size) of a step, a function of seed and step alone.
+        """Make the activations (size × shape, float32) and labels (size) of a step, from seed and step alone.
 
         Each epoch goes through all images once, in an order of its own, and takes one view of each.
         """
@@ -332,7 +340,7 @@ class Examples:
         return torch.from_numpy(activations), torch.from_numpy(self.labels[rows].astype(np.int64))
 
     def steps_per_epoch(self, size: int) -> int:
-        """Batches of this size in an epoch, the last of which may be smaller."""
+        """Count the batches of this size in an epoch, the last of which may be smaller."""
         return -(-len(self) // size)
 
 

@@ -1,9 +1,11 @@
-"""The application: what each address answers.
+"""The application says what each address answers.
 
 POST /predict, /models/{name}/predict   images in, probabilities out
 GET /model, /models, /models/{name}     what is served
 GET /healthz, /readyz, /metrics         for those who look after it
 GET /, /docs, /openapi.json             for people and their programs
+
+It stands on Starlette, with nothing of its own below it: HTTP costs about 0.1 ms of an image's six to eight.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -28,7 +29,6 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from quickstudy.errors import UnusableImageError
-from quickstudy.models.model import Model
 from quickstudy.models.neighbours import Neighbour
 from quickstudy.serving.documentation import PAGE, documentation_page, openapi
 from quickstudy.serving.limits import Bodies, Guard, RefusedError, Settings, Upload, is_multipart, parse_form
@@ -40,7 +40,7 @@ _RETRY_SECONDS = 1
 
 
 def make_app(models: Mapping[str, Path], settings: Settings) -> ASGIApp:
-    """An ASGI application that serves these models.
+    """Make an ASGI application that serves these models.
 
     Raises:
         ModelError: a model is missing, damaged or fails its golden checks.
@@ -73,7 +73,7 @@ def make_app(models: Mapping[str, Path], settings: Settings) -> ASGIApp:
 
 
 class _Service:
-    """What the endpoints share."""
+    """Holds what the endpoints share, and answers them."""
 
     def __init__(self, models: Mapping[str, Path], settings: Settings) -> None:
         self._settings = settings
@@ -100,7 +100,7 @@ class _Service:
             self._parser.shutdown()
 
     async def predict(self, request: Request) -> Response:
-        """POST /predict."""
+        """Answer POST /predict and POST /models/{name}/predict."""
         served = self._served(request)
         version = served.version
         top = _number(request, "top", least=1) or len(version.model.classes)
@@ -130,25 +130,25 @@ class _Service:
         return _json(result, 422 if unusable == len(answers) else 200)
 
     async def describe(self, request: Request) -> Response:
-        """GET /model and /models/{name}."""
+        """Answer GET /model and GET /models/{name}."""
         return _json(self._served(request).describe())
 
     async def describe_all(self, _: Request) -> Response:
-        """GET /models."""
+        """Answer GET /models: all models, described."""
         return _json({"models": [served.describe() for served in self._registry.models.values()]})
 
     async def healthz(self, _: Request) -> Response:
-        """GET /healthz: the process lives."""
+        """Answer GET /healthz: the process lives."""
         return _json({"alive": True})
 
     async def readyz(self, _: Request) -> Response:
-        """GET /readyz: models are loaded; whether all are those that lie there now, and whether there is room."""
+        """Answer GET /readyz: whether there is room, and whether all models in use are the files that lie there now."""
         current = all(served.problem is None for served in self._registry.models.values())
         ready = not self._pool.is_full
         return _json({"ready": ready, "models_current": current}, 200 if ready else 503)
 
     async def metrics_text(self, _: Request) -> Response:
-        """GET /metrics."""
+        """Answer GET /metrics in Prometheus's text format."""
         return Response(self.metrics.render(), media_type=CONTENT_TYPE)
 
     async def _watch(self) -> None:
@@ -177,7 +177,7 @@ class _Service:
         return [Upload(data=body)]
 
     def _answer(self, version: Version, upload: Upload, top: int, neighbours: int) -> dict[str, Any]:
-        """In a thread: what there is to say about one image."""
+        """Work out, in a thread, what there is to say about one image."""
         answer: dict[str, Any] = {} if upload.file is None else {"file": upload.file}
         try:
             model, most_pixels = version.model, self._settings.most_pixels
@@ -189,7 +189,7 @@ class _Service:
                 probabilities = model.classify(upload.data, most_pixels=most_pixels)
         except UnusableImageError as error:
             return answer | {"error": str(error)}
-        classes = _ranked(model, probabilities, top)
+        classes = [{"label": n, "probability": round(share, 6)} for n, share in model.rank(probabilities, top)]
         answer |= {**classes[0], "classes": classes}
         if neighbours:
             answer["neighbours"] = [_shown(neighbour) for neighbour in nearest]
@@ -202,12 +202,6 @@ def _shown(neighbour: Neighbour) -> dict[str, Any]:
         "similarity": round(neighbour.similarity, 4),
         "thumbnail": "data:image/jpeg;base64," + base64.b64encode(neighbour.thumbnail).decode(),
     }
-
-
-def _ranked(model: Model, probabilities: np.ndarray[Any, np.dtype[np.float32]], top: int) -> list[dict[str, Any]]:
-    order = np.argsort(-probabilities, kind="stable")[:top].tolist()
-    shares = probabilities.tolist()
-    return [{"label": model.classes[number], "probability": round(shares[number], 6)} for number in order]
 
 
 def _number(request: Request, name: str, *, least: int) -> int | None:

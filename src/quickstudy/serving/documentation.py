@@ -1,4 +1,4 @@
-"""The API's description: an OpenAPI document, and a page made from it that needs no scripts and no other server."""
+"""The API is described by an OpenAPI document, and by a page made from it that needs no scripts and no other server."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from quickstudy.serving.limits import Settings
 from quickstudy.version import VERSION
 
 PAGE = Path(__file__).parent / "page"
-"""The page's files."""
+"""Folder of the page's files."""
 
 
 def openapi(settings: Settings) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of a server with these settings."""
+    """Make the OpenAPI 3.1 document of a server with these settings."""
     secured: list[dict[str, list[str]]] = [{"token": []}] if settings.token else []
     name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}, "description": "A model."}
     paths: dict[str, Any] = {
@@ -51,7 +51,7 @@ def openapi(settings: Settings) -> dict[str, Any]:
 
 
 def documentation_page(settings: Settings) -> str:
-    """The OpenAPI document as a page for people."""
+    """Make a page for people of the OpenAPI document."""
     document = openapi(settings)
     sections = "\n".join(
         _section(method.upper(), path, operation)

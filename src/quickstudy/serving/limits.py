@@ -1,15 +1,14 @@
-"""Who is answered at all: checks before any request is read, and headers on every answer.
+"""The server's limits stand here: whom it answers, and how much it lets anybody ask of it (`Settings`).
+
+Before any request is read, it is checked whether it is answered at all (`Guard`):
 
 - The Host header must be one of the server's names: otherwise a web site could let its own name point to 127.0.0.1 and
   have a visitor's browser talk to this server (DNS rebinding).
 - Pages of other sites cannot use the server: no CORS headers are ever sent, and a foreign Origin is refused.
 - Where there is a token, everything but the page's shell, the documentation and the health checks takes it.
 
-What callers send: a request's body, held in memory within limits, and the images in it.
-
-Nothing is written to the disk, and addresses are never fetched: images come as bytes or not at all.
-
-How a server behaves: where it listens, whom it answers, and how much it lets anybody ask of it.
+Bodies stay in memory, counted together (`Bodies`); forms are not spooled to the disk (`parse_form`), nothing else is
+written there either, and addresses are never fetched: images come as bytes or not at all.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from quickstudy.process import usable_cores
 from quickstudy.serving.metrics import Metrics
 from quickstudy.serving.registry import OverloadedError
 
-# Without a token: nothing here tells anything about models or images.
+# Paths that are answered without a token: nothing here tells anything about models or images.
 OPEN_PATHS = frozenset({"/", "/page.js", "/page.css", "/docs", "/openapi.json", "/healthz", "/readyz"})
 _KNOWN_PATHS = OPEN_PATHS | {"/predict", "/model", "/models", "/metrics"}
 
@@ -55,7 +54,7 @@ _HEADERS = [
 
 
 class Guard:
-    """Wraps an application; refuses what must not reach it."""
+    """Wraps an application, and refuses what must not reach it."""
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
         self._app = app
@@ -65,7 +64,7 @@ class Guard:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request (or the server's start and end)."""
+        """Handle one request (or the server's start and end)."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -111,14 +110,14 @@ class Guard:
 
 
 def _name_of(host: str) -> str:
-    """A Host header without its port, in lower case."""
+    """Take the port off a Host header; the name comes in lower case."""
     if host.startswith("["):
         return host.partition("]")[0].lower() + "]"
     return host.partition(":")[0].lower()
 
 
 def _template_of(path: str) -> str:
-    """A path as it is counted: one of a handful, whatever is asked for."""
+    """Name a path as it is counted: one of a handful, whatever is asked for."""
     if path in _KNOWN_PATHS:
         return path
     parts = path.split("/")
@@ -147,11 +146,11 @@ class Upload:
 
     data: bytes
     file: str | None = None
-    """The name that the sender gave it, to tell the answers apart; None where the body is the image."""
+    """Name that the sender gave the image, to tell the answers apart; None where the body is the image."""
 
 
 class Bodies:
-    """Counts the bytes of all bodies that are in memory."""
+    """Reads bodies, and counts the bytes of all that are in memory."""
 
     def __init__(self, *, most_bytes: int, most_held_bytes: int, seconds: float) -> None:
         self._most_bytes = most_bytes
@@ -161,7 +160,7 @@ class Bodies:
 
     @contextmanager
     def hold(self) -> Iterator[Holder]:
-        """Where a request's body is counted until the request is done."""
+        """Make a holder in which a request's body is counted until the request is done."""
         holder = Holder()
         try:
             yield holder
@@ -169,10 +168,10 @@ class Bodies:
             self.held -= holder.size
 
     async def read(self, request: Request, holder: Holder) -> bytes:
-        """A request's body.
+        """Read a request's body.
 
         Raises:
-            RefusedError: it is too large (413) or too slow (408).
+            RefusedError: the body is too large (413) or too slow (408).
             OverloadedError: all bodies together are too large for now.
             ClientDisconnect: the sender has gone.
         """
@@ -201,7 +200,7 @@ class Bodies:
 
 @dataclass
 class Holder:
-    """How many bytes one request holds."""
+    """Counts the bytes that one request holds."""
 
     size: int = 0
 
@@ -218,15 +217,15 @@ class _Part:
 
 
 def is_multipart(content_type: str) -> bool:
-    """Whether a body of this type is a form."""
+    """Tell whether a body of this type is a form."""
     return content_type.partition(";")[0].strip().lower() == MULTIPART
 
 
 def parse_form(body: bytes, content_type: str, *, most_files: int) -> list[Upload]:
-    """The files of a `multipart/form-data` body, in their order, under whatever field names; other fields are ignored.
+    """Read the files of a `multipart/form-data` body, in their order, whatever their fields; others are ignored.
 
     Raises:
-        RefusedError: it is malformed (400), holds no file (400) or too many parts (413).
+        RefusedError: the body is malformed (400), holds no file (400) or too many parts (413).
     """
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     if not boundary:
@@ -299,42 +298,42 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All that can be chosen of a server."""
+    """Holds all that can be chosen of a server."""
 
     host: str = "127.0.0.1"
-    """The address to listen on."""
+    """Address to listen on."""
     port: int = 8000
-    """The port to listen on; 0 takes a free one."""
+    """Port to listen on; 0 takes a free one."""
     token: str | None = None
-    """What callers must show; nobody is asked if left out, which takes `no_auth` on any address but this machine's."""
+    """Token that callers must show; None asks nobody, which takes `no_auth` on any address but this machine's."""
     no_auth: bool = False
-    """Answer everybody who reaches the address."""
+    """Whether everybody who reaches the address is answered."""
     allowed_hosts: tuple[str, ...] = ()
     """Names under which the server may be asked besides its own, such as that of a reverse proxy."""
     threads: int = field(default_factory=usable_cores)
-    """Images that are worked on at the same time."""
+    """Number of images that are worked on at the same time, at least 1."""
     queue: int = 64
-    """Images that may wait; with more, requests are refused with 503."""
+    """Number of images that may wait, at least 1; with more, requests are refused with 503."""
     most_bytes: int = 32 << 20
-    """Of a request's body."""
+    """Number of bytes that a request's body may have, at least 1; with more, it is refused with 413."""
     most_files: int = 32
-    """Images of one request."""
+    """Number of parts that a request's form may have, at least 1; with more, it is refused with 413."""
     most_pixels: int = 64_000_000
-    """Of one image, by its header."""
+    """Number of pixels that one image may have by its header, at least 1; with more, it cannot be used."""
     most_connections: int = 512
-    """At the same time; more are turned away with 503."""
+    """Number of connections at the same time, at least 1; more are turned away with 503."""
     most_held_bytes: int = 256 << 20
-    """Of all bodies that are in memory at the same time; with more, requests are refused with 503."""
+    """Number of bytes of all bodies in memory at the same time; with more, requests are refused with 503."""
     head_seconds: float = 10.0
-    """From connecting, or the first byte of a further request, to the end of the request's headers."""
+    """Seconds from connecting, or the first byte of a further request, to the end of the request's headers."""
     body_seconds: float = 30.0
-    """From the headers to the end of the body."""
+    """Seconds from the headers to the end of the body."""
     answer_seconds: float = 30.0
-    """From the end of the body to the answer, waiting included."""
+    """Seconds from the end of the body to the answer, waiting included."""
     idle_seconds: float = 15.0
-    """That a connection is kept between two requests."""
+    """Seconds that a connection is kept between two requests."""
     reload_seconds: float = 1.0
-    """Between two looks at the model files."""
+    """Seconds between two looks at the model files."""
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and self.token is None and not self.no_auth:
@@ -357,8 +356,8 @@ class Settings:
     def names(self) -> frozenset[str] | None:
         """Host names under which the server may be asked; None where any will do.
 
-        On this machine's own address that is what stops DNS rebinding: a web site that lets its name point to 127.0.0.1
-        to have the browser ask this server. On other addresses, names are not known unless given.
+        They stop DNS rebinding on this machine's own address: a web site that lets its name point to 127.0.0.1 to have
+        the browser ask this server. On other addresses, names are not known unless given.
         """
         own = (*_LOOPBACK_NAMES, self.host) if is_loopback(self.host) else ()
         names = {name.lower() for name in (*own, *self.allowed_hosts)}
@@ -366,7 +365,7 @@ class Settings:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address can be reached from this machine only."""
+    """Tell whether an address can be reached from this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""What Prometheus can know of a server: counts and times, nothing of what the images are or show."""
+"""Prometheus can know counts and times of a server, and nothing of what the images are or show."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
 class Metrics:
-    """The figures of one server."""
+    """Keeps the figures of one server."""
 
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
@@ -42,12 +42,12 @@ class Metrics:
         self._held = Gauge("quickstudy_held_bytes", "Bodies in memory.", registry=registry)
 
     def watch(self, *, pending: Callable[[], float], held: Callable[[], float]) -> None:
-        """Where to look up the gauges when somebody asks."""
+        """Set where the gauges are looked up when somebody asks."""
         self._pending.set_function(pending)
         self._held.set_function(held)
 
     def model_loaded(self, name: str, when: float) -> None:
-        """Note a version's start."""
+        """Note when a model's version was loaded."""
         self._loaded.labels(name).set(when)
         self._problem.labels(name).set(0)
 
@@ -56,5 +56,5 @@ class Metrics:
         self._problem.labels(name).set(broken)
 
     def render(self) -> bytes:
-        """All of it in Prometheus's text format."""
+        """Write all figures in Prometheus's text format."""
         return generate_latest(self._registry)

@@ -1,12 +1,11 @@
-"""The models that are served: loaded, checked, and replaced while serving when their files are.
+"""What is served, and who does the work: the models by name, and the threads with the bounded queue in front of them.
 
 A model serves only after its golden checks. When a file changes, the new one is loaded and checked beside the old one,
 which goes on serving until then, or for good if the new one is broken.
 
-Threads that work on images, as many as there are cores, and the bounded queue in front of them.
-
-An image a thread, from the file's bytes to the probabilities: two one-thread runs side by side beat a batch over two
-cores (`benchmarks/serving.py` measures it), so there is nothing to gain by holding images back until a batch is full.
+There are as many threads as cores, and each carries an image from the file's bytes to the probabilities. There are no
+batches, as everywhere on a processor: two one-thread runs side by side beat a batch over two cores
+(`benchmarks/serving.py` measures it), so there is nothing to gain by holding images back until a batch is full.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from quickstudy.errors import ModelError, QuickstudyError, ServingError
+from quickstudy.errors import ModelError, OptionError, QuickstudyError
 from quickstudy.models.model import Model
 from quickstudy.models.neighbours import Neighbours, load_with_neighbours, neighbours_path
 from quickstudy.serving.metrics import Metrics
@@ -37,31 +36,32 @@ _Stamp = tuple[tuple[int, int, int, int] | None, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Version:
-    """One version of a model's file, in use. Requests keep the one that they began with."""
+    """One version of a model's file, in use; requests keep the one that they began with."""
 
     model: Model
     sha256: str
-    """Of the file."""
+    """SHA-256 of the file, in hexadecimal."""
     neighbours: Neighbours | None
-    """The training images, where their thumbnails were kept; then the model gives features, too."""
+    """Training images, where their thumbnails were kept; the model then gives features, too. None where they were
+    not."""
     loaded: float
-    """Seconds since 1970."""
+    """Time at which the version was loaded, in seconds since 1970."""
 
 
 class Served:
-    """A name, its file and the version in use."""
+    """Keeps a model's name, its file and the version in use."""
 
     def __init__(self, name: str, path: Path) -> None:
         self.name = name
         self.path = path
         self.problem: str | None = None
-        """Why the file that is there now is not in use, if so."""
+        """Reason why the file that is there now is not in use; None where it is."""
         self._stamp = self._look()
         self._seen = self._stamp
         self.version = _load(path)
 
     def refresh(self) -> str | None:
-        """Take up the file if it has changed and come to rest; what came of it: `reloaded`, `refused`, nothing."""
+        """Take up the file if it has changed and come to rest; gives `reloaded`, `refused`, or None for neither."""
         stamp = self._look()
         if stamp == self._stamp or stamp != self._seen:
             self._seen = stamp  # once more next time, lest a file be read while it is written
@@ -78,7 +78,7 @@ class Served:
         return "reloaded"
 
     def describe(self) -> dict[str, Any]:
-        """What there is to say about it, as JSON values."""
+        """Describe the model and its version as JSON values."""
         version = self.version
         training = version.model.metadata.get("training") or {}
         return {
@@ -95,7 +95,7 @@ class Served:
         }
 
     def _look(self) -> _Stamp:
-        """What tells that the model or its neighbours have changed."""
+        """Look at what tells that the model or its neighbours have changed."""
         stamps: list[tuple[int, int, int, int] | None] = []
         for path in (self.path, neighbours_path(self.path)):
             try:
@@ -107,7 +107,7 @@ class Served:
 
 
 class Registry:
-    """The models by name; the first is the one that is asked where no name is given."""
+    """Keeps the models by name; the first is the one that is asked where no name is given."""
 
     def __init__(self, paths: Mapping[str, Path], metrics: Metrics) -> None:
         self._metrics = metrics
@@ -136,10 +136,10 @@ class Registry:
 
 
 def parse_models(arguments: list[str]) -> dict[str, Path]:
-    """Names and files from arguments such as `photos.onnx` or `clothes=other.onnx`.
+    """Read names and files from arguments such as `photos.onnx` or `clothes=other.onnx`.
 
     Raises:
-        ServingError: a name cannot be part of an address, or comes twice.
+        OptionError: a name cannot be part of an address, or comes twice.
     """
     models: dict[str, Path] = {}
     for argument in arguments:
@@ -147,11 +147,11 @@ def parse_models(arguments: list[str]) -> dict[str, Path]:
         if not separator or Path(argument).exists():
             name, file = Path(argument).stem, argument
         if not _NAME.fullmatch(name):
-            raise ServingError(
+            raise OptionError(
                 f"'{name}' cannot be a model's name here (letters, digits, '.', '_', '-'); name it: photos={file}"
             )
         if name in models:
-            raise ServingError(f"Two models are called '{name}'; name one of them: other={file}")
+            raise OptionError(f"Two models are called '{name}'; name one of them: other={file}")
         models[name] = Path(file)
     return models
 
@@ -180,7 +180,7 @@ class Pool:
 
     @property
     def pending(self) -> int:
-        """Jobs that were taken and are not done."""
+        """Number of jobs that were taken and are not done."""
         return self._pending
 
     @property
@@ -189,7 +189,7 @@ class Pool:
         return self._pending >= self._most
 
     async def run(self, jobs: Sequence[Callable[[], Result]]) -> list[Result]:
-        """The results of all jobs, in their order; what has not begun when the caller gives up is dropped.
+        """Run all jobs and give their results, in their order; jobs not begun when the caller gives up are dropped.
 
         Raises:
             OverloadedError: there is no room for all of them.

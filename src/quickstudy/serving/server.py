@@ -1,9 +1,8 @@
-"""Listens: the application behind uvicorn, until SIGTERM or Ctrl-C, then no longer than it takes to finish.
+"""The application listens behind uvicorn, until SIGTERM or Ctrl-C, then no longer than it takes to finish.
 
-uvicorn's HTTP connection, with limits for callers that are slow, endless or too many.
-
-uvicorn itself waits for a request's headers for as long as they take, and reads the rest of a body that was refused
-for as long as it comes. Here headers and bodies have their time and their size; who exceeds them is cut off.
+HTTP is read by httptools. uvicorn's connection is subclassed, since it limits no time of headers, bodies and unread
+answers: it waits for a request's headers for as long as they take, and reads the rest of a body that was refused for as
+long as it comes. Here headers, bodies and connections have their time, size and number; who exceeds them is cut off.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def serve(models: Mapping[str, Path], settings: Settings, *, announce: Callable[
 
     Args:
         models: files by name; the first is asked where no name is given.
-        settings: where and how.
+        settings: where to listen, and within which limits.
         announce: is told the address once requests are taken.
 
     Raises:
@@ -90,7 +89,7 @@ _GRACE_SECONDS = 5.0
 
 
 def limited_protocol(settings: Settings) -> type[HttpToolsProtocol]:
-    """The class of connections with these limits, as uvicorn wants it."""
+    """Make the class of connections with these limits, as uvicorn wants it."""
 
     class LimitedProtocol(HttpToolsProtocol):
         def __init__(self, *arguments: Any, **named: Any) -> None:

@@ -1,1 +1,1 @@
-"""Experiments: grids of runs, carried out in parallel, and what they show. Needs torch."""
+"""Sweeps are grids of runs, carried out in parallel, and what they show; they need torch."""

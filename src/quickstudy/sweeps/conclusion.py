@@ -1,4 +1,4 @@
-"""What a sweep's numbers say, in words. Every sentence is made from the rows; none is there unless they say it."""
+"""A sweep's numbers are put into words: every sentence is made from the rows, and none is there unless they say it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,29 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from quickstudy.sweeps.results import Layout, Row, group, have_target, largest, layout_of, median, name_of, values_of
+from quickstudy.sweeps.results import (
+    Layout,
+    TrialRow,
+    axes_of,
+    group,
+    have_target,
+    largest,
+    median,
+    shown_on,
+    values_of,
+)
 from quickstudy.sweeps.study import CASE, Study
 
 _NEAR = 0.01
-"""Precision that a narrow layer may cost and still count as wide enough."""
+"""Share of precision that a narrow layer may cost and still count as wide enough: a point."""
 
 
-def conclude(study: Study, rows: Sequence[Row]) -> str:
-    """Markdown: what was run, and what came out."""
+def conclude(study: Study, rows: Sequence[TrialRow]) -> str:
+    """Write in Markdown what was run, and what came out."""
     done = [row for row in rows if row.status == "done"]
     lines = [f"# {study.title or study.name}", "", *_what_ran(study, rows, done), ""]
     if done:
-        layout = layout_of(study, done)
+        layout = axes_of(study, done)
         said = [
             *_best(study, layout, done),
             *_quickest(layout, done),
@@ -31,7 +41,7 @@ def conclude(study: Study, rows: Sequence[Row]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _what_ran(study: Study, rows: Sequence[Row], done: Sequence[Row]) -> Iterator[str]:
+def _what_ran(study: Study, rows: Sequence[TrialRow], done: Sequence[TrialRow]) -> Iterator[str]:
     seeds = f", {study.seeds} seeds each" if study.seeds > 1 else ", one seed each"
     yield f"{len(done)} of {len(rows)} runs have ended{seeds}."
     for row in rows:
@@ -39,8 +49,8 @@ def _what_ran(study: Study, rows: Sequence[Row], done: Sequence[Row]) -> Iterato
             yield f"Failed: {row.trial}: {row.error.splitlines()[0]}"
 
 
-def _best(study: Study, layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
-    """The best combination by precision, where runs do not end at a target and cases do not say more."""
+def _best(study: Study, layout: Layout, rows: Sequence[TrialRow]) -> Iterator[str]:
+    """Name the best combination by precision, where runs do not end at a target and cases do not say more."""
     if have_target(rows) or not study.axes or layout.x == CASE:
         return
     for case in values_of(rows, CASE) if CASE in study.axes else [None]:
@@ -54,8 +64,8 @@ def _best(study: Study, layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
             yield f"Best precision: {_percent(statistics.mean(points[best]))}, with {shown}."
 
 
-def _quickest(layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
-    """For each line, where the target is reached in the fewest and in the most steps, if nothing is compared."""
+def _quickest(layout: Layout, rows: Sequence[TrialRow]) -> Iterator[str]:
+    """Say for each line where the target is reached in the fewest and in the most steps, if nothing is compared."""
     if len(values_of(rows, layout.panels)) > 1 or not have_target(rows):
         return
     for line in values_of(rows, layout.lines):
@@ -67,12 +77,12 @@ def _quickest(layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
         if not steps:
             continue
         best, worst = (choose(steps, key=lambda x: _or_never(steps[x])) for choose in (min, max))
-        parts = [f"{_steps(steps[x])} with {name_of(layout.x, x)}" for x in dict.fromkeys((best, worst))]
-        yield ": ".join(filter(None, (name_of(layout.lines, line), "; ".join(parts)))) + "."
+        parts = [f"{_steps(steps[x])} with {shown_on(layout.x, x)}" for x in dict.fromkeys((best, worst))]
+        yield ": ".join(filter(None, (shown_on(layout.lines, line), "; ".join(parts)))) + "."
 
 
-def _compared(layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
-    """Each value of the panels' axis against the first one: steps, seconds and what a step costs."""
+def _compared(layout: Layout, rows: Sequence[TrialRow]) -> Iterator[str]:
+    """Compare each value of the panels' axis with the first one: steps, seconds and what a step costs."""
     values = values_of(rows, layout.panels)
     if len(values) < 2 or layout.panels == CASE:
         return
@@ -83,7 +93,7 @@ def _compared(layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
             members = [row for row in rows if row.trial.labels.get(layout.panels) == value]
             reached = sum(row.values.get("steps_to_target") is not None for row in members)
             yield (
-                f"{name_of(layout.panels, value)}: {reached} of {len(members)} runs reach {_percent(target)} test "
+                f"{shown_on(layout.panels, value)}: {reached} of {len(members)} runs reach {_percent(target)} test "
                 f"precision within their steps."
             )
         for value in values[1:]:
@@ -92,13 +102,13 @@ def _compared(layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
         ratios = list(_ratios(layout, rows, "milliseconds_a_step", first, value))
         if ratios:
             yield (
-                f"A step with {name_of(layout.panels, value)} takes {statistics.median(ratios):.2f} times as long as "
-                f"with {name_of(layout.panels, first)} (from {min(ratios):.2f} to {max(ratios):.2f} over "
+                f"A step with {shown_on(layout.panels, value)} takes {statistics.median(ratios):.2f} times as long as "
+                f"with {shown_on(layout.panels, first)} (from {min(ratios):.2f} to {max(ratios):.2f} over "
                 f"{len(ratios)} combinations)."
             )
 
 
-def _to_target(layout: Layout, rows: Sequence[Row], first: Any, value: Any) -> Iterator[str]:
+def _to_target(layout: Layout, rows: Sequence[TrialRow], first: Any, value: Any) -> Iterator[str]:
     sooner: list[str] = []
     later: list[str] = []
     last = largest(values_of(rows, layout.x))
@@ -114,7 +124,7 @@ def _to_target(layout: Layout, rows: Sequence[Row], first: Any, value: Any) -> I
             }
             if not pairs:
                 continue
-            name = ", ".join(filter(None, (name_of(layout.lines, line), name_of(layout.x, x))))
+            name = ", ".join(filter(None, (shown_on(layout.lines, line), shown_on(layout.x, x))))
             before, after = pairs["seconds_to_target"]
             if _or_never(after) < _or_never(before):
                 sooner.append(name)
@@ -123,20 +133,20 @@ def _to_target(layout: Layout, rows: Sequence[Row], first: Any, value: Any) -> I
             if x == last:
                 steps, seconds = pairs["steps_to_target"], pairs["seconds_to_target"]
                 yield (
-                    f"{name}: {_steps(steps[0])} with {name_of(layout.panels, first)}, {_steps(steps[1])} with "
-                    f"{name_of(layout.panels, value)}; in seconds of training {_seconds(seconds[0])} and "
+                    f"{name}: {_steps(steps[0])} with {shown_on(layout.panels, first)}, {_steps(steps[1])} with "
+                    f"{shown_on(layout.panels, value)}; in seconds of training {_seconds(seconds[0])} and "
                     f"{_seconds(seconds[1])}."
                 )
     total = len(sooner) + len(later)
     if total:
         yield (
-            f"In seconds, {name_of(layout.panels, value)} gets there sooner than {name_of(layout.panels, first)} in "
+            f"In seconds, {shown_on(layout.panels, value)} gets there sooner than {shown_on(layout.panels, first)} in "
             f"{len(sooner)} of {total} combinations" + (f"; not with {'; '.join(later)}." if later else ".")
         )
 
 
-def _narrowed(layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
-    """The narrowest bottleneck that costs less than a point of precision, where 0 stands for none."""
+def _narrowed(layout: Layout, rows: Sequence[TrialRow]) -> Iterator[str]:
+    """Name the narrowest bottleneck that costs no more than a point of precision, where 0 stands for none."""
     if layout.x != "bottleneck":
         return
     for panel in values_of(rows, layout.panels):
@@ -149,7 +159,7 @@ def _narrowed(layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
             if 0 not in means or len(means) < 2:
                 continue
             enough = [x for x in sorted(means) if x and means[x] >= means[0] - _NEAR]
-            name = ", ".join(filter(None, (name_of(layout.panels, panel), name_of(layout.lines, line))))
+            name = ", ".join(filter(None, (shown_on(layout.panels, panel), shown_on(layout.lines, line))))
             widest = max(means)
             ending = (
                 f"width {enough[0]} is enough to come within a point of that ({_percent(means[enough[0]])})"
@@ -172,8 +182,8 @@ def _narrowed(layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
                     )
 
 
-def _without(layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
-    """Each case against the first one, seed by seed."""
+def _without(layout: Layout, rows: Sequence[TrialRow]) -> Iterator[str]:
+    """Compare each case with the first one, seed by seed."""
     if layout.x != CASE:
         return
     names = values_of(rows, CASE)
@@ -201,10 +211,10 @@ def _without(layout: Layout, rows: Sequence[Row]) -> Iterator[str]:
 
 
 _T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
-"""Student's t for 95 %, two-sided, by the number of pairs."""
+"""Quantiles of Student's t for 95 %, two-sided, by the number of pairs."""
 
 
-def _ratios(layout: Layout, rows: Sequence[Row], column: str, first: Any, value: Any) -> Iterator[float]:
+def _ratios(layout: Layout, rows: Sequence[TrialRow], column: str, first: Any, value: Any) -> Iterator[float]:
     for line in values_of(rows, layout.lines):
         for x in values_of(rows, layout.x):
             sides = [
@@ -215,7 +225,7 @@ def _ratios(layout: Layout, rows: Sequence[Row], column: str, first: Any, value:
                 yield sides[1] / sides[0]
 
 
-def _means(rows: Sequence[Row]) -> dict[str, float]:
+def _means(rows: Sequence[TrialRow]) -> dict[str, float]:
     return {
         name: statistics.mean([row.values.get(name) or 0 for row in rows])
         for name in ("parameters", "milliseconds_a_step")

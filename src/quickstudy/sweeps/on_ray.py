@@ -1,4 +1,4 @@
-"""Trials on a Ray cluster: each a task, its folder brought back whole when it has ended.
+"""Trials run on a Ray cluster, each as a task whose folder is brought back whole when it has ended.
 
 Only the data has to be where the workers find it. A run folder comes back as an archive, so that what is here is the
 same as after a sweep on this machine.
@@ -21,7 +21,7 @@ from quickstudy.sweeps.tasks import Conditions
 from quickstudy.sweeps.workers import Went, attempt
 
 _RETRIES = 2
-"""Of a task whose worker is lost."""
+"""Number of times that a task is tried again after its worker was lost."""
 
 
 def run_on_ray(trials: Sequence[Trial], runs: Path, conditions: Conditions, *, address: str) -> Iterator[Went]:
@@ -30,7 +30,7 @@ def run_on_ray(trials: Sequence[Trial], runs: Path, conditions: Conditions, *, a
     Args:
         trials: what to carry out.
         runs: where the run folders go, on this machine.
-        conditions: how; `data_folder` and image folders must be where the workers find them.
+        conditions: how to carry them out; `data_folder` and image folders must be where the workers find them.
         address: `auto` or the cluster's address.
 
     Raises:
@@ -58,7 +58,7 @@ def _gpus(conditions: Conditions) -> int:
 
 
 def _carry_out(trial: Trial, conditions: Conditions) -> tuple[bytes, str | None]:
-    """On the cluster: a trial's folder as an archive, and the error, if there was one."""
+    """Carry out a trial on the cluster; gives its folder as an archive, and the error, if there was one."""
     settle_own_process()
     alone = replace(conditions, workers=usable_cores())  # one core each, as it has asked for
     with tempfile.TemporaryDirectory(prefix="quickstudy-") as name:

@@ -1,4 +1,4 @@
-"""Pictures of a sweep, as PNG and SVG. What is varied from left to right, by lines and by panels, the study says."""
+"""A sweep's pictures are drawn as PNG and SVG; the study says what varies from left to right, by line and by panel."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from matplotlib.figure import Figure
 from quickstudy.files import write_bytes_atomically
 from quickstudy.sweeps.results import (
     Layout,
-    Row,
+    TrialRow,
+    axes_of,
     group,
     have_target,
-    label_of,
     largest,
-    layout_of,
     median,
-    name_of,
+    shown_on,
+    value_on,
     values_of,
 )
 from quickstudy.sweeps.study import CASE, Study
 
 _STYLES = ("-", "--", ":", "-.")  # where there are more lines than colours
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
-"""Told apart by everybody (Okabe & Ito, 2008)."""
+"""Colours that everybody can tell apart (Okabe & Ito, 2008)."""
 _MARKERS = "osD^vPX*"
 _MOST_LINES = 24
 _BESIDE = 0.06
-"""Of a step of the axis, from one line to the next."""
+"""Distance from one line to the next, as a share of a step of the axis, where lines are drawn side by side."""
 _STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -49,9 +49,9 @@ _STYLE: Any = {
 }
 
 
-def draw_all(study: Study, rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Draw everything that the rows, all of runs that have ended, allow; the paths of the PNG files."""
-    layout = layout_of(study, rows)
+def draw_all(study: Study, rows: Sequence[TrialRow], folder: Path) -> list[Path]:
+    """Draw everything that the rows, all of runs that have ended, allow; gives the paths of the PNG files."""
+    layout = axes_of(study, rows)
     drawn = []
     with mpl.rc_context(_STYLE):
         for name, draw in _PICTURES.items():
@@ -61,16 +61,16 @@ def draw_all(study: Study, rows: Sequence[Row], folder: Path) -> list[Path]:
     return drawn
 
 
-def _steps_to_target(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
+def _steps_to_target(study: Study, layout: Layout, rows: Sequence[TrialRow]) -> Figure | None:
     return _to_target(layout, rows, "steps_to_target", "steps", study)
 
 
-def _seconds_to_target(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
+def _seconds_to_target(study: Study, layout: Layout, rows: Sequence[TrialRow]) -> Figure | None:
     return _to_target(layout, rows, "seconds_to_target", "seconds of training", study)
 
 
-def _to_target(layout: Layout, rows: Sequence[Row], column: str, unit: str, study: Study) -> Figure | None:
-    """Median over seeds against x, with the range; runs that never get there are at the top."""
+def _to_target(layout: Layout, rows: Sequence[TrialRow], column: str, unit: str, study: Study) -> Figure | None:
+    """Draw the median over seeds against x, with the range; runs that never get there are at the top."""
     if not any(column in row.values for row in rows):
         return None
     reached = [row.values[column] for row in rows if row.values.get(column) is not None]
@@ -93,8 +93,8 @@ def _to_target(layout: Layout, rows: Sequence[Row], column: str, unit: str, stud
     return _finish(figure, panels, study.title)
 
 
-def _step_cost(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
-    """Milliseconds a step against x, one line for each panel of the other pictures, over all their lines."""
+def _step_cost(study: Study, layout: Layout, rows: Sequence[TrialRow]) -> Figure | None:
+    """Draw milliseconds a step against x, one line for each panel of the other pictures, over all their lines."""
     if not any("milliseconds_a_step" in row.values for row in rows) or not layout.panels or layout.panels == CASE:
         return None
     flat = Layout(x=layout.x, lines=layout.panels, panels="")
@@ -106,17 +106,17 @@ def _step_cost(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | No
     return _finish(figure, panels, study.title)
 
 
-def _precision(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
+def _precision(study: Study, layout: Layout, rows: Sequence[TrialRow]) -> Figure | None:
     return _against_x(study, layout, rows, "precision", "test precision, %", 100)
 
 
-def _seconds(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
+def _seconds(study: Study, layout: Layout, rows: Sequence[TrialRow]) -> Figure | None:
     if any("milliseconds_a_step" in row.values for row in rows):
         return _against_x(study, layout, rows, "milliseconds_a_step", "milliseconds a step", 1)
     return _against_x(study, layout, rows, "seconds", "seconds", 1)
 
 
-def _parameters(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
+def _parameters(study: Study, layout: Layout, rows: Sequence[TrialRow]) -> Figure | None:
     counts = {row.values.get("parameters") for row in rows}
     if len(counts) < 3:
         return None
@@ -124,13 +124,13 @@ def _parameters(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | N
 
 
 def _against_x(
-    study: Study, layout: Layout, rows: Sequence[Row], column: str, label: str, factor: float
+    study: Study, layout: Layout, rows: Sequence[TrialRow], column: str, label: str, factor: float
 ) -> Figure | None:
-    """A column against x, where runs do not end at a target, and cases are not all there is."""
+    """Draw a column against x, where runs do not end at a target, and cases are not all there is."""
     if have_target(rows) or layout.x in ("", CASE):
         return None
 
-    def value(row: Row) -> float | None:
+    def value(row: TrialRow) -> float | None:
         found = row.values.get(column)
         return None if found is None else factor * found
 
@@ -141,8 +141,8 @@ def _against_x(
     return _finish(figure, panels, study.title)
 
 
-def _cases(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
-    """Where the cases are all there is: each one's precision, and its difference from the first."""
+def _cases(study: Study, layout: Layout, rows: Sequence[TrialRow]) -> Figure | None:
+    """Draw each case's precision beside that of the first, where the cases are all there is."""
     if layout.x != CASE:
         return None
     names = values_of(rows, CASE)
@@ -161,10 +161,10 @@ def _cases(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
     return figure
 
 
-def _learning_curves(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
-    """Precision against steps, for the largest x, or for each x where there is nothing else."""
+def _learning_curves(study: Study, layout: Layout, rows: Sequence[TrialRow]) -> Figure | None:
+    """Draw precision against steps, for the largest x, or for each x where there is nothing else."""
     at = largest(values_of(rows, layout.x))
-    chosen = [row for row in rows if layout.lines == "" or layout.x == "" or label_of(row, layout.x) == at]
+    chosen = [row for row in rows if layout.lines == "" or layout.x == "" or value_on(row, layout.x) == at]
     if layout.lines == "":  # then x itself is what tells the curves apart
         layout = Layout(x="", lines=layout.x, panels=layout.panels)
     if not any(len(row.curve.steps) > 1 for row in chosen) or len(values_of(chosen, layout.lines)) > _MOST_LINES:
@@ -173,7 +173,7 @@ def _learning_curves(study: Study, layout: Layout, rows: Sequence[Row]) -> Figur
     for axes, panel in panels:
         for number, line in enumerate(values_of(chosen, layout.lines)):
             for row in group(chosen, Layout(x="", lines=layout.lines, panels=layout.panels), None, line, panel):
-                label = name_of(layout.lines, line) if axes is panels[0][0] and not row.trial.seed else None
+                label = shown_on(layout.lines, line) if axes is panels[0][0] and not row.trial.seed else None
                 axes.plot(
                     row.curve.steps, [100 * value for value in row.curve.precision], label=label,
                     color=_COLOURS[number % len(_COLOURS)], linewidth=1.2, alpha=0.9,
@@ -186,10 +186,10 @@ def _learning_curves(study: Study, layout: Layout, rows: Sequence[Row]) -> Figur
     return _finish(figure, panels, where)
 
 
-def _gradient_norms(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure | None:
-    """Norms of the gradients by layer over time, for the largest x: a row a panel, a column a line."""
+def _gradient_norms(study: Study, layout: Layout, rows: Sequence[TrialRow]) -> Figure | None:
+    """Draw norms of the gradients by layer over time, for the largest x: a row a panel, a column a line."""
     at = largest(values_of(rows, layout.x))
-    chosen = [row for row in rows if not row.trial.seed and (not layout.x or label_of(row, layout.x) == at)]
+    chosen = [row for row in rows if not row.trial.seed and (not layout.x or value_on(row, layout.x) == at)]
     chosen = [row for row in chosen if len(row.curve.norms) > 2 and max(map(len, row.curve.norms.values())) > 1]
     panel_values, line_values = values_of(chosen, layout.panels), values_of(chosen, layout.lines)
     if not chosen or not layout.lines or layout.x == CASE or layout.panels == CASE or len(line_values) > 8:
@@ -210,7 +210,7 @@ def _gradient_norms(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure
             axes.minorticks_off()
             _plain_log(axes.set_xscale, axes.xaxis)
             axes.set_title(
-                ", ".join(filter(None, (name_of(layout.lines, line), name_of(layout.panels, panel)))), fontsize=8
+                ", ".join(filter(None, (shown_on(layout.lines, line), shown_on(layout.panels, panel)))), fontsize=8
             )
     for axes in grid[-1]:
         axes.set_xlabel("step")
@@ -222,7 +222,7 @@ def _gradient_norms(study: Study, layout: Layout, rows: Sequence[Row]) -> Figure
     return figure
 
 
-_PICTURES: dict[str, Callable[[Study, Layout, Sequence[Row]], Figure | None]] = {
+_PICTURES: dict[str, Callable[[Study, Layout, Sequence[TrialRow]], Figure | None]] = {
     "steps_to_target": _steps_to_target,
     "seconds_to_target": _seconds_to_target,
     "step_cost": _step_cost,
@@ -238,14 +238,14 @@ _PICTURES: dict[str, Callable[[Study, Layout, Sequence[Row]], Figure | None]] = 
 def _draw_lines(
     axes: Axes,
     layout: Layout,
-    rows: Sequence[Row],
+    rows: Sequence[TrialRow],
     panel: Any,
-    value: Callable[[Row], float | None],
+    value: Callable[[TrialRow], float | None],
     *,
     ceiling: float | None = None,
     apart: Any = None,
 ) -> None:
-    """One line for each value of the lines' axis: median over seeds, and their range.
+    """Draw one line for each value of the lines' axis: median over seeds, and their range.
 
     What has no value is drawn at the `ceiling`, where there is one. The x that is `apart` stands for "none": it is a
     level and not a point.
@@ -267,7 +267,7 @@ def _draw_lines(
         xs = [point.x + aside if aside else point.x for point in points]
         axes.plot(
             xs, [point.middle for point in points], color=colour, marker=marker, markersize=4, linewidth=1.3,
-            label=name_of(layout.lines, line) or None,
+            label=shown_on(layout.lines, line) or None,
         )  # fmt: skip
         for x, point in zip(xs, points, strict=True):
             if point.never:
@@ -286,22 +286,22 @@ def _draw_lines(
 
 @dataclass(frozen=True, kw_only=True)
 class _Point:
-    """What several seeds came to at one x."""
+    """Holds what several seeds came to at one x."""
 
     x: Any
     middle: float
     low: float
     high: float
     never: bool
-    """Most of them came to nothing."""
+    """Whether most of the seeds came to nothing."""
 
 
 def _points(
     layout: Layout,
-    rows: Sequence[Row],
+    rows: Sequence[TrialRow],
     line: Any,
     panel: Any,
-    value: Callable[[Row], float | None],
+    value: Callable[[TrialRow], float | None],
     ceiling: float | None,
 ) -> Iterator[_Point]:
     for x in values_of(rows, layout.x):
@@ -320,13 +320,13 @@ def _points(
 
 
 def _panels(
-    layout: Layout, rows: Sequence[Row], *, share: bool = True, same_x: bool = False
+    layout: Layout, rows: Sequence[TrialRow], *, share: bool = True, same_x: bool = False
 ) -> tuple[Figure, list[tuple[Axes, Any]]]:
     values = values_of(rows, layout.panels)
     figure = Figure(figsize=(3.6 * len(values) + 1.6, 3.4), layout="constrained")
     grid = figure.subplots(1, len(values), sharex=same_x, sharey=share, squeeze=False)[0]
     for axes, value in zip(grid, values, strict=True):
-        axes.set_title(name_of(layout.panels, value), fontsize=9)
+        axes.set_title(shown_on(layout.panels, value), fontsize=9)
     return figure, list(zip(grid, values, strict=True))
 
 
@@ -352,7 +352,7 @@ def _save(figure: Figure, path: Path) -> Path:
 
 
 def _plain_log(set_scale: Callable[[str], object], axis: Axis) -> None:
-    """A logarithmic axis with 10, 20, 50, 100 and so on at its ticks."""
+    """Make an axis logarithmic, with 10, 20, 50, 100 and so on at its ticks."""
     set_scale("log")
     axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))

@@ -1,9 +1,8 @@
-"""A sweep's folder and what its runs came to: one table, always read from the runs themselves.
+"""A sweep's folder holds what its runs came to, and here it becomes one table, always read from the runs themselves.
 
 `sweep.json` says what the study is, `runs/` has a run folder for each trial, `results.parquet` and `results.csv` the
-table, `pictures/` and `conclusion.md` what it shows.
-
-Which axis of a study plays which part in its pictures and conclusions, and the rows that belong together.
+table, `pictures/` and `conclusion.md` what it shows. Those two share what stands at the end of this file: which axis of
+a study plays which part (`Layout`), and which rows belong together.
 """
 
 from __future__ import annotations
@@ -22,43 +21,46 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from quickstudy.errors import SweepError
+from quickstudy.errors import SweepError, WriteError
 from quickstudy.files import write_bytes_atomically, write_json_atomically
 from quickstudy.scratch.folder import METRICS, RESULT, RunFolder
 from quickstudy.sweeps.study import CASE, Grid, Study, Trial
 
 FORMAT = 1
-"""Of a sweep's folder; another one is not read."""
+"""Format of a sweep's folder; a folder of another format is not read."""
 FAILURE = "failure.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """How a run went."""
+    """Shows how a run went, evaluation by evaluation."""
 
     steps: tuple[int, ...]
+    """Number of steps made until each evaluation."""
     precision: tuple[float, ...]
+    """Precision in each evaluation, 0 to 1."""
     seconds: tuple[float, ...]
-    """Spent on steps until each evaluation."""
+    """Seconds spent on steps until each evaluation."""
     norms: dict[str, tuple[tuple[int, float], ...]]
-    """Step and norm of the gradient, for each layer's weights, in the layers' order."""
+    """Steps and norms of the gradient, for each layer's weights, in the layers' order."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One trial and what it came to."""
+class TrialRow:
+    """Shows one trial and what it came to."""
 
     trial: Trial
     folder: Path
     status: str
-    """done, failed, or missing."""
+    """What has become of the trial: `done`, `failed`, or `missing`."""
     error: str | None
+    """Reason of a failure; None where there was none."""
     values: dict[str, Any]
-    """Of the table's columns that are not labels."""
+    """Values of the table's columns that are not labels, by name."""
 
     @cached_property
     def curve(self) -> Curve:
-        """From the run's `metrics.jsonl`."""
+        """How the run went, by its `metrics.jsonl`."""
         lines = RunFolder(self.folder).lines(METRICS)
         evaluations = [line for line in lines if "precision" in line]
         norms: dict[str, list[tuple[int, float]]] = {}
@@ -90,7 +92,8 @@ class SweepFolder:
         """Write what the study is; a study that was here before gives way, its runs stay.
 
         Raises:
-            SweepError: the folder is of another version, is something else, or cannot be written.
+            SweepError: the folder is of another version, or is something else.
+            WriteError: it cannot be written.
         """
         if (self.path / _FILE).exists():
             self._read()
@@ -99,12 +102,12 @@ class SweepFolder:
         try:
             write_json_atomically(self.path / _FILE, {"format": FORMAT, "study": dataclasses.asdict(study)})
         except OSError as error:
-            raise SweepError(
+            raise WriteError(
                 f"Cannot write to '{self.path}': {error.strerror or error}; name another folder with --results"
             ) from None
 
     def study(self) -> Study:
-        """The study that was begun last.
+        """Read the study that was begun last.
 
         Raises:
             SweepError: this is no sweep, or one of another version.
@@ -114,12 +117,12 @@ class SweepFolder:
         except (KeyError, TypeError, ValueError) as error:
             raise SweepError(f"'{self.path / _FILE}' is damaged: {error!r}") from None
 
-    def rows(self, trials: Sequence[Trial]) -> list[Row]:
-        """What the trials came to, as their folders have it."""
+    def rows(self, trials: Sequence[Trial]) -> list[TrialRow]:
+        """Read what the trials came to, as their folders have it."""
         return [self._row(trial) for trial in trials]
 
     def is_done(self, trial: Trial) -> bool:
-        """Whether a trial has ended."""
+        """Tell whether a trial has ended."""
         return (self.runs / trial.folder / RESULT).is_file()
 
     def failed(self, trial: Trial, error: str) -> None:
@@ -127,26 +130,26 @@ class SweepFolder:
         write_json_atomically(self.runs / trial.folder / FAILURE, {"error": error})
 
     def forget_failure(self, trial: Trial) -> None:
-        """A trial is about to be tried again."""
+        """Forget that a trial failed, as it is about to be tried again."""
         (self.runs / trial.folder / FAILURE).unlink(missing_ok=True)
 
     def write_table(self, table: pa.Table) -> None:
-        """As Parquet and as CSV."""
+        """Write the table, as Parquet and as CSV."""
         for name, write in (("parquet", pyarrow.parquet.write_table), ("csv", pyarrow.csv.write_csv)):
             buffer = io.BytesIO()
             write(table, buffer)
             write_bytes_atomically(self.path / f"results.{name}", buffer.getbuffer())
 
-    def _row(self, trial: Trial) -> Row:
+    def _row(self, trial: Trial) -> TrialRow:
         folder = self.runs / trial.folder
         try:
             result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         except FileNotFoundError:
             error = _failure(folder)
-            return Row(trial=trial, folder=folder, status="failed" if error else "missing", error=error, values={})
+            return TrialRow(trial=trial, folder=folder, status="failed" if error else "missing", error=error, values={})
         except (OSError, ValueError) as error:
             raise SweepError(f"'{folder / RESULT}' is damaged ({error}); delete '{folder}' to run it again") from None
-        row = Row(trial=trial, folder=folder, status="done", error=None, values={})
+        row = TrialRow(trial=trial, folder=folder, status="done", error=None, values={})
         row.values.update(_values(result))
         if trial.target:
             reached = [number for number, precision in enumerate(row.curve.precision) if precision >= trial.target]
@@ -177,8 +180,8 @@ class SweepFolder:
 _FILE = "sweep.json"
 
 
-def table_of(study: Study, rows: Sequence[Row]) -> pa.Table:
-    """One row a trial: labels, seed, status, then what it came to; None where that is not known."""
+def table_of(study: Study, rows: Sequence[TrialRow]) -> pa.Table:
+    """Make the table, one row a trial: labels, seed, status, then what it came to; None where that is not known."""
     values = []
     for row in rows:
         labels = {name: _cell(row.trial.labels.get(name)) for name in study.axes}
@@ -210,7 +213,7 @@ COLUMNS = (
 
 
 def _values(result: dict[str, Any]) -> dict[str, Any]:
-    """Of a training's result, or a retraining's."""
+    """Take the table's values from a training's result, or a retraining's."""
     test = result.get("test")
     values: dict[str, Any] = {"precision": test["accuracy"] if test else None}
     if "training_seconds" in result:
@@ -235,7 +238,7 @@ def _cell(value: Any) -> Any:
 
 
 def median(values: Sequence[float | None]) -> float | None:
-    """Where None stands for more than all others: None where that is the median."""
+    """Find the median where None stands for more than any number; None if that is the median, or nothing is given."""
     ordered = sorted(values, key=lambda value: float("inf") if value is None else value)
     middle = ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]
     return None if not middle or None in middle else statistics.mean(value for value in middle if value is not None)
@@ -255,15 +258,18 @@ def _frozen(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Which axis of a study plays which part; empty where none does."""
+    """Says which axis of a study plays which part; a name is empty where none does."""
 
     x: str
+    """Name of the axis from left to right."""
     lines: str
+    """Name of the axis with a line for each value."""
     panels: str
+    """Name of the axis with a panel for each value."""
 
 
-def layout_of(study: Study, rows: Sequence[Row]) -> Layout:
-    """As the study says, or the first axis of numbers from left to right, the last of the others as lines."""
+def axes_of(study: Study, rows: Sequence[TrialRow]) -> Layout:
+    """Lay the axes out as the study says; else the first axis of numbers is x, the last of the others the lines."""
     axes = list(study.axes)
     x = study.x or next((name for name in axes if _is_numeric(rows, name)), axes[0] if axes else "")
     others = [name for name in axes if name not in (x, study.lines, study.panels)]
@@ -272,41 +278,41 @@ def layout_of(study: Study, rows: Sequence[Row]) -> Layout:
     return Layout(x=x, lines=lines, panels=panels)
 
 
-def values_of(rows: Sequence[Row], name: str) -> list[Any]:
-    """The values of an axis, in the order in which they first come; [None] where there is no such axis."""
-    return list(dict.fromkeys(label_of(row, name) for row in rows)) if name else [None]
+def values_of(rows: Sequence[TrialRow], name: str) -> list[Any]:
+    """List the values of an axis, in the order in which they first come; [None] where there is no such axis."""
+    return list(dict.fromkeys(value_on(row, name) for row in rows)) if name else [None]
 
 
-def group(rows: Sequence[Row], layout: Layout, x: Any, line: Any, panel: Any) -> list[Row]:
-    """The rows, one a seed, of one point; where two axes play no part, of all their values."""
+def group(rows: Sequence[TrialRow], layout: Layout, x: Any, line: Any, panel: Any) -> list[TrialRow]:
+    """Find the rows of one point, one a seed; an axis that plays no part is not looked at."""
     wanted = ((layout.x, x), (layout.lines, line), (layout.panels, panel))
-    return [row for row in rows if all(not name or label_of(row, name) == value for name, value in wanted)]
+    return [row for row in rows if all(not name or value_on(row, name) == value for name, value in wanted)]
 
 
-def label_of(row: Row, name: str) -> Any:
-    """A row's value on an axis; None where it has none."""
+def value_on(row: TrialRow, name: str) -> Any:
+    """Give a row's value on an axis; None where it has none."""
     return row.trial.labels.get(name)
 
 
-def have_target(rows: Sequence[Row]) -> bool:
-    """Whether the runs end at a target."""
+def have_target(rows: Sequence[TrialRow]) -> bool:
+    """Tell whether the runs end at a target."""
     return any("steps_to_target" in row.values for row in rows)
 
 
 def largest(values: Sequence[Any]) -> Any:
-    """Of the numbers among values; the last value, where there is no number."""
+    """Find the largest of the numbers among values; the last value, where there is no number."""
     numbers = [value for value in values if isinstance(value, int | float)]
     return max(numbers) if numbers else values[-1]
 
 
-def name_of(axis: str, value: Any) -> str:
-    """A value for people, with its axis where it would not speak for itself: `depth 7`, but `sigmoid`."""
+def shown_on(axis: str, value: Any) -> str:
+    """Write a value for people, with its axis where it would not speak for itself: `depth 7`, but `sigmoid`."""
     if not axis or value is None:
         return ""
     shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return shown if axis in (CASE, "activation") else f"{axis} {shown}"
 
 
-def _is_numeric(rows: Sequence[Row], name: str) -> bool:
-    values = [label_of(row, name) for row in rows]
+def _is_numeric(rows: Sequence[TrialRow], name: str) -> bool:
+    values = [value_on(row, name) for row in rows]
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)

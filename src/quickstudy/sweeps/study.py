@@ -1,4 +1,4 @@
-"""Studies: what is varied, as grids of options; read from TOML files, of which some come with quickstudy."""
+"""A study says what is varied, as grids of options; it is read from a TOML file, of which some come with quickstudy."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from quickstudy.scratch.recipe import RECIPES
 from quickstudy.sweeps.tasks import RETRAIN, Task, task_named
 
 _EVALUATE_STEPS = 10
-"""Where there is a target and nothing else is said."""
+"""Number of steps from one evaluation to the next where there is a target and nothing else is said."""
 _QUIET_OPTIONS = ("evaluate_steps", "target", "seed")
-"""That are left out of folder names."""
+"""Options that are left out of folder names."""
 _NAME_LENGTH = 100
 
 
@@ -32,15 +32,15 @@ class Trial:
 
     task: Task
     labels: Mapping[str, Any]
-    """What tells it from the others in the table: its case, if any, and the value of each axis."""
+    """What tells the trial from the others in the table: its case, if any, and the value of each axis."""
     seed: int | None
-    """None where nothing in it is random."""
+    """Number that all random numbers follow from; None where nothing in the trial is random."""
     contents: Mapping[str, str] = field(default_factory=dict)
-    """The census' fingerprint by path of image sets that trials retrain on; as in `Study`."""
+    """Fingerprints by path of what trials retrain on, as in `Study`."""
 
     @cached_property
     def identity(self) -> str:
-        """The hash of all that decides what it gives, as 64 hexadecimal digits; images by content, not by path."""
+        """Hash of all that decides what the trial gives, as 64 hexadecimal digits; images by content, not by path."""
         options = self.task.options()
         if self.task.name == RETRAIN:
             for name in ("data", "roles_of"):
@@ -50,12 +50,12 @@ class Trial:
 
     @cached_property
     def target(self) -> float:
-        """Precision at which it ends early; 0 where none does."""
+        """Precision at which the trial ends early, 0 to 1; 0 where it never does."""
         return float(self.task.options().get("target") or 0)
 
     @cached_property
     def folder(self) -> str:
-        """The name of its folder: what differs from the recipe as it stands, for people, and the hash."""
+        """Name of the trial's folder: what differs from the recipe as it stands, for people, and the hash."""
         plain = task_named(self.task.name, {}).options()
         changed = {
             name: value
@@ -68,7 +68,7 @@ class Trial:
         return f"{readable[:_NAME_LENGTH]}{seed}-{self.identity[:10]}"
 
     def __str__(self) -> str:
-        """For people, such as `depth 7, activation sigmoid, seed 0`."""
+        """Write the trial for people, such as `depth 7, activation sigmoid, seed 0`."""
         parts = [str(value) if name == CASE else f"{name} {_shown(value)}" for name, value in self.labels.items()]
         return ", ".join(parts if self.seed is None else [*parts, f"seed {self.seed}"])
 
@@ -82,14 +82,14 @@ class Grid:
 
     recipe: str
     case: str = ""
-    """What the table calls it, where a study has several."""
+    """Name of the grid in the table, where a study has several; empty otherwise."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    """Options with one value."""
+    """Options with one value, by name."""
     axes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Options with several, each a value as the recipe has it or a text for it."""
+    """Options with several values, by name; each is a value as the recipe has it or a text for it."""
 
     def trials(self, *, seeds: int, contents: Mapping[str, str] | None = None) -> Iterator[Trial]:
-        """All of them; seeds change last, so that a part of a sweep is a whole one with fewer seeds.
+        """Make all trials; seeds change last, so that a part of a sweep is a whole one with fewer seeds.
 
         Raises:
             OptionError: an option is unknown or cannot have its value.
@@ -119,24 +119,25 @@ class Study:
     grids: tuple[Grid, ...]
     title: str = ""
     seeds: int = 1
-    """Runs of each combination, from seed 0 on."""
+    """Number of runs of each combination, at least 1, from seed 0 on."""
     x: str = ""
-    """The axis from left to right in pictures; left out, the first one whose values are numbers."""
+    """Name of the axis from left to right in pictures; empty takes the first one whose values are numbers."""
     lines: str = ""
-    """The axis with one line for each value; left out, the last one."""
+    """Name of the axis with one line for each value; empty takes the last one that is left."""
     panels: str = ""
-    """The axis with one picture beside the other for each value, the first of which the others are compared with."""
+    """Name of the axis with a panel for each value, the first of which the others are compared with; empty takes the
+    last one that is left."""
     contents: Mapping[str, str] = field(default_factory=dict)
-    """The census' fingerprint by path of the image sets that trials retrain on, which names their trials."""
+    """Fingerprints by path of the image sets that trials retrain on, and hashes of models that they take roles from."""
 
     @cached_property
     def axes(self) -> tuple[str, ...]:
-        """What tells trials apart, `case` first where there are several."""
+        """Names of what tells trials apart, `case` first where there are several."""
         names = [CASE] if any(grid.case for grid in self.grids) else []
         return (*names, *dict.fromkeys(name for grid in self.grids for name in grid.axes))
 
     def trials(self) -> list[Trial]:
-        """All runs; those with the same configuration count once.
+        """Make the trials of all grids; those with the same configuration count once.
 
         Raises:
             OptionError: an option is unknown or cannot have its value.
@@ -160,7 +161,7 @@ class Study:
         axes: Mapping[str, tuple[Any, ...]] | None = None,
         seeds: int | None = None,
     ) -> Study:
-        """The study with other values in all grids; an axis takes the place of a fixed value, and the other way."""
+        """Give options other values in all grids; an axis takes the place of a fixed value, and the other way."""
         fixed, axes = dict(fixed or {}), dict(axes or {})
         if "target" in fixed and "evaluate_steps" not in fixed:
             fixed["evaluate_steps"] = _EVALUATE_STEPS
@@ -176,10 +177,10 @@ class Study:
 
 
 def study_named(name: str) -> Study:
-    """A study by its TOML file, by the name of one that comes with quickstudy, or a recipe with nothing varied yet.
+    """Find a study by its TOML file, the name of one that comes with quickstudy, or a recipe with nothing varied yet.
 
     Raises:
-        SweepError: there is none, or its file cannot be used.
+        SweepError: there is no such study, or its file cannot be used.
     """
     if name.endswith(".toml"):
         path = Path(name)
@@ -199,20 +200,20 @@ def study_named(name: str) -> Study:
 
 
 def built_in() -> list[str]:
-    """Names of the studies that come with quickstudy."""
+    """List the names of the studies that come with quickstudy."""
     folder = resources.files(__package__) / "studies"
     return sorted(item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml"))
 
 
 def read_study(text: str, *, name: str, source: str) -> Study:
-    """A study from TOML.
+    """Read a study from TOML.
 
-    `title`, `recipe`, `seeds`, `target`, `x`, `lines` and `panels`; `[set]` with fixed options; `[grid]` with axes, as
-    lists or as texts like those of `--grid`; and `[[cases]]`, each with a `name` and with its own recipe, `set` and
-    `grid` beside those of all.
+    Its entries are `title`, `recipe`, `seeds`, `target`, `x`, `lines` and `panels`; `[set]` with fixed options;
+    `[grid]` with axes, as lists or as texts like those of `--grid`; and `[[cases]]`, each with a `name` and with its
+    own recipe, `set` and `grid` beside those of all.
 
     Raises:
-        SweepError: it is no such TOML; the message names `source`.
+        SweepError: the text is no such TOML; the message names `source`.
     """
     try:
         values = tomllib.loads(text)
@@ -247,7 +248,7 @@ def read_study(text: str, *, name: str, source: str) -> Study:
 
 
 def read_axis(recipe: str, name: str, text: str) -> tuple[Any, ...]:
-    """Values from a text: `1..7`, or values with commas between them (semicolons, where a value has commas itself).
+    """Read values from a text: `1..7`, or values with commas between them (semicolons if a value has commas itself).
 
     Raises:
         OptionError: the recipe has no such option.

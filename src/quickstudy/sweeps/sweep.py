@@ -1,4 +1,4 @@
-"""A sweep: carry out all trials of a study that have not ended yet, then say what they show."""
+"""A sweep carries out all trials of a study that have not ended yet, then says what they show."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from quickstudy.process import usable_cores
 from quickstudy.retraining.evaluation import stat_index
 from quickstudy.scratch.parallel import choose_device
 from quickstudy.sweeps.conclusion import conclude
-from quickstudy.sweeps.results import Row, SweepFolder, table_of
+from quickstudy.sweeps.results import SweepFolder, TrialRow, table_of
 from quickstudy.sweeps.study import Study, Trial
 from quickstudy.sweeps.tasks import RETRAIN, Conditions
 from quickstudy.sweeps.workers import Went, run_locally
@@ -24,12 +24,14 @@ from quickstudy.sweeps.workers import Went, run_locally
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """What a sweep is about to do."""
+    """Says what a sweep is about to do."""
 
     trials: int
+    """Number of trials in all."""
     done: int
-    """Of these, finished before."""
+    """Number of trials that ended before."""
     workers: int
+    """Number of trials at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +40,14 @@ class SweepResult:
 
     folder: Path
     study: Study
-    rows: tuple[Row, ...]
+    rows: tuple[TrialRow, ...]
     table: pa.Table
     pictures: tuple[Path, ...]
     conclusion: str
-    """Markdown."""
+    """What came out, in words, as Markdown."""
 
     @property
-    def failed(self) -> list[Row]:
+    def failed(self) -> list[TrialRow]:
         """Trials that failed."""
         return [row for row in self.rows if row.status == "failed"]
 
@@ -109,12 +111,13 @@ def sweep(
         if went.error is not None:
             folder.failed(went.trial, went.error)
         report(went)
-    return summarise(folder, study, trials)
+    return conclude_sweep(folder, study, trials)
 
 
 def _fingerprints(trials: Sequence[Trial], cache: Path | None) -> dict[str, str]:
-    """The census' fingerprint of each image set that a trial retrains on, and the hash of each model of which roles are
-    taken, by path; of what cannot be read, the trial tells.
+    """Find out by path what trials retrain on: the census' fingerprint of image sets, the hash of role-giving models.
+
+    What cannot be read is left out; its trial tells.
     """
     found = {}
     options = [trial.task.options() for trial in trials if trial.task.name == RETRAIN]
@@ -128,17 +131,17 @@ def _fingerprints(trials: Sequence[Trial], cache: Path | None) -> dict[str, str]
 
 
 def show(results: str | Path) -> SweepResult:
-    """Table, pictures and conclusion again, from what a sweep's folder has.
+    """Make table, pictures and conclusion again, from what a sweep's folder has.
 
     Raises:
         SweepError: this is no sweep, or one of another version.
     """
     folder = SweepFolder(Path(results))
     study = folder.study()
-    return summarise(folder, study, study.trials())
+    return conclude_sweep(folder, study, study.trials())
 
 
-def summarise(folder: SweepFolder, study: Study, trials: list[Trial]) -> SweepResult:
+def conclude_sweep(folder: SweepFolder, study: Study, trials: list[Trial]) -> SweepResult:
     """Write table, pictures and conclusion, from what the runs have."""
     from quickstudy.sweeps.pictures import draw_all
 
@@ -160,5 +163,8 @@ def summarise(folder: SweepFolder, study: Study, trials: list[Trial]) -> SweepRe
 
 
 def usable_workers(device: str) -> int:
-    """How many trials at a time pay: one for each core, as small networks use a second core badly; one on a GPU."""
+    """Tell how many trials at a time pay: one on a GPU, else one for each core.
+
+    Two one-thread trainings of a small network at a time are quicker than one after the other with two threads.
+    """
     return 1 if choose_device(device) == "cuda" else usable_cores()

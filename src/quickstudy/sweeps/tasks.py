@@ -1,4 +1,4 @@
-"""Tasks: what a trial of a sweep may be: a training by any recipe, or a retraining. Both have options by name."""
+"""A trial of a sweep is one of two tasks: a training by any recipe, or a retraining; both have options by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from quickstudy.backbones.runtime import engine_for
+from quickstudy.backbones.engines import engine_for
 from quickstudy.errors import OptionError
 from quickstudy.files import write_json_atomically
 from quickstudy.options import options_of, with_options
@@ -28,49 +28,52 @@ RETRAIN = "retrain"
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """Under which trials are carried out; nothing here changes what they give."""
+    """The conditions under which trials are carried out; nothing here changes what they give."""
 
     workers: int = 1
-    """Trials at a time on one machine, which share its cores evenly."""
+    """Number of trials at a time on one machine, which share its cores evenly."""
     device: str = "auto"
+    """Device to train on: auto, cpu or cuda."""
     data_folder: Path | None = None
-    """Where named data sets lie."""
+    """Folder of named data sets; None takes the usual one."""
     cache: Path | None = None
-    """Where bottlenecks and backbones lie, for retraining."""
+    """Folder of bottlenecks and backbones, for retraining; None takes the usual one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """How far a trial is."""
+    """Tells how far a trial is."""
 
     step: int
+    """Number of steps done."""
     steps: int
+    """Number of steps in all."""
     precision: float | None = None
-    """Of the newest evaluation; None where none has been made."""
+    """Precision in the newest evaluation, 0 to 1; None where none has been made."""
 
 
 Note = Callable[[Moment], None]
 
 
 class Task(Protocol):
-    """What a trial is made of."""
+    """What a trial carries out."""
 
     @property
     def name(self) -> str:
-        """The recipe's."""
+        """Name of the recipe."""
 
     @property
     def random(self) -> bool:
         """Whether another seed gives another result."""
 
     def options(self) -> dict[str, Any]:
-        """By name; together with the name they decide what the trial gives."""
+        """Give the options by name; together with the task's name they decide what the trial gives."""
 
     def check(self, conditions: Conditions) -> None:
         """Raise a QuickstudyError where the trial could not even begin."""
 
     def work(self, conditions: Conditions) -> float:
-        """About how much there is to do, to begin with the longest trials; comparable within a study."""
+        """Estimate how much there is to do, comparably within a study, to begin with the longest trials."""
 
     def run(self, folder: Path, conditions: Conditions, note: Note) -> None:
         """Carry out the trial in a folder, which has `result.json` when it has ended."""
@@ -78,27 +81,22 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Training:
-    """A training from scratch.
-
-    Trainings that differ in seed only are not made at once: with torch.func's `vmap` over stacked parameters, five
-    networks of the batch-norm study take as long as one after the other on a processor (0.99 to 1.36 times; 1.5 times
-    for networks of a few thousand parameters). On a GPU it should pay; none was at hand to measure it.
-    """
+    """A training from scratch, by a recipe."""
 
     recipe: Recipe
 
     @property
     def name(self) -> str:
-        """The recipe's."""
+        """Name of the recipe."""
         return self.recipe.name
 
     @property
     def random(self) -> bool:
-        """Whether another seed gives another result: always."""
+        """Whether another seed gives another result, which it always does."""
         return True
 
     def options(self) -> dict[str, Any]:
-        """The recipe's."""
+        """Give the recipe's options by name."""
         return self.recipe.options()
 
     def check(self, conditions: Conditions) -> None:
@@ -107,7 +105,7 @@ class Training:
         check_recipe(self.recipe, self._data(conditions), Replica())
 
     def work(self, conditions: Conditions) -> float:
-        """Parameters times images: what dense layers take, and quickly counted."""
+        """Estimate the work as parameters times images: what dense layers take, and quickly counted."""
         recipe, data = self.recipe, self._data(conditions)
         with torch.device("meta"):
             network = recipe.network.build(
@@ -149,24 +147,27 @@ def _load(source: str, image_size: int, validation: float, folder: Path | None) 
 
 @dataclass(frozen=True, kw_only=True)
 class Retraining:
-    """A retraining: images, and the configuration of `quickstudy.retrain`.
+    """A retraining of a model on images, with the configuration of `quickstudy.retrain`.
 
-    In a grid that has a cut beside none, what is for the one does nothing for the other, and is as by default there.
+    Where a grid has a cut beside none, options that act only with a cut have their defaults in the trials without one.
     """
 
     name: str = RETRAIN
     data: str = ""
-    """The images: class folders, split folders or a manifest."""
+    """Path of the images: class folders, split folders or a manifest."""
     config: RetrainConfig = field(default_factory=RetrainConfig)
-    """What retrain is told."""
+    """Configuration that retrain is told."""
 
     @property
     def random(self) -> bool:
-        """Whether another seed gives another result: where something is fine-tuned; the head's optimum has no seed."""
+        """Whether another seed gives another result, as it does where something is fine-tuned.
+
+        The head's optimum has no seed.
+        """
         return self.config.tunes
 
     def options(self) -> dict[str, Any]:
-        """All, by name, as JSON values."""
+        """Give all options by name, as JSON values."""
         return {
             name: str(value) if isinstance(value, Path) else value
             for name, value in options_of(replace(self, config=self.config.acting())).items()
@@ -186,7 +187,7 @@ class Retraining:
         engine_for(self.config.engine)
 
     def work(self, conditions: Conditions) -> float:
-        """Images that pass through the backbone, for each image."""
+        """Estimate the work as the number of passes through the backbone for each image."""
         del conditions
         return 1.0 + self.config.distorted
 
@@ -202,7 +203,7 @@ class Retraining:
 
 
 def task_named(name: str, options: Mapping[str, Any]) -> Task:
-    """The task of this name with these options.
+    """Make the task of this name with these options.
 
     Raises:
         OptionError: there is no such task or option, or a value cannot be used.

