@@ -35,7 +35,7 @@ class TrainingData:
     skipped: tuple[Skipped, ...] = ()
     """Image files that could not be used."""
     roles: Roles | None = None
-    """Which images are for what; None where they did not come as files of their own."""
+    """What each image is for, by content; None where images did not come as files of their own."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -97,7 +97,7 @@ class DataFacts:
     moments: Moments
     """Mean and deviation of the channels of the images trained on."""
     roles: Roles | None = None
-    """Which images are for what, which the exported model will carry; None where they were no files of their own."""
+    """What each image is for, which the exported model will carry; None where images were no files of their own."""
 
     def to_dict(self) -> dict[str, Any]:
         """The facts as JSON values."""

@@ -27,7 +27,11 @@ _LOCK_ATTEMPTS = 10
 
 
 class RunFolder:
-    """The folder of one run: `config.json`, `checkpoints/`, `metrics.jsonl`, `evaluations.jsonl`, `result.json`, …"""
+    """The folder of one run.
+
+    It holds `config.json`, `lock`, `checkpoints/`, `metrics.jsonl`, `evaluations.jsonl`, `tensorboard/` and, once the
+    run has ended, `result.json`.
+    """
 
     def __init__(self, path: Path, *, keep: int = 5) -> None:
         """Name the folder; nothing is read or written yet. `keep` is the number of newest checkpoints to keep."""

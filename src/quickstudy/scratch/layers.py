@@ -58,7 +58,10 @@ class LocalResponseNorm(nn.Module):
 
 
 class _LocalResponseNorm(torch.autograd.Function):
-    """y = x · s^-β with s = k + α · B(x²); dx = g · s^-β − 2αβ · x · B(g · x · s^-(β+1)), B being symmetric."""
+    """Local response normalisation with its gradient written out.
+
+    y = x · s^-β with s = k + α · B(x²); dx = g · s^-β − 2αβ · x · B(g · x · s^-(β+1)), B being symmetric.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, band: Tensor, bias: float, alpha: float, beta: float) -> Tensor:

@@ -54,7 +54,7 @@ class Replica:
 
     @property
     def device(self) -> torch.device:
-        """Where this replica computes."""
+        """The device that this replica computes on."""
         return torch.device(self.device_type, self.local_rank) if self.device_type == "cuda" else torch.device("cpu")
 
 
