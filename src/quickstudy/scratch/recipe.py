@@ -24,7 +24,7 @@ class OptimiserOptions:
     """How parameters follow their gradients: values for the optimisers in state.py."""
 
     method: str = "sgd"
-    """Method: sgd, adam, or muon (Muon for the convolutions' weights, which batch norms must follow, sgd for the rest)."""
+    """Method: sgd, adam, or muon (Muon for convolutions' weights, which batch norms must follow; sgd for the rest)."""
     batch: int = 128
     """Number of images in a step, over all devices."""
     momentum: float = 0.0
