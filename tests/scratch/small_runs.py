@@ -18,13 +18,13 @@ from quickstudy.images.pixels import PixelSet
 from quickstudy.learning.checkpoints import Checkpoint
 from quickstudy.scratch.data import TrainingData
 from quickstudy.scratch.folder import RunFolder
-from quickstudy.scratch.recipe import RECIPES, RunSettings
+from quickstudy.scratch.recipe import RunSettings, recipe_named
 from quickstudy.scratch.summaries import RunBegun, RunEvaluation, RunProgress
 from quickstudy.scratch.train import RunResult, train_recipe
 
 CLASSES = ("across", "down", "plain")
-CLASSIC = RECIPES["cifar10-classic"].with_options({"crop": 10, "batch": 16, "steps": 20, "seed": 3})
-FAST = RECIPES["cifar10-fast"].with_options(
+CLASSIC = recipe_named("cifar10-classic").with_options({"crop": 10, "batch": 16, "steps": 20, "seed": 3})
+FAST = recipe_named("cifar10-fast").with_options(
     {
         "widths": "8,16",
         "pad": 1,
@@ -45,6 +45,7 @@ FAST = RECIPES["cifar10-fast"].with_options(
     }
 )
 """All that an optimiser can do, and little of it."""
+RECIPES = {"classic": CLASSIC, "fast": FAST}
 QUIET = RunSettings(threads=0, summary_steps=0, log_steps=1, checkpoint_seconds=1e9)
 """Nothing in the background, no checkpoint but at the end or when asked to stop."""
 
