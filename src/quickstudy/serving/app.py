@@ -14,6 +14,7 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from quickstudy.errors import UnusableImageError
 from quickstudy.models.model import Model
 from quickstudy.models.neighbours import Neighbour
 from quickstudy.serving.documentation import PAGE, documentation_page, openapi
-from quickstudy.serving.limits import Bodies, Guard, RefusedError, Settings, Upload
+from quickstudy.serving.limits import Bodies, Guard, RefusedError, Settings, Upload, is_multipart, parse_form
 from quickstudy.serving.metrics import CONTENT_TYPE, Metrics
 from quickstudy.serving.registry import OverloadedError, Pool, Registry, Served, Version
 
@@ -79,10 +80,10 @@ class _Service:
         self.metrics = Metrics()
         self._registry = Registry(models, self.metrics)
         self._pool = Pool(threads=settings.threads, queue=settings.queue)
+        self._parser = ThreadPoolExecutor(1, thread_name_prefix="form")
         self._bodies = Bodies(
             most_bytes=settings.most_bytes,
             most_held_bytes=settings.most_held_bytes,
-            most_files=settings.most_files,
             seconds=settings.body_seconds,
         )
         self.metrics.watch(pending=lambda: self._pool.pending, held=lambda: self._bodies.held)
@@ -96,6 +97,7 @@ class _Service:
         finally:
             watcher.cancel()
             self._pool.close()
+            self._parser.shutdown()
 
     async def predict(self, request: Request) -> Response:
         """POST /predict."""
@@ -106,13 +108,14 @@ class _Service:
         if self._pool.is_full:
             raise OverloadedError
         with self._bodies.hold() as holder:
-            uploads = await self._bodies.read(request, holder)
+            body = await self._bodies.read(request, holder)
             started = time.perf_counter()
-            if len(uploads) > self._settings.queue:
-                raise RefusedError(413, f"more than {self._settings.queue} images; send several requests")
-            jobs = [partial(self._answer, version, upload, top, neighbours) for upload in uploads]
             try:
                 async with asyncio.timeout(self._settings.answer_seconds):
+                    uploads = await self._uploads(body, request.headers.get("content-type", ""))
+                    if len(uploads) > self._settings.queue:
+                        raise RefusedError(413, f"more than {self._settings.queue} images; send several requests")
+                    jobs = [partial(self._answer, version, upload, top, neighbours) for upload in uploads]
                     answers = await self._pool.run(jobs)
             except TimeoutError:
                 raise OverloadedError from None
@@ -161,6 +164,16 @@ class _Service:
             return self._registry.models[name]
         except KeyError:
             raise RefusedError(404, "no such model; GET /models lists them") from None
+
+    async def _uploads(self, body: bytes, content_type: str) -> list[Upload]:
+        if not body:
+            raise RefusedError(400, "an empty body; send an image's bytes, or multipart/form-data with images")
+        if is_multipart(content_type):
+            parse = partial(parse_form, body, content_type, most_files=self._settings.most_files)
+            return await asyncio.get_running_loop().run_in_executor(self._parser, parse)
+        if content_type.partition(";")[0].strip().lower() == "application/json":
+            raise RefusedError(415, "JSON; send an image's bytes, or multipart/form-data. Addresses are not fetched")
+        return [Upload(data=body)]
 
     def _answer(self, version: Version, upload: Upload, top: int, neighbours: int) -> dict[str, Any]:
         """In a thread: what there is to say about one image."""
