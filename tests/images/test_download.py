@@ -47,6 +47,8 @@ class Handler(BaseHTTPRequestHandler):
             assert self.headers["User-Agent"].startswith("quickstudy/")
             self.send_response(200)
         self.send_header("Connection", "close")
+        if kind == "encoded":
+            self.send_header("Content-Encoding", "gzip")
         if kind in ("pieces", "endless"):
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
@@ -99,7 +101,7 @@ def fetch(url: str, path: Path, **more: object) -> Path:
     return download(url, path, sha256=SHA256, size=len(CONTENT), **more)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", ["plain", "pieces", "to-elsewhere"])
+@pytest.mark.parametrize("kind", ["plain", "pieces", "encoded", "to-elsewhere"])
 def test_a_file_comes_whole_and_is_as_readable_as_its_folder(
     server: str, tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,8 +74,17 @@ def download(
     import requests
 
     pooch.get_logger().setLevel(logging.WARNING)
-    headers = {"User-Agent": f"quickstudy/{VERSION}", "Accept-Encoding": "identity"}  # the hash is that of the .gz
-    downloader = pooch.HTTPDownloader(chunk_size=_CHUNK_BYTES, timeout=timeout_seconds, headers=headers)
+
+    def as_stored(response: requests.Response, **_: object) -> None:
+        """Keeps a .gz as it is: some servers declare what it holds, and requests would unpack it."""
+        response.raw.headers.pop("Content-Encoding", None)
+
+    downloader = pooch.HTTPDownloader(
+        chunk_size=_CHUNK_BYTES,
+        timeout=timeout_seconds,
+        headers={"User-Agent": f"quickstudy/{VERSION}", "Accept-Encoding": "identity"},
+        hooks={"response": as_stored},
+    )
 
     def fetch(url: str, output_file: str, owner: object) -> None:
         with open(output_file, "wb") as file:  # noqa: PTH123 (a plain string)
