@@ -169,7 +169,6 @@ class _Service:
         if not body:
             raise RefusedError(400, "an empty body; send an image's bytes, or multipart/form-data with images")
         if is_multipart(content_type):
-            # In a thread, for a malicious form can take seconds to parse.
             parse = partial(parse_form, body, content_type, most_files=self._settings.most_files)
             return await asyncio.get_running_loop().run_in_executor(self._parser, parse)
         if content_type.partition(";")[0].strip().lower() == "application/json":
