@@ -1,4 +1,4 @@
-"""The server's limits stand here: whom it answers, and how much it lets anybody ask of it (`Settings`).
+"""The server's limits stand here: whom it answers, and how much it lets anybody ask of it (`ServerSettings`).
 
 Before any request is read, it is checked whether it is answered at all (`Guard`):
 
@@ -27,7 +27,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from quickstudy.errors import ServingError
+from quickstudy.errors import OptionError
 from quickstudy.process import usable_cores
 from quickstudy.serving.metrics import Metrics
 from quickstudy.serving.registry import OverloadedError
@@ -55,7 +55,7 @@ _HEADERS = [
 class Guard:
     """Wraps an application, and refuses what must not reach it."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings, metrics: Metrics) -> None:
         self._app = app
         self._names = settings.names
         self._allowed = {name.lower() for name in settings.allowed_hosts}
@@ -269,7 +269,7 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class ServerSettings:
     """Holds all that can be chosen of a server."""
 
     host: str = "127.0.0.1"
@@ -309,20 +309,20 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and self.token is None and not self.no_auth:
-            raise ServingError(
+            raise OptionError(
                 f"'{self.host}' can be reached from other machines; give --token (or QUICKSTUDY_TOKEN), "
                 "or --no-auth to answer everybody"
             )
         if self.token is not None and (len(self.token) < SHORTEST_TOKEN or not _is_token(self.token)):
-            raise ServingError(
+            raise OptionError(
                 f"The token must have at least {SHORTEST_TOKEN} visible ASCII characters without spaces; "
                 "make one with: openssl rand -hex 16"
             )
         if self.token is not None and self.no_auth:
-            raise ServingError("A token and --no-auth exclude each other; leave one out")
+            raise OptionError("A token and --no-auth exclude each other; leave one out")
         for name in ("threads", "queue", "most_bytes", "most_files", "most_pixels", "most_connections"):
             if getattr(self, name) < 1:
-                raise ServingError(f"'{name}' must be at least 1; got {getattr(self, name)}")
+                raise OptionError(f"'{name}' must be at least 1; got {getattr(self, name)}")
 
     @property
     def names(self) -> frozenset[str] | None:
