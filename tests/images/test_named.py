@@ -10,7 +10,10 @@ import os
 import pickle
 import shutil
 import tarfile
+import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +25,6 @@ from PIL import Image
 from quickstudy.errors import DownloadError, ImageSetError, QuickstudyError
 from quickstudy.images import named, readers
 from quickstudy.images.catalogue import NAMED, NamedDataSet, RemoteFile
-from quickstudy.images.download import download
 from quickstudy.images.imageset import load_image_set
 from quickstudy.images.readers import IDX_STEMS
 
@@ -232,7 +234,8 @@ def test_mirrors(
 
     def pretend(url: str, path: Path, **more: object) -> Path:
         asked.append(url)
-        return download((mirror / path.name).as_uri(), path, **more)  # type: ignore[arg-type]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copy(mirror / path.name, path.parent))
 
     monkeypatch.setattr(named, "download", pretend)
     named.get(name, folder=tmp_path / "data", source=source)
@@ -244,7 +247,8 @@ def test_a_mirror_of_several_files(mirror: Path, tmp_path: Path, monkeypatch: py
 
     def pretend(url: str, path: Path, **more: object) -> Path:
         asked.append(url)
-        return download((mirror / path.name).as_uri(), path, **more)  # type: ignore[arg-type]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copy(mirror / path.name, path.parent))
 
     monkeypatch.setattr(named, "download", pretend)
     named.get("mnist", folder=tmp_path / "data", source="http://m.example/x/t10k-images-idx3-ubyte.gz")
@@ -254,11 +258,23 @@ def test_a_mirror_of_several_files(mirror: Path, tmp_path: Path, monkeypatch: py
 def test_another_address_is_tried_when_the_first_fails(
     mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     file = named.NAMED["cifar10"].files[0]
-    second = RemoteFile(urls=(*file.urls, (mirror / file.name).as_uri()), size=file.size, sha256=file.sha256)
-    known = {**named.NAMED, "cifar10": NamedDataSet(**{**vars(NAMED["cifar10"]), "files": (second,)})}
-    monkeypatch.setattr(named, "NAMED", known)
-    assert named.get("cifar10", folder=tmp_path / "data").is_dir()
+    (mirror / "other").mkdir()
+    (mirror / "other" / file.name).write_bytes(b"Sorry")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=mirror)) as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        base = f"http://127.0.0.1:{running.server_address[1]}"
+        urls = tuple(f"{base}/{place}{file.name}" for place in ("not/there/", "other/", ""))
+        second = RemoteFile(urls=urls, size=file.size, sha256=file.sha256)
+        known = {**named.NAMED, "cifar10": NamedDataSet(**{**vars(NAMED["cifar10"]), "files": (second,)})}
+        monkeypatch.setattr(named, "NAMED", known)
+        try:
+            assert named.get("cifar10", folder=tmp_path / "data").is_dir()
+        finally:
+            running.shutdown()
+            thread.join()
 
 
 def test_sources_that_are_none(mirror: Path, tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
+import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import filelock
 import pytest
 from small_runs import CLASSIC, FAST, quick_processes, small_data
 
@@ -132,16 +133,14 @@ def test_the_lock_keeps_a_second_process_out_until_the_first_is_killed(folder: R
         process.join()
 
 
-def test_the_lock_waits_for_an_evaluator_that_looks_for_an_instant(
-    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import fcntl
-
-    with (folder.path / "lock").open("a+") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        monkeypatch.setattr(time, "sleep", lambda _: fcntl.flock(other, fcntl.LOCK_UN))
-        with folder.locked():
-            assert folder.is_active()
+def test_the_lock_waits_for_an_evaluator_that_looks_for_an_instant(folder: RunFolder) -> None:
+    looking = filelock.FileLock(folder.path / "lock", thread_local=False)
+    looking.acquire()
+    end = threading.Timer(0.1, looking.release)
+    end.start()
+    with folder.locked():
+        assert folder.is_active()
+    end.join()
 
 
 def test_lines_leave_out_what_was_cut_off(folder: RunFolder) -> None:

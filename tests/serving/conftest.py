@@ -15,7 +15,7 @@ from tests_of_serving import Running, Start
 
 import quickstudy
 from quickstudy.serving.app import make_app
-from quickstudy.serving.limits import Settings
+from quickstudy.serving.limits import ServerSettings
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +40,7 @@ def model_file(trained: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def client(trained: Path) -> Iterator[TestClient]:
     """A client of both models, `photos` being the default; nothing is listened on."""
-    app = make_app({"photos": trained / "photos.onnx", "other": trained / "two.onnx"}, Settings())
+    app = make_app({"photos": trained / "photos.onnx", "other": trained / "two.onnx"}, ServerSettings())
     with TestClient(app, base_url="http://127.0.0.1:8000") as client:
         yield client
 

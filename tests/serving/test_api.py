@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 import quickstudy
 from quickstudy.images.decoding import decode
 from quickstudy.serving.app import make_app
-from quickstudy.serving.limits import Settings
+from quickstudy.serving.limits import ServerSettings
 
 
 def probabilities_of(prediction: dict[str, Any], classes: tuple[str, ...]) -> list[float]:
@@ -143,14 +143,14 @@ class TestPredict:
         assert answer.json()["predictions"][0]["label"] == "discs"
 
     def test_a_body_that_is_too_large_is_413_announced_or_not(self, trained: Path, photo: Path) -> None:
-        app = make_app({"photos": trained / "photos.onnx"}, Settings(most_bytes=1000))
+        app = make_app({"photos": trained / "photos.onnx"}, ServerSettings(most_bytes=1000))
         with TestClient(app, base_url="http://127.0.0.1") as small:
             assert small.post("/predict", content=photo.read_bytes()).status_code == 413
             assert small.post("/predict", content=(bytes(300) for _ in range(4))).status_code == 413
             assert small.post("/predict", content=(bytes(300) for _ in range(3))).status_code == 422
 
     def test_too_many_files_are_413(self, trained: Path) -> None:
-        app = make_app({"photos": trained / "photos.onnx"}, Settings(most_files=3))
+        app = make_app({"photos": trained / "photos.onnx"}, ServerSettings(most_files=3))
         with TestClient(app, base_url="http://127.0.0.1") as small:
             assert small.post("/predict", files=[("i", ("x", b"1"))] * 3).status_code == 422
             assert small.post("/predict", files=[("i", ("x", b"1"))] * 4).status_code == 413
@@ -224,7 +224,7 @@ class TestNeighbours:
         for module in [one for name, one in sys.modules.items() if name.startswith("quickstudy")]:
             if getattr(module, "decode", None) is decode:
                 monkeypatch.setattr(module, "decode", counted_decode)
-        app = make_app({"photos": trained / "photos.onnx"}, Settings())
+        app = make_app({"photos": trained / "photos.onnx"}, ServerSettings())
         assert len(sessions) == 1
         with TestClient(app, base_url="http://127.0.0.1") as fresh:
             for query, outputs in (("?neighbours=3", 2), ("?neighbours=0", 1), ("", 1)):
@@ -251,7 +251,7 @@ class TestNeighbours:
 
 class TestMetrics:
     def test_count_requests_and_images(self, trained: Path, photo: Path) -> None:
-        app = make_app({"photos": trained / "photos.onnx"}, Settings())
+        app = make_app({"photos": trained / "photos.onnx"}, ServerSettings())
         with TestClient(app, base_url="http://127.0.0.1") as fresh:
             fresh.post("/predict", files=[("i", ("secret.jpg", photo.read_bytes())), ("i", ("b", b"x"))])
             fresh.post("/predict", content=b"x")
@@ -312,7 +312,7 @@ class TestDocumentation:
             assert "//" not in text.replace("http://127.0.0.1", "").replace("\n//", "").replace("  //", "")
 
     def test_with_a_token_it_says_so(self, trained: Path) -> None:
-        app = make_app({"photos": trained / "photos.onnx"}, Settings(token="0123456789abcdef"))
+        app = make_app({"photos": trained / "photos.onnx"}, ServerSettings(token="0123456789abcdef"))
         with TestClient(app, base_url="http://127.0.0.1") as guarded:
             document = json.loads(guarded.get("/openapi.json").text)
             assert document["paths"]["/predict"]["post"]["security"] == [{"token": []}]

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from quickstudy.errors import ServingError
+from quickstudy.errors import OptionError
 from quickstudy.serving.app import make_app
-from quickstudy.serving.limits import Settings, is_loopback
+from quickstudy.serving.limits import ServerSettings, is_loopback
 
 TOKEN = "correct-horse-battery"
 
 
 @pytest.fixture(scope="module")
 def guarded(trained: Path) -> TestClient:
-    app = make_app({"photos": trained / "photos.onnx"}, Settings(host="0.0.0.0", token=TOKEN))
+    app = make_app({"photos": trained / "photos.onnx"}, ServerSettings(host="0.0.0.0", token=TOKEN))
     return TestClient(app, base_url="http://192.0.2.7:8000")
 
 
@@ -31,7 +31,7 @@ class TestHosts:
             assert client.get(path, headers={"host": host}).status_code == 421
 
     def test_a_proxys_name_can_be_allowed(self, trained: Path) -> None:
-        settings = Settings(allowed_hosts=("Photos.example.org",))
+        settings = ServerSettings(allowed_hosts=("Photos.example.org",))
         with TestClient(make_app({"photos": trained / "photos.onnx"}, settings)) as proxied:
             assert proxied.get("/model", headers={"host": "photos.example.org"}).status_code == 200
             assert proxied.get("/model", headers={"host": "127.0.0.1:8000"}).status_code == 200
@@ -94,25 +94,25 @@ class TestHeaders:
 class TestSettings:
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "photos.example.org", "127.0.0.1.example.org"])
     def test_another_address_takes_a_token_or_an_explicit_no(self, host: str) -> None:
-        with pytest.raises(ServingError, match="--token"):
-            Settings(host=host)
-        assert Settings(host=host, token=TOKEN).names is None
-        assert Settings(host=host, no_auth=True).names is None
+        with pytest.raises(OptionError, match="--token"):
+            ServerSettings(host=host)
+        assert ServerSettings(host=host, token=TOKEN).names is None
+        assert ServerSettings(host=host, no_auth=True).names is None
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
     def test_this_machines_own_takes_nothing(self, host: str) -> None:
         assert is_loopback(host)
-        assert Settings(host=host).names
+        assert ServerSettings(host=host).names
 
     @pytest.mark.parametrize(
         "token", ["short", "with space in it all", "with\nline break in it", "ümläute-und-mehr-davon"]
     )
     def test_a_token_that_can_be_guessed_or_not_be_sent_is_refused(self, token: str) -> None:
-        with pytest.raises(ServingError, match="openssl rand"):
-            Settings(token=token)
+        with pytest.raises(OptionError, match="openssl rand"):
+            ServerSettings(token=token)
 
     def test_contradictions_are_refused(self) -> None:
-        with pytest.raises(ServingError, match="exclude"):
-            Settings(token=TOKEN, no_auth=True)
-        with pytest.raises(ServingError, match="'threads' must be at least 1; got 0"):
-            Settings(threads=0)
+        with pytest.raises(OptionError, match="exclude"):
+            ServerSettings(token=TOKEN, no_auth=True)
+        with pytest.raises(OptionError, match="'threads' must be at least 1; got 0"):
+            ServerSettings(threads=0)

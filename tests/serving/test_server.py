@@ -22,7 +22,7 @@ import uvicorn
 from tests_of_serving import Running, Start, raw_request, wait_until
 
 from quickstudy.serving.app import make_app
-from quickstudy.serving.limits import Settings
+from quickstudy.serving.limits import ServerSettings
 from quickstudy.serving.server import limited_protocol
 
 TOKEN = "correct-horse-battery"
@@ -102,7 +102,7 @@ class TestLimitsOfTheProtocol:
     """In this process, for these times are no options of the command."""
 
     def serve(self, trained: Path, scenario: Callable[[uvicorn.Server, int], Awaitable[object]]) -> object:
-        limits = Settings(head_seconds=0.2, body_seconds=0.3, idle_seconds=1)
+        limits = ServerSettings(head_seconds=0.2, body_seconds=0.3, idle_seconds=1)
         app = make_app({"photos": trained / "photos.onnx"}, limits)
         config = uvicorn.Config(app, http=limited_protocol(limits), log_config=None, timeout_keep_alive=1)
 

@@ -6,6 +6,7 @@ import asyncio
 import email
 import email.policy
 from collections.abc import AsyncIterator
+from tempfile import SpooledTemporaryFile
 
 import pytest
 from hypothesis import given
@@ -64,7 +65,20 @@ def test_more_parts_than_allowed_are_refused_before_the_rest_is_parsed() -> None
     assert caught.value.status == 413
 
 
-@pytest.mark.parametrize("noise", [b"\r\n--B0UN", b"\r", b"\r\n", b"--B0UND"])
+@pytest.mark.parametrize("cut", [-5, -12, -60])
+def test_a_form_that_was_cut_off_is_refused_though_files_came_whole(cut: int) -> None:
+    with pytest.raises(RefusedError, match="ends before its last boundary") as caught:
+        parse_form(form([("a", b"1"), ("b", b"2")])[:cut], TYPE, most_files=2)
+    assert caught.value.status == 400
+
+
+def test_large_files_are_not_written_to_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SpooledTemporaryFile, "rollover", lambda _: pytest.fail("to the disk"))
+    data = bytes(3_000_000)
+    assert parse_form(form([("a", data)]), TYPE, most_files=1) == [Upload(file="a", data=data)]
+
+
+@pytest.mark.parametrize("noise", [b"\r\n--B0UN", b"\r", b"\r\n", b"--B0UND", b"\r\n--B0UND\r"])
 def test_what_keeps_looking_like_the_boundary_is_data_all_the_same(noise: bytes) -> None:
     data = b"x" + noise * 20_000 + b"x"
     assert parse_form(form([("a", data)]), TYPE, most_files=1) == [Upload(file="a", data=data)]

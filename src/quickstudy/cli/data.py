@@ -39,7 +39,7 @@ def get(
     from quickstudy.progress import Bar, silent
 
     progress = silent if quiet or not sys.stderr.isatty() else Bar(unit="bytes")
-    with interruptible("what has come is kept, and the same command goes on there"):
+    with interruptible("files that came whole are kept, and the same command fetches the rest"):
         place = named.get(name, folder=to, source=source, progress=progress)
     print(f"{name}: {place}")
 

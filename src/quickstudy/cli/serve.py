@@ -41,12 +41,12 @@ def command(
     for module in ("starlette", "uvicorn", "httptools", "python_multipart", "prometheus_client"):
         require(module, extra="serve")
     from quickstudy.options import parse_bytes
-    from quickstudy.serving.limits import Settings
+    from quickstudy.serving.limits import ServerSettings
     from quickstudy.serving.registry import parse_models
     from quickstudy.serving.server import serve
 
     chosen = {} if threads is None else {"threads": threads}
-    settings = Settings(
+    settings = ServerSettings(
         host=host,
         port=port,
         token=token or None,

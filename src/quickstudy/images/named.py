@@ -115,9 +115,10 @@ def get(
     for file in data_set.files:
         path = _obtain(data_set, file, own, source, progress)
         if data_set.folder:
-            unpack(path, own / data_set.folder, top=data_set.folder)
+            if place_at(data_set, own) is None:  # unless another process has been faster
+                unpack(path, own / data_set.folder, top=data_set.folder)
             if path == own / file.name:  # the archive has done its work; somebody else's copy stays
-                path.unlink()
+                path.unlink(missing_ok=True)
     if (place := place_at(data_set, own)) is None:
         raise DownloadError(f"'{own}' still lacks some of {needed(data_set)}; delete it and run this again")
     return place

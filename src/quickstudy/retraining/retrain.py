@@ -7,17 +7,18 @@ fit the head to its optimum, or from there everything after a cut, score it on w
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone, load_backbone
 from quickstudy.backbones.cuts import FEATURES, stages
+from quickstudy.backbones.engine import Engine
 from quickstudy.backbones.engines import engine_for
 from quickstudy.backbones.runtime import ONNX_RUNTIME
 from quickstudy.bottlenecks.extraction import Extraction, extract_census
@@ -36,6 +37,9 @@ from quickstudy.options import with_arguments_of
 from quickstudy.progress import Progress, silent
 from quickstudy.retraining.config import RetrainConfig
 from quickstudy.retraining.result import Record, RetrainResult, Unseen, cross_validated, save_record
+
+if TYPE_CHECKING:
+    from quickstudy.retraining.planning import Plan
 
 
 @with_arguments_of(RetrainConfig())
@@ -68,73 +72,30 @@ def retrain(
     config = RetrainConfig.told(options, config)
     images, folder = as_path(images), cache_folder(cache)
     model_path = _model_path(images, output)
-    runner, clock = engine_for(config.engine), _Clock()
-    if config.budget_seconds is not None and runner is not ONNX_RUNTIME:
-        raise OptionError(
-            "The planner measures ONNX Runtime on the processor; name a cut and epochs, not a budget, with "
-            f"engine '{config.engine}'"
-        )
+    engine, clock, plan = _engine(config), _Clock(), None
     with clock.stage("census"):
         net = load_backbone(config.backbone, folder).at(config.cut)
         store = Store(folder / "bottlenecks")
         before = _roles_before(config.roles_of, model_path)
         census = take_census(images, store.index_path, hold_out=config.tunes, before=before, progress=progress)
         census.require_enough(strict=config.strict)
-    plan = None
     if config.budget_seconds is not None:
-        from quickstudy.retraining.planning import plan_for
-
         with clock.stage("planning"):
-            plan = plan_for(census, net, config)
-            config = config.planned(cut=plan.cost.cut.name, views=plan.views, epochs=plan.epochs)
-    nets = [net.at(config.cut)]
-    if config.progressive:
-        nets = [net.at(name) for name in stages(net.cuts, None if config.cut == FEATURES else config.cut)]
-    extractions: list[Extraction] = []
-
-    def bottlenecks_at(net: Backbone) -> Extraction:
-        extractions.append(
-            extract_census(
-                census,
-                net,
-                store,
-                views=config.distorted,
-                distortions=config.distortions,
-                dtype=config.dtype,
-                engine=runner,
-                progress=progress,
-            )
-        )
-        return extractions[-1]
-
+            plan, config = _plan(census, net, config)
     with clock.stage("bottlenecks"):
-        extraction = bottlenecks_at(nets[0])
-        census = census.without(extraction.unusable)
+        passes = _Passes(census, store, config, engine, progress)
+        nets = _cuts(net, config)
+        extraction = passes.at(nets[0])
+        passes.census = census = census.without(extraction.unusable)
         census.require_enough(strict=config.strict)
-    learned: Learned
-    if not config.tunes:
-        with clock.stage("head"):
-            learned = _learn_head(nets[0], extraction, census, config)
-    else:
-        from quickstudy.retraining.finetune import fine_tune_in_stages
-
-        with clock.stage("fine-tuning"):
-            learned = fine_tune_in_stages(
-                nets, extraction, bottlenecks_at, census, config, cache=folder, progress=progress
-            )
+    with clock.stage("fine-tuning" if config.tunes else "head"):
+        learned = _learn(nets, extraction, passes.at, census, config, cache=folder, progress=progress)
     with clock.stage("evaluation"):
-        known = [digest for digest in census.digests("test") if census.labels[digest] in census.classes]
-        tested = [Unseen(by="test", digests=tuple(known), logits=learned.logits(known))] if known else []
-        evaluation = _evaluate(tested, census)
+        tested, scores = _judge(learned, census)
     with clock.stage("model"):
-        training = {
-            **_describe_training(census, learned, extraction),
-            "options": config.recorded(),
-            "abstention": _abstention(learned.unseen[-1], census.numbered("train", "validation")),
-            "test": evaluation.score.to_dict() if evaluation else None,
-        }
-        roles = Roles.of(learned.trained_on, learned.chosen_by, census.digests("test"))
-        learned.write(model_path, classes=census.classes, training=training, roles=roles if config.keep_roles else None)
+        training = _describe(census, learned, extraction, scores, config)
+        roles = Roles.of(learned.trained_on, learned.chosen_by, census.digests("test")) if config.keep_roles else None
+        learned.write(model_path, classes=census.classes, training=training, roles=roles)
         save_record(folder, model_path, Record(images=images.resolve(), unseen=(*learned.unseen, *tested)))
     if config.keep_thumbnails:
         from quickstudy.models.neighbours import keep_neighbours
@@ -148,16 +109,37 @@ def retrain(
         config=config,
         census=census,
         cross_validation=_cross_validated(learned.head),
-        test=evaluation,
+        test=scores,
         head=learned.head,
         cut=learned.cut,
         tuning=learned.stages(),
         plan=plan.to_dict() if plan else None,
-        computed=sum(one.computed for one in extractions),
-        cached=sum(one.cached for one in extractions),
+        computed=passes.computed,
+        cached=passes.cached,
         seconds=clock.seconds,
         extraction=extraction.timings,
     )
+
+
+def _model_path(images: Path, output: str | Path | None) -> Path:
+    if output is None:
+        return Path(f"{images.resolve().stem if images.is_file() else images.resolve().name}.onnx")
+    path = as_path(output)
+    if path.suffix != ".onnx":
+        raise ModelError(f"The model must be named *.onnx; got '{path}'")
+    if not path.parent.is_dir():
+        raise ModelError(f"There is no folder '{path.parent}' to write the model '{path.name}' to; make it first")
+    return path
+
+
+def _engine(config: RetrainConfig) -> Engine:
+    engine = engine_for(config.engine)
+    if config.budget_seconds is not None and engine is not ONNX_RUNTIME:
+        raise OptionError(
+            "The planner measures ONNX Runtime on the processor; name a cut and epochs, not a budget, with "
+            f"engine '{config.engine}'"
+        )
+    return engine
 
 
 def _roles_before(named: Path | None, model: Path) -> RolesBefore | None:
@@ -171,6 +153,45 @@ def _roles_before(named: Path | None, model: Path) -> RolesBefore | None:
             raise
         return None  # another file, or an earlier version's: it says nothing that could stand
     return roles.role if roles else None
+
+
+def _plan(census: Census, net: Backbone, config: RetrainConfig) -> tuple[Plan, RetrainConfig]:
+    """Choose what fits the budget, and the configuration that says so instead of a budget."""
+    from quickstudy.retraining.planning import plan_for
+
+    plan = plan_for(census, net, config)
+    return plan, config.planned(cut=plan.cost.cut.name, views=plan.views, epochs=plan.epochs)
+
+
+def _cuts(net: Backbone, config: RetrainConfig) -> list[Backbone]:
+    """The network at the cut, or at all those that it is unfrozen at step by step, shallowest first."""
+    if not config.progressive:
+        return [net.at(config.cut)]
+    return [net.at(name) for name in stages(net.cuts, None if config.cut == FEATURES else config.cut)]
+
+
+class _Passes:
+    """Sends the images of a census through the network, at one cut after the other, and counts what that took."""
+
+    def __init__(self, census: Census, store: Store, config: RetrainConfig, engine: Engine, progress: Progress) -> None:
+        self.census, self._store, self._config, self._engine, self._progress = census, store, config, engine, progress
+        self.computed = self.cached = 0
+
+    def at(self, net: Backbone) -> Extraction:
+        """Make sure that the store has the bottlenecks at this cut."""
+        extraction = extract_census(
+            self.census,
+            net,
+            self._store,
+            views=self._config.distorted,
+            distortions=self._config.distortions,
+            dtype=self._config.dtype,
+            engine=self._engine,
+            progress=self._progress,
+        )
+        self.computed += extraction.computed
+        self.cached += extraction.cached
+        return extraction
 
 
 class Learned(Protocol):
@@ -261,15 +282,22 @@ class _Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
-def _model_path(images: Path, output: str | Path | None) -> Path:
-    if output is None:
-        return Path(f"{images.resolve().stem if images.is_file() else images.resolve().name}.onnx")
-    path = as_path(output)
-    if path.suffix != ".onnx":
-        raise ModelError(f"The model must be named *.onnx; got '{path}'")
-    if not path.parent.is_dir():
-        raise ModelError(f"There is no folder '{path.parent}' to write the model '{path.name}' to; make it first")
-    return path
+def _learn(
+    nets: Sequence[Backbone],
+    extraction: Extraction,
+    extract_at: Callable[[Backbone], Extraction],
+    census: Census,
+    config: RetrainConfig,
+    *,
+    cache: Path,
+    progress: Progress,
+) -> Learned:
+    """Fit the head to its optimum, and from there everything after a cut where that was asked for."""
+    if not config.tunes:
+        return _learn_head(nets[0], extraction, census, config)
+    from quickstudy.retraining.finetune import fine_tune_in_stages
+
+    return fine_tune_in_stages(nets, extraction, extract_at, census, config, cache=cache, progress=progress)
 
 
 def _learn_head(net: Backbone, extraction: Extraction, census: Census, config: RetrainConfig) -> _Linear:
@@ -288,12 +316,17 @@ def _learn_head(net: Backbone, extraction: Extraction, census: Census, config: R
     return _Linear(head, net, extraction, train)
 
 
-def _evaluate(tested: Sequence[Unseen], census: Census) -> Scores | None:
-    if not census.digests("test"):
-        return None
-    return score_predictions(
-        [census.labels[digest] for part in tested for digest in part.digests],
-        [census.classes[number] for part in tested for number in part.logits.argmax(axis=1)],
+def _judge(learned: Learned, census: Census) -> tuple[list[Unseen], Scores | None]:
+    """Look at the test images, once: what is said of those whose class is known, and the scores; None without any."""
+    digests = census.digests("test")
+    known = [digest for digest in digests if census.labels[digest] in census.classes]
+    logits = learned.logits(known) if known else np.empty((0, len(census.classes)), np.float32)
+    tested = [Unseen(by="test", digests=tuple(known), logits=logits)] if known else []
+    if not digests:
+        return tested, None
+    return tested, score_predictions(
+        [census.labels[digest] for digest in known],
+        [census.classes[number] for number in logits.argmax(axis=1)],
         census.classes,
         unknown=census.strangers,
     )
@@ -311,7 +344,9 @@ def _abstention(unseen: Unseen, numbers: dict[bytes, int]) -> dict[str, Any] | N
     return {"by": unseen.by, **found.to_dict()} if found else None
 
 
-def _describe_training(census: Census, learned: Learned, extraction: Extraction) -> dict[str, Any]:
+def _describe(
+    census: Census, learned: Learned, extraction: Extraction, scores: Scores | None, config: RetrainConfig
+) -> dict[str, Any]:
     """Summarise what was learned, from what, for the model file; the same data give the same text."""
     return {
         "data_fingerprint": census.fingerprint,
@@ -322,6 +357,9 @@ def _describe_training(census: Census, learned: Learned, extraction: Extraction)
         "l2": learned.head.l2,
         "temperature": learned.head.temperature,
         "cross_validation": _cross_validated(learned.head).to_dict(),
+        "options": config.recorded(),
+        "abstention": _abstention(learned.unseen[-1], census.numbered("train", "validation")),
+        "test": scores.score.to_dict() if scores else None,
         # Without what differs from run to run.
         "fine_tuning": [{k: v for k, v in stage.items() if k != "seconds"} for stage in learned.stages()],
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +21,6 @@ RESULT = "result.json"
 """Name of the file that is there once the run has ended."""
 EVALUATIONS = "evaluations.jsonl"
 """Name of the file that the evaluator writes to, a line a checkpoint."""
-_LOCK_ATTEMPTS = 10
-"""Number of attempts to take the lock, a twentieth of a second apart."""
 
 
 class RunFolder:
@@ -113,26 +110,31 @@ class RunFolder:
         Raises:
             RunError: somebody else does.
         """
+        import filelock  # 0.06 s; nothing to install, as PyTorch depends on it; maintained by the people of tox
+
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            opened = (self.path / "lock").open("a+")
+            # It waits for an evaluator, which holds the lock for an instant when it looks whether a run is active.
+            lock = filelock.FileLock(self.path / "lock", timeout=0.5).acquire()
+        except filelock.Timeout:
+            raise RunError(
+                f"Another process is training in '{self.path}'; wait for it, or name another folder"
+            ) from None
         except OSError as error:
             raise RunError(f"Cannot write to '{self.path}': {error.strerror}; name another folder with --run") from None
-        with opened as file:
-            for attempt in range(_LOCK_ATTEMPTS):
-                if _try_lock(file.fileno()):
-                    break
-                if attempt < _LOCK_ATTEMPTS - 1:
-                    time.sleep(0.05)  # an evaluator that looks whether the run is active holds it for an instant
-            else:
-                raise RunError(f"Another process is training in '{self.path}'; wait for it, or name another folder")
+        with lock:
             yield
 
     def is_active(self) -> bool:
         """Whether somebody is training here now."""
+        import filelock
+
+        if not self.path.is_dir():  # the lock would make it
+            return False
         try:
-            with (self.path / "lock").open("a+") as file:
-                return not _try_lock(file.fileno())
+            with filelock.FileLock(self.path / "lock", timeout=0):
+                return False
+        except filelock.Timeout:
+            return True
         except OSError:
             return False
 
@@ -196,22 +198,3 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     if old.get("data_facts", {}).get("fingerprint") != new["data_facts"]["fingerprint"]:
         found.append("the training images are others")
     return found
-
-
-def _try_lock(descriptor: int) -> bool:
-    """Take the lock of an open file, unless another process has it; whether it was taken."""
-    if os.name == "nt":
-        import msvcrt
-
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-        except OSError:
-            return False
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

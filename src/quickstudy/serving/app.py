@@ -31,7 +31,7 @@ from starlette.types import ASGIApp
 from quickstudy.errors import UnusableImageError
 from quickstudy.models.neighbours import Neighbour
 from quickstudy.serving.documentation import PAGE, documentation_page, openapi
-from quickstudy.serving.limits import Bodies, Guard, RefusedError, Settings, Upload, is_multipart, parse_form
+from quickstudy.serving.limits import Bodies, Guard, RefusedError, ServerSettings, Upload, is_multipart, parse_form
 from quickstudy.serving.metrics import CONTENT_TYPE, Metrics
 from quickstudy.serving.registry import OverloadedError, Pool, Registry, Served, Version
 
@@ -39,7 +39,7 @@ MOST_NEIGHBOURS = 20
 _RETRY_SECONDS = 1
 
 
-def make_app(models: Mapping[str, Path], settings: Settings) -> ASGIApp:
+def make_app(models: Mapping[str, Path], settings: ServerSettings) -> ASGIApp:
     """Make an ASGI application that serves these models.
 
     Raises:
@@ -75,7 +75,7 @@ def make_app(models: Mapping[str, Path], settings: Settings) -> ASGIApp:
 class _Service:
     """Holds what the endpoints share, and answers them."""
 
-    def __init__(self, models: Mapping[str, Path], settings: Settings) -> None:
+    def __init__(self, models: Mapping[str, Path], settings: ServerSettings) -> None:
         self._settings = settings
         self.metrics = Metrics()
         self._registry = Registry(models, self.metrics)
@@ -169,7 +169,6 @@ class _Service:
         if not body:
             raise RefusedError(400, "an empty body; send an image's bytes, or multipart/form-data with images")
         if is_multipart(content_type):
-            # In a thread, for a malicious form can take seconds to parse.
             parse = partial(parse_form, body, content_type, most_files=self._settings.most_files)
             return await asyncio.get_running_loop().run_in_executor(self._parser, parse)
         if content_type.partition(";")[0].strip().lower() == "application/json":

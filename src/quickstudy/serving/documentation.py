@@ -7,14 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from quickstudy.serving.limits import Settings
+from quickstudy.serving.limits import ServerSettings
 from quickstudy.version import VERSION
 
 PAGE = Path(__file__).parent / "page"
 """Folder of the page's files."""
 
 
-def openapi(settings: Settings) -> dict[str, Any]:
+def openapi(settings: ServerSettings) -> dict[str, Any]:
     """Make the OpenAPI 3.1 document of a server with these settings."""
     secured: list[dict[str, list[str]]] = [{"token": []}] if settings.token else []
     name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}, "description": "A model."}
@@ -50,7 +50,7 @@ def openapi(settings: Settings) -> dict[str, Any]:
     }
 
 
-def documentation_page(settings: Settings) -> str:
+def documentation_page(settings: ServerSettings) -> str:
     """Make a page for people of the OpenAPI document."""
     document = openapi(settings)
     sections = "\n".join(
@@ -83,7 +83,7 @@ def documentation_page(settings: Settings) -> str:
 """
 
 
-def _predict(settings: Settings, summary: str, parameters: list[dict[str, Any]]) -> dict[str, Any]:
+def _predict(settings: ServerSettings, summary: str, parameters: list[dict[str, Any]]) -> dict[str, Any]:
     binary = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
     form = {"schema": {"type": "object", "additionalProperties": {"type": "array", "items": binary["schema"]}}}
     return {
@@ -237,13 +237,13 @@ def _schema_link(response: dict[str, Any]) -> str:
     return f': <a href="#{name}">{name}</a>' if name else ""
 
 
-def _token_note(settings: Settings) -> str:
+def _token_note(settings: ServerSettings) -> str:
     if not settings.token:
         return ""
     return "<p>All but the health checks take the header <code>Authorization: Bearer TOKEN</code>.</p>"
 
 
-def _examples(settings: Settings) -> str:
+def _examples(settings: ServerSettings) -> str:
     host = settings.allowed_hosts[0] if settings.allowed_hosts else f"127.0.0.1:{settings.port}"
     token = " -H 'Authorization: Bearer TOKEN'" if settings.token else ""
     return "\n".join(

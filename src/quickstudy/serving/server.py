@@ -22,12 +22,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from quickstudy.errors import ServingError
 from quickstudy.serving.app import make_app
-from quickstudy.serving.limits import Settings
+from quickstudy.serving.limits import ServerSettings
 
 _BACKLOG = 512
 
 
-def serve(models: Mapping[str, Path], settings: Settings, *, announce: Callable[[str], object] = print) -> None:
+def serve(models: Mapping[str, Path], settings: ServerSettings, *, announce: Callable[[str], object] = print) -> None:
     """Serve models until the process is told to end; requests that were accepted by then are answered.
 
     Args:
@@ -63,7 +63,7 @@ def serve(models: Mapping[str, Path], settings: Settings, *, announce: Callable[
     uvicorn.Server(config).run(sockets=[listener])
 
 
-def _listen(settings: Settings) -> socket.socket:
+def _listen(settings: ServerSettings) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -88,7 +88,7 @@ MOST_HEAD_BYTES = 64 << 10
 _GRACE_SECONDS = 5.0
 
 
-def limited_protocol(settings: Settings) -> type[HttpToolsProtocol]:
+def limited_protocol(settings: ServerSettings) -> type[HttpToolsProtocol]:
     """Make the class of connections with these limits, as uvicorn wants it."""
 
     class LimitedProtocol(HttpToolsProtocol):
