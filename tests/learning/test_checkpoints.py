@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from quickstudy.errors import RunError
+from quickstudy.errors import RunError, WriteError
 from quickstudy.learning.checkpoints import Checkpoints
 
 
@@ -201,7 +201,7 @@ def test_a_full_disk_leaves_the_old_ones_and_no_rubbish(
     before = {path.name: path.read_bytes() for path in two.folder.iterdir()}
     with monkeypatch.context() as patch:
         patch.setattr(*((os, "fsync") if place == "fsync" else (Path, "replace")), full)
-        with pytest.raises(RunError, match="No space left on device") as caught:
+        with pytest.raises(WriteError, match="No space left on device") as caught:
             two.save(30, state(30))
     assert "start the same command again" in str(caught.value)
     assert {path.name: path.read_bytes() for path in two.folder.iterdir()} == before
@@ -219,7 +219,7 @@ def largest_file(size: int) -> Iterator[None]:
 
 
 def test_when_the_system_refuses_to_write_on_the_old_one_stays(two: Checkpoints) -> None:
-    with largest_file(100_000), pytest.raises(RunError, match=r"Cannot write the checkpoint .*step-000030\.pt"):
+    with largest_file(100_000), pytest.raises(WriteError, match=r"Cannot write the checkpoint .*step-000030\.pt"):
         two.save(30, state(30, 100_000))  # 400 kB
     assert two.steps() == [10, 20]
     assert not list(two.folder.glob(".tmp-*"))
@@ -233,7 +233,7 @@ def test_when_the_system_refuses_to_write_on_the_old_one_stays(two: Checkpoints)
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file")
-    with pytest.raises(RunError, match="Cannot write the checkpoint"):
+    with pytest.raises(WriteError, match="Cannot write the checkpoint"):
         Checkpoints(tmp_path / "checkpoints").save(1, state(1))
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from quickstudy.errors import OptionError
+from quickstudy.records import as_values, read_record
 from quickstudy.scratch.input import Augmentation, Draws, Moments, augment, centred, draw, with_margin
 
 CLASSIC = Augmentation(crop=24, brightness=63, contrast=(0.2, 1.8))
@@ -256,7 +257,7 @@ def test_moments_are_mean_and_deviation(channels: int) -> None:
     moments = Moments.of(pixels)
     np.testing.assert_allclose(moments.mean, pixels.mean(axis=(0, 1, 2), dtype=np.float64), rtol=1e-12)
     np.testing.assert_allclose(moments.deviation, pixels.std(axis=(0, 1, 2), dtype=np.float64), rtol=1e-12)
-    assert Moments.from_dict(moments.to_dict()) == moments
+    assert read_record(Moments, as_values(moments)) == moments
 
 
 def test_moments_of_one_colour_divide_by_one() -> None:

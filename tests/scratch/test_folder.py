@@ -13,7 +13,7 @@ import filelock
 import pytest
 from small_runs import CLASSIC, FAST, quick_processes, small_data
 
-from quickstudy.errors import RunError
+from quickstudy.errors import RunError, WriteError
 from quickstudy.scratch.folder import METRICS, RunFolder, append_line
 from quickstudy.scratch.recipe import Recipe
 
@@ -97,9 +97,9 @@ def test_no_run(tmp_path: Path) -> None:
 def test_a_place_where_no_folder_can_be_made(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     for place in (tmp_path / "run", tmp_path / "run" / "below"):
-        with pytest.raises(RunError, match="--run"), RunFolder(place).locked():
+        with pytest.raises(WriteError, match="--run"), RunFolder(place).locked():
             pass
-        with pytest.raises(RunError, match="--run"):
+        with pytest.raises(WriteError, match="--run"):
             RunFolder(place).begin(CLASSIC, FACTS)
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from small_runs import CLASSIC, QUIET, newest, small_data, train_until, train_whole
 
-from quickstudy.errors import ImageSetError, OptionError, QuickstudyError, RunError, TrainingError
+from quickstudy.errors import DeviceError, ImageSetError, OptionError, QuickstudyError, RunError, TrainingError
 from quickstudy.scratch.folder import METRICS, RunFolder
 from quickstudy.scratch.input import Pipeline
 from quickstudy.scratch.parallel import Replica, choose_device, run_replicas, torchrun_replica
@@ -150,7 +150,7 @@ def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         choose_device("gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == "cpu"
-    with pytest.raises(OptionError, match="device is 'cuda'"):
+    with pytest.raises(DeviceError, match="device is 'cuda'"):
         train(CLASSIC, tmp_path / "run", settings=RunSettings(device="cuda"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

@@ -18,7 +18,7 @@ from small_runs import (
     train_whole,
 )
 
-from quickstudy.errors import RunError
+from quickstudy.errors import WriteError
 from quickstudy.scratch.folder import METRICS, RunFolder
 from quickstudy.scratch.recipe import Recipe, RunSettings
 from quickstudy.scratch.train import train_recipe
@@ -150,7 +150,7 @@ def test_disk_full_while_saving_is_an_error_and_the_run_goes_on_later(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(RunError, match="No space left on device"):
+    with monkeypatch.context() as patch, pytest.raises(WriteError, match="No space left on device"):
         patch.setattr(f"quickstudy.learning.checkpoints.{place}", full)
         train_recipe(CLASSIC, DATA, folder, settings=dataclasses.replace(QUIET, checkpoint_seconds=0))
     assert folder.checkpoints.newest().step == 5  # type: ignore[union-attr]
@@ -169,7 +169,7 @@ def test_disk_full_while_writing_anything_else_is_no_defect_of_ours_either(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(RunError, match="No space left on device"):
+    with monkeypatch.context() as patch, pytest.raises(WriteError, match="No space left on device"):
         module = "summaries" if name == "append_line" else "folder"
         patch.setattr(f"quickstudy.scratch.{module}.{name}", full)
         train_recipe(CLASSIC, DATA, folder, settings=QUIET)

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from quickstudy.errors import RunError
+from quickstudy.errors import RunError, WriteError
 from quickstudy.files import TEMPORARY_PREFIX, write_bytes_atomically, write_json_atomically
 
 _PATTERN = "step-*.pt"
@@ -61,7 +61,7 @@ class Checkpoints:
         """Write a checkpoint durably, then delete the oldest beyond `keep`, but never the `best`.
 
         Raises:
-            RunError: it cannot be written; those that are there stay.
+            WriteError: it cannot be written; those that are there stay.
         """
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -74,7 +74,7 @@ class Checkpoints:
             )
             write_bytes_atomically(path, data)
         except OSError as error:
-            raise RunError(
+            raise WriteError(
                 f"Cannot write the checkpoint '{path}': {error.strerror}. Those before it are safe; "
                 "free some space and start the same command again to go on"
             ) from error

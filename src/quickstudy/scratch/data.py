@@ -19,6 +19,7 @@ from quickstudy.images.named import NAMED, find, layout_of, load
 from quickstudy.images.pixels import PixelSet, decode_image_set
 from quickstudy.models.roles import Roles
 from quickstudy.progress import Progress, silent
+from quickstudy.records import as_values, read_record
 from quickstudy.scratch.input import Moments
 
 
@@ -106,7 +107,7 @@ class DataFacts:
             "classes": list(self.classes),
             "side": self.side,
             "channels": self.channels,
-            "moments": self.moments.to_dict(),
+            "moments": as_values(self.moments),
             "roles": self.roles.to_dict() if self.roles else None,
         }
 
@@ -118,7 +119,7 @@ class DataFacts:
             classes=tuple(values["classes"]),
             side=int(values["side"]),
             channels=int(values["channels"]),
-            moments=Moments.from_dict(values["moments"]),
+            moments=read_record(Moments, values["moments"]),
             roles=Roles.from_dict(values["roles"]) if values.get("roles") else None,
         )
 

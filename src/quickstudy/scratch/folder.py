@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from quickstudy.errors import OptionError, RunError
+from quickstudy.errors import OptionError, RunError, WriteError
 from quickstudy.files import write_bytes_atomically, write_json_atomically
 from quickstudy.learning.checkpoints import Checkpoints
 from quickstudy.scratch.data import DataFacts
@@ -84,7 +84,8 @@ class RunFolder:
         """Write the configuration, or see that a run that goes on has the same.
 
         Raises:
-            RunError: the folder holds a run with another configuration, or cannot be written.
+            RunError: the folder holds a run with another configuration.
+            WriteError: it cannot be written.
         """
         config = recipe.to_dict() | {"data_facts": facts.to_dict()}
         if (self.path / "config.json").exists():
@@ -101,7 +102,9 @@ class RunFolder:
         try:
             write_json_atomically(self.path / "config.json", config)
         except OSError as error:
-            raise RunError(f"Cannot write to '{self.path}': {error.strerror}; name another folder with --run") from None
+            raise WriteError(
+                f"Cannot write to '{self.path}': {error.strerror}; name another folder with --run"
+            ) from None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -120,7 +123,9 @@ class RunFolder:
                 f"Another process is training in '{self.path}'; wait for it, or name another folder"
             ) from None
         except OSError as error:
-            raise RunError(f"Cannot write to '{self.path}': {error.strerror}; name another folder with --run") from None
+            raise WriteError(
+                f"Cannot write to '{self.path}': {error.strerror}; name another folder with --run"
+            ) from None
         with lock:
             yield
 

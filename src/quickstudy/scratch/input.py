@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -234,15 +234,6 @@ class Moments:
     """Mean of each channel."""
     deviation: tuple[float, ...]
     """Standard deviation of each channel; 1 where it would be 0."""
-
-    def to_dict(self) -> dict[str, list[float]]:
-        """The moments as JSON values."""
-        return {"mean": list(self.mean), "deviation": list(self.deviation)}
-
-    @staticmethod
-    def from_dict(values: Mapping[str, Sequence[float]]) -> Moments:
-        """Make moments from what `to_dict` gave."""
-        return Moments(mean=tuple(values["mean"]), deviation=tuple(values["deviation"]))
 
     @staticmethod
     def of(pixels: NDArray[np.uint8]) -> Moments:

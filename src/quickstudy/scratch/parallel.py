@@ -25,7 +25,7 @@ import torch
 import torch.distributed
 
 from quickstudy import errors
-from quickstudy.errors import OptionError, QuickstudyError, RunError, TrainingError
+from quickstudy.errors import DeviceError, OptionError, QuickstudyError, RunError, TrainingError
 from quickstudy.process import settle_own_process, starting_own_process, usable_cores
 
 _TIMEOUT = datetime.timedelta(minutes=10)
@@ -62,12 +62,13 @@ def choose_device(name: str = "auto") -> str:
     """Choose `cpu` or `cuda`; `auto` takes a GPU where there is one.
 
     Raises:
-        OptionError: there is no such device.
+        OptionError: the name is none.
+        DeviceError: there is no such device here.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise OptionError(f"device is '{name}'; expected auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
-        raise OptionError("device is 'cuda', but torch finds no CUDA device here; take cpu or auto")
+        raise DeviceError("device is 'cuda', but torch finds no CUDA device here; take cpu or auto")
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from quickstudy.errors import OptionError, RunError, TrainingError
+from quickstudy.errors import OptionError, RunError, TrainingError, WriteError
 from quickstudy.images.pixels import PixelSet
 from quickstudy.learning.checkpoints import Interrupts
 from quickstudy.learning.scores import Scores
@@ -109,7 +109,8 @@ def train(
     Raises:
         OptionError: an option cannot be used.
         ImageSetError: the data is not there, or cannot be used.
-        RunError: the folder is in use, holds another run, or cannot be written.
+        RunError: the folder is in use, or holds another run.
+        WriteError: it cannot be written.
         TrainingError: the loss is not a number any more, or a replica died.
     """
     settings = settings or RunSettings()
@@ -155,7 +156,8 @@ def train_recipe(
 
     Raises:
         OptionError: an option cannot be used with these images.
-        RunError: the folder is in use, holds another run, or cannot be written.
+        RunError: the folder is in use, or holds another run.
+        WriteError: it cannot be written.
         TrainingError: the loss is not a number any more.
     """
     replica, settings = replica or Replica(), settings or RunSettings()
@@ -173,7 +175,7 @@ def train_recipe(
     except BrokenPipeError:  # who read the reports has gone
         raise
     except OSError as error:
-        raise RunError(
+        raise WriteError(
             f"Cannot write to '{folder.path}': {error.strerror or error}. Its checkpoints are safe; "
             "free some space and start the same command again to go on"
         ) from error
