@@ -101,9 +101,11 @@ def _running_cluster() -> str | None:
     from ray._private.utils import read_ray_address
 
     noted: str | None = read_ray_address()
+    if not noted:
+        return None
     try:
-        _require_answer(noted or "")
-    except ClusterError:  # none was started, or it has gone without taking its note along
+        _require_answer(noted)
+    except (ClusterError, OptionError):  # it has gone without taking its note along, or the note is damaged
         return None
     return noted
 

@@ -182,7 +182,9 @@ def test_gradients_are_those_of_finite_differences(case: Case) -> None:
     def run(x: torch.Tensor, *_weights: torch.Tensor) -> torch.Tensor:
         return module(x)
 
-    assert torch.autograd.gradcheck(run, (x, *weights), eps=1e-6, atol=1e-5, fast_mode=False)
+    # Of many values, a random direction tells as surely as each by itself, in a hundredth of the time.
+    many = x.numel() + sum(weight.numel() for weight in weights) > 300
+    assert torch.autograd.gradcheck(run, (x, *weights), eps=1e-6, atol=1e-5, fast_mode=many)
 
 
 def test_automatic_output_padding_of_transposed_convolutions_is_refused() -> None:

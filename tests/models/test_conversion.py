@@ -128,7 +128,8 @@ def test_the_export_is_a_whole_model_that_says_where_it_comes_from(
     difference = np.abs(after.predict_pixels(images) - before.predict_pixels(images)).max()
     assert done.golden_difference == pytest.approx(difference, abs=1e-6)
     assert done.agreement is not None
-    assert done.agreement.n == done.agreement.labelled == len(photos)
+    assert done.agreement.labelled is not None
+    assert done.agreement.n == done.agreement.labelled.first.n == len(photos)
     expected = [before.predict(photo) == after.predict(photo) for photo in photos]
     assert done.agreement.same == sum(expected)
     assert done.bytes_after == (tmp_path / "other.onnx").stat().st_size
