@@ -18,12 +18,15 @@ import pytest
 from PIL import Image
 
 import quickstudy
+from quickstudy.bottlenecks import extraction, looks
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import HeadError, ImageSetError, ModelError, OptionError, QuickstudyError
+from quickstudy.images import census
 from quickstudy.images.distortions import Distortions
 from quickstudy.models.checks import photos_for_checking
 from quickstudy.models.roles import Roles
 from quickstudy.retraining.result import RetrainResult
+from resting_files import index_as_resting
 
 Retrain = Callable[..., RetrainResult]
 
@@ -546,3 +549,23 @@ def test_clothing_is_told_apart_with_89_percent(test_data: Path, retrain: Retrai
     again = retrain(test_data / "clothing")
     assert again.computed == 0
     assert again.test == result.test
+
+
+def test_the_second_run_of_anything_reads_no_image_file(
+    photos: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the damaged ones either, which are remembered; nor for thumbnails, the audit or the report."""
+    (photos / "discs" / "bad.jpg").write_bytes(b"\xff\xd8\xff damaged")
+    index_as_resting(Store(cache / "bottlenecks").index_path, *photos.rglob("*.jpg"))
+    model = tmp_path / "model.onnx"
+
+    def run() -> tuple[object, ...]:
+        result = quickstudy.retrain(photos, model, cache=cache, keep_thumbnails=True)
+        assert [item.path.name for item in result.skipped] == ["bad.jpg"]
+        audit = quickstudy.audit(photos, cache=cache)
+        return model.read_bytes(), len(audit.images), quickstudy.report(model, cache=cache).name
+
+    first = run()
+    for module in (census, extraction, looks):
+        monkeypatch.setattr(module, "read_image_file", lambda path: pytest.fail(f"{path} is read again"))
+    assert run() == first
