@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from quickstudy.reports import neighbours
-from quickstudy.reports.neighbours import alike_pairs, unit_rows
+from quickstudy.reports.neighbours import alike_pairs, centred_rows
 
 
 def rows(n: int, d: int = 16, seed: int = 0) -> np.ndarray:
     draws = np.random.Generator(np.random.PCG64(seed))
     centres = draws.normal(size=(max(n // 4, 1), d))
-    return unit_rows(centres[draws.integers(len(centres), size=n)] + 0.3 * draws.normal(size=(n, d)))
+    return centred_rows(centres[draws.integers(len(centres), size=n)] + 0.3 * draws.normal(size=(n, d)))
 
 
 def slow(values: np.ndarray, alike: float, nearest: float) -> set[tuple[int, int]]:
@@ -59,7 +59,7 @@ def test_the_index_finds_what_the_search_of_all_pairs_finds() -> None:
 
 
 def test_rows_have_length_one_around_their_mean() -> None:
-    values = unit_rows(np.array([[3.0, 1.0], [1.0, 1.0], [2.0, 4.0]]))
+    values = centred_rows(np.array([[3.0, 1.0], [1.0, 1.0], [2.0, 4.0]]))
     np.testing.assert_allclose(values[1], np.array([-1, -1]) / 2**0.5, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(values, axis=1), 1, atol=1e-6)
 

@@ -106,6 +106,12 @@ def signed_sqrt(bottlenecks: NDArray[np.floating]) -> Floats:
     return np.copysign(np.sqrt(np.abs(values)), values)
 
 
+def unit_rows(rows: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Scale each row (n×d) to length 1, so that products of rows are cosines; a row of zeros stays."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.maximum(lengths, 1e-12), np.float32)
+
+
 def prepare_features(bottlenecks: NDArray[np.floating]) -> Features:
     """Take the signed square root of `bottlenecks` (n×d, any float type), centre and scale.
 

@@ -26,7 +26,7 @@ from quickstudy.bottlenecks.looks import view_gallery
 from quickstudy.errors import ModelError, WriteError
 from quickstudy.files import write_bytes_atomically
 from quickstudy.images.census import Content
-from quickstudy.learning.softmax import signed_sqrt
+from quickstudy.learning.softmax import signed_sqrt, unit_rows
 from quickstudy.models.format import HEAD_WEIGHTS, features_in
 from quickstudy.models.model import Model, load_bytes, read_model_file
 from quickstudy.progress import Progress, silent
@@ -48,7 +48,7 @@ class Neighbours:
     """The training images of one model, to look up which are nearest. Several threads may use it at once."""
 
     def __init__(self, features: NDArray[np.floating], labels: Sequence[str], thumbnails: Sequence[bytes]) -> None:
-        self._rows = _directions(features)
+        self._rows = unit_rows(signed_sqrt(features))
         self._labels = labels
         self._thumbnails = thumbnails
 
@@ -62,7 +62,7 @@ class Neighbours:
 
     def nearest(self, features: NDArray[np.floating], count: int) -> list[Neighbour]:
         """Find the `count` training images nearest to one whose features (d) the same model gave, nearest first."""
-        similarities = self._rows @ _directions(features[None])[0]
+        similarities = self._rows @ unit_rows(signed_sqrt(features[None]))[0]
         order = np.argsort(-similarities, kind="stable")[:count]
         return [
             Neighbour(label=self._labels[row], similarity=float(similarities[row]), thumbnail=self._thumbnails[row])
@@ -171,13 +171,6 @@ def _require_features(data: bytes, model: Path, *, images: int, given: tuple[int
 
 def _damaged(path: Path, reason: object) -> ModelError:
     return ModelError(f"The thumbnails '{path}' are damaged ({reason}); write them anew or delete them")
-
-
-def _directions(features: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Take the signed square roots of rows (n×d), and scale each row to length 1."""
-    roots = signed_sqrt(features)
-    lengths = np.linalg.norm(roots, axis=1, keepdims=True)
-    return np.asarray(roots / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
 
 
 def _serialise(

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.bottlenecks.looks import Gallery, view_gallery
-from quickstudy.learning.softmax import Floats
+from quickstudy.learning.softmax import Floats, unit_rows
 from quickstudy.progress import Progress, silent
 from quickstudy.reports.duplicates import find_duplicates
 from quickstudy.reports.evidence import Evidence, gather_evidence
@@ -30,7 +30,7 @@ from quickstudy.reports.findings import (
     QualityFlaw,
     Suggestion,
 )
-from quickstudy.reports.neighbours import unit_rows
+from quickstudy.reports.neighbours import centred_rows
 
 
 def audit(
@@ -112,7 +112,7 @@ def choose_next(evidence: Evidence, *, count: int = BATCH) -> tuple[int, ...]:
     if evidence.probabilities.shape[1]:
         chosen = farthest_gradients(features, evidence.probabilities[rows], count)
     else:
-        chosen = typical(unit_rows(features), count)
+        chosen = typical(centred_rows(features), count)
     return tuple(int(rows[k]) for k in chosen)
 
 
@@ -257,7 +257,7 @@ def distances(features: Floats) -> Floats:
 
     Where there are many rows, the first ones stand for all; rows in the order of content hashes come at random.
     """
-    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.float32(1e-12))
+    unit = unit_rows(features)
     references = unit[:_REFERENCES]
     place = min(_NEIGHBOUR, len(references) - 1) - 1
     result = np.empty(len(unit), np.float32)

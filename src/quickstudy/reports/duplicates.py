@@ -27,7 +27,7 @@ from quickstudy.bottlenecks.looks import Gallery, grey_square
 from quickstudy.process import usable_cores
 from quickstudy.reports.evidence import Evidence, KnownImage
 from quickstudy.reports.findings import DuplicateGroup
-from quickstudy.reports.neighbours import alike_pairs, unit_rows
+from quickstudy.reports.neighbours import alike_pairs, centred_rows
 
 AGREEMENT = 0.95
 """Correlation of the details, once aligned, from which on two pictures are one."""
@@ -61,7 +61,7 @@ def near_duplicates(evidence: Evidence, gallery: Gallery, distinct: Sequence[int
     n = len(distinct)
     few = n * (n - 1) // 2 <= _FEW
     pairs = alike_pairs(
-        unit_rows(evidence.features[list(distinct)]),
+        centred_rows(evidence.features[list(distinct)]),
         alike=-1.5 if few else _ALIKE,
         nearest=_NEAREST,
         most=max(n, _FEW),

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from quickstudy.learning.softmax import unit_rows
 from quickstudy.process import usable_cores
 
 Floats = NDArray[np.float32]
@@ -40,7 +41,7 @@ class Pairs:
     similarity: Floats
 
 
-def unit_rows(features: NDArray[np.floating]) -> Floats:
+def centred_rows(features: NDArray[np.floating]) -> Floats:
     """Take features (n×d) around their mean, each row of length 1, so that products are correlations.
 
     The mean is taken away since the features are positive and all images have much in common: of the clothing photos,
@@ -49,8 +50,7 @@ def unit_rows(features: NDArray[np.floating]) -> Floats:
     rows = features.astype(np.float32)
     if len(rows):
         rows -= rows.mean(axis=0, dtype=np.float64).astype(np.float32)
-    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    return rows
+    return unit_rows(rows)
 
 
 def alike_pairs(rows: Floats, *, alike: float, nearest: float, most: int, exact: bool | None = None) -> Pairs:
