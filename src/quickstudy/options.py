@@ -11,7 +11,10 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import os
 import re
+import shlex
+import subprocess
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -169,6 +172,12 @@ def as_text(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(map(as_text, value))
     return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def pasted(*words: object) -> str:
+    """Write a command of ours as it can be pasted into this system's shell, whatever the names of files in it."""
+    texts = ["quickstudy", *map(str, words)]
+    return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)
 
 
 def parse_seconds(text: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Backbone, Cache, Engine, Json, Quiet
+from quickstudy.options import pasted
 
 if TYPE_CHECKING:
     from quickstudy.reports.carrying_out import Done
@@ -67,13 +67,12 @@ def command(
         print_json(audit.to_dict())
         return
     _print_audit(audit, images, limit)
-    shown = shlex.quote(str(images))
     if fix:
         counts = ", ".join(f"{number:,} {action}" for action, number in summarise(steps).items() if number)
         print(f"\nPlan: {fix} ({counts or 'nothing to do'}); ", end="")
-        print(f"review it, then: quickstudy audit {shown} --apply {shlex.quote(str(fix))}")
+        print(f"review it, then: {pasted('audit', images, '--apply', fix)}")
     else:
-        print(f"\nNext: quickstudy audit {shown} --fix plan.csv")
+        print(f"\nNext: {pasted('audit', images, '--fix', 'plan.csv')}")
 
 
 def _print_audit(audit: Audit, images: Path, limit: int) -> None:
@@ -164,6 +163,6 @@ def _print_done(done: Done, images: Path, as_json: bool) -> None:
         for path, reason in done.left:
             print(f"  left as it was: {path}: {reason}")
         if done.undo:
-            print(f"Undo with: quickstudy audit {images} --undo {done.undo}")
+            print(f"Undo with: {pasted('audit', images, '--undo', done.undo)}")
     if done.left:
         raise typer.Exit(1)

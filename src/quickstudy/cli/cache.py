@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ import typer
 from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Cache, Json, Quiet, offering
 from quickstudy.extras import require
+from quickstudy.options import pasted
 from quickstudy.retraining.config import RetrainConfig
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def _print_filled(filled: _Filled, images: Path) -> None:
     by = f", {count(filled.workers, 'worker')} on {count(filled.nodes or 1, 'node')}" if filled.workers else ""
     print(f"Store: {filled.store}; {filled.seconds:.2f} s{by}")
     if "://" in filled.store:
-        print(f"Next:  quickstudy cache pull {shlex.quote(filled.store)}")
+        print(f"Next:  {pasted('cache', 'pull', filled.store)}")
 
 
 def pull(

@@ -11,6 +11,7 @@ import typer
 from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Json, Quiet
 from quickstudy.extras import require
+from quickstudy.options import pasted
 
 if TYPE_CHECKING:
     from quickstudy.models.conversion import Conversion, Kind
@@ -96,7 +97,7 @@ def command(
     if as_json:
         print_json(results)
     elif model.suffix == ".onnx" and (int8 or fp16 or not forms):
-        print(f"Next:  quickstudy predict {shlex.quote(str(model))} new.jpg")
+        print(f"Next:  {pasted('predict', model, 'new.jpg')}")
 
 
 def _convert(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,7 @@ import typer
 from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Cache, Json, Quiet, Set, offering
 from quickstudy.extras import require
-from quickstudy.options import read_assignment
+from quickstudy.options import pasted, read_assignment
 from quickstudy.retraining.config import RetrainConfig
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def command(
         print_json({**result.to_dict(), "report": str(written) if written else None})
     else:
         _print_summary(result, images, seconds)
-        print(f"Report: {written or f'quickstudy report {result.model}'}")
+        print(f"Report: {written or pasted('report', result.model)}")
 
 
 def _print_summary(result: RetrainResult, images: Path, seconds: float) -> None:
@@ -86,7 +85,7 @@ def _print_summary(result: RetrainResult, images: Path, seconds: float) -> None:
     stages = ", ".join(f"{name} {spent:.2f}" for name, spent in result.seconds.items())
     print(f"Seconds: {stages}; {seconds:.2f} in all")
     print(f"\nModel: {result.model} ({result.model.stat().st_size / 1e6:.1f} MB), its golden checks passed")
-    print(f"Next:  quickstudy predict {shlex.quote(str(result.model))} new.jpg")
+    print(f"Next:  {pasted('predict', result.model, 'new.jpg')}")
 
 
 def _print_tuning(result: RetrainResult, seconds: float) -> None:

@@ -13,6 +13,7 @@ import typer
 from quickstudy.cli.display import interruptible, print_json
 from quickstudy.cli.options import Json, Quiet
 from quickstudy.extras import require
+from quickstudy.options import pasted
 
 if TYPE_CHECKING:
     from quickstudy.progress import Bar
@@ -166,4 +167,4 @@ def _print_result(result: RunResult, folder: Path) -> None:
     print(f"Test accuracy {format_score(result.test.score)}; {result.steps:,} steps in {result.seconds:.1f} s")
     events = folder / "tensorboard"
     print(f"\nRun:   {folder}" + (f" (tensorboard --logdir {shlex.quote(str(events))})" if events.exists() else ""))
-    print(f"Next:  quickstudy export {shlex.quote(str(folder))}")
+    print(f"Next:  {pasted('export', folder)}")

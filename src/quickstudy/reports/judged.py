@@ -31,6 +31,7 @@ from quickstudy.learning.selection import fit_head
 from quickstudy.learning.softmax import signed_sqrt
 from quickstudy.models.model import Model, load
 from quickstudy.models.roles import may_judge
+from quickstudy.options import pasted
 from quickstudy.progress import Progress
 from quickstudy.reports.evidence import Evidence, KnownImage
 from quickstudy.retraining.result import Record, Unseen, cross_validated, load_record
@@ -108,13 +109,13 @@ def judge_images(model: Path, images: Path | None, cache: Path, progress: Progre
         if record is None:
             raise ModelError(
                 f"Where the images of '{model}' are is not remembered in the cache '{cache}'; name their folder: "
-                f"quickstudy report {model} photos/"
+                f"{pasted('report', model, 'photos/')}"
             )
         images = record.images
         if not images.exists():
             raise ImageSetError(
                 f"'{model}' was trained on '{images}', which is no longer there; name the folder: "
-                f"quickstudy report {model} photos/"
+                f"{pasted('report', model, 'photos/')}"
             )
     net = load_backbone(origin["name"], cache).at(FEATURES)
     if net.fingerprint != origin["fingerprint"]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from quickstudy.learning.calibration import (
 from quickstudy.learning.learning_curve import LearningCurve
 from quickstudy.learning.ridge import LeaveOneOut
 from quickstudy.learning.scores import Score, score_predictions
+from quickstudy.options import pasted
 from quickstudy.reports import charts
 from quickstudy.reports.charts import COLUMNS, PER_SHEET, SIDE
 from quickstudy.reports.findings import Audit, DuplicateGroup
@@ -265,9 +265,9 @@ def _calibration(judged: JudgedImages, by: By) -> dict[str, Any]:
 def _facts(judged: JudgedImages, training: dict[str, Any]) -> list[tuple[str, str]]:
     """Gather what it takes to make the model again, as names and values."""
     origin, versions = judged.metadata["backbone"], judged.metadata.get("versions", {})
-    words = ["quickstudy", "retrain", _source(judged), *RetrainConfig.recalled(training["options"]).command_line()]
+    words = ["retrain", _source(judged), *RetrainConfig.recalled(training["options"]).command_line()]
     return [
-        ("Command", shlex.join(words)),
+        ("Command", pasted(*words)),
         ("Model", sha256_of_file(judged.model)),
         ("Data (content, labels and split)", str(training.get("data_fingerprint"))),
         ("Backbone", f"{origin['name']}, cut at {origin['cut']}, {origin['fingerprint']}"),

@@ -1,11 +1,34 @@
-"""Times and sizes as people write them."""
+"""Options as text: what a configuration says can be pasted and read again."""
 
 from __future__ import annotations
+
+import os
+import shlex
 
 import pytest
 
 from quickstudy.errors import OptionError
-from quickstudy.options import parse_bytes, parse_seconds
+from quickstudy.options import as_text, parse_bytes, parse_seconds, pasted
+
+NAMES = ["photos.onnx", "Mes photos d'été.onnx", 'a "b" $c.onnx', "-x.onnx", "новые снимки.onnx"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_can_be_pasted_whatever_the_names(name: str) -> None:
+    assert shlex.split(pasted("report", name)) == ["quickstudy", "report", name]
+
+
+def test_on_windows_names_are_quoted_as_its_shell_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "name", "nt")
+    assert pasted("report", "Mes photos d'été.onnx") == 'quickstudy report "Mes photos d\'été.onnx"'
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "auto"), (True, "on"), (0.1, "0.1"), (10.0, "10"), (1 / 3, repr(1 / 3)), ((8, 16), "8,16"), ("a", "a")],
+)
+def test_values_are_written_as_they_are_read(value: object, text: str) -> None:
+    assert as_text(value) == text
 
 
 @pytest.mark.parametrize(
