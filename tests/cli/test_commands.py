@@ -182,3 +182,18 @@ def test_the_light_core_runs_without_torch_scipy_and_scikit_learn(photos: Path, 
         f"quickstudy.retrain({str(photos)!r}, {str(tmp_path / 'm.onnx')!r}, cache={str(tmp_path / 'cache')!r})\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_data_keep_names_as_they_are_whatever_the_terminal_writes(trained: Path, encoding: str) -> None:
+    name = "Hüte 帽子.jpg"
+    (trained / name).write_bytes((trained / "new.jpg").read_bytes())
+    for option in ("--json", "--csv"):
+        done = subprocess.run(
+            [sys.executable, "-m", "quickstudy", "predict", "photos.onnx", name, option],
+            cwd=trained,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+            capture_output=True,
+            check=True,
+        )
+        assert name in done.stdout.decode("utf-8")

@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jsonschema
 import numpy as np
@@ -20,6 +21,7 @@ import quickstudy
 from quickstudy.images.decoding import decode
 from quickstudy.serving.app import make_app
 from quickstudy.serving.limits import ServerSettings
+from quickstudy.serving.registry import parse_models
 
 
 def probabilities_of(prediction: dict[str, Any], classes: tuple[str, ...]) -> list[float]:
@@ -318,3 +320,14 @@ class TestDocumentation:
             assert document["paths"]["/predict"]["post"]["security"] == [{"token": []}]
             assert "401" in document["paths"]["/predict"]["post"]["responses"]
             assert "Authorization: Bearer" in guarded.get("/docs").text
+
+
+def test_a_model_of_any_name_is_reached_by_its_encoded_name(trained: Path, photo: Path, tmp_path: Path) -> None:
+    file = tmp_path / "Mes photos d'été.onnx"
+    file.write_bytes((trained / "photos.onnx").read_bytes())
+    with TestClient(make_app(parse_models([str(file)]), ServerSettings()), base_url="http://127.0.0.1:8000") as client:
+        name = client.get("/models").json()["models"][0]["name"]
+        assert name == "Mes photos d'été"
+        answer = client.post(f"/models/{quote(name)}/predict", content=photo.read_bytes())
+        assert answer.status_code == 200
+        assert answer.json()["predictions"][0]["label"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import io
 import json
 import signal
 import sys
@@ -32,9 +33,19 @@ def progress_for(*, quiet: bool) -> Progress:
 
 
 def print_json(value: Any) -> None:
-    """Print what a command has to say for machines."""
-    json.dump(value, sys.stdout, indent=1)
+    """Print what a command has to say for machines, names as they are."""
+    data_to_stdout()
+    json.dump(value, sys.stdout, indent=1, ensure_ascii=False)
     print()
+
+
+def data_to_stdout() -> None:
+    r"""Let what is printed from now on be UTF-8 whatever the locale, since programs read it.
+
+    What is no text in a file's name comes out as an escape such as `\udce9`, which JSON reads back.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def format_score(score: Score) -> str:

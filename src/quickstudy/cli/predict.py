@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quickstudy.cli.display import print_json
+from quickstudy.cli.display import data_to_stdout, print_json
 from quickstudy.cli.options import Cache, Json
 from quickstudy.extras import require
 
@@ -29,7 +29,9 @@ def command(
         bool, typer.Option("--abstain", help="Say 'don't know' below the probability that the model came with.")
     ] = False,
     as_json: Json = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: image, rank, label, probability, error.")] = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print CSV in UTF-8: image, rank, label, probability, error.")
+    ] = False,
     cache: Cache = None,
 ) -> None:
     """Print the most probable classes of images; a file that cannot be used is named and does not end the others."""
@@ -150,6 +152,7 @@ def _write_text(
 def _write_csv(
     model: Model, predictions: Iterator[Prediction], count: int, threshold: float | None, wrong: list[Any]
 ) -> tuple[int, int]:
+    data_to_stdout()
     writer = csv.writer(sys.stdout)
     # The column `answered` comes with --abstain only, so that what reads the table otherwise need not change.
     writer.writerow(

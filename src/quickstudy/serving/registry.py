@@ -29,7 +29,8 @@ from quickstudy.serving.metrics import Metrics
 
 log = logging.getLogger("quickstudy.serving")
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_NAME = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,99}")
+"""Any name that a file can have on every system; in an address it is percent-encoded."""
 
 _Stamp = tuple[tuple[int, int, int, int] | None, ...]
 
@@ -148,7 +149,8 @@ def parse_models(arguments: list[str]) -> dict[str, Path]:
             name, file = Path(argument).stem, argument
         if not _NAME.fullmatch(name):
             raise OptionError(
-                f"'{name}' cannot be a model's name here (letters, digits, '.', '_', '-'); name it: photos={file}"
+                f"'{name}' cannot be a model's name: it is empty, too long, begins with a dot, or has a slash in it; "
+                f"name it: photos={file}"
             )
         if name in models:
             raise OptionError(f"Two models are called '{name}'; name one of them: other={file}")
