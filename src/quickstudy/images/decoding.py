@@ -148,7 +148,10 @@ def is_ordinary(data: bytes) -> bool:
     except UnusableImageError:
         return False
     mode = {1: "L", 3: "RGB"}.get(len(jpeg.frame.components))
-    return mode is not None and not jpeg.mended and not is_managed(jpeg.profile, mode)
+    if mode is None or jpeg.mended or is_managed(jpeg.profile, mode) or b"tiff:Orientation" in data[: jpeg.scan.start]:
+        return False
+    # An orientation behind any bytes FF DA was not seen.
+    return jpeg.orientation == 1 or 0 <= data.find(b"Exif\0\0") < data.find(b"\xff\xda")
 
 
 def to_input(pixels: Pixels, spec: InputSpec, box: tuple[int, int, int] | None = None) -> Pixels:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import re
+from pathlib import Path
 
 _READ_SUFFIXES = (
     ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .gif .tif .tiff .avif .avifs .jp2 .j2k .j2c .jpc .jpx .jpf .pbm"
@@ -97,6 +99,20 @@ def suffix_of(name: str) -> str:
     """Return the suffix of a file's name in lower case with its dot, or nothing."""
     dot = name.rfind(".")
     return name[dot:].lower() if dot > 0 else ""
+
+
+def first_bytes(path: Path) -> bytes:
+    """Read the first `SNIFFED_BYTES` bytes of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    # A third of the time that a file object takes; only Windows has O_BINARY, and needs it.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        return os.read(descriptor, SNIFFED_BYTES)
+    finally:
+        os.close(descriptor)
 
 
 def image_format(name: str, start: bytes) -> str | None:

@@ -30,7 +30,7 @@ from typing import Literal
 
 from quickstudy.images.kinds import (
     IMAGE_SUFFIXES,
-    SNIFFED_BYTES,
+    first_bytes,
     image_format,
     is_read,
     other_kind,
@@ -143,7 +143,7 @@ class Lister:
         start = b""
         if reason is None:
             try:
-                start = _first_bytes(path)
+                start = first_bytes(path)
             except OSError as error:
                 reason = f"unreadable ({error.strerror})".lower()
         if reason is not None:
@@ -171,15 +171,6 @@ def why_no_file(path: Path) -> str | None:
             return "a link that leads to itself"
         return "no such file" if error.errno == errno.ENAMETOOLONG else f"unreadable ({error.strerror})".lower()
     return None if stat.S_ISREG(mode) else _NOT_FILES.get(stat.S_IFMT(mode), "not a file")
-
-
-def _first_bytes(path: Path) -> bytes:
-    # A third of the time that a file object takes; only Windows has O_BINARY, and needs it.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-    try:
-        return os.read(descriptor, SNIFFED_BYTES)
-    finally:
-        os.close(descriptor)
 
 
 def _is_regular(entry: os.DirEntry[str]) -> bool:

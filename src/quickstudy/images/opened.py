@@ -64,12 +64,18 @@ class Opened:
     deep: bool
     """Whether it has 16 bits a colour, of which Pillow keeps the upper 8."""
 
+    @property
+    def counts_bits(self) -> bool:
+        """Whether its levels may use fewer bits than they have; Pillow has scaled those of other formats already."""
+        return self.name in ("PNG", "TIFF") and self.largest is None
+
     def decode(self, bits: int) -> Pixels:
         """Decode to sRGB pixels as they are stored; `bits` are significant of levels of more than 8 bits.
 
         Raises:
             UnusableImageError: the pixels are not whole; the message is the reason.
         """
+        bits = bits if self.counts_bits else 16
         try:
             self.image.load()
             if self.deep and bits < 16:
@@ -85,6 +91,8 @@ class Opened:
         Raises:
             UnusableImageError: the pixels are not whole; the message is the reason.
         """
+        if not self.counts_bits:
+            return 0
         try:
             if self.image.mode.startswith("I"):
                 return max(int(np.asarray(self.image).max()), 1).bit_length()
