@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.drawn_photos import draw_photo
 
 import quickstudy
+from drawn_photos import draw_photo
 from quickstudy.backbones.backbone import load_backbone
 from quickstudy.errors import OptionError
 from quickstudy.images.census import take_census

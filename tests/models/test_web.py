@@ -412,7 +412,7 @@ def test_the_camera(runtime: Path, browser: Any, serve: Any, tmp_path: Path) -> 
 
 
 def test_the_page_judges_damage_as_python_does(node: str, tmp_path: Path) -> None:
-    """Cut with an end marker behind, zeros inside, a scan missing: damaged. No end marker, padding, a video behind: not."""
+    """Cut with an end marker behind, zeros inside, a scan missing: damaged. No end marker, padding, a video: not."""
     draws = np.random.Generator(np.random.PCG64(5))
     rough = Image.fromarray(draws.integers(0, 256, (40, 30, 3), np.uint8)).resize((300, 200))
 

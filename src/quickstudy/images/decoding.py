@@ -53,6 +53,7 @@ __all__ = [
     "centred_square",
     "decode",
     "encode_thumbnail",
+    "is_broken",
     "is_ordinary",
     "resize_bilinear",
     "size_of",
@@ -258,6 +259,17 @@ def bits_used(data: bytes) -> int:
         UnusableImageError: as `decode`.
     """
     return 0 if not data or data.startswith(_JPEG) else open_image(data, MOST_PIXELS).bits_used()
+
+
+_BROKEN = ("truncated", "damaged", "empty file", "not an image", "an HTML page")
+
+
+def is_broken(reason: str) -> bool:
+    """Say whether the reason why a file cannot be used means that no program can show it.
+
+    What is whole, but of a kind or size that is not read here, is not broken.
+    """
+    return reason.startswith(_BROKEN) and "not supported" not in reason
 
 
 def to_pixels(image: Image.Image, *, bits: int = 16) -> Pixels:
