@@ -158,7 +158,7 @@ def _next_whole(data: bytes, place: int, budget: list[int]) -> int | None:
 def _require_whole(data: bytes, pixels: list[tuple[int, int]], header: bytes) -> None:
     """Inflate pixels whose checksums are wrong or that have no end, to find out whether they are all there."""
     expected, row = _bytes_of(*struct.unpack(">IIBBBBB", header))
-    inflater, count, problem = zlib.decompressobj(), 0, ""
+    inflater, count, problem = zlib.decompressobj(), 0, False
     pending = b"".join(data[start:end] for start, end in pixels)
     try:
         while (count < expected or not inflater.eof) and count <= expected + (1 << 20):
@@ -168,12 +168,14 @@ def _require_whole(data: bytes, pixels: list[tuple[int, int]], header: bytes) ->
             if not piece and not pending:
                 break
     except zlib.error:
-        problem = "damaged"
-    if count < expected or (problem and not inflater.eof):
-        rows = "" if row is None or problem else f" after {100 * count // expected} % of the rows"
-        if problem:
-            raise UnusableImageError("damaged (the pixels of the PNG are no longer what was compressed)")
-        raise UnusableImageError(f"truncated (the pixels end{rows or ' too early'})")
+        problem = True
+    if inflater.eof and count >= expected:
+        return  # the checksum of all pixels is right
+    if problem or (count >= expected and pixels[-1][1] < len(data)):
+        raise UnusableImageError("damaged (the pixels of the PNG are no longer what was compressed)")
+    if count < expected:
+        rows = f"after {100 * count // expected} % of the rows" if row else "too early"
+        raise UnusableImageError(f"truncated (the pixels end {rows})")
 
 
 def _bytes_of(width: int, height: int, depth: int, colour: int, *rest: int) -> tuple[int, int | None]:
