@@ -41,6 +41,8 @@ _ATTEMPTS = 256
 """The most places at which a broken chain of segments is taken up again."""
 _MOST_SEGMENTS = 10_000
 """The most segments in a row: profiles and depth maps of phones have some hundreds."""
+_MOST_FOLLOWED = 400
+"""The most segments that are followed from each of the places at which a broken chain is taken up."""
 
 
 def require_few_pixels(size: tuple[int, int], most_pixels: int) -> None:
@@ -197,10 +199,10 @@ def _checked(jpeg: Jpeg) -> Jpeg:
     return jpeg
 
 
-def _segments(data: bytes, place: int) -> Iterator[Segment | None]:
+def _segments(data: bytes, place: int, most: int = _MOST_SEGMENTS) -> Iterator[Segment | None]:
     """Yield segments as their lengths lead from one to the next; None where they lead nowhere."""
     size = len(data)
-    for _ in range(_MOST_SEGMENTS):
+    for _ in range(most):
         if fill := _FILL.match(data, place):
             place = fill.end()
         if place + 4 > size or data[place] != 0xFF:
@@ -220,10 +222,10 @@ def _segments(data: bytes, place: int) -> Iterator[Segment | None]:
     yield None
 
 
-def _chain(data: bytes, place: int, kept: list[Segment]) -> list[Segment] | None:
+def _chain(data: bytes, place: int, kept: list[Segment], most: int = _MOST_SEGMENTS) -> list[Segment] | None:
     """Follow the segments to the first scan of a frame that comes before it; None where they do not lead there."""
     chain = list(kept)
-    for segment in _segments(data, place):
+    for segment in _segments(data, place, most):
         if segment is None:
             return None
         chain.append(segment)
@@ -253,7 +255,7 @@ def _mended_chain(data: bytes) -> list[Segment]:
         for attempt, found in enumerate(_MARKER.finditer(data, place)):
             if attempt >= _ATTEMPTS:
                 break
-            rest = _chain(data, found.start(), kept)
+            rest = _chain(data, found.start(), kept, _MOST_FOLLOWED)
             frame = _frame_of(data, rest) if rest else None
             if rest and frame and (best is None or frame.width * frame.height > best[0]):
                 best = frame.width * frame.height, rest
