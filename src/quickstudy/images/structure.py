@@ -39,6 +39,8 @@ _FILL = re.compile(rb"\xff+(?=\xff)")
 _MARKER = re.compile(rb"\xff[\xc0-\xcf\xda-\xfe]", re.DOTALL)
 _ATTEMPTS = 256
 """The most places at which a broken chain of segments is taken up again."""
+_FEW_ATTEMPTS = 16
+"""The same between two scans, of which there may be many."""
 _MOST_SEGMENTS = 10_000
 """The most segments in a row: profiles and depth maps of phones have some hundreds."""
 _MOST_FOLLOWED = 400
@@ -242,26 +244,31 @@ def _is_scan(data: bytes, segment: Segment, frame: Frame) -> bool:
 
 
 def _mended_chain(data: bytes) -> list[Segment]:
-    """Take a broken chain up again behind its last good segment, at the place that leads to the largest frame."""
+    """Take a broken chain up again where it leads to the largest frame, and to most of the tables.
+
+    The last good segment may be the one whose length is wrong, so that it is looked into, too.
+    """
     good: list[Segment] = []
     for segment in _segments(data, 2):
         if segment is None or segment.marker == _SOS:
             break
         good.append(segment)
-    best: tuple[int, list[Segment]] | None = None
-    # The last segment itself may have the wrong length, so that it is looked into, too.
+    best: tuple[tuple[int, int], list[Segment]] | None = None
     for kept in (good, good[:-1]):
         place = kept[-1].end if kept else 2
         for attempt, found in enumerate(_MARKER.finditer(data, place)):
             if attempt >= _ATTEMPTS:
                 break
-            rest = _chain(data, found.start(), kept, _MOST_FOLLOWED)
-            frame = _frame_of(data, rest) if rest else None
-            if rest and frame and (best is None or frame.width * frame.height > best[0]):
-                best = frame.width * frame.height, rest
-        if best is not None:
-            return best[1]
-    raise UnusableImageError(_why_no_chain(data, good))
+            chain = _chain(data, found.start(), kept, _MOST_FOLLOWED)
+            frame = _frame_of(data, chain) if chain else None
+            if chain is None or frame is None:
+                continue
+            score = frame.width * frame.height, sum(one.marker in _TABLES for one in chain)
+            if best is None or score > best[0]:
+                best = score, chain
+    if best is None:
+        raise UnusableImageError(_why_no_chain(data, good))
+    return best[1]
 
 
 def _why_no_chain(data: bytes, good: list[Segment]) -> str:
@@ -307,17 +314,12 @@ def _walk_scans(jpeg: Jpeg) -> Scans:
             coded.append((segment.end, place))
         if (count := count + 1) > MOST_SCANS:
             raise UnusableImageError(f"a JPEG of more than {MOST_SCANS} scans")
-        following = None
-        for one in _segments(data, place):
-            if one is None or one.marker in _SOF:
-                break
-            segments.append(one)
+        between, place = _between_scans(data, place, jpeg.frame)
+        segments += between
+        for one in between:
             if one.marker == _DNL and one.end - one.start >= 6 and not height:
                 height = data[one.start + 4] << 8 | data[one.start + 5]
-            if one.marker == _SOS:
-                following = one
-                break
-            place = one.end
+        following = between[-1] if between and between[-1].marker == _SOS else None
         if following is None or not _is_scan(data, following, jpeg.frame):
             if fill := _FILL.match(data, place):
                 place = fill.end()
@@ -333,6 +335,34 @@ def _walk_scans(jpeg: Jpeg) -> Scans:
         missing=progress.missing(),
         height=height,
     )
+
+
+def _between_scans(data: bytes, place: int, frame: Frame) -> tuple[list[Segment], int]:
+    """Follow the segments behind a scan to the next one's header, or to where they end."""
+    found: list[Segment] = []
+    for one in _segments(data, place):
+        if one is None or one.marker in _SOF:
+            break
+        found.append(one)
+        if one.marker == _SOS:
+            return found, place
+        place = one.end
+    if not found or found[-1].marker < _APP0 or data.startswith(b"\xff", place):
+        return found, place
+    # The length of the last one, which makes no pixels, is wrong.
+    for attempt, again in enumerate(_MARKER.finditer(data, found[-1].start + 4)):
+        if attempt >= _FEW_ATTEMPTS:
+            break
+        rest: list[Segment] = []
+        for one in _segments(data, again.start(), _MOST_FOLLOWED):
+            if one is None or one.marker in _SOF:
+                break
+            rest.append(one)
+            if one.marker == _SOS:
+                if _is_scan(data, one, frame):
+                    return found + rest, one.start
+                break
+    return found, place
 
 
 class _Progress:
