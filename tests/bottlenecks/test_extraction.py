@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import shutil
 import signal
@@ -18,13 +19,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.runtime import Prefix
 from quickstudy.bottlenecks.extraction import Extraction, extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import StoreError
-from quickstudy.images.decoding import decode, to_input
+from quickstudy.images.decoding import InputSpec, decode, to_input
 from quickstudy.images.distortions import Distortions
 from quickstudy.images.views import render_view
 from resting_files import index_as_resting
@@ -509,3 +511,31 @@ def test_eight_processes_fill_one_store_at_once(
     assert summary.bottlenecks == 36
     assert [path for path in store.folder.rglob("*") if path.name.startswith(".tmp-")] == []
     assert extract(paths, backbone, store).computed == 0
+
+
+def test_ordinary_jpegs_keep_what_was_computed_before_colours_were_managed(
+    paths: list[Path], backbone: Backbone, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same pixels, so the same bottlenecks; others, and what is damaged, are looked at anew."""
+    other = paths[0].with_name("other.png")
+    Image.open(paths[0]).save(other)
+    cut = paths[0].with_name("cut.jpg")
+    cut.write_bytes(paths[0].read_bytes()[:3000] + b"\xff\xd9")
+    images = [*paths[:5], other, cut]
+    with monkeypatch.context() as before:
+        before.setattr(InputSpec, "to_dict", InputSpec.unmanaged)
+        before.setattr("quickstudy.bottlenecks.extraction._before_colours", lambda *_: None)
+        before.setattr("quickstudy.bottlenecks.extraction.decode", decode_anything)
+        first = extract(images, backbone, store)
+        assert (first.computed, first.reasons) == (7, {})
+    now = extract(images, backbone, store)
+    assert (now.computed, now.cached) == (1, 5)
+    assert list(now.reasons) == [6]
+    assert now.reasons[6].startswith("truncated (the scan ends after ")
+    np.testing.assert_array_equal(all_of(now)[:5], all_of(first)[:5])
+    again = extract(images, backbone, store)
+    assert (again.computed, again.cached) == (0, 6)
+
+
+def decode_anything(data: bytes, spec: InputSpec) -> NDArray[Any]:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))

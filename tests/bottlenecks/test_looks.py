@@ -75,6 +75,24 @@ def test_a_photo_is_sharp_and_its_blurred_copy_is_not_at_any_size() -> None:
         assert look_at(encode(blurred)).sharpness < LIMITS["blurred"]
 
 
+def test_grey_bands_of_a_damaged_photo_that_was_saved_anew_are_seen() -> None:
+    photo = draw_photo("discs", 3)
+    assert look_at(encode(photo)).grey == 0
+    pixels = np.array(photo)
+    pixels[200:] = 128
+    look = look_at(encode(Image.fromarray(pixels)))
+    assert look.grey == pytest.approx(80 / 280, abs=0.03)
+    assert look_at(encode(Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 0, 2))))).grey == look.grey
+
+
+def test_the_bits_that_sixteen_use_are_told_and_what_they_show_is_seen() -> None:
+    levels = np.asarray(draw_photo("discs", 3).convert("L")).astype(np.uint16)
+    eight = look_at(encode(Image.fromarray(levels.astype(np.uint8)), "PNG"))
+    twelve = look_at(encode(Image.fromarray(levels << 4), "PNG"))
+    assert (eight.bits, twelve.bits) == (0, 12)
+    assert twelve.brightness == pytest.approx(eight.brightness)
+
+
 def test_what_is_no_image_is_refused() -> None:
     with pytest.raises(UnusableImageError):
         look_at(b"nothing")

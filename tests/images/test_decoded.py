@@ -92,8 +92,8 @@ def test_bad_files_are_skipped_with_their_reason_copies_too(photos: Path) -> Non
     reasons = {item.path.name: item.reason for item in decoded.skipped}
     assert reasons == {
         "empty.jpg": "empty file (0 bytes)",
-        "half.jpg": "truncated",
-        "half too.jpg": "truncated",
+        "half.jpg": "truncated (the scan ends after 23 % of the rows)",
+        "half too.jpg": "truncated (the scan ends after 23 % of the rows)",
         "gone.jpg": "a link to nothing",
     }
     assert sum(len(pixel_set) for pixel_set in decoded.splits.values()) == 36

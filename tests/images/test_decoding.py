@@ -311,12 +311,14 @@ def test_sixteen_bit_colour_becomes_eight() -> None:
     assert pixels(png(2, 1, b"\0" + colours, depth=16)).tolist() == [[[255, 128, 0], [1, 1, 156]]]
 
 
-def test_thirty_two_bit_levels_are_taken_as_eight_or_as_sixteen_bits() -> None:
-    def decoded(levels: list[int]) -> list[int]:
-        return pixels(encode(Image.fromarray(np.array([levels], np.int32)), "TIFF"))[0, :, 0].tolist()
+def test_thirty_two_bit_levels_are_taken_as_the_set_was_said_to_have_them() -> None:
+    def decoded(levels: list[int], bits: int = 16) -> list[int]:
+        data = encode(Image.fromarray(np.array([levels], np.int32)), "TIFF")
+        return decode(data, InputSpec(size=256, bits=bits))[0, :, 0].tolist()
 
-    assert decoded([0, 100, 255]) == [0, 100, 255]
     assert decoded([0, 25600, 65535]) == [0, 100, 255]
+    assert decoded([0, 25600]) == [0, 100]  # whatever else is in the image
+    assert decoded([0, 100, 255], bits=8) == [0, 100, 255]
     assert decoded([-5, 100, 2_000_000]) == [0, 0, 255]
 
 
@@ -327,13 +329,14 @@ def test_one_bit_becomes_black_and_white() -> None:
         assert pixels(encode(image, kind, **options))[0, :, 0].tolist() == [255, 0, 255], kind
 
 
-def test_floats_are_taken_from_nought_to_one_or_as_levels() -> None:
+def test_floats_run_from_nought_to_one() -> None:
     def decoded(values: list[float]) -> list[int]:
         return pixels(encode(Image.fromarray(np.array([values], np.float32)), "TIFF"))[0, :, 0].tolist()
 
     assert decoded([0, 0.2, 1]) == [0, 51, 255]
-    assert decoded([0, 51, 255, 300, -7]) == [0, 51, 255, 255, 0]
-    assert decoded([float("nan"), float("inf"), float("-inf"), 100]) == [0, 255, 0, 100]
+    assert decoded([0, 0.2, 1.02]) == [0, 51, 255]
+    assert decoded([0, 0.2, 300, -7]) == [0, 51, 255, 0]
+    assert decoded([float("nan"), float("inf"), float("-inf"), 0.4]) == [0, 255, 0, 102]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 1000), (1000, 1), (2, 3), (255, 256), (256, 255), (513, 511)])

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from quickstudy.errors import ImageSetError
+from quickstudy.images import kinds
 from quickstudy.images.imageset import ImageSet, list_images, load_image_set, require_classes
 
 EXPECTED = (
@@ -116,17 +117,41 @@ def test_a_train_folder_alone_is_a_class(tmp_path: Path) -> None:
     assert load_image_set(tmp_path).classes == ("train",)
 
 
+@pytest.fixture
+def without_heic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kinds, "has_heic", lambda: False)
+
+
+HEIC_NEEDS = (
+    "HEIC needs the extra 'heic', which is not installed; install it with: pip install 'quickstudy[heic]', "
+    "or convert it to JPEG or PNG"
+)
+
+
+@pytest.mark.usefixtures("without_heic")
 def test_images_by_their_suffix_in_any_case(tmp_path: Path) -> None:
-    used = ["1.jpg", "2.JPG", "3.Jpeg", "4.PNG", "5.webp", "6.bmp", "7.GIF", "8.tif", "9.TIFF", "a.jfif", "b.jpe"]
+    used = [
+        "1.jpg",
+        "2.JPG",
+        "3.Jpeg",
+        "4.PNG",
+        "5.webp",
+        "6.bmp",
+        "7.GIF",
+        "8.tif",
+        "9.TIFF",
+        "a.jfif",
+        "b.jpe",
+        "r.avif",
+    ]
     put(tmp_path, *(f"c/{name}" for name in used), "c/notes.txt", "c/thumbs.db", "c/no suffix", "c/x.jpg.bak")
-    put(tmp_path, "c/p.HEIC", "c/q.svg", "c/r.avif", "c/s.dng")
+    put(tmp_path, "c/p.HEIC", "c/q.svg", "c/s.dng")
     image_set = load_image_set(tmp_path)
     assert set(found(image_set)) == {f"c/{name}" for name in used}
     assert skipped(image_set) == {
-        "p.HEIC": "HEIC is not supported; convert it to JPEG or PNG",
-        "q.svg": "SVG is not supported; convert it to JPEG or PNG",
-        "r.avif": "AVIF is not supported; convert it to JPEG or PNG",
-        "s.dng": "DNG is not supported; convert it to JPEG or PNG",
+        "p.HEIC": HEIC_NEEDS,
+        "q.svg": "SVG is not supported; convert it to PNG",
+        "s.dng": "DNG is a raw photo, which is not supported; export it as JPEG or PNG",
     }
 
 
@@ -208,13 +233,12 @@ def test_unreadable_folders_are_skipped_and_named(tmp_path: Path) -> None:
             folder.chmod(0o700)
 
 
+@pytest.mark.usefixtures("without_heic")
 def test_images_of_a_folder_without_labels(tmp_path: Path) -> None:
     put(tmp_path, "2.jpg", "1.png", "sub/3.jpg", ".hidden.jpg", "x.heic", "notes.txt")
     paths, wrong = list_images(tmp_path)
     assert paths == [tmp_path / "1.png", tmp_path / "2.jpg", tmp_path / "sub/3.jpg"]
-    assert [(item.path.name, item.reason) for item in wrong] == [
-        ("x.heic", "HEIC is not supported; convert it to JPEG or PNG")
-    ]
+    assert [(item.path.name, item.reason) for item in wrong] == [("x.heic", HEIC_NEEDS)]
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
@@ -233,6 +257,7 @@ def test_only_images_in_the_root(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("without_heic")
 def test_only_foreign_images(tmp_path: Path) -> None:
     put(tmp_path, "photos/a/1.heic")
     assert message(tmp_path / "photos") == (

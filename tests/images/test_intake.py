@@ -23,7 +23,8 @@ from drawn_photos import draw_photo
 from quickstudy.errors import ImageSetError, UnusableImageError
 from quickstudy.images.decoding import size_of
 from quickstudy.images.imageset import ImageSet, list_images, load_image_set
-from quickstudy.images.listing import READ, alike, image_format, label_of, place_of, split_named
+from quickstudy.images.kinds import READ, image_format
+from quickstudy.images.listing import alike, label_of, place_of, split_named
 from quickstudy.images.manifests import Table, read_list, read_table, write_table
 from quickstudy.reports.carrying_out import apply_plan
 from quickstudy.reports.plan import read_plan
@@ -124,14 +125,14 @@ def test_formats_by_bytes_and_suffix(name: str, start: bytes, expected: str | No
 
 def test_a_class_of_unread_files_is_named_with_its_files(tmp_path: Path) -> None:
     fill(tmp_path, 2)
-    put(tmp_path, *(f"stop/{number}.ppm" for number in range(10)), data=encoded(kind="PPM"))
+    put(tmp_path, *(f"stop/{number}.pcx" for number in range(10)), data=encoded(kind="PCX"))
     put(tmp_path, "blank/notes.txt", data=b"text")
     (tmp_path / "nothing").mkdir()
     image_set = load_image_set(tmp_path)
     assert counted(image_set) == per_class(2)
     assert image_set.empty_classes == ("blank", "nothing", "stop")
     assert reasons(image_set) == {
-        f"{number}.ppm": "PPM is not supported; convert it to JPEG or PNG" for number in range(10)
+        f"{number}.pcx": "PCX is not supported; convert it to JPEG or PNG" for number in range(10)
     }
     assert image_set.passed_over == (("text files (.txt)", 1),)
 
@@ -145,8 +146,8 @@ def test_a_class_that_is_filled_in_one_split_is_not_empty(tmp_path: Path) -> Non
 
 
 def test_the_error_names_what_was_there(tmp_path: Path) -> None:
-    put(tmp_path / "a", *(f"{name}/{number}.ppm" for name in CLASSES for number in range(10)), data=encoded(kind="PPM"))
-    assert "30 PPM files, which are not read; convert them to PNG" in refusal(tmp_path / "a")
+    put(tmp_path / "a", *(f"{name}/{number}.pcx" for name in CLASSES for number in range(10)), data=encoded(kind="PCX"))
+    assert "30 PCX files, which are not read; convert them to PNG" in refusal(tmp_path / "a")
     put(tmp_path / "b", "x/1.txt", "x/2.txt", data=b"text")
     assert "2 text files (.txt)" in refusal(tmp_path / "b")
 

@@ -409,7 +409,7 @@ class TestPredict:
         first, second = model.predict_each(bad)
         assert "truncated" in first.reason
         assert "0x7 pixels" in second.reason
-        with pytest.raises(UnusableImageError, match="Cannot use an image: damaged"):
+        with pytest.raises(UnusableImageError, match="Cannot use an image: truncated"):
             model.predict_proba(bad)
 
     @pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (3, 2, 3)])

@@ -22,7 +22,7 @@ import simplejpeg
 from PIL import Image
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.errors import ModelError
+from quickstudy.errors import ModelError, UnusableImageError
 from quickstudy.images.decoding import InputSpec, decode, to_input
 from quickstudy.models import web
 from quickstudy.models.assemble import LinearHead, write_model
@@ -409,3 +409,82 @@ def test_the_camera(runtime: Path, browser: Any, serve: Any, tmp_path: Path) -> 
         page.get_by_role("button", name="Switch the camera off").click()
         expect(page.get_by_role("button", name="Use the camera")).to_be_focused()
         assert complaints == []
+
+
+def test_the_page_judges_damage_as_python_does(node: str, tmp_path: Path) -> None:
+    """Cut with an end marker behind, zeros inside, a scan missing: damaged. No end marker, padding, a video: not."""
+    draws = np.random.Generator(np.random.PCG64(5))
+    rough = Image.fromarray(draws.integers(0, 256, (40, 30, 3), np.uint8)).resize((300, 200))
+
+    def encoded(**options: Any) -> bytes:
+        file = io.BytesIO()
+        rough.save(file, "JPEG", quality=90, **options)
+        return file.getvalue()
+
+    files: dict[str, bytes] = {}
+    for kind, data in {
+        "baseline": encoded(),
+        "progressive": encoded(progressive=True),
+        "restarts": encoded(restart_marker_blocks=3),
+        "444": encoded(subsampling=0),
+    }.items():
+        third = len(data) // 3
+        last = data.rindex(b"\xff\xda")
+        files |= {
+            f"{kind} whole": data,
+            f"{kind} without its end": data[:-2],
+            f"{kind} with a video behind": data + draws.bytes(5000),
+            f"{kind} padded": data[:-2] + bytes(40) + data[-2:],
+            f"{kind} cut": data[:third] + b"\xff\xd9",
+            f"{kind} with zeros inside": data[:third] + bytes(1500) + data[third + 1500 :],
+            f"{kind} without its last bytes": data[:-20],
+        }
+        if kind == "progressive":
+            files["its last scan is missing"] = data[:last] + b"\xff\xd9"
+    for number, data in enumerate(files.values()):
+        (tmp_path / f"{number}.jpg").write_bytes(data)
+    script = f"""
+        import {{ examine }} from {json.dumps((SITE / "jpeg.js").as_uri())};
+        import fs from "node:fs";
+        const said = process.argv.slice(1).map((path) => examine(new Uint8Array(fs.readFileSync(path))).damage);
+        console.log(JSON.stringify(said));
+    """
+    said = run_node(node, script, *(str(tmp_path / f"{number}.jpg") for number in range(len(files))))
+    for (name, data), damage in zip(files.items(), said, strict=True):
+        try:
+            decode(data, InputSpec(size=32))
+            refused = False
+        except UnusableImageError:
+            refused = True
+        assert refused == any(word in name for word in ("cut", "zeros", "last bytes", "last scan")), name
+        assert bool(damage) == refused, (name, damage)
+
+
+def test_the_page_takes_profile_orientation_and_end_from_the_segments(node: str, tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16), "red").save(file, "JPEG")
+    data, exif = file.getvalue(), Image.Exif()
+    exif[0x0112] = 6
+    tags = exif.tobytes()
+
+    def segment(marker: int, content: bytes) -> bytes:
+        return b"\xff" + bytes([marker]) + (len(content) + 2).to_bytes(2, "big") + content
+
+    wide = segment(0xE2, b"ICC_PROFILE\0\1\1" + b"Display P3 \xff\xda" + bytes(40))
+    plain = segment(0xE2, b"ICC_PROFILE\0\1\1" + b"\0s\0R\0G\0B IEC61966-2.1" + bytes(40))
+    files = [data[:2] + wide + segment(0xE1, tags) + data[2:] + b"\xff\xd8video", data[:2] + plain + data[2:-2]]
+    for number, content in enumerate(files):
+        (tmp_path / f"{number}.jpg").write_bytes(content)
+    script = f"""
+        import {{ plainJpeg }} from {json.dumps((SITE / "decoding.js").as_uri())};
+        import fs from "node:fs";
+        const said = process.argv.slice(1).map((path) => {{
+          const {{ parts, orientation, managed }} = plainJpeg(new Uint8Array(fs.readFileSync(path)));
+          return {{ orientation, managed, bytes: parts.reduce((sum, part) => sum + part.length, 0) }};
+        }});
+        console.log(JSON.stringify(said));
+    """
+    assert run_node(node, script, str(tmp_path / "0.jpg"), str(tmp_path / "1.jpg")) == [
+        {"orientation": 6, "managed": True, "bytes": len(data) + len(wide)},
+        {"orientation": 1, "managed": False, "bytes": len(data)},
+    ]

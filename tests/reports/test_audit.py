@@ -98,7 +98,7 @@ def test_broken_files_are_named(photos, cache) -> None:
     Image.new("RGB", (300, 300)).save(photos / "discs" / "black.png")
     found = quickstudy.audit(photos, cache=cache)
     assert {item.path.name: item.reason for item in found.skipped} == {
-        "broken.jpg": "truncated",
+        "broken.jpg": "truncated (the scan ends after 17 % of the rows)",
         "page.jpg": "an HTML page, not an image",
     }
     assert [(found.images[flaw.image].name, flaw.kind) for flaw in found.quality] == [("black.png", "dark")]

@@ -77,9 +77,38 @@ def test_each_flaw_at_its_limit() -> None:
     found = [(flaw.image, flaw.kind) for flaw in find_flaws(gallery)]
     # 9 is black: dark, and not blank and blurred besides; 10 could not be looked at.
     assert found == [
-        (0, "tiny"), (2, "narrow"), (3, "narrow"), (4, "dark"), (6, "bright"), (7, "blank"), (8, "blurred"), (9, "dark")
+        (0, "tiny"), (1, "thumbnail"), (2, "narrow"), (3, "narrow"), (4, "dark"),
+        (6, "bright"), (7, "blank"), (8, "blurred"), (9, "dark")
     ]  # fmt: skip
-    assert all(flaw.limit == LIMITS[flaw.kind] for flaw in find_flaws(gallery))
+    limits = {**LIMITS, "thumbnail": 100}  # a quarter of the median
+    assert all(flaw.limit == limits[flaw.kind] for flaw in find_flaws(gallery))
+
+
+def test_what_was_damaged_saved_small_or_in_fewer_bits_is_named() -> None:
+    gallery = make_gallery(
+        8,
+        width=[4000, 3000, 256, 240, 4000, 4000, 4000, 4000],
+        height=[3000, 4000, 192, 60, 3000, 3000, 3000, 3000],
+        grey=[0.04, 0.06, 0, 0, 1.0, 0, 0, 0],
+        contrast=[0.2, 0.2, 0.2, 0.2, 0.01, 0.2, 0.2, 0.2],
+        bits=[0, 0, 0, 0, 0, 16, 12, 15],
+    )
+    found = [(flaw.image, flaw.kind, flaw.value, flaw.limit) for flaw in find_flaws(gallery)]
+    assert [(image, kind) for image, kind, *_ in found] == [
+        (1, "grey"), (2, "thumbnail"), (3, "tiny"), (4, "blank"), (6, "shallow")
+    ]  # fmt: skip
+    assert found[1][2:] == (256, 256)
+    assert found[-1][2:] == (12, 14)
+
+
+def test_a_set_of_small_pictures_has_no_thumbnails() -> None:
+    assert find_flaws(make_gallery(4, width=[250] * 4, height=[200] * 4)) == ()
+
+
+def test_twelve_bits_are_no_flaw_where_all_have_them() -> None:
+    assert find_flaws(make_gallery(3, bits=[12, 12, 11])) == ()
+    few = find_flaws(make_gallery(4, bits=[12, 11, 12, 16]))
+    assert [(flaw.image, flaw.kind) for flaw in few] == [(0, "shallow"), (1, "shallow"), (2, "shallow")]
 
 
 def test_what_most_images_have_is_no_flaw() -> None:

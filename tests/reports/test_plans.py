@@ -7,6 +7,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quickstudy.errors import AuditError
-from quickstudy.images.imageset import load_image_set
+from quickstudy.images.imageset import Skipped, load_image_set
 from quickstudy.reports.audit import draw_findings
 from quickstudy.reports.carrying_out import apply_plan, undo_plan
 from quickstudy.reports.findings import DuplicateGroup
@@ -99,6 +100,36 @@ def test_what_is_proposed() -> None:
     assert steps["b/1.jpg"].reason.startswith("blurred")
     assert (steps["new.jpg"].action, steps["new.jpg"].to) == ("keep", "a")
     assert steps["a/0.jpg"].sha256 == hashlib.sha256(b"x").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("reason", "broken"),
+    [
+        ("truncated (the scan ends after 64 % of the rows)", True),
+        ("damaged (a table that the scan needs is missing or broken)", True),
+        ("not an image, or damaged from its first bytes on", True),
+        ("an HTML page, not an image", True),
+        ("empty file (0 bytes)", True),
+        ("JPEG XL is not supported; convert it to JPEG or PNG", False),
+        ("HEIC needs the extra 'heic', which is not installed", False),
+        ("too many pixels (20000x10000; the limit is 100 million)", False),
+        ("a JPEG of 12 bits a sample, which is not supported; convert it to an 8-bit JPEG or PNG", False),
+        (
+            "damaged header (it begins as TIFF does, but what follows is broken or of a kind that is not supported)",
+            False,
+        ),
+        ("a raw photo, of which only the preview can be read; export it as JPEG or PNG", False),
+        ("larger than 256 MiB", False),
+    ],
+)
+def test_only_what_no_program_can_show_is_dropped(tmp_path: Path, reason: str, broken: bool) -> None:
+    (tmp_path / "x.jpg").write_bytes(b"x")
+    evidence, gallery = make_evidence(["a/0.jpg", "a/1.jpg"], ["a", "a"]), make_gallery(2)
+    skipped = (Skipped(path=tmp_path / "x.jpg", reason=reason),)
+    found = replace(draw_findings(evidence, gallery), skipped=skipped)
+    evidence = replace(evidence, source=tmp_path)
+    step = next(step for step in make_plan(evidence, gallery, found) if step.path.endswith("x.jpg"))
+    assert (step.action, step.reason) == ("drop" if broken else "keep", reason)
 
 
 def test_of_a_leaking_picture_the_test_file_stays() -> None:

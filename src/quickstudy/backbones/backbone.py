@@ -67,6 +67,10 @@ class Backbone:
             f"'{self.name}' cannot be cut at '{name}'; its cuts are: {', '.join(cut.name for cut in self.cuts)}"
         )
 
+    def reading(self, bits: int) -> Backbone:
+        """Return this backbone, for images of whose levels of more than 8 bits so many count."""
+        return replace(self, input=replace(self.input, bits=bits))
+
 
 def load_backbone(name: str, cache: Path) -> Backbone:
     """Find a backbone in the cache folder, or build it from its weights package.

@@ -27,7 +27,7 @@ from quickstudy.backbones.runtime import ONNX_RUNTIME
 from quickstudy.bottlenecks.store import Source, SourceSpec, Store
 from quickstudy.errors import StoreError, UnusableImageError
 from quickstudy.images.census import Census
-from quickstudy.images.decoding import InputSpec, decode
+from quickstudy.images.decoding import InputSpec, decode, is_ordinary
 from quickstudy.images.distortions import Distortions
 from quickstudy.images.identity import Stamp, StatIndex, read_image_file, stamp_of
 from quickstudy.images.views import render_view, view_key
@@ -100,6 +100,7 @@ class _Job:
     known_unusable: dict[bytes, str]
     backbone: Backbone
     source: Source
+    earlier: Source | None
     prefix: _LazyPrefix
     views: int
     distortions: Distortions
@@ -179,7 +180,8 @@ def extract(
         known=index.look_up([image for image in images if isinstance(image, Path)]) if digests is None else {},
         known_unusable=index.unusable(),
         backbone=backbone,
-        source=store.source(source_spec(backbone, dtype, engine)),
+        source=store.source(spec := source_spec(backbone, dtype, engine)),
+        earlier=_before_colours(store, spec, backbone.input),
         prefix=_LazyPrefix(engine, backbone),
         views=views,
         distortions=distortions,
@@ -341,7 +343,7 @@ def _process(job: _Job, number: int, timings: Timings) -> None:
     data, digest = _identify(job, number)
     missing = _claim(job, digest)
     timings.read += time.perf_counter() - clock
-    if missing and data is not None:
+    if missing and data is not None and not _take_over(job, data, missing):
         bottlenecks = compute_bottlenecks(
             data,
             digest,
@@ -362,6 +364,34 @@ def _process(job: _Job, number: int, timings: Timings) -> None:
             job.unusable[number] = digest
             raise
     job.digests[number] = digest
+
+
+def _before_colours(store: Store, spec: SourceSpec, given: InputSpec) -> Source | None:
+    """Open what the store kept of this source before colours were managed; None where it kept nothing."""
+    if given.bits != InputSpec(size=given.size).bits:
+        return None
+    earlier = store.source(replace(spec, input=given.unmanaged()))
+    return earlier if len(earlier) else None
+
+
+def _take_over(job: _Job, data: bytes, missing: Sequence[tuple[int, bytes]]) -> bool:
+    """Take bottlenecks from before colours were managed for an ordinary JPEG, whose pixels are the same as then.
+
+    It is decoded all the same: what is damaged was not always refused.
+    """
+    keys = [key for _, key in missing]
+    if job.earlier is None or not all(key in job.earlier for key in keys) or not is_ordinary(data):
+        return False
+    try:
+        decode(data, job.backbone.input)
+    except UnusableImageError:
+        return False
+    values = job.earlier.gather(keys)
+    with job.lock:
+        job.keys += keys
+        job.values += list(values)
+        job.cached += len(keys)
+    return True
 
 
 def _identify(job: _Job, number: int) -> tuple[bytes | None, bytes]:

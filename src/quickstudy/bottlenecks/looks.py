@@ -12,7 +12,7 @@ import contextlib
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,17 +23,19 @@ from PIL import Image
 from quickstudy.bottlenecks.store import Source, SourceSpec, Store
 from quickstudy.errors import StoreError, UnusableImageError
 from quickstudy.files import cache_folder
-from quickstudy.images.decoding import InputSpec, decode, encode_thumbnail, size_of
+from quickstudy.images.decoding import InputSpec, bits_used, decode, encode_thumbnail, size_of
+from quickstudy.images.depth import rounded
 from quickstudy.images.identity import read_image_file
 from quickstudy.process import usable_cores
 from quickstudy.progress import Progress, silent
 
 THUMBNAIL_SIDE = 96
 """The longest side of a thumbnail, in pixels."""
-VERSION = "2"
+VERSION = "3"
 """The version of the arithmetic below; it is to change with it."""
 
 _MEASURED = InputSpec(size=192)  # the shorter side at which sharpness and brightness are measured
+_GREY, _NEAR_GREY = 128, 6  # the level of blocks that nothing came for, and how far from it JPEG takes them
 _BLACK, _WHITE = 8, 250  # grey levels up to and from which a pixel is taken for black and white
 _LONGEST_RATIO = 8  # narrower pictures are measured at this aspect ratio, so that they stay small
 
@@ -56,6 +58,10 @@ class Look:
     """Share of the pixels that are almost white, 0 to 1."""
     sharpness: float
     """Sharpness: 0 for a picture without detail, about 0.5 for one of hard outlines, towards 1 for noise."""
+    grey: float
+    """Share of the rows, or of the columns, that are medium grey throughout, as programs leave what is missing."""
+    bits: int
+    """Number of bits that levels of 16 bits use; 0 where levels have 8, or are floats."""
     thumbnail: bytes
     """The image as a JPEG file, its longest side at most THUMBNAIL_SIDE pixels."""
 
@@ -67,7 +73,10 @@ def look_at(data: bytes) -> Look:
         UnusableImageError: the bytes are no image that can be used; the message is the reason.
     """
     width, height = size_of(data)
-    picture = _shrink(Image.fromarray(decode(data, _MEASURED)))
+    bits = bits_used(data)
+    # A look is of one image and decides nothing about learning; so its own bits tell what there is to be seen.
+    spec = replace(_MEASURED, bits=rounded((bits,)))
+    picture = _shrink(Image.fromarray(decode(data, spec)))
     grey = np.asarray(picture.convert("L"))
     levels = np.bincount(grey.ravel(), minlength=256) / grey.size
     mean = float(levels @ np.arange(256))
@@ -79,6 +88,8 @@ def look_at(data: bytes) -> Look:
         black=float(levels[: _BLACK + 1].sum()),
         white=float(levels[_WHITE:].sum()),
         sharpness=sharpness(grey),
+        grey=missing_share(np.asarray(picture)),
+        bits=bits,
         thumbnail=_thumbnail(picture),
     )
 
@@ -101,6 +112,15 @@ def sharpness(grey: NDArray[np.uint8]) -> float:
     if energy[0] == 0:
         return 0.0
     return float(np.clip(1 - np.log2(max(energy[1], 1e-12) / energy[0]) / 2, 0, 1))
+
+
+def missing_share(pixels: NDArray[np.uint8]) -> float:
+    """Measure the share of the rows, or of the columns if that is more, that are medium grey from end to end.
+
+    Decoders leave what is missing of a JPEG at that level, and programs that saved it anew made a whole file of it.
+    """
+    grey = np.all(np.abs(pixels.astype(np.int16) - _GREY) <= _NEAR_GREY, axis=2)
+    return max(float(np.mean(np.all(grey, axis=axis))) for axis in (0, 1))
 
 
 def grey_square(thumbnail: bytes, side: int) -> NDArray[np.uint8]:
@@ -153,6 +173,8 @@ class Gallery:
     black: NDArray[np.float32]
     white: NDArray[np.float32]
     sharpness: NDArray[np.float32]
+    grey: NDArray[np.float32]
+    bits: NDArray[np.int32]
     thumbnails: tuple[bytes, ...]
 
 

@@ -108,6 +108,7 @@ def _fill(
     from quickstudy.cluster import connected
     from quickstudy.files import cache_folder
     from quickstudy.images.census import take_census
+    from quickstudy.images.depth import USUAL_BITS, significant_bits
     from quickstudy.images.imageset import Skipped, load_image_set
 
     folder = cache_folder(cache)
@@ -116,6 +117,8 @@ def _fill(
         net = load_backbone(config.backbone, folder).at(config.cut)
         local = Store(folder / "bottlenecks")
         census = take_census(images, local.index_path, progress=progress)
+        bits = significant_bits(census, local.index_path) if config.bits is None else config.bits
+        net = net.reading(bits)
         done = extract_census(
             census,
             net,
@@ -139,7 +142,7 @@ def _fill(
     shown = open_shared_store(place).place
     with connected(address):
         found = load_image_set(images)
-        net = load_backbone(config.backbone, folder).at(config.cut)
+        net = load_backbone(config.backbone, folder).at(config.cut).reading(config.bits or USUAL_BITS)
         paths = [file.path for file in found.files]
         spread = extract_on_cluster(
             paths,

@@ -5,11 +5,11 @@ everything that decides the pixels; it is part of every cache key and of every m
 ONNX Runtime are no part of the keys: their rounding differs at the seventh digit, and a cache that goes stale at every
 update would cost more than it protects. A model's metadata name them.
 
-Pillow opens the file and decodes, only formats that a photo folder holds. Ordinary JPEGs take a shorter way through the
-same libjpeg-turbo (simplejpeg, 0.4 MB more to install), which gives the same pixels to the bit, straight into a NumPy
-array: 0.42 instead of 0.56 ms a photo (Zen 5). Those without EXIF data need no Pillow at all: its parsing in Python,
-during which no other thread can go on, costs a tenth of what decoding does. Whatever simplejpeg does not like goes to
-Pillow, which finds out why.
+What a file is, its bytes say. `structure.py` and `chunks.py` walk through its parts, of which those decide that make
+pixels; `jpegs.py` decodes and judges JPEGs through libjpeg-turbo (simplejpeg, 0.4 MB to install), straight into a NumPy
+array: 0.42 instead of 0.56 ms a photo (Zen 5) in Pillow, whose parsing of EXIF data in Python, during which no other
+thread can go on, costs a tenth of what decoding does; `opened.py` has Pillow decode all else; `colour.py` makes 8-bit
+sRGB of it. docs/images.md says what is read, how, and what is refused.
 
 The network sees the centred square, whole. With a linear head on EfficientNet-Lite0 at 224 pixels, cross-validated on
 the 3,409 training images of the clothing photos: squashing the image to a square 86.5 % and 0.387 nats, cutting out the
@@ -26,17 +26,40 @@ language.
 from __future__ import annotations
 
 import functools
-import io
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import PIL
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from quickstudy.errors import UnusableImageError
+from quickstudy.images.colour import Pixels, is_managed, to_rgb
+from quickstudy.images.jpegs import decode_jpeg
+from quickstudy.images.opened import open_image, orientation_of
+from quickstudy.images.structure import MOST_SCANS, read_jpeg, require_few_pixels
+
+__all__ = [
+    "COLOUR",
+    "DECODER",
+    "MOST_BYTES",
+    "MOST_PIXELS",
+    "MOST_SCANS",
+    "InputSpec",
+    "Pixels",
+    "bits_used",
+    "centred_square",
+    "decode",
+    "encode_thumbnail",
+    "is_broken",
+    "is_ordinary",
+    "resize_bilinear",
+    "size_of",
+    "to_input",
+    "to_pixels",
+]
 
 MOST_PIXELS = 100_000_000
 """The most pixels of an image that is decoded; more are a decompression bomb, or a scan that wants resizing first.
@@ -45,22 +68,14 @@ Pillow's own check warns from 89 million on and raises from 179; this is one cle
 process does with warnings (see `quickstudy.process`)."""
 MOST_BYTES = 256 << 20
 """The largest image file that is read, in bytes."""
-MOST_SCANS = 100
-"""The most scans of a JPEG that is decoded. A JPEG announces its pixels once, but may go over them again and again:
-megabytes of empty scans keep libjpeg busy for hours. Encoders write one to a dozen."""
-
-DECODER = f"1, Pillow {PIL.__version__}"
+DECODER = f"2, Pillow {PIL.__version__}"
 """The version of decoding under which unusable contents are remembered; its first number is counted up when this module
 comes to decode what it refused, or the other way."""
 
-# MPO, which phones write for two pictures in one file, comes with JPEG.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-_ORIENTATION_TAG = 0x0112
+COLOUR = "srgb-1"
+"""The rules by which levels become 8-bit sRGB, in `colour.py`; the name is to change with them."""
 _THUMBNAIL_QUALITY = 80
-_JPEG, _START_OF_SCAN, _EXIF = b"\xff\xd8\xff", b"\xff\xda", b"Exif\x00\x00"
-
-Pixels = NDArray[np.uint8]
-"""An image as height×width×3 RGB values from 0 to 255."""
+_JPEG = b"\xff\xd8"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,51 +87,72 @@ class InputSpec:
     crop: float = 1.0
     """Side of the centred square that is cut out, as a share of the image's shorter side."""
 
+    bits: int = 16
+    """Number of significant bits, 8 to 16, of levels that have more than 8 and whose file does not declare it.
+
+    It is one for all images, of a model and the set it learned from: 12 for the pictures of many medical and industrial
+    cameras, whose files have 16 bits a level of which the upper four are nought."""
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.bits <= 16:
+            raise ValueError(f"bits is {self.bits}; expected 8 to 16")
+
     def to_dict(self) -> dict[str, Any]:
         """Return all that decides the pixels, as JSON values; `resize` names the arithmetic below."""
-        return {**asdict(self), "resize": "reduce-bilinear-1"}
+        named = {"size": self.size, "crop": self.crop, "resize": "reduce-bilinear-1", "colour": COLOUR}
+        return named if self.bits == 16 else {**named, "bits": self.bits}
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> InputSpec:
-        """Make an input specification of what `to_dict` gave.
+        """Make an input specification of what `to_dict` gave, of this version or one before it managed colours.
 
         Raises:
-            ValueError: the values are not of this version of quickstudy.
+            ValueError: the values are of another version of quickstudy.
         """
-        spec = InputSpec(size=int(values["size"]), crop=float(values["crop"]))
-        if values != spec.to_dict():
+        spec = InputSpec(size=int(values["size"]), crop=float(values["crop"]), bits=int(values.get("bits", 16)))
+        if values not in (spec.to_dict(), spec.unmanaged()):
             raise ValueError(f"unknown input specification {values!r}")
         return spec
 
+    def unmanaged(self) -> dict[str, Any]:
+        """Return what `to_dict` gave before colours were managed: ordinary JPEGs have the same pixels by both."""
+        return {"size": self.size, "crop": self.crop, "resize": "reduce-bilinear-1"}
+
 
 def decode(data: bytes, spec: InputSpec, *, most_pixels: int = MOST_PIXELS) -> Pixels:
-    """Decode an image file's bytes to upright 8-bit RGB pixels.
+    """Decode an image file's bytes to upright 8-bit sRGB pixels.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the square still keeps `spec.size` pixels a side: libjpeg
     then skips most of the work and gives the mean of each 2×2, 4×4 or 8×8 pixels, as `to_input` would (on photos within
-    1 of 255 levels on average, where the sides divide). Alpha is laid over white, 16 bits become 8, CMYK becomes RGB,
-    and of several frames the first is taken. An image whose header announces more than `most_pixels` is refused.
+    1 of 255 levels on average, where the sides divide). Alpha is laid over white, more bits become 8, profiles are
+    applied, and of several frames the first is taken. An image whose header announces more than `most_pixels` is
+    refused.
 
     Raises:
         UnusableImageError: the bytes are no image that can be used; the message is the reason.
     """
-    pixels = _decode_plain_jpeg(data, spec, most_pixels)
-    if pixels is not None:
-        return pixels
-    image = _open(data, most_pixels)
+    if not data:
+        raise UnusableImageError("empty file (0 bytes)")
+    if data.startswith(_JPEG):
+        pixels, orientation = decode_jpeg(data, lambda size: _largest_factor(min(size), spec), most_pixels)
+        return _upright(pixels, orientation)
+    opened = open_image(data, most_pixels)
+    return _upright(opened.decode(spec.bits), opened.orientation)
+
+
+def is_ordinary(data: bytes) -> bool:
+    """Say whether an image file's pixels are those that it had before colours were managed: those of a plain JPEG."""
+    if not data.startswith(_JPEG):
+        return False
     try:
-        factor = _largest_factor(min(image.size), spec) if image.format in ("JPEG", "MPO") else 1
-        if image.format == "JPEG" and image.mode in ("RGB", "L"):
-            pixels = _decode_ordinary_jpeg(data, image.size, factor)
-            if pixels is not None:
-                return _upright(pixels, _orientation(image))
-        if factor > 1:
-            image.draft(None, (image.width // factor, image.height // factor))
-        image.load()
-        return to_pixels(image)
-    except Exception as error:
-        reason = _first_line(error)
-        raise UnusableImageError("truncated" if "truncated" in reason else f"damaged ({reason})") from None
+        jpeg = read_jpeg(data)
+    except UnusableImageError:
+        return False
+    mode = {1: "L", 3: "RGB"}.get(len(jpeg.frame.components))
+    if mode is None or jpeg.mended or is_managed(jpeg.profile, mode) or b"tiff:Orientation" in data[: jpeg.scan.start]:
+        return False
+    # An orientation behind any bytes FF DA was not seen.
+    return jpeg.orientation == 1 or 0 <= data.find(b"Exif\0\0") < data.find(b"\xff\xda")
 
 
 def to_input(pixels: Pixels, spec: InputSpec, box: tuple[int, int, int] | None = None) -> Pixels:
@@ -204,79 +240,47 @@ def size_of(data: bytes) -> tuple[int, int]:
     Raises:
         UnusableImageError: as `decode`.
     """
-    image = _open(data)
-    turned = _orientation(image) in (5, 6, 7, 8)
-    return (image.height, image.width) if turned else image.size
+    if not data:
+        raise UnusableImageError("empty file (0 bytes)")
+    if data.startswith(_JPEG):
+        jpeg = read_jpeg(data)
+        width, height, orientation = jpeg.frame.width, jpeg.frame.height, jpeg.orientation
+        require_few_pixels((width, height), MOST_PIXELS)
+    else:
+        opened = open_image(data, MOST_PIXELS)
+        (width, height), orientation = opened.image.size, opened.orientation
+    return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
 
 
-def to_pixels(image: Image.Image) -> Pixels:
-    """Turn a loaded Pillow image into upright 8-bit RGB pixels, as `decode` does for all modes and orientations."""
-    return _upright(np.asarray(_to_rgb(image)), _orientation(image))
+def bits_used(data: bytes) -> int:
+    """Count the bits up to the highest that is set in an image file's levels; 0 where they have 8, or are floats.
+
+    Raises:
+        UnusableImageError: as `decode`.
+    """
+    return 0 if not data or data.startswith(_JPEG) else open_image(data, MOST_PIXELS).bits_used()
+
+
+_BROKEN = ("truncated", "damaged", "empty file", "not an image", "an HTML page")
+
+
+def is_broken(reason: str) -> bool:
+    """Say whether the reason why a file cannot be used means that no program can show it.
+
+    What is whole, but of a kind or size that is not read here, is not broken.
+    """
+    return reason.startswith(_BROKEN) and "not supported" not in reason
+
+
+def to_pixels(image: Image.Image, *, bits: int = 16) -> Pixels:
+    """Turn a loaded Pillow image into upright 8-bit sRGB pixels, as `decode` does for all modes and orientations."""
+    return _upright(to_rgb(image, bits=bits), orientation_of(image))
 
 
 def encode_thumbnail(pixels: Pixels) -> bytes:
     """Encode a small image as the bytes of a JPEG file to look at."""
     encoded: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=_THUMBNAIL_QUALITY)
     return encoded
-
-
-def _open(data: bytes, most_pixels: int = MOST_PIXELS) -> Image.Image:
-    """Open an image file with Pillow, which reads its header, and refuse what is wrong with that."""
-    if not data:
-        raise UnusableImageError("empty file (0 bytes)")
-    try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except UnidentifiedImageError:
-        raise UnusableImageError(_describe_unidentified(data)) from None
-    except Image.DecompressionBombError:
-        raise UnusableImageError(f"too many pixels (the limit is {most_pixels / 1e6:g} million)") from None
-    except Exception as error:  # decoders raise many kinds on damaged headers
-        raise UnusableImageError(f"damaged header ({_first_line(error)})") from None
-    _refuse_bombs(data, image.size, most_pixels, jpeg=image.format in ("JPEG", "MPO"))
-    return image
-
-
-def _refuse_bombs(data: bytes, size: tuple[int, int], most_pixels: int, *, jpeg: bool) -> None:
-    if size[0] * size[1] > most_pixels:
-        raise UnusableImageError(f"too many pixels ({size[0]}x{size[1]}; the limit is {most_pixels / 1e6:g} million)")
-    if jpeg and _count_scans(data) > MOST_SCANS:
-        raise UnusableImageError(f"a JPEG of more than {MOST_SCANS} scans")
-
-
-def _count_scans(data: bytes) -> int:
-    """Count the markers of scans in a JPEG file, five times as fast as `bytes.count`."""
-    values = np.frombuffer(data, np.uint8)
-    return int(np.count_nonzero((values[:-1] == _START_OF_SCAN[0]) & (values[1:] == _START_OF_SCAN[1])))
-
-
-def _decode_plain_jpeg(data: bytes, spec: InputSpec, most_pixels: int) -> Pixels | None:
-    """Decode a JPEG without EXIF data; None where the file is no such JPEG, or not in order."""
-    if not data.startswith(_JPEG) or _EXIF in data[: data.find(_START_OF_SCAN)]:
-        return None
-    try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        return None
-    if colours not in ("YCbCr", "RGB", "Gray"):
-        return None
-    _refuse_bombs(data, (width, height), most_pixels, jpeg=True)
-    return _decode_ordinary_jpeg(data, (width, height), _largest_factor(min(width, height), spec))
-
-
-def _decode_ordinary_jpeg(data: bytes, size: tuple[int, int], factor: int) -> Pixels | None:
-    """Decode a JPEG at 1/factor of `size` (width, height), rounded up as libjpeg does; None where it is damaged."""
-    try:
-        pixels: Pixels = simplejpeg.decode_jpeg(data, min_height=-(-size[1] // factor), min_width=-(-size[0] // factor))
-    except ValueError:
-        return None  # Pillow finds out what is wrong, or what can be done
-    return pixels
-
-
-def _orientation(image: Image.Image) -> int:
-    # Most JPEGs have no EXIF block, and Pillow takes its time to find that out; TIFF keeps the tag elsewhere.
-    has_tags = "exif" in image.info or image.format != "JPEG"
-    orientation = image.getexif().get(_ORIENTATION_TAG) if has_tags else 1
-    return orientation if isinstance(orientation, int) else 1  # the tag may hold a text
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
@@ -287,39 +291,3 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
     quarter_turns, mirror = turns[orientation]
     turned = np.rot90(pixels, quarter_turns)
     return np.ascontiguousarray(turned[:, ::-1] if mirror else turned)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and not image.has_transparency_data:
-        return image
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "I":  # 16-bit PNGs in some versions of Pillow, else 32-bit TIFFs
-        levels = np.asarray(image)
-        shift = 8 if levels.max() > 255 else 0
-        return Image.fromarray(np.clip(levels >> shift, 0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        levels = np.nan_to_num(np.asarray(image))
-        scale = 255 if levels.max() <= 1 else 1
-        return Image.fromarray(np.clip(levels * scale, 0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
-
-
-def _describe_unidentified(data: bytes) -> str:
-    start = data[:512].lstrip().lower()
-    if start.startswith((b"<!doctype html", b"<html")):
-        return "an HTML page, not an image"
-    if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc"):
-        return "HEIC is not supported; convert it to JPEG"
-    if data[4:12] == b"ftypavif":
-        return "AVIF is not supported; convert it to JPEG"
-    if start.startswith(b"<svg") or b"<svg" in start:
-        return "SVG is not supported; convert it to PNG"
-    return "not an image, or damaged from its first bytes on"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]

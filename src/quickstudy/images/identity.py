@@ -41,6 +41,12 @@ CREATE TABLE IF NOT EXISTS unusable (
     reason TEXT NOT NULL,
     PRIMARY KEY (digest, decoder)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS bits (
+    digest BLOB NOT NULL,
+    decoder TEXT NOT NULL,
+    used INTEGER NOT NULL,
+    PRIMARY KEY (digest, decoder)
+) WITHOUT ROWID;
 """
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -199,6 +205,26 @@ class StatIndex:
         try:
             with self._connection:
                 self._connection.executemany("INSERT OR REPLACE INTO unusable VALUES (?, ?, ?)", rows)
+        except sqlite3.Error:
+            self.close()
+
+    def bits_used(self) -> dict[bytes, int]:
+        """Say by digest how many bits the levels of contents use, as far as this version of decoding has found out."""
+        if self._connection is None:
+            return {}
+        try:
+            return dict(self._connection.execute("SELECT digest, used FROM bits WHERE decoder = ?", (DECODER,)))
+        except sqlite3.Error:
+            return {}
+
+    def remember_bits(self, used: Mapping[bytes, int]) -> None:
+        """Note how many bits the levels of contents use, so that they are not read again to find out the same."""
+        if self._connection is None or not used:
+            return
+        rows = [(digest, DECODER, bits) for digest, bits in used.items()]
+        try:
+            with self._connection:
+                self._connection.executemany("INSERT OR REPLACE INTO bits VALUES (?, ?, ?)", rows)
         except sqlite3.Error:
             self.close()
 

@@ -20,9 +20,8 @@ from pathlib import Path
 from quickstudy.errors import ImageSetError
 from quickstudy.files import is_text
 from quickstudy.images.folders import arrange
+from quickstudy.images.kinds import IMAGE_SUFFIXES, why_unread
 from quickstudy.images.listing import (
-    IMAGE_SUFFIXES,
-    NOT_READ,
     SET_ASIDE,
     SPLIT_FOLDERS,
     UNLABELLED,
@@ -265,7 +264,8 @@ def _hint(lister: Lister, skipped: Sequence[Skipped]) -> str:
         else f"there are {count} {name} files, which are not read; convert them to PNG"
         for name, count in lister.unread_formats.most_common()
     ]
-    rest = [item for item in skipped if not item.reason.endswith(NOT_READ)]
+    told = {why_unread(name) for name in lister.unread_formats}
+    rest = [item for item in skipped if item.reason not in told]
     named = [f"skipped {len(rest)}, e.g. '{rest[0].path.name}': {rest[0].reason}"] if rest else []
     others = ", ".join(f"{count} {kind}" for kind, count in sorted(lister.passed_over.items()))
     hints = [*unread, *named, *([f"passed over {others}"] if others else [])]

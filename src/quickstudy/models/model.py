@@ -19,6 +19,7 @@ from quickstudy.backbones.runtime import open_session
 from quickstudy.backbones.untrusted import parse_onnx
 from quickstudy.errors import BackboneError, ModelError, UnusableImageError
 from quickstudy.files import as_path
+from quickstudy.images.decoding import MOST_BYTES as MOST_FILE_BYTES
 from quickstudy.images.decoding import MOST_PIXELS, InputSpec, Pixels, decode, to_input, to_pixels
 from quickstudy.images.identity import read_image_file
 from quickstudy.models.format import (
@@ -413,15 +414,36 @@ def _open(image: ImageLike, spec: InputSpec) -> Pixels:
     if isinstance(image, Image.Image):
         if 0 in image.size:
             raise UnusableImageError(f"an image of {image.width}x{image.height} pixels")
+        if (data := _file_of(image)) is not None:
+            return decode(data, spec)
         try:
             image.load()
-            return to_pixels(image)
+            return to_pixels(image, bits=spec.bits)
         except Exception as error:  # opened lazily, a damaged file shows only here
             raise UnusableImageError(f"damaged ({error})") from None
     shape_fits = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))
     if image.dtype != np.uint8 or not shape_fits or not image.size:
         raise UnusableImageError(f"an array of {image.dtype} and shape {image.shape}; expected uint8, height×width×3")
     return to_pixels(Image.fromarray(image))
+
+
+_WHOLE_FILES = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
+
+def _file_of(image: Image.Image) -> bytes | None:
+    """Read the file of an image that has been opened, but not loaded yet; None where there is none, or no longer.
+
+    It is judged as any other file then: Pillow keeps to itself what of a JPEG is missing.
+    """
+    file = getattr(image, "fp", None)
+    if file is None or not getattr(image, "tile", None) or image.format not in _WHOLE_FILES or image.tell() != 0:
+        return None
+    try:
+        file.seek(0)
+        data: bytes = file.read(MOST_FILE_BYTES + 1)
+    except (OSError, ValueError):  # closed meanwhile
+        return None
+    return data if len(data) <= MOST_FILE_BYTES else None
 
 
 def _in_order(

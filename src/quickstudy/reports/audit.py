@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.bottlenecks.looks import Gallery, view_gallery
+from quickstudy.images.depth import rounded
 from quickstudy.learning.softmax import Floats, unit_rows
 from quickstudy.progress import Progress, silent
 from quickstudy.reports.duplicates import find_duplicates
@@ -279,7 +280,10 @@ def standardise(values: Floats) -> NDArray[np.float64]:
 
 LIMITS: Final[dict[FlawKind, float]] = {
     "tiny": 64,
+    "thumbnail": 256,
     "narrow": 4,
+    "grey": 0.05,
+    "shallow": 14,
     "dark": 0.06,
     "bright": 0.96,
     "blank": 0.02,
@@ -287,11 +291,16 @@ LIMITS: Final[dict[FlawKind, float]] = {
 }
 """Limits of what is measured, by the flaw of an image that crosses them.
 
-A shorter side below, in pixels, is `tiny`; a longer side over the shorter above, `narrow`; a mean brightness from 0 to
+A shorter side below, in pixels, is `tiny`; a longer side of at most this, and of a quarter of the set's median, is a
+`thumbnail` that was saved for the photo; a longer side over the shorter above, `narrow`; a mean brightness from 0 to
 1 below, `dark`, or above, `bright`; a standard deviation of the grey levels on the same scale below, `blank`; a
-sharpness as in `bottlenecks/looks.py` below, `blurred`.
+sharpness as in `bottlenecks/looks.py` below, `blurred`; a share of the rows or columns that are medium grey throughout
+above, `grey`: a photo that was damaged, and saved anew. A 16-bit image is `shallow` that uses at most so many bits, and
+two fewer than the set does, whose rule leaves it dark.
 """
+_FEWER_BITS = 2
 _AT_MOST = 0.5
+_THUMBNAIL = 4  # times smaller than the set's median
 
 
 def find_flaws(gallery: Gallery) -> tuple[QualityFlaw, ...]:
@@ -304,20 +313,33 @@ def find_flaws(gallery: Gallery) -> tuple[QualityFlaw, ...]:
     longer = np.maximum(gallery.width, gallery.height)
     values: dict[FlawKind, NDArray[Any]] = {
         "tiny": shorter,
+        "thumbnail": longer,
+        "grey": gallery.grey,
+        "shallow": gallery.bits,
         "narrow": longer / np.maximum(shorter, 1),
         "dark": gallery.brightness,
         "bright": gallery.brightness,
         "blank": gallery.contrast,
         "blurred": gallery.sharpness,
     }
-    above = ("narrow", "bright")
+    above = ("narrow", "bright", "grey")
+    usual = float(np.median(longer[looked_at])) / _THUMBNAIL if looked_at.any() else 0.0
+    limits = {**LIMITS, "thumbnail": min(LIMITS["thumbnail"], usual)}
+    limits["shallow"] = min(LIMITS["shallow"], rounded(gallery.bits.tolist()) - _FEWER_BITS)
     free = looked_at.copy()
     found: list[QualityFlaw] = []
-    for kind, limit in LIMITS.items():
+    for kind, limit in limits.items():
         crossing = looked_at & (values[kind] > limit if kind in above else values[kind] < limit)
-        if crossing.sum() > _AT_MOST * max(int(looked_at.sum()), 2):
+        if kind in ("thumbnail", "shallow"):
+            crossing = looked_at & (values[kind] <= limit) & (values[kind] > 0)
+        if kind == "thumbnail":
+            crossing &= shorter >= LIMITS["tiny"]
+        if kind == "grey":
+            crossing &= gallery.contrast >= LIMITS["blank"]
+        # However many are shallow, it is the rest that makes them so.
+        if kind != "shallow" and crossing.sum() > _AT_MOST * max(int(looked_at.sum()), 2):
             continue
-        if kind not in ("tiny", "narrow"):
+        if kind in ("dark", "bright", "blank", "blurred"):
             crossing &= free
             free &= ~crossing
         found += [

@@ -19,6 +19,7 @@ from quickstudy.bottlenecks.extraction import Extraction, extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.files import as_path, cache_folder
 from quickstudy.images.census import Census, take_census
+from quickstudy.images.depth import significant_bits
 from quickstudy.images.imageset import Skipped, Split
 from quickstudy.learning.calibration import probabilities_of
 from quickstudy.learning.selection import Head, fit_head
@@ -102,6 +103,7 @@ def gather_evidence(
     source, folder, runner = as_path(images), cache_folder(cache), engine_for(engine)
     net, store = load_backbone(backbone, folder), Store(folder / "bottlenecks")
     census = take_census(source, store.index_path, unlabelled=True, progress=progress)
+    net = net.reading(significant_bits(census, store.index_path))
     extraction = extract_census(census, net, store, unlabelled=True, engine=runner, progress=progress)
     census = census.without(extraction.unusable)
     head, trained, classes = _cross_validate(census, extraction)

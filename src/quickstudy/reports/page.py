@@ -45,6 +45,9 @@ _MOST_SHOWN = 200
 _CURVE_POINTS = 200
 _FLAWS = {
     "tiny": "few pixels",
+    "thumbnail": "a thumbnail",
+    "grey": "grey where data are missing",
+    "shallow": "fewer bits than the set",
     "narrow": "extreme aspect ratio",
     "blurred": "blurred",
     "dark": "almost black",

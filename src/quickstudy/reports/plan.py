@@ -23,6 +23,7 @@ from typing import Literal, get_args
 from quickstudy.bottlenecks.looks import Gallery
 from quickstudy.errors import AuditError, WriteError
 from quickstudy.files import write_bytes_atomically
+from quickstudy.images.decoding import is_broken
 from quickstudy.images.imageset import IMAGE_SUFFIXES
 from quickstudy.images.manifests import read_table
 from quickstudy.reports.evidence import Evidence
@@ -99,10 +100,10 @@ def make_plan(evidence: Evidence, gallery: Gallery, audit: Audit) -> tuple[Step,
         add(
             suggestion.image, "keep", f"no label; suggested with {100 * suggestion.probability:.0f} %", suggestion.label
         )
-    # A photo in a format that is not read wants converting; it is not broken.
+    # A photo that is not read wants converting, or an extra; only what is broken is dropped.
     unusable = [
         Step(
-            action="drop" if item.path.suffix.lower() in IMAGE_SUFFIXES else "keep",
+            action="drop" if item.path.suffix.lower() in IMAGE_SUFFIXES and is_broken(item.reason) else "keep",
             path=_relative(item.path, folder),
             reason=item.reason,
         )

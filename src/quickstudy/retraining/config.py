@@ -141,6 +141,14 @@ class RetrainConfig:
     dtype: Annotated[Literal["float16", "float32"], Option("Keep bottlenecks in the store as these numbers.")] = (
         "float16"
     )
+    bits: Annotated[
+        int | None,
+        Option(
+            "Take so many bits of levels that have 16 as significant, 8 to 16 [default: as many as the images together "
+            "use].",
+            least=8,
+        ),
+    ] = None
     engine: Annotated[
         str,
         Option(
@@ -169,6 +177,8 @@ class RetrainConfig:
     def __post_init__(self) -> None:
         if self.views is not None and self.views < 0:
             raise OptionError(f"views is {self.views}; expected 0 or more")
+        if self.bits is not None and not 8 <= self.bits <= 16:
+            raise OptionError(f"bits is {self.bits}; expected 8 to 16")
         for name in ("budget_seconds", "disk_bytes"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise OptionError(f"{name} is {value:g}; expected a positive number")

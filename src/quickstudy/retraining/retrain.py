@@ -26,6 +26,7 @@ from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ModelError, OptionError
 from quickstudy.files import as_path, cache_folder
 from quickstudy.images.census import Census, RolesBefore, take_census
+from quickstudy.images.depth import significant_bits
 from quickstudy.learning.calibration import probabilities_of, suggest_abstention
 from quickstudy.learning.scores import Score, Scores, score_predictions
 from quickstudy.learning.selection import Head, fit_head
@@ -79,6 +80,8 @@ def retrain(
         before = _roles_before(config.roles_of, model_path)
         census = take_census(images, store.index_path, hold_out=config.tunes, before=before, progress=progress)
         census.require_enough(strict=config.strict)
+        bits = significant_bits(census, store.index_path) if config.bits is None else config.bits
+        net = net.reading(bits)
     if config.budget_seconds is not None:
         with clock.stage("planning"):
             plan, config = _plan(census, net, config)

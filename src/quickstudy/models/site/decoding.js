@@ -1,7 +1,8 @@
-// From a file to upright pixels, as quickstudy's images/decoding.py has them: no colour management, EXIF orientation,
-// alpha over white, and large JPEGs reduced block by block before anything else.
+// From a file to upright pixels, as quickstudy's images/decoding.py has them: EXIF orientation, alpha over white, large
+// JPEGs reduced block by block before anything else, and what is damaged refused. Colours are left as they are stored
+// where the profile is sRGB's or there is none; else the browser converts them.
 
-import { decodeReduced } from "./jpeg.js";
+import { examine, render } from "./jpeg.js";
 import { largestFactor } from "./pixels.js";
 
 const STRIP = 1024; // rows at a time: phones limit the size of a canvas
@@ -12,15 +13,18 @@ export async function decode(source, spec) {
   const bytes = new Uint8Array(await source.arrayBuffer());
   const jpeg = bytes[0] === 0xff && bytes[1] === 0xd8 ? plainJpeg(bytes) : null;
   const blob = jpeg ? new Blob(jpeg.parts, { type: "image/jpeg" }) : source;
+  const { frame, damage } = jpeg ? examine(bytes) : {};
+  if (damage) throw new Error(`This photo is damaged: ${damage}.`);
+  const managed = jpeg ? jpeg.managed : hasProfile(bytes);
   let bitmap;
   try {
-    bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none" });
+    bitmap = await createImageBitmap(blob, { colorSpaceConversion: managed ? "default" : "none" });
   } catch {
     throw new Error("This is no image that the browser can read.");
   }
   try {
     const factor = jpeg ? largestFactor(Math.min(bitmap.width, bitmap.height), spec) : 1;
-    const pixels = factor > 1 ? decodeReduced(bytes, factor) : null;
+    const pixels = factor > 1 && frame && !managed ? render(frame, factor) : null;
     return upright(pixels ?? reduceBlocks(read(bitmap, bitmap.width, bitmap.height), factor), jpeg?.orientation);
   } finally {
     bitmap.close();
@@ -46,25 +50,59 @@ function read(picture, width, height) {
   return { width, height, data };
 }
 
-/** A JPEG without what would make the browser turn it or change its colours, and the orientation it asked for. */
-function plainJpeg(bytes) {
-  const parts = [bytes.subarray(0, 2)];
+/** A JPEG without what would make the browser turn it, and the orientation it asked for; with its colour profile where
+ * that is not sRGB's (managed), without what is behind its end, and with an end marker. */
+export function plainJpeg(bytes) {
+  const parts = [bytes.subarray(0, 2)], profile = [];
   let place = 2, orientation = 1;
   while (place + 4 <= bytes.length && bytes[place] === 0xff) {
     const marker = bytes[place + 1], length = 2 + bytes[place + 2] * 256 + bytes[place + 3];
     if (marker === 0xda) break; // the image itself begins
     const segment = bytes.subarray(place, place + length);
+    if (marker === 0xe2 && text(segment.subarray(4, 15)) === "ICC_PROFILE") profile.push(segment);
     if (marker === 0xe1 && orientation === 1) orientation = exifOrientation(segment.subarray(4)) ?? 1;
     if (marker <= 0xe0 || marker >= 0xf0 || marker === 0xee) parts.push(segment); // APP14 says how colours are coded
     place += length;
   }
-  parts.push(bytes.subarray(place));
-  return { parts, orientation };
+  const managed = profile.length > 0 && !/sRGB/i.test(profile.map(text).join("").replaceAll("\0", ""));
+  if (managed) parts.splice(1, 0, ...profile);
+  parts.push(bytes.subarray(place, endOfImage(bytes, place)), Uint8Array.of(0xff, 0xd9));
+  return { parts, orientation, managed };
+}
+
+/** Where the image ends whose scans begin at a place: in front of its end marker, or at the end of the file. */
+function endOfImage(bytes, place) {
+  while (place + 1 < bytes.length) {
+    const marker = bytes[place + 1];
+    if (bytes[place] !== 0xff || marker === 0 || marker === 0xff || (marker >= 0xd0 && marker <= 0xd7)) place++;
+    else if (marker === 0xd9) return place;
+    else place += 2 + bytes[place + 2] * 256 + bytes[place + 3];
+  }
+  return bytes.length;
+}
+
+/** Whether a PNG or WebP has a colour profile; whether one of another format has, the browser knows. */
+export function hasProfile(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  if (text(bytes.subarray(8, 16)) === "WEBPVP8X") return (bytes[20] & 0x20) !== 0;
+  if (text(bytes.subarray(1, 4)) !== "PNG") return text(bytes.subarray(4, 8)) === "ftyp";
+  for (let place = 8; place + 8 <= bytes.length; place += 12 + view.getUint32(place)) {
+    const kind = text(bytes.subarray(place + 4, place + 8));
+    if (kind === "iCCP") return true;
+    if (kind === "IDAT") break;
+  }
+  return false;
+}
+
+function text(bytes) {
+  let result = "";
+  for (const byte of bytes) result += String.fromCharCode(byte);
+  return result;
 }
 
 /** The orientation (1 to 8) in an EXIF segment's content, if there is one. */
 function exifOrientation(segment) {
-  if (String.fromCharCode(...segment.subarray(0, 6)) !== "Exif\0\0") return null;
+  if (text(segment.subarray(0, 6)) !== "Exif\0\0") return null;
   const tiff = new DataView(segment.buffer, segment.byteOffset + 6, segment.byteLength - 6);
   try {
     const little = tiff.getUint16(0) === 0x4949, start = tiff.getUint32(4, little);

@@ -10,15 +10,35 @@ const ZIGZAG = Uint8Array.of(
   62, 63,
 );
 
-/** Pixels ({width, height, data}, 3 bytes a pixel) at 1/factor of the size, rounded up; null where this cannot be done. */
-export function decodeReduced(bytes, factor) {
+const SPARE = 3; // bytes of any value that may be left over at the end of a scan; some cameras write one or two
+
+class Damage extends Error {}
+
+/** What of a JPEG was read: {frame}, null where it is of a kind that this cannot read; {damage} says what is missing in
+ * it or wrong, by the rules of quickstudy's images/jpegs.py, and is empty where all of the image is there. */
+export function examine(bytes) {
   try {
     const frame = readCoefficients(bytes);
-    return frame && render(frame, factor);
+    return { frame, damage: frame ? missing(frame) : "" };
   } catch (error) {
-    if (error instanceof RangeError || error instanceof TypeError) return null; // damaged: the browser may make do
+    if (error instanceof Damage) return { frame: null, damage: error.message };
+    if (error instanceof RangeError || error instanceof TypeError) return { frame: null, damage: "" };
     throw error;
   }
+}
+
+/** Pixels ({width, height, data}, 3 bytes a pixel) at 1/factor of the size, rounded up; null where this cannot be done. */
+export function decodeReduced(bytes, factor) {
+  const { frame, damage } = examine(bytes);
+  return frame && !damage ? render(frame, factor) : null;
+}
+
+function missing({ parts }) {
+  for (const { low } of parts) {
+    if (low.some((bits) => bits < 0)) return "scans of it are missing";
+    if (low.some((bits) => bits > 0)) return "the last scans, which refine it, are missing";
+  }
+  return "";
 }
 
 function readCoefficients(bytes) {
@@ -67,7 +87,7 @@ function readFrame(bytes, view, at, progressive) {
   if (bytes[at] !== 8 || !height || !width || (count !== 1 && count !== 3)) return null;
   const parts = Array.from({ length: count }, (_, n) => {
     const place = at + 6 + 3 * n;
-    return { id: bytes[place], h: bytes[place + 1] >> 4, v: bytes[place + 1] & 15, quantisation: bytes[place + 2], last: 0 };
+    return { id: bytes[place], h: bytes[place + 1] >> 4, v: bytes[place + 1] & 15, quantisation: bytes[place + 2], last: 0, low: new Int8Array(64).fill(-1) };
   });
   if (count === 1) parts[0].h = parts[0].v = 1;
   const sampling = parts.map(({ h, v }) => `${h}${v}`).join();
@@ -110,14 +130,17 @@ function readScan(bytes, at, frame, dcTables, acTables, restart) {
   });
   at += 2 * count;
   const first = bytes[at], last = bytes[at + 1], high = bytes[at + 2] >> 4, low = bytes[at + 2] & 15;
-  let place = at + 3, buffer = 0, have = 0, run = 0;
+  for (const part of parts) part.low.fill(...(frame.progressive ? [low, first, last + 1] : [0]));
+  let place = at + 3, buffer = 0, have = 0, run = 0, made = 0; // made: bits that were not in the data
 
   function fill() {
     while (have <= 16) {
       let byte = bytes[place] ?? 0;
       if (byte === 0xff) {
         if (bytes[place + 1] === 0) place += 2;
-        else byte = 0; // a marker: zeros from here on
+        else { byte = 0; made += 8; } // a marker: zeros from here on
+      } else if (place >= bytes.length) {
+        made += 8;
       } else place++;
       buffer = (buffer << 8) | byte;
       have += 8;
@@ -143,7 +166,7 @@ function readScan(bytes, at, frame, dcTables, acTables, restart) {
         return values[offsets[length] + code];
       }
     }
-    throw new RangeError("no such code");
+    throw new Damage("its scan holds a code that no table has");
   }
   function signed(count) {
     const value = bits(count);
@@ -206,8 +229,10 @@ function readScan(bytes, at, frame, dcTables, acTables, restart) {
   for (const part of parts) part.last = 0;
   for (let unit = 0; unit < across * down; unit++) {
     if (restart && unit && unit % restart === 0) {
-      have = buffer = run = 0;
+      if (made > have) throw new Damage("data are missing within its scan");
+      have = buffer = run = made = 0;
       while (place + 1 < bytes.length && !(bytes[place] === 0xff && bytes[place + 1] >= 0xd0 && bytes[place + 1] <= 0xd7)) place++;
+      if ((bytes[place + 1] & 7) !== (unit / restart - 1) % 8) throw new Damage("the restarts of its scan are out of order");
       place += 2;
       for (const part of parts) part.last = 0;
     }
@@ -223,11 +248,15 @@ function readScan(bytes, at, frame, dcTables, acTables, restart) {
       }
     }
   }
+  if (made > have) throw new Damage("its scan ends before its last block");
+  const unused = place - ((have - made) >> 3);
   while (place + 1 < bytes.length && !(bytes[place] === 0xff && bytes[place + 1] !== 0 && !(bytes[place + 1] >= 0xd0 && bytes[place + 1] <= 0xd7))) place++;
+  const rest = bytes.subarray(unused, place + 1 < bytes.length ? place : bytes.length);
+  if (rest.length > SPARE && rest.some((byte) => byte !== rest[0])) throw new Damage("the data of its scan lost their place");
   return place;
 }
 
-function render(frame, factor) {
+export function render(frame, factor) {
   const side = 8 / factor, width = Math.ceil(frame.width / factor), height = Math.ceil(frame.height / factor);
   const planes = frame.parts.map((part) => {
     // Colours that were stored at half the size both ways are transformed at twice: no need to enlarge them afterwards.
