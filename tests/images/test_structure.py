@@ -130,6 +130,8 @@ def test_a_tiff_keeps_but_what_makes_its_pixels() -> None:
     assert len(left) == len(data)
     assert read_tags(left, (ORIENTATION, 34675, WIDTH, BITS)) == {WIDTH: (90,), BITS: (8, 8, 8)}
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(left))), SHOWN)
+    plain = encoded(SHOWN, "TIFF", description="text", icc_profile=OLD)
+    assert essential_tiff(plain) is plain
 
 
 @pytest.mark.parametrize(

@@ -46,9 +46,7 @@ def to_rgb(image: Image.Image, *, bits: int = 16, largest: float | None = None, 
         grey = levels(image, bits=bits, largest=largest)
         opaque = _opaque(image) if transparent else None
         pixels = managed(Image.fromarray(grey), profile)
-        if opaque is not None:
-            pixels[~opaque] = 255
-        return pixels
+        return pixels if opaque is None else np.where(opaque[..., None], pixels, np.uint8(255))
     if image.mode == "LAB":
         return np.asarray(ImageCms.applyTransform(image, _from_lab()))
     if transparent:
@@ -67,8 +65,8 @@ def managed(image: Image.Image, profile: bytes) -> Pixels:
     """Turn an image of mode RGB, L or CMYK into sRGB pixels by its profile, where that is usable and not sRGB."""
     transform = _transform(profile, image.mode) if profile else None
     if transform is None:
-        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
-    return np.array(ImageCms.applyTransform(image, transform))
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    return np.asarray(ImageCms.applyTransform(image, transform))
 
 
 def is_managed(profile: bytes, mode: str) -> bool:

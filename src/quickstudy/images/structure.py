@@ -277,7 +277,7 @@ def _why_no_chain(data: bytes, good: list[Segment]) -> str:
         if end + 4 > len(data) or _MARKER.search(data, end) is None:
             return "truncated (the file ends in front of its first scan)"
         return "damaged (no scan follows the frame's header)"
-    if good or (len(data) > 32 and data[2:4] in (b"\xff\xe0", b"\xff\xe1", b"\xff\xdb")):
+    if good or data[2:4] in (b"\xff\xe0", b"\xff\xe1", b"\xff\xdb"):
         return "damaged header (the file has no frame)"
     return "not an image, or damaged from its first bytes on"
 

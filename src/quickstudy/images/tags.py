@@ -16,6 +16,10 @@ _ESSENTIAL = frozenset(
     | {320, 322, 323, TILE_OFFSETS, TILE_BYTES, 332, 338, SAMPLE_FORMAT, 347, *range(512, 522), 529, 530, 531, 532}
 )
 """The tags that decide the pixels as they are stored."""
+_HARMLESS = frozenset(
+    {NEW_SUBFILE_TYPE, 255, 269, 270, MAKE, 272, 280, 281, 282, 283, 296, 305, 306, 315, 316, PROFILE}
+)
+"""Texts, resolution and the like."""
 
 Tags = dict[int, tuple[float, ...]]
 """The values of tags by number."""
@@ -76,7 +80,10 @@ def _directory(tiff: bytes | memoryview) -> tuple[str, int, int, int, int, int] 
 
 
 def essential_tiff(data: bytes) -> bytes:
-    """Write a TIFF anew whose only directory has but the tags that decide the pixels as they are stored."""
+    """Write a TIFF anew whose only directory has but the tags that decide the pixels as they are stored.
+
+    Where there are no others but texts and the like, which Pillow passes over if they are broken, it stays as it is.
+    """
     directory = _directory(data)
     if directory is None:
         return data
@@ -84,6 +91,9 @@ def essential_tiff(data: bytes) -> bytes:
     if count > _ENTRIES or place + count * size > len(data):
         return data
     entries = [data[place + n * size : place + (n + 1) * size] for n in range(count)]
+    numbers = {struct.unpack_from(f"{order}H", entry)[0] for entry in entries}
+    if numbers <= _ESSENTIAL | _HARMLESS:
+        return data
     kept = [entry for entry in entries if struct.unpack_from(f"{order}H", entry)[0] in _ESSENTIAL]
     head = struct.pack(f"{order}{'Q' if room == 8 else 'H'}", len(kept))
     written = b"".join([head, *kept, bytes(room)])
