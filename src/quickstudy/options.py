@@ -8,13 +8,9 @@ there), as NAME=VALUE with `--set` and `--grid`, and in a study's file; and it i
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
-import inspect
 import os
 import re
-import shlex
-import subprocess
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -124,6 +120,8 @@ def require_known(names: Iterable[str], known: Iterable[str], owner: str) -> Non
     known = sorted(known)
     for name in names:
         if name not in known:
+            import difflib
+
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else f"; it has {', '.join(known)}"
             raise OptionError(f"{owner} has no option '{name}'{hint}")
@@ -143,6 +141,7 @@ def read_assignment(text: str) -> tuple[str, str]:
 
 def with_arguments_of(config: DataclassInstance) -> Callable[[F], F]:
     """Let the signature of a function that takes `**options` name the fields of a configuration, with their values."""
+    import inspect
 
     def decorate(function: F) -> F:
         hints = get_type_hints(type(config))
@@ -176,6 +175,9 @@ def as_text(value: Any) -> str:
 
 def pasted(*words: object) -> str:
     """Write a command of ours as it can be pasted into this system's shell, whatever the names of files in it."""
+    import shlex
+    import subprocess
+
     texts = ["quickstudy", *map(str, words)]
     return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)
 
