@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 import re
 import types
@@ -66,17 +67,34 @@ class Field:
     part: str
     """Name of the configuration's field that the option is a part of; empty where it is a field itself."""
 
+    @property
+    def kind(self) -> Any:
+        """Type of a value that is given: the option's type without None."""
+        if get_origin(self.type) in (Union, types.UnionType):
+            return next(kind for kind in get_args(self.type) if kind is not types.NoneType)
+        return self.type
+
+    @property
+    def flag(self) -> str:
+        """Name of the option where it is spoken of: as the command line has it, or its own where it has none there."""
+        return self.option.flag_for(self.name) if self.option else self.name
+
+    @property
+    def shown(self) -> str:
+        """Value as the command line takes it: in percent where the option says so."""
+        percent = self.option is not None and self.option.percent
+        return as_text(round(100 * self.value, 9) if percent else self.value)
+
     def words(self) -> list[str]:
         """Give the words that set the option to this value on the command line."""
         if self.option is None:
-            return ["--set", f"{self.name}={as_text(self.value)}"]
-        flag = self.option.flag_for(self.name)
+            return ["--set", f"{self.name}={self.shown}"]
         if self.option.word:
-            return [flag, self.option.word]
+            return [self.flag, self.option.word]
         if isinstance(self.value, bool):
-            on, _, off = flag.partition("/")
+            on, _, off = self.flag.partition("/")
             return [on if self.value else off or f"--no-{on.removeprefix('--')}"]
-        return [flag, as_text(round(100 * self.value, 9) if self.option.percent else self.value)]
+        return [self.flag, self.shown]
 
 
 def fields_of(config: DataclassInstance) -> list[Field]:
@@ -125,6 +143,15 @@ def require_known(names: Iterable[str], known: Iterable[str], owner: str) -> Non
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else f"; it has {', '.join(known)}"
             raise OptionError(f"{owner} has no option '{name}'{hint}")
+
+
+def require_in_range(values: Mapping[str, Any], ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Raise an OptionError where one of these values is not from the least to the largest that its option can have."""
+    for name, value in values.items():
+        low, high = ranges.get(name, (-math.inf, math.inf))
+        if name in ranges and not (low <= value <= high and math.isfinite(value)):
+            upper = f" to {high:g}" if high < math.inf else " or more"
+            raise OptionError(f"{name} is {value:g}; expected {low:g}{upper}")
 
 
 def read_assignment(text: str) -> tuple[str, str]:
@@ -250,14 +277,13 @@ def _replace(config: T, values: Mapping[str, Any]) -> T:
 
 def _read(field: Field, value: Any) -> Any:
     """Make a value of the field's type from text or JSON."""
-    kinds = [field.type]
-    if get_origin(field.type) in (Union, types.UnionType):
-        kinds = [kind for kind in get_args(field.type) if kind is not types.NoneType]
-        if value is None or (isinstance(value, str) and value.strip().lower() in ("auto", "none")):
-            return None
+    kind = field.kind
+    if kind is not field.type and (
+        value is None or (isinstance(value, str) and value.strip().lower() in ("auto", "none"))
+    ):
+        return None
     if field.option and field.option.read and isinstance(value, str):
         return field.option.read(value)
-    kind = kinds[0]
     if get_origin(kind) is Literal:
         if value in (choices := get_args(kind)):
             return value

@@ -120,7 +120,7 @@ def judged(name: str) -> list[str]:
 
 
 def test_where_most_judges_differ_the_docs_say_why() -> None:
-    """With all three judges, the table names exactly the kinds in which two of them differ from us."""
+    """The table names exactly the kinds in which two of the three judges differ from us."""
     absent = [module for module in (*JUDGES.values(), "pillow_heif") if missing(module)]
     if absent:
         pytest.skip(f"judges are missing: {', '.join(absent)}")

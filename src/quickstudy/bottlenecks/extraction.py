@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from quickstudy.backbones.runtime import ONNX_RUNTIME
 from quickstudy.bottlenecks.store import Source, SourceSpec, Store
 from quickstudy.errors import StoreError, UnusableImageError
 from quickstudy.images.census import Census
-from quickstudy.images.decoding import InputSpec, decode, is_ordinary
+from quickstudy.images.decoding import USUAL_BITS, InputSpec, decode, is_ordinary
 from quickstudy.images.distortions import Distortions
 from quickstudy.images.identity import Stamp, StatIndex, read_image_file, stamp_of
 from quickstudy.images.views import render_view, view_key
@@ -100,7 +101,7 @@ class _Job:
     known_unusable: dict[bytes, str]
     backbone: Backbone
     source: Source
-    earlier: Source | None
+    earlier: Callable[[], Source | None]
     prefix: _LazyPrefix
     views: int
     distortions: Distortions
@@ -181,7 +182,7 @@ def extract(
         known_unusable=index.unusable(),
         backbone=backbone,
         source=store.source(spec := source_spec(backbone, dtype, engine)),
-        earlier=_before_colours(store, spec, backbone.input),
+        earlier=cache(lambda: _before_colours(store, spec, backbone.input)),
         prefix=_LazyPrefix(engine, backbone),
         views=views,
         distortions=distortions,
@@ -368,7 +369,7 @@ def _process(job: _Job, number: int, timings: Timings) -> None:
 
 def _before_colours(store: Store, spec: SourceSpec, given: InputSpec) -> Source | None:
     """Open what the store kept of this source before colours were managed; None where it kept nothing."""
-    if given.bits != InputSpec(size=given.size).bits:
+    if given.bits != USUAL_BITS:
         return None
     earlier = store.source(replace(spec, input=given.unmanaged()))
     return earlier if len(earlier) else None
@@ -380,13 +381,15 @@ def _take_over(job: _Job, data: bytes, missing: Sequence[tuple[int, bytes]]) -> 
     It is decoded all the same: what is damaged was not always refused.
     """
     keys = [key for _, key in missing]
-    if job.earlier is None or not all(key in job.earlier for key in keys) or not is_ordinary(data):
+    with job.lock:  # opened once, and only where something is missing
+        earlier = job.earlier()
+    if earlier is None or not all(key in earlier for key in keys) or not is_ordinary(data):
         return False
     try:
         decode(data, job.backbone.input)
     except UnusableImageError:
         return False
-    values = job.earlier.gather(keys)
+    values = earlier.gather(keys)
     with job.lock:
         job.keys += keys
         job.values += list(values)

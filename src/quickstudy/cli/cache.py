@@ -108,7 +108,8 @@ def _fill(
     from quickstudy.cluster import connected
     from quickstudy.files import cache_folder
     from quickstudy.images.census import take_census
-    from quickstudy.images.depth import USUAL_BITS, significant_bits
+    from quickstudy.images.decoding import USUAL_BITS
+    from quickstudy.images.depth import significant_bits
     from quickstudy.images.imageset import Skipped, load_image_set
 
     folder = cache_folder(cache)
@@ -117,7 +118,7 @@ def _fill(
         net = load_backbone(config.backbone, folder).at(config.cut)
         local = Store(folder / "bottlenecks")
         census = take_census(images, local.index_path, progress=progress)
-        bits = significant_bits(census, local.index_path) if config.bits is None else config.bits
+        bits = significant_bits(census, local.index_path, told=config.bits)
         net = net.reading(bits)
         done = extract_census(
             census,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from quickstudy.options import Field, Option, as_text, fields_of
+from quickstudy.options import Field, Option, fields_of
 from quickstudy.retraining.config import RetrainConfig
 
 if TYPE_CHECKING:
@@ -62,20 +61,16 @@ def offering(config: DataclassInstance, *names: str) -> Callable[[Callable[..., 
 
 def _parameter(field: Field) -> inspect.Parameter:
     """Make the parameter of a field's option, which is None where it is not given; its help tells the default."""
-    option, kind = _offered(field), field.type
-    if get_origin(kind) is types.UnionType or type(None) in get_args(kind):
-        kind = next(part for part in get_args(kind) if part is not types.NoneType)
+    option, kind, flag = _offered(field), field.kind, field.flag
     settings: dict[str, Any] = {"metavar": option.metavar or None, "min": option.least}
     if option.word:
         kind = Literal[option.word]
     elif option.read is not None:
         kind = str
-    flag = option.flag_for(field.name)
     if kind is bool:
         flag = flag if "/" in flag or not field.value else f"{flag}/--no-{flag.removeprefix('--')}"
     elif field.value is not None and not option.word:
-        default = as_text(round(100 * field.value, 9) if option.percent else field.value)
-        settings["help"] = f"{option.help.removesuffix('.')} [default: {default}]."
+        settings["help"] = f"{option.help.removesuffix('.')} [default: {field.shown}]."
     settings = {"help": option.help, **settings}
     return inspect.Parameter(
         field.name,

@@ -295,7 +295,6 @@ def _known_unusable(census: Census, index: Path | None) -> dict[bytes, str]:
     Extraction decodes all others, and says then. But a class that seems to have a single image would be refused before
     that, and where this one is damaged it is a class without images, which is left out.
     """
-    found = {}
     with contextlib.closing(StatIndex(index)) as known:
         found = {digest: reason for digest, reason in known.unusable().items() if digest in census.contents}
     few = {label for label, count in Counter(census.labels.values()).items() if count == 1 and not census.given}

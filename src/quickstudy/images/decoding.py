@@ -47,6 +47,7 @@ __all__ = [
     "MOST_BYTES",
     "MOST_PIXELS",
     "MOST_SCANS",
+    "USUAL_BITS",
     "InputSpec",
     "Pixels",
     "bits_used",
@@ -74,6 +75,8 @@ comes to decode what it refused, or the other way."""
 
 COLOUR = "srgb-1"
 """The rules by which levels become 8-bit sRGB, in `colour.py`; the name is to change with them."""
+USUAL_BITS = 16
+"""The number of significant bits of levels that have more than 8, where nothing else is known of a set."""
 _THUMBNAIL_QUALITY = 80
 _JPEG = b"\xff\xd8"
 
@@ -87,7 +90,7 @@ class InputSpec:
     crop: float = 1.0
     """Side of the centred square that is cut out, as a share of the image's shorter side."""
 
-    bits: int = 16
+    bits: int = USUAL_BITS
     """Number of significant bits, 8 to 16, of levels that have more than 8 and whose file does not declare it.
 
     It is one for all images, of a model and the set it learned from: 12 for the pictures of many medical and industrial
@@ -100,7 +103,7 @@ class InputSpec:
     def to_dict(self) -> dict[str, Any]:
         """Return all that decides the pixels, as JSON values; `resize` names the arithmetic below."""
         named = {"size": self.size, "crop": self.crop, "resize": "reduce-bilinear-1", "colour": COLOUR}
-        return named if self.bits == 16 else {**named, "bits": self.bits}
+        return named if self.bits == USUAL_BITS else {**named, "bits": self.bits}
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> InputSpec:
@@ -109,7 +112,7 @@ class InputSpec:
         Raises:
             ValueError: the values are of another version of quickstudy.
         """
-        spec = InputSpec(size=int(values["size"]), crop=float(values["crop"]), bits=int(values.get("bits", 16)))
+        spec = InputSpec(size=int(values["size"]), crop=float(values["crop"]), bits=int(values.get("bits", USUAL_BITS)))
         if values not in (spec.to_dict(), spec.unmanaged()):
             raise ValueError(f"unknown input specification {values!r}")
         return spec
@@ -272,7 +275,7 @@ def is_broken(reason: str) -> bool:
     return reason.startswith(_BROKEN) and "not supported" not in reason
 
 
-def to_pixels(image: Image.Image, *, bits: int = 16) -> Pixels:
+def to_pixels(image: Image.Image, *, bits: int = USUAL_BITS) -> Pixels:
     """Turn a loaded Pillow image into upright 8-bit sRGB pixels, as `decode` does for all modes and orientations."""
     return _upright(to_rgb(image, bits=bits), orientation_of(image))
 

@@ -14,22 +14,22 @@ from pathlib import Path
 
 from quickstudy.errors import UnusableImageError
 from quickstudy.images.census import Census
-from quickstudy.images.decoding import bits_used
+from quickstudy.images.decoding import USUAL_BITS, bits_used
 from quickstudy.images.identity import StatIndex, read_image_file
 from quickstudy.images.kinds import first_bytes, format_of
 from quickstudy.process import usable_cores
 
-USUAL_BITS = 16
-"""The number of significant bits where no image of a set has more than 8, or one uses more than 14."""
 
-
-def significant_bits(census: Census, index: Path | None) -> int:
-    """Find how many bits of the levels of a set's images count: 8, 10, 12, 14 or 16.
+def significant_bits(census: Census, index: Path | None, *, told: int | None = None) -> int:
+    """Find how many bits of the levels of a set's images count: 8, 10, 12, 14 or 16; or as many as was told.
 
     Args:
         census: the images, of which those that have a role are taken, or all where none has one.
         index: the stat index, which remembers what each content uses.
+        told: the number that was given instead; found from the images if left out.
     """
+    if told is not None:
+        return told
     contents = census.contents.values()
     paths = {one.digest: one.path for one in contents if one.role is not None} or {
         one.digest: one.path for one in contents

@@ -16,6 +16,7 @@ import stat
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from quickstudy.errors import UnusableImageError
 from quickstudy.files import is_text, sha256_of_file
@@ -190,41 +191,35 @@ class StatIndex:
 
     def unusable(self) -> dict[bytes, str]:
         """Say by digest why contents cannot be decoded, as far as this version of decoding has found out before."""
-        if self._connection is None:
-            return {}
-        try:
-            return dict(self._connection.execute("SELECT digest, reason FROM unusable WHERE decoder = ?", (DECODER,)))
-        except sqlite3.Error:
-            return {}
+        return self._found("SELECT digest, reason FROM unusable WHERE decoder = ?")
 
     def remember_unusable(self, reasons: Mapping[bytes, str]) -> None:
         """Note why contents cannot be decoded, so that they are not read again only to find out the same."""
-        if self._connection is None or not reasons:
-            return
-        rows = [(digest, DECODER, reason) for digest, reason in reasons.items()]
-        try:
-            with self._connection:
-                self._connection.executemany("INSERT OR REPLACE INTO unusable VALUES (?, ?, ?)", rows)
-        except sqlite3.Error:
-            self.close()
+        self._note("INSERT OR REPLACE INTO unusable VALUES (?, ?, ?)", reasons)
 
     def bits_used(self) -> dict[bytes, int]:
         """Say by digest how many bits the levels of contents use, as far as this version of decoding has found out."""
-        if self._connection is None:
-            return {}
-        try:
-            return dict(self._connection.execute("SELECT digest, used FROM bits WHERE decoder = ?", (DECODER,)))
-        except sqlite3.Error:
-            return {}
+        return self._found("SELECT digest, used FROM bits WHERE decoder = ?")
 
     def remember_bits(self, used: Mapping[bytes, int]) -> None:
         """Note how many bits the levels of contents use, so that they are not read again to find out the same."""
-        if self._connection is None or not used:
+        self._note("INSERT OR REPLACE INTO bits VALUES (?, ?, ?)", used)
+
+    def _found(self, query: str) -> dict[bytes, Any]:
+        if self._connection is None:
+            return {}
+        try:
+            return dict(self._connection.execute(query, (DECODER,)))
+        except sqlite3.Error:
+            return {}
+
+    def _note(self, statement: str, values: Mapping[bytes, Any]) -> None:
+        if self._connection is None or not values:
             return
-        rows = [(digest, DECODER, bits) for digest, bits in used.items()]
+        rows = [(digest, DECODER, value) for digest, value in values.items()]
         try:
             with self._connection:
-                self._connection.executemany("INSERT OR REPLACE INTO bits VALUES (?, ?, ?)", rows)
+                self._connection.executemany(statement, rows)
         except sqlite3.Error:
             self.close()
 

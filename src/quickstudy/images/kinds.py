@@ -19,10 +19,27 @@ _READ_SUFFIXES = (
 )
 IMAGE_SUFFIXES = frozenset(_READ_SUFFIXES.split())
 """The usual suffixes of images that are read, in lower case."""
-READ = frozenset({"JPEG", "PNG", "GIF", "WebP", "BMP", "TIFF", "AVIF", "JPEG 2000", "PBM", "PGM", "PPM", "PFM", "ICO"})
-"""The image formats that are always read."""
 HEIC = frozenset({"HEIC", "HEIF"})
 """The image formats that are read where the extra `heic` is installed."""
+PLUGINS = {
+    "PNG": "PNG",
+    "WebP": "WEBP",
+    "BMP": "BMP",
+    "GIF": "GIF",
+    "TIFF": "TIFF",
+    "AVIF": "AVIF",
+    "JPEG 2000": "JPEG2000",
+    "PBM": "PPM",
+    "PGM": "PPM",
+    "PPM": "PPM",
+    "PFM": "PPM",
+    "ICO": "ICO",
+    "HEIC": "HEIF",
+    "HEIF": "HEIF",
+}
+"""Pillow's names of the formats that it opens for us, by ours; JPEGs have a decoder of their own."""
+READ = frozenset({"JPEG", *PLUGINS}) - HEIC
+"""The image formats that are always read."""
 SNIFFED_BYTES = 132
 """Bytes of a file that are looked at: as far as the last of the signatures below reaches, DICOM's."""
 

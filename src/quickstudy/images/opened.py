@@ -16,25 +16,9 @@ from quickstudy.errors import UnusableImageError
 from quickstudy.images import tags
 from quickstudy.images.chunks import read_png, read_webp
 from quickstudy.images.colour import Pixels, is_deep, lower_bytes, to_rgb
-from quickstudy.images.kinds import HEIC, SNIFFED_BYTES, format_of, has_heic, is_read, why_no_image, why_unread
+from quickstudy.images.kinds import HEIC, PLUGINS, SNIFFED_BYTES, format_of, has_heic, is_read, why_no_image, why_unread
 from quickstudy.images.structure import require_few_pixels
 
-_PLUGINS = {
-    "PNG": "PNG",
-    "WebP": "WEBP",
-    "BMP": "BMP",
-    "GIF": "GIF",
-    "TIFF": "TIFF",
-    "AVIF": "AVIF",
-    "JPEG 2000": "JPEG2000",
-    "PBM": "PPM",
-    "PGM": "PPM",
-    "PPM": "PPM",
-    "PFM": "PPM",
-    "ICO": "ICO",
-    "HEIC": "HEIF",
-    "HEIF": "HEIF",
-}
 _TIFF_TAGS = (
     tags.NEW_SUBFILE_TYPE,
     tags.BITS,
@@ -130,7 +114,7 @@ def open_image(data: bytes, most_pixels: int) -> Opened:
     """
     start = data[:SNIFFED_BYTES]
     name = format_of(start)
-    if name is None or name not in _PLUGINS:
+    if name is None or name not in PLUGINS:
         raise UnusableImageError(why_no_image(data[:512]))
     if not is_read(name):
         raise UnusableImageError(why_unread(name))
@@ -175,7 +159,7 @@ def _open(name: str, file: bytes) -> Image.Image:
 
         pillow_heif.register_heif_opener()
     try:
-        return Image.open(io.BytesIO(file), formats=(_PLUGINS[name],))
+        return Image.open(io.BytesIO(file), formats=(PLUGINS[name],))
     except Image.DecompressionBombError:
         raise UnusableImageError("too many pixels (more than any image that is decoded)") from None
     except UnidentifiedImageError:

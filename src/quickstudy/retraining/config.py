@@ -17,7 +17,16 @@ from quickstudy.backbones.cuts import FEATURES
 from quickstudy.errors import OptionError
 from quickstudy.images.distortions import Distortions
 from quickstudy.learning.schedules import OneCycle
-from quickstudy.options import Field, Option, fields_of, options_of, parse_bytes, parse_seconds, with_options
+from quickstudy.options import (
+    Field,
+    Option,
+    fields_of,
+    options_of,
+    parse_bytes,
+    parse_seconds,
+    require_in_range,
+    with_options,
+)
 
 VIEWS = 1
 """Number of distorted views an image, besides the plain one, where something is fine-tuned and nothing is said."""
@@ -57,10 +66,7 @@ class Method:
 
     def __post_init__(self) -> None:
         values = options_of(self)
-        for name, (low, high) in _RANGES.items():
-            if not (low <= (value := values[name]) <= high and math.isfinite(value)):
-                upper = f" to {high:g}" if high < math.inf else " or more"
-                raise OptionError(f"{name} is {value:g}; expected {low:g}{upper}")
+        require_in_range(values, _RANGES)
         for name in ("rate", "depth_decay"):
             if not 0 < (value := values[name]) < math.inf:
                 raise OptionError(f"{name} is {value:g}; expected a positive number, such as {_EXAMPLES[name]:g}")
@@ -191,7 +197,7 @@ class RetrainConfig:
             OptionError: there is no such option, it cannot have its value, or it would do nothing beside the others.
         """
         given = {name: value for name, value in options.items() if value is not None}
-        config = with_options(config or RetrainConfig(), given, owner="A retraining")
+        config = (config or RetrainConfig())._with(given)
         for changed in config.fields(RetrainConfig()):
             given.setdefault(changed.name, changed.value)
         for name, why in config.idle().items():
@@ -206,7 +212,10 @@ class RetrainConfig:
         Raises:
             OptionError: the values are those of another version.
         """
-        return with_options(RetrainConfig(), values, owner="A retraining")
+        return RetrainConfig()._with(values)
+
+    def _with(self, options: Mapping[str, Any]) -> RetrainConfig:
+        return with_options(self, options, owner="A retraining")
 
     @property
     def tunes(self) -> bool:
@@ -227,27 +236,24 @@ class RetrainConfig:
         """Find the options that would do nothing beside the others, and for each what to say about it."""
         why = {}
         for one in fields_of(self):
-            name = one.option.flag_for(one.name) if one.option else one.name
             if one.part == "method" and not self.tunes:
-                why[one.name] = f"{name} is for fine-tuning; add --cut, or leave it out"
-            if one.part == "distortions" and not self.distorted:
-                why[one.name] = f"{name} distorts views, and there are none; add --views or --cut, or leave it out"
-        if self.budget_seconds is None:
-            why["disk_bytes"] = "--disk goes with --budget; name a time, too, or leave it out"
-        else:
-            chosen = "--budget chooses cut, views and epochs itself; leave out {}, or --budget"
-            flags = {"cut": "--cut", "progressive": "--unfreeze", "views": "--views", "epochs": "--epochs"}
-            why |= {name: chosen.format(flag) for name, flag in flags.items()}
+                why[one.name] = f"{one.flag} is for fine-tuning; add --cut, or leave it out"
+            elif one.part == "distortions" and not self.distorted:
+                why[one.name] = f"{one.flag} distorts views, and there are none; add --views or --cut, or leave it out"
+            elif one.name == "disk_bytes" and self.budget_seconds is None:
+                why[one.name] = f"{one.flag} goes with --budget; name a time, too, or leave it out"
+            elif one.name in ("cut", "progressive", "views", "epochs") and self.budget_seconds is not None:
+                why[one.name] = f"--budget chooses cut, views and epochs itself; leave out {one.flag}, or --budget"
         return why
 
     def planned(self, **chosen: Any) -> RetrainConfig:
         """Put what a planner chose in the place of the budget: `cut`, `views` and `epochs`."""
-        return with_options(replace(self, budget_seconds=None, disk_bytes=None), chosen, owner="A retraining")
+        return replace(self, budget_seconds=None, disk_bytes=None)._with(chosen)
 
     def acting(self) -> RetrainConfig:
         """Give options that do nothing beside the others their defaults, so that equal trainings compare equal."""
         plain = options_of(RetrainConfig())
-        return with_options(self, {name: plain[name] for name in self.idle()}, owner="A retraining")
+        return self._with({name: plain[name] for name in self.idle()})
 
     def recorded(self) -> dict[str, Any]:
         """Give what the model depends on, by option name, as JSON values."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -80,19 +81,20 @@ def retrain(
         before = _roles_before(config.roles_of, model_path)
         census = take_census(images, store.index_path, hold_out=config.tunes, before=before, progress=progress)
         census.require_enough(strict=config.strict)
-        bits = significant_bits(census, store.index_path) if config.bits is None else config.bits
-        net = net.reading(bits)
+        net = net.reading(significant_bits(census, store.index_path, told=config.bits))
     if config.budget_seconds is not None:
         with clock.stage("planning"):
             plan, config = _plan(census, net, config)
     with clock.stage("bottlenecks"):
-        passes = _Passes(census, store, config, engine, progress)
+        passes = _Passes(store, config, engine, progress)
         nets = _cuts(net, config)
-        extraction = passes.at(nets[0])
-        passes.census = census = census.without(extraction.unusable)
+        extraction = passes.at(nets[0], census)
+        census = census.without(extraction.unusable)
         census.require_enough(strict=config.strict)
     with clock.stage("fine-tuning" if config.tunes else "head"):
-        learned = _learn(nets, extraction, passes.at, census, config, cache=folder, progress=progress)
+        learned = _learn(
+            nets, extraction, partial(passes.at, census=census), census, config, cache=folder, progress=progress
+        )
     with clock.stage("evaluation"):
         tested, scores = _judge(learned, census)
     with clock.stage("model"):
@@ -176,14 +178,14 @@ def _cuts(net: Backbone, config: RetrainConfig) -> list[Backbone]:
 class _Passes:
     """Sends the images of a census through the network, at one cut after the other, and counts what that took."""
 
-    def __init__(self, census: Census, store: Store, config: RetrainConfig, engine: Engine, progress: Progress) -> None:
-        self.census, self._store, self._config, self._engine, self._progress = census, store, config, engine, progress
+    def __init__(self, store: Store, config: RetrainConfig, engine: Engine, progress: Progress) -> None:
+        self._store, self._config, self._engine, self._progress = store, config, engine, progress
         self.computed = self.cached = 0
 
-    def at(self, net: Backbone) -> Extraction:
+    def at(self, net: Backbone, census: Census) -> Extraction:
         """Make sure that the store has the bottlenecks at this cut."""
         extraction = extract_census(
-            self.census,
+            census,
             net,
             self._store,
             views=self._config.distorted,

@@ -14,7 +14,7 @@ from typing import Any
 
 from quickstudy.errors import OptionError
 from quickstudy.learning.schedules import OneCycle, Staircase
-from quickstudy.options import options_of, with_options
+from quickstudy.options import options_of, require_in_range, with_options
 from quickstudy.scratch.input import Augmentation
 from quickstudy.scratch.networks import ClassicNetworkOptions, FastNetworkOptions, MlpNetworkOptions
 
@@ -110,13 +110,7 @@ class Recipe:
 
     def check(self) -> None:
         """Raise an OptionError where a value cannot be used, before any work is done."""
-        for name, value in self.options().items():
-            if name not in _RANGES:
-                continue
-            low, high = _RANGES[name]
-            if not (low <= value <= high and math.isfinite(value)):
-                upper = f" to {high:g}" if high < math.inf else " or more"
-                raise OptionError(f"{name} is {value:g}; expected {low:g}{upper}")
+        require_in_range(self.options(), _RANGES)
         if not self.steps and not self.epochs:
             raise OptionError("Both steps and epochs are 0; set one of them to say how long to train")
         if self.target and not self.evaluate_steps:
