@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quickstudy.backbones.cuts import FEATURES, Cut
+from quickstudy.backbones.cuts import FEATURES, LEVELS, Cut, Level
 from quickstudy.backbones.published import PUBLISHED, build_published
 from quickstudy.errors import BackboneError, WriteError
 from quickstudy.files import sha256_of_file, write_bytes_atomically, write_json_atomically
@@ -25,8 +25,11 @@ from quickstudy.records import as_values, read_record
 if TYPE_CHECKING:
     import onnx
 
+JOINED = "+"
+"""What stands between the names of backbones that are taken side by side."""
+_MOST_JOINED = 3
 # Raised when what is written here changes, so that what an older version wrote is made anew.
-_BUILD = 4
+_BUILD = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,8 @@ class Backbone:
     """Names of the classes whose `probabilities` the graph gives as it stands; none where it has no classifier."""
     cuts: tuple[Cut, ...] = ()
     """The places at which it can be cut, from the image on; the last is `features`, the pooled penultimate layer."""
+    levels: tuple[Level, ...] = ()
+    """The groups of features that the tensor `levels` holds, last features first; none where the graph has no maps."""
     origin: str = ""
     """Where the weights come from, for people."""
     top1: float | None = None
@@ -60,12 +65,19 @@ class Backbone:
         Raises:
             BackboneError: it has no such cut.
         """
+        if name == LEVELS and self.levels:
+            return replace(self, cut=name, cut_shape=(sum(level.width for level in self.levels),))
         for cut in self.cuts:
             if cut.name == name:
                 return replace(self, cut=name, cut_shape=cut.shape)
         raise BackboneError(
             f"'{self.name}' cannot be cut at '{name}'; its cuts are: {', '.join(cut.name for cut in self.cuts)}"
         )
+
+    @property
+    def kept(self) -> Backbone:
+        """This backbone, cut where bottlenecks are kept: at `levels`, which begin with the features, instead of those."""
+        return self.at(LEVELS) if self.cut == FEATURES and self.levels else self
 
     def reading(self, bits: int) -> Backbone:
         """Return this backbone, for images of whose levels of more than 8 bits so many count."""
@@ -82,6 +94,8 @@ def load_backbone(name: str, cache: Path) -> Backbone:
     """
     if (found := _find(name, cache)) is not None:
         return found
+    if JOINED in name:
+        return _join(name, cache)
     if name not in PUBLISHED:
         if (_folder(cache) / f"{name}.json").exists():
             raise BackboneError(f"The backbone '{name}' in '{_folder(cache)}' is damaged; add it again")
@@ -102,6 +116,36 @@ def load_backbone(name: str, cache: Path) -> Backbone:
     )
 
 
+def _join(name: str, cache: Path) -> Backbone:
+    """Build the backbone that others make side by side, each given by its name."""
+    import onnx
+
+    from quickstudy.backbones.levels import join_graphs
+
+    names = name.split(JOINED)
+    if not 2 <= len(names) <= _MOST_JOINED or len(set(names)) < len(names):
+        raise BackboneError(
+            f"'{name}' names {len(names)} backbones; expected 2 or 3 different ones, such as {JOINED.join(PUBLISHED)}"
+        )
+    parts = [load_backbone(one, cache) for one in names]
+    for part in parts:
+        if not part.levels:
+            raise BackboneError(f"'{part.name}' has no maps and cannot be joined with others; leave it out")
+    graph, size, levels = join_graphs(
+        [(part.name, onnx.load(part.path, load_external_data=False), part.input.size, part.levels) for part in parts]
+    )
+    return add_backbone(
+        name,
+        graph,
+        cache,
+        input_spec=replace(max((part.input for part in parts), key=lambda spec: spec.size), size=size),
+        cuts=(FEATURES,),
+        classes=(),
+        origin=", ".join(part.origin for part in parts),
+        levels=levels,
+    )
+
+
 def add_backbone(
     name: str,
     graph: onnx.ModelProto,
@@ -112,6 +156,7 @@ def add_backbone(
     classes: Sequence[str],
     origin: str,
     top1: float | None = None,
+    levels: Sequence[Level] | None = None,
 ) -> Backbone:
     """Keep a graph as a backbone, in place of any other of this name.
 
@@ -124,6 +169,7 @@ def add_backbone(
         classes: names in the order of the probabilities.
         origin: where the weights come from, for people.
         top1: published accuracy of the weights on ImageNet, in percent, where known.
+        levels: the groups of features in the graph's tensor `levels`; left out, that tensor is added.
 
     Raises:
         BackboneError: the graph lacks one of the cuts.
@@ -132,6 +178,10 @@ def add_backbone(
     from quickstudy.backbones.graphs import describe_cuts
 
     described = describe_cuts(graph, cuts)
+    if levels is None:
+        from quickstudy.backbones.levels import add_levels
+
+        levels = add_levels(graph, described)
     path = _folder(cache) / f"{name}.onnx"
     try:
         write_bytes_atomically(path, graph.SerializeToString(deterministic=True))
@@ -142,6 +192,7 @@ def add_backbone(
             "top1": top1,
             "input": input_spec.to_dict(),
             "cuts": [as_values(cut) for cut in described],
+            "levels": [as_values(level) for level in levels],
             "classes": "imagenet" if tuple(classes) == imagenet_classes() else list(classes),
         }
         write_json_atomically(path.with_suffix(".json"), note)
@@ -215,6 +266,7 @@ def _from_note(name: str, path: Path, note: Mapping[str, Any]) -> Backbone:
         cut_shape=cuts[-1].shape,
         classes=imagenet_classes() if classes == "imagenet" else tuple(str(one) for one in classes),
         cuts=cuts,
+        levels=tuple(read_record(Level, values) for values in note["levels"]),
         origin=str(note["origin"]),
         top1=None if note["top1"] is None else float(note["top1"]),
     )

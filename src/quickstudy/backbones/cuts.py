@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 FEATURES = "features"
 """The cut that every backbone has: the pooled penultimate layer."""
+LEVELS = "levels"
+"""The tensor that holds the features and, behind them, what other blocks know of the image; see `levels.py`."""
 _FROZEN_SHARES = (0.9, 0.7, 0.5, 0.3)
 
 
@@ -28,6 +30,18 @@ class Cut:
     def values(self) -> int:
         """Number of values in one image's activation."""
         return math.prod(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """A group of features in `levels` that belong together, such as the means of one block's channels."""
+
+    name: str
+    """What the features are, for people."""
+    width: int
+    """Number of features."""
+    last: bool = False
+    """Whether they are a network's last features, which `features` holds, too."""
 
 
 def stages(cuts: Sequence[Cut], deepest: str | None = None) -> list[str]:

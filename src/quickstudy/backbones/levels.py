@@ -1,0 +1,140 @@
+"""Levels: what one forward pass knows besides its last features, in one tensor beside `features`.
+
+A network's last pooled layer says what its training asked for. Earlier blocks know of texture, pattern and cut, which
+other questions need (Evci et al., "Head2Toe", 2022, arXiv:2201.03529). So a graph with maps also gives `levels`: the
+features, then the mean and the deviation over all places of each channel of a few blocks, then the deviation of the map
+that the features are the mean of. On the clothing photos they lower the cross-validated log loss of Lite0 from 0.289 to
+0.261 nats; means alone reach 0.282. They cost no second pass, but 8 kB an image in float16 where the features take 2.5.
+
+The blocks are found by one rule for all networks: the last one of each shape, the five nearest to the features. More
+blocks of the same shape (8 of Lite0's, as others chose) reach 0.256, with 5,200 values instead of 4,048.
+
+Several networks are joined in the same way: each gets the image, made smaller in the graph where it takes fewer pixels,
+and their features and levels stand side by side. To everything that follows, it is one backbone with one graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from onnx import TensorProto, compose, helper, numpy_helper
+
+from quickstudy.backbones.cuts import FEATURES, LEVELS, Cut, Level
+from quickstudy.backbones.graphs import keep_until
+
+_BLOCKS = 5
+
+
+def add_levels(model: onnx.ModelProto, cuts: Sequence[Cut]) -> tuple[Level, ...]:
+    """Let a graph give `levels` beside `features`, and list the groups of features in it; none where it has no maps.
+
+    Args:
+        model: gets the nodes.
+        cuts: the cuts of the graph, from the image on; the last is `features`.
+    """
+    graph, width = model.graph, cuts[-1].values
+    maps = [cut for cut in cuts if len(cut.shape) == 3 and cut.shape[1:] != (1, 1)]
+    if not maps:
+        return ()
+    last = [cut for cut, following in zip(maps, [*maps[1:], None], strict=True) if following is None or
+            following.shape != cut.shape]
+    pooled_last = last[-1].shape[0] == width  # then its mean is the features
+    groups = [Level(name=FEATURES, width=width, last=True)]
+    tensors = [FEATURES]
+    for cut in last[-_BLOCKS - pooled_last :]:
+        mean, deviation = _pooled(graph, cut.name)
+        if not (pooled_last and cut is last[-1]):
+            groups.append(Level(name=f"mean of {cut.name}", width=cut.shape[0]))
+            tensors.append(mean)
+        groups.append(Level(name=f"deviation of {cut.name}", width=cut.shape[0]))
+        tensors.append(deviation)
+    graph.node.append(helper.make_node("Concat", tensors, [LEVELS], name=LEVELS, axis=1))
+    return tuple(groups)
+
+
+def _pooled(graph: onnx.GraphProto, tensor: str) -> tuple[str, str]:
+    """Add nodes for mean and deviation of each channel of a map; return the names of the two tensors (N×channels)."""
+    begin = f"{LEVELS}/{tensor}"
+    for operator, inputs, output in (
+        ("GlobalAveragePool", [tensor], "mean_map"),
+        ("Flatten", ["mean_map"], "mean"),
+        ("Sub", [tensor, "mean_map"], "centred"),
+        ("Mul", ["centred", "centred"], "squares"),
+        ("GlobalAveragePool", ["squares"], "variance_map"),
+        ("Flatten", ["variance_map"], "variance"),
+        ("Sqrt", ["variance"], "deviation"),
+    ):
+        names = [name if name == tensor else f"{begin}/{name}" for name in inputs]
+        graph.node.append(helper.make_node(operator, names, [f"{begin}/{output}"], name=f"{begin}/{output}"))
+    return f"{begin}/mean", f"{begin}/deviation"
+
+
+def join_graphs(
+    parts: Sequence[tuple[str, onnx.ModelProto, int, tuple[Level, ...]]],
+) -> tuple[onnx.ModelProto, int, tuple[Level, ...]]:
+    """Join networks into one graph whose `features` and `levels` are all of theirs.
+
+    Args:
+        parts: name, graph with `features` and, where it has levels, `levels`, side of its input in pixels, and the
+            groups of features in `levels`.
+
+    Returns:
+        The graph, the side of its input, which is the largest of the parts', and all groups, the last features first.
+    """
+    size = max(pixels for _, _, pixels, _ in parts)
+    nodes: list[onnx.NodeProto] = []
+    tensors: list[onnx.TensorProto] = []
+    for name, model, pixels, levels in parts:
+        width = sum(level.width for level in levels)
+        one = keep_until(model, LEVELS, (width,))
+        source = "image"
+        if pixels < size:
+            source = f"{name}/resized"
+            nodes.extend(_made_smaller(source, f"{name}/scales"))
+            scale = np.nextafter(np.float32(pixels / size), np.float32(1))  # rounded down, a pixel would be lost
+            tensors.append(numpy_helper.from_array(np.array([1, scale, scale, 1], np.float32), f"{name}/scales"))
+        part = compose.add_prefix(one, f"{name}/")
+        for node in part.graph.node:
+            node.input[:] = [source if given == f"{name}/image" else given for given in node.input]
+            nodes.append(node)
+        tensors.extend(part.graph.initializer)
+        ends = np.cumsum([level.width for level in levels])
+        lengths = numpy_helper.from_array(np.array([levels[0].width, int(ends[-1]) - levels[0].width]), f"{name}/widths")
+        tensors.append(lengths)
+        split = [f"{name}/last", f"{name}/others"]
+        nodes.append(helper.make_node("Split", [f"{name}/{LEVELS}", f"{name}/widths"], split, name=split[0], axis=1))
+    names = [name for name, *_ in parts]
+    nodes.append(helper.make_node("Concat", [f"{n}/last" for n in names], [FEATURES], name=FEATURES, axis=1))
+    everything = [FEATURES, *(f"{name}/others" for name in names)]
+    nodes.append(helper.make_node("Concat", everything, [LEVELS], name=LEVELS, axis=1))
+    groups = [
+        Level(name=f"{name} {level.name}", width=level.width, last=level.last)
+        for wanted in (True, False)
+        for name, _, _, levels in parts
+        for level in levels
+        if level.last == wanted
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "+".join(names),
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", size, size, 3])],
+        [helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["N", sum(g.width for g in groups if g.last)])],
+        tensors,
+    )
+    first = parts[0][1]
+    opset = max(entry.version for _, model, _, _ in parts for entry in model.opset_import if not entry.domain)
+    joined = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=first.ir_version)
+    return joined, size, tuple(groups)
+
+
+def _made_smaller(result: str, scales: str) -> list[onnx.NodeProto]:
+    """Make the nodes that make `image` smaller by linear interpolation, and round, so that bytes stay bytes."""
+    numbers, small, whole = f"{result}/float", f"{result}/small", f"{result}/whole"
+    return [
+        helper.make_node("Cast", ["image"], [numbers], name=numbers, to=TensorProto.FLOAT),
+        helper.make_node("Resize", [numbers, "", scales], [small], name=small, mode="linear"),
+        helper.make_node("Round", [small], [whole], name=whole),
+        helper.make_node("Cast", [whole], [result], name=result, to=TensorProto.UINT8),
+    ]
