@@ -89,6 +89,7 @@ def test_without_the_classifier_from_a_keras_file(small: keras.Model, tmp_path: 
         import_keras(SMALL, weights=tmp_path / "own.keras", size=64)
 
 
+@pytest.mark.slow
 def test_inception_v3_to_mixed8_with_its_real_weights(test_data: Path, tmp_path: Path) -> None:
     if not (test_data / "inception_v3").is_dir():
         pytest.skip(f"no InceptionV3 weights in '{test_data}'")
