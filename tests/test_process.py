@@ -54,6 +54,7 @@ print(json.dumps(differences(before)))
     assert found_by(code) == {}
 
 
+@pytest.mark.slow
 def test_every_module_leaves_the_process_as_it_was() -> None:
     """The libraries that they need come first: what those do at their import is their own."""
     code = """

@@ -82,6 +82,7 @@ class TestOnACluster:
     def _cluster(self, ray_address: str) -> None:
         pass
 
+    @pytest.mark.slow
     def test_results_are_the_local_ones_to_the_bit_and_each_is_computed_once(
         self, paths: list[Path], backbone: Backbone, place: Path, cache: Path, tmp_path: Path
     ) -> None:

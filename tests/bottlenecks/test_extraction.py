@@ -477,6 +477,7 @@ print(hashlib.sha256(extraction.gather(extraction.digests).tobytes()).hexdigest(
 """
 
 
+@pytest.mark.slow
 def test_eight_processes_fill_one_store_at_once(
     paths: list[Path], backbone: Backbone, store: Store, tmp_path: Path
 ) -> None:

@@ -114,6 +114,7 @@ def gap_of_problem(seed: int, real: tuple[Array, Labels] | None = None) -> float
     return float(np.sum(by_weights**2)) / (2 * l2)
 
 
+@pytest.mark.slow
 def test_hundreds_of_small_problems_reach_the_stated_gap() -> None:
     gaps = [gap_of_problem(seed) for seed in range(360)]
     print(f"largest gap of {len(gaps)} problems: {max(gaps):.1e} nats")

@@ -32,6 +32,7 @@ def assert_right(values: dict[str, Any], kills: int) -> None:
     assert values["processes"]["is_right"], values["processes"]
 
 
+@pytest.mark.slow
 def test_killed_runs_lose_nothing_that_was_stored_and_the_next_writes_the_same_model(
     photos: Path, tmp_path: Path
 ) -> None:

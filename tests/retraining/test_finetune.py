@@ -204,6 +204,7 @@ def test_mistakes_are_named_with_a_way_out(small: Backbone, photos: Path, cache:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.slow
 def test_kill_nine_in_the_midst_and_the_same_command_again(
     small: Backbone, photos: Path, cache: Path, tmp_path: Path
 ) -> None:

@@ -305,6 +305,7 @@ def test_the_best_checkpoint_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert RunFolder(tmp_path / "run").checkpoints.steps() == [3, 7, 8]
 
 
+@pytest.mark.slow
 def test_train_and_evaluate_as_two_processes(tmp_path: Path) -> None:
     quickstudy = [sys.executable, "-m", "quickstudy"]
     options = ["--data", "digits", "--set", "crop=6", "--batch", "32", "--steps", "60", "--summary-steps", "0"]

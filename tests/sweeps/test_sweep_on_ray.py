@@ -68,6 +68,7 @@ def _answers(port: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_runs_come_back_as_they_are_here(cluster: str, tmp_path: Path) -> None:
     told: list[Planned | Went] = []
     there = sweep(STUDY, tmp_path / "there", ray=cluster, report=told.append)
