@@ -12,6 +12,7 @@ import typer
 
 from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Cache, Engine, Json
+from quickstudy.cli.usage import Commands
 from quickstudy.extras import installation_of
 
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     from quickstudy.backbones.graph_import import Imported
 
 app = typer.Typer(
+    cls=Commands,
     help="Add pretrained networks, list and compare them, show where they can be cut.",
     epilog="Example: quickstudy backbone list",
-    no_args_is_help=True,
     rich_markup_mode=None,
 )
 

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quickstudy.cli.display import data_to_stdout, print_json
+from quickstudy.cli.display import data_to_stdout, interruptible, print_json
 from quickstudy.cli.options import Cache, Json
+from quickstudy.cli.usage import command_meant
 from quickstudy.extras import require
 
 if TYPE_CHECKING:
     from quickstudy.models.model import Model, Prediction
+
+_ALL_FAILED, _SOME_FAILED = 1, 3  # exit statuses; 2 is an error of use
 
 
 def command(
@@ -34,7 +37,10 @@ def command(
     ] = False,
     cache: Cache = None,
 ) -> None:
-    """Print the most probable classes of images; a file that cannot be used is named and does not end the others."""
+    """Print the most probable classes of images; a file that cannot be used is named and does not end the others.
+
+    The exit status is 0 where all images could be used, 3 where some could not, and 1 where none could.
+    """
     from quickstudy.images.imageset import Skipped
 
     if as_json and as_csv:
@@ -45,11 +51,14 @@ def command(
     wrong: list[Skipped] = []
     predictions = classifier.predict_each(_expand(images, wrong))
     writer = _write_json if as_json else _write_csv if as_csv else _write_text
-    done, failed = writer(classifier, predictions, count, threshold, wrong)
+    with interruptible():
+        done, failed = writer(classifier, predictions, count, threshold, wrong)
     if failed and not as_json and not as_csv:
         print(f"{failed} of {done + failed} could not be used", file=sys.stderr)
-    if not done:
-        raise typer.Exit(1)
+    if failed and (meant := command_meant(sys.argv[1:])):
+        print(meant, file=sys.stderr)
+    if failed:
+        raise typer.Exit(_SOME_FAILED if done else _ALL_FAILED)
 
 
 def _load(model: str, cache: Path | None) -> tuple[Model, int]:
