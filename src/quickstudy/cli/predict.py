@@ -125,6 +125,10 @@ def _expand(arguments: list[str], wrong: list[Any]) -> Iterator[str | Path]:
             yield argument
 
 
+def _path(prediction: Prediction) -> str:
+    return str(prediction.image)  # here every image is given as its path
+
+
 def _ranked(model: Model, prediction: Prediction, count: int) -> list[tuple[str, float]]:
     if prediction.probabilities is None:
         return []
@@ -144,14 +148,14 @@ def _write_text(
     for prediction in predictions:
         if prediction.probabilities is None:
             failed += 1
-            print(f"{prediction.image}: {prediction.reason}", file=sys.stderr)
+            print(f"{_path(prediction)}: {prediction.reason}", file=sys.stderr)
         else:
             done += 1
             ranked = _ranked(model, prediction, count)
             shown = ", ".join(f"{name} {100 * share:.1f} %" for name, share in ranked)
             if threshold is not None and not _answers(ranked, threshold):
                 shown = f"don't know (best guess {shown})"
-            print(f"{prediction.image}: {shown}")
+            print(f"{_path(prediction)}: {shown}")
     for item in wrong:
         failed += 1
         print(f"{item.path}: {item.reason}", file=sys.stderr)
@@ -172,10 +176,10 @@ def _write_csv(
         ranked = _ranked(model, prediction, count)
         answered = [] if threshold is None else ["yes" if _answers(ranked, threshold) else "no"]
         for rank, (name, share) in enumerate(ranked, start=1):
-            writer.writerow([prediction.image, rank, name, f"{share:.6f}", "", *answered])
+            writer.writerow([_path(prediction), rank, name, f"{share:.6f}", "", *answered])
         if prediction.probabilities is None:
             failed += 1
-            writer.writerow([prediction.image, "", "", "", prediction.reason, *answered])
+            writer.writerow([_path(prediction), "", "", "", prediction.reason, *answered])
         else:
             done += 1
     for item in wrong:
@@ -190,11 +194,11 @@ def _write_json(
     rows: list[dict[str, Any]] = []
     for prediction in predictions:
         if prediction.probabilities is None:
-            rows.append({"image": str(prediction.image), "error": prediction.reason})
+            rows.append({"image": _path(prediction), "error": prediction.reason})
         else:
             ranked = _ranked(model, prediction, count)
             row = {
-                "image": str(prediction.image),
+                "image": _path(prediction),
                 "predictions": [{"label": name, "probability": round(share, 6)} for name, share in ranked],
             }
             rows.append(row if threshold is None else {**row, "answered": _answers(ranked, threshold)})
