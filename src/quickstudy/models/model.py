@@ -359,13 +359,25 @@ def roles_of_file(path: Path) -> Roles | None:
         ModelError: there is no such file, or it is not a whole model of this version.
     """
     try:
+        return _roles(metadata_of_file(path))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"'{path}' is no model that retrain wrote ({_first_line(error)}); name one") from None
+
+
+def metadata_of_file(path: Path) -> dict[str, Any]:
+    """Read what a model file says about itself, without running anything.
+
+    Raises:
+        ModelError: there is no such file, or it is not a whole model of this version.
+    """
+    try:
         data = path.read_bytes()
         if examine_seal(data) != "intact":
             raise ValueError("its checksum is missing or does not fit")
         metadata = _metadata(parse_onnx(data, path))
         if metadata.get("format") != FORMAT:
             raise ValueError(f"its format is {metadata.get('format')!r}, this version reads {FORMAT}")
-        return _roles(metadata)
+        return metadata
     except OSError as error:
         raise ModelError(f"Cannot read the model '{path}': {error.strerror}") from None
     except (BackboneError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
