@@ -60,7 +60,7 @@ def test_retrain_json_holds_everything(trained: Path) -> None:
 def test_predict_in_all_its_forms(trained: Path) -> None:
     (trained / "bad.jpg").write_bytes(b"<html>not an image</html>")
     done = run(trained, "predict", "photos.onnx", "new.jpg", "bad.jpg", "other", "oth*/*.jpg", "missing.jpg")
-    assert done.code == 0
+    assert done.code == 3
     assert len(done.out.splitlines()) == 3
     assert "bad.jpg: an HTML page, not an image" in done.err
     assert "missing.jpg: unreadable (no such file or directory)" in done.err

@@ -16,6 +16,8 @@ import pytest
 from in_process import Done, Run, run_here
 from PIL import Image
 
+from quickstudy.extras import installation_of
+
 COMMAND = str(Path(sys.executable).parent / "quickstudy")
 SMALL = ("--data", "digits", "--set", "crop=6", "--batch", "32", "--steps", "25", "--threads", "1")
 STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
@@ -373,7 +375,7 @@ def test_without_torch_it_is_said_what_to_install(here: Path, arguments: tuple[s
     done = command(here, *arguments, script=WITHOUT_TORCH)
     assert done.returncode == 2
     assert done.stderr == (
-        "quickstudy: This needs torch, which is not installed; install it with: pip install 'quickstudy[train]'\n"
+        f"quickstudy: This needs torch, which is not installed; install it with: {installation_of('train')}\n"
     )
 
 
