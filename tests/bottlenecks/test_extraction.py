@@ -512,31 +512,3 @@ def test_several_processes_fill_one_store_at_once(
     assert summary.bottlenecks == 36
     assert [path for path in store.folder.rglob("*") if path.name.startswith(".tmp-")] == []
     assert extract(paths, backbone, store).computed == 0
-
-
-def test_ordinary_jpegs_keep_what_was_computed_before_colours_were_managed(
-    paths: list[Path], backbone: Backbone, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same pixels, so the same bottlenecks; others, and what is damaged, are looked at anew."""
-    other = paths[0].with_name("other.png")
-    Image.open(paths[0]).save(other)
-    cut = paths[0].with_name("cut.jpg")
-    cut.write_bytes(paths[0].read_bytes()[:3000] + b"\xff\xd9")
-    images = [*paths[:5], other, cut]
-    with monkeypatch.context() as before:
-        before.setattr(InputSpec, "to_dict", InputSpec.unmanaged)
-        before.setattr("quickstudy.bottlenecks.extraction._before_colours", lambda *_: None)
-        before.setattr("quickstudy.bottlenecks.extraction.decode", decode_anything)
-        first = extract(images, backbone, store)
-        assert (first.computed, first.reasons) == (7, {})
-    now = extract(images, backbone, store)
-    assert (now.computed, now.cached) == (1, 5)
-    assert list(now.reasons) == [6]
-    assert now.reasons[6].startswith("truncated (the scan ends after ")
-    np.testing.assert_array_equal(all_of(now)[:5], all_of(first)[:5])
-    again = extract(images, backbone, store)
-    assert (again.computed, again.cached) == (0, 6)
-
-
-def decode_anything(data: bytes, spec: InputSpec) -> NDArray[Any]:
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))

@@ -76,8 +76,14 @@ class Backbone:
 
     @property
     def kept(self) -> Backbone:
-        """This backbone, cut where bottlenecks are kept: at `levels`, which begin with the features, instead of those."""
+        """This backbone, cut where bottlenecks are kept: at `levels` instead of the features, with which they begin."""
         return self.at(LEVELS) if self.cut == FEATURES and self.levels else self
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Number of features in each group that belong together at the cut; see `Level`."""
+        groups = self.levels if self.cut == LEVELS else [level for level in self.levels if level.last]
+        return tuple(level.width for level in groups) or self.cut_shape
 
     def reading(self, bits: int) -> Backbone:
         """Return this backbone, for images of whose levels of more than 8 bits so many count."""

@@ -38,8 +38,11 @@ def add_levels(model: onnx.ModelProto, cuts: Sequence[Cut]) -> tuple[Level, ...]
     maps = [cut for cut in cuts if len(cut.shape) == 3 and cut.shape[1:] != (1, 1)]
     if not maps:
         return ()
-    last = [cut for cut, following in zip(maps, [*maps[1:], None], strict=True) if following is None or
-            following.shape != cut.shape]
+    last = [
+        cut
+        for cut, following in zip(maps, [*maps[1:], None], strict=True)
+        if following is None or following.shape != cut.shape
+    ]
     pooled_last = last[-1].shape[0] == width  # then its mean is the features
     groups = [Level(name=FEATURES, width=width, last=True)]
     tensors = [FEATURES]
@@ -101,7 +104,9 @@ def join_graphs(
             nodes.append(node)
         tensors.extend(part.graph.initializer)
         ends = np.cumsum([level.width for level in levels])
-        lengths = numpy_helper.from_array(np.array([levels[0].width, int(ends[-1]) - levels[0].width]), f"{name}/widths")
+        lengths = numpy_helper.from_array(
+            np.array([levels[0].width, int(ends[-1]) - levels[0].width]), f"{name}/widths"
+        )
         tensors.append(lengths)
         split = [f"{name}/last", f"{name}/others"]
         nodes.append(helper.make_node("Split", [f"{name}/{LEVELS}", f"{name}/widths"], split, name=split[0], axis=1))

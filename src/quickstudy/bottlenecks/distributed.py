@@ -347,8 +347,8 @@ class Worker:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "backbone.onnx"
                 path.write_bytes(ray.get(self.graph))
-                backbone = replace(self.order.backbone, path=path)
-                self._prefix = Prefix(backbone, backbone.cut, backbone.cut_shape)
+                kept = replace(self.order.backbone, path=path).kept
+                self._prefix = Prefix(kept, kept.cut, kept.cut_shape)
         return self._prefix
 
 

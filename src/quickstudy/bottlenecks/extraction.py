@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from quickstudy.backbones.runtime import ONNX_RUNTIME
 from quickstudy.bottlenecks.store import Source, SourceSpec, Store
 from quickstudy.errors import StoreError, UnusableImageError
 from quickstudy.images.census import Census
-from quickstudy.images.decoding import USUAL_BITS, InputSpec, decode, is_ordinary
+from quickstudy.images.decoding import InputSpec, decode
 from quickstudy.images.distortions import Distortions
 from quickstudy.images.identity import Stamp, StatIndex, read_image_file, stamp_of
 from quickstudy.images.views import render_view, view_key
@@ -69,6 +68,8 @@ class Extraction:
 
     source: Source
     """The part of the store that holds the bottlenecks."""
+    backbone: Backbone
+    """The network, cut where the bottlenecks were asked for."""
     digests: tuple[bytes | None, ...]
     """Content hash by image; None where the file cannot be used."""
     reasons: dict[int, str]
@@ -86,9 +87,16 @@ class Extraction:
     unusable: dict[bytes, str] = field(default_factory=dict)
     """Why contents cannot be used, by digest, where those of a census were extracted."""
 
-    def gather(self, digests: Sequence[bytes], view: int = 0) -> NDArray[np.floating]:
-        """Read the bottlenecks of one view of these images, in their order."""
-        return self.source.gather([view_key(digest, view, self.distortions) for digest in digests])
+    def gather(self, digests: Sequence[bytes], view: int = 0, *, levels: bool = False) -> NDArray[np.floating]:
+        """Read the bottlenecks of one view of these images, in their order.
+
+        Args:
+            digests: content hashes of the images.
+            view: number of the view; 0 is the plain image.
+            levels: read `levels`, of which the features are the beginning, where the cut is `features`.
+        """
+        first = None if levels or self.backbone.kept is self.backbone else self.backbone.cut_shape[0]
+        return self.source.gather([view_key(digest, view, self.distortions) for digest in digests], first)
 
 
 @dataclass(kw_only=True)
@@ -101,7 +109,6 @@ class _Job:
     known_unusable: dict[bytes, str]
     backbone: Backbone
     source: Source
-    earlier: Callable[[], Source | None]
     prefix: _LazyPrefix
     views: int
     distortions: Distortions
@@ -133,7 +140,8 @@ class _LazyPrefix:
     def get(self) -> AnyPrefix:
         with self._lock:
             if self._prefix is None:
-                self._prefix = self._engine.open(self._backbone, self._backbone.cut, self._backbone.cut_shape)
+                kept = self._backbone.kept
+                self._prefix = self._engine.open(kept, kept.cut, kept.cut_shape)
             return self._prefix
 
     def close(self) -> None:
@@ -181,8 +189,7 @@ def extract(
         known=index.look_up([image for image in images if isinstance(image, Path)]) if digests is None else {},
         known_unusable=index.unusable(),
         backbone=backbone,
-        source=store.source(spec := source_spec(backbone, dtype, engine)),
-        earlier=cache(lambda: _before_colours(store, spec, backbone.input)),
+        source=store.source(source_spec(backbone, dtype, engine)),
         prefix=_LazyPrefix(engine, backbone),
         views=views,
         distortions=distortions,
@@ -214,6 +221,7 @@ def extract(
     job.timings.wall = time.perf_counter() - started
     return Extraction(
         source=job.source,
+        backbone=backbone,
         digests=tuple(job.digests),
         reasons=job.reasons,
         computed=job.computed,
@@ -248,13 +256,14 @@ def extract_census(
 
 
 def source_spec(backbone: Backbone, dtype: str, engine: Engine = ONNX_RUNTIME) -> SourceSpec:
-    """Describe all that decides the bottlenecks at a backbone's default cut besides image and view."""
+    """Describe all that decides the bottlenecks that are kept for a backbone's default cut besides image and view."""
+    kept = backbone.kept
     return SourceSpec(
         backbone=backbone.name,
         fingerprint=backbone.fingerprint,
-        cut=backbone.cut,
+        cut=kept.cut,
         input=backbone.input.to_dict(),
-        shape=backbone.cut_shape,
+        shape=kept.cut_shape,
         dtype=dtype,
         engine=engine.name,
     )
@@ -344,7 +353,7 @@ def _process(job: _Job, number: int, timings: Timings) -> None:
     data, digest = _identify(job, number)
     missing = _claim(job, digest)
     timings.read += time.perf_counter() - clock
-    if missing and data is not None and not _take_over(job, data, missing):
+    if missing and data is not None:
         bottlenecks = compute_bottlenecks(
             data,
             digest,
@@ -365,36 +374,6 @@ def _process(job: _Job, number: int, timings: Timings) -> None:
             job.unusable[number] = digest
             raise
     job.digests[number] = digest
-
-
-def _before_colours(store: Store, spec: SourceSpec, given: InputSpec) -> Source | None:
-    """Open what the store kept of this source before colours were managed; None where it kept nothing."""
-    if given.bits != USUAL_BITS:
-        return None
-    earlier = store.source(replace(spec, input=given.unmanaged()))
-    return earlier if len(earlier) else None
-
-
-def _take_over(job: _Job, data: bytes, missing: Sequence[tuple[int, bytes]]) -> bool:
-    """Take bottlenecks from before colours were managed for an ordinary JPEG, whose pixels are the same as then.
-
-    It is decoded all the same: what is damaged was not always refused.
-    """
-    keys = [key for _, key in missing]
-    with job.lock:  # opened once, and only where something is missing
-        earlier = job.earlier()
-    if earlier is None or not all(key in earlier for key in keys) or not is_ordinary(data):
-        return False
-    try:
-        decode(data, job.backbone.input)
-    except UnusableImageError:
-        return False
-    values = earlier.gather(keys)
-    with job.lock:
-        job.keys += keys
-        job.values += list(values)
-        job.cached += len(keys)
-    return True
 
 
 def _identify(job: _Job, number: int) -> tuple[bytes | None, bytes]:

@@ -77,13 +77,18 @@ class Source:
                 return
         raise StoreError(f"The store '{self.folder}' keeps changing while it is read; try again")
 
-    def gather(self, keys: Sequence[bytes]) -> NDArray[np.floating]:
+    def gather(self, keys: Sequence[bytes], first: int | None = None) -> NDArray[np.floating]:
         """Read the bottlenecks of these keys, in their order: len(keys) × shape, in the source's dtype.
+
+        Args:
+            keys: keys that the store has.
+            first: read only so many values of each bottleneck, from its start on; what comes is len(keys) × `first`.
 
         Raises:
             KeyError: a key is not in the store.
         """
-        result = np.empty((len(keys), self._width), self.spec.dtype)
+        width = self._width if first is None else first
+        result = np.empty((len(keys), width), self.spec.dtype)
         wanted: dict[int, tuple[list[int], list[int]]] = {}
         for position, key in enumerate(keys):
             shard, row = self._places[key]
@@ -91,8 +96,8 @@ class Source:
             positions.append(position)
             rows.append(row)
         for shard, (positions, rows) in wanted.items():
-            result[positions] = self._shards[shard].values[rows]
-        return result.reshape(len(keys), *self.spec.shape)
+            result[positions] = self._shards[shard].values[rows, :width]
+        return result if first is not None else result.reshape(len(keys), *self.spec.shape)
 
     def records(self, keys: Sequence[bytes]) -> list[dict[str, Any]]:
         """Give the records of these keys, in their order, of a source that keeps records.

@@ -45,7 +45,9 @@ class _Filled:
         return {**asdict(self), "skipped": skipped}
 
 
-@offering(RetrainConfig(), "backbone", "cut", "views", "flip", "crop", "scale", "brightness", "dtype", "engine")
+@offering(
+    RetrainConfig(), "preset", "backbone", "cut", "views", "flip", "crop", "scale", "brightness", "dtype", "engine"
+)
 def fill(
     images: Annotated[
         Path,
@@ -116,7 +118,7 @@ def _fill(
     folder = cache_folder(cache)
     progress = progress_for(quiet=quiet)
     if address is None:
-        net = load_backbone(config.backbone, folder).at(config.cut)
+        net = load_backbone(config.network, folder).at(config.cut)
         local = Store(folder / "bottlenecks")
         census = take_census(images, local.index_path, progress=progress)
         bits = significant_bits(census, local.index_path, told=config.bits)
@@ -144,7 +146,7 @@ def _fill(
     shown = open_shared_store(place).place
     with connected(address):
         found = load_image_set(images)
-        net = load_backbone(config.backbone, folder).at(config.cut).reading(config.bits or USUAL_BITS)
+        net = load_backbone(config.network, folder).at(config.cut).reading(config.bits or USUAL_BITS)
         paths = [file.path for file in found.files]
         spread = extract_on_cluster(
             paths,

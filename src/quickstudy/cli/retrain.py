@@ -89,6 +89,7 @@ def _print_summary(result: RetrainResult, images: Path, seconds: float, *, verbo
     if result.census.given and not result.test_counts:
         print(f"For a test, put images under {images}/test/<class>/, or lay them out without split folders")
     _print_few(result)
+    _print_levels(result)
     chosen = " chosen" if len(result.path) > 1 else ""
     print(f"Regularisation{chosen}: {result.head.l2:.2g}")
     if verbose and result.path:
@@ -99,6 +100,17 @@ def _print_summary(result: RetrainResult, images: Path, seconds: float, *, verbo
     if result.previous:
         _print_previous(result.previous)
     print(f"Next:  {pasted('predict', result.model, 'new.jpg')}")
+
+
+def _print_levels(result: RetrainResult) -> None:
+    """Say what the head sees, and what cross-validation found of the last features and of all levels."""
+    if (compared := result.compared) is None:
+        return
+    found = (
+        f"log loss {compared.log_loss_all:.3f} with all levels, {compared.log_loss_last:.3f} without, "
+        f"±{compared.standard_error:.3f}"
+    )
+    print(f"Features chosen: {'all levels' if compared.all_pay else 'the last ones alone'} ({found})")
 
 
 def _print_few(result: RetrainResult) -> None:

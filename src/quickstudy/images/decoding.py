@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from quickstudy.errors import UnusableImageError
-from quickstudy.images.colour import Pixels, is_managed, to_rgb
+from quickstudy.images.colour import Pixels, to_rgb
 from quickstudy.images.jpegs import decode_jpeg
 from quickstudy.images.opened import open_image, orientation_of
 from quickstudy.images.structure import MOST_SCANS, read_jpeg, require_few_pixels
@@ -55,7 +55,6 @@ __all__ = [
     "decode",
     "encode_thumbnail",
     "is_broken",
-    "is_ordinary",
     "resize_bilinear",
     "size_of",
     "to_input",
@@ -113,13 +112,10 @@ class InputSpec:
             ValueError: the values are of another version of quickstudy.
         """
         spec = InputSpec(size=int(values["size"]), crop=float(values["crop"]), bits=int(values.get("bits", USUAL_BITS)))
-        if values not in (spec.to_dict(), spec.unmanaged()):
+        # Before colours were managed, nothing was said of them; ordinary JPEGs have the same pixels by both.
+        if values not in (spec.to_dict(), {k: v for k, v in spec.to_dict().items() if k != "colour"}):
             raise ValueError(f"unknown input specification {values!r}")
         return spec
-
-    def unmanaged(self) -> dict[str, Any]:
-        """Return what `to_dict` gave before colours were managed: ordinary JPEGs have the same pixels by both."""
-        return {"size": self.size, "crop": self.crop, "resize": "reduce-bilinear-1"}
 
 
 def decode(data: bytes, spec: InputSpec, *, most_pixels: int = MOST_PIXELS) -> Pixels:
@@ -141,21 +137,6 @@ def decode(data: bytes, spec: InputSpec, *, most_pixels: int = MOST_PIXELS) -> P
         return _upright(pixels, orientation)
     opened = open_image(data, most_pixels)
     return _upright(opened.decode(spec.bits), opened.orientation)
-
-
-def is_ordinary(data: bytes) -> bool:
-    """Say whether an image file's pixels are those that it had before colours were managed: those of a plain JPEG."""
-    if not data.startswith(_JPEG):
-        return False
-    try:
-        jpeg = read_jpeg(data)
-    except UnusableImageError:
-        return False
-    mode = {1: "L", 3: "RGB"}.get(len(jpeg.frame.components))
-    if mode is None or jpeg.mended or is_managed(jpeg.profile, mode) or b"tiff:Orientation" in data[: jpeg.scan.start]:
-        return False
-    # An orientation behind any bytes FF DA was not seen.
-    return jpeg.orientation == 1 or 0 <= data.find(b"Exif\0\0") < data.find(b"\xff\xda")
 
 
 def to_input(pixels: Pixels, spec: InputSpec, box: tuple[int, int, int] | None = None) -> Pixels:

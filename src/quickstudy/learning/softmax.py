@@ -27,8 +27,10 @@ comes to the end of its digits goes on in float64; a small one is in float64 fro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +54,7 @@ _NOTICEABLE = 1e-4  # of the objective
 # On the clothing photos 64, 96, 128, 160 and 256 directions take 1.34, 1.18, 1.19, 1.40 and 1.65 s for four strengths.
 _MAIN_DIRECTIONS = 128
 _SUBSPACE_STEPS = 3
+_MAIN_STEPS = 1
 _ITERATIONS_FOR_A_PRECONDITIONER = 12  # a new one costs about so many
 _SMALL = 20_000_000  # rows × features × columns, up to which float64 and a high precision cost next to nothing
 _SMALL_PRECISION = 1e-6
@@ -59,18 +62,19 @@ _SMALL_PRECISION = 1e-6
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Features:
-    """Bottlenecks made ready for fitting: centred and scaled by one number, with a last feature that is always 1.
+    """Bottlenecks made ready for fitting: centred and scaled, with a last feature that is always 1.
 
-    The signed square roots are `values * scale + mean`. The scale makes the mean square 1, so that an `l2` means the
-    same for every backbone. The weight of the last feature is the bias.
+    The signed square roots are `values * scale + mean`. The scale, one number for a group of features, makes their mean
+    square 1, so that an `l2` means the same for every backbone, and deep and early blocks weigh the same. The weight of
+    the last feature is the bias.
     """
 
     with_one: Real
     """The prepared features, n×(d+1), the last one always 1."""
     mean: NDArray[np.float64]
     """Means (d) of the signed square roots over the rows."""
-    scale: float
-    """The number by which the centred values were divided."""
+    scale: NDArray[np.float64]
+    """The numbers (d) by which the centred values were divided, the same for all features of a group."""
 
     @property
     def values(self) -> Real:
@@ -112,8 +116,13 @@ def unit_rows(rows: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.asarray(rows / np.maximum(lengths, 1e-12), np.float32)
 
 
-def prepare_features(bottlenecks: NDArray[np.floating]) -> Features:
+def prepare_features(bottlenecks: NDArray[np.floating], widths: Sequence[int] | None = None) -> Features:
     """Take the signed square root of `bottlenecks` (n×d, any float type), centre and scale.
+
+    Args:
+        bottlenecks: one row an image.
+        widths: number of features in each group, in their order, where groups are scaled each by a number of its own;
+            left out, all features are one group.
 
     Raises:
         HeadError: a value is NaN or infinite, or all rows are equal.
@@ -131,10 +140,20 @@ def prepare_features(bottlenecks: NDArray[np.floating]) -> Features:
         )
     if largest == 0.0:
         raise HeadError("All images give the same bottleneck, so nothing can be learned from them; are they blank?")
-    values /= np.float32(largest)  # squares of what is huge, or tiny, are no float32
-    spread = float(np.mean(np.square(values), dtype=np.float64)) ** 0.5
-    values /= np.float32(spread)
-    return Features(with_one=with_one, mean=mean, scale=largest * spread)
+    scale = np.ones(values.shape[1])
+    for group in _slices(widths or [values.shape[1]]):
+        mine = values[:, group]
+        if largest := max(float(mine.max()), -float(mine.min())):  # else it is the same in all images, and stays
+            mine /= np.float32(largest)  # squares of what is huge, or tiny, are no float32
+            spread = float(np.mean(np.square(mine), dtype=np.float64)) ** 0.5
+            mine /= np.float32(spread)
+            scale[group] = largest * spread
+    return Features(with_one=with_one, mean=mean, scale=scale)
+
+
+def _slices(widths: Sequence[int]) -> list[slice]:
+    ends = list(accumulate(widths))
+    return [slice(end - width, end) for width, end in zip(widths, ends, strict=True)]
 
 
 def in_row_space(features: Features) -> tuple[Features, NDArray[np.float64]]:
@@ -150,6 +169,34 @@ def in_row_space(features: Features) -> tuple[Features, NDArray[np.float64]]:
     lengths, directions = np.sqrt(squares[spanned]), directions[:, spanned]
     rotated = np.hstack([directions * lengths, np.ones((len(x), 1))])
     return Features(with_one=rotated, mean=features.mean, scale=features.scale), x.T @ (directions / lengths)
+
+
+def in_main_directions(features: Features, count: int) -> tuple[Features, NDArray[np.float64]]:
+    """Write the rows in the directions in which they vary most; return them and the directions (d×count).
+
+    The rest is left to the mean: what varies little says little, and a penalty would shrink its weights most.
+    """
+    x = features.values
+    draws = np.random.Generator(np.random.Philox(key=[0, len(x)])).standard_normal((len(x), count), np.float32)
+    basis = x.T @ draws.astype(x.dtype)
+    for _ in range(_MAIN_STEPS):
+        basis = x.T @ (x @ _orthonormal(basis))
+    basis = _orthonormal(basis)
+    rotated = np.hstack([x @ basis, np.ones((len(x), 1), x.dtype)])
+    return Features(with_one=rotated, mean=features.mean, scale=features.scale), basis.astype(np.float64)
+
+
+def _orthonormal(columns: Real) -> Real:
+    """Make an orthonormal basis (d×r) of the space of columns (d×r), of full rank up to rounding.
+
+    It is Cholesky's way, at the rate of products: twice, since rounding leaves the first basis slightly askew.
+    """
+    for _ in range(2):
+        columns = columns / np.linalg.norm(columns, axis=0)
+        inner = columns.T.astype(np.float64) @ columns
+        inner[np.diag_indices_from(inner)] += 1e-10 * len(inner)
+        columns = columns @ np.linalg.inv(np.linalg.cholesky(inner)).T.astype(columns.dtype)
+    return columns
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone, load_backbone
-from quickstudy.backbones.cuts import FEATURES
+from quickstudy.backbones.cuts import LEVELS
 from quickstudy.backbones.engines import engine_named
 from quickstudy.backbones.runtime import ONNX_RUNTIME
 from quickstudy.bottlenecks.extraction import Extraction, extract_census
@@ -117,7 +117,7 @@ def judge_images(model: Path, images: Path | None, cache: Path, progress: Progre
                 f"'{model}' was trained on '{images}', which is no longer there; name the folder: "
                 f"{pasted('report', model, 'photos/')}"
             )
-    net = load_backbone(origin["name"], cache).at(FEATURES).reading(classifier.input.bits)
+    net = load_backbone(origin["name"], cache).reading(classifier.input.bits)
     if net.fingerprint != origin["fingerprint"]:
         raise ModelError(
             f"'{model}' was trained on another version of the backbone '{net.name}' than is in the cache; retrain it"
@@ -175,7 +175,16 @@ def _work_out(classifier: Model, census: Census, extraction: Extraction) -> Reco
     unseen: list[Unseen] = []
     if len(np.unique(labels)) == len(classifier.classes):
         training = classifier.metadata["training"]
-        head = fit_head(extraction.gather(train), labels, train, classes=len(classifier.classes), l2=training["l2"])
+        levels = classifier.metadata["backbone"]["cut"] == LEVELS
+        net = extraction.backbone.kept if levels else extraction.backbone
+        head = fit_head(
+            extraction.gather(train, levels=levels),
+            labels,
+            train,
+            classes=len(classifier.classes),
+            widths=net.widths,
+            l2=training["l2"],
+        )
         unseen.append(cross_validated(head, train))
     predictions = classifier.predict_each(content.path for content in tested)
     said = {c.digest: p.probabilities for c, p in zip(tested, predictions, strict=True) if p.probabilities is not None}

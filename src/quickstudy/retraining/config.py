@@ -90,13 +90,53 @@ _RANGES = {
 _EXAMPLES = {"rate": 1e-3, "depth_decay": 0.7}
 
 
+Levels = Literal["auto", "last", "all"]
+"""What a linear head may see: the last features, all levels, or whichever cross-validates better."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A backbone and what the head sees of it, by one name."""
+
+    backbone: str
+    """Name of the pretrained network, or of several, joined by `+`."""
+    levels: Levels
+    """What the head sees."""
+
+
+PRESETS = {
+    "fast": Preset(backbone="efficientnet_lite0", levels="last"),
+    "good": Preset(backbone="efficientnet_lite0", levels="auto"),
+    "best": Preset(backbone="efficientnet_lite0+efficientnet_lite2", levels="auto"),
+}
+"""The presets, by name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RetrainConfig:
     """Holds everything that `retrain` may be told about a training, besides its images and where it is written."""
 
-    backbone: Annotated[str, Option("Take this pretrained network; backbone list shows what there is.")] = (
-        "efficientnet_lite0"
-    )
+    preset: Annotated[
+        Literal["fast", "good", "best"],
+        Option(
+            "Take a small network's last features, fast; those or all that its blocks know, whichever cross-validates "
+            "better, good; or the same of two networks side by side, best."
+        ),
+    ] = "good"
+    backbone: Annotated[
+        str | None,
+        Option(
+            "Take this pretrained network, or several side by side, such as a+b; backbone list shows what there is "
+            "[default: the preset's]."
+        ),
+    ] = None
+    levels: Annotated[
+        Levels | None,
+        Option(
+            "Let the head see the last features, all levels, or whichever cross-validates better, auto [default: the "
+            "preset's]."
+        ),
+    ] = None
     cut: Annotated[
         str, Option("Freeze the network up to here and fine-tune what follows; backbone show lists the cuts.")
     ] = FEATURES
@@ -218,6 +258,19 @@ class RetrainConfig:
         return with_options(self, options, owner="A retraining")
 
     @property
+    def network(self) -> str:
+        """Name of the pretrained network, or of those side by side: the backbone, or else the preset's."""
+        return PRESETS[self.preset].backbone if self.backbone is None else self.backbone
+
+    @property
+    def seen(self) -> Levels:
+        """What the head sees: the levels that were named, or else the preset's; fine-tuning goes by the last features.
+
+        It trains what makes the last features, and what earlier blocks know was computed before the cut.
+        """
+        return "last" if self.tunes else self.levels or PRESETS[self.preset].levels
+
+    @property
     def tunes(self) -> bool:
         """Whether anything but the head is trained."""
         return self.budget_seconds is not None or self.progressive or self.cut != FEATURES
@@ -236,7 +289,13 @@ class RetrainConfig:
         """Find the options that would do nothing beside the others, and for each what to say about it."""
         why = {}
         for one in fields_of(self):
-            if one.part == "method" and not self.tunes:
+            if one.name == "preset" and self.backbone is not None and (self.levels is not None or self.tunes):
+                why[one.name] = f"{one.flag} chooses the backbone and the levels, and both are named; leave one out"
+            elif one.name == "levels" and self.tunes:
+                why[one.name] = (
+                    f"{one.flag} is for the linear head, and fine-tuning goes by the last features; leave it out"
+                )
+            elif one.part == "method" and not self.tunes:
                 why[one.name] = f"{one.flag} is for fine-tuning; add --cut, or leave it out"
             elif one.part == "distortions" and not self.distorted:
                 why[one.name] = f"{one.flag} distorts views, and there are none; add --views or --cut, or leave it out"
@@ -253,7 +312,8 @@ class RetrainConfig:
     def acting(self) -> RetrainConfig:
         """Give options that do nothing beside the others their defaults, so that equal trainings compare equal."""
         plain = options_of(RetrainConfig())
-        return self._with({name: plain[name] for name in self.idle()})
+        told = replace(self, backbone=self.network, levels=self.seen)
+        return told._with({name: plain[name] for name in told.idle()})
 
     def recorded(self) -> dict[str, Any]:
         """Give what the model depends on, by option name, as JSON values."""

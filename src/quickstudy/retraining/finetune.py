@@ -92,6 +92,11 @@ class FineTunedClassifier:
         return self.kept.head
 
     @property
+    def compared(self) -> None:
+        """Nothing: fine-tuning goes by the last features."""
+        return None
+
+    @property
     def cut(self) -> str:
         """Name of the cut at which freezing ended."""
         return self.kept.net.cut

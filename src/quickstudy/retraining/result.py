@@ -23,7 +23,7 @@ from quickstudy.files import is_text, sha256_of_file, write_bytes_atomically
 from quickstudy.images.census import Census
 from quickstudy.images.imageset import Skipped
 from quickstudy.learning.scores import Score, Scores
-from quickstudy.learning.selection import Head, PathPoint
+from quickstudy.learning.selection import Head, LevelsCompared, PathPoint
 from quickstudy.learning.softmax import Floats
 from quickstudy.retraining.config import RetrainConfig
 
@@ -47,8 +47,10 @@ class RetrainResult:
     """Scores on the test split, looked at once; None where the given splits have no test."""
     head: Head
     """Linear head at its optimum; fine-tuning, if there was any, began from it."""
+    compared: LevelsCompared | None
+    """What cross-validation found of the last features and of all levels; None where they were not compared."""
     cut: str
-    """Name of the cut at which freezing ended."""
+    """Name of the cut at which freezing ended: `features` or `levels` where only the head is trained."""
     tuning: tuple[dict[str, Any], ...]
     """How fine-tuning went, stage by stage: the network after each epoch on the validation images; empty without it."""
     plan: dict[str, Any] | None
@@ -114,6 +116,7 @@ class RetrainResult:
                 "temperature": self.head.temperature,
                 "iterations": self.head.iterations,
                 "gap": self.head.gap,
+                "levels": self.compared.to_dict() if self.compared else None,
             },
             "cut": self.cut,
             "views": self.views,

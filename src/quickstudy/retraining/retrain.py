@@ -18,19 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone, load_backbone
-from quickstudy.backbones.cuts import FEATURES, stages
+from quickstudy.backbones.cuts import FEATURES, LEVELS, stages
 from quickstudy.backbones.engine import Engine
 from quickstudy.backbones.engines import engine_for
 from quickstudy.backbones.runtime import ONNX_RUNTIME
 from quickstudy.bottlenecks.extraction import Extraction, extract_census
 from quickstudy.bottlenecks.store import Store
-from quickstudy.errors import ModelError, OptionError
+from quickstudy.errors import BackboneError, ModelError, OptionError
 from quickstudy.files import as_path, cache_folder
 from quickstudy.images.census import Census, RolesBefore, take_census
 from quickstudy.images.depth import significant_bits
 from quickstudy.learning.calibration import probabilities_of, suggest_abstention
 from quickstudy.learning.scores import Score, Scores, score_predictions
-from quickstudy.learning.selection import Head, fit_head
+from quickstudy.learning.selection import Head, LevelsCompared, choose_head, fit_head
 from quickstudy.learning.softmax import Floats
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.model import roles_of_file
@@ -77,7 +77,7 @@ def retrain(
     model_path = _model_path(images, output)
     engine, clock, plan = _engine(config), _Clock(), None
     with clock.stage("census"):
-        net = load_backbone(config.backbone, folder).at(config.cut)
+        net = load_backbone(config.network, folder).at(config.cut)
         store = Store(folder / "bottlenecks")
         before = _roles_before(config.roles_of, model_path)
         census = take_census(images, store.index_path, hold_out=config.tunes, before=before, progress=progress)
@@ -119,6 +119,7 @@ def retrain(
         cross_validation=_cross_validated(learned.head),
         test=scores,
         head=learned.head,
+        compared=learned.compared,
         cut=learned.cut,
         tuning=learned.stages(),
         plan=plan.to_dict() if plan else None,
@@ -214,6 +215,10 @@ class Learned(Protocol):
     def cut(self) -> str:
         """Name of the cut at which freezing ended."""
 
+    @property
+    def compared(self) -> LevelsCompared | None:
+        """What cross-validation found of the last features and of all levels; None where they were not compared."""
+
     def stages(self) -> tuple[dict[str, Any], ...]:
         """Tell how fine-tuning went, as JSON values; empty where there was none."""
 
@@ -245,8 +250,11 @@ class _Linear:
 
     head: Head
     net: Backbone
+    """Network, cut at what the head sees: `features` or `levels`."""
     extraction: Extraction
     train: list[bytes]
+    compared: LevelsCompared | None = None
+    """What was found of the last features and of all levels; None where they were not compared."""
 
     @property
     def cut(self) -> str:
@@ -256,10 +264,10 @@ class _Linear:
         return ()
 
     def features(self, digests: list[bytes]) -> NDArray[np.floating]:
-        return self.extraction.gather(digests)
+        return self.extraction.gather(digests, levels=self.cut == LEVELS)
 
     def logits(self, digests: list[bytes]) -> Floats:
-        return self.head.logits(self.extraction.gather(digests))
+        return self.head.logits(self.features(digests))
 
     @property
     def unseen(self) -> tuple[Unseen, ...]:
@@ -313,16 +321,25 @@ def _learn_head(net: Backbone, extraction: Extraction, census: Census, config: R
     views = range(extraction.views + 1)
     numbered = census.numbered("train", "validation")
     train, numbers = list(numbered), np.array(list(numbered.values()), np.intp)
-    head = fit_head(
-        np.concatenate([extraction.gather(train, view) for view in views]),
-        np.tile(numbers, len(views)),
-        train * len(views),
-        classes=len(census.classes),
-        plain=np.repeat(np.array([view == 0 for view in views]), len(train)),
-        balanced=config.class_weight == "balanced",
-        l2=config.l2,
-    )
-    return _Linear(head, net, extraction, train)
+    if config.levels == "all" and not net.levels:
+        raise BackboneError(
+            f"'{net.name}' has no maps, so it has no levels; leave out --levels, or take another backbone"
+        )
+    levels = config.seen != "last" and bool(net.levels)
+    bottlenecks = np.concatenate([extraction.gather(train, view, levels=levels) for view in views])
+    examples = np.tile(numbers, len(views)), train * len(views)
+    options: dict[str, Any] = {
+        "classes": len(census.classes),
+        "plain": np.repeat(np.array([view == 0 for view in views]), len(train)),
+        "balanced": config.class_weight == "balanced",
+        "l2": config.l2,
+    }
+    compared = None
+    if levels and config.seen == "auto":
+        head, compared = choose_head(bottlenecks, *examples, last=net.widths, widths=net.kept.widths, **options)
+    else:
+        head = fit_head(bottlenecks, *examples, widths=(net.kept if levels else net).widths, **options)
+    return _Linear(head, net.kept if len(head.weights) > net.cut_shape[0] else net, extraction, train, compared)
 
 
 def _judge(learned: Learned, census: Census) -> tuple[list[Unseen], Scores | None]:
@@ -365,6 +382,7 @@ def _describe(
         "views": extraction.views,
         "l2": learned.head.l2,
         "temperature": learned.head.temperature,
+        "levels": learned.compared.to_dict() if learned.compared else None,
         "cross_validation": _cross_validated(learned.head).to_dict(),
         "options": config.recorded(),
         "abstention": _abstention(learned.unseen[-1], census.numbered("train", "validation")),
