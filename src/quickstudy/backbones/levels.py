@@ -35,6 +35,8 @@ def add_levels(model: onnx.ModelProto, cuts: Sequence[Cut]) -> tuple[Level, ...]
         cuts: the cuts of the graph, from the image on; the last is `features`.
     """
     graph, width = model.graph, cuts[-1].values
+    if any(LEVELS in node.output for node in graph.node):
+        return ()  # a tensor of its own has the name
     maps = [cut for cut in cuts if len(cut.shape) == 3 and cut.shape[1:] != (1, 1)]
     if not maps:
         return ()

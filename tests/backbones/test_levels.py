@@ -1,0 +1,99 @@
+"""Levels: what they hold, by which rule, and several backbones side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from small_backbones import add_small_backbone
+from small_networks import SIZE, Net
+
+from quickstudy.backbones.backbone import Backbone, add_backbone, load_backbone
+from quickstudy.backbones.cuts import LEVELS
+from quickstudy.backbones.graphs import describe_cuts
+from quickstudy.backbones.levels import add_levels
+from quickstudy.backbones.runtime import Prefix
+from quickstudy.errors import BackboneError
+
+
+def pixels(size: int, count: int = 2) -> np.ndarray:
+    return np.random.Generator(np.random.PCG64(size)).integers(0, 256, (count, size, size, 3), np.uint8)
+
+
+def run(backbone: Backbone, cut: str, images: np.ndarray) -> np.ndarray:
+    net = backbone.at(cut)
+    return Prefix(net, net.cut, net.cut_shape)(images)
+
+
+def test_levels_are_the_features_and_moments_of_the_last_block_of_each_shape(backbone: Backbone) -> None:
+    images = pixels(backbone.input.size)
+    found, start = run(backbone, LEVELS, images), 0
+    assert found.shape == (2, 4048)
+    for level in backbone.levels:
+        values = found[:, start : start + level.width]
+        start += level.width
+        kind, _, block = level.name.rpartition(" of ")
+        if level.last:
+            np.testing.assert_array_equal(values, run(backbone, "features", images))
+            continue
+        places = run(backbone, block, images).astype(np.float64)
+        expected = places.mean(axis=(2, 3)) if kind == "mean" else places.std(axis=(2, 3))
+        np.testing.assert_allclose(values, expected, rtol=1e-3, atol=1e-5)
+    assert start == 4048
+    assert [level.name for level in backbone.levels] == [
+        "features",
+        *(f"{kind} of block_{n}" for n in (5, 8, 11, 15, 16) for kind in ("mean", "deviation")),
+        "deviation of head",
+    ]
+
+
+def test_a_network_without_maps_has_no_levels() -> None:
+    net = Net()
+    net.op("Flatten", "x", out="flat")
+    net.op("MatMul", "flat", net.random(3 * SIZE * SIZE, 4), out="features")
+    model = net.model("features")
+    assert add_levels(model, describe_cuts(model, ["features"])) == ()
+
+
+def test_two_backbones_side_by_side_give_what_each_gives(tmp_path: Path) -> None:
+    """The one that takes fewer pixels gets the image made smaller: of 9×9 pixels, linear interpolation takes the middle."""
+    large, small = load_backbone("efficientnet_lite0", tmp_path), add_small_backbone(tmp_path)
+    both = load_backbone(f"{large.name}+{small.name}", tmp_path)
+    assert (both.input.size, both.cut_shape, both.widths) == (288, (1304,), (1280, 24))
+    assert both.kept.cut_shape == (4048 + small.kept.cut_shape[0],)
+    assert [level.name for level in both.levels[:3]] == [
+        "efficientnet_lite0 features",
+        "small features",
+        "efficientnet_lite0 mean of block_5",
+    ]
+    images = pixels(288)
+    middle = np.ascontiguousarray(images[:, 4::9, 4::9])
+    first, second = run(large, LEVELS, images), run(small, LEVELS, middle)
+    expected = np.hstack([first[:, :1280], second[:, :24], first[:, 1280:], second[:, 24:]])
+    np.testing.assert_allclose(run(both, LEVELS, images), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(run(both, "features", images), run(both, LEVELS, images)[:, :1304])
+    assert load_backbone(both.name, tmp_path) == both  # kept, not joined again
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "small+small",
+            "'small\\+small' names 2 backbones; expected 2 or 3 different ones, such as efficientnet_lite0",
+        ),
+        ("small+a+b+c", "names 4 backbones; expected 2 or 3 different ones"),
+        ("small+nowhere", "nowhere"),
+        ("small+flat", "'flat' has no maps and cannot be joined with others; leave it out"),
+    ],
+)
+def test_what_cannot_be_joined_is_named(name: str, message: str, tmp_path: Path) -> None:
+    small = add_small_backbone(tmp_path)
+    net = Net(shape=("N", SIZE, SIZE, 3), dtype=onnx.TensorProto.UINT8, name="image")
+    net.op("Cast", net.op("Flatten", "image"), out="features", to=onnx.TensorProto.FLOAT)
+    flat = net.model("features")
+    add_backbone("flat", flat, tmp_path, input_spec=small.input, cuts=("features",), classes=(), origin="here")
+    with pytest.raises(BackboneError, match=message):
+        load_backbone(name, tmp_path)
