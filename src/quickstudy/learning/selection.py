@@ -20,9 +20,18 @@ from threadpoolctl import threadpool_limits
 
 from quickstudy.errors import HeadError
 from quickstudy.learning.calibration import probabilities_of
-from quickstudy.learning.softmax import Features, Floats, fit_softmax, in_row_space, prepare_features, signed_sqrt
+from quickstudy.learning.softmax import (
+    Features,
+    Fit,
+    Floats,
+    fit_softmax,
+    in_row_space,
+    prepare_features,
+    signed_sqrt,
+)
 
 Integers = NDArray[np.intp]
+_Start = tuple[NDArray[np.floating], NDArray[np.floating]]
 
 _STRENGTHS = tuple(10.0 ** (half / 2) for half in range(4, -13, -1))  # 100 down to 1e-6
 _FIRST = 6  # 10^-1 is where the walk begins
@@ -31,6 +40,9 @@ _PRECISION = 1e-4
 # What cross-validation tells apart: log losses that differ by a thousandth of a nat.
 _SELECTION_PRECISION = 1e-3
 _NOTICEABLE = 1e-3  # nats
+_LARGE = 20_000_000  # rows × features × classes, from which one fold scouts
+_LEAST_SCOUTED = 100  # held-out images of that fold
+_CERTAIN = 2  # standard errors of a difference between strengths
 _TEMPERATURES = (0.25, 16.0)
 _WORTH_THREADS = 10_000_000  # rows × features × classes
 _LARGEST_BATCH = 60_000_000  # logits of the folds that are fitted side by side: 240 MB in float32
@@ -46,6 +58,9 @@ class PathPoint:
     """Mean log loss of the held-out images, in nats."""
     accuracy: float
     """Share of the held-out images that were predicted right, between 0 and 1."""
+    folds: int = _FOLDS
+    """Number of folds that were fitted at this strength. At 1, the figures are those of the chosen strength plus the
+    difference between the two strengths on the one fold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,27 +125,27 @@ def fit_head(
     if l2 is not None and not 0 < l2 < np.inf:
         raise HeadError(f"The regularisation strength must be a positive number; got {l2!r}")
     importance = (1 / counts)[labels] if balanced else np.ones(len(labels))
-    features, basis = prepare_features(bottlenecks), None
     rows, width = bottlenecks.shape
     few = 2 * rows < width  # then the row space has the same optimum, eight times sooner at 300 images
     folds = assign_folds(labels, keys)
     held_out = np.flatnonzero((folds >= 0) if plain is None else (folds >= 0) & plain)
+    order = np.argsort(folds, kind="stable")  # a fold's rows side by side, so that products can leave them out
+    features, basis = prepare_features(bottlenecks, order), None
     with _few_threads(rows * (rows if few else width) * classes):
         if few:
             features, basis = in_row_space(features)
-        validation = _CrossValidation(features, labels, folds, held_out, importance, classes)
-        path = [validation.score(l2, None)] if l2 is not None else _walk(validation)
-        best = min(path, key=lambda trial: trial.log_loss)
-        start = best.weights.mean(axis=0, keepdims=True), best.biases.mean(axis=0, keepdims=True)
-        fit = fit_softmax(
-            features,
-            labels,
-            _normalise(importance[:, None]),
-            classes=classes,
-            l2=best.l2,
-            precision=_PRECISION,
-            start=start,
+        validation = _CrossValidation(
+            features, labels[order], folds[order], np.argsort(order)[held_out], importance[order], classes
         )
+        if rows * width * classes < _LARGE or few or validation.scouted.sum() < _LEAST_SCOUTED:
+            path = [validation.score(l2, None)] if l2 is not None else _walk(validation)
+            best, scouts, fit = min(path, key=lambda trial: trial.log_loss), [], None
+        else:
+            path, scouts, fit = _scout(validation, l2)
+            best = min(path, key=lambda trial: trial.log_loss)
+        if fit is None:
+            start = best.weights.mean(axis=0, keepdims=True), best.biases.mean(axis=0, keepdims=True)
+            fit = validation.fit_all(best.l2, start)
     temperature = fit_temperature(best.logits, labels[held_out])
     fitted = fit.weights[0] if basis is None else basis @ fit.weights[0]
     weights = fitted.astype(np.float64) / (features.scale * temperature)
@@ -138,11 +153,7 @@ def fit_head(
         weights=weights.astype(np.float32),
         biases=(fit.biases[0] / temperature - features.mean @ weights).astype(np.float32),
         l2=best.l2,
-        path=tuple(
-            PathPoint(l2=trial.l2, log_loss=trial.log_loss, accuracy=trial.accuracy)
-            for trial in sorted(path, key=lambda trial: -trial.l2)
-            if held_out.size
-        ),
+        path=_points(path, scouts, best) if held_out.size else (),
         held_out=held_out,
         held_out_classes=best.logits.argmax(axis=1),
         held_out_logits=best.logits / np.float32(temperature),
@@ -151,6 +162,23 @@ def fit_head(
         iterations=fit.iterations,
         gap=fit.gap,
     )
+
+
+def _points(path: Sequence[_Trial], scouts: Sequence[_Scout], best: _Trial) -> tuple[PathPoint, ...]:
+    """List the strengths that were tried, strongest first."""
+    points = [PathPoint(l2=trial.l2, log_loss=trial.log_loss, accuracy=trial.accuracy) for trial in path]
+    chosen = [scout for scout in scouts if scout.l2 == best.l2]
+    for scout in scouts:
+        if all(scout.l2 != trial.l2 for trial in path):
+            points.append(
+                PathPoint(
+                    l2=scout.l2,
+                    log_loss=best.log_loss + float(np.mean(scout.losses - chosen[0].losses)),
+                    accuracy=best.accuracy + float(np.mean(scout.right) - np.mean(chosen[0].right)),
+                    folds=1,
+                )
+            )
+    return tuple(sorted(points, key=lambda point: -point.l2))
 
 
 def _few_threads(values: int) -> AbstractContextManager[object]:
@@ -201,8 +229,22 @@ class _Trial:
     """Biases of each fold's fit, F×K."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Scout:
+    """One strength's fit on all folds but the first."""
+
+    l2: float
+    """Strength of the regularisation."""
+    losses: NDArray[np.float64]
+    """Losses of the first fold's held-out rows, in nats."""
+    right: NDArray[np.bool_]
+    """Whether these rows were predicted right."""
+    fit: Fit
+    """The fit."""
+
+
 class _CrossValidation:
-    """Fits every fold at a given strength, as many folds side by side as memory allows."""
+    """Fits folds at a given strength, as many side by side as memory allows."""
 
     def __init__(
         self,
@@ -215,38 +257,130 @@ class _CrossValidation:
     ) -> None:
         self.features, self.labels, self.classes = features, labels, classes
         self.held_out, self.held_out_folds = held_out, folds[held_out]
-        used = np.arange(max(int(folds.max(initial=-1)) + 1, 1))
-        self.sample_weights = _normalise(importance[:, None] * (folds[:, None] != used))
-        together = max(1, _LARGEST_BATCH // (len(labels) * classes))
-        self.batches = [used[i : i + together] for i in range(0, len(used), together)]
+        self.scouted = self.held_out_folds == 0
+        self.importance = importance
+        self.used = np.arange(max(int(folds.max(initial=-1)) + 1, 1))
+        self.sample_weights = _normalise(importance[:, None] * (folds[:, None] != self.used))
+        self.together = max(1, _LARGEST_BATCH // (len(labels) * classes))
 
-    def score(self, l2: float, neighbour: _Trial | None) -> _Trial:
-        weights, biases = [], []
+    def score(self, l2: float, start: _Start | None, first: Fit | None = None) -> _Trial:
+        """Fit every fold, or all but the first where that is known, and score the held-out rows."""
+        done = [] if first is None else [first]
         logits = np.empty((len(self.held_out), self.classes), np.float32)
-        for batch in self.batches:
-            fit = fit_softmax(
-                self.features,
-                self.labels,
-                self.sample_weights[:, batch],
-                classes=self.classes,
-                l2=l2,
-                precision=_SELECTION_PRECISION,
-                start=None if neighbour is None else (neighbour.weights[batch], neighbour.biases[batch]),
-            )
-            weights.append(fit.weights)
-            biases.append(fit.biases)
+        todo = self.used[len(done) :]
+        batches = [todo[i : i + self.together] for i in range(0, len(todo), self.together)]
+        for batch in batches:
+            near = None if start is None else (start[0][batch], start[1][batch])
+            done.append(self.fit(self.sample_weights[:, batch], l2, _SELECTION_PRECISION, near))
+        for batch, fit in zip([self.used[: len(self.used) - len(todo)], *batches][-len(done) :], done, strict=True):
             for position, fold in enumerate(batch):
                 mine = self.held_out_folds == fold
-                logits[mine] = fit.logits[self.held_out[mine], position]
+                logits[mine] = fit.logits_of(self.held_out[mine], position)
         truth = self.labels[self.held_out]
         return _Trial(
             l2=l2,
-            log_loss=_log_loss(logits, truth) if len(truth) else float("nan"),
+            log_loss=float(_losses(logits, truth).mean()) if len(truth) else float("nan"),
             accuracy=float(np.mean(logits.argmax(axis=1) == truth)) if len(truth) else float("nan"),
             logits=logits,
-            weights=np.concatenate(weights),
-            biases=np.concatenate(biases),
+            weights=np.concatenate([fit.weights for fit in done]),
+            biases=np.concatenate([fit.biases for fit in done]),
         )
+
+    def scout(self, l2: float, start: _Start | None) -> _Scout:
+        """Fit all folds but the first and score the rows of the first."""
+        fit = self.fit(self.sample_weights[:, :1], l2, _SELECTION_PRECISION, start)
+        rows = self.held_out[self.scouted]
+        logits = fit.logits_of(rows, 0)
+        right = logits.argmax(axis=1) == self.labels[rows]
+        return _Scout(l2=l2, losses=_losses(logits, self.labels[rows]), right=right, fit=fit)
+
+    def fit_all(self, l2: float, start: _Start | None) -> Fit:
+        """Fit all rows, as precisely as a head is."""
+        return self.fit(_normalise(self.importance[:, None]), l2, _PRECISION, start)
+
+    def fit(self, sample_weights: Floats, l2: float, precision: float, start: _Start | None) -> Fit:
+        """Fit these training sets."""
+        return fit_softmax(
+            self.features,
+            self.labels,
+            sample_weights,
+            classes=self.classes,
+            l2=l2,
+            precision=precision,
+            start=start,
+        )
+
+    def spread(self, fit: Fit) -> _Start:
+        """Let every fold start from the same fit."""
+        return np.repeat(fit.weights, len(self.used), axis=0), np.repeat(fit.biases, len(self.used), axis=0)
+
+
+def _scout(validation: _CrossValidation, l2: float | None) -> tuple[list[_Trial], list[_Scout], Fit | None]:
+    """Walk with one fold, and fit all five only at strengths that could be the best.
+
+    A strength is left to the one fold where its loss there is above the best one's by more than chance: the losses of
+    the same images at both strengths are compared, and the mean difference must be two standard errors above what is
+    noticeable in the other's favour. The folds start from the fit to all rows, and from the scout's way between
+    strengths.
+
+    Returns:
+        The strengths at which five folds were fitted, the scouts, and the fit to all rows at the best strength where it
+        is known.
+    """
+    if l2 is not None:
+        fit = validation.fit_all(l2, None)
+        return [validation.score(l2, validation.spread(fit))], [], fit
+    scouts: dict[int, _Scout] = {}
+
+    def scout(position: int, neighbours: Sequence[int]) -> _Scout:
+        if position not in scouts:
+            near = [scouts[neighbour].fit for neighbour in neighbours]
+            start = (near[0].weights, near[0].biases) if near else None
+            if len(near) > 1:  # further on the way that the last step took
+                start = 2 * near[0].weights - near[1].weights, 2 * near[0].biases - near[1].biases
+            scouts[position] = validation.scout(_STRENGTHS[position], start)
+        return scouts[position]
+
+    def difference(one: int, other: int) -> tuple[float, float]:
+        apart = scouts[one].losses - scouts[other].losses
+        return float(apart.mean()), float(apart.std() / len(apart) ** 0.5)
+
+    scout(_FIRST, ())
+    for direction in (+1, -1):
+        position = _FIRST + direction
+        while 0 <= position < len(_STRENGTHS):
+            behind = [p for p in (position - direction, position - 2 * direction) if p in scouts]
+            scout(position, behind)
+            if difference(position, position - direction)[0] > -_NOTICEABLE:
+                break
+            position += direction
+        if len(scouts) > 2:
+            break  # weaker was better, so stronger is not
+    best = origin = min(scouts, key=lambda position: float(scouts[position].losses.mean()))
+    known = scouts[best].fit
+    fit = validation.fit_all(_STRENGTHS[best], (known.weights, known.biases))
+    trials = {best: validation.score(_STRENGTHS[best], validation.spread(fit), known)}
+    moving = True
+    while moving:
+        moving = False
+        for position in (best + 1, best - 1):
+            if position in trials or not 0 <= position < len(_STRENGTHS):
+                continue
+            if position not in scouts and best == origin:
+                continue  # the walk did not go there
+            mine = scout(position, (best,))
+            above, error = difference(position, best)
+            if above > _CERTAIN * error - _NOTICEABLE:
+                continue
+            start = (
+                trials[best].weights + (mine.fit.weights - scouts[best].fit.weights),
+                trials[best].biases + (mine.fit.biases - scouts[best].fit.biases),
+            )
+            trials[position] = validation.score(_STRENGTHS[position], start, mine.fit)
+            if trials[position].log_loss < trials[best].log_loss:
+                best, moving = position, True
+                break
+    return list(trials.values()), list(scouts.values()), fit if best == origin else None
 
 
 def _walk(validation: _CrossValidation) -> list[_Trial]:
@@ -257,7 +391,7 @@ def _walk(validation: _CrossValidation) -> list[_Trial]:
     for direction in (+1, -1):
         position, last = _FIRST + direction, path[0]
         while 0 <= position < len(_STRENGTHS):
-            trial = validation.score(_STRENGTHS[position], last)
+            trial = validation.score(_STRENGTHS[position], (last.weights, last.biases))
             path.append(trial)
             if trial.log_loss > last.log_loss - _NOTICEABLE:
                 break
@@ -272,10 +406,11 @@ def _normalise(weights: NDArray[np.float64]) -> Floats:
     return normalised
 
 
-def _log_loss(logits: NDArray[np.floating], labels: Integers) -> float:
+def _losses(logits: NDArray[np.floating], labels: Integers) -> NDArray[np.float64]:
     z = logits.astype(np.float64)
     z -= z.max(axis=1, keepdims=True)
-    return float(np.mean(np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), labels]))
+    losses: NDArray[np.float64] = np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), labels]
+    return losses
 
 
 def fit_temperature(logits: NDArray[np.floating], labels: Integers) -> float:
