@@ -34,7 +34,7 @@ def drawn(n: int, classes: int) -> tuple[NDArray[np.float16], NDArray[np.intp], 
     rng = np.random.Generator(np.random.PCG64([n, classes]))
     turn = np.linalg.qr(rng.standard_normal((_FEATURES, _FEATURES), np.float32))[0]
     spread = (1 + np.arange(_FEATURES, dtype=np.float32)) ** -0.5
-    centres = rng.standard_normal((classes, _FEATURES), np.float32) * (np.arange(_FEATURES) < 60) * 0.8
+    centres = rng.standard_normal((classes, _FEATURES), np.float32) * (np.arange(_FEATURES) < 60) * np.float32(0.45)
     labels = rng.integers(classes, size=n)
     values = np.empty((n, _FEATURES), np.float16)
     for i in range(0, n, 8192):
