@@ -14,16 +14,22 @@ import time
 from pathlib import Path
 
 FOLDER = Path(".demo")
+COMMAND = Path(sys.executable).parent / "quickstudy"
 
 
 def main() -> int:
     """Run the demo; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path, help="a folder of your own: photos/<class>/*.jpg")
-    images: Path | None = parser.parse_args().images
+    named: Path | None = parser.parse_args().images
+    own = named is not None
+    if named is not None:
+        named = named.expanduser()  # make hands on a '~' that the shell has left as it is
+        if not named.is_dir():
+            print(f"No such folder: '{named}'; expected photos/<class>/*.jpg, as in: make demo IMAGES=photos")
+            return 2
     FOLDER.mkdir(exist_ok=True)
-    own = images is not None
-    images = images or write_digits(FOLDER / "digits")
+    images = named or write_digits(FOLDER / "digits")
     model = FOLDER / f"{images.resolve().name}.onnx"
     say("1. Retrain: each image passes the network once, then the head is fitted to its optimum")
     run("retrain", str(images), "--output", str(model))
@@ -31,9 +37,10 @@ def main() -> int:
     run("retrain", str(images), "--output", str(model))
     say("3. Predict with the model")
     run("predict", str(model), *(str(path) for path in examples(images)), "--top", "2")
+    say("With your own photos (photos/<class>/*.jpg):")
     if not own:
-        say("For a folder of your own (photos/<class>/*.jpg), type:")
-        print("   make demo IMAGES=photos      or\n   .venv/bin/quickstudy retrain photos/")
+        print("   make demo IMAGES=photos")
+    print(f"   {shlex.quote(str(COMMAND))} retrain photos/", flush=True)
     return 0
 
 
@@ -73,7 +80,9 @@ def run(*arguments: str) -> None:
     """Run a quickstudy command as a user would, showing it and its time from start to exit."""
     print(f"$ quickstudy {shlex.join(arguments)}", flush=True)
     started = time.perf_counter()
-    subprocess.run([str(Path(sys.executable).parent / "quickstudy"), *arguments], check=True)
+    status = subprocess.run([str(COMMAND), *arguments], check=False).returncode
+    if status:  # the command has said why
+        sys.exit(status)
     print(f"[{time.perf_counter() - started:.1f} s from start to exit]", flush=True)
 
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from quickstudy.errors import MissingExtraError
+from quickstudy.options import pasted
 
 
 def require(module: str, *, extra: str, what: str = "This") -> None:
@@ -15,5 +23,39 @@ def require(module: str, *, extra: str, what: str = "This") -> None:
     """
     if importlib.util.find_spec(module) is None:
         raise MissingExtraError(
-            f"{what} needs {module}, which is not installed; install it with: pip install 'quickstudy[{extra}]'"
+            f"{what} needs {module}, which is not installed; install it with: {installation_of(extra)}"
         )
+
+
+def installation_of(extra: str) -> str:
+    """Give the command that adds an extra to this very installation, to be pasted.
+
+    Installed from a folder, the folder is what has the extra: no index needs to know quickstudy.
+    """
+    return _pip_install(*_source(f"[{extra}]"))
+
+
+def _source(extra: str) -> list[str]:
+    """Name what is installed here as pip is to be told, from what pip has noted of where it came from (PEP 610)."""
+    try:
+        noted = importlib.metadata.distribution("quickstudy").read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        noted = None
+    origin = json.loads(noted or "{}")
+    url = origin.get("url", "")
+    if vcs := origin.get("vcs_info"):
+        return [f"quickstudy{extra} @ {vcs['vcs']}+{url}"]
+    folder = Path(url2pathname(urlsplit(url).path))
+    if "dir_info" not in origin or not (folder / "pyproject.toml").is_file():
+        return [f"quickstudy{extra}"]
+    constraints = folder / "constraints.txt"
+    tested = ["--constraint", str(constraints)] if constraints.is_file() else []
+    return [*tested, *(["--editable"] if origin["dir_info"].get("editable") else []), f"{folder}{extra}"]
+
+
+def _pip_install(*words: str) -> str:
+    """Write a command that installs beside what runs now, whether or not its environment is activated."""
+    activated = os.environ.get("VIRTUAL_ENV")
+    if activated and Path(activated).resolve() == Path(sys.prefix).resolve():
+        return pasted("install", *words, program="pip")
+    return pasted("-m", "pip", "install", *words, program=sys.executable)

@@ -200,12 +200,12 @@ def as_text(value: Any) -> str:
     return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
-def pasted(*words: object) -> str:
-    """Write a command of ours as it can be pasted into this system's shell, whatever the names of files in it."""
+def pasted(*words: object, program: str = "quickstudy") -> str:
+    """Write a command as it can be pasted into this system's shell, whatever the names of files in it."""
     import shlex
     import subprocess
 
-    texts = ["quickstudy", *map(str, words)]
+    texts = [program, *map(str, words)]
     return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)
 
 

@@ -18,6 +18,7 @@ from quickstudy.backbones.graph_import import Imported
 from quickstudy.backbones.keras_models import import_keras, import_keras_model, snake_case
 from quickstudy.backbones.preprocessing import PRESETS, Preprocessing
 from quickstudy.errors import BackboneError, UnsafeFileError
+from quickstudy.extras import installation_of
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 pytest.importorskip("torch")
@@ -89,6 +90,7 @@ def test_without_the_classifier_from_a_keras_file(small: keras.Model, tmp_path: 
         import_keras(SMALL, weights=tmp_path / "own.keras", size=64)
 
 
+@pytest.mark.slow
 def test_inception_v3_to_mixed8_with_its_real_weights(test_data: Path, tmp_path: Path) -> None:
     if not (test_data / "inception_v3").is_dir():
         pytest.skip(f"no InceptionV3 weights in '{test_data}'")
@@ -267,7 +269,7 @@ def test_models_that_do_not_take_square_images() -> None:
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("sys.modules['keras'] = None", "install them: pip install 'quickstudy[keras]'"),
+        ("sys.modules['keras'] = None", f"install them: {installation_of('keras')}"),
         (
             "sys.modules['keras'] = types.SimpleNamespace(backend=types.SimpleNamespace(backend=lambda: 'jax'))",
             "Keras runs on jax; set the environment variable KERAS_BACKEND to torch",

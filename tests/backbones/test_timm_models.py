@@ -16,6 +16,7 @@ from small_networks import photos, run, softmax
 
 from quickstudy.backbones.timm_models import import_timm
 from quickstudy.errors import BackboneError
+from quickstudy.extras import installation_of
 
 torch = pytest.importorskip("torch")
 
@@ -118,4 +119,4 @@ except BackboneError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "cannot be imported here" in done.stdout
-    assert "pip install 'quickstudy[timm]'" in done.stdout
+    assert installation_of("timm") in done.stdout

@@ -108,6 +108,7 @@ class TestOnACluster:
         assert "no such file" in there.reasons[38]
         assert_same(here, place, views=1)
 
+    @pytest.mark.slow
     def test_a_store_by_uri_is_filled_up_and_pulled(
         self, paths: list[Path], backbone: Backbone, place: Path, cache: Path
     ) -> None:
@@ -171,6 +172,7 @@ class TestOnACluster:
         assert row["failure"].startswith("5 workers died")
         assert str(paths[0]) in row["failure"]
 
+    @pytest.mark.slow
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the worker in /proc")
     def test_a_killed_worker_is_replaced_and_the_result_complete(
         self, paths: list[Path], backbone: Backbone, place: Path, cache: Path

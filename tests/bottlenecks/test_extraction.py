@@ -461,7 +461,7 @@ def test_an_interrupt_keeps_what_was_computed(paths: list[Path], backbone: Backb
     assert after.computed + after.cached == 5 * 36
 
 
-EIGHT = """
+CROWD = """
 import hashlib, sys
 from pathlib import Path
 from quickstudy.backbones.backbone import load_backbone
@@ -477,14 +477,15 @@ print(hashlib.sha256(extraction.gather(extraction.digests).tobytes()).hexdigest(
 """
 
 
-def test_eight_processes_fill_one_store_at_once(
-    paths: list[Path], backbone: Backbone, store: Store, tmp_path: Path
+@pytest.mark.parametrize("count", [3, pytest.param(8, marks=pytest.mark.slow)])
+def test_several_processes_fill_one_store_at_once(
+    paths: list[Path], backbone: Backbone, store: Store, tmp_path: Path, count: int
 ) -> None:
     alone = extract(paths, backbone, Store(tmp_path / "alone"))
-    command = [sys.executable, "-c", EIGHT, *map(str, (paths[0].parents[1], backbone.path.parents[1], store.folder))]
+    command = [sys.executable, "-c", CROWD, *map(str, (paths[0].parents[1], backbone.path.parents[1], store.folder))]
     processes = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(8)
+        for _ in range(count)
     ]
     try:
         for process in processes:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
-from in_process import Done, Run
-
-from quickstudy.cli.main import run as quickstudy
+from in_process import Done, Run, exit_code
 
 
 @pytest.fixture
@@ -16,12 +12,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
     monkeypatch.setenv("COLUMNS", "100")
 
     def run(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["quickstudy", *arguments])
-        code = 0
-        try:
-            quickstudy()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1 if end.code else 0
+        code = exit_code(monkeypatch, *arguments)
         captured = capfd.readouterr()
         return Done(code, captured.out, captured.err)
 

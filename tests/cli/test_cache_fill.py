@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from quickstudy.extras import installation_of
 from ray_processes import NO_RAY, ray_folder, without_rays
 
 COMMAND = str(Path(sys.executable).parent / "quickstudy")
@@ -90,6 +91,6 @@ def test_without_ray_the_message_says_what_to_install(folder: Path) -> None:
     done = run(folder, "cache", "fill", "photos", "--ray", "auto", program=(sys.executable, "-c", WITHOUT_RAY))
     assert done.returncode == 2
     assert "needs ray, which is not installed" in done.stderr
-    assert "pip install 'quickstudy[ray]'" in done.stderr
+    assert installation_of("ray") in done.stderr
     here = run(folder, "cache", "fill", "photos", program=(sys.executable, "-c", WITHOUT_RAY))
     assert here.returncode == 0, here.stderr

@@ -1,4 +1,4 @@
-"""The commands as a user types them, in processes of their own."""
+"""The commands as a user types them; in processes of their own where that plays a part."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from in_process import Done, run_here
 
 ROOT = Path(__file__).parents[2]
-COMMAND = str(Path(sys.executable).parent / "quickstudy")
 
 
 @pytest.fixture(scope="module")
@@ -28,29 +28,29 @@ def trained(photo_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     shutil.copy(images[0], folder / "new.jpg")
     shutil.copy(images[-1], folder / "other" / "second.jpg")
     done = run(folder, "retrain", "photos/")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     return folder
 
 
-def run(folder: Path, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "QUICKSTUDY_CACHE": str(folder / "cache"), "COLUMNS": "100"}
-    return subprocess.run(
-        [COMMAND, *arguments], cwd=folder, env=environment, input=stdin, capture_output=True, text=True, check=False
-    )
+def run(folder: Path, *arguments: str, stdin: str = "") -> Done:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("QUICKSTUDY_CACHE", str(folder / "cache"))
+        patched.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        return run_here(folder, *arguments)
 
 
 def test_retrain_prints_what_it_did_and_writes_the_model(trained: Path) -> None:
     done = run(trained, "retrain", "photos/", "--output", "again.onnx")
-    assert done.returncode == 0, done.stderr
-    assert "0 forward passes, 36 bottlenecks from the store" in done.stdout
+    assert done.code == 0, done.err
+    assert "0 forward passes, 36 bottlenecks from the store" in done.out
     for words in ("Cross-validated accuracy", "95 % interval", "Test accuracy", "precision", "Seconds:", "again.onnx"):
-        assert words in done.stdout
+        assert words in done.out
     assert (trained / "again.onnx").read_bytes() == (trained / "photos.onnx").read_bytes()
 
 
 def test_retrain_json_holds_everything(trained: Path) -> None:
     done = run(trained, "retrain", "photos", "--json", "--output", "json.onnx")
-    result = json.loads(done.stdout)
+    result = json.loads(done.out)
     assert result["forward_passes"] == 0
     assert result["from_store"] == 36
     assert result["head"]["gap"] <= 1e-6
@@ -60,29 +60,29 @@ def test_retrain_json_holds_everything(trained: Path) -> None:
 def test_predict_in_all_its_forms(trained: Path) -> None:
     (trained / "bad.jpg").write_bytes(b"<html>not an image</html>")
     done = run(trained, "predict", "photos.onnx", "new.jpg", "bad.jpg", "other", "oth*/*.jpg", "missing.jpg")
-    assert done.returncode == 0
-    assert len(done.stdout.splitlines()) == 3
-    assert "bad.jpg: an HTML page, not an image" in done.stderr
-    assert "missing.jpg: unreadable (no such file or directory)" in done.stderr
-    assert "2 of 5 could not be used" in done.stderr
-    rows = json.loads(run(trained, "predict", "photos.onnx", "new.jpg", "bad.jpg", "--json", "--top", "2").stdout)
+    assert done.code == 3
+    assert len(done.out.splitlines()) == 3
+    assert "bad.jpg: an HTML page, not an image" in done.err
+    assert "missing.jpg: unreadable (no such file or directory)" in done.err
+    assert "2 of 5 could not be used" in done.err
+    rows = json.loads(run(trained, "predict", "photos.onnx", "new.jpg", "bad.jpg", "--json", "--top", "2").out)
     assert len(rows[0]["predictions"]) == 2
     assert rows[1]["error"] == "an HTML page, not an image"
-    table = list(csv.DictReader(io.StringIO(run(trained, "predict", "photos.onnx", "new.jpg", "--csv").stdout)))
+    table = list(csv.DictReader(io.StringIO(run(trained, "predict", "photos.onnx", "new.jpg", "--csv").out)))
     assert table[0]["label"] == rows[0]["predictions"][0]["label"]
     listed = run(trained, "predict", "photos.onnx", "-", stdin="new.jpg\n\nother\n")
-    assert len(listed.stdout.splitlines()) == 2
+    assert len(listed.out.splitlines()) == 2
 
 
 def test_predict_fails_only_when_nothing_could_be_predicted(trained: Path) -> None:
     done = run(trained, "predict", "photos.onnx", "nowhere.jpg")
-    assert done.returncode == 1
-    assert "nowhere.jpg" in done.stderr
+    assert done.code == 1
+    assert "nowhere.jpg" in done.err
 
 
 def test_backbone_predicts_imagenet_as_it_stands(trained: Path) -> None:
     done = run(trained, "predict", "efficientnet_lite0", "new.jpg", "--json")
-    assert len(json.loads(done.stdout)[0]["predictions"]) == 5
+    assert len(json.loads(done.out)[0]["predictions"]) == 5
 
 
 def test_evaluate_names_missing_and_unknown_classes(trained: Path) -> None:
@@ -91,42 +91,42 @@ def test_evaluate_names_missing_and_unknown_classes(trained: Path) -> None:
     shutil.copytree(folders[0], target / folders[0].name)
     shutil.copytree(folders[1], target / "never seen")
     done = run(trained, "evaluate", "photos.onnx", "partly")
-    assert done.returncode == 0, done.stderr
-    assert "never seen" in done.stdout
-    assert f"No images of these classes of the model: {folders[1].name}" in done.stdout
-    assert "left out: the model has learned" in done.stdout
-    values = json.loads(run(trained, "evaluate", "photos.onnx", "partly", "--json").stdout)
+    assert done.code == 0, done.err
+    assert "never seen" in done.out
+    assert f"No images of these classes of the model: {folders[1].name}" in done.out
+    assert "left out: the model has learned" in done.out
+    values = json.loads(run(trained, "evaluate", "photos.onnx", "partly", "--json").out)
     assert values["n"] + values["left_out"] == 12
     assert (values["is_test"], values["unknown_images"]) == (True, {"never seen": 12})
     everything = run(trained, "evaluate", "photos.onnx", "partly", "--all")
-    assert "NOT A TEST" in everything.stdout
-    values = json.loads(run(trained, "evaluate", "photos.onnx", "partly", "--all", "--json").stdout)
+    assert "NOT A TEST" in everything.out
+    values = json.loads(run(trained, "evaluate", "photos.onnx", "partly", "--all", "--json").out)
     assert (values["n"], values["is_test"]) == (12, False)
 
 
 def test_census_shows_and_writes_what_retrain_would_do(trained: Path) -> None:
     shown = run(trained, "census", "photos", "--roles-of", "photos.onnx", "--csv", "set/roles.csv")
-    assert shown.returncode == 0, shown.stderr
-    assert "36 different images" in shown.stdout
-    values = json.loads(run(trained, "census", "photos", "--json").stdout)
+    assert shown.code == 0, shown.err
+    assert "36 different images" in shown.out
+    values = json.loads(run(trained, "census", "photos", "--json").out)
     with (trained / "set" / "roles.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["split"] for row in rows] == [row["role"] for row in values["files"]]
-    again = json.loads(run(trained, "census", "set/roles.csv", "--json").stdout)
+    again = json.loads(run(trained, "census", "set/roles.csv", "--json").out)
     assert again["given_splits"]
     assert again["counts"] == values["counts"]
     assert again["fingerprint"] == values["fingerprint"]
 
 
 def test_cache_commands(trained: Path) -> None:
-    listed = json.loads(run(trained, "cache", "list", "--json").stdout)
+    listed = json.loads(run(trained, "cache", "list", "--json").out)
     assert listed[0]["bottlenecks"] == 36
-    assert "0 damaged" in run(trained, "cache", "verify").stdout
-    assert run(trained, "cache", "compact").returncode == 0
-    assert "Nothing to delete" in run(trained, "cache", "prune", "--older-than", "1").stdout
+    assert "0 damaged" in run(trained, "cache", "verify").out
+    assert run(trained, "cache", "compact").code == 0
+    assert "Nothing to delete" in run(trained, "cache", "prune", "--older-than", "1").out
     nothing = run(trained, "cache", "prune")
-    assert nothing.returncode == 2
-    assert "--older-than" in nothing.stderr
+    assert nothing.code == 2
+    assert "--older-than" in nothing.err
 
 
 def test_cache_verify_finds_and_removes_a_flipped_bit(trained: Path, tmp_path: Path) -> None:
@@ -136,10 +136,10 @@ def test_cache_verify_finds_and_removes_a_flipped_bit(trained: Path, tmp_path: P
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     found = run(tmp_path, "cache", "verify")
-    assert found.returncode == 1
-    assert str(shard) in found.stdout
-    assert run(tmp_path, "cache", "verify", "--remove").returncode == 0
-    assert "0 damaged" in run(tmp_path, "cache", "verify").stdout
+    assert found.code == 1
+    assert str(shard) in found.out
+    assert run(tmp_path, "cache", "verify", "--remove").code == 0
+    assert "0 damaged" in run(tmp_path, "cache", "verify").out
 
 
 @pytest.mark.parametrize(
@@ -159,10 +159,10 @@ def test_cache_verify_finds_and_removes_a_flipped_bit(trained: Path, tmp_path: P
 )
 def test_errors_say_what_was_wrong_without_a_traceback(trained: Path, arguments: list[str], words: list[str]) -> None:
     done = run(trained, *arguments)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
+    assert done.code == 2
+    assert "Traceback" not in done.err
     for word in words:
-        assert word in done.stderr
+        assert word in done.err
 
 
 def test_help_and_version_import_nothing_heavy() -> None:

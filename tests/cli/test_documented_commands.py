@@ -6,7 +6,6 @@ words are the command line's, and other tests run the same in ways that end.
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -21,6 +20,7 @@ import numpy as np
 import onnx
 import pytest
 import typer.main
+from in_process import run_here
 from PIL import Image
 
 from quickstudy.cli.main import app
@@ -121,16 +121,11 @@ def run(folder: Path, line: str) -> None:
         for given in shlex.split(line)
         for word in (sorted(str(p.relative_to(folder)) for p in folder.glob(given)) if "*" in given else [given])
     ]
-    environment = {
-        **os.environ,
-        "QUICKSTUDY_CACHE": str(folder / "cache"),
-        "QUICKSTUDY_DATA": str(folder / "data"),
-        "COLUMNS": "100",
-    }
-    done = subprocess.run(
-        [COMMAND, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}{done.stderr}"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("QUICKSTUDY_CACHE", str(folder / "cache"))
+        patched.setenv("QUICKSTUDY_DATA", str(folder / "data"))
+        done = run_here(folder, *words)
+    assert done.code == 0, f"{line}\n{done.out[-2000:]}{done.err}"
 
 
 def parse(line: str) -> None:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from in_process import Done, run_here
 
 from small_backbones import add_small_backbone
-
-COMMAND = str(Path(sys.executable).parent / "quickstudy")
 
 
 @pytest.fixture
@@ -22,19 +18,18 @@ def folder(photos: Path) -> Path:
     return photos.parent
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "QUICKSTUDY_CACHE": str(folder / "cache"), "COLUMNS": "100"}
-    return subprocess.run(
-        [COMMAND, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
-    )
+def run(folder: Path, *arguments: str) -> Done:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("QUICKSTUDY_CACHE", str(folder / "cache"))
+        return run_here(folder, *arguments)
 
 
 def test_the_summary_tells_the_story_epoch_by_epoch(folder: Path) -> None:
     filled = run(folder, "cache", "fill", "photos/", "--backbone", "small", "--cut", "block_1", "--views", "1")
-    assert "72 forward passes" in filled.stdout, filled.stderr
+    assert "72 forward passes" in filled.out, filled.err
     done = run(folder, "retrain", "photos/", "--backbone", "small", "--cut", "block_1", "--epochs", "3")
-    assert done.returncode == 0, done.stderr
-    out = done.stdout
+    assert done.code == 0, done.err
+    out = done.out
     assert "0 forward passes, 72 bottlenecks from the store" in out
     assert re.search(r"Fine-tuned all that follows 'block_1': [\d,]+ parameters\n  epoch  training loss", out)
     lines = re.findall(r"^ +(\d) +(–|\d+\.\d{3}) +\d+ % +\d+\.\d{3} +\d+\.\d %(  kept)?$", out, re.MULTILINE)
@@ -43,16 +38,16 @@ def test_the_summary_tells_the_story_epoch_by_epoch(folder: Path) -> None:
     assert sum(bool(line[2]) for line in lines) == 1
     assert re.search(r"Validation, linear head   \d+\.\d %.*\nValidation, fine-tuned    \d+\.\d %", out)
     assert "Cross-validated accuracy" not in out
-    assert run(folder, "predict", "photos.onnx", "photos/discs/01.jpg").returncode == 0
+    assert run(folder, "predict", "photos.onnx", "photos/discs/01.jpg").code == 0
 
 
 def test_json_has_the_plan_and_the_stages(folder: Path) -> None:
     done = run(folder, "retrain", "photos/", "--backbone", "small", "--budget", "2m", "--disk", "1GB", "--json")
-    values = json.loads(done.stdout)
+    values = json.loads(done.out)
     assert values["plan"]["cut"] == values["cut"] == values["fine_tuning"][0]["cut"]
     assert values["plan"]["disk_bytes"] <= 1e9
     shown = run(folder, "retrain", "photos/", "--backbone", "small", "--budget", "2m")
-    assert re.search(r"Planned: cut 'stem', \d views?, \d+ epochs?, \d+ s; it took \d+ s", shown.stdout)
+    assert re.search(r"Planned: cut 'stem', \d views?, \d+ epochs?, \d+ s; it took \d+ s", shown.out)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +73,6 @@ def test_json_has_the_plan_and_the_stages(folder: Path) -> None:
 )
 def test_mistakes(folder: Path, options: list[str], message: str) -> None:
     done = run(folder, "retrain", "photos/", "--backbone", "small", *options)
-    assert done.returncode == 2
-    assert message in " ".join(done.stderr.replace("│", " ").split())
+    assert done.code == 2
+    assert message in " ".join(done.err.replace("│", " ").split())
     assert not (folder / "photos.onnx").exists()

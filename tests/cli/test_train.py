@@ -13,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from in_process import Run
+from in_process import Done, Run, run_here
 from PIL import Image
+
+from quickstudy.extras import installation_of
 
 COMMAND = str(Path(sys.executable).parent / "quickstudy")
 SMALL = ("--data", "digits", "--set", "crop=6", "--batch", "32", "--steps", "25", "--threads", "1")
@@ -52,11 +54,13 @@ def command(folder: Path, *arguments: str, script: str = "") -> subprocess.Compl
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
     """A folder with the run `runs/cifar10-classic`, and what training it printed."""
     folder = tmp_path_factory.mktemp("train")
-    done = command(folder, "train", "cifar10-classic", *SMALL)
-    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("quickstudy.scratch.parallel.usable_cores", lambda: 1)
+        done = run_here(folder, "train", "cifar10-classic", *SMALL)
+    assert done.code == 0, done.err
     return folder, done
 
 
@@ -69,13 +73,13 @@ def here(trained: tuple[Path, object], tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_train_prints_plain_lines_where_there_is_no_terminal(
-    trained: tuple[Path, subprocess.CompletedProcess[str]],
+    trained: tuple[Path, Done],
 ) -> None:
     folder, done = trained
-    assert done.stderr == ""
-    assert "\x1b" not in done.stdout
-    assert "\r" not in done.stdout
-    lines = done.stdout.splitlines()
+    assert done.err == ""
+    assert "\x1b" not in done.out
+    assert "\r" not in done.out
+    lines = done.out.splitlines()
     assert lines[0] == "digits: 10 classes; 1,412 to train on, 385 to test on"
     assert re.fullmatch(
         r"cifar10-classic: [\d,]+ parameters, \d+\.\d million multiply-adds an image; "
@@ -219,7 +223,9 @@ def test_two_at_once(here: Path, run: Run) -> None:
     assert "Another process is training in 'runs/cifar10-classic'" in done.err
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_interrupted_it_saves_and_goes_on(tmp_path: Path, number: int, code: int) -> None:
     arguments = ("train", "cifar10-classic", *SMALL, "--steps", "500", "--run", "run", "--summary-steps", "0")
     process = subprocess.Popen(
@@ -369,7 +375,7 @@ def test_without_torch_it_is_said_what_to_install(here: Path, arguments: tuple[s
     done = command(here, *arguments, script=WITHOUT_TORCH)
     assert done.returncode == 2
     assert done.stderr == (
-        "quickstudy: This needs torch, which is not installed; install it with: pip install 'quickstudy[train]'\n"
+        f"quickstudy: This needs torch, which is not installed; install it with: {installation_of('train')}\n"
     )
 
 

@@ -43,7 +43,7 @@ def test_without_the_extra_the_reason_names_it(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(opened, "has_heic", lambda: False)
     data = BEGINS % (b"heic", b"mif1heic") + bytes(99)
     reason = (
-        "HEIC needs the extra 'heic', which is not installed; install it with: pip install 'quickstudy[heic]', or "
+        "HEIC needs the extra 'heic', which is not installed; install it with: pip install pillow-heif, or "
         "convert it to JPEG or PNG"
     )
     with pytest.raises(UnusableImageError) as caught:

@@ -123,7 +123,7 @@ def without_heic(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 HEIC_NEEDS = (
-    "HEIC needs the extra 'heic', which is not installed; install it with: pip install 'quickstudy[heic]', "
+    "HEIC needs the extra 'heic', which is not installed; install it with: pip install pillow-heif, "
     "or convert it to JPEG or PNG"
 )
 

@@ -390,9 +390,9 @@ class TestPredict:
     @pytest.mark.parametrize(
         "array",
         [
-            np.zeros((5, 5, 3)),
+            np.zeros((5, 5, 3), np.uint16),
             np.zeros((5, 5, 2), np.uint8),
-            np.zeros((2, 5, 5, 3), np.uint8),
+            np.zeros((2, 5, 5, 2), np.uint8),
             np.zeros(5, np.uint8),
             np.zeros((0, 5, 3), np.uint8),
             np.zeros((5, 0), np.uint8),

@@ -26,6 +26,13 @@ from quickstudy.retraining.result import load_record
 from reported import CLASSES, Reported, make_report
 from small_backbones import add_small_backbone
 
+ONE_OR_MANY = {
+    "label-errors": ("label error", "label errors"),
+    "duplicates": ("group of duplicates", "groups of duplicates"),
+    "outliers": ("outlier", "outliers"),
+    "quality-flaws": ("quality flaw", "quality flaws"),
+}
+
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Reported:
@@ -100,6 +107,15 @@ def test_planted_faults_are_on_the_page(page: str) -> None:
     assert swapped and swapped[0][2] == CLASSES["discs"]
     assert "&lt;i&gt;broken&lt;|i&gt;.jpg" in page
     assert "an HTML page, not an image" in page
+
+
+def test_one_of_a_kind_is_said_in_the_singular(page: str) -> None:
+    found = re.findall(r'<a href="#([\w-]+)">([\d,]+) ([a-z ]+)</a></li>', page)
+    assert len(found) >= 5
+    for place, number, name in found:
+        assert f'id="{place}"' in page
+        one, many = ONE_OR_MANY.get(place, (name, name))
+        assert name in (one if number == "1" else many, "on both sides of the split", "under several labels")
 
 
 def test_every_chart_is_well_formed(page: str) -> None:

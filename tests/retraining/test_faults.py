@@ -32,14 +32,15 @@ def assert_right(values: dict[str, Any], kills: int) -> None:
     assert values["processes"]["is_right"], values["processes"]
 
 
+@pytest.mark.parametrize(("kills", "copies"), [(1, 2), pytest.param(3, 7, marks=pytest.mark.slow)])
 def test_killed_runs_lose_nothing_that_was_stored_and_the_next_writes_the_same_model(
-    photos: Path, tmp_path: Path
+    photos: Path, tmp_path: Path, kills: int, copies: int
 ) -> None:
     for path in sorted(photos.rglob("*.jpg")):  # enough of them to be flushed to the store while extraction goes on
-        for number in range(7):
+        for number in range(copies):
             copy = path.with_name(f"{path.stem}-{number}.jpg")
             copy.write_bytes(path.read_bytes() + bytes([number]))  # a picture ends before its file does
-    assert_right(find_faults(photos, tmp_path, "--kills", "3", "--processes", "2", "--seed", "1"), 3)
+    assert_right(find_faults(photos, tmp_path, "--kills", str(kills), "--processes", "2", "--seed", "1"), kills)
 
 
 @pytest.mark.slow

@@ -163,12 +163,24 @@ class Killed(BaseException):
     """Ends a run at once, as a kill does."""
 
 
+@pytest.fixture(scope="module")
+def undisturbed(net: Backbone, world: World, head: Head) -> tuple[FineTuned, list[torch.Tensor]]:
+    """What comes of a run in one go, and its weights."""
+    network = SuffixNetwork(GraphModule(suffix_graph(net)), head.weights, head.biases)
+    return fine_tune(network, world.train, world.validation, METHOD), weights_of(network)
+
+
 @pytest.mark.parametrize("step", [1, 3, 6, 11])
 def test_a_killed_run_goes_on_to_the_same_bits(
-    step: int, world: World, fresh: Callable[[], SuffixNetwork], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: int,
+    world: World,
+    fresh: Callable[[], SuffixNetwork],
+    undisturbed: tuple[FineTuned, list[torch.Tensor]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(tuning, "_CHECKPOINT_SECONDS", 0.0)
-    expected = fine_tune(whole := fresh(), world.train, world.validation, METHOD)
+    expected, weights = undisturbed
 
     def kill(done: int, _steps: int, _kept: Candidate) -> None:
         if done == step:
@@ -186,7 +198,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
         note=lambda done, _steps, _kept: begun.append(done),
     )
     assert begun[0] == step
-    assert same(weights_of(whole), weights_of(resumed))
+    assert same(weights, weights_of(resumed))
     assert result.candidates == expected.candidates
     assert result.kept == expected.kept
 

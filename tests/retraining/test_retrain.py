@@ -77,6 +77,7 @@ def test_three_classes_are_learned(photos: Path, retrain: Retrain, tmp_path: Pat
     assert model.predict(sorted((photos / "discs").iterdir())) == ["discs"] * 12
 
 
+@pytest.mark.usefixtures("filled")
 def test_the_model_gives_what_was_measured(photos: Path, retrain: Retrain, tmp_path: Path) -> None:
     """The accuracy that is reported is that of the file, on the test images and through its own preprocessing."""
     result = retrain(photos)
@@ -88,6 +89,7 @@ def test_the_model_gives_what_was_measured(photos: Path, retrain: Retrain, tmp_p
     assert sum(name == path.parent.name for name, path in zip(predicted, test, strict=True)) == result.test.score.right
 
 
+@pytest.mark.usefixtures("filled")
 def test_the_model_says_how_it_was_trained(photos: Path, retrain: Retrain) -> None:
     result = retrain(photos)
     training = quickstudy.load(result.model).metadata["training"]
@@ -167,6 +169,7 @@ def test_the_number_of_cores_does_not_change_the_model(
     assert (tmp_path / "one-core.onnx").read_bytes() == result.model.read_bytes()
 
 
+@pytest.mark.usefixtures("filled")
 class TestRoles:
     def test_every_image_has_its_role_in_the_model(self, photos: Path, retrain: Retrain) -> None:
         result = retrain(photos)
@@ -247,6 +250,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.usefixtures("filled")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_labels_that_are_noise_are_never_said_to_be_recognised(
     layout: str, photo_source: Path, retrain: Retrain, tmp_path: Path
@@ -294,6 +298,7 @@ def split(photos: Path, target: Path, *, test: int = 3) -> Path:
     return target
 
 
+@pytest.mark.usefixtures("filled")
 class TestGivenSplits:
     def test_are_kept(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
         result = retrain(split(photos, tmp_path / "given"))
@@ -417,6 +422,7 @@ class TestBadFiles:
             retrain(photos)
 
 
+@pytest.mark.usefixtures("filled")
 class TestSameContent:
     def test_copies_count_once(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
         alone = retrain(photos, tmp_path / "alone.onnx")
@@ -463,6 +469,7 @@ class TestViews:
             retrain(photos, views=-1)
 
 
+@pytest.mark.usefixtures("filled")
 def test_balanced_classes_weigh_the_same(photos: Path, retrain: Retrain, tmp_path: Path) -> None:
     """At the optimum the biases make the mean probability of each class its share of the training images' weight."""
     for path in sorted((photos / "discs").iterdir())[3:]:
@@ -479,6 +486,7 @@ def test_balanced_classes_weigh_the_same(photos: Path, retrain: Retrain, tmp_pat
         np.testing.assert_allclose(weights @ probabilities, shares, atol=2e-3)
 
 
+@pytest.mark.usefixtures("filled")
 def test_a_given_strength_is_taken(photos: Path, retrain: Retrain) -> None:
     result = retrain(photos, l2=0.7)
     assert result.head.l2 == 0.7

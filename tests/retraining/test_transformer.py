@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +39,16 @@ def test_a_pipeline_is_cross_validated_with_one_forward_pass_an_image(photos: Pa
 def test_paths_images_and_arrays_of_one_picture_give_one_bottleneck(photos: Path, cache: Path) -> None:
     path = sorted(photos.rglob("*.jpg"))[0]
     image = Image.open(path)
-    features = quickstudy.Bottleneck(cache=cache).fit_transform([str(path), image, np.asarray(image)])
-    assert features.shape == (3, 1280)
+    pixels = np.asarray(image)
+    given = [str(path), path.read_bytes(), io.BytesIO(path.read_bytes()), image, pixels, pixels / 255]
+    transformer = quickstudy.Bottleneck(cache=cache)
+    features = transformer.fit_transform(given)
+    assert features.shape == (len(given), 1280)
     assert features.dtype == np.float32
-    np.testing.assert_array_equal(features[1:], features[[0, 0]])
+    np.testing.assert_array_equal(features, np.repeat(features[:1], len(given), axis=0))
+    np.testing.assert_array_equal(transformer.transform(path), features[:1])
+    with pytest.raises(UnusableImageError, match="Cannot use image 0 of X: None, which is no image"):
+        transformer.transform([None])
 
 
 def test_an_unusable_image_is_named(photos: Path, cache: Path) -> None:

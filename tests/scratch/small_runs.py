@@ -7,13 +7,13 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from quick_processes import quick_processes
 from quickstudy.images.pixels import PixelSet
 from quickstudy.learning.checkpoints import Checkpoint
 from quickstudy.scratch.data import TrainingData
@@ -128,15 +128,6 @@ def differences(one: Any, other: Any, place: str = "") -> list[str]:
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return [] if one.dtype == other.dtype and torch.equal(one, other) else [place]
     return [] if type(one) is type(other) and one == other else [place]
-
-
-def quick_processes() -> ForkServerContext:
-    """Processes that start in a moment: forked from one that has imported everything and done nothing else."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["quickstudy.scratch.train", "quickstudy.scratch.evaluation", "torch._dynamo", "sklearn.base"]
-    )
-    return context
 
 
 def run_in_process(work: Callable[..., object], *arguments: object) -> multiprocessing.process.BaseProcess:

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import CLASSIC, FAST, QUIET, newest, quick_processes, small_data, train_until, train_whole
+from small_runs import CLASSIC, FAST, QUIET, newest, small_data, train_until, train_whole
 
+from quick_processes import quick_processes
 from quickstudy.errors import ImageSetError, RunError
 from quickstudy.learning.checkpoints import Checkpoints
 from quickstudy.learning.scores import Scores
@@ -305,6 +306,7 @@ def test_the_best_checkpoint_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert RunFolder(tmp_path / "run").checkpoints.steps() == [3, 7, 8]
 
 
+@pytest.mark.slow
 def test_train_and_evaluate_as_two_processes(tmp_path: Path) -> None:
     quickstudy = [sys.executable, "-m", "quickstudy"]
     options = ["--data", "digits", "--set", "crop=6", "--batch", "32", "--steps", "60", "--summary-steps", "0"]

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import filelock
 import pytest
-from small_runs import CLASSIC, FAST, quick_processes, small_data
+from small_runs import CLASSIC, FAST, small_data
 
+from quick_processes import quick_processes
 from quickstudy.errors import RunError, WriteError
 from quickstudy.scratch.folder import METRICS, RunFolder, append_line
 from quickstudy.scratch.recipe import Recipe

@@ -200,6 +200,7 @@ def quickstudy_train(folder: Path, run: str, *launcher: str) -> subprocess.Compl
     )
 
 
+@pytest.mark.slow
 def test_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quickstudy.scratch.parallel.usable_cores", lambda: 1)
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2")

@@ -21,6 +21,7 @@ import pytest
 import uvicorn
 from tests_of_serving import Running, Start, raw_request, wait_until
 
+from quickstudy.cli.main import run as quickstudy
 from quickstudy.serving.app import make_app
 from quickstudy.serving.limits import ServerSettings
 from quickstudy.serving.server import limited_protocol
@@ -310,13 +311,24 @@ class TestTheCommand:
         assert "Traceback" not in result.stderr
         return result.stderr
 
-    def test_refuses_what_is_careless(self, trained: Path) -> None:
+    def test_refuses_what_is_careless(
+        self, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def refused(*arguments: str) -> str:
+            monkeypatch.setattr(sys, "argv", ["quickstudy", "serve", *arguments])
+            with pytest.raises(SystemExit) as end:
+                quickstudy()
+            assert end.value.code == 2
+            told = capsys.readouterr().err
+            assert "Traceback" not in told
+            return told
+
         model = str(trained / "photos.onnx")
-        assert "--token" in self.refused(model, "--host", "0.0.0.0")
-        assert "at least 16" in self.refused(model, "--token", "short")
-        assert "No such model" in self.refused("nowhere.onnx")
-        assert "Two models" in self.refused(model, model)
-        assert "Cannot listen on 192.0.2.1" in self.refused(model, "--host", "192.0.2.1", "--no-auth", "--port", "0")
+        assert "--token" in refused(model, "--host", "0.0.0.0")
+        assert "at least 16" in refused(model, "--token", "short")
+        assert "No such model" in refused("nowhere.onnx")
+        assert "Two models" in refused(model, model)
+        assert "Cannot listen on 192.0.2.1" in refused(model, "--host", "192.0.2.1", "--no-auth", "--port", "0")
 
     def test_says_that_a_port_is_taken(self, trained: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from quick_processes import quick_processes
 from quickstudy.errors import ImageSetError, OptionError, SweepError
 from quickstudy.process import usable_cores
 from quickstudy.scratch.data import load_training_data
@@ -234,6 +235,7 @@ def wait_for(what: Callable[[], bool]) -> None:
 
 
 def sweep_in_process(folder: Path) -> None:
+    quick_processes()
     sweep(SLOW, folder, workers=2)
 
 

@@ -1,5 +1,6 @@
 """Sweeps on a Ray cluster of two workers, started as its users start one."""
 
+import dataclasses
 import os
 import signal
 import socket
@@ -16,13 +17,15 @@ import torch
 
 from quickstudy.errors import ClusterError
 from quickstudy.scratch.folder import RunFolder
+from quickstudy.sweeps.results import TrialRow
 from quickstudy.sweeps.study import Grid, Study
 from quickstudy.sweeps.sweep import Planned, sweep
 from quickstudy.sweeps.workers import Went
 from ray_processes import NO_RAY, ray_folder
 
 FIXED = {"data": "digits", "batch": 32, "steps": 40, "widths": "24,16", "evaluate_steps": 10, "rate": 0.01}
-STUDY = Study(name="small", grids=(Grid(recipe="mlp", fixed=FIXED, axes={"depth": (1, 2), "rate": (0.01, 1e30)}),))
+GRID = Grid(recipe="mlp", fixed=FIXED, axes={"depth": (1, 2), "rate": (0.01, 1e30)})
+STUDY = Study(name="small", grids=(GRID,))
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,24 @@ def _answers(port: int) -> bool:
     return True
 
 
+def test_a_run_comes_back_as_it_is_here(cluster: str, tmp_path: Path) -> None:
+    study = Study(name="one", grids=(dataclasses.replace(GRID, axes={"depth": (1,)}),))
+    [there] = sweep(study, tmp_path / "there", ray=cluster).rows
+    [here] = sweep(study, tmp_path / "here").rows
+    assert there.status == here.status == "done"
+    assert_same(there, here)
+
+
+def assert_same(mine: TrialRow, other: TrialRow) -> None:
+    assert mine.values["precision"] == other.values["precision"] > 0.5
+    states = [RunFolder(row.folder).checkpoints.newest() for row in (mine, other)]
+    assert states[0] is not None and states[1] is not None
+    for name, value in states[0].state["network"].items():
+        assert torch.equal(value, states[1].state["network"][name]), name
+    assert any((mine.folder / "tensorboard" / "train").iterdir())
+
+
+@pytest.mark.slow
 def test_runs_come_back_as_they_are_here(cluster: str, tmp_path: Path) -> None:
     told: list[Planned | Went] = []
     there = sweep(STUDY, tmp_path / "there", ray=cluster, report=told.append)
@@ -76,12 +97,7 @@ def test_runs_come_back_as_they_are_here(cluster: str, tmp_path: Path) -> None:
     for mine, other in zip(there.rows, here.rows, strict=True):
         assert mine.error == other.error
         if mine.status == "done":
-            assert mine.values["precision"] == other.values["precision"] > 0.5
-            states = [RunFolder(row.folder).checkpoints.newest() for row in (mine, other)]
-            assert states[0] is not None and states[1] is not None
-            for name, value in states[0].state["network"].items():
-                assert torch.equal(value, states[1].state["network"][name]), name
-            assert any((mine.folder / "tensorboard" / "train").iterdir())
+            assert_same(mine, other)
     assert sum(isinstance(news, Went) and news.ended for news in told) == 2
     again: list[Planned | Went] = []
     sweep(STUDY, tmp_path / "there", ray=cluster, report=again.append)

@@ -31,6 +31,7 @@ from quickstudy.backbones.preprocessing import PRESETS, Preprocessing
 from quickstudy.backbones.torch_export import export_module
 from quickstudy.backbones.untrusted import first_line
 from quickstudy.errors import BackboneError, UnsafeFileError
+from quickstudy.extras import installation_of
 from quickstudy.process import default_variable
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def _keras() -> Any:
             import keras
     except ImportError as error:
         raise BackboneError(
-            f"keras: needs Keras and torch ({error}); install them: pip install 'quickstudy[keras]'"
+            f"keras: needs Keras and torch ({error}); install them: {installation_of('keras')}"
         ) from None
     if keras.backend.backend() != "torch":
         raise BackboneError(

@@ -22,6 +22,7 @@ from quickstudy.backbones.preprocessing import Preprocessing
 from quickstudy.backbones.torch_export import export_module
 from quickstudy.backbones.untrusted import first_line
 from quickstudy.errors import BackboneError
+from quickstudy.extras import installation_of
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +98,7 @@ def _timm() -> Any:
     except Exception as error:  # torchvision without its compiled part raises RuntimeError
         raise BackboneError(
             f"timm: needs timm with torch and torchvision, which cannot be imported here ({first_line(error)}); "
-            "install them: pip install 'quickstudy[timm]'"
+            f"install them: {installation_of('timm')}"
         ) from None
     return timm
 

@@ -12,6 +12,8 @@ import typer
 
 from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Cache, Engine, Json
+from quickstudy.cli.usage import Commands
+from quickstudy.extras import installation_of
 
 if TYPE_CHECKING:
     from quickstudy.backbones.backbone import Backbone
@@ -19,9 +21,9 @@ if TYPE_CHECKING:
     from quickstudy.backbones.graph_import import Imported
 
 app = typer.Typer(
+    cls=Commands,
     help="Add pretrained networks, list and compare them, show where they can be cut.",
     epilog="Example: quickstudy backbone list",
-    no_args_is_help=True,
     rich_markup_mode=None,
 )
 
@@ -143,7 +145,7 @@ def show(
         f"\nMB, seconds to fill the store and seconds an epoch are for {images:,} images, one view, without decoding",
         end="",
     )
-    print("." if cuts[-1]["fill_seconds"] is not None else "; seconds need PyTorch: pip install 'quickstudy[train]'")
+    print("." if cuts[-1]["fill_seconds"] is not None else f"; seconds need PyTorch: {installation_of('train')}")
     print(f"Next:  quickstudy retrain photos/ --backbone {name} --cut {_middle(backbone)}")
 
 

@@ -15,6 +15,7 @@ import typer
 
 from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Cache, Json, Quiet, offering
+from quickstudy.cli.usage import Commands
 from quickstudy.extras import require
 from quickstudy.options import pasted
 from quickstudy.retraining.config import RetrainConfig
@@ -209,9 +210,9 @@ def pull(
 
 
 app = typer.Typer(
+    cls=Commands,
     help="Fill, list, verify, compact and prune the store of bottlenecks.",
     epilog="Example: quickstudy cache list",
-    no_args_is_help=True,
     rich_markup_mode=None,
 )
 

@@ -44,7 +44,7 @@ def command(
         f"McNemar's exact p = {found.p_value:.2g}"
     )
     if found.p_value >= 0.05:
-        print("Such a division is to be expected of two models that are equally good")
+        print("Two models that are equally good would often differ by as much: this may be chance")
     print_judgement(found.judgement)
     if found.differences:
         print(f"\nCalled differently: {count(len(found.differences), 'image')}")

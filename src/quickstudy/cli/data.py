@@ -10,11 +10,12 @@ import typer
 
 from quickstudy.cli.display import interruptible, print_json
 from quickstudy.cli.options import Json, Quiet
+from quickstudy.cli.usage import Commands
 
 app = typer.Typer(
+    cls=Commands,
     help="Get and list named data sets, such as cifar10 and mnist.",
     epilog="Example: quickstudy data get mnist",
-    no_args_is_help=True,
     rich_markup_mode=None,
 )
 

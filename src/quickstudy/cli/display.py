@@ -137,8 +137,8 @@ def now() -> str:
 
 
 @contextmanager
-def interruptible(what_stays: str) -> Iterator[None]:
-    """End the command as the signal asked for, with a line that says what stays and how to go on.
+def interruptible(what_stays: str = "") -> Iterator[None]:
+    """End the command as the signal asked for, with a line that says what stays and how to go on, if there is anything.
 
     Raises:
         typer.Exit: with 128 and the signal's number, as shells have it.
@@ -153,5 +153,5 @@ def interruptible(what_stays: str) -> Iterator[None]:
         code = 128 + signal.SIGTERM
     else:
         return
-    print(f"\nquickstudy: interrupted; {what_stays}", file=sys.stderr)
+    print("\nquickstudy: interrupted" + (f"; {what_stays}" if what_stays else ""), file=sys.stderr)
     raise typer.Exit(code)

@@ -30,12 +30,13 @@ from quickstudy.cli import (
     verify,
 )
 from quickstudy.cli.display import interruptible
+from quickstudy.cli.usage import Commands, UsageError, command_meant, reworded
 from quickstudy.errors import QuickstudyError
 from quickstudy.process import settle_own_process
 from quickstudy.version import VERSION
 
 
-class _Commands(typer.core.TyperGroup):
+class _Commands(Commands):
     def invoke(self, ctx: Any) -> Any:
         with interruptible("what has been computed stays in the cache, and the same command goes on from there"):
             return super().invoke(ctx)
@@ -45,7 +46,6 @@ app = typer.Typer(
     cls=_Commands,
     help="Trains image classifiers dramatically faster, and proves it.",
     epilog="Start with: quickstudy retrain photos/   (photos/<class>/*.jpg)",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -88,9 +88,12 @@ def run() -> None:
         if isinstance(stream, io.TextIOWrapper):  # file names need not be valid text
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
-    except QuickstudyError as error:
-        print(f"quickstudy: {error}", file=sys.stderr)
+        sys.exit(app(prog_name="quickstudy", standalone_mode=False))
+    except (QuickstudyError, UsageError) as error:
+        told = str(error) if isinstance(error, QuickstudyError) else reworded(error)
+        print(f"quickstudy: {told}", file=sys.stderr)
+        if meant := command_meant(sys.argv[1:]):
+            print(meant, file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # the reader of a pipe has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

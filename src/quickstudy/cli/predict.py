@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quickstudy.cli.display import data_to_stdout, print_json
+from quickstudy.cli.display import data_to_stdout, interruptible, print_json
 from quickstudy.cli.options import Cache, Json
+from quickstudy.cli.usage import command_meant
 from quickstudy.extras import require
 
 if TYPE_CHECKING:
     from quickstudy.models.model import Model, Prediction
+
+_ALL_FAILED, _SOME_FAILED = 1, 3  # exit statuses; 2 is an error of use
 
 
 def command(
@@ -34,7 +37,10 @@ def command(
     ] = False,
     cache: Cache = None,
 ) -> None:
-    """Print the most probable classes of images; a file that cannot be used is named and does not end the others."""
+    """Print the most probable classes of images; a file that cannot be used is named and does not end the others.
+
+    The exit status is 0 where all images could be used, 3 where some could not, and 1 where none could.
+    """
     from quickstudy.images.imageset import Skipped
 
     if as_json and as_csv:
@@ -45,11 +51,14 @@ def command(
     wrong: list[Skipped] = []
     predictions = classifier.predict_each(_expand(images, wrong))
     writer = _write_json if as_json else _write_csv if as_csv else _write_text
-    done, failed = writer(classifier, predictions, count, threshold, wrong)
+    with interruptible():
+        done, failed = writer(classifier, predictions, count, threshold, wrong)
     if failed and not as_json and not as_csv:
         print(f"{failed} of {done + failed} could not be used", file=sys.stderr)
-    if not done:
-        raise typer.Exit(1)
+    if failed and (meant := command_meant(sys.argv[1:])):
+        print(meant, file=sys.stderr)
+    if failed:
+        raise typer.Exit(_SOME_FAILED if done else _ALL_FAILED)
 
 
 def _load(model: str, cache: Path | None) -> tuple[Model, int]:
@@ -116,6 +125,10 @@ def _expand(arguments: list[str], wrong: list[Any]) -> Iterator[str | Path]:
             yield argument
 
 
+def _path(prediction: Prediction) -> str:
+    return str(prediction.image)  # here every image is given as its path
+
+
 def _ranked(model: Model, prediction: Prediction, count: int) -> list[tuple[str, float]]:
     if prediction.probabilities is None:
         return []
@@ -135,14 +148,14 @@ def _write_text(
     for prediction in predictions:
         if prediction.probabilities is None:
             failed += 1
-            print(f"{prediction.image}: {prediction.reason}", file=sys.stderr)
+            print(f"{_path(prediction)}: {prediction.reason}", file=sys.stderr)
         else:
             done += 1
             ranked = _ranked(model, prediction, count)
             shown = ", ".join(f"{name} {100 * share:.1f} %" for name, share in ranked)
             if threshold is not None and not _answers(ranked, threshold):
                 shown = f"don't know (best guess {shown})"
-            print(f"{prediction.image}: {shown}")
+            print(f"{_path(prediction)}: {shown}")
     for item in wrong:
         failed += 1
         print(f"{item.path}: {item.reason}", file=sys.stderr)
@@ -163,10 +176,10 @@ def _write_csv(
         ranked = _ranked(model, prediction, count)
         answered = [] if threshold is None else ["yes" if _answers(ranked, threshold) else "no"]
         for rank, (name, share) in enumerate(ranked, start=1):
-            writer.writerow([prediction.image, rank, name, f"{share:.6f}", "", *answered])
+            writer.writerow([_path(prediction), rank, name, f"{share:.6f}", "", *answered])
         if prediction.probabilities is None:
             failed += 1
-            writer.writerow([prediction.image, "", "", "", prediction.reason, *answered])
+            writer.writerow([_path(prediction), "", "", "", prediction.reason, *answered])
         else:
             done += 1
     for item in wrong:
@@ -181,11 +194,11 @@ def _write_json(
     rows: list[dict[str, Any]] = []
     for prediction in predictions:
         if prediction.probabilities is None:
-            rows.append({"image": str(prediction.image), "error": prediction.reason})
+            rows.append({"image": _path(prediction), "error": prediction.reason})
         else:
             ranked = _ranked(model, prediction, count)
             row = {
-                "image": str(prediction.image),
+                "image": _path(prediction),
                 "predictions": [{"label": name, "probability": round(share, 6)} for name, share in ranked],
             }
             rows.append(row if threshold is None else {**row, "answered": _answers(ranked, threshold)})

@@ -27,6 +27,10 @@ def command(
     allow_host: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Answer under this name, too, such as a reverse proxy's.")
     ] = None,
+    root_path: Annotated[
+        str,
+        typer.Option(metavar="PREFIX", help="Prefix that a proxy passes on, such as /photos; none where it cuts it."),
+    ] = "",
     threads: Annotated[int | None, typer.Option(min=1, help="Images at a time [default: one a core].")] = None,
     queue: Annotated[int, typer.Option(min=1, help="Images that may wait; beyond, requests get 503.")] = 64,
     max_bytes: Annotated[str, typer.Option(metavar="SIZE", help="Of one request, such as 32MB.")] = "32MB",
@@ -52,6 +56,7 @@ def command(
         token=token or None,
         no_auth=no_auth,
         allowed_hosts=tuple(allow_host or ()),
+        root_path=root_path,
         queue=queue,
         most_bytes=int(parse_bytes(max_bytes)),
         most_files=max_files,

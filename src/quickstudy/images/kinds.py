@@ -217,7 +217,7 @@ def why_unread(name: str) -> str:
     """Say why images of this format are not read, and the way out."""
     if name in HEIC:
         return (
-            f"{name} needs the extra 'heic', which is not installed; install it with: pip install 'quickstudy[heic]', "
+            f"{name} needs the extra 'heic', which is not installed; install it with: pip install pillow-heif, "
             "or convert it to JPEG or PNG"
         )
     if name in _RAW_NAMES:

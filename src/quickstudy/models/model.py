@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.runtime import open_session
 from quickstudy.backbones.untrusted import parse_onnx
 from quickstudy.errors import BackboneError, ModelError, UnusableImageError
 from quickstudy.files import as_path
-from quickstudy.images.decoding import MOST_BYTES as MOST_FILE_BYTES
-from quickstudy.images.decoding import MOST_PIXELS, InputSpec, Pixels, decode, to_input, to_pixels
+from quickstudy.images.decoding import MOST_PIXELS, InputSpec, Pixels, decode, to_input
+from quickstudy.images.given import ImageLike, file_of, one_by_one, pixels_of
 from quickstudy.images.identity import read_image_file
 from quickstudy.models.format import (
     FORMAT,
@@ -42,8 +43,7 @@ if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
-ImageLike = str | Path | Image.Image | NDArray[Any]
-"""An image: a path, a Pillow image, or an array of uint8, height×width×3 or height×width."""
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +68,12 @@ class Model:
         classes: Sequence[str],
         input_spec: InputSpec,
         metadata: dict[str, Any],
+        again: Callable[[], Model],
         roles: Roles | None = None,
         features: str | None = None,
     ) -> None:
         self._session = session
+        self._again = again
         self._features = features
         self.classes = tuple(classes)
         """Names of the classes in the order of the probabilities."""
@@ -82,15 +84,29 @@ class Model:
         self.roles = roles
         """Which images it was made from, so that none of them is taken for a test; None where it does not say."""
 
+    def __repr__(self) -> str:
+        named = ", ".join(self.classes[:_MOST_NAMED]) + (", …" if len(self.classes) > _MOST_NAMED else "")
+        training = self.metadata.get("training") or {}
+        test, backbone = training.get("test") or {}, self.metadata.get("backbone") or {}
+        accuracy = f", {100 * test['accuracy']:.1f} % right of {test['n']:,} test images" if test.get("n") else ""
+        on = f", on {backbone['name']}" if backbone.get("name") else ""
+        return f"<quickstudy.Model of {len(self.classes):,} classes ({named}){accuracy}{on}>"
+
+    def __reduce__(self) -> tuple[Callable[[], Model], tuple[()]]:
+        """Let copies and pickles be the model's file, which is loaded, checks and all, where they arrive."""
+        return self._again, ()
+
     def predict_proba(self, images: ImageLike | Iterable[ImageLike]) -> NDArray[np.float32]:
         """Work out class probabilities (N×classes) of one image or several, in the order of `classes`.
+
+        Args:
+            images: one image or several, in any of the forms that `quickstudy.images.given.ImageLike` names.
 
         Raises:
             UnusableImageError: an image cannot be used; `predict_each` goes on instead.
         """
-        many = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
         rows = []
-        for prediction in self.predict_each(many):
+        for prediction in self.predict_each(images):
             if prediction.probabilities is None:
                 raise UnusableImageError(f"Cannot use {_name(prediction.image)}: {prediction.reason}")
             rows.append(prediction.probabilities)
@@ -146,14 +162,16 @@ class Model:
                 "the errors). Retrain with more images, or judge by the probabilities"
             ) from None
 
-    def predict_each(self, images: Iterable[ImageLike], *, threads: int | None = None) -> Iterator[Prediction]:
+    def predict_each(
+        self, images: ImageLike | Iterable[ImageLike], *, threads: int | None = None
+    ) -> Iterator[Prediction]:
         """Yield predictions in the images' order, as they are ready; an image that cannot be used does not end them.
 
         Decoding and network run on all cores; no more than a few images are in memory at a time.
         """
         threads = threads or usable_cores()
         with ThreadPoolExecutor(threads) as pool:
-            yield from _in_order(pool, self._predict_one, images, ahead=4 * threads)
+            yield from _in_order(pool, self._predict_one, one_by_one(images), ahead=4 * threads)
 
     def classify(self, file: bytes, *, most_pixels: int = MOST_PIXELS) -> NDArray[np.float32]:
         """Work out class probabilities of one image, given as an image file's bytes, in the caller's thread.
@@ -323,11 +341,31 @@ def load_bytes(data: bytes, path: Path, *, with_features: bool = False) -> Model
             f"'{path}' is an ONNX file, but not a model that quickstudy wrote ({_first_line(error)}); "
             "retrain, or use its own tools"
         ) from None
-    return Model(session, classes=classes, input_spec=spec, metadata=metadata, roles=roles, features=features)
+    return Model(
+        session,
+        classes=classes,
+        input_spec=spec,
+        metadata=metadata,
+        again=partial(load_bytes, data, path, with_features=with_features),
+        roles=roles,
+        features=features,
+    )
 
 
 def roles_of_file(path: Path) -> Roles | None:
     """Read the roles that a model file carries, without running anything; None where it carries none.
+
+    Raises:
+        ModelError: there is no such file, or it is not a whole model of this version.
+    """
+    try:
+        return _roles(metadata_of_file(path))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"'{path}' is no model that retrain wrote ({_first_line(error)}); name one") from None
+
+
+def metadata_of_file(path: Path) -> dict[str, Any]:
+    """Read what a model file says about itself, without running anything.
 
     Raises:
         ModelError: there is no such file, or it is not a whole model of this version.
@@ -339,7 +377,7 @@ def roles_of_file(path: Path) -> Roles | None:
         metadata = _metadata(parse_onnx(data, path))
         if metadata.get("format") != FORMAT:
             raise ValueError(f"its format is {metadata.get('format')!r}, this version reads {FORMAT}")
-        return _roles(metadata)
+        return metadata
     except OSError as error:
         raise ModelError(f"Cannot read the model '{path}': {error.strerror}") from None
     except (BackboneError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -349,7 +387,11 @@ def roles_of_file(path: Path) -> Roles | None:
 def from_backbone(backbone: Backbone) -> Model:
     """Make a model of a backbone as it stands, a classifier of its own classes."""
     return Model(
-        open_session(backbone.path), classes=backbone.classes, input_spec=backbone.input, metadata={"format": FORMAT}
+        open_session(backbone.path),
+        classes=backbone.classes,
+        input_spec=backbone.input,
+        metadata={"format": FORMAT},
+        again=partial(from_backbone, backbone),
     )
 
 
@@ -409,41 +451,10 @@ def _check_signature(
 
 
 def _open(image: ImageLike, spec: InputSpec) -> Pixels:
-    if isinstance(image, str | Path):
-        return decode(read_image_file(as_path(image))[0], spec)
-    if isinstance(image, Image.Image):
-        if 0 in image.size:
-            raise UnusableImageError(f"an image of {image.width}x{image.height} pixels")
-        if (data := _file_of(image)) is not None:
-            return decode(data, spec)
-        try:
-            image.load()
-            return to_pixels(image, bits=spec.bits)
-        except Exception as error:  # opened lazily, a damaged file shows only here
-            raise UnusableImageError(f"damaged ({error})") from None
-    shape_fits = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))
-    if image.dtype != np.uint8 or not shape_fits or not image.size:
-        raise UnusableImageError(f"an array of {image.dtype} and shape {image.shape}; expected uint8, height×width×3")
-    return to_pixels(Image.fromarray(image))
-
-
-_WHOLE_FILES = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-
-
-def _file_of(image: Image.Image) -> bytes | None:
-    """Read the file of an image that has been opened, but not loaded yet; None where there is none, or no longer.
-
-    It is judged as any other file then: Pillow keeps to itself what of a JPEG is missing.
-    """
-    file = getattr(image, "fp", None)
-    if file is None or not getattr(image, "tile", None) or image.format not in _WHOLE_FILES or image.tell() != 0:
-        return None
-    try:
-        file.seek(0)
-        data: bytes = file.read(MOST_FILE_BYTES + 1)
-    except (OSError, ValueError):  # closed meanwhile
-        return None
-    return data if len(data) <= MOST_FILE_BYTES else None
+    file = file_of(image)
+    if file is None:
+        return pixels_of(image, bits=spec.bits)
+    return decode(read_image_file(file)[0] if isinstance(file, Path) else file, spec)
 
 
 def _in_order(
@@ -467,4 +478,4 @@ def _first_line(error: Exception) -> str:
 
 
 def _name(image: ImageLike) -> str:
-    return f"'{image}'" if isinstance(image, str | Path) else "an image"
+    return f"'{os.fspath(image)}'" if isinstance(image, str | os.PathLike) else "an image"

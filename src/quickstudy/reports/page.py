@@ -121,19 +121,20 @@ def _shown(contents: Contents) -> dict[str, Any]:
         "gains": _gains(contents.curve, evidence.classes),
         "curve": _curve(contents.curve),
         "calibration": _calibration(judged, by) if by else None,
-        "counts": {
-            "label errors": len(audit.label_errors),
-            "groups of duplicates": len(audit.duplicates),
-            "outliers": len(audit.outliers),
-            "quality flaws": len(audit.quality),
-            "skipped": len(evidence.skipped),
-        },
+        "counts": [
+            ("label-errors", "label error", "label errors", len(audit.label_errors)),
+            ("duplicates", "group of duplicates", "groups of duplicates", len(audit.duplicates)),
+            ("outliers", "outlier", "outliers", len(audit.outliers)),
+            ("quality-flaws", "quality flaw", "quality flaws", len(audit.quality)),
+            ("skipped", "skipped", "skipped", len(evidence.skipped)),
+        ],
         "leaks": len(audit.leaks),
         "conflicts": len(audit.conflicts),
         "alike": audit.alike[:8],
         "skipped": [
             {"path": _name(judged, item.path), "reason": item.reason} for item in evidence.skipped[:_MOST_SHOWN]
         ],
+        "skipped_in_all": len(evidence.skipped),
         "most_shown": _MOST_SHOWN,
         "facts": _facts(judged, training),
     }

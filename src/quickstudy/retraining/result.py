@@ -14,7 +14,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from quickstudy.learning.scores import Score, Scores
 from quickstudy.learning.selection import Head, PathPoint
 from quickstudy.learning.softmax import Floats
 from quickstudy.retraining.config import RetrainConfig
+
+if TYPE_CHECKING:
+    from quickstudy.retraining.previous import Previous
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,8 @@ class RetrainResult:
     """Number of forward passes through the backbone."""
     cached: int
     """Number of bottlenecks that came from the store."""
+    previous: Previous | None
+    """What was in the model's place before; None where nothing was, or the same."""
     seconds: dict[str, float]
     """Wall time in seconds, by stage."""
     extraction: Timings
@@ -117,6 +122,7 @@ class RetrainResult:
             "plan": self.plan,
             "forward_passes": self.computed,
             "from_store": self.cached,
+            "previous": self.previous.to_dict() if self.previous else None,
             "seconds": self.seconds,
             "extraction_seconds": asdict(self.extraction),
         }

@@ -38,6 +38,7 @@ from quickstudy.models.roles import Roles
 from quickstudy.options import with_arguments_of
 from quickstudy.progress import Progress, silent
 from quickstudy.retraining.config import RetrainConfig
+from quickstudy.retraining.previous import Predecessor
 from quickstudy.retraining.result import Record, RetrainResult, Unseen, cross_validated, save_record
 
 if TYPE_CHECKING:
@@ -100,8 +101,10 @@ def retrain(
     with clock.stage("model"):
         training = _describe(census, learned, extraction, scores, config)
         roles = Roles.of(learned.trained_on, learned.chosen_by, census.digests("test")) if config.keep_roles else None
+        predecessor = Predecessor(model_path, folder)
         learned.write(model_path, classes=census.classes, training=training, roles=roles)
         save_record(folder, model_path, Record(images=images.resolve(), unseen=(*learned.unseen, *tested)))
+        previous = predecessor.compare(tested, census.classes, census.labels)
     if config.keep_thumbnails:
         from quickstudy.models.neighbours import keep_neighbours
 
@@ -121,6 +124,7 @@ def retrain(
         plan=plan.to_dict() if plan else None,
         computed=passes.computed,
         cached=passes.cached,
+        previous=previous,
         seconds=clock.seconds,
         extraction=extraction.timings,
     )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from quickstudy.backbones.backbone import load_backbone
@@ -17,9 +15,8 @@ from quickstudy.backbones.engines import engine_for
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import UnusableImageError
-from quickstudy.files import as_path, cache_folder
-from quickstudy.images.decoding import to_pixels
-from quickstudy.models.model import ImageLike
+from quickstudy.files import cache_folder
+from quickstudy.images.given import ImageLike, as_png, file_of, one_by_one, pixels_of
 from quickstudy.progress import silent
 
 
@@ -54,9 +51,9 @@ class Bottleneck(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def transform(self, X: Iterable[ImageLike]) -> NDArray[np.float32]:  # noqa: N803
-        """Compute the bottlenecks (N×features, float32) of paths, Pillow images or uint8 arrays (height×width×3).
+        """Compute the bottlenecks (N×features, float32) of images, in any of the forms that `ImageLike` names.
 
-        Paths go through the store by content; images and arrays as the PNG files that they would make.
+        Files go through the store by content; pictures and arrays as the PNG files that they would make.
 
         Raises:
             UnusableImageError: an image cannot be used; the message names it.
@@ -64,7 +61,7 @@ class Bottleneck(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """
         folder = cache_folder(self.cache)
         extraction = extract(
-            [_as_file(image) for image in X],
+            _files(X),
             load_backbone(self.backbone, folder),
             Store(folder / "bottlenecks"),
             dtype=self.dtype,
@@ -89,10 +86,16 @@ class Bottleneck(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
 
+def _files(images: Iterable[ImageLike]) -> list[Path | bytes]:
+    files = []
+    for number, image in enumerate(one_by_one(images)):
+        try:
+            files.append(_as_file(image))
+        except UnusableImageError as error:
+            raise UnusableImageError(f"Cannot use image {number} of X: {error}") from None
+    return files
+
+
 def _as_file(image: ImageLike) -> Path | bytes:
-    if isinstance(image, str | Path):
-        return as_path(image)
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    buffer = io.BytesIO()
-    Image.fromarray(to_pixels(picture)).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+    file = file_of(image)
+    return as_png(pixels_of(image)) if file is None else file

@@ -2,7 +2,7 @@
 
 It learns from cached activations of images and their views. What is compared after an epoch is the mean of the trained
 weights and those of the start (Wortsman et al., 2022, arXiv:2109.01903), with as much of the trained ones as the
-validation images bear: not fewer of them may be right than at the start. The last such network is kept, not the best of
+validation images allow: at least as many must be right as at the start. The last such network is kept, not the best of
 all. The tenth or fifth of the images that validates is a hundred or two, and the best of a dozen epochs on so few is
 the luckiest; late weights, annealed, are better than early ones. Right on 1,100 other clothing photos:
 

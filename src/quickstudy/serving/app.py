@@ -31,12 +31,25 @@ from starlette.types import ASGIApp
 from quickstudy.errors import UnusableImageError
 from quickstudy.models.neighbours import Neighbour
 from quickstudy.serving.documentation import PAGE, documentation_page, openapi
-from quickstudy.serving.limits import Bodies, Guard, RefusedError, ServerSettings, Upload, is_multipart, parse_form
+from quickstudy.serving.limits import (
+    Bodies,
+    Guard,
+    RefusedError,
+    ServerSettings,
+    Upload,
+    as_image_file,
+    is_multipart,
+    parse_form,
+)
 from quickstudy.serving.metrics import CONTENT_TYPE, Metrics
 from quickstudy.serving.registry import OverloadedError, Pool, Registry, Served, Version
 
 MOST_NEIGHBOURS = 20
 _RETRY_SECONDS = 1
+# With curl, both -d and --data-binary send this type; only the first damages the file.
+_HINTS = {
+    "application/x-www-form-urlencoded": "; with curl, send it by --data-binary @photo.jpg: -d drops its line ends"
+}
 
 
 def make_app(models: Mapping[str, Path], settings: ServerSettings) -> ASGIApp:
@@ -62,6 +75,7 @@ def make_app(models: Mapping[str, Path], settings: ServerSettings) -> ASGIApp:
         Route("/page.css", _constant((PAGE / "page.css").read_text("utf-8"), "text/css")),
     ]
     handlers = {
+        Exception: _on_unexpected,
         HTTPException: _on_http_exception,
         RefusedError: _on_refused,
         OverloadedError: _on_overloaded,
@@ -171,9 +185,10 @@ class _Service:
         if is_multipart(content_type):
             parse = partial(parse_form, body, content_type, most_files=self._settings.most_files)
             return await asyncio.get_running_loop().run_in_executor(self._parser, parse)
-        if content_type.partition(";")[0].strip().lower() == "application/json":
+        media_type = content_type.partition(";")[0].strip().lower()
+        if media_type == "application/json":
             raise RefusedError(415, "JSON; send an image's bytes, or multipart/form-data. Addresses are not fetched")
-        return [Upload(data=body)]
+        return [Upload(data=as_image_file(body), hint=_HINTS.get(media_type, ""))]
 
     def _answer(self, version: Version, upload: Upload, top: int, neighbours: int) -> dict[str, Any]:
         """Work out, in a thread, what there is to say about one image."""
@@ -187,7 +202,7 @@ class _Service:
             else:
                 probabilities = model.classify(upload.data, most_pixels=most_pixels)
         except UnusableImageError as error:
-            return answer | {"error": str(error)}
+            return answer | {"error": f"{error}{upload.hint}"}
         classes = [{"label": n, "probability": round(share, 6)} for n, share in model.rank(probabilities, top)]
         answer |= {**classes[0], "classes": classes}
         if neighbours:
@@ -236,6 +251,10 @@ async def _on_refused(_: Request, error: RefusedError) -> Response:
 
 async def _on_overloaded(_: Request, __: OverloadedError) -> Response:
     return _json({"error": "too much to do at the moment; ask again"}, 503, {"Retry-After": str(_RETRY_SECONDS)})
+
+
+async def _on_unexpected(_: Request, __: Exception) -> Response:
+    return _json({"error": "the server has failed at this; its log says why"}, 500)
 
 
 async def _on_disconnect(_: Request, __: ClientDisconnect) -> Response:

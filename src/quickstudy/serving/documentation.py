@@ -42,6 +42,7 @@ def openapi(settings: ServerSettings) -> dict[str, Any]:
             "version": VERSION,
             "description": "Image classifiers. Images come as bytes; addresses are never fetched, and nothing is kept.",
         },
+        "servers": [{"url": settings.root_path or "/"}],
         "paths": paths,
         "components": {
             "schemas": _SCHEMAS,
@@ -68,11 +69,11 @@ def documentation_page(settings: ServerSettings) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>quickstudy: API</title>
 <link rel="icon" href="data:,">
-<link rel="stylesheet" href="/page.css">
+<link rel="stylesheet" href="page.css">
 <main>
 <h1>API</h1>
 <p>{html.escape(document["info"]["description"])}
-<a href="/openapi.json">The OpenAPI document</a> · <a href="/">The page to try it on</a></p>
+<a href="openapi.json">The OpenAPI document</a> · <a href=".">The page to try it on</a></p>
 {_token_note(settings)}
 <pre>{html.escape(_examples(settings))}</pre>
 {sections}
@@ -89,7 +90,8 @@ def _predict(settings: ServerSettings, summary: str, parameters: list[dict[str, 
     return {
         "summary": summary,
         "description": (
-            "One image as the body itself, whatever the Content-Type says, or one or many as files of a form under any "
+            "One image as the body itself, its bytes, base64 or a data address, whatever the Content-Type says, or one "
+            "or many as files of a form under any "
             f"field names. At most {settings.most_bytes:,} bytes and {settings.most_files} images a request, "
             f"{settings.most_pixels / 1e6:g} megapixels an image. JPEG, PNG, WebP, BMP, GIF and TIFF. An image that "
             "cannot be used has an error and does not fail the others."
@@ -115,6 +117,7 @@ def _predict(settings: ServerSettings, summary: str, parameters: list[dict[str, 
             "413": _error("Too many bytes or images"),
             "415": _error("JSON"),
             "422": _answer("No image can be used; the reasons", "Predictions"),
+            "500": _error("The server has failed; its log says why"),
             "503": {
                 **_error("Too much to do at the moment; nothing was done"),
                 "headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}},
@@ -245,6 +248,7 @@ def _token_note(settings: ServerSettings) -> str:
 
 def _examples(settings: ServerSettings) -> str:
     host = settings.allowed_hosts[0] if settings.allowed_hosts else f"127.0.0.1:{settings.port}"
+    host += settings.root_path
     token = " -H 'Authorization: Bearer TOKEN'" if settings.token else ""
     return "\n".join(
         (

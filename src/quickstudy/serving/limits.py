@@ -14,9 +14,11 @@ else is written there either, and addresses are never fetched: images come as by
 from __future__ import annotations
 
 import asyncio
+import base64
 import hmac
 import ipaddress
 import json
+import re
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -60,6 +62,7 @@ class Guard:
         self._names = settings.names
         self._allowed = {name.lower() for name in settings.allowed_hosts}
         self._authorization = f"Bearer {settings.token}".encode() if settings.token else None
+        self._root = settings.root_path
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,6 +70,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = self._below_root(scope)
         path = _template_of(scope["path"])
 
         async def send_with_headers(message: Message) -> None:
@@ -86,6 +90,13 @@ class Guard:
             headers.append((b"www-authenticate", b"Bearer"))
         await send_with_headers({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+    def _below_root(self, scope: Scope) -> Scope:
+        """Take the prefix off an address that a proxy has passed on with it."""
+        path = scope["path"]
+        if not self._root or not path.startswith(f"{self._root}/"):
+            return scope
+        return {**scope, "path": path.removeprefix(self._root)}
 
     def _refusal(self, headers: Headers, path: str) -> tuple[int, str] | None:
         host = headers.get("host", "")
@@ -147,6 +158,24 @@ class Upload:
     data: bytes
     file: str | None = None
     """Name that the sender gave the image, to tell the answers apart; None where the body is the image."""
+    hint: str = ""
+    """What to add where the image cannot be used, since the way that it was sent may be why."""
+
+
+_DATA_ADDRESS = re.compile(rb"\s*data:[\w.+/-]+;base64,")
+_BASE64 = re.compile(rb"[A-Za-z0-9+/\s]+={0,2}\s*")
+
+
+def as_image_file(body: bytes) -> bytes:
+    """Give the file that a body is, or has in base64 or as a data address; no image file looks like either."""
+    address = _DATA_ADDRESS.match(body)
+    text = body[address.end() :] if address else body
+    if not _BASE64.fullmatch(text):
+        return body
+    try:
+        return base64.b64decode(b"".join(text.split()), validate=True)
+    except ValueError:
+        return body
 
 
 class Bodies:
@@ -282,6 +311,8 @@ class ServerSettings:
     """Whether everybody who reaches the address is answered."""
     allowed_hosts: tuple[str, ...] = ()
     """Names under which the server may be asked besides its own, such as that of a reverse proxy."""
+    root_path: str = ""
+    """Prefix of the addresses, such as `/photos`, that a proxy passes on; empty where it has none, or takes it off."""
     threads: int = field(default_factory=usable_cores)
     """Number of images that are worked on at the same time, at least 1."""
     queue: int = 64
@@ -317,6 +348,10 @@ class ServerSettings:
             raise OptionError(
                 f"The token must have at least {SHORTEST_TOKEN} visible ASCII characters without spaces; "
                 "make one with: openssl rand -hex 16"
+            )
+        if self.root_path and not re.fullmatch(r"(/[\w.~-]+)+", self.root_path, re.ASCII):
+            raise OptionError(
+                f"--root-path is '{self.root_path}'; expected such as /photos, without a slash at its end"
             )
         if self.token is not None and self.no_auth:
             raise OptionError("A token and --no-auth exclude each other; leave one out")

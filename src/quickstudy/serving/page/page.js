@@ -23,7 +23,7 @@ async function ask(path, options = {}) {
 
 // What is served, for the title, the choice of models and the note about thumbnails.
 async function introduce() {
-  const response = await ask("/models");
+  const response = await ask("models");
   models = (await response.json()).models;
   at("token-form").hidden = true;
   const choice = at("model");
@@ -57,7 +57,7 @@ async function classify(photos) {
     const model = chosen();
     say(`Looking at ${photo.name}…`);
     const query = model.neighbours ? `?neighbours=${NEIGHBOURS}` : "";
-    const path = `/models/${encodeURIComponent(model.name)}/predict${query}`;
+    const path = `models/${encodeURIComponent(model.name)}/predict${query}`;
     const response = await ask(path, { method: "POST", body: photo, headers: { "Content-Type": "application/octet-stream" } });
     const answer = await response.json();
     const prediction = answer.predictions ? answer.predictions[0] : { error: answer.error };

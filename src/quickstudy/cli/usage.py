@@ -1,0 +1,130 @@
+"""What is wrong with a command line is said as all errors are: what was given, what was expected, and the way out.
+
+Typer's own messages are put into such words (`reworded`). Where an error comes of words in the wrong order, or of
+spaces that the shell took for ends of words, the command as it was meant is shown (`command_meant`).
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+import typer.core
+
+from quickstudy.options import pasted
+
+# The base of all that typer says about words; it comes with typer, or with click in versions before.
+UsageError: Any = typer.BadParameter.__base__
+
+_LIMITS = (
+    (r"greater than or equal to (\S+)", "{} or more"),
+    (r"less than or equal to (\S+)", "at most {}"),
+    (r"greater than (\S+)", "more than {}"),
+    (r"less than (\S+)", "less than {}"),
+    (r"valid integer", "a whole number"),
+    (r"valid number", "a number"),
+    (r"valid boolean", "on or off"),
+)
+_MODEL_FIRST = ("predict", "evaluate", "compare", "report", "export", "serve", "verify")
+
+
+class Commands(typer.core.TyperGroup):
+    """Lists its commands with their whole sentences, and gives that list where none is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words before a command's name."""
+        if not args:
+            print(ctx.get_help(), file=sys.stderr)
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the list of commands in the help."""
+        for command in self.commands.values():
+            command.short_help = command.help
+        super().format_commands(ctx, formatter)
+
+
+def reworded(error: Any) -> str:
+    """Put what typer says of a command line into our words, with the help to turn to."""
+    context = error.ctx
+    turn_to = f"\nMore: {context.command_path} --help" if context else ""
+    return f"{_reworded(error)}{turn_to}"
+
+
+def _reworded(error: Any) -> str:
+    message, parameter = error.message, getattr(error, "param", None)
+    if isinstance(error, typer.BadParameter) and parameter is not None:
+        name = _name_of(parameter)
+        if not message:  # typer says no more of what is missing
+            return f"{name} is missing: {_help_of(parameter)}"
+        for pattern, words in _LIMITS:
+            if found := re.search(pattern, message):
+                return f"{name} is {_given(error)}; expected {words.format(*found.groups())}"
+        return f"{name} is {_given(error)}: {_ended(message)}"
+    if extra := re.fullmatch(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", message):
+        return f"There is nothing to do with '{extra[1]}' in this command"
+    if option := getattr(error, "option_name", None):
+        near = getattr(error, "possibilities", None)
+        return f"There is no option '{option}'" + (f"; did you mean {' or '.join(sorted(near))}?" if near else "")
+    if command := re.match(r"No such command '(.*?)'", message):
+        near = re.findall(r"'(\S+?)'", message[command.end() :])
+        return f"There is no command '{command[1]}'" + (f"; did you mean {' or '.join(near)}?" if near else "")
+    return _ended(message)
+
+
+def _ended(message: str) -> str:
+    return message[:1].lower() + message[1:].rstrip(".") if message[:2].istitle() else message.rstrip(".")
+
+
+def _name_of(parameter: Any) -> str:
+    return str(next((one for one in parameter.opts if one.startswith("--")), parameter.name.upper()))
+
+
+def _help_of(parameter: Any) -> str:
+    told = str(parameter.help or "").removesuffix(".")
+    return told[:1].lower() + told[1:] if told[:2].istitle() else told
+
+
+def _given(error: Any) -> str:
+    """Find the value that was refused, which the validation behind the error knows."""
+    known = getattr(error.__cause__, "errors", None)
+    return f"'{known()[0]['input']}'" if known else "not usable"
+
+
+def command_meant(words: Sequence[str]) -> str:
+    """Show a command line as it was meant, where its words tell; empty where they do not.
+
+    Args:
+        words: all words after `quickstudy`.
+    """
+    if spaced := _spaced(words):
+        name, meant = spaced
+        return f"'{name}' is one name with spaces in it; it takes quotes: {pasted(*meant)}"
+    if words and words[0] in _MODEL_FIRST:
+        places = [
+            place
+            for place in range(1, len(words))
+            if words[place].endswith(".onnx") and not words[place - 1].startswith("--") and Path(words[place]).is_file()
+        ]
+        if places and not words[1].startswith("-") and places[0] > 1:
+            models = [words[place] for place in places]
+            rest = [word for place, word in enumerate(words[1:], start=1) if place not in places]
+            return f"The model comes first: {pasted(words[0], *models, *rest)}"
+    return ""
+
+
+def _spaced(words: Sequence[str]) -> tuple[str, list[str]] | None:
+    """Find words that are nothing alone and together a file or folder; gives its name and all words with it as one."""
+    for start in range(1, len(words)):
+        for end in range(len(words), start + 1, -1):
+            part = words[start:end]
+            if any(word.startswith("--") for word in part) or Path(part[0]).exists():
+                continue
+            if Path(name := " ".join(part)).exists():
+                return name, [*words[:start], name, *words[end:]]
+    return None

@@ -1,0 +1,61 @@
+"""What `retrain` says at its end: what was there before, too few photos, what was chosen."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from in_process import Run
+
+from quickstudy.backbones.backbone import Backbone
+
+
+@pytest.fixture
+def here(tmp_path: Path, photos: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with `photos/` and a cache that holds the backbone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QUICKSTUDY_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(backbone.path.parent, tmp_path / "cache" / "backbones")
+    return tmp_path
+
+
+def test_a_model_that_is_written_over_is_kept_and_compared(here: Path, run: Run) -> None:
+    assert "Before:" not in run("retrain", "photos").out
+    first = (here / "photos.onnx").read_bytes()
+    assert "Before:" not in run("retrain", "photos").out  # the same to the byte
+    assert not (here / "photos.previous.onnx").exists()
+    shutil.rmtree(here / "photos" / "stripes")
+    (here / "photos.report.html").touch()
+    done = run("retrain", "photos")
+    assert "Before: 100.0 % on its test with 3 classes; kept as photos.previous.onnx" in done.out
+    assert "        on 6 photos that test both: 100.0 % before, 100.0 % now" in done.out
+    assert done.out.endswith("(photos.report.html is of the model before)\n")
+    assert (here / "photos.previous.onnx").read_bytes() == first
+    shutil.rmtree(here / "cache" / "models")
+    (here / "photos" / "discs" / "00.jpg").unlink()
+    said = json.loads(run("retrain", "photos", "--json").out)["previous"]
+    assert said["classes"] == ["checks", "discs"]
+    assert said["common"] is None  # nothing is remembered of what the model before said
+
+
+def test_another_file_in_its_place_is_kept_too(here: Path, run: Run) -> None:
+    (here / "photos.onnx").write_bytes(b"something else")
+    assert "Before: kept as photos.previous.onnx" in run("retrain", "photos").out
+    assert (here / "photos.previous.onnx").read_bytes() == b"something else"
+
+
+def test_few_photos_are_said(here: Path, run: Run) -> None:
+    done = run("retrain", "photos")
+    assert "Fewer than 10 photos to train on: 'checks' (7), 'stripes' (8)" in done.out
+    assert "Fewer than 5 photos to test: 'discs' (1), 'stripes' (4)" in done.out
+    assert "in 19 of 20 cases" in done.out
+
+
+def test_the_choice_of_regularisation_is_a_word(here: Path, run: Run) -> None:
+    done = run("retrain", "photos")
+    assert "Regularisation chosen: 0.01\n" in done.out
+    assert "Log losses" not in done.out
+    assert "Log losses: 0.1: " in run("retrain", "photos", "--verbose").out
+    assert "Regularisation: 0.05\n" in run("retrain", "photos", "--l2", "0.05").out

@@ -1,0 +1,94 @@
+"""What the command line says of words that it cannot use, of words in the wrong order, and in its help."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from in_process import Run
+
+from quickstudy.cli.usage import command_meant
+from small_models import write_small_model
+
+LONG_HELP = (
+    "Print the most probable classes of images; a file that cannot be used is named and does not end the others."
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("retrain photos --l2 abc", "--l2 is 'abc'; expected a number"),
+        ("retrain photos --epochs two", "--epochs is 'two'; expected a whole number"),
+        ("audit photos --limit 0", "--limit is '0'; expected 1 or more"),
+        ("serve x.onnx --port 99999", "--port is '99999'; expected at most 65535"),
+        ("retrain photos --strickt", "There is no option '--strickt'; did you mean --strict?"),
+        ("retran photos", "There is no command 'retran'; did you mean retrain or train?"),
+        ("evaluate a b c", "There is nothing to do with 'c' in this command"),
+        ("predict a.onnx", "IMAGES is missing: images, folders, patterns such as 'new/*.jpg'; - reads a list of paths"),
+        ("predict a.onnx b.jpg --json --csv", "choose one of --json and --csv"),
+    ],
+)
+def test_words_that_cannot_be_used(words: str, told: str, run: Run) -> None:
+    done = run(*words.split())
+    assert done.code == 2
+    assert done.err.splitlines()[0] == f"quickstudy: {told}"
+    for others in ("Traceback", "Error:", "Input should"):
+        assert others not in done.err
+
+
+def test_the_list_of_commands_is_whole(run: Run) -> None:
+    for words in (("--help",), ()):
+        done = run(*words)
+        assert done.code == (0 if words else 2)
+        told = " ".join((done.out + done.err).split())
+        assert LONG_HELP in told
+        assert "..." not in told.replace("[ARGS]...", "")
+
+
+def test_model_and_images_swapped(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = write_small_model(tmp_path / "my model.onnx").name
+    (tmp_path / "photos").mkdir()
+    for words in (("evaluate", "photos", model), ("predict", "photos", model, "--top", "2")):
+        done = run(*words)
+        assert done.code == 2
+        meant = done.err.splitlines()[-1].removeprefix("The model comes first: ")
+        assert shlex.split(meant) == ["quickstudy", words[0], model, "photos", *words[3:]]
+    assert command_meant(["predict", model, "photos"]) == ""
+    assert command_meant(["export", "photos", "--output", model]) == ""
+
+
+def test_spaces_without_quotes(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, photos: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.move(photos, tmp_path / "Mes photos 2026")
+    write_small_model(tmp_path / "m.onnx")
+    done = run("retrain", "Mes", "photos", "2026", "--seed", "1")
+    assert done.code == 2
+    assert done.err.splitlines()[-1] == (
+        "'Mes photos 2026' is one name with spaces in it; it takes quotes: "
+        "quickstudy retrain 'Mes photos 2026' --seed 1"
+    )
+    done = run("predict", "m.onnx", "Mes", "photos", "2026")
+    assert done.code == 1
+    assert done.err.splitlines()[-1].endswith("quickstudy predict m.onnx 'Mes photos 2026'")
+
+
+def test_predict_tells_by_its_status_how_many_could_be_used(tmp_path: Path, run: Run, photo_source: Path) -> None:
+    model, good = str(write_small_model(tmp_path / "m.onnx")), str(next(photo_source.rglob("*.jpg")))
+    for form in ((), ("--json",), ("--csv",)):
+        assert run("predict", model, good, *form).code == 0
+        assert run("predict", model, good, "missing.jpg", *form).code == 3
+        assert run("predict", model, "missing.jpg", *form).code == 1
+
+
+def test_an_interrupted_prediction_promises_nothing(
+    tmp_path: Path, run: Run, photo_source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = str(write_small_model(tmp_path / "m.onnx"))
+    monkeypatch.setattr("quickstudy.models.model.Model.predict_pixels", lambda *_: signal.raise_signal(signal.SIGINT))
+    done = run("predict", model, str(next(photo_source.rglob("*.jpg"))))
+    assert (done.code, done.err) == (130, "\nquickstudy: interrupted\n")

@@ -1,0 +1,41 @@
+"""What `make demo` says where it cannot go on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+DEMO = Path(__file__).parents[1] / "demo" / "demo.py"
+
+
+def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HOME": str(folder), "QUICKSTUDY_CACHE": str(folder / "cache")}
+    return subprocess.run(
+        [sys.executable, str(DEMO), *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    done = demo(tmp_path, "--images", "~/nope")
+    assert done.returncode == 2
+    assert done.stdout == (
+        f"No such folder: '{tmp_path}/nope'; expected photos/<class>/*.jpg, as in: make demo IMAGES=photos\n"
+    )
+
+
+def test_where_a_command_fails_its_message_is_the_last_word(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = demo(tmp_path, "--images", "empty")
+    assert done.returncode == 2
+    lines = done.stdout.splitlines()
+    assert lines[-2].startswith("$ quickstudy retrain empty ")
+    assert lines[-1].startswith("quickstudy: No ")
+    assert "Traceback" not in done.stdout
