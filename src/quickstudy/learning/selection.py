@@ -128,14 +128,14 @@ def fit_head(
         raise HeadError(f"The regularisation strength must be a positive number; got {l2!r}")
     importance = (1 / counts)[labels] if balanced else np.ones(len(labels))
     rows, width = bottlenecks.shape
-    few = 2 * rows < width  # then the row space has the same optimum, eight times sooner at 300 images
+    few = rows < width  # then the row space has the same optimum, sooner
     folds = assign_folds(labels, keys)
     held_out = np.flatnonzero((folds >= 0) if plain is None else (folds >= 0) & plain)
     order = np.argsort(folds, kind="stable")  # a fold's rows side by side, so that products can leave them out
-    features, basis = prepare_features(bottlenecks, order), None
+    features = prepare_features(bottlenecks, order)
     with _few_threads(rows * (rows if few else width) * classes):
         if few:
-            features, basis = in_row_space(features)
+            features, back = in_row_space(features)
         validation = _CrossValidation(
             features, labels[order], folds[order], np.argsort(order)[held_out], importance[order], classes
         )
@@ -157,7 +157,7 @@ def fit_head(
         )
         fit = validation.fit_all(best.l2, start, _PRECISION)
     temperature = fit_temperature(best.logits, labels[held_out])
-    fitted = fit.weights[0] if basis is None else basis @ fit.weights[0]
+    fitted = back(fit.weights[0]) if few else fit.weights[0]
     weights = fitted.astype(np.float64) / (features.scale * temperature)
     return Head(
         weights=weights.astype(np.float32),
