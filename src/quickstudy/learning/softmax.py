@@ -142,8 +142,10 @@ class Features:
         return directions
 
     @cached_property
-    def in_main_directions(self) -> Features:
-        """The same rows in the main directions alone, an n×r problem that is solved in a tenth of the time."""
+    def in_main_directions(self) -> Features | None:
+        """The same rows in the main directions alone, n×r; none where there are hardly more features."""
+        if self.with_one.shape[1] <= 2 * _MAIN_DIRECTIONS:
+            return None
         main = self.main_directions
         with _threads(self.with_one.size >= _WORTH_THREADS_TO_PREPARE) as threads:
             starts = range(0, len(self.with_one), _PREPARED_ROWS)
@@ -323,10 +325,8 @@ def fit_softmax(
     width = features.with_one.shape[1]
     begin = np.zeros((sets, classes, width))
     small = n * width * sets * classes <= _SMALL
-    if start is None and not small and width > 2 * _MAIN_DIRECTIONS:
-        near = fit_softmax(
-            features.in_main_directions, labels, sample_weights, classes=classes, l2=l2, precision=_ROUGH_PRECISION
-        )
+    if start is None and not small and (rough := features.in_main_directions) is not None:
+        near = fit_softmax(rough, labels, sample_weights, classes=classes, l2=l2, precision=_ROUGH_PRECISION)
         main = features.main_directions[:-1, :-1]
         start = main @ near.weights, near.biases
     if start is not None:
@@ -345,7 +345,8 @@ def fit_softmax(
         else:
             raise HeadError(
                 f"The head has not reached its optimum at regularisation {l2:g}: its loss may be {state.gap:.0e} nats "
-                "above it, so nothing was written. Take a stronger regularisation, or leave the choice to cross-validation"
+                "above it, so nothing was written. Take a stronger regularisation, or leave the choice to "
+                "cross-validation"
             )
     shaped = state.parameters.reshape(sets, classes, width)
     return Fit(
@@ -382,6 +383,8 @@ class _State:
 
     parameters: Real
     """Weights and, last, biases, FK×(d+1)."""
+    logits: list[Real]
+    """Logits of each block's rows, of the sets that they train, sets×K×rows."""
     probabilities: list[tuple[Real, Real]]
     """Probabilities of each block's rows: of the sets that they train, and of those that they are held out of."""
     loss: NDArray[np.float64]
@@ -491,8 +494,8 @@ class _Problem:
         preconditioner, used = self.preconditioner(state), 0
         shortest, lowest, stuck, iterations = np.inf, np.inf, 0, 0
         for _ in range(_MOST_STEPS):
-            step, spent = self.newton_step(state, preconditioner)
-            state = self.search(state, step)
+            step, change, spent = self.newton_step(state, preconditioner)
+            state = self.search(state, step, change)
             iterations, used = iterations + spent, used + spent
             length = self.longest(state.gradient)
             if state.change <= self.most_change and length <= self.longest_gradient:
@@ -522,8 +525,12 @@ class _Problem:
             return state
         return self.state(np.where(self.spread(good) > 0, parameters, self.dtype(0)))
 
-    def state(self, parameters: Real, before: _State | None = None) -> _State:
-        """Work out the state of these parameters, and how far its probabilities are from those of another."""
+    def state(self, parameters: Real, before: _State | None = None, logits: list[Real] | None = None) -> _State:
+        """Work out the state of these parameters, and how far its probabilities are from those of another.
+
+        Where the logits of the rows that train are known, one product of two is saved.
+        """
+        known: list[Real] = [parameters] * len(self.blocks) if logits is None else logits
         probabilities: list[tuple[Real, Real]] = [(parameters, parameters)] * len(self.blocks)
         by_set = parameters.reshape(self.sets, self.classes, -1)
 
@@ -532,27 +539,22 @@ class _Problem:
             losses, squares = np.zeros(self.sets), np.zeros(self.sets)
             for number in numbers:
                 block = self.blocks[number]
-                x, trained, found = self.x[block.rows, block.columns], block.training, []
-                for sets in (trained, block.held_out):
-                    p = _logits(_chosen(by_set, sets)[:, block.columns], x).reshape(len(sets), self.classes, len(x))
-                    if len(sets):
-                        p -= p.max(axis=1, keepdims=True)
-                        of_labels = p[:, block.labels, block.positions]
-                        np.exp(p, out=p)
-                        total = p.sum(axis=1)
-                        p /= total[:, None]
-                        if before is not None:
-                            old = before.probabilities[number][len(found)]
-                            squares[sets] += np.square(p - old).sum(axis=(1, 2), dtype=np.float64)
-                        if sets is trained:
-                            losses[sets] += np.einsum(
-                                "fn,fn->f", np.log(total) - of_labels, block.weights, dtype=np.float64
-                            )
-                    found.append(p)
-                probabilities[number] = (found[0], found[1])
+                x, trained = self.x[block.rows, block.columns], block.training
+                if logits is None:
+                    known[number] = self.product(by_set, trained, block)
+                z, p, total = known[number], *_softmax(known[number])
+                held_out, _ = _softmax(self.product(by_set, block.held_out, block))
+                probabilities[number] = p, held_out
+                if before is not None:
+                    for sets, mine, old in zip(
+                        (trained, block.held_out), (p, held_out), before.probabilities[number], strict=True
+                    ):
+                        squares[sets] += np.square(mine - old).sum(axis=(1, 2), dtype=np.float64)
                 if len(trained):
+                    of_labels = z[:, block.labels, block.positions]
+                    losses[trained] += np.einsum("fn,fn->f", total - of_labels, block.weights, dtype=np.float64)
                     # The residual: the weighted losses' derivative by the logits.
-                    residual = found[0] * block.weights[:, None]
+                    residual = p * block.weights[:, None]
                     # 1 - p of the label as the sum of the others: the difference keeps no digit where p is nearly 1.
                     residual[:, block.labels, block.positions] = 0
                     residual[:, block.labels, block.positions] = -residual.sum(axis=1)
@@ -562,7 +564,7 @@ class _Problem:
         gradient, loss, squares = _sums(self.run(part))
         gradient = gradient.reshape(parameters.shape)
         gradient[:, :-1] += self.dtype(self.l2) * parameters[:, :-1]
-        state = _State(parameters=parameters, probabilities=probabilities, loss=loss, gradient=gradient)
+        state = _State(parameters=parameters, logits=known, probabilities=probabilities, loss=loss, gradient=gradient)
         if before is not None:
             state.change = float(np.sqrt(squares.max() / len(self.x)))
         return state
@@ -609,33 +611,47 @@ class _Problem:
         others = 1 / (self.l2 + others / max(self.x.shape[1] - r, 1))
         return _Preconditioner(directions=self.main, inverses=blocks, others=others.astype(self.dtype))
 
-    def curved(self, state: _State, direction: Real) -> Real:
-        """Multiply a direction (FK×(d+1)) by the Hessian at this state."""
+    def product(self, by_set: Real, sets: NDArray[np.intp], block: _Block) -> Real:
+        """Multiply some sets' parameters with a block's rows (sets×K×rows)."""
+        chosen = (by_set if len(sets) == self.sets else by_set[sets]).reshape(-1, by_set.shape[2])[:, block.columns]
+        return _logits(chosen, self.x[block.rows, block.columns]).reshape(len(sets), self.classes, -1)
+
+    def curved(self, state: _State, direction: Real) -> tuple[Real, list[Real]]:
+        """Multiply a direction (FK×(d+1)) by the Hessian at this state; return what it adds to the logits, too."""
         by_set = direction.reshape(self.sets, self.classes, -1)
+        added: list[Real] = [direction] * len(self.blocks)
 
         def part(numbers: list[int]) -> tuple[Real]:
             total = np.zeros_like(by_set)
             for number in numbers:
                 block = self.blocks[number]
+                p, moved = state.probabilities[number][0], self.product(by_set, block.training, block)
+                added[number] = moved
                 if not len(block.training):
                     continue
-                x, p = self.x[block.rows, block.columns], state.probabilities[number][0]
-                moved = _logits(_chosen(by_set, block.training)[:, block.columns], x).reshape(p.shape)
-                moved *= p
-                pulled = moved.sum(axis=1, keepdims=True) * p
-                moved -= pulled
-                moved *= block.weights[:, None]
-                _add(total[:, :, block.columns], block.training, moved, x)
+                bent = moved * p
+                bent -= bent.sum(axis=1, keepdims=True) * p
+                bent *= block.weights[:, None]
+                _add(total[:, :, block.columns], block.training, bent, self.x[block.rows, block.columns])
             return (total,)
 
         [curved] = _sums(self.run(part))
         curved = curved.reshape(direction.shape)
         curved[:, :-1] += self.dtype(self.l2) * direction[:, :-1]
-        return curved
+        return curved, added
 
-    def newton_step(self, state: _State, preconditioner: _Preconditioner) -> tuple[Real, int]:
-        """Solve Hessian · step = -gradient: the step, and iterations of conjugate gradients."""
-        step = np.zeros_like(state.parameters)
+    def shifted(self, logits: list[Real], added: list[Real], shares: NDArray[np.floating]) -> list[Real]:
+        """Add shares (F) of a change to logits, block by block."""
+        factors = shares.astype(self.dtype)[:, None, None]
+
+        def part(numbers: list[int]) -> list[Real]:
+            return [logits[n] + added[n] * factors[self.blocks[n].training] for n in numbers]
+
+        return [mine for found in self.run(part) for mine in found]
+
+    def newton_step(self, state: _State, preconditioner: _Preconditioner) -> tuple[Real, list[Real], int]:
+        """Solve Hessian · step = -gradient: the step, what it adds to the logits, iterations of conjugate gradients."""
+        step, change = np.zeros_like(state.parameters), [np.zeros_like(mine) for mine in state.logits]
         left = -state.gradient
         upwards = preconditioner.apply(left)
         direction = upwards.copy()
@@ -644,12 +660,13 @@ class _Problem:
         goal, iterations = np.where(product > _FAR, _FAR_FORCING, _FORCING) ** 2 * product, 0
         while iterations < _MOST_ITERATIONS and (product > goal).any():
             iterations += 1
-            curved = self.curved(state, direction)
+            curved, added = self.curved(state, direction)
             curvature = self.dot(direction, curved)
             going = (curvature > 0) & (product > 0)
             if not going.any():
                 break
-            length = self.spread(np.where(going, product / np.where(going, curvature, 1), 0))
+            lengths = np.where(going, product / np.where(going, curvature, 1), 0)
+            change, length = self.shifted(change, added, lengths), self.spread(lengths)
             step += direction * length
             curved *= length
             left -= curved
@@ -657,9 +674,9 @@ class _Problem:
             before, product = product, self.dot(left, upwards)
             direction *= self.spread(np.where(going, product / np.where(going, before, 1), 0))
             direction += upwards
-        return step, iterations
+        return step, change, iterations
 
-    def search(self, state: _State, step: Real) -> _State:
+    def search(self, state: _State, step: Real, change: list[Real]) -> _State:
         """Go along `step` up to where the loss falls: for each training set the whole step or a part of it.
 
         The loss is convex along the step. Where its slope is not positive yet, it is lower than at the start; where the
@@ -672,7 +689,8 @@ class _Problem:
         rounding = 8 * float(np.finfo(self.dtype).eps) * (1 + state.loss)
         share = np.where(first < 0, 1.0, 0.0)
         while True:
-            reached = self.state(state.parameters + step * self.spread(share), state)
+            logits = self.shifted(state.logits, change, share)
+            reached = self.state(state.parameters + step * self.spread(share), state, logits)
             slope = self.dot(reached.gradient, step)
             rise = reached.loss - state.loss + share * pull + share**2 * bend / 2
             far = (share > 0) & (slope > 0) & (rise > share * first / 10 + rounding)
@@ -720,7 +738,8 @@ class _Problem:
                 shifts[number] -= np.clip(np.linalg.solve(filled, excess[number]), -1, 1)
         parameters = state.parameters.copy()
         parameters[:, -1] += shifts.astype(self.dtype).reshape(-1)
-        settled = self.state(parameters)
+        of_biases = [shifts.astype(self.dtype)[block.training, :, None] for block in self.blocks]
+        settled = self.state(parameters, logits=self.shifted(state.logits, of_biases, np.ones(self.sets)))
         settled.change = state.change
         settled.gap = self.longest(settled.gradient[:, :-1]) ** 2 / (2 * self.l2)
         return settled
@@ -788,10 +807,13 @@ def _blocks(
     return blocks
 
 
-def _chosen(by_set: Real, sets: NDArray[np.intp]) -> Real:
-    """Put the chosen sets' parameters (F×K×(d+1)) one below the other."""
-    chosen = by_set if len(sets) == len(by_set) else by_set[sets]
-    return chosen.reshape(-1, by_set.shape[2])
+def _softmax(logits: Real) -> tuple[Real, Real]:
+    """Work out probabilities (sets×K×rows), and the logarithms of the sums (sets×rows) that logits are measured by."""
+    largest = logits.max(axis=1, initial=-np.inf, keepdims=True)
+    p = np.exp(logits - largest)
+    total = p.sum(axis=1, keepdims=True)
+    p /= total
+    return p, (np.log(total) + largest)[:, 0]
 
 
 def _logits(parameters: Real, x: Real) -> Real:
