@@ -1,4 +1,4 @@
-"""How long the head takes with this version and with another, in turn, in passes, and how far from the rate of products.
+"""How long the head takes with this version and with another, in turn, in passes, and how far from GEMM's rate it is.
 
     python benchmarks/head.py --before OTHER_CHECKOUT/src [--sizes 3409x10,12000x200] [--real BOTTLENECKS.npz]
 
@@ -8,7 +8,8 @@ the machine does slows both. A pass is the product of all rows with the weights 
 operations, for one training set. The rate of products is measured between the turns, on square matrices in float32.
 
 The bottlenecks are drawn: classes that overlap, a spectrum that falls as a network's does, cut off at 0. `--real` adds
-a set of bottlenecks from a file with the arrays `b` (n×d), `l` (class numbers) and `k` (content hashes, in hexadecimal).
+bottlenecks from files, with commas between them, that hold the arrays `b` (n×d), `l` (class numbers) and `k` (content
+hashes, in hexadecimal).
 """
 
 from __future__ import annotations
@@ -70,17 +71,22 @@ def worker(size: str) -> None:
             return float(mine.sets)
         return sum(len(block.training) * len(block.labels) for block in blocks) / len(mine.x)
 
+    def share(mine: Any) -> float:
+        """Count problems in fewer features, the main directions or the row space, by their share of them."""
+        return float(mine.x.shape[1] / (values.shape[1] + 1))
+
     def counted_step(mine: Any, *arguments: Any) -> Any:
         nonlocal passes
         result = step(mine, *arguments)
-        passes += result[-1] * trained(mine)
+        passes += result[-1] * trained(mine) * share(mine)
         return result
 
-    def counted_state(mine: Any, *arguments: Any) -> Any:
+    def counted_state(mine: Any, *arguments: Any, **known: Any) -> Any:
         nonlocal passes
-        forward = 0.5 * mine.sets if hasattr(mine, "blocks") else 0.0  # before, logits came from the step's
-        passes += forward + 0.5 * trained(mine)
-        return state(mine, *arguments)
+        passes += 0.5 * trained(mine) * share(mine)
+        if not known and len(arguments) < 3 and hasattr(mine, "blocks"):
+            passes += 0.5 * trained(mine) * share(mine)  # the logits of a start
+        return state(mine, *arguments, **known)
 
     problem.newton_step, problem.state = counted_step, counted_state
     for _ in sys.stdin:
@@ -99,7 +105,7 @@ def worker(size: str) -> None:
                     "log_loss": chosen.log_loss,
                     "accuracy": chosen.accuracy,
                     "gap": head.gap,
-                    "strengths": [[point.l2, point.log_loss, getattr(point, "folds", 5)] for point in head.path],
+                    "strengths": [[point.l2, point.log_loss] for point in head.path],
                 }
             ),
             flush=True,
@@ -165,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, help="the other version's src")
     parser.add_argument("--sizes", default="3409x10,12000x200,20000x101,100000x10")
-    parser.add_argument("--real", help="bottlenecks from a file")
+    parser.add_argument("--real", default="", help="bottlenecks from files")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--name", default="head", help="of the result")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -178,7 +184,7 @@ def main() -> None:
     sources = {"before": told.before} if told.before else {}
     sources["now"] = Path(__file__).resolve().parent.parent / "src"
     rows = []
-    for size in [*([told.real] if told.real else []), *filter(None, told.sizes.split(","))]:
+    for size in filter(None, [*told.real.split(","), *told.sizes.split(",")]):
         rows.append(measure(size, sources, told.rounds))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     save(told.name, {"features": _FEATURES, "rounds": told.rounds, "rows": rows})

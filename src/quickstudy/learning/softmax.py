@@ -20,8 +20,11 @@ twice as many iterations: a class's curvature lies in the few images that might 
 strengths 0.32 to 0.01 take 103 iterations to held-out probabilities within 0.001; L-BFGS with the second moment of all
 rows took 90 to 0.001 nats of training loss, which left them undetermined, and 221 to the same precision.
 
-The logits are linear in the weights, so the line search works on logits alone. All folds of a cross-validation share
-the products: their weights stand one below the other, and a fold's held-out rows have weight 0. A fit in float32 that
+The logits are linear in the weights, so those of a step add up as it is solved, and the line search costs one product
+more. A fit that has no start gets one from a rough fit in the main directions alone, a tenth of the work, which takes
+half of the iterations from it: 9 instead of 22 on the clothing photos. All folds of a cross-validation share the
+products: their weights stand one below the other, and blocks of rows leave out the folds that they do not train. The
+blocks are shared between threads, each of which uses one of BLAS's. A fit in float32 that
 comes to the end of its digits goes on in float64; a small one is in float64 from the start, and goes to 1e-6.
 """
 
@@ -33,7 +36,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy.linalg
@@ -202,7 +205,8 @@ def prepare_features(bottlenecks: NDArray[np.floating], order: NDArray[np.intp] 
         rows = slice(first, first + _PREPARED_ROWS)
         roots = signed_sqrt(bottlenecks[rows] if order is None else bottlenecks[order[rows]])
         with_one[rows, :-1], with_one[rows, -1] = roots, 1
-        return roots.sum(axis=0, dtype=np.float64)
+        total: NDArray[np.float64] = roots.sum(axis=0, dtype=np.float64)
+        return total
 
     def centre(first: int) -> tuple[float, float]:
         values = with_one[first : first + _PREPARED_ROWS, :-1]
@@ -281,7 +285,7 @@ class Fit:
     gap: float
     """Bound on how far the loss of the worst training set is above its optimum, in nats."""
     features: Features
-    """The rows."""
+    """The rows to which the fits belong."""
 
     @cached_property
     def logits(self) -> Real:
@@ -432,7 +436,7 @@ class _Block:
     """Neighbouring rows that go through the products together, so that what is between them stays in the cache."""
 
     rows: slice
-    """The rows."""
+    """Which rows they are."""
     training: NDArray[np.intp]
     """Numbers of the sets that some of the rows train."""
     held_out: NDArray[np.intp]
@@ -561,8 +565,8 @@ class _Problem:
                     _add(gradient[:, :, block.columns], trained, residual, x)
             return gradient, losses, squares
 
-        gradient, loss, squares = _sums(self.run(part))
-        gradient = gradient.reshape(parameters.shape)
+        total, loss, squares = _sums(self.run(part))
+        gradient = total.reshape(parameters.shape)
         gradient[:, :-1] += self.dtype(self.l2) * parameters[:, :-1]
         state = _State(parameters=parameters, logits=known, probabilities=probabilities, loss=loss, gradient=gradient)
         if before is not None:
@@ -614,7 +618,7 @@ class _Problem:
     def product(self, by_set: Real, sets: NDArray[np.intp], block: _Block) -> Real:
         """Multiply some sets' parameters with a block's rows (sets×K×rows)."""
         chosen = (by_set if len(sets) == self.sets else by_set[sets]).reshape(-1, by_set.shape[2])[:, block.columns]
-        return _logits(chosen, self.x[block.rows, block.columns]).reshape(len(sets), self.classes, -1)
+        return _logits(chosen, self.x[block.rows, block.columns]).reshape(len(sets), self.classes, len(block.labels))
 
     def curved(self, state: _State, direction: Real) -> tuple[Real, list[Real]]:
         """Multiply a direction (FK×(d+1)) by the Hessian at this state; return what it adds to the logits, too."""
@@ -834,7 +838,7 @@ def _add(total: Real, sets: NDArray[np.intp], values: Real, x: Real) -> None:
         total[number] += mine
 
 
-def _sums(parts: Sequence[tuple[Real, ...]]) -> list[Real]:
+def _sums(parts: Sequence[tuple[Any, ...]]) -> list[Any]:
     """Add up what the parts gave, in their order, so that the sums are the same to the bit whatever the threads."""
     sums = list(parts[0])
     for part in parts[1:]:
