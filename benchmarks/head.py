@@ -161,8 +161,9 @@ def measure(size: str, sources: dict[str, Path], rounds: int) -> dict[str, Any]:
             "share_of_rate": runs[-1]["operations"] / seconds / rate,
         }
     if len(found) == 2:
-        pairs = zip(found["before"], found["now"], strict=True)
-        result["ratio"] = statistics.median(before["seconds"] / now["seconds"] for before, now in pairs)
+        pairs = list(zip(found["before"], found["now"], strict=True))
+        for clock in ("seconds", "cpu_seconds"):
+            result[f"ratio_of_{clock}"] = statistics.median(before[clock] / now[clock] for before, now in pairs)
     return result
 
 
@@ -173,12 +174,17 @@ def main() -> None:
     parser.add_argument("--sizes", default="3409x10,12000x200,20000x101,100000x10")
     parser.add_argument("--real", default="", help="bottlenecks from files")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--threads", type=int, help="of each version; beside other programs only 1 tells their work apart"
+    )
     parser.add_argument("--name", default="head", help="of the result")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     told = parser.parse_args()
     if told.worker:
         worker(told.worker)
         return
+    if told.threads:
+        os.environ["OPENBLAS_NUM_THREADS"] = str(told.threads)
     from common import save
 
     sources = {"before": told.before} if told.before else {}
@@ -187,7 +193,7 @@ def main() -> None:
     for size in filter(None, [*told.real.split(","), *told.sizes.split(",")]):
         rows.append(measure(size, sources, told.rounds))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    save(told.name, {"features": _FEATURES, "rounds": told.rounds, "rows": rows})
+    save(told.name, {"features": _FEATURES, "rounds": told.rounds, "threads": told.threads, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -436,7 +436,7 @@ class _Block:
     """Neighbouring rows that go through the products together, so that what is between them stays in the cache."""
 
     rows: slice
-    """Which rows they are."""
+    """The rows of the block."""
     training: NDArray[np.intp]
     """Numbers of the sets that some of the rows train."""
     held_out: NDArray[np.intp]
