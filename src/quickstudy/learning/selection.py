@@ -43,6 +43,7 @@ _SELECTION_PRECISION = 1e-3
 _NOTICEABLE = 1e-3  # nats
 _TEMPERATURES = (0.25, 16.0)
 _WORTH_THREADS = 10_000_000  # rows × features × classes
+_MOST_IN_ROW_SPACE = 10_000  # rows; their inner products take 0.8 GB
 _LARGEST_BATCH = 60_000_000  # logits of the folds that are fitted side by side: 240 MB in float32
 
 
@@ -121,7 +122,7 @@ def fit_head(
         raise HeadError(f"The regularisation strength must be a positive number; got {l2!r}")
     importance = (1 / counts)[labels] if balanced else np.ones(len(labels))
     rows, width = bottlenecks.shape
-    few = rows < width  # then the row space has the same optimum, sooner
+    few = rows < min(width, _MOST_IN_ROW_SPACE)  # then the row space has the same optimum, sooner
     folds = assign_folds(labels, keys)
     held_out = np.flatnonzero((folds >= 0) if plain is None else (folds >= 0) & plain)
     order = np.argsort(folds, kind="stable")  # a fold's rows side by side, so that products can leave them out
