@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import save
 from numpy.typing import NDArray
 from PIL import Image
 
+from common import save
 from quickstudy.backbones.backbone import load_backbone
 from quickstudy.bottlenecks.extraction import extract_census
 from quickstudy.bottlenecks.store import Store
@@ -67,8 +67,13 @@ def judge(head: Head, kept: NDArray[np.floating], labels: NDArray[np.intp]) -> t
 
 
 def measure(
-    kept: NDArray[np.floating], labels: NDArray[np.intp], keys: list[bytes], rows: NDArray[np.intp],
-    others: tuple[NDArray[np.floating], NDArray[np.intp]], last: tuple[int, ...], widths: tuple[int, ...],
+    kept: NDArray[np.floating],
+    labels: NDArray[np.intp],
+    keys: list[bytes],
+    rows: NDArray[np.intp],
+    others: tuple[NDArray[np.floating], NDArray[np.intp]],
+    last: tuple[int, ...],
+    widths: tuple[int, ...],
 ) -> dict[str, Any]:
     """Fit the three heads to these rows."""
     few, classes, found = [keys[row] for row in rows.tolist()], int(labels.max()) + 1, {}
@@ -84,8 +89,13 @@ def measure(
         log_loss, accuracy = judge(head, *others)
         best = min(head.path, key=lambda point: point.log_loss)
         found[name] = {
-            "cv_log_loss": best.log_loss, "cv_accuracy": best.accuracy, "log_loss": log_loss, "accuracy": accuracy,
-            "l2": head.l2, "features": len(head.weights), "seconds": seconds,
+            "cv_log_loss": best.log_loss,
+            "cv_accuracy": best.accuracy,
+            "log_loss": log_loss,
+            "accuracy": accuracy,
+            "l2": head.l2,
+            "features": len(head.weights),
+            "seconds": seconds,
         }
     return found
 

@@ -105,13 +105,38 @@ def test_few_rows_fit_the_same_in_the_space_that_they_span(copies: int) -> None:
     bottlenecks, labels = draw(IMBALANCED, n=40, d=300)
     bottlenecks[:copies], labels[:copies] = bottlenecks[10 : 10 + copies], labels[10 : 10 + copies]
     features = prepare_features(bottlenecks)
-    rotated, basis = in_row_space(features)
-    assert rotated.values.shape == (40, 39 - copies)  # centring takes one dimension, each copy another
-    np.testing.assert_allclose(basis.T @ basis, np.eye(39 - copies), atol=1e-5)
-    np.testing.assert_allclose(rotated.values @ basis.T, features.values, atol=1e-5)
+    rotated, back = in_row_space(features)
+    assert rotated.values.shape == (40, 40)
+    assert not rotated.values[:, ::-1][np.triu_indices(40, 1)].any()
+    products = features.values.astype(np.float64) @ features.values.T
+    np.testing.assert_allclose(rotated.values @ rotated.values.T, products, atol=1e-6 * products.max())
     fits = [fit_softmax(each, labels, even(40), classes=3, l2=0.05, precision=TIGHT) for each in (features, rotated)]
     np.testing.assert_allclose(probabilities(fits[1].logits[:, 0]), probabilities(fits[0].logits[:, 0]), atol=1e-4)
-    np.testing.assert_allclose(basis @ fits[1].weights[0], fits[0].weights[0], atol=1e-4)
+    np.testing.assert_allclose(back(fits[1].weights[0]), fits[0].weights[0], atol=1e-4)
+
+
+@pytest.mark.parametrize(("n", "d"), [(900, 400), (600, 700)], ids=["tall", "wide"])
+def test_folds_in_float32_have_the_optimum_of_scikit_learn(n: int, d: int) -> None:
+    """The tall problem starts in the main directions, the wide one is solved in the space of its rows."""
+    bottlenecks, labels = draw((1,) * 12, n=n, d=d)
+    folds = np.arange(n) * 5 // n
+    weights = (folds[:, None] != np.arange(5)).astype(np.float32)
+    features, back = prepare_features(bottlenecks), None
+    if n < d:
+        features, back = in_row_space(features)
+    fit = fit_softmax(features, labels, weights / weights.sum(axis=0), classes=12, l2=0.03, precision=1e-4)
+    assert fit.weights.dtype == np.float32
+    x = prepare_by_hand(bottlenecks)
+    for fold in (0, 3):
+        train = folds != fold
+        reference = LogisticRegression(C=1 / (0.03 * train.sum()), tol=1e-8, max_iter=10_000).fit(
+            x[train], labels[train]
+        )
+        expected = reference.predict_proba(x)
+        np.testing.assert_allclose(probabilities(fit.logits[:, fold]), expected, atol=2e-3)
+        assert np.sqrt(np.mean(np.sum((probabilities(fit.logits[:, fold]) - expected) ** 2, axis=1))) < 3e-4
+        found = back(fit.weights[fold]) if back else fit.weights[fold]
+        np.testing.assert_allclose(probabilities(x @ found + fit.biases[fold]), expected, atol=2e-3)
 
 
 def test_the_gradient_vanishes_at_the_solution() -> None:
