@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property, partial, reduce
+from functools import cache, cached_property, reduce
 from typing import Any, TypeVar
 
 import numpy as np
@@ -66,7 +66,6 @@ _NOTICEABLE = 1e-4  # of the objective
 # On the clothing photos 64, 96, 128, 160 and 256 directions take 1.34, 1.18, 1.19, 1.40 and 1.65 s for four strengths.
 _MAIN_DIRECTIONS = 128
 _SUBSPACE_STEPS = 3
-_MAIN_SPACE_STEPS = 1
 _ITERATIONS_FOR_A_PRECONDITIONER = 12  # a new one costs about so many
 _SMALL = 20_000_000  # rows × features × columns, up to which float64 and a high precision cost next to nothing
 _SMALL_PRECISION = 1e-6
@@ -285,35 +284,31 @@ def in_main_space(features: Features, count: int) -> tuple[Features, Callable[[R
     x = features.values
     n, d = x.shape
     draws = np.random.Generator(np.random.Philox(key=[0, n])).standard_normal((n, count), np.float32).astype(x.dtype)
-    parts = [slice(first, first + -(-n // _MOST_PARTS)) for first in range(0, n, -(-n // _MOST_PARTS))]
     with _threads(n * d >= _WORTH_THREADS_TO_PREPARE) as threads:
-        basis: Real = reduce(np.add, _in_threads(lambda rows: x[rows].T @ draws[rows], parts, threads))
-        for _ in range(_MAIN_SPACE_STEPS):
-            basis = _orthonormal(basis)
-            basis = reduce(np.add, _in_threads(partial(_covariance_times, x, basis), parts, threads))
-        basis = _orthonormal(_orthonormal(basis))  # rounding leaves the first one slightly askew
-        rotated = np.concatenate(_in_threads(lambda rows: x[rows] @ basis, parts, threads))
+
+        def over(length: int, product: Callable[[slice], Real]) -> list[Real]:
+            step = -(-length // _MOST_PARTS)
+            return _in_threads(product, [slice(first, first + step) for first in range(0, length, step)], threads)
+
+        def orthonormal(columns: Real) -> Real:
+            """Make an orthonormal basis, up to rounding, of the space of columns (Cholesky's way)."""
+            columns = columns / np.linalg.norm(columns, axis=0)
+            inner = reduce(np.add, over(d, lambda rows: columns[rows].T.astype(np.float64) @ columns[rows]))
+            inner[np.diag_indices_from(inner)] += 1e-10 * count
+            turn = np.linalg.inv(np.linalg.cholesky(inner)).T.astype(columns.dtype)
+            return np.concatenate(over(d, lambda rows: columns[rows] @ turn))
+
+        basis = orthonormal(reduce(np.add, over(n, lambda rows: x[rows].T @ draws[rows])))
+        varying = reduce(np.add, over(n, lambda rows: x[rows].T @ (x[rows] @ basis)))
+        main = orthonormal(varying)
+        rotated = np.concatenate(over(n, lambda rows: x[rows] @ main))
     rotated = np.hstack([rotated, np.ones((n, 1), x.dtype)])
 
     def back(weights: Real) -> NDArray[np.float64]:
-        found: NDArray[np.float64] = basis.astype(np.float64) @ weights
+        found: NDArray[np.float64] = main.astype(np.float64) @ weights
         return found
 
     return Features(with_one=rotated, mean=features.mean, scale=features.scale), back
-
-
-def _covariance_times(x: Real, basis: Real, rows: slice) -> Real:
-    product: Real = x[rows].T @ (x[rows] @ basis)
-    return product
-
-
-def _orthonormal(columns: Real) -> Real:
-    """Make an orthonormal basis (d×r) of the space of columns (d×r) by Cholesky's way, at the rate of products."""
-    columns = columns / np.linalg.norm(columns, axis=0)
-    inner = columns.T.astype(np.float64) @ columns
-    inner[np.diag_indices_from(inner)] += 1e-10 * len(inner)
-    basis: Real = columns @ np.linalg.inv(np.linalg.cholesky(inner)).T.astype(columns.dtype)
-    return basis
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
