@@ -3,7 +3,7 @@
     python benchmarks/levels.py --data FOLDER [--sets clothing,cifar10,mnist] [--draws 10]
 
 FOLDER has the sets as `tests` take them: `clothing/` with split folders, `cifar10_jpeg.npz`, and MNIST's files. From
-CIFAR-10 and MNIST come 4,000 images to draw from and 1,000 to test on, written as image files.
+CIFAR-10 and MNIST come 2,000 images to draw from and 1,000 to test on, written as image files.
 
 Each image passes once through EfficientNet-Lite0 and -Lite2, side by side and Lite0 alone. Then, on all images to train
 on and on draws of 20, 50, 100 and 500 of them, as many of each class: the last features, all levels, and whichever
@@ -37,7 +37,7 @@ from quickstudy.learning.selection import Head, choose_head, fit_head
 from quickstudy.retraining.config import PRESETS
 
 _DRAWN = (20, 50, 100, 500)
-_TRAIN, _TEST = 4000, 1000
+_TRAIN, _TEST = 2000, 1000
 
 
 def write_small(data: Path, name: str, folder: Path) -> Path:
