@@ -27,7 +27,7 @@ from reported import CLASSES, Reported, make_report
 from small_backbones import add_small_backbone
 
 ONE_OR_MANY = {
-    "label-errors": ("label error", "label errors"),
+    "label-errors": ("label to look at", "labels to look at"),
     "duplicates": ("group of duplicates", "groups of duplicates"),
     "outliers": ("outlier", "outliers"),
     "quality-flaws": ("quality flaw", "quality flaws"),
