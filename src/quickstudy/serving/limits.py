@@ -35,7 +35,9 @@ from quickstudy.serving.metrics import Metrics
 from quickstudy.serving.registry import OverloadedError
 
 # Paths that are answered without a token: nothing here tells anything about models or images.
-OPEN_PATHS = frozenset({"/", "/page.js", "/page.css", "/docs", "/openapi.json", "/healthz", "/readyz"})
+OPEN_PATHS = frozenset(
+    {"/", "/page.js", "/page.css", "/classifier.js", "/docs", "/openapi.json", "/healthz", "/readyz"}
+)
 _KNOWN_PATHS = OPEN_PATHS | {"/predict", "/model", "/models", "/metrics"}
 
 _POLICY = (
