@@ -3,6 +3,7 @@
     python benchmarks/audit.py labels FOLDER --cache CACHE [--peer PYTHON]
     python benchmarks/audit.py few FOLDER --cache CACHE
     python benchmarks/audit.py planted FOLDER --cache CACHE
+    python benchmarks/audit.py blurred FOLDER --cache CACHE
     python benchmarks/audit.py pairs [--images 50000]
     python benchmarks/audit.py time FOLDER --cache CACHE
 
@@ -61,7 +62,7 @@ json.dump({"found": found, "scores": scores}, open(sys.argv[2], "w"))
 def main() -> None:
     """Measure what was asked for and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["labels", "few", "planted", "pairs", "time"])
+    parser.add_argument("what", choices=["labels", "few", "planted", "blurred", "pairs", "time"])
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--peer", type=Path)
@@ -73,6 +74,8 @@ def main() -> None:
         save("audit_few", plant_few(options.folder, options.cache))
     elif options.what == "planted":
         save("audit_planted", plant_faults(options.folder, options.cache))
+    elif options.what == "blurred":
+        save("audit_blurred", blur_copies(options.folder, options.cache))
     elif options.what == "pairs":
         save("audit_pairs", search_pairs(options.images))
     else:
@@ -302,6 +305,41 @@ def plant_faults(folder: Path, cache: Path) -> dict[str, Any]:
             for kind, paths in planted["strange"].items()
         },
         "outliers_in_the_clean_folder": len(clean["outliers"]),
+    }
+
+
+_BLURS = (1, 2, 3, 4, 6, 8)  # standard deviations in pixels, where the longer side has 400
+_OF_EACH_BLUR = 20
+
+
+def blur_copies(folder: Path, cache: Path) -> dict[str, Any]:
+    """Find out from where on a blurred copy is not found to be one, among 400 photos."""
+    draws = random.Random(7)
+    with tempfile.TemporaryDirectory() as temporary:
+        root, originals = Path(temporary) / "photos", photos(folder)
+        pairs: dict[int, list[set[str]]] = {}
+        draws.shuffle(originals)
+        for number, original in enumerate(originals[:400]):
+            target = root / original.parent.name / original.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(original, target)
+            if number < len(_BLURS) * _OF_EACH_BLUR:
+                blur = _BLURS[number // _OF_EACH_BLUR]
+                with Image.open(original) as image:
+                    strength = ImageFilter.GaussianBlur(blur * max(image.size) / 400)
+                    copy = target.with_name(f"blurred-{number:03}.jpg")
+                    copy.write_bytes(_encoded(image.convert("RGB").filter(strength)))
+                pairs.setdefault(blur, []).append({str(target), str(copy)})
+        found = json.loads(run_measured(quickstudy("audit", str(root), "--cache", str(cache), "--json"))["output"])
+    groups = [set(group["images"]) for group in found["duplicates"]]
+    flawed = {flaw["image"] for flaw in found["quality"] if flaw["kind"] == "blurred"}
+    return {
+        str(blur): {
+            "planted": len(planted),
+            "found": sum(any(pair <= group for group in groups) for pair in planted),
+            "named_as_blurred": sum(any("blurred-" in name for name in pair & flawed) for pair in planted),
+        }
+        for blur, planted in pairs.items()
     }
 
 

@@ -76,6 +76,15 @@ def test_behind_a_prefix_all_addresses_are_below_it(trained: Path, photo: Path, 
         assert client.get(f"{prefix}/openapi.json").json()["servers"] == [{"url": prefix or "/"}]
 
 
+def test_a_prefix_without_its_slash_leads_to_the_page(trained: Path) -> None:
+    settings = ServerSettings(root_path="/photos", token="t" * 16)
+    with TestClient(make_app({"photos": trained / "photos.onnx"}, settings), base_url="http://127.0.0.1") as client:
+        answer = client.get("/photos", follow_redirects=False)
+        assert (answer.status_code, answer.headers["location"]) == (308, "/photos/")
+        assert "page.js" in client.get("/photos").text
+        assert client.get("/photosx", follow_redirects=False).status_code == 401
+
+
 @pytest.mark.parametrize("prefix", ["photos", "/photos/", "/a b", "//x"])
 def test_a_prefix_that_is_none(prefix: str) -> None:
     with pytest.raises(OptionError, match="expected such as /photos"):
