@@ -1,13 +1,16 @@
 """The audit against known truth: corrupted labels, planted faults, and all pairs of many images.
 
     python benchmarks/audit.py labels FOLDER --cache CACHE [--peer PYTHON]
+    python benchmarks/audit.py few FOLDER --cache CACHE
     python benchmarks/audit.py planted FOLDER --cache CACHE
+    python benchmarks/audit.py blurred FOLDER --cache CACHE
     python benchmarks/audit.py pairs [--images 50000]
     python benchmarks/audit.py time FOLDER --cache CACHE
 
 `labels` corrupts 5 % of the training labels at random, with seeds that chose nothing, and compares what is found with
-cleanlab on the same probabilities; PYTHON is one that has cleanlab installed. `planted` makes a folder with copies,
-wrong labels, broken and bad files, audits it with the command, and counts what of each kind was found.
+cleanlab on the same probabilities; PYTHON is one that has cleanlab installed. `few` plants no, 1, 2 and 5 wrong
+labels in small folders of some of the classes. `planted` makes a folder with copies, wrong labels, broken and bad
+files, audits it with the command, and counts what of each kind was found.
 """
 
 from __future__ import annotations
@@ -33,8 +36,9 @@ from quickstudy.backbones.backbone import load_backbone
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.images.imageset import load_image_set
+from quickstudy.learning.calibration import probabilities_of
 from quickstudy.learning.selection import fit_head
-from quickstudy.reports.audit import LEAST, probability_wrong
+from quickstudy.reports.audit import FIRST, choose_surprising, probability_wrong
 from quickstudy.reports.neighbours import alike_pairs, centred_rows
 
 _SEEDS = range(100, 110)  # seeds below 100 chose the method and its limit
@@ -58,7 +62,7 @@ json.dump({"found": found, "scores": scores}, open(sys.argv[2], "w"))
 def main() -> None:
     """Measure what was asked for and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["labels", "planted", "pairs", "time"])
+    parser.add_argument("what", choices=["labels", "few", "planted", "blurred", "pairs", "time"])
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--peer", type=Path)
@@ -66,8 +70,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "labels":
         save("audit_labels", corrupt_labels(options.folder, options.cache, options.peer))
+    elif options.what == "few":
+        save("audit_few", plant_few(options.folder, options.cache))
     elif options.what == "planted":
         save("audit_planted", plant_faults(options.folder, options.cache))
+    elif options.what == "blurred":
+        save("audit_blurred", blur_copies(options.folder, options.cache))
     elif options.what == "pairs":
         save("audit_pairs", search_pairs(options.images))
     else:
@@ -97,9 +105,10 @@ def corrupt_labels(folder: Path, cache: Path, peer: Path | None) -> dict[str, An
         logits[head.held_out] = head.held_out_logits
         probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities /= probabilities.sum(axis=1, keepdims=True)
-        score = probability_wrong(probabilities, labels)
-        found = {"quickstudy": score >= LEAST}
-        ranked = {"quickstudy": 1 - probabilities[rows, labels]}  # the same order as the score's, without its ties
+        named = choose_surprising(probabilities, labels, probability_wrong(probabilities, labels))
+        everything = choose_surprising(probabilities, labels, np.ones(len(files)))
+        found = {"quickstudy": np.isin(rows, named)}
+        ranked = {"quickstudy": -np.argsort(everything)}
         if peer:
             theirs = _ask_peer(peer, labels, probabilities)
             found |= {f"cleanlab, {name}": np.array(mask) for name, mask in theirs["found"].items()}
@@ -125,6 +134,70 @@ def corrupt_labels(folder: Path, cache: Path, peer: Path | None) -> dict[str, An
         },
         "mean_average_precision": {name: float(np.mean(values)) for name, values in average.items()},
     }
+
+
+_FEW_DRAWS = range(2000, 2050)  # seeds 1000 to 1199 chose the order and the limits
+_FEW_PLANTED = (0, 1, 2, 5)
+
+
+def plant_few(folder: Path, cache: Path) -> dict[str, Any]:
+    """Count by number of planted labels, and of classes, how often they are among the first named; and false ones."""
+    files = load_image_set(folder).files
+    extraction = extract(
+        [file.path for file in files], load_backbone("efficientnet_lite0", cache), Store(cache / "bottlenecks")
+    )
+    keys = [digest for digest in extraction.digests if digest is not None]
+    bottlenecks, labels = extraction.gather(keys), np.array([file.label for file in files])
+    found: dict[str, list[dict[str, int]]] = {}
+    for planted in _FEW_PLANTED:
+        for seed in _FEW_DRAWS:
+            rows, truth, given = _few(labels, keys, seed, planted)
+            classes = int(truth.max()) + 1
+            head = fit_head(bottlenecks[rows], given, [keys[row] for row in rows], classes=classes)
+            logits = head.logits(bottlenecks[rows])
+            logits[head.held_out] = head.held_out_logits
+            probabilities = probabilities_of(logits)
+            named = choose_surprising(probabilities, given, probability_wrong(probabilities, given))
+            wrong = given != truth
+            draw = {
+                "classes": classes,
+                "first": int(wrong[named[:FIRST]].sum()),
+                "named": int(wrong[named].sum()),
+                "others": int((~wrong[named]).sum()),
+            }
+            found.setdefault(str(planted), []).append(draw)
+        print(planted, np.mean([draw["first"] > 0 for draw in found[str(planted)]]), flush=True)
+    return {
+        "draws": len(_FEW_DRAWS),
+        "seeds_from": _FEW_DRAWS[0],
+        "planted": {
+            planted: {
+                "one_among_first": float(np.mean([draw["first"] > 0 for draw in draws])),
+                "mean_among_first": float(np.mean([draw["first"] for draw in draws])),
+                "mean_named": float(np.mean([draw["named"] for draw in draws])),
+                "mean_others_named": float(np.mean([draw["others"] for draw in draws])),
+            }
+            for planted, draws in found.items()
+        },
+    }
+
+
+def _few(labels: np.ndarray, keys: list[bytes], seed: int, planted: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw 40 to 250 photos of 2 to 10 classes, at least 10 of each; gives rows, class numbers and those planted."""
+    draws = np.random.default_rng(seed)
+    count, names = int(draws.integers(40, 251)), np.unique(labels)
+    classes = int(draws.integers(2, min(len(names), count // 10) + 1))
+    chosen = [
+        draws.choice(np.flatnonzero(labels == name), count // classes + (number < count % classes), replace=False)
+        for number, name in enumerate(draws.choice(names, classes, replace=False))
+    ]
+    rows = np.concatenate(chosen)
+    truth = np.repeat(np.arange(classes), [len(part) for part in chosen])
+    given = truth.copy()
+    for row in draws.choice(len(rows), planted, replace=False):
+        given[row] = (truth[row] + draws.integers(1, classes)) % classes
+    order = np.argsort([keys[row] for row in rows])
+    return rows[order], truth[order], given[order]
 
 
 def _ask_peer(peer: Path, labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
@@ -232,6 +305,41 @@ def plant_faults(folder: Path, cache: Path) -> dict[str, Any]:
             for kind, paths in planted["strange"].items()
         },
         "outliers_in_the_clean_folder": len(clean["outliers"]),
+    }
+
+
+_BLURS = (1, 2, 3, 4, 6, 8)  # standard deviations in pixels, where the longer side has 400
+_OF_EACH_BLUR = 20
+
+
+def blur_copies(folder: Path, cache: Path) -> dict[str, Any]:
+    """Find out from where on a blurred copy is not found to be one, among 400 photos."""
+    draws = random.Random(7)
+    with tempfile.TemporaryDirectory() as temporary:
+        root, originals = Path(temporary) / "photos", photos(folder)
+        pairs: dict[int, list[set[str]]] = {}
+        draws.shuffle(originals)
+        for number, original in enumerate(originals[:400]):
+            target = root / original.parent.name / original.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(original, target)
+            if number < len(_BLURS) * _OF_EACH_BLUR:
+                blur = _BLURS[number // _OF_EACH_BLUR]
+                with Image.open(original) as image:
+                    strength = ImageFilter.GaussianBlur(blur * max(image.size) / 400)
+                    copy = target.with_name(f"blurred-{number:03}.jpg")
+                    copy.write_bytes(_encoded(image.convert("RGB").filter(strength)))
+                pairs.setdefault(blur, []).append({str(target), str(copy)})
+        found = json.loads(run_measured(quickstudy("audit", str(root), "--cache", str(cache), "--json"))["output"])
+    groups = [set(group["images"]) for group in found["duplicates"]]
+    flawed = {flaw["image"] for flaw in found["quality"] if flaw["kind"] == "blurred"}
+    return {
+        str(blur): {
+            "planted": len(planted),
+            "found": sum(any(pair <= group for group in groups) for pair in planted),
+            "named_as_blurred": sum(any("blurred-" in name for name in pair & flawed) for pair in planted),
+        }
+        for blur, planted in pairs.items()
     }
 
 

@@ -17,6 +17,21 @@ def audit_labels() -> str:
     return table([f"{len(values['seeds'])} seeds", "precision", "recall"], rows)
 
 
+def audit_few() -> str:
+    """Few wrong labels in small folders."""
+    values = load("audit_few")
+    rows = [
+        [
+            planted,
+            f"{100 * figures['one_among_first']:.0f} %" if planted != "0" else "",
+            *(f"{figures[key]:.2f}" for key in ("mean_named", "mean_others_named")),
+        ]
+        for planted, figures in values["planted"].items()
+    ]
+    first = f"one of them among the first three, of {values['draws']} draws"
+    return table(["changed", first, "of them named", "others named"], rows)
+
+
 def audit_planted() -> str:
     """Planted faults found."""
     values = load("audit_planted")
@@ -138,6 +153,7 @@ def exports() -> str:
 
 TRUST_TABLES: dict[str, Callable[[], str]] = {
     "audit_labels": audit_labels,
+    "audit_few": audit_few,
     "audit_planted": audit_planted,
     "audit_speed": audit_speed,
     "forecasts": forecasts,

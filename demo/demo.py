@@ -40,7 +40,8 @@ def main() -> int:
     say("With your own photos (photos/<class>/*.jpg):")
     if not own:
         print("   make demo IMAGES=photos")
-    print(f"   {shlex.quote(str(COMMAND))} retrain photos/", flush=True)
+    for words in ("retrain photos/", "predict photos.onnx new.jpg", "audit photos/"):
+        print(f"   {shlex.quote(str(COMMAND))} {words}", flush=True)
     return 0
 
 

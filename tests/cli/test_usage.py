@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,13 @@ def test_an_interrupted_prediction_promises_nothing(
     monkeypatch.setattr("quickstudy.models.model.Model.predict_pixels", lambda *_: signal.raise_signal(signal.SIGINT))
     done = run("predict", model, str(next(photo_source.rglob("*.jpg"))))
     assert (done.code, done.err) == (130, "\nquickstudy: interrupted\n")
+
+
+def test_a_folder_that_is_no_run_needs_no_pytorch(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos.parent)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    done = run("predict", "photos", "new.jpg")
+    assert (done.code, done.err) == (
+        2,
+        "quickstudy: 'photos' is a folder, but no run of a training; expected a model, such as photos.onnx\n",
+    )

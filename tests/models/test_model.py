@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import itertools
 import json
+import pickle
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +30,7 @@ from quickstudy.images.decoding import decode, to_input
 from quickstudy.models.assemble import LinearHead, fingerprint_of, write_model
 from quickstudy.models.format import golden_images, sealed
 from quickstudy.models.model import Model, from_backbone, load
+from small_models import write_small_model
 
 CLASSES = ("Äpfel", "location", 'qu"ote', "zebra")
 TRAINING = {"data_fingerprint": "ab" * 32, "test": {"accuracy": 0.5, "n": 10}, "views": 0}
@@ -454,3 +457,30 @@ def test_golden_images_never_change(size: int, digest: str) -> None:
     assert images.shape == (3, size, size, 3)
     assert images.dtype == np.uint8
     assert hashlib.sha256(images.tobytes()).hexdigest() == digest
+
+
+def _in_other_processes(model: Model, pixels: NDArray[np.uint8], folder: Path) -> list[Any]:
+    import joblib
+
+    joblib.dump(model, folder / "model.joblib")
+    remembered = joblib.Memory(folder / "memory", verbose=0).cache(_probabilities)
+    return [
+        joblib.load(folder / "model.joblib").predict_proba(pixels),
+        remembered(model, pixels),
+        remembered(load(folder / "small.onnx"), pixels),  # the same file is the same argument
+        *joblib.Parallel(2)([joblib.delayed(_probabilities)(model, pixels)]),
+    ]
+
+
+def _probabilities(model: Model, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return model.predict_proba(pixels)
+
+
+def test_a_model_is_its_file_where_it_is_copied_pickled_or_kept(tmp_path: Path) -> None:
+    model = load(write_small_model(tmp_path / "small.onnx"))
+    pixels = np.random.Generator(np.random.PCG64(2)).integers(0, 256, (3, 40, 40, 3), np.uint8)
+    expected = model.predict_proba(pixels)
+    copies = [copy.copy(model), copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    for found in [*(one.predict_proba(pixels) for one in copies), *_in_other_processes(model, pixels, tmp_path)]:
+        np.testing.assert_array_equal(found, expected)
+    assert len(pickle.dumps(model)) < 2 * (tmp_path / "small.onnx").stat().st_size

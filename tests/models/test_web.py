@@ -129,15 +129,23 @@ def test_the_files_of_a_site(runtime: Path, tmp_path: Path) -> None:
     assert site.bytes == sum(map(len, written.values()))
     assert written["model.onnx"] == model.read_bytes()
     described = json.loads(written["model.json"])
-    assert described == {"title": "patterns", "classes": list(CLASSES), **InputSpec(size=32).to_dict()}
+    assert described == {
+        "title": "patterns",
+        "classes": list(CLASSES),
+        "test": load(model).metadata["training"]["test"],
+        **InputSpec(size=32).to_dict(),
+    }
     # All that the page loads lies beside it.
-    for name in ("index.html", "app.js", "style.css", "decoding.js"):
+    for name in ("index.html", "page.js", "page.css", "classifier.js", "decoding.js"):
         assert b"http://" not in written[name]
         assert b"https://" not in written[name]
     # Again, from the unpacked package.
     shutil.unpack_archive(runtime, tmp_path / "unpacked", format="gztar", filter="data")
     again = write_site(model, tmp_path / "again", runtime=tmp_path / "unpacked" / "package")
     assert {name: (tmp_path / "again" / name).read_bytes() for name in again.files} == written
+    # The page is the one that `quickstudy serve` has; only the model behind it is another.
+    app = (ROOT / "src" / "quickstudy" / "serving" / "page").iterdir()
+    assert [path.name for path in app] == ["classifier.js"]
     # Over itself it may be written, over another page it may not.
     write_site(model, tmp_path / "again", runtime=runtime)
     (tmp_path / "home").mkdir()
@@ -368,16 +376,18 @@ def test_the_page_in_use(runtime: Path, browser: Any, serve: Any, photo_source: 
     write_site(tmp_path / "patterns.onnx", tmp_path / "site", runtime=runtime)
     page, complaints = open_page(browser, serve(tmp_path / "site"))
     page.set_viewport_size({"width": 320, "height": 640})
-    assert page.title() == "patterns"
+    assert page.title() == "patterns – quickstudy"
+    assert page.locator("#note").inner_text() == "Photos are classified in this browser. They are not sent anywhere."
+    assert not page.get_by_role("link", name="API").is_visible()
     photo = photo_source / "discs" / "03.jpg"
-    page.get_by_label("Choose a photo, or drop one here").set_input_files(photo)
+    page.get_by_label("Choose photos").set_input_files(photo)
     [probabilities] = model.predict_proba(photo)
-    best = model.classes[probabilities.argmax()]
-    expect(page.get_by_role("status")).to_have_text(f"Most likely: {best}.")
-    expect(page.get_by_role("heading", name="Classes")).to_be_visible()
-    items = page.get_by_role("listitem")
-    expect(items).to_have_count(len(CLASSES))
     order = probabilities.argsort()[::-1]
+    best = f"{model.classes[order[0]]}, {100 * probabilities[order[0]]:.1f} %"
+    expect(page.get_by_role("status")).to_have_text(f"03.jpg: {best}")
+    assert page.locator(".result h2").all_inner_texts() == [best]
+    items = page.locator(".classes li")
+    expect(items).to_have_count(len(CLASSES))
     for place, number in enumerate(order):  # names are text, whatever they look like
         expect(items.nth(place)).to_contain_text(model.classes[number])
         expect(items.nth(place)).to_contain_text(f"{100 * probabilities[number]:.1f} %")
@@ -386,11 +396,11 @@ def test_the_page_in_use(runtime: Path, browser: Any, serve: Any, photo_source: 
     page.emulate_media(color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).color") != light
     (tmp_path / "bad.jpg").write_bytes(b"no image")
-    page.get_by_label("Choose a photo, or drop one here").set_input_files(tmp_path / "bad.jpg")
-    expect(page.get_by_role("status")).to_have_text("This is no image that the browser can read.")
-    expect(items).to_have_count(0)
+    page.get_by_label("Choose photos").set_input_files(tmp_path / "bad.jpg")
+    expect(page.get_by_role("status")).to_have_text("bad.jpg: This is no image that the browser can read.")
+    expect(page.locator(".result.unusable h2")).to_have_text("This is no image that the browser can read.")
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.id") in ("file", "camera")
+    assert page.evaluate("document.activeElement.id") in ("files", "camera-start")
     assert complaints == []
 
 
@@ -404,9 +414,9 @@ def test_the_camera(runtime: Path, browser: Any, serve: Any, tmp_path: Path) -> 
     with browser.browser_type.launch(executable_path=find_chromium(), args=[*BROWSER, *fake]) as other:
         page, complaints = open_page(other, serve(tmp_path / "site"))
         page.get_by_role("button", name="Use the camera").click()
-        page.get_by_role("button", name="Take the picture").click(timeout=20_000)
-        expect(page.get_by_role("status")).to_contain_text("Most likely:", timeout=20_000)
-        page.get_by_role("button", name="Switch the camera off").click()
+        page.get_by_role("button", name="Classify this picture").click(timeout=20_000)
+        expect(page.get_by_role("status")).to_contain_text("camera: ", timeout=20_000)
+        page.get_by_role("button", name="Camera off").click()
         expect(page.get_by_role("button", name="Use the camera")).to_be_focused()
         assert complaints == []
 

@@ -22,11 +22,12 @@ def make_evidence(
     splits: Sequence[str | None] | None = None,
     contents: Sequence[bytes] | None = None,
     source: Path = Path("photos"),
+    classes: Sequence[str] | None = None,
 ) -> Evidence:
     """Evidence about files `names` in `source`; files with the same `contents` are copies."""
     n = len(names)
     contents = contents or [name.encode() for name in names]
-    classes = tuple(sorted({label for label in labels if label is not None}))
+    classes = tuple(classes or sorted({label for label in labels if label is not None}))
     images = [
         KnownImage(path=source / name, digest=hashlib.sha256(content).digest(), label=label, split=split)
         for name, content, label, split in zip(names, contents, labels, splits or [None] * n, strict=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from evidences import make_evidence
 
-from quickstudy.reports.audit import LEAST, find_label_errors, probability_wrong
+from quickstudy.reports.audit import FIRST, LEAST, choose_surprising, find_label_errors, probability_wrong
 
 
 def noisy(n: int, classes: int, rate: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -48,11 +48,40 @@ def test_what_is_found_is_ranked_and_says_what_is_more_probable() -> None:
     probabilities[8] = (0.3, 0.699, 0.001)  # labelled c
     found = find_label_errors(make_evidence([f"{n}.jpg" for n in range(100)], labels, probabilities=probabilities))
     assert [error.image for error in found] == [7, 8]
+    assert found[0].statement == "not having seen it, the classifier takes it for 'a', 97 %"
     assert (found[0].given, found[0].suggested) == ("b", "a")
     assert found[0].probability_given == pytest.approx(0.0004)
     assert found[0].probability_suggested == pytest.approx(0.97)
     assert found[0].score > found[1].score >= LEAST
     assert found[1].suggested == "b"
+
+
+def test_one_shoe_among_hats_is_named_whatever_is_added_elsewhere() -> None:
+    """By Bayes' rule alone it is wrong with 8 % at best, and with less for each class that is added."""
+    names = ("hat", "dress", "pants", "shoe")
+    for classes in (4, 5, 12):
+        labels = [number for number in range(classes) for _ in range(25)]
+        probabilities = np.full((len(labels), classes), 0.02 / (classes - 1))
+        probabilities[np.arange(len(labels)), labels] = 0.98
+        probabilities[7] = 0.002 / (classes - 2)
+        probabilities[7, [0, 3]] = 0.037, 0.961
+        probabilities[30:37, [1, 2]] = 0.06, 0.9  # seven dresses taken for pants: these classes look alike
+        given = [names[k] if k < 4 else f"x{k}" for k in labels]
+        images = [f"{n}.jpg" for n in range(len(labels))]
+        kinds = (*names, *(f"x{k}" for k in range(4, classes)))
+        evidence = make_evidence(images, given, probabilities=probabilities, classes=kinds)
+        found = find_label_errors(evidence)
+        assert probability_wrong(probabilities, np.array(labels))[7] < LEAST
+        assert (found[0].image, found[0].suggested) == (7, "shoe"), classes
+        assert len(found) == FIRST
+
+
+def test_the_order_is_that_of_the_odds_over_how_usual_the_confusion_is() -> None:
+    probabilities = np.array([[0.9, 0.1], [0.02, 0.98], [0.2, 0.8], [0.1, 0.9]])
+    labels = np.array([0, 0, 1, 1])
+    # Row 1: 0.98/0.02 over (0.1 + 0.98)/2 + 0.01 = 49/0.55 = 89.1; row 2, likewise: 0.25/0.16 = 1.6.
+    assert choose_surprising(probabilities, labels, np.array([0, 0, 0.5, 0])) == [1, 2]
+    assert choose_surprising(probabilities, labels, np.array([0.0, 0, 0, 0])) == [1]
 
 
 def test_nothing_is_said_of_what_has_no_label_or_was_seen() -> None:

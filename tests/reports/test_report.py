@@ -21,13 +21,12 @@ from quickstudy.errors import ImageSetError, ModelError, WriteError
 from quickstudy.models.model import load
 from quickstudy.progress import silent
 from quickstudy.reports.judged import judge_images
-from quickstudy.retraining.config import Method
 from quickstudy.retraining.result import load_record
 from reported import CLASSES, Reported, make_report
 from small_backbones import add_small_backbone
 
 ONE_OR_MANY = {
-    "label-errors": ("label error", "label errors"),
+    "label-errors": ("label to look at", "labels to look at"),
     "duplicates": ("group of duplicates", "groups of duplicates"),
     "outliers": ("outlier", "outliers"),
     "quality-flaws": ("quality flaw", "quality flaws"),
@@ -206,8 +205,9 @@ def test_a_fine_tuned_model_is_judged_by_what_it_said_itself(photos: Path, tmp_p
     cache = tmp_path / "cache"
     add_small_backbone(cache)
     result = retrain(
-        photos, tmp_path / "tuned.onnx", backbone="small", cut="block_2", method=Method(epochs=2), cache=cache
+        photos, tmp_path / "tuned.onnx", backbone="small", cut="block_1", l2=300.0, epochs=12, rate=5e-3, cache=cache
     )
+    assert result.tuning[0]["kept"]["epoch"]
     judged = judge_images(result.model, None, cache, silent)
     assert judged.fine_tuned
     validation, test = judged.score("validation"), judged.score("test")

@@ -151,6 +151,20 @@ def test_a_phone_need_not_scroll_sideways(page: Any) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+def test_on_a_phone_numbers_stay_on_one_line_and_captions_whole(page: Any) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    lines = """[...document.querySelectorAll("#classes td")].map((cell) => {
+        const range = document.createRange();
+        range.selectNodeContents(cell);
+        return range.getClientRects().length;
+    })"""
+    assert set(page.evaluate(lines)) == {1}
+    cut = """[...document.querySelectorAll(".caption")]
+        .filter((one) => one.scrollHeight > one.clientHeight + 1).map((one) => one.textContent)"""
+    assert page.evaluate("document.querySelectorAll('.caption').length") > 0
+    assert page.evaluate(cut) == []
+
+
 def test_without_javascript_the_figures_are_there(browser: Any, reported: Reported) -> None:
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()

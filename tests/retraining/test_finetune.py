@@ -28,6 +28,8 @@ from quickstudy.retraining.retrain import retrain
 from small_backbones import add_small_backbone, method_of
 
 METHOD = method_of(epochs=6, rate=3e-3)
+BLUNT = 300.0
+"""A regularisation so strong that the linear head leaves something for fine-tuning to gain."""
 
 
 @pytest.fixture
@@ -53,11 +55,11 @@ def arrange(photos: Path, given: Path, **splits: range) -> Path:
 def test_from_photos_to_a_model_that_predicts_what_was_evaluated(
     small: Backbone, photos: Path, cache: Path, tmp_path: Path
 ) -> None:
-    result = run(photos, cache, tmp_path / "m.onnx")
+    result = run(photos, cache, tmp_path / "m.onnx", l2=BLUNT, method=method_of(epochs=12, rate=5e-3))
     (stage,) = result.tuning
     assert (result.cut, result.views, stage["cut"], stage["validation"]) == ("block_1", 1, "block_1", "held out")
-    assert [epoch["epoch"] for epoch in stage["epochs"]] == list(range(METHOD.epochs + 1))
-    assert stage["kept"]["right"] >= stage["start"]["right"]
+    assert [epoch["epoch"] for epoch in stage["epochs"]] == list(range(13))
+    assert stage["kept"]["right"] > stage["start"]["right"]
     assert result.test is not None
     model = load(tmp_path / "m.onnx")
     assert model.verify() < 1e-5
@@ -77,7 +79,8 @@ def test_from_photos_to_a_model_that_predicts_what_was_evaluated(
 def test_what_was_frozen_has_not_moved_and_what_follows_has(
     small: Backbone, photos: Path, cache: Path, tmp_path: Path
 ) -> None:
-    run(photos, cache, tmp_path / "m.onnx", method=method_of(epochs=12, rate=5e-3))
+    result = run(photos, cache, tmp_path / "m.onnx", l2=BLUNT, method=method_of(epochs=12, rate=5e-3))
+    assert result.tuning[0]["kept"]["epoch"] > 0
     merged, before = onnx.load(tmp_path / "m.onnx"), onnx.load(small.path)
     shape = small.at("block_1").cut_shape
     prefix = keep_until(before, "block_1", shape)
@@ -99,7 +102,7 @@ def test_the_merged_graph_gives_what_torch_gives(
         original(path, net, head, **options)
 
     monkeypatch.setattr(finetune, "write_model", spy)
-    run(photos, cache, tmp_path / "m.onnx")
+    run(photos, cache, tmp_path / "m.onnx", l2=BLUNT, method=method_of(epochs=12, rate=5e-3))
     net = seen["net"]
     pixels = np.random.Generator(np.random.PCG64(9)).integers(0, 256, (8, 32, 32, 3), np.uint8)
     expected = seen["tail"](Prefix(net, net.cut, net.cut_shape)(pixels))
@@ -136,6 +139,18 @@ def test_without_a_test_split_nothing_is_tested(small: Backbone, photos: Path, c
     result = run(given, cache, tmp_path / "m.onnx", method=method_of(epochs=1))
     assert result.test is None
     assert [unseen.by for unseen in load_record(cache, result.model).unseen][:1] == ["cross-validation"]
+
+
+def test_what_is_no_better_than_the_linear_head_is_not_kept(
+    small: Backbone, photos: Path, cache: Path, tmp_path: Path
+) -> None:
+    """The linear head has all validation images right, so fine-tuning can only be as good, and worse elsewhere."""
+    result = run(photos, cache, tmp_path / "m.onnx")
+    (stage,) = result.tuning
+    assert stage["start"]["right"] == stage["start"]["n"]
+    assert max(epoch["right"] for epoch in stage["epochs"][1:]) == stage["start"]["right"]
+    assert stage["kept"] == stage["start"]
+    assert result.test == run(photos, cache, tmp_path / "plain.onnx", cut="features", method=None).test
 
 
 def test_where_nothing_helps_the_model_is_the_linear_one_of_all_training_images(

@@ -315,8 +315,9 @@ class TestDocumentation:
         document, page = client.get("/openapi.json").json(), client.get("/docs").text
         for path in document["paths"]:
             assert path.replace("{", "{") in page
-        for text in (page, client.get("/").text, client.get("/page.js").text, client.get("/page.css").text):
-            assert "//" not in text.replace("http://127.0.0.1", "").replace("\n//", "").replace("  //", "")
+        others = [client.get(f"/{name}").text for name in ("", "page.js", "classifier.js", "page.css")]
+        for text in (page, *others):
+            assert "//" not in f"\n{text}".replace("http://127.0.0.1", "").replace("\n//", "").replace("  //", "")
 
     def test_with_a_token_it_says_so(self, trained: Path) -> None:
         app = make_app({"photos": trained / "photos.onnx"}, ServerSettings(token="0123456789abcdef"))

@@ -70,7 +70,9 @@ class TestTokens:
         assert guarded.get("/model", headers=headers).status_code == 200
         assert guarded.post("/predict", content=photo.read_bytes(), headers=headers).status_code == 200
 
-    @pytest.mark.parametrize("path", ["/", "/page.js", "/page.css", "/docs", "/openapi.json", "/healthz", "/readyz"])
+    @pytest.mark.parametrize(
+        "path", ["/", "/page.js", "/page.css", "/classifier.js", "/docs", "/openapi.json", "/healthz", "/readyz"]
+    )
     def test_what_tells_nothing_takes_none(self, guarded: TestClient, path: str) -> None:
         answer = guarded.get(path)
         assert answer.status_code == 200

@@ -80,7 +80,7 @@ def test_photos_are_classified_as_by_the_model(page: sync_api.Page, trained: Pat
 
 
 def test_shows_the_nearest_training_images_where_they_were_kept(page: sync_api.Page, photo: Path) -> None:
-    sync_api.expect(page.locator("#neighbours-note")).to_contain_text("were kept; the nearest")
+    sync_api.expect(page.locator("#note")).to_contain_text("were kept; the nearest")
     page.get_by_label("Choose photos").set_input_files(photo)
     thumbnails = page.locator(".neighbours img")
     sync_api.expect(thumbnails).to_have_count(6)
@@ -91,7 +91,7 @@ def test_shows_the_nearest_training_images_where_they_were_kept(page: sync_api.P
 def test_says_that_none_were_kept_and_serves_several_models(page: sync_api.Page, photo: Path) -> None:
     page.get_by_label("Model").select_option("other")
     sync_api.expect(page.get_by_role("heading", level=1)).to_have_text("other")
-    sync_api.expect(page.locator("#neighbours-note")).to_contain_text("were not kept")
+    sync_api.expect(page.locator("#note")).to_contain_text("were not kept")
     page.get_by_label("Choose photos").set_input_files(photo)
     page.locator(".result").wait_for()
     assert page.locator(".classes li").count() == 2
@@ -102,7 +102,7 @@ def test_a_file_that_is_no_image_says_why(page: sync_api.Page, tmp_path: Path, p
     (tmp_path / "bad.jpg").write_bytes(photo.read_bytes()[:4000])
     page.get_by_label("Choose photos").set_input_files([tmp_path / "bad.jpg", photo])
     page.locator(".result").nth(1).wait_for()
-    assert page.locator(".result h2").all_inner_texts()[1] == "truncated"
+    assert page.locator(".result h2").all_inner_texts()[1].startswith("truncated (the scan ends after ")
     assert page.locator(".result.unusable").count() == 1
 
 
@@ -156,7 +156,7 @@ def test_works_from_the_keyboard(page: sync_api.Page, photo: Path) -> None:
     for _ in range(6):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
-    assert reached[:4] == ["model", "files", "camera-start", "API"]
+    assert reached[:4] == ["model", "files", "camera-start", "documentation-link"]
     page.locator("#files").focus()
     outline = page.locator("label[for=files]").evaluate("label => getComputedStyle(label).outlineStyle")
     assert outline == "solid"  # one sees where one is

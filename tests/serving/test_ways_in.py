@@ -67,12 +67,22 @@ def test_behind_a_prefix_all_addresses_are_below_it(trained: Path, photo: Path, 
                     there = urljoin(f"http://127.0.0.1{prefix}{place}", link)
                     assert there.startswith(f"http://127.0.0.1{prefix}/")
                     assert client.get(there).status_code == 200, link
-        assert not re.search(r"[\"'`]/(?!/)", client.get(f"{prefix}/page.js").text)
+        for name in ("page.js", "classifier.js"):
+            assert not re.search(r"[\"'`]/(?!/)", client.get(f"{prefix}/{name}").text)
         assert client.get(f"{prefix}/models").status_code == 401
         allowed = {"Authorization": f"Bearer {'t' * 16}"}
         assert client.post(f"{prefix}/predict", content=photo.read_bytes(), headers=allowed).status_code == 200
         assert client.get("/model", headers=allowed).status_code == 200  # where the proxy takes the prefix off
         assert client.get(f"{prefix}/openapi.json").json()["servers"] == [{"url": prefix or "/"}]
+
+
+def test_a_prefix_without_its_slash_leads_to_the_page(trained: Path) -> None:
+    settings = ServerSettings(root_path="/photos", token="t" * 16)
+    with TestClient(make_app({"photos": trained / "photos.onnx"}, settings), base_url="http://127.0.0.1") as client:
+        answer = client.get("/photos", follow_redirects=False)
+        assert (answer.status_code, answer.headers["location"]) == (308, "/photos/")
+        assert "page.js" in client.get("/photos").text
+        assert client.get("/photosx", follow_redirects=False).status_code == 401
 
 
 @pytest.mark.parametrize("prefix", ["photos", "/photos/", "/a b", "//x"])

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from quick_processes import quick_processes
-from quickstudy.errors import ImageSetError, OptionError, SweepError
+from quickstudy.errors import BackboneError, ImageSetError, OptionError, SweepError
 from quickstudy.process import usable_cores
 from quickstudy.scratch.data import load_training_data
 from quickstudy.scratch.folder import METRICS, RunFolder
@@ -27,6 +27,7 @@ from quickstudy.sweeps.sweep import Planned, SweepResult, show, sweep
 from quickstudy.sweeps.tasks import Conditions
 from quickstudy.sweeps.workers import Went, run_locally
 
+HERE = str(Path(__file__).parent)
 FIXED = {"data": "digits", "batch": 32, "steps": 40, "widths": "24,16", "depth": 2, "evaluate_steps": 10, "rate": 0.01}
 STUDY = Study(
     name="small",
@@ -194,16 +195,22 @@ def test_retraining_can_be_varied(photos: Path, tmp_path: Path, cache: Path) -> 
         (Grid(recipe="mlp", fixed={"data": "gone"}), ImageSetError, "gone"),
         (Grid(recipe="retrain"), OptionError, "A retraining needs images; name them with --set data="),
         (Grid(recipe="retrain", fixed={"data": "gone"}), OptionError, "data is 'gone'; there is no such"),
+        (
+            Grid(recipe="retrain", fixed={"data": HERE}, axes={"cut": ("block_12", "block_99")}),
+            BackboneError,
+            "'efficientnet_lite0' cannot be cut at 'block_99'; its cuts are: stem, block_1",
+        ),
+        (Grid(recipe="retrain", fixed={"data": HERE, "backbone": "mine"}), BackboneError, "Unknown backbone 'mine'"),
         (Grid(recipe="mpl"), OptionError, "There is no recipe 'mpl'; there are: .*mlp, retrain"),
     ],
 )
 def test_nothing_is_begun_where_something_is_wrong(
-    tmp_path: Path, grid: Grid, error: type[Exception], message: str
+    tmp_path: Path, cache: Path, grid: Grid, error: type[Exception], message: str
 ) -> None:
     if grid.recipe == "mlp":
         grid = dataclasses.replace(grid, fixed={"data": "digits"} | dict(grid.fixed))
     with pytest.raises(error, match=message):
-        sweep(Study(name="wrong", grids=(grid,)), tmp_path / "sweep")
+        sweep(Study(name="wrong", grids=(grid,)), tmp_path / "sweep", cache=cache)
     assert not (tmp_path / "sweep").exists()
 
 

@@ -94,6 +94,7 @@ def import_graph(
     preprocessing: Preprocessing | None = None,
     features: str = "",
     classes: Sequence[str] | None = None,
+    own_classes: Sequence[str] | None = None,
     naming: Naming | None = None,
 ) -> Imported:
     """Make a backbone of a graph.
@@ -104,7 +105,8 @@ def import_graph(
         reference: the network itself, to compare with.
         preprocessing: what becomes of bytes before the network; left out, it is read from the graph.
         features: the tensor that is the penultimate layer; empty: it is found.
-        classes: names in the order of the outputs; left out, ImageNet's where there are 1,000.
+        classes: names in the order of the outputs; left out, `own_classes`, or ImageNet's where there are 1,000.
+        own_classes: names that the file itself has; they count where there are as many as outputs.
         naming: gives cuts names of the network's own.
 
     Raises:
@@ -119,7 +121,7 @@ def import_graph(
     differences = []
     # Most networks come out simpler for one image at a time; some, such as transformers, are then bound to one.
     for batch in (1, None) if image.batch is None else (1,):
-        draft = _draft(model, image, batch, preprocessing, features, len(classes or ()))
+        draft = _draft(model, image, batch, preprocessing, features, len(classes or own_classes or ()))
         differences.append(
             largest_difference(
                 draft.graph,
@@ -131,7 +133,7 @@ def import_graph(
             )
         )
         if differences[-1] <= TOLERANCE:
-            return _finish(draft, image, differences[-1], classes, naming)
+            return _finish(draft, image, differences[-1], (classes, own_classes), naming)
     if min(differences) == math.inf:
         raise BackboneError("The network takes one image at a time and no more; export it for any number of images")
     raise BackboneError(
@@ -226,14 +228,18 @@ def _result(ending: Ending) -> str:
 
 
 def _finish(
-    draft: _Draft, image: ImageInput, difference: float, classes: Sequence[str] | None, naming: Naming | None
+    draft: _Draft,
+    image: ImageInput,
+    difference: float,
+    classes: tuple[Sequence[str] | None, Sequence[str] | None],
+    naming: Naming | None,
 ) -> Imported:
     graph = with_outputs(draft.graph, [_result(draft.ending)])
     ends = block_ends(graph, FEATURES)
     names = naming(graph, [tensor for tensor, _ in ends]) if naming else readable_names(ends)
     rename(graph.graph, names)
     shapes, source = shapes_of(graph), names.get(draft.ending.features, draft.ending.features)
-    labels, labels_from = _labels(classes, shapes[PROBABILITIES][0] if draft.ending.scores else 0)
+    labels, labels_from = _labels(*classes, shapes[PROBABILITIES][0] if draft.ending.scores else 0)
     return Imported(
         graph=graph,
         input_spec=InputSpec(size=image.size),
@@ -249,7 +255,7 @@ def _finish(
     )
 
 
-def _labels(given: Sequence[str] | None, count: int) -> tuple[tuple[str, ...], str]:
+def _labels(given: Sequence[str] | None, own: Sequence[str] | None, count: int) -> tuple[tuple[str, ...], str]:
     """Choose names for a network's outputs, and say where they are from."""
     if given is not None and len(given) != count:
         outputs = f"{count} classes" if count else "features and no classes"
@@ -258,6 +264,8 @@ def _labels(given: Sequence[str] | None, count: int) -> tuple[tuple[str, ...], s
         return (), "none: it gives features"
     if given is not None:
         return tuple(given), f"{count:,}, with the names given"
+    if own is not None and len(own) == count:
+        return tuple(own), f"{count:,}, with the names in the file"
     if count == len(imagenet_classes()):
         return imagenet_classes(), "ImageNet's 1,000, in their usual order"
     return tuple(f"class_{number}" for number in range(count)), f"{count:,}, without names: class_0 and so on"

@@ -18,7 +18,7 @@ from quickstudy.backbones.cleaning import find_image_input
 from quickstudy.backbones.graph_import import Imported, import_graph
 from quickstudy.backbones.preprocessing import Preprocessing
 from quickstudy.backbones.runtime import open_session
-from quickstudy.backbones.untrusted import read_onnx
+from quickstudy.backbones.untrusted import own_class_names, read_onnx
 from quickstudy.errors import BackboneError
 
 
@@ -41,7 +41,8 @@ class BackboneSource:
     features: str = ""
     """Name of the tensor in a file that is the penultimate layer; empty where it is to be found."""
     classes: Sequence[str] | None = None
-    """Names of the classes in the order of the outputs; None for ImageNet's where there are 1,000."""
+    """Names of the classes in the order of the outputs; None for those that a model of quickstudy carries, or
+    ImageNet's where there are 1,000."""
 
 
 def add_from(source: BackboneSource, cache: Path, *, name: str | None = None) -> tuple[Backbone, Imported]:
@@ -119,13 +120,16 @@ def import_onnx(
         layout: `NCHW` or `NHWC`, where the file leaves it open.
         preprocessing: what becomes of bytes before the network; left out, it is read from the graph if it stands there.
         features: the tensor that is the penultimate layer; left out, it is found.
-        classes: names in the order of the outputs; left out, ImageNet's where there are 1,000.
+        classes: names in the order of the outputs; left out, those that a model of quickstudy carries, or ImageNet's
+            where there are 1,000.
 
     Raises:
         BackboneError: the file is none, or is damaged, or does not say enough, or the backbone differs from it.
         UnsafeFileError: it is too large, or asks for files outside its folder or operators of libraries.
     """
     model = read_onnx(path)
+    own = own_class_names(model)
+    del model.metadata_props[:]
     image = find_image_input(model, size=size, layout=layout)
     session = open_session(model.SerializeToString())
     output = model.graph.output[0].name
@@ -136,7 +140,13 @@ def import_onnx(
         return np.concatenate([session.run([output], {image.name: one[None]})[0] for one in given])
 
     imported = import_graph(
-        model, image, reference=run, preprocessing=preprocessing, features=features, classes=classes
+        model,
+        image,
+        reference=run,
+        preprocessing=preprocessing,
+        features=features,
+        classes=classes,
+        own_classes=own,
     )
     return replace(imported, name=re.sub(r"[^a-z0-9]+", "_", path.stem.lower()).strip("_"), origin=path.name)
 

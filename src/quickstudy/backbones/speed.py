@@ -23,6 +23,8 @@ from quickstudy.process import usable_cores
 
 SECONDS = 1.0
 """Seconds that a measurement takes."""
+LEAST_SHARE = 0.9
+"""Share of the cores' time that a measurement must have had to be remembered; less, and other programs were running."""
 
 
 def measure_speed(backbone: Backbone, *, seconds: float = SECONDS, engine: Engine = ONNX_RUNTIME) -> float:
@@ -31,7 +33,8 @@ def measure_speed(backbone: Backbone, *, seconds: float = SECONDS, engine: Engin
     Args:
         backbone: what to measure.
         seconds: for how long.
-        engine: what runs it; what ONNX Runtime does is remembered for `known_speed`.
+        engine: what runs it; what ONNX Runtime does is remembered for `known_speed`, unless other programs had more
+            than a tenth of the cores meanwhile: such a speed is true of that moment only.
 
     Raises:
         BackboneError: the engine cannot load it.
@@ -48,12 +51,14 @@ def measure_speed(backbone: Backbone, *, seconds: float = SECONDS, engine: Engin
         return count
 
     prefix(pixels)  # the first one is slower
-    began = time.perf_counter()
+    began, computed = time.perf_counter(), time.process_time()
     with ThreadPoolExecutor(threads) as pool:
         count = sum(pool.map(run_for_a_while, range(threads)))
-    speed = count / (time.perf_counter() - began)
+    elapsed = time.perf_counter() - began
+    share = (time.process_time() - computed) / (elapsed * threads)
+    speed = count / elapsed
     prefix.close()
-    if engine is ONNX_RUNTIME:
+    if engine is ONNX_RUNTIME and share >= LEAST_SHARE:
         _remember(backbone, speed)
     return speed
 

@@ -7,6 +7,7 @@ operators are ONNX's own.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -18,12 +19,16 @@ from quickstudy.errors import BackboneError, UnsafeFileError
 
 MOST_BYTES = 2 << 30
 """The largest size of a file and the weights beside it together, in bytes; protocol buffers hold no more."""
+CLASSES_KEY = "quickstudy.classes"
+"""Name of the property in which a model of quickstudy has the names of its classes, as JSON."""
 _OLDEST_OPSET = 7  # the oldest that ONNX Runtime promises to run
 _ENDLESS = ("Loop", "Scan")
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
     """Read an ONNX file with everything that belongs to it; what comes back refers to no other file.
+
+    Its metadata are left in it, unread.
 
     Raises:
         BackboneError: there is no such file, it is no ONNX file or damaged, or its operators cannot be used.
@@ -39,7 +44,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         raise BackboneError(f"Cannot read '{path}': {error.strerror}") from None
     check_operators(model, path)
     _embed_external_data(model, path)
-    del model.training_info[:], model.metadata_props[:]
+    del model.training_info[:]
     try:
         onnx.checker.check_model(model)
     except Exception as error:  # onnx raises its own, unexported kinds
@@ -70,6 +75,22 @@ def parse_onnx(data: bytes, path: Path) -> onnx.ModelProto:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message; libraries append pages to it."""
     return str(error).strip().partition("\n")[0]
+
+
+def own_class_names(model: onnx.ModelProto) -> tuple[str, ...] | None:
+    """Read the names of classes that a model of quickstudy carries; None where there are none that could be names.
+
+    They are data from a file that need not be trusted: texts, each once, and no more is made of them.
+    """
+    for entry in model.metadata_props:
+        if entry.key == CLASSES_KEY:
+            try:
+                names = json.loads(entry.value)
+            except (ValueError, RecursionError):
+                return None
+            texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+            return tuple(names) if texts and len(set(names)) == len(names) else None
+    return None
 
 
 def foreign_operators(graph: onnx.GraphProto) -> list[str]:

@@ -110,12 +110,8 @@ def _print_audit(audit: Audit, images: Path, limit: int) -> None:
         [group(found) for found in audit.duplicates],
     )
     section(
-        f"{count(len(audit.label_errors), 'label')} to look at, most probably wrong first",
-        [
-            f"{100 * e.score:3.0f} %  {name(e.image)}: '{e.given}' {100 * e.probability_given:.1f} %, "
-            f"rather '{e.suggested}' {100 * e.probability_suggested:.1f} %"
-            for e in audit.label_errors
-        ],
+        f"{count(len(audit.label_errors), 'label')} to look at, most surprising first",
+        [f"{name(e.image)} is labelled '{e.given}'; {e.statement}" for e in audit.label_errors],
     )
     section(
         f"{count(len(audit.outliers), 'image')} unlike all others, farthest first (robust standard deviations)",

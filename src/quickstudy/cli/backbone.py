@@ -54,7 +54,10 @@ def add(
     features: Annotated[str | None, typer.Option(help="The penultimate layer's tensor [default: found].")] = None,
     classes: Annotated[
         Path | None,
-        typer.Option(help="Text file with a class name a line [default: ImageNet's where there are 1,000]."),
+        typer.Option(
+            help="Text file with a class name a line [default: the names in a model of quickstudy; ImageNet's where "
+            "there are 1,000]."
+        ),
     ] = None,
     cache: Cache = None,
     as_json: Json = False,
@@ -83,7 +86,10 @@ def add(
 
 @app.command("list", epilog="Example: quickstudy backbone list --json")
 def list_backbones(cache: Cache = None, as_json: Json = False) -> None:
-    """List the backbones; what has not been measured on this machine yet is measured, a second each."""
+    """List the backbones; what has not been measured on this machine yet is measured, a second each.
+
+    A speed measured beside other busy programs is measured anew next time. Exits with 2 where no backbone can be had.
+    """
     from quickstudy.backbones.backbone import backbone_names
     from quickstudy.files import cache_folder
 
@@ -228,8 +234,12 @@ def _print_added(added: Backbone, imported: Imported) -> None:
 
 
 def _print_table(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
+    """Print what is known of each backbone; exits with 2 where that is nothing but errors."""
+    failed = all("error" in row for row in rows)
     if as_json:
         print_json(list(rows))
+        if failed:
+            raise typer.Exit(2)
         return
     table = [
         (
@@ -244,10 +254,14 @@ def _print_table(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
         for row in rows
         if "error" not in row
     ]
-    _print_rows(("name", "images/s", "megabytes", "pixels", "features", "ImageNet", "from"), table, left=1, right=6)
+    if table:
+        head = ("name", "images/s", "megabytes", "pixels", "features", "ImageNet", "from")
+        _print_rows(head, table, left=1, right=6)
     for row in rows:
         if "error" in row:
-            print(f"{row['name']}: {row['error']}")
+            print(f"{row['name']}: {row['error']}", file=sys.stderr if failed else sys.stdout)
+    if failed:
+        raise typer.Exit(2)
 
 
 def _print_rows(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int, right: int | None = None) -> None:

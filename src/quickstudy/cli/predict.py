@@ -63,16 +63,18 @@ def command(
 
 def _load(model: str, cache: Path | None) -> tuple[Model, int]:
     """Load the classifier; gives it, and how many classes to print unless told."""
+    from quickstudy.errors import ModelError
     from quickstudy.models.model import from_backbone, load
 
     if Path(model).is_dir():
+        if not (Path(model) / "config.json").is_file():  # known without PyTorch
+            raise ModelError(f"'{model}' is a folder, but no run of a training; expected a model, such as photos.onnx")
         require("torch", extra="train")
         from quickstudy.scratch.export import export
 
         return load(export(model)), 1
     if not Path(model).exists() and Path(model).suffix != ".onnx":
         from quickstudy.backbones.backbone import backbone_names, load_backbone
-        from quickstudy.errors import ModelError
         from quickstudy.files import cache_folder
 
         names = backbone_names(cache_folder(cache))

@@ -148,6 +148,10 @@ def _print_previous(previous: Previous) -> None:
         )
 
 
+_CHANCE = 6
+"""Number of images more that are right below which it may be chance: 2 · 2⁻⁶ is less than 5 %, and 2 · 2⁻⁵ is not."""
+
+
 def _print_tuning(result: RetrainResult, seconds: float) -> None:
     from quickstudy.cli.display import count, format_score
     from quickstudy.learning.scores import Score
@@ -161,13 +165,20 @@ def _print_tuning(result: RetrainResult, seconds: float) -> None:
             accuracy = f"{100 * epoch['accuracy']:.1f} %"
             kept = "  kept" if epoch["epoch"] == stage["kept"]["epoch"] else ""
             print(f"  {epoch['epoch']:>5}  {loss:>13}  {share:>15}  {epoch['log_loss']:>19.3f}  {accuracy:>19}{kept}")
-        if not stage["kept"]["epoch"]:
-            print("  Nothing was better on the validation images than the linear head, which is what the model has.")
     first, last = result.tuning[0]["start"], max((stage["kept"] for stage in result.tuning), key=_rank)
     print()
     for name, found in (("linear head", first), ("fine-tuned", last)):
         score = Score(right=found["right"], n=found["n"])
         print(f"Validation, {name:<13} {format_score(score)}")
+    gain = last["right"] - first["right"]
+    if not gain:
+        print(
+            "Fine-tuning was no better than the linear head on the validation images: the model is the linear head, "
+            "fitted to them, too"
+        )
+    elif gain < _CHANCE:
+        images = count(gain, "validation image")
+        print(f"Better on {images}, which may be chance; without --cut the linear head is kept")
     if result.plan:
         print(
             f"Planned: cut '{result.plan['cut']}', {count(result.plan['views'], 'view')}, "

@@ -34,7 +34,9 @@ _RUNTIME_FILES: Mapping[str, str] = {
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
 """SHA-256 of the files that are used, in the package's `dist` folder."""
-_PAGE_FILES = ("index.html", "style.css", "app.js", "decoding.js", "jpeg.js", "pixels.js")
+PAGE = resources.files("quickstudy.models").joinpath("site")
+"""Folder of the page, which `quickstudy serve` has as well; only its `classifier.js` is the site's own."""
+_PAGE_FILES = ("index.html", "page.css", "page.js", "classifier.js", "decoding.js", "jpeg.js", "pixels.js")
 _MOST_ARCHIVE_BYTES = 200 << 20
 _NPM_SECONDS = 300
 
@@ -84,11 +86,12 @@ def write_site(model: Path, folder: Path, *, runtime: Path | None = None, cache:
         raise ModelError(f"Cannot read '{model}': {error.strerror}") from None
     loaded = load_bytes(data, model)
     difference = loaded.verify()
-    page = resources.files("quickstudy.models").joinpath("site")
     description = {"title": model.stem, "classes": loaded.classes, **loaded.input.to_dict()}
+    if test := (loaded.metadata.get("training") or {}).get("test"):
+        description["test"] = test
     files = {
         "model.json": json.dumps(description, ensure_ascii=False, indent=1).encode(),  # by which a site is recognised
-        **{name: page.joinpath(name).read_bytes() for name in _PAGE_FILES},
+        **{name: PAGE.joinpath(name).read_bytes() for name in _PAGE_FILES},
         **_runtime_files(runtime, cache_folder(cache)),
         "model.onnx": data,
     }

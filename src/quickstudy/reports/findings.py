@@ -36,7 +36,7 @@ class DuplicateGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelError:
-    """An image whose label is probably wrong."""
+    """An image whose label may be wrong."""
 
     image: int
     given: str
@@ -46,7 +46,13 @@ class LabelError:
     probability_suggested: float
     """Probability of the suggested label, 0 to 1, by the same classifier."""
     score: float
-    """Probability that the label is wrong, 0 to 1."""
+    """Probability that the label is wrong, 0 to 1, by the rate of wrong labels in the whole set."""
+
+    @property
+    def statement(self) -> str:
+        """What to say to people: what a classifier that has not seen the image takes it for, and how surely."""
+        probability = f"{100 * self.probability_suggested:.0f} %"
+        return f"not having seen it, the classifier takes it for '{self.suggested}', {probability}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +128,7 @@ class Audit:
     duplicates: tuple[DuplicateGroup, ...]
     """Groups of images that are one picture, leaking and conflicting ones first."""
     label_errors: tuple[LabelError, ...]
-    """Images whose label is probably wrong, most probable first."""
+    """Images whose label may be wrong, most surprising first."""
     outliers: tuple[Outlier, ...]
     """Images unlike all others, farthest first."""
     quality: tuple[QualityFlaw, ...]

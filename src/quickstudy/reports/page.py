@@ -122,7 +122,7 @@ def _shown(contents: Contents) -> dict[str, Any]:
         "curve": _curve(contents.curve),
         "calibration": _calibration(judged, by) if by else None,
         "counts": [
-            ("label-errors", "label error", "label errors", len(audit.label_errors)),
+            ("label-errors", "label to look at", "labels to look at", len(audit.label_errors)),
             ("duplicates", "group of duplicates", "groups of duplicates", len(audit.duplicates)),
             ("outliers", "outlier", "outliers", len(audit.outliers)),
             ("quality-flaws", "quality flaw", "quality flaws", len(audit.quality)),
@@ -318,8 +318,7 @@ def _script_data(contents: Contents) -> dict[str, Any]:
         },
         "mistakes": _confident_mistakes(judged),
         "labelErrors": [
-            [e.image, e.given, e.suggested, round(e.probability_given, 3), round(e.probability_suggested, 3)]
-            for e in audit.label_errors[:_MOST_SHOWN]
+            [e.image, e.given, e.suggested, round(e.probability_suggested, 3)] for e in audit.label_errors[:_MOST_SHOWN]
         ],
         "duplicates": [_group(group) for group in audit.duplicates[:_MOST_SHOWN]],
         "outliers": [[o.image, round(o.score, 1)] for o in audit.outliers[:_MOST_SHOWN]],

@@ -89,11 +89,7 @@ def make_plan(evidence: Evidence, gallery: Gallery, audit: Audit) -> tuple[Step,
         add(flaw.image, action, f"{flaw.kind}: {flaw.value:.3g}, limit {flaw.limit:g}")
     for error in audit.label_errors:
         clear = error.score >= _CLEAR and error.probability_suggested >= _CLEAR
-        reason = (
-            f"label wrong with {100 * error.score:.0f} %: '{error.given}' {100 * error.probability_given:.1f} %, "
-            f"'{error.suggested}' {100 * error.probability_suggested:.1f} %"
-        )
-        add(error.image, "relabel" if clear else "keep", reason, error.suggested)
+        add(error.image, "relabel" if clear else "keep", error.statement, error.suggested)
     for outlier in audit.outliers:
         add(outlier.image, "keep", f"unlike all others: {outlier.score:.1f} robust standard deviations")
     for suggestion in audit.suggestions:

@@ -233,6 +233,8 @@ def _stage(
     finally:
         progress.finish()
     shutil.rmtree(place, ignore_errors=True)
+    if result.kept.right <= result.start.right:
+        result = replace(result, kept=result.start)  # no better than where it began, so there it stays
     logits: Floats = suffix_logits(network, compared).numpy()
     temperature = fit_temperature(logits, compared.labels)
     validated = [Unseen(by="validation", digests=compared.digests, logits=logits / np.float32(temperature))]

@@ -30,7 +30,8 @@ from starlette.types import ASGIApp
 
 from quickstudy.errors import UnusableImageError
 from quickstudy.models.neighbours import Neighbour
-from quickstudy.serving.documentation import PAGE, documentation_page, openapi
+from quickstudy.models.web import PAGE
+from quickstudy.serving.documentation import documentation_page, openapi
 from quickstudy.serving.limits import (
     Bodies,
     Guard,
@@ -45,6 +46,8 @@ from quickstudy.serving.metrics import CONTENT_TYPE, Metrics
 from quickstudy.serving.registry import OverloadedError, Pool, Registry, Served, Version
 
 MOST_NEIGHBOURS = 20
+CLASSIFIER = Path(__file__).parent / "page" / "classifier.js"
+"""What the page, the same as that of a static site, asks here: the API."""
 _RETRY_SECONDS = 1
 # With curl, both -d and --data-binary send this type; only the first damages the file.
 _HINTS = {
@@ -70,9 +73,10 @@ def make_app(models: Mapping[str, Path], settings: ServerSettings) -> ASGIApp:
         Route("/metrics", service.metrics_text),
         Route("/openapi.json", _constant(json.dumps(openapi(settings), indent=1), "application/json")),
         Route("/docs", _constant(documentation_page(settings), "text/html")),
-        Route("/", _constant((PAGE / "index.html").read_text("utf-8"), "text/html")),
-        Route("/page.js", _constant((PAGE / "page.js").read_text("utf-8"), "text/javascript")),
-        Route("/page.css", _constant((PAGE / "page.css").read_text("utf-8"), "text/css")),
+        Route("/", _constant(PAGE.joinpath("index.html").read_text("utf-8"), "text/html")),
+        Route("/page.js", _constant(PAGE.joinpath("page.js").read_text("utf-8"), "text/javascript")),
+        Route("/page.css", _constant(PAGE.joinpath("page.css").read_text("utf-8"), "text/css")),
+        Route("/classifier.js", _constant(CLASSIFIER.read_text("utf-8"), "text/javascript")),
     ]
     handlers = {
         Exception: _on_unexpected,

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import html
 import json
-from pathlib import Path
 from typing import Any
 
 from quickstudy.serving.limits import ServerSettings
 from quickstudy.version import VERSION
-
-PAGE = Path(__file__).parent / "page"
-"""Folder of the page's files."""
 
 
 def openapi(settings: ServerSettings) -> dict[str, Any]:

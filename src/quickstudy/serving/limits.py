@@ -35,7 +35,9 @@ from quickstudy.serving.metrics import Metrics
 from quickstudy.serving.registry import OverloadedError
 
 # Paths that are answered without a token: nothing here tells anything about models or images.
-OPEN_PATHS = frozenset({"/", "/page.js", "/page.css", "/docs", "/openapi.json", "/healthz", "/readyz"})
+OPEN_PATHS = frozenset(
+    {"/", "/page.js", "/page.css", "/classifier.js", "/docs", "/openapi.json", "/healthz", "/readyz"}
+)
 _KNOWN_PATHS = OPEN_PATHS | {"/predict", "/model", "/models", "/metrics"}
 
 _POLICY = (
@@ -71,7 +73,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         scope = self._below_root(scope)
-        path = _template_of(scope["path"])
+        path = scope["path"] if scope["path"] == self._root else _template_of(scope["path"])
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -79,6 +81,11 @@ class Guard:
                 self._metrics.requests.labels(path, message["status"]).inc()
             await send(message)
 
+        if self._root and path == self._root:  # relative addresses need the slash at the end
+            place = [(b"location", f"{self._root}/".encode()), (b"content-length", b"0")]
+            await send_with_headers({"type": "http.response.start", "status": 308, "headers": place})
+            await send({"type": "http.response.body", "body": b""})
+            return
         refusal = self._refusal(Headers(scope=scope), scope["path"])
         if refusal is None:
             await self._app(scope, receive, send_with_headers)

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 
 import torch
 
+from quickstudy.backbones.backbone import load_backbone
 from quickstudy.backbones.engines import engine_for
 from quickstudy.errors import OptionError
-from quickstudy.files import write_json_atomically
+from quickstudy.files import cache_folder, write_json_atomically
 from quickstudy.options import options_of, with_options
 from quickstudy.retraining.config import RetrainConfig
 from quickstudy.retraining.retrain import retrain
@@ -174,7 +175,7 @@ class Retraining:
         }
 
     def check(self, conditions: Conditions) -> None:
-        """Raise an OptionError where a value cannot be used."""
+        """Raise a QuickstudyError where a value cannot be used, the backbone cannot be had or has no such cut."""
         if not self.data:
             raise OptionError("A retraining needs images; name them with --set data=photos/")
         if not Path(self.data).exists():
@@ -185,6 +186,7 @@ class Retraining:
                 f"with --set engine={conditions.device}"
             )
         engine_for(self.config.engine)
+        load_backbone(self.config.backbone, cache_folder(conditions.cache)).at(self.config.cut)
 
     def work(self, conditions: Conditions) -> float:
         """Estimate the work as the number of passes through the backbone for each image."""

@@ -100,7 +100,7 @@
   const probable = (image) => (images.top[image].length ? percent(images.top[image][0][1]) : "");
   const mistakes = data.mistakes.map((image) => ({ image, caption: caption(images.label[image], classes[images.predicted[image]], probable(image)) }));
   list("mistakes-images", () => mistakes, () => 0);
-  const errors = data.labelErrors.map(([image, given, suggested, before, after]) => ({ image, caption: caption(given, suggested, `${percent(before)} → ${percent(after)}`) }));
+  const errors = data.labelErrors.map(([image, given, suggested, probability]) => ({ image, caption: caption(given, suggested, percent(probability)) }));
   list("label-errors-images", () => errors, () => data.totals.labelErrors);
   const outliers = data.outliers.map(([image, score]) => ({ image, caption: caption(images.label[image], null, String(score)) }));
   list("outliers-images", () => outliers, () => data.totals.outliers);

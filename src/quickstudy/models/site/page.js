@@ -1,37 +1,29 @@
-"use strict";
-// The page: photos from files, the clipboard or the camera go to /predict one by one, and what comes back is shown.
+// The page: photos from files, the clipboard or the camera are classified one by one, and what comes back is shown.
+// It has two homes, a server (`quickstudy serve`) and a static site (`quickstudy export --web`); what differs, the model
+// behind it, is in each one's classifier.js.
+
+import * as home from "./classifier.js";
 
 const at = (id) => document.getElementById(id);
-const NEIGHBOURS = 6;
 const SHOWN_CLASSES = 8;
 const MOST_RESULTS = 100;
 
 let models = [];
-let token = sessionStorage.getItem("token") || "";
 let stream = null;
 
-async function ask(path, options = {}) {
-  const headers = token ? { Authorization: `Bearer ${token}` } : {};
-  const response = await fetch(path, { ...options, headers: { ...headers, ...options.headers }, cache: "no-store" });
-  if (response.status === 401) {
-    at("token-form").hidden = false;
-    at("token").focus();
-    throw new Error("this server takes a token");
-  }
-  return response;
-}
-
-// What is served, for the title, the choice of models and the note about thumbnails.
+// What there is, for the title, the choice of models and the note about photos.
 async function introduce() {
-  const response = await ask("models");
-  models = (await response.json()).models;
+  models = await home.models();
   at("token-form").hidden = true;
   const choice = at("model");
   const before = choice.value;
   choice.replaceChildren(...models.map((model) => new Option(model.name, model.name)));
   if (models.some((model) => model.name === before)) choice.value = before;
   at("model-choice").hidden = models.length < 2;
+  at("documentation").hidden = !home.documentation;
+  at("documentation-link").href = home.documentation || "";
   describe();
+  say("Ready.");
 }
 
 function describe() {
@@ -43,9 +35,7 @@ function describe() {
   const names = model.classes.length > 12 ? `${model.classes.slice(0, 12).join(", ")} and ${model.classes.length - 12} more`
     : model.classes.join(", ");
   at("about").textContent = `Tells ${model.classes.length} classes apart: ${names}.${accuracy}`;
-  at("neighbours-note").textContent = model.neighbours
-    ? "Thumbnails of the training images were kept; the nearest are shown."
-    : "Thumbnails of the training images were not kept, so none are shown.";
+  at("note").textContent = home.note(model);
 }
 
 const chosen = () => models.find((model) => model.name === at("model").value) || models[0];
@@ -56,11 +46,7 @@ async function classify(photos) {
     if (!models.length) await introduce();
     const model = chosen();
     say(`Looking at ${photo.name}…`);
-    const query = model.neighbours ? `?neighbours=${NEIGHBOURS}` : "";
-    const path = `models/${encodeURIComponent(model.name)}/predict${query}`;
-    const response = await ask(path, { method: "POST", body: photo, headers: { "Content-Type": "application/octet-stream" } });
-    const answer = await response.json();
-    const prediction = answer.predictions ? answer.predictions[0] : { error: answer.error };
+    const prediction = await home.classify(photo, model);
     show(photo, prediction);
     say(prediction.error ? `${photo.name}: ${prediction.error}`
       : `${photo.name}: ${prediction.label}, ${percent(prediction.probability)}`);
@@ -109,7 +95,15 @@ function neighbour({ label, similarity, thumbnail }) {
 }
 
 const say = (text) => { at("status").textContent = text; };
-const trouble = (error) => say(`That did not work: ${error.message}`);
+
+function trouble(error) {
+  if (error.name === "TokenError") {
+    at("token-form").hidden = false;
+    at("token").focus();
+  }
+  say(`That did not work: ${error.message}`);
+}
+
 const images = (list) => [...list].filter((file) => file.type === "" || file.type.startsWith("image/"));
 
 async function startCamera() {
@@ -165,8 +159,7 @@ at("camera-stop").addEventListener("click", stopCamera);
 at("model").addEventListener("change", describe);
 at("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  token = at("token").value.trim();
-  sessionStorage.setItem("token", token);
-  introduce().then(() => say("")).catch(trouble);
+  home.takeToken(at("token").value.trim());
+  introduce().catch(trouble);
 });
 introduce().catch(trouble);

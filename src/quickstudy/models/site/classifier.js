@@ -1,0 +1,42 @@
+// What the page asks in a static site: the model, in this browser. Its other home, the server, has another classifier.js.
+
+import * as ort from "./ort.wasm.min.mjs";
+import { decode } from "./decoding.js";
+import { toInput } from "./pixels.js";
+
+async function open() {
+  const spec = await (await fetch("model.json")).json();
+  const model = await (await fetch("model.onnx")).arrayBuffer();
+  const session = await ort.InferenceSession.create(new Uint8Array(model));
+  /** Probabilities of a photo (Blob), or of anything that can be drawn, in the order of the classes. */
+  async function classify(source) {
+    const pixels = toInput(await decode(source, spec), spec);
+    const image = new ort.Tensor("uint8", pixels, [1, spec.size, spec.size, 3]);
+    const { probabilities } = await session.run({ image });
+    return spec.classes.map((name, number) => ({ name, probability: probabilities.data[number] }));
+  }
+  return { spec, classify };
+}
+
+const opened = open();
+window.quickstudy = { classify: async (source) => (await opened).classify(source) };
+
+/** The models that there are, as the server's GET /models describes them; here it is one. */
+export async function models() {
+  const { spec } = await opened;
+  return [{ name: spec.title, classes: spec.classes, test: spec.test }];
+}
+
+/** What there is to say about a photo (a File), in the form of the server's answers. */
+export async function classify(photo) {
+  try {
+    const classes = (await window.quickstudy.classify(photo)).map(({ name, probability }) => ({ label: name, probability }));
+    classes.sort((a, b) => b.probability - a.probability);
+    return { ...classes[0], classes };
+  } catch (error) {
+    return { error: error.message };
+  }
+}
+
+/** Where the photos go. */
+export const note = () => "Photos are classified in this browser. They are not sent anywhere.";

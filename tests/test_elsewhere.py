@@ -1,0 +1,66 @@
+"""What only POSIX or Linux has is not needed: the core runs without it, in a process that has lost all of that.
+
+It stands in for Windows and macOS, where these tests have not been run: names of `os` that they lack are taken away,
+as far as the libraries below can do without, and modules of POSIX cannot be imported. Processes are spawned.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from quickstudy.models.model import load
+from quickstudy.sweeps import workers
+
+WITHOUT = """
+import multiprocessing
+import os
+import sys
+
+for name in ("sched_getaffinity", "setsid", "sync", "fork", "forkpty", "killpg", "getpgid", "statvfs", "chown",
+             "mkfifo", "posix_spawn", "fchmod", "nice", "O_NOFOLLOW", "O_DIRECTORY"):
+    if hasattr(os, name):
+        delattr(os, name)
+for name in ("fcntl", "resource", "pwd", "grp", "termios", "syslog"):
+    sys.modules[name] = None
+multiprocessing.set_start_method("spawn")
+sys.argv = ["quickstudy", *sys.argv[1:]]
+from quickstudy.cli.main import run
+run()
+"""
+
+
+def run_without(folder: Path, *words: str) -> str:
+    """Run a command of quickstudy in such a process; gives what it printed."""
+    environment = {**os.environ, "QUICKSTUDY_CACHE": str(folder / "cache")}
+    command = [sys.executable, "-c", WITHOUT, *words]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_core_needs_nothing_that_only_linux_has(photos: Path, tmp_path: Path) -> None:
+    run_without(tmp_path, "retrain", "photos")
+    [first, *_] = json.loads(run_without(tmp_path, "predict", "photos.onnx", "photos/discs", "--json"))
+    assert first["predictions"][0]["label"] == "discs"
+    assert json.loads(run_without(tmp_path, "audit", "photos", "--json"))["images"] == 36
+
+
+def test_where_processes_cannot_be_forked_they_are_spawned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    assert workers.start_method().get_start_method() == "spawn"
+    workers.warm_up()
+
+
+def test_lines_that_end_as_windows_ends_them(photos: Path, tmp_path: Path) -> None:
+    names = [f"{path.parent.name}/{path.name}" for path in sorted(photos.rglob("*.jpg"))]
+    rows = ["image,label", *(f"photos/{name},{name.partition('/')[0]}" for name in names)]
+    (tmp_path / "labels.csv").write_bytes("".join(f"{row}\r\n" for row in rows).encode("utf-8-sig"))
+    run_without(tmp_path, "retrain", "labels.csv")
+    assert load(tmp_path / "labels.onnx").classes == ("checks", "discs", "stripes")
