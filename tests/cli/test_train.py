@@ -335,7 +335,7 @@ def test_export_and_predict(here: Path, run: Run) -> None:
     assert [len(row["predictions"]) for row in rows] == [10] * 6
     assert {p["label"] for p in rows[0]["predictions"]} == set(digits.classes)
     text = run("predict", "runs/cifar10-classic", "0.png", "missing.png")
-    assert text.code == 0
+    assert text.code == 3
     assert rows[0]["predictions"][0]["label"] in text.out
     assert "missing.png" in text.err
 
@@ -348,7 +348,7 @@ def test_export_and_predict_wrongly(here: Path, run: Run) -> None:
         (("export", "empty"), "'empty' is no run"),
         (("export", "nowhere"), "'nowhere' is no run"),
         (("export", "new"), "'new' has no checkpoint that is whole"),
-        (("predict", "empty", "x.png"), "'empty' is no run"),
+        (("predict", "empty", "x.png"), "'empty' is a folder, but no run of a training; expected a model"),
         (("evaluate", "new"), "'new' has no checkpoint yet; wait for one with --watch"),
         (("export", "runs/cifar10-classic", "-o", "empty"), "empty"),
     ):

@@ -86,7 +86,9 @@ def test_the_bits_are_in_the_key_and_read_back() -> None:
     assert "bits" not in plain.to_dict()
     assert twelve.to_dict() == {**plain.to_dict(), "bits": 12}
     assert InputSpec.from_dict(twelve.to_dict()) == twelve
-    assert InputSpec.from_dict({"size": plain.size, "crop": plain.crop, "resize": "reduce-bilinear-1"}) == plain  # a model from before colours were managed
+    assert (
+        InputSpec.from_dict({"size": plain.size, "crop": plain.crop, "resize": "reduce-bilinear-1"}) == plain
+    )  # a model from before colours were managed
     with pytest.raises(ValueError, match="bits is 7; expected 8 to 16"):
         InputSpec(size=224, bits=7)
 

@@ -213,7 +213,7 @@ def test_retrain_keeps_what_the_written_model_gives(photo_source: Path, tmp_path
     options: dict[str, Any] = {"cache": cache}
     if tuned:
         add_small_backbone(cache)
-        options |= {"backbone": "small", "cut": "block_1", "method": method_of(epochs=12, rate=5e-3)}
+        options |= {"backbone": "small", "cut": "block_1", "l2": 300.0, "method": method_of(epochs=12, rate=5e-3)}
     else:
         quickstudy.retrain(photo_source, path, **options)
         assert list(tmp_path.glob("*.arrow")) == []  # only when asked for

@@ -115,8 +115,8 @@ def fit_head(
 ) -> Head:
     """Fit the head to its optimum.
 
-    Where there are many features and rows, the weights are those of the directions in which the rows vary most: 768, or a
-    sixth of the features.
+    Where there are many features and rows, the weights are those of the directions in which the rows vary most: 768, or
+    a sixth of the features.
 
     Args:
         bottlenecks: n×d, one row an image and view.

@@ -186,7 +186,7 @@ class Retraining:
                 f"with --set engine={conditions.device}"
             )
         engine_for(self.config.engine)
-        load_backbone(self.config.backbone, cache_folder(conditions.cache)).at(self.config.cut)
+        load_backbone(self.config.network, cache_folder(conditions.cache)).at(self.config.cut)
 
     def work(self, conditions: Conditions) -> float:
         """Estimate the work as the number of passes through the backbone for each image."""
