@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from small_backbones import add_small_backbone
 from small_networks import SIZE, Net
 
 from quickstudy.backbones.backbone import Backbone, add_backbone, load_backbone
@@ -16,6 +15,7 @@ from quickstudy.backbones.graphs import describe_cuts
 from quickstudy.backbones.levels import add_levels
 from quickstudy.backbones.runtime import Prefix
 from quickstudy.errors import BackboneError
+from small_backbones import add_small_backbone
 
 
 def pixels(size: int, count: int = 2) -> np.ndarray:
@@ -58,7 +58,7 @@ def test_a_network_without_maps_has_no_levels() -> None:
 
 
 def test_two_backbones_side_by_side_give_what_each_gives(tmp_path: Path) -> None:
-    """The one that takes fewer pixels gets the image made smaller: of 9×9 pixels, linear interpolation takes the middle."""
+    """Where one takes fewer pixels, the graph makes the image smaller: of 9×9, it takes the one in the middle."""
     large, small = load_backbone("efficientnet_lite0", tmp_path), add_small_backbone(tmp_path)
     both = load_backbone(f"{large.name}+{small.name}", tmp_path)
     assert (both.input.size, both.cut_shape, both.widths) == (288, (1304,), (1280, 24))

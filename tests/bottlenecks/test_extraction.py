@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import os
 import shutil
 import signal
@@ -19,14 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.runtime import Prefix
 from quickstudy.bottlenecks.extraction import Extraction, extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import StoreError
-from quickstudy.images.decoding import InputSpec, decode, to_input
+from quickstudy.images.decoding import decode, to_input
 from quickstudy.images.distortions import Distortions
 from quickstudy.images.views import render_view
 from resting_files import index_as_resting
@@ -375,7 +373,7 @@ def test_a_full_disk_is_told_and_what_fitted_is_kept(paths: list[Path], backbone
 
 
 def test_a_store_too_full_to_be_compacted_still_serves(paths: list[Path], backbone: Backbone, store: Store) -> None:
-    with largest_file(20_000):
+    with largest_file(50_000):
         for start in range(0, 36, 3):
             assert extract(paths[start : start + 3], backbone, store).computed == 3
         extraction = extract(paths, backbone, store)

@@ -312,8 +312,7 @@ class RetrainConfig:
     def acting(self) -> RetrainConfig:
         """Give options that do nothing beside the others their defaults, so that equal trainings compare equal."""
         plain = options_of(RetrainConfig())
-        told = replace(self, backbone=self.network, levels=self.seen)
-        return told._with({name: plain[name] for name in told.idle()})
+        return self._with({name: plain[name] for name in self.idle()})
 
     def recorded(self) -> dict[str, Any]:
         """Give what the model depends on, by option name, as JSON values."""
