@@ -50,7 +50,7 @@ def write_small(data: Path, name: str, folder: Path) -> Path:
     else:
         digits = read_mnist(data / "mnist")["train"]
         labels, names = digits.labels, digits.classes
-        images = (Image.fromarray(digits.images[i].squeeze()) for i in range(_TRAIN + _TEST))
+        images = (Image.fromarray(digits.pixels[i].squeeze()) for i in range(_TRAIN + _TEST))
     for number, image in enumerate(images):
         place = folder / ("train" if number < _TRAIN else "test") / str(names[labels[number]]) / f"{number:05}.png"
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -287,7 +287,7 @@ def _read(field: Field, value: Any) -> Any:
     if get_origin(kind) is Literal:
         if value in (choices := get_args(kind)):
             return value
-        raise OptionError(f"{field.name} is '{value}'; expected {' or '.join(choices)}")
+        raise OptionError(f"{field.name} is '{value}'; expected {', '.join(choices[:-1])} or {choices[-1]}")
     try:
         found = _as_type(kind, value)
         least = field.option.least if field.option else None

@@ -98,3 +98,35 @@ def test_what_does_nothing_is_as_by_default_in_a_sweep() -> None:
     config = RetrainConfig(method=Method(epochs=3), distortions=Distortions(crop=0.3))
     assert config.acting() == RetrainConfig()
     assert RetrainConfig(cut="b", method=Method(epochs=3)).acting().method.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "network", "seen"),
+    [
+        ({}, "efficientnet_lite0", "auto"),
+        ({"preset": "fast"}, "efficientnet_lite0", "last"),
+        ({"preset": "best"}, "efficientnet_lite0+efficientnet_lite2", "auto"),
+        ({"preset": "best", "levels": "all"}, "efficientnet_lite0+efficientnet_lite2", "all"),
+        ({"preset": "fast", "backbone": "other"}, "other", "last"),
+        ({"backbone": "other", "levels": "all"}, "other", "all"),
+        ({"cut": "block_12"}, "efficientnet_lite0", "last"),
+    ],
+)
+def test_a_preset_gives_what_is_not_named(options: dict[str, Any], network: str, seen: str) -> None:
+    config = RetrainConfig.told(options)
+    assert (config.network, config.seen) == (network, seen)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"preset": "fast", "backbone": "a", "levels": "all"}, "--preset chooses the backbone and the levels"),
+        ({"preset": "best", "backbone": "a", "cut": "b"}, "--preset chooses the backbone and the levels"),
+        ({"levels": "all", "cut": "b"}, "--levels is for the linear head"),
+        ({"preset": "better"}, "preset is 'better'; expected fast, good or best"),
+    ],
+)
+def test_presets_and_levels_that_do_nothing_are_named(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError) as raised:
+        RetrainConfig.told(options)
+    assert words in str(raised.value)

@@ -16,6 +16,7 @@ and their features and levels stand side by side. To everything that follows, it
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -99,7 +100,7 @@ def join_graphs(
             source = f"{name}/resized"
             nodes.extend(_made_smaller(source, f"{name}/scales"))
             scale = np.nextafter(np.float32(pixels / size), np.float32(1))  # rounded down, a pixel would be lost
-            tensors.append(numpy_helper.from_array(np.array([1, scale, scale, 1], np.float32), f"{name}/scales"))
+            tensors.append(numpy_helper.from_array(np.array([1, 1, scale, scale], np.float32), f"{name}/scales"))
         part = compose.add_prefix(one, f"{name}/")
         for node in part.graph.node:
             node.input[:] = [source if given == f"{name}/image" else given for given in node.input]
@@ -138,10 +139,16 @@ def join_graphs(
 
 def _made_smaller(result: str, scales: str) -> list[onnx.NodeProto]:
     """Make the nodes that make `image` smaller by linear interpolation, and round, so that bytes stay bytes."""
-    numbers, small, whole = f"{result}/float", f"{result}/small", f"{result}/whole"
+    steps: tuple[tuple[str, list[str], dict[str, Any]], ...] = (
+        ("Transpose", [], {"perm": [0, 3, 1, 2]}),
+        ("Cast", [], {"to": TensorProto.FLOAT}),
+        ("Resize", ["", scales], {"mode": "linear"}),
+        ("Round", [], {}),
+        ("Cast", [], {"to": TensorProto.UINT8}),
+        ("Transpose", [], {"perm": [0, 2, 3, 1]}),
+    )
+    names = ["image", *(f"{result}/{number}" for number in range(1, len(steps))), result]
     return [
-        helper.make_node("Cast", ["image"], [numbers], name=numbers, to=TensorProto.FLOAT),
-        helper.make_node("Resize", [numbers, "", scales], [small], name=small, mode="linear"),
-        helper.make_node("Round", [small], [whole], name=whole),
-        helper.make_node("Cast", [whole], [result], name=result, to=TensorProto.UINT8),
+        helper.make_node(operator, [given, *others], [made], name=made, **attributes)
+        for (operator, others, attributes), given, made in zip(steps, names, names[1:], strict=False)
     ]

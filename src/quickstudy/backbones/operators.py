@@ -339,6 +339,20 @@ def _slice(inputs: Inputs, attributes: Attributes) -> Tensor:
     return x
 
 
+def _resize(inputs: Inputs, attributes: Attributes) -> Tensor:
+    """Interpolate linearly between pixel centres, by scales, in the last two dimensions."""
+    x, scales = inputs[0], inputs[2] if len(inputs) > 2 else None
+    plain = _text(attributes.get("mode", "nearest")) == "linear" and not attributes.get("antialias", 0)
+    centres = _text(attributes.get("coordinate_transformation_mode", "half_pixel")) == "half_pixel"
+    if scales is None or x.ndim != 4 or scales[:2].tolist() != [1, 1] or not (plain and centres):
+        raise BackboneError(
+            "Resize is run where it is linear, between pixel centres, and by scales of a map's two sides"
+        )
+    sides = [int(side * scale) for side, scale in zip(x.shape[2:], scales[2:].tolist(), strict=True)]
+    resized: Tensor = functional.interpolate(x, size=sides, mode="bilinear", align_corners=False)
+    return resized
+
+
 def _split(inputs: Inputs, attributes: Attributes) -> tuple[Tensor, ...]:
     x, axis = inputs[0], attributes.get("axis", 0)
     sizes = inputs[1].tolist() if len(inputs) > 1 and inputs[1] is not None else attributes.get("split")
@@ -431,6 +445,7 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "Pow": torch.pow,
     "Reciprocal": torch.reciprocal,
     "Relu": torch.relu,
+    "Round": torch.round,
     "Sigmoid": torch.sigmoid,
     "Sign": torch.sign,
     "Softplus": functional.softplus,
@@ -472,6 +487,7 @@ OPERATORS: dict[str, Operator] = {
     "ReduceMean": _reduce(torch.mean),
     "ReduceSum": _reduce(torch.sum),
     "Reshape": _reshape,
+    "Resize": _resize,
     "Selu": _activation(_selu, alpha=1.67326319217681884765625, gamma=1.05070102214813232421875),
     "Slice": _slice,
     "Softmax": _softmax(torch.softmax),

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quickstudy.learning.softmax import Features, Floats, fit_softmax, prepare_features
+from quickstudy.learning.softmax import Features, Floats, fit_softmax, in_small_space, prepare_features
 
 SHARES = (1 / 8, 1 / 4, 1 / 2)
 """The shares of each class's images that the nested subsets hold."""
@@ -106,6 +106,7 @@ def learning_curve(
     classes: int,
     l2: float,
     right: NDArray[np.floating],
+    widths: Sequence[int] | None = None,
     more: int = 100,
     seed: int = 0,
 ) -> LearningCurve | None:
@@ -118,6 +119,7 @@ def learning_curve(
         classes: number of classes K.
         l2: the head's strength; accuracy hardly depends on it, so it is the same for all sizes.
         right: n, cross-validation's verdict: 1 for right, 0 for wrong, NaN for images that were never held out.
+        widths: number of features in each group, as for `fit_head`.
         more: images of one class to forecast the gain of.
         seed: seed of the subsets and of the bootstrap.
     """
@@ -132,7 +134,8 @@ def learning_curve(
     ]
     chains = [chain for chain in range(_CHAINS) for _ in SHARES] + [design % _CHAINS for design in range(_DESIGNS)]
     judged = np.stack([ranks[:, chain] >= SHARES[-1] for chain in chains], axis=1)
-    wrong = _fit_subsets(prepare_features(bottlenecks), labels, np.stack(subsets, axis=1), classes, l2)
+    features, _ = in_small_space(prepare_features(bottlenecks, widths=widths))
+    wrong = _fit_subsets(features, labels, np.stack(subsets, axis=1), classes, l2)
     # A class whose only images lie in the larger subset can be judged by none.
     measured = len(SHARES) * _CHAINS
     weights = _bootstrap(len(labels), seed)

@@ -10,13 +10,14 @@ MIT CSAIL, 2007). Everything is in float64: where few images meet many features,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.errors import HeadError
-from quickstudy.learning.softmax import prepare_features
+from quickstudy.learning.softmax import in_small_space, prepare_features
 
 STRENGTHS = tuple(10.0 ** (half / 2) for half in range(2, -7, -1))  # 10 down to 0.001
 """The usual strengths, strongest first."""
@@ -53,6 +54,7 @@ def leave_one_out(
     labels: NDArray[np.intp],
     *,
     classes: int,
+    widths: Sequence[int] | None = None,
     strengths: tuple[float, ...] = STRENGTHS,
 ) -> LeaveOneOut:
     """Predict each image by the ridge head of all the others, exactly, for all `strengths`.
@@ -65,6 +67,7 @@ def leave_one_out(
         bottlenecks: n×d, one row an image.
         labels: n class numbers from 0 to `classes` - 1.
         classes: number of classes K.
+        widths: number of features in each group, as for `fit_head`.
         strengths: positive numbers.
 
     Raises:
@@ -76,7 +79,7 @@ def leave_one_out(
     targets = np.full((n, classes), -1.0)
     targets[np.arange(n), labels] = 1.0
     mean = targets.mean(axis=0)
-    coordinates, eigenvalues = _principal_coordinates(bottlenecks)
+    coordinates, eigenvalues = _principal_coordinates(bottlenecks, widths)
     squares, projected = np.square(coordinates), coordinates.T @ (targets - mean)
     shrinking = 1 / (eigenvalues[:, None] + n * np.array(strengths))
     leverages = 1 / n + squares @ shrinking
@@ -94,13 +97,13 @@ def leave_one_out(
 
 
 def _principal_coordinates(
-    bottlenecks: NDArray[np.floating],
+    bottlenecks: NDArray[np.floating], widths: Sequence[int] | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Write the centred features in a basis in which their second moments are a diagonal; return both.
 
     They are n×r and r, with r the smaller of images and features: the smaller of the two Gram matrices is decomposed.
     """
-    x = prepare_features(bottlenecks).values.astype(np.float64)
+    x = in_small_space(prepare_features(bottlenecks, widths=widths))[0].values.astype(np.float64)
     x -= x.mean(axis=0)
     n, d = x.shape
     if n >= d:

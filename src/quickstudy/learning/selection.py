@@ -31,8 +31,7 @@ from quickstudy.learning.softmax import (
     Fit,
     Floats,
     fit_softmax,
-    in_main_space,
-    in_row_space,
+    in_small_space,
     prepare_features,
     signed_sqrt,
 )
@@ -49,11 +48,6 @@ _SELECTION_PRECISION = 1e-3
 _NOTICEABLE = 1e-3  # nats
 _TEMPERATURES = (0.25, 16.0)
 _FEWEST_COMPARED = 50  # held-out images
-# Of more than twice as many features, the head sees the main directions only. On the clothing photos, 4,048 values an
-# image in 512, 768, 1,024 and 1,280 directions give log losses of 0.270, 0.266, 0.263 and 0.261 nats, and all 0.261.
-# They keep nine tenths of the variance, and so does a sixth of the 8,240 values of two networks.
-_MAIN_DIRECTIONS, _FEATURES_A_DIRECTION = 768, 6
-_MOST_ROWS_EXACT = 2048  # of so many rows at most, the row space is quickly found
 _WORTH_THREADS = 10_000_000  # rows × features × classes
 _LARGEST_BATCH = 60_000_000  # logits of the folds that are fitted side by side: 240 MB in float32
 
@@ -138,18 +132,11 @@ def fit_head(
     if l2 is not None and not 0 < l2 < np.inf:
         raise HeadError(f"The regularisation strength must be a positive number; got {l2!r}")
     importance = (1 / counts)[labels] if balanced else np.ones(len(labels))
-    rows, width = bottlenecks.shape
-    few = rows < width and rows <= _MOST_ROWS_EXACT  # the row space has the same optimum, much sooner
-    wide = not few and width > 2 * _MAIN_DIRECTIONS < rows
     folds = assign_folds(labels, keys)
     held_out = np.flatnonzero((folds >= 0) if plain is None else (folds >= 0) & plain)
     order = np.argsort(folds, kind="stable")  # a fold's rows side by side, so that products can leave them out
-    features = prepare_features(bottlenecks, order, widths=widths)
-    with _few_threads(rows * (rows if few else width) * classes):
-        if few:
-            features, back = in_row_space(features)
-        elif wide:
-            features, back = in_main_space(features, max(_MAIN_DIRECTIONS, width // _FEATURES_A_DIRECTION))
+    features, back = in_small_space(prepare_features(bottlenecks, order, widths=widths))
+    with _few_threads(features.values.size * classes):
         validation = _CrossValidation(
             features, labels[order], folds[order], np.argsort(order)[held_out], importance[order], classes
         )
@@ -158,8 +145,7 @@ def fit_head(
         start = best.weights.mean(axis=0, keepdims=True), best.biases.mean(axis=0, keepdims=True)
         fit = validation.fit_all(best.l2, start, _PRECISION)
     temperature = fit_temperature(best.logits, labels[held_out])
-    fitted = back(fit.weights[0]) if few or wide else fit.weights[0]
-    weights = fitted.astype(np.float64) / (features.scale[:, None] * temperature)
+    weights = back(fit.weights[0]) / (features.scale[:, None] * temperature)
     return Head(
         weights=weights.astype(np.float32),
         biases=(fit.biases[0] / temperature - features.mean @ weights).astype(np.float32),

@@ -80,6 +80,11 @@ _LEAST_BLOCKS = 10  # where there are rows enough, so that threads have even sha
 _FEW_COLUMNS = 64  # OpenBLAS multiplies so few sooner the other way round, by a half at 10
 _LEAST_RUN = 256  # rows, on average, of the same training sets, where blocks are cut by these
 _MOST_PARTS = 16  # of the work, which threads share
+# Of more than twice as many features, the head sees the main directions only. On the clothing photos, 4,048 values an
+# image in 512, 768, 1,024 and 1,280 directions give log losses of 0.270, 0.266, 0.263 and 0.261 nats, and all 0.261.
+# 768 keep nine tenths of the variance, and so does a sixth of the 8,240 values of two networks.
+_MAIN_SPACE, _FEATURES_A_DIRECTION = 768, 6
+_MOST_IN_ROW_SPACE = 2048  # rows
 _OWN = 1e-9  # of the mean square length, in a direction of a row's own, where rows span less than their number
 _SMALL_ROW_SPACE = 1 << 20  # values
 _PREPARED_ROWS = 256  # at a time
@@ -244,6 +249,19 @@ def prepare_features(
                 scale[end - width : end] = spread
         _in_threads(divide, starts, threads)
     return Features(with_one=with_one, mean=mean, scale=scale)
+
+
+def in_small_space(features: Features) -> tuple[Features, Callable[[Real], NDArray[np.float64]]]:
+    """Write the rows in fewer features where that is worth it; return them and the way back for weights.
+
+    Few rows are written in the space that they span, exactly; of very many features, the main directions are taken.
+    """
+    n, d = features.values.shape
+    if n < d and n <= _MOST_IN_ROW_SPACE:
+        return in_row_space(features)
+    if d > 2 * _MAIN_SPACE and n > _MAIN_SPACE:
+        return in_main_space(features, max(_MAIN_SPACE, d // _FEATURES_A_DIRECTION))
+    return features, lambda weights: weights.astype(np.float64)
 
 
 def in_row_space(features: Features) -> tuple[Features, Callable[[Real], NDArray[np.float64]]]:

@@ -177,4 +177,5 @@ def _cross_validate(census: Census, extraction: Extraction) -> tuple[Head | None
     number_of = {name: number for number, name in enumerate(classes)}
     trained = list(census.labels)
     numbers = np.array([number_of[name] for name in census.labels.values()], np.intp)
-    return fit_head(extraction.gather(trained), numbers, trained, classes=len(classes)), trained, classes
+    bottlenecks, widths = extraction.gather(trained), extraction.backbone.widths
+    return fit_head(bottlenecks, numbers, trained, classes=len(classes), widths=widths), trained, classes

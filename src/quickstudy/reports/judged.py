@@ -51,7 +51,9 @@ class JudgedImages:
     by: tuple[By | None, ...]
     """How each image was predicted without having been seen; None where it was not."""
     bottlenecks: NDArray[np.floating]
-    """Bottlenecks of the plain images (rows × d)."""
+    """What the linear head sees of the plain images (rows × d): their features, or all levels."""
+    widths: tuple[int, ...]
+    """Number of features in each group of the bottlenecks; see `fit_head`."""
     unchanged: bool
     """Whether these are the images that the model was trained and tested on, with the same labels and split."""
     remembered: bool
@@ -140,21 +142,23 @@ def judge_images(model: Path, images: Path | None, cache: Path, progress: Progre
     )
     census = census.without(extraction.unusable)
     remembered = record is not None and any(not census.labels.keys().isdisjoint(part.digests) for part in record.unseen)
+    seen = net.kept if origin["cut"] == LEVELS else net
     if record is None or not remembered:
-        record = _work_out(classifier, census, extraction)
-    evidence, by, bottlenecks = _bring_together(census, extraction, net, classifier, record)
+        record = _work_out(classifier, census, extraction, seen)
+    evidence, by, bottlenecks = _bring_together(census, extraction, seen, classifier, record)
     return JudgedImages(
         model=model,
         metadata=classifier.metadata,
         evidence=evidence,
         by=by,
         bottlenecks=bottlenecks,
+        widths=seen.widths,
         unchanged=census.fingerprint == training.get("data_fingerprint"),
         remembered=remembered,
     )
 
 
-def _work_out(classifier: Model, census: Census, extraction: Extraction) -> Record:
+def _work_out(classifier: Model, census: Census, extraction: Extraction, seen: Backbone) -> Record:
     """Work out what a retraining would have remembered, for images of classes that the model knows.
 
     Images that the model says it has learned or was chosen by, and all images where it does not say, are judged by
@@ -175,16 +179,9 @@ def _work_out(classifier: Model, census: Census, extraction: Extraction) -> Reco
     unseen: list[Unseen] = []
     if len(np.unique(labels)) == len(classifier.classes):
         training = classifier.metadata["training"]
-        levels = classifier.metadata["backbone"]["cut"] == LEVELS
-        net = extraction.backbone.kept if levels else extraction.backbone
-        head = fit_head(
-            extraction.gather(train, levels=levels),
-            labels,
-            train,
-            classes=len(classifier.classes),
-            widths=net.widths,
-            l2=training["l2"],
-        )
+        kept = extraction.gather(train, levels=seen.cut == LEVELS)
+        classes = len(classifier.classes)
+        head = fit_head(kept, labels, train, classes=classes, widths=seen.widths, l2=training["l2"])
         unseen.append(cross_validated(head, train))
     predictions = classifier.predict_each(content.path for content in tested)
     said = {c.digest: p.probabilities for c, p in zip(tested, predictions, strict=True) if p.probabilities is not None}
@@ -195,7 +192,7 @@ def _work_out(classifier: Model, census: Census, extraction: Extraction) -> Reco
 
 
 def _bring_together(
-    census: Census, extraction: Extraction, net: Backbone, classifier: Model, record: Record
+    census: Census, extraction: Extraction, seen: Backbone, classifier: Model, record: Record
 ) -> tuple[Evidence, tuple[By | None, ...], NDArray[np.floating]]:
     """Bring together the evidence, one row a file, in the files' order, with how each was predicted and bottlenecks."""
     placed = [
@@ -203,7 +200,7 @@ def _bring_together(
     ]
     placed.sort(key=lambda pair: str(pair[0].path))
     digests = [content.digest for _, content in placed]
-    bottlenecks = extraction.gather(digests)
+    bottlenecks = extraction.gather(digests, levels=seen.cut == LEVELS)
     said: dict[bytes, tuple[By, NDArray[np.floating]]] = {}
     for part in record.unseen:
         probabilities = probabilities_of(part.logits) if part.digests else part.logits
@@ -219,11 +216,11 @@ def _bring_together(
         images=tuple(images),
         skipped=(*census.skipped, *_conflicts(census)),
         classes=classifier.classes,
-        features=signed_sqrt(bottlenecks),
+        features=signed_sqrt(extraction.gather(digests)),
         probabilities=np.stack([row for _, row in table]).astype(np.float32),
         unseen=np.array([by is not None for by, _ in table], np.bool_),
-        backbone=net.name,
-        fingerprint=net.fingerprint,
+        backbone=seen.name,
+        fingerprint=seen.fingerprint,
         computed=extraction.computed,
     )
     return evidence, tuple(by for by, _ in table), bottlenecks

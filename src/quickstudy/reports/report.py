@@ -124,7 +124,9 @@ def _leave_one_out(judged: JudgedImages) -> LeaveOneOut | None:
     rows = _training_rows(judged)
     if len(rows) < 2:
         return None
-    return leave_one_out(judged.bottlenecks[rows], judged.truth[rows], classes=len(judged.evidence.classes))
+    return leave_one_out(
+        judged.bottlenecks[rows], judged.truth[rows], classes=len(judged.evidence.classes), widths=judged.widths
+    )
 
 
 def _learning_curve(judged: JudgedImages) -> LearningCurve | None:
@@ -138,6 +140,7 @@ def _learning_curve(judged: JudgedImages) -> LearningCurve | None:
         classes=len(judged.evidence.classes),
         l2=judged.metadata["training"]["l2"],
         right=(judged.predicted[rows] == judged.truth[rows]).astype(np.float64),
+        widths=judged.widths,
     )
 
 

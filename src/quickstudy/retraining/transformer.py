@@ -27,7 +27,8 @@ class Bottleneck(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     a second forward pass. Nothing is learned from the images, so `fit` does nothing.
 
     Args:
-        backbone: name of the pretrained network.
+        backbone: name of the pretrained network, or of two or three side by side, such as `a+b`.
+        levels: give all levels, what several blocks know of an image, of which the features are the beginning.
         cache: folder of the store; the user's cache folder if left out.
         dtype: `float16` or `float32`, as the store keeps them. `transform` gives float32 either way.
         engine: what computes bottlenecks: `onnxruntime` or `openvino` on the processor, or `cuda`.
@@ -37,11 +38,13 @@ class Bottleneck(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self,
         backbone: str = "efficientnet_lite0",
         *,
+        levels: bool = False,
         cache: str | Path | None = None,
         dtype: str = "float16",
         engine: str = "onnxruntime",
     ) -> None:
         self.backbone = backbone
+        self.levels = levels
         self.cache = cache
         self.dtype = dtype
         self.engine = engine
@@ -72,7 +75,7 @@ class Bottleneck(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             number = min(extraction.reasons)
             raise UnusableImageError(f"Cannot use image {number} of X: {extraction.reasons[number]}")
         digests = [digest for digest in extraction.digests if digest is not None]
-        return extraction.gather(digests).astype(np.float32)
+        return extraction.gather(digests, levels=self.levels).astype(np.float32)
 
     def __sklearn_is_fitted__(self) -> bool:
         """Tell scikit-learn that the transformer is always ready."""
