@@ -85,6 +85,7 @@ _MOST_PARTS = 16  # of the work, which threads share
 # 768 keep nine tenths of the variance, and so does a sixth of the 8,240 values of two networks.
 _MAIN_SPACE, _FEATURES_A_DIRECTION = 768, 6
 _MOST_IN_ROW_SPACE = 2048  # rows
+_MOST_FOR_MAIN_SPACE = 8192  # rows from which the main directions are found
 _OWN = 1e-9  # of the mean square length, in a direction of a row's own, where rows span less than their number
 _SMALL_ROW_SPACE = 1 << 20  # values
 _PREPARED_ROWS = 256  # at a time
@@ -299,9 +300,11 @@ def in_main_space(features: Features, count: int) -> tuple[Features, Callable[[R
 
     What varies little says little, and a penalty would shrink its weights most, so the rest is left out.
     """
-    x = features.values
-    n, d = x.shape
-    draws = np.random.Generator(np.random.Philox(key=[0, n])).standard_normal((n, count), np.float32).astype(x.dtype)
+    values = features.values
+    n, d = values.shape
+    x = values if n <= _MOST_FOR_MAIN_SPACE else values[sample_of(n, _MOST_FOR_MAIN_SPACE)]
+    m = len(x)
+    draws = np.random.Generator(np.random.Philox(key=[0, m])).standard_normal((m, count), np.float32).astype(x.dtype)
     with _threads(n * d >= _WORTH_THREADS_TO_PREPARE) as threads:
 
         def over(length: int, product: Callable[[slice], Real]) -> list[Real]:
@@ -316,10 +319,10 @@ def in_main_space(features: Features, count: int) -> tuple[Features, Callable[[R
             turn = np.linalg.inv(np.linalg.cholesky(inner)).T.astype(columns.dtype)
             return np.concatenate(over(d, lambda rows: columns[rows] @ turn))
 
-        basis = orthonormal(reduce(np.add, over(n, lambda rows: x[rows].T @ draws[rows])))
-        varying = reduce(np.add, over(n, lambda rows: x[rows].T @ (x[rows] @ basis)))
+        basis = orthonormal(reduce(np.add, over(m, lambda rows: x[rows].T @ draws[rows])))
+        varying = reduce(np.add, over(m, lambda rows: x[rows].T @ (x[rows] @ basis)))
         main = orthonormal(varying)
-        rotated = np.concatenate(over(n, lambda rows: x[rows] @ main))
+        rotated = np.concatenate(over(n, lambda rows: values[rows] @ main))
     rotated = np.hstack([rotated, np.ones((n, 1), x.dtype)])
 
     def back(weights: Real) -> NDArray[np.float64]:
