@@ -15,7 +15,7 @@ from quickstudy.backbones.graphs import describe_cuts
 from quickstudy.backbones.levels import add_levels
 from quickstudy.backbones.runtime import Prefix
 from quickstudy.errors import BackboneError
-from small_backbones import add_small_backbone
+from small_backbones import add_small_backbone, small_graph
 
 
 def pixels(size: int, count: int = 2) -> np.ndarray:
@@ -97,3 +97,29 @@ def test_what_cannot_be_joined_is_named(name: str, message: str, tmp_path: Path)
     add_backbone("flat", flat, tmp_path, input_spec=small.input, cuts=("features",), classes=(), origin="here")
     with pytest.raises(BackboneError, match=message):
         load_backbone(name, tmp_path)
+
+
+def test_a_pair_is_joined_anew_when_one_of_them_has_changed(tmp_path: Path) -> None:
+    small = add_small_backbone(tmp_path)
+    other = small_graph(classes=3)
+    spec, cuts = small.input, ("block_2", "features")
+    add_backbone("other", other, tmp_path, input_spec=spec, cuts=cuts, classes=("a", "b", "c"), origin="here")
+    before = load_backbone("small+other", tmp_path)
+    assert load_backbone("small+other", tmp_path) == before
+    for tensor in (changed := small_graph(classes=3)).graph.initializer:
+        if tensor.name == "c0.kernel":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(tensor), "c0.kernel"))
+    add_backbone("other", changed, tmp_path, input_spec=spec, cuts=cuts, classes=("a", "b", "c"), origin="here")
+    after = load_backbone("small+other", tmp_path)
+    assert after.fingerprint != before.fingerprint
+    images = pixels(small.input.size)
+    expected = run(load_backbone("other", tmp_path), "features", images)
+    np.testing.assert_allclose(run(after, "features", images)[:, 24:], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_graphs_of_different_versions_are_not_joined(tmp_path: Path) -> None:
+    small, old = add_small_backbone(tmp_path), small_graph()
+    old.opset_import[0].version = 13
+    add_backbone("old", old, tmp_path, input_spec=small.input, cuts=("head", "features"), classes=(), origin="here")
+    with pytest.raises(BackboneError, match="cannot be joined: 'small' of 17, 'old' of 13; export one of them again"):
+        load_backbone("small+old", tmp_path)

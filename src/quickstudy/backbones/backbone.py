@@ -98,10 +98,10 @@ def load_backbone(name: str, cache: Path) -> Backbone:
         WriteError: the cache folder cannot be written.
         UnsafeFileError: the weights are not what they should be.
     """
-    if (found := _find(name, cache)) is not None:
-        return found
     if JOINED in name:
         return _join(name, cache)
+    if (found := _find(name, cache)) is not None:
+        return found
     if name not in PUBLISHED:
         if (_folder(cache) / f"{name}.json").exists():
             raise BackboneError(f"The backbone '{name}' in '{_folder(cache)}' is damaged; add it again")
@@ -123,17 +123,20 @@ def load_backbone(name: str, cache: Path) -> Backbone:
 
 
 def _join(name: str, cache: Path) -> Backbone:
-    """Build the backbone that others make side by side, each given by its name."""
-    import onnx
-
-    from quickstudy.backbones.levels import join_graphs
-
+    """Give the backbone that others make side by side, each given by its name; it is made anew when one has changed."""
     names = name.split(JOINED)
     if not 2 <= len(names) <= _MOST_JOINED or len(set(names)) < len(names):
         raise BackboneError(
             f"'{name}' names {len(names)} backbones; expected 2 or 3 different ones, such as {JOINED.join(PUBLISHED)}"
         )
     parts = [load_backbone(one, cache) for one in names]
+    origin = ", ".join(f"{part.name} {part.fingerprint[:12]}" for part in parts)
+    if (found := _find(name, cache)) is not None and found.origin == origin:
+        return found
+    import onnx
+
+    from quickstudy.backbones.levels import join_graphs
+
     for part in parts:
         if not part.levels:
             raise BackboneError(f"'{part.name}' has no maps and cannot be joined with others; leave it out")
@@ -147,7 +150,7 @@ def _join(name: str, cache: Path) -> Backbone:
         input_spec=replace(max((part.input for part in parts), key=lambda spec: spec.size), size=size),
         cuts=(FEATURES,),
         classes=(),
-        origin=", ".join(part.origin for part in parts),
+        origin=origin,
         levels=levels,
     )
 

@@ -24,6 +24,7 @@ from onnx import TensorProto, compose, helper, numpy_helper
 
 from quickstudy.backbones.cuts import FEATURES, LEVELS, Cut, Level
 from quickstudy.backbones.graphs import keep_until
+from quickstudy.errors import BackboneError
 
 _BLOCKS = 5
 
@@ -88,7 +89,16 @@ def join_graphs(
 
     Returns:
         The graph, the side of its input, which is the largest of the parts', and all groups, the last features first.
+
+    Raises:
+        BackboneError: the graphs are of different versions of the ONNX standard.
     """
+    opsets = {name: next(o.version for o in model.opset_import if not o.domain) for name, model, _, _ in parts}
+    if len(set(opsets.values())) > 1:
+        told = ", ".join(f"'{name}' of {version}" for name, version in opsets.items())
+        raise BackboneError(
+            f"Graphs of different versions of ONNX's operators cannot be joined: {told}; export one of them again"
+        )
     size = max(pixels for _, _, pixels, _ in parts)
     nodes: list[onnx.NodeProto] = []
     tensors: list[onnx.TensorProto] = []
@@ -132,8 +142,7 @@ def join_graphs(
         tensors,
     )
     first = parts[0][1]
-    opset = max(entry.version for _, model, _, _ in parts for entry in model.opset_import if not entry.domain)
-    joined = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=first.ir_version)
+    joined = helper.make_model(graph, opset_imports=first.opset_import, ir_version=first.ir_version)
     return joined, size, tuple(groups)
 
 
