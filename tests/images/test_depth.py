@@ -14,7 +14,7 @@ from drawn_photos import draw_photo
 from quickstudy.backbones.backbone import load_backbone
 from quickstudy.errors import OptionError
 from quickstudy.images.census import take_census
-from quickstudy.images.decoding import InputSpec, bits_used, decode, is_ordinary
+from quickstudy.images.decoding import InputSpec, bits_used, decode
 from quickstudy.images.depth import rounded, significant_bits
 from quickstudy.images.identity import StatIndex
 
@@ -114,14 +114,3 @@ def test_retraining_takes_the_bits_of_the_set_into_the_model(tmp_path: Path, cac
 def test_a_backbone_reads_so_many_bits(cache: Path) -> None:
     net = load_backbone("efficientnet_lite0", cache)
     assert net.reading(12).input == InputSpec(size=net.input.size, bits=12)
-
-
-def test_ordinary_jpegs_are_told_from_those_whose_pixels_have_changed() -> None:
-    photo = draw_photo("discs", 1)
-    plain = io.BytesIO()
-    photo.save(plain, "JPEG")
-    assert is_ordinary(plain.getvalue())
-    assert not is_ordinary(encoded(np.asarray(photo)))
-    cmyk = io.BytesIO()
-    photo.convert("CMYK").save(cmyk, "JPEG")
-    assert not is_ordinary(cmyk.getvalue())

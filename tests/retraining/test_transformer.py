@@ -22,6 +22,7 @@ def test_clone_keeps_the_parameters(cache: Path) -> None:
     transformer = quickstudy.Bottleneck(cache=cache, dtype="float32", engine="openvino")
     assert clone(transformer).get_params() == {
         "backbone": "efficientnet_lite0",
+        "levels": False,
         "cache": cache,
         "dtype": "float32",
         "engine": "openvino",

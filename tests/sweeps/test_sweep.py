@@ -256,7 +256,7 @@ def test_a_killed_worker_is_replaced(tmp_path: Path, slow: SweepResult) -> None:
     def kill_one(news: Planned | Went) -> None:
         if isinstance(news, Went) and news.moment is not None and news.moment.step >= 20 and len(killed) < 2:
             for process in psutil.Process().children(recursive=True):
-                if process.name() and _is_training(process, tmp_path / "sweep"):
+                if _is_training(process, tmp_path / "sweep"):
                     process.kill()
                     killed.append(process.pid)
                     return

@@ -39,7 +39,6 @@ from functools import cache, cached_property, reduce
 from typing import Any, TypeVar
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
@@ -288,7 +287,7 @@ def in_row_space(features: Features) -> tuple[Features, Callable[[Real], NDArray
     rotated[:, :-1] = factor[:, ::-1]  # the zeros first, so that a block of rows takes the last columns and the bias
 
     def back(weights: Real) -> NDArray[np.float64]:
-        shares = scipy.linalg.solve_triangular(factor, weights[::-1].astype(np.float64), lower=True, trans="T")
+        shares = np.linalg.solve(factor.T, weights[::-1].astype(np.float64))
         found: NDArray[np.float64] = x.T @ shares
         return found
 
