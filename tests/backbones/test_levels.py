@@ -75,6 +75,8 @@ def test_two_backbones_side_by_side_give_what_each_gives(tmp_path: Path) -> None
     np.testing.assert_allclose(run(both, LEVELS, images), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(run(both, "features", images), run(both, LEVELS, images)[:, :1304])
     assert load_backbone(both.name, tmp_path) == both  # kept, not joined again
+    with pytest.raises(BackboneError, match="cannot be cut at 'block_1': backbones side by side are taken as they are"):
+        both.at("block_1")
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,11 @@ class Backbone:
         for cut in self.cuts:
             if cut.name == name:
                 return replace(self, cut=name, cut_shape=cut.shape)
+        if JOINED in self.name:
+            raise BackboneError(
+                f"'{self.name}' cannot be cut at '{name}': backbones side by side are taken as they are; leave out the "
+                "cut, or take one backbone"
+            )
         raise BackboneError(
             f"'{self.name}' cannot be cut at '{name}'; its cuts are: {', '.join(cut.name for cut in self.cuts)}"
         )
