@@ -78,7 +78,7 @@ def test_a_group_that_is_the_same_in_all_images_changes_nothing() -> None:
 
 
 def test_many_features_of_few_directions_lose_nothing() -> None:
-    """Of 2,000 features that vary in 60 directions, the 768 main ones have everything."""
+    """The 768 main directions have everything of 2,000 features that vary in 60 directions."""
     rng = np.random.Generator(np.random.PCG64(1))
     labels = rng.integers(3, size=900)
     inner = np.eye(3, 60)[labels] + rng.normal(size=(900, 60))

@@ -136,7 +136,7 @@ def clothing_of(
 
 @pytest.fixture(scope="session")
 def clothing(test_data: Path, backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> tuple[Array, Labels]:
-    """As many as the largest of the subsets has of a class."""
+    """Clothing of each class, as many photos as the largest of the subsets has."""
     return clothing_of(test_data, backbone, tmp_path_factory, 24)
 
 

@@ -57,7 +57,7 @@ def test_what_is_found_is_ranked_and_says_what_is_more_probable() -> None:
 
 
 def test_one_shoe_among_hats_is_named_whatever_is_added_elsewhere() -> None:
-    """By Bayes' rule alone it is wrong with 8 % at best, and with less for each class that is added."""
+    """A label that Bayes' rule alone finds wrong with 8 % at best, and with less for each class more, is found."""
     names = ("hat", "dress", "pants", "shoe")
     for classes in (4, 5, 12):
         labels = [number for number in range(classes) for _ in range(25)]

@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 import quickstudy
+from drawn_photos import draw_photo
 from quickstudy.backbones.backbone import add_backbone, load_backbone
 from quickstudy.backbones.cuts import LEVELS
 from quickstudy.errors import BackboneError
@@ -60,12 +61,28 @@ def test_it_is_reported_on_by_what_its_head_sees(model: Path, photos: Path, cach
     assert (found.right, found.n) == (told["right"], told["n"])
 
 
-def test_a_choice_is_told(photos: Path, cache: Path, tmp_path: Path) -> None:
+def test_few_images_leave_nothing_to_choose_by(photos: Path, cache: Path, tmp_path: Path) -> None:
     add_small_backbone(cache)
     result = quickstudy.retrain(photos, tmp_path / "m.onnx", cache=cache, backbone="small")
+    assert result.cross_validation.n < 50
+    assert json.loads(json.dumps(result.to_dict()))["head"]["levels"] is None
+    assert result.cut == "features"
+
+
+def test_a_choice_is_told(cache: Path, tmp_path: Path) -> None:
+    add_small_backbone(cache)
+    for name in ("checks", "discs", "stripes"):
+        (tmp_path / "more" / name).mkdir(parents=True)
+        for number in range(30):
+            draw_photo(name, number).save(tmp_path / "more" / name / f"{number:02}.jpg")
+    result = quickstudy.retrain(tmp_path / "more", tmp_path / "m.onnx", cache=cache, backbone="small")
     told = json.loads(json.dumps(result.to_dict()))["head"]["levels"]
-    n = result.cross_validation.n
-    assert (told is None) == (n < 50)
+    pay = told["log_loss_last"] - told["log_loss_all"] > told["standard_error"]
+    assert told["chosen"] == ("all" if pay else "last")
+    assert result.cut == ("levels" if pay else "features")
+    metadata = quickstudy.load(result.model).metadata
+    assert metadata["training"]["levels"] == told
+    assert metadata["backbone"]["cut"] == result.cut
 
 
 def test_levels_cannot_be_had_of_a_network_without_maps(photos: Path, cache: Path, tmp_path: Path) -> None:

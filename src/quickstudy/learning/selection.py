@@ -16,13 +16,11 @@ be lower by more than its standard error, image by image.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from quickstudy.errors import HeadError
 from quickstudy.learning.calibration import probabilities_of
@@ -48,7 +46,6 @@ _SELECTION_PRECISION = 1e-3
 _NOTICEABLE = 1e-3  # nats
 _TEMPERATURES = (0.25, 16.0)
 _FEWEST_COMPARED = 50  # held-out images
-_WORTH_THREADS = 10_000_000  # rows × features × classes
 _LARGEST_BATCH = 60_000_000  # logits of the folds that are fitted side by side: 240 MB in float32
 
 
@@ -136,14 +133,13 @@ def fit_head(
     held_out = np.flatnonzero((folds >= 0) if plain is None else (folds >= 0) & plain)
     order = np.argsort(folds, kind="stable")  # a fold's rows side by side, so that products can leave them out
     features, back = in_small_space(prepare_features(bottlenecks, order, widths=widths))
-    with _few_threads(features.values.size * classes):
-        validation = _CrossValidation(
-            features, labels[order], folds[order], np.argsort(order)[held_out], importance[order], classes
-        )
-        path = [validation.score(l2, None)] if l2 is not None else _walk(validation)
-        best = min(path, key=lambda trial: trial.log_loss)
-        start = best.weights.mean(axis=0, keepdims=True), best.biases.mean(axis=0, keepdims=True)
-        fit = validation.fit_all(best.l2, start, _PRECISION)
+    validation = _CrossValidation(
+        features, labels[order], folds[order], np.argsort(order)[held_out], importance[order], classes
+    )
+    path = [validation.score(l2, None)] if l2 is not None else _walk(validation)
+    best = min(path, key=lambda trial: trial.log_loss)
+    start = best.weights.mean(axis=0, keepdims=True), best.biases.mean(axis=0, keepdims=True)
+    fit = validation.fit_all(best.l2, start)
     temperature = fit_temperature(best.logits, labels[held_out])
     weights = back(fit.weights[0]) / (features.scale[:, None] * temperature)
     return Head(
@@ -227,15 +223,6 @@ def _points(path: Sequence[_Trial]) -> tuple[PathPoint, ...]:
     return tuple(sorted(points, key=lambda point: -point.l2))
 
 
-def _few_threads(values: int) -> AbstractContextManager[object]:
-    """Allow BLAS one thread where the products are small: below 10 million rows × features × classes.
-
-    OpenBLAS's threads wait for each other actively. On small products they gain nothing, and with other programs on the
-    cores, a head on 300 images took 7 s instead of 0.07 s.
-    """
-    return threadpool_limits(1, user_api="blas") if values < _WORTH_THREADS else nullcontext()
-
-
 def assign_folds(labels: Integers, keys: Sequence[bytes], *, folds: int = _FOLDS) -> Integers:
     """Assign fold numbers (n) for cross-validation; -1 for rows that are never held out.
 
@@ -314,9 +301,9 @@ class _CrossValidation:
             biases=np.concatenate([fit.biases for fit in fits]),
         )
 
-    def fit_all(self, l2: float, start: _Start | None, precision: float) -> Fit:
-        """Fit all rows."""
-        return self.fit(_normalise(self.importance[:, None]), l2, precision, start)
+    def fit_all(self, l2: float, start: _Start) -> Fit:
+        """Fit all rows, as precisely as a head is."""
+        return self.fit(_normalise(self.importance[:, None]), l2, _PRECISION, start)
 
     def fit(self, sample_weights: Floats, l2: float, precision: float, start: _Start | None) -> Fit:
         """Fit these training sets."""

@@ -243,9 +243,8 @@ def prepare_features(
             raise HeadError("All images give the same bottleneck, so nothing can be learned from them; are they blank?")
         scale = np.ones(d)
         for end, width in zip(itertools.accumulate(widths or [d]), widths or [d], strict=True):
-            if (
-                spread := float(squares[end - width : end].mean()) ** 0.5
-            ):  # else it is the same in all images, and stays
+            spread = float(squares[end - width : end].mean()) ** 0.5
+            if spread > 0:  # else the group is the same in all images, and stays
                 scale[end - width : end] = spread
         _in_threads(divide, starts, threads)
     return Features(with_one=with_one, mean=mean, scale=scale)
