@@ -177,6 +177,27 @@ def test_a_class_without_a_usable_image_is_named(tmp_path: Path) -> None:
         census.without(broken).require_enough(strict=True)
 
 
+def test_a_class_of_one_image_is_left_out_where_it_is_to_be_learned_and_no_split_is_given(tmp_path: Path) -> None:
+    rows = [(n, "cat" if n < 4 else "dog", "", n) for n in range(7)] + [(7, "owl", "", n) for n in range(7, 10)]
+    source = lay_out(tmp_path / "drawn", "folders", rows)
+    assert take_census(source, None).counts("train", "test") == {"cat": 4, "dog": 3, "owl": 1}
+    census = take_census(source, None, to_learn=True)
+    assert census.counts("train", "test") == {"cat": 4, "dog": 3}
+    only = census.contents[digest_of(7)]
+    assert (only.role, only.left_out, len(only.places)) == (None, "single", 3)
+    assert (census.single, census.empty_classes, census.classes) == ({"owl": only}, (), ("cat", "dog"))
+    census.require_enough()
+    with pytest.raises(ImageSetError, match="'owl'"):
+        census.require_enough(strict=True)
+    one_dog = census.without({digest_of(n): "truncated" for n in (4, 5)})
+    assert list(one_dog.single) == ["dog", "owl"]
+    with pytest.raises(ImageSetError, match=r"has 1 \('cat'\); 'dog' has a single image, add more; 'owl' "):
+        one_dog.require_enough()
+    assert one_dog.without({digest_of(6): "truncated"}).empty_classes == ("dog",)
+    given = lay_out(tmp_path / "given", "splits", [(n, "cat", "train", n) for n in range(3)] + [(4, "owl", "train", 4)])
+    assert take_census(given, None, to_learn=True).classes == ("cat", "owl")
+
+
 def test_test_images_of_classes_that_are_not_learned_are_counted_and_alike_names_told(tmp_path: Path) -> None:
     files: Files = [(n, "Hat" if n % 2 else "shoe", "train", n) for n in range(10)]
     files += [(n, "hat" if n % 2 else "shoe", "test", n) for n in range(10, 17)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 
 from quickstudy.errors import ImageSetError
 from quickstudy.images import kinds
-from quickstudy.images.imageset import ImageSet, list_images, load_image_set, require_classes
+from quickstudy.images.imageset import ImageSet, list_images, load_image_set
 
 EXPECTED = (
     "expected photos/<class>/*.jpg, photos/train|validation|test/<class>/*.jpg, "
@@ -289,27 +288,6 @@ def test_a_file_name_that_is_not_utf_8_is_an_image_like_others(tmp_path: Path) -
     except OSError:
         pytest.skip("this file system takes only UTF-8 names")
     assert set(found(load_image_set(tmp_path))) == {name}
-
-
-def test_one_class_is_nothing_to_tell_apart() -> None:
-    with pytest.raises(ImageSetError) as caught:
-        require_classes(Counter(cat=20), Path("photos"))
-    assert str(caught.value) == f"At least 2 classes are needed to train, 'photos' has 1 ('cat'); {EXPECTED}"
-    with pytest.raises(ImageSetError, match=r"'photos' has 0 \(none\)"):
-        require_classes(Counter(), Path("photos"))
-
-
-def test_a_class_with_one_image_is_named() -> None:
-    with pytest.raises(ImageSetError) as caught:
-        require_classes(Counter(cat=20, dog=1, bird=1), Path("photos"))
-    assert str(caught.value) == (
-        "Each class needs at least 2 different usable images, one to train on and one to test; "
-        "too few in 'photos': 'bird' (1), 'dog' (1). Add images or remove the class"
-    )
-    many = Counter({f"class {n}": 1 for n in range(9)})
-    with pytest.raises(ImageSetError, match=r"'class 4' \(1\), …\. Add"):
-        require_classes(many, Path("photos"))
-    require_classes(Counter(cat=2, dog=2), Path("photos"))
 
 
 # Manifests

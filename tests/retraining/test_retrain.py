@@ -415,11 +415,23 @@ class TestBadFiles:
         spoilt = retrain(photos, tmp_path / "spoilt.onnx")
         assert clean.model.read_bytes() == spoilt.model.read_bytes()
 
-    def test_may_leave_too_little(self, photos: Path, retrain: Retrain) -> None:
-        for path in sorted((photos / "discs").iterdir())[1:]:
-            path.write_bytes(b"")
-        with pytest.raises(ImageSetError, match=r"too few in '.*': 'discs' \(1\)"):
-            retrain(photos)
+    def test_may_leave_too_little_of_a_class_found_before_the_pass_or_by_it(
+        self, photos: Path, retrain: Retrain, tmp_path: Path
+    ) -> None:
+        first, *others = sorted((photos / "discs").iterdir())
+        for path in others:
+            path.write_bytes(path.read_bytes()[:200])
+        result = retrain(photos)
+        assert result.classes == ("checks", "stripes")
+        assert [content.path for content in result.census.single.values()] == [first]
+        again = retrain(photos, tmp_path / "again.onnx")  # what is damaged is known by now
+        assert again.computed == 0
+        assert again.census.single == result.census.single
+        assert again.to_dict()["classes_of_one_image"] == ["discs"]
+        for path in others:
+            path.unlink()
+        with pytest.raises(ImageSetError, match="'discs' has a single image"):
+            retrain(photos, tmp_path / "strict.onnx", strict=True)
 
 
 @pytest.mark.usefixtures("filled")

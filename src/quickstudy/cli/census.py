@@ -41,7 +41,11 @@ def command(
 
     roles = roles_of_file(roles_of) if roles_of else None
     census = take_census(
-        images, stat_index(cache), before=roles.role if roles else None, progress=progress_for(quiet=quiet)
+        images,
+        stat_index(cache),
+        to_learn=True,
+        before=roles.role if roles else None,
+        progress=progress_for(quiet=quiet),
     )
     if csv_file:
         write_bytes_atomically(csv_file, _manifest(census, csv_file).encode())
@@ -98,6 +102,7 @@ def _as_json(census: Census) -> dict[str, Any]:
         "copies": census.copies,
         "leaks": census.leaks,
         "classes_without_images": list(census.empty_classes),
+        "classes_of_one_image": list(census.single),
         "test_images_of_other_classes": census.strangers,
         "files": [
             {

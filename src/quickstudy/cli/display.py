@@ -70,6 +70,11 @@ def print_census(census: Census) -> None:
     """Print what stands out in an image set: classes that are empty or alike, copies, leaks and contradictions."""
     for name in census.empty_classes:
         print(f"WARNING: the class '{name}' has no usable image, so the model will not know it")
+    for name, content in census.single.items():
+        print(
+            f"WARNING: the class '{name}' has a single image, '{content.path}'; at least two are needed, one to train "
+            "on and one to test, so the model will not know it"
+        )
     if strangers := census.strangers:
         listed = ", ".join(f"'{name}' ({number:,})" for name, number in strangers.items())
         print(f"WARNING: there are test images of classes that there is nothing to learn of, not scored: {listed}")

@@ -25,21 +25,20 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from quickstudy.errors import ImageSetError, UnusableImageError
-from quickstudy.images.decoding import InputSpec, decode
 from quickstudy.images.identity import Stamp, StatIndex, read_image_file, stamp_of
-from quickstudy.images.imageset import ImageSet, Skipped, Split, load_image_set, require_classes
+from quickstudy.images.imageset import EXPECTED, ImageSet, Skipped, Split, load_image_set
 from quickstudy.images.listing import alike
 from quickstudy.process import usable_cores
 from quickstudy.progress import Progress, silent
 
 TEST_SHARE = 0.2
 """Share of each class's images that is drawn for the test, between 0 and 1."""
-LeftOut = Literal["unusable", "conflict", "unlabelled"]
+LeftOut = Literal["unusable", "conflict", "unlabelled", "single"]
 RolesBefore = Callable[[bytes], Split | None]
 """The role that an earlier model has for a content; None where it does not know it."""
 
 _MANY_IMAGES = 1000
-_ANY_SPEC = InputSpec(size=32)
+_MOST_NAMED = 3
 _HASHED_TOGETHER = 32
 _STRICTEST: tuple[Split, ...] = ("test", "validation", "train")
 
@@ -63,7 +62,7 @@ class Content(NamedTuple):
     places: tuple[Place, ...]
     """Its files, sorted by path; at least one."""
     label: str | None = None
-    """The label on which all its labelled places agree; None where it has none, or they contradict each other."""
+    """The label on which all its labelled places agree; None where it has none, they contradict, or it is unusable."""
     role: Split | None = None
     """What it is for; None where it is left out."""
     left_out: LeftOut | None = None
@@ -103,6 +102,8 @@ class Census:
     """Files that have no content, since they could not be used at listing or not be read."""
     holds_out: bool = False
     """Whether some of the images that are not for the test are drawn for the validation, where none come so."""
+    to_learn: bool = False
+    """Whether an image that is the only one of its class is left out where roles are drawn: nothing could test it."""
     before: RolesBefore | None = field(default=None, compare=False)
     """The roles that stand from an earlier model; None where there is no such model."""
 
@@ -172,7 +173,13 @@ class Census:
     def empty_classes(self) -> tuple[str, ...]:
         """Classes that were listed and have no usable image, sorted."""
         listed = {file.label for file in self.listed.files} | set(self.listed.empty_classes)
-        return tuple(sorted(listed - set(self.labels.values())))
+        return tuple(sorted(listed - set(self.labels.values()) - set(self.single)))
+
+    @property
+    def single(self) -> dict[str, Content]:
+        """The images that are left out since their class has no other, by label, sorted."""
+        found = {c.label: c for c in self.contents.values() if c.left_out == "single" and c.label is not None}
+        return dict(sorted(found.items()))
 
     @property
     def alike_classes(self) -> tuple[tuple[str, str], ...]:
@@ -202,19 +209,22 @@ class Census:
             digest: content._replace(left_out="unusable", reason=unusable[digest]) if digest in unusable else content
             for digest, content in self.contents.items()
         }
-        return replace(self, contents=_with_roles(contents, self.given, self.holds_out, self.before))
+        return _with_roles(replace(self, contents=contents))
 
     def require_enough(self, *, strict: bool = False) -> None:
-        """Check that there is something to tell apart and enough to learn it from; with `strict`, from all files.
+        """Check that there is something to tell apart; with `strict`, that all files and classes can be used.
 
         Raises:
-            ImageSetError: there are too few classes, or images of one; with `strict`, a file or a whole class cannot be
+            ImageSetError: there is nothing to learn of two classes; with `strict`, a file or a whole class cannot be
                 used.
         """
-        if not self.given:
-            require_classes(Counter(self.labels.values()), self.source)
-        elif len(learned := self.counts("train", "validation")) < 2:
-            require_classes(learned, self.source)
+        if len(self.classes) < 2:
+            names = ", ".join(f"'{name}'" for name in self.classes) or "none"
+            single = "".join(f"; '{name}' has a single image, add more" for name in [*self.single][:_MOST_NAMED])
+            raise ImageSetError(
+                f"At least 2 classes are needed to train, '{self.source}' has {len(self.classes)} ({names}){single}; "
+                f"{EXPECTED}"
+            )
         if strict and (skipped := self.skipped):
             raise ImageSetError(
                 f"{len(skipped)} files cannot be used and --strict was asked for; the first: "
@@ -222,6 +232,12 @@ class Census:
             )
         if strict and (empty := self.empty_classes):
             raise ImageSetError(f"The class '{empty[0]}' has no usable image, and --strict was asked for")
+        if strict and (single := self.single):
+            name, content = next(iter(single.items()))
+            raise ImageSetError(
+                f"The class '{name}' has a single image, '{content.path}', and --strict was asked for; at least two "
+                "are needed, one to train on and one to test"
+            )
 
 
 def take_census(
@@ -229,6 +245,7 @@ def take_census(
     index: Path | None,
     *,
     unlabelled: bool = False,
+    to_learn: bool = False,
     hold_out: bool = False,
     before: RolesBefore | None = None,
     progress: Progress = silent,
@@ -239,6 +256,7 @@ def take_census(
         images: a folder or manifest, or what was listed of one.
         index: the stat index, which spares reading unchanged files; none if left out.
         unlabelled: take images without a label, too; they have no role.
+        to_learn: leave an image out that is the only one of its class, where roles are drawn, as training does.
         hold_out: draw some of the images that are not for the test for the validation, where none come so; see
             `held_out_share`.
         before: roles that stand from an earlier model, where the set does not come with splits.
@@ -248,21 +266,29 @@ def take_census(
         ImageSetError: there are no images.
     """
     with _collector_paused():
-        return _census_of(images, index, unlabelled, hold_out, before, progress)
+        listed = images if isinstance(images, ImageSet) else load_image_set(images, unlabelled=unlabelled)
+        contents, unread = _contents(listed, index, progress)
+        with contextlib.closing(StatIndex(index)) as known:
+            unusable = {digest: reason for digest, reason in known.unusable().items() if digest in contents}
+        census = Census(
+            source=listed.source,
+            contents=contents,
+            given=any(file.split for file in listed.files),
+            listed=listed,
+            unread=unread,
+            holds_out=hold_out,
+            to_learn=to_learn,
+            before=before,
+        )
+        return census.without(unusable) if unusable else _with_roles(census)
 
 
-def _census_of(
-    images: Path | ImageSet,
-    index: Path | None,
-    unlabelled: bool,
-    hold_out: bool,
-    before: RolesBefore | None,
-    progress: Progress,
-) -> Census:
-    listed = images if isinstance(images, ImageSet) else load_image_set(images, unlabelled=unlabelled)
+def _contents(
+    listed: ImageSet, index: Path | None, progress: Progress
+) -> tuple[dict[bytes, Content], tuple[Skipped, ...]]:
+    """Bring the files together by content, still without labels and roles; and say which cannot be read."""
     places = [Place(file.path, file.label, file.split) for file in listed.files]
     places += [Place(file.path, None, file.split) for file in listed.unlabelled]
-    given = any(file.split for file in listed.files)
     by_digest: dict[bytes, list[Place]] = {}
     unread = list(listed.skipped)
     identities = identify([place.path for place in places], index, progress=progress)
@@ -277,34 +303,7 @@ def _census_of(
         if len(found) > 1:
             found.sort(key=lambda place: str(place.path))
         contents[digest] = Content(digest, tuple(found))
-    census = Census(
-        source=listed.source,
-        contents=_with_roles(contents, given, hold_out, before),
-        given=given,
-        listed=listed,
-        unread=tuple(unread),
-        holds_out=hold_out,
-        before=before,
-    )
-    return census.without(_known_unusable(census, index))
-
-
-def _known_unusable(census: Census, index: Path | None) -> dict[bytes, str]:
-    """Say why contents cannot be decoded, where that was found before or decides whether a class has images at all.
-
-    Extraction decodes all others, and says then. But a class that seems to have a single image would be refused before
-    that, and where this one is damaged it is a class without images, which is left out.
-    """
-    with contextlib.closing(StatIndex(index)) as known:
-        found = {digest: reason for digest, reason in known.unusable().items() if digest in census.contents}
-    few = {label for label, count in Counter(census.labels.values()).items() if count == 1 and not census.given}
-    for digest, label in census.labels.items() if few else ():
-        if label in few and digest not in found:
-            try:
-                decode(read_image_file(census.contents[digest].path)[0], _ANY_SPEC)
-            except UnusableImageError as error:
-                found[digest] = str(error)
-    return found
+    return contents, tuple(unread)
 
 
 @contextlib.contextmanager
@@ -376,16 +375,15 @@ def _read(
     index.remember((paths[n], stamp, digest) for n, stamp in to_read if isinstance(digest := found[n], bytes))
 
 
-def _with_roles(
-    contents: Mapping[bytes, Content], given: bool, hold_out: bool, before: RolesBefore | None
-) -> dict[bytes, Content]:
+def _with_roles(census: Census) -> Census:
     """Give each content its label and its role, or say why it has none."""
+    contents = census.contents
     labels: dict[bytes, str] = {}
     others: dict[bytes, Content] = {}
     for digest, content in contents.items():
         first = content.places[0].label
         if content.left_out == "unusable":
-            others[digest] = content._replace(role=None)
+            others[digest] = content._replace(label=None, role=None)
             continue
         if len(content.places) == 1 and first is not None:
             labels[digest] = first
@@ -399,13 +397,22 @@ def _with_roles(
             others[digest] = content._replace(left_out="conflict", reason=reason)
         else:
             others[digest] = content._replace(left_out="unlabelled", reason="it has no label")
-    roles = {d: _given_role(contents[d]) for d in labels} if given else draw_tests(labels, before=before)
-    if hold_out and "validation" not in roles.values():
+    if census.to_learn and not census.given:
+        images_of = Counter(labels.values())
+        for digest in [digest for digest, label in labels.items() if images_of[label] == 1]:
+            reason = "it is the only image of its class, and at least two are needed, one to train on and one to test"
+            others[digest] = Content(digest, contents[digest].places, labels.pop(digest), None, "single", reason)
+    if census.given:
+        roles = {digest: _given_role(contents[digest]) for digest in labels}
+    else:
+        roles = draw_tests(labels, before=census.before)
+    if census.holds_out and "validation" not in roles.values():
         roles |= draw_validation({digest: label for digest, label in labels.items() if roles[digest] == "train"})
-    return {
+    given = {
         digest: Content(digest, content.places, labels[digest], roles[digest]) if digest in labels else others[digest]
         for digest, content in contents.items()
     }
+    return replace(census, contents=given)
 
 
 def _given_role(content: Content) -> Split:

@@ -12,7 +12,6 @@ gets them who does not ask for them. What `audit` has set aside is not there.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +46,6 @@ __all__ = [
     "UnlabelledFile",
     "list_images",
     "load_image_set",
-    "require_classes",
 ]
 
 EXPECTED = (
@@ -128,29 +126,6 @@ def load_image_set(source: str | os.PathLike[str], *, unlabelled: bool = False) 
     if not os.path.exists(place):  # noqa: PTH110 (answers where pathlib raises)
         raise ImageSetError(f"No such file or folder: '{place}'; {EXPECTED}")
     return _from_folder(place, unlabelled) if place.is_dir() else _from_manifest(place, unlabelled)
-
-
-def require_classes(files: Counter[str], source: Path) -> None:
-    """Check that there is something to tell apart and enough to learn it from.
-
-    Args:
-        files: usable images by class.
-        source: where they come from, for the message.
-
-    Raises:
-        ImageSetError: fewer than two classes, or a class with fewer than two images.
-    """
-    if len(files) < 2:
-        names = ", ".join(f"'{name}'" for name in files) or "none"
-        raise ImageSetError(
-            f"At least 2 classes are needed to train, '{source}' has {len(files)} ({names}); {EXPECTED}"
-        )
-    if small := sorted(name for name, count in files.items() if count < 2):
-        listed = ", ".join(f"'{name}' ({files[name]})" for name in small[:5]) + (", …" if len(small) > 5 else "")
-        raise ImageSetError(
-            f"Each class needs at least 2 different usable images, one to train on and one to test; "
-            f"too few in '{source}': {listed}. Add images or remove the class"
-        )
 
 
 def list_images(folder: Path) -> tuple[list[Path], list[Skipped]]:

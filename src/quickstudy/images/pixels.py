@@ -128,9 +128,8 @@ def decode_image_set(
     Raises:
         ImageSetError: there is too little to learn from, or with `strict` a file cannot be used.
     """
-    census = take_census(
-        source if isinstance(source, ImageSet) else Path(source), index, hold_out=hold_out, progress=progress
-    )
+    listed = source if isinstance(source, ImageSet) else Path(source)
+    census = take_census(listed, index, to_learn=True, hold_out=hold_out, progress=progress)
     census.require_enough()
     decoded, unusable = _decode_all(census, spec, threads, progress)
     census = census.without(unusable)

@@ -108,6 +108,7 @@ class RetrainResult:
             "copies": self.census.copies,
             "leaks": self.census.leaks,
             "classes_without_images": list(self.census.empty_classes),
+            "classes_of_one_image": list(self.census.single),
             "cross_validation": self.cross_validation.to_dict(),
             "test": self.test.to_dict() if self.test else None,
             "head": {

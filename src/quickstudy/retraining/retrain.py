@@ -80,7 +80,9 @@ def retrain(
         net = load_backbone(config.network, folder).at(config.cut)
         store = Store(folder / "bottlenecks")
         before = _roles_before(config.roles_of, model_path)
-        census = take_census(images, store.index_path, hold_out=config.tunes, before=before, progress=progress)
+        census = take_census(
+            images, store.index_path, to_learn=True, hold_out=config.tunes, before=before, progress=progress
+        )
         census.require_enough(strict=config.strict)
         net = net.reading(significant_bits(census, store.index_path, told=config.bits))
     if config.budget_seconds is not None:
