@@ -19,8 +19,9 @@ from quickstudy.backbones.runtime import Prefix
 from quickstudy.bottlenecks import looks
 from quickstudy.errors import ModelError, UnusableImageError
 from quickstudy.files import sha256_of_file
-from quickstudy.images.census import Content, Place
+from quickstudy.images.census import Content
 from quickstudy.images.decoding import decode, to_input
+from quickstudy.images.imageset import ImageFile
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.model import Model, load
 from quickstudy.models.neighbours import (
@@ -58,7 +59,7 @@ def images(photo_source: Path) -> Images:
 
 def a_content(path: Path, label: str) -> Content:
     digest = hashlib.sha256(path.read_bytes() if path.exists() else str(path).encode()).digest()
-    return Content(digest, (Place(path, label, None),), label=label, role="train")
+    return Content(digest, (ImageFile(str(path), label),), label=label, role="train")
 
 
 @pytest.fixture(scope="module")

@@ -21,12 +21,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from quickstudy.errors import ImageSetError, UnusableImageError
 from quickstudy.images.identity import Stamp, StatIndex, read_image_file, stamp_of
-from quickstudy.images.imageset import EXPECTED, ImageSet, Skipped, Split, load_image_set
+from quickstudy.images.imageset import EXPECTED, ImageFile, ImageSet, Skipped, Split, load_image_set
 from quickstudy.images.listing import alike
 from quickstudy.process import usable_cores
 from quickstudy.progress import Progress, silent
@@ -43,23 +44,12 @@ _HASHED_TOGETHER = 32
 _STRICTEST: tuple[Split, ...] = ("test", "validation", "train")
 
 
-class Place(NamedTuple):
-    """One file of a content."""
-
-    path: Path
-    """Path of the file."""
-    label: str | None
-    """The label that it stands under; None where it has none."""
-    split: Split | None
-    """The split that it came with, if any."""
-
-
 class Content(NamedTuple):
     """One image, wherever it lies. It is a tuple, since a census makes a hundred thousand of them in half a second."""
 
     digest: bytes
     """SHA-256 of the bytes."""
-    places: tuple[Place, ...]
+    places: tuple[ImageFile, ...]
     """Its files, sorted by path; at least one."""
     label: str | None = None
     """The label on which all its labelled places agree; None where it has none, they contradict, or it is unusable."""
@@ -172,7 +162,7 @@ class Census:
     @property
     def empty_classes(self) -> tuple[str, ...]:
         """Classes that were listed and have no usable image, sorted."""
-        listed = {file.label for file in self.listed.files} | set(self.listed.empty_classes)
+        listed = {*self.listed.classes, *self.listed.empty_classes}
         return tuple(sorted(listed - set(self.labels.values()) - set(self.single)))
 
     @property
@@ -220,9 +210,9 @@ class Census:
         """
         if len(self.classes) < 2:
             names = ", ".join(f"'{name}'" for name in self.classes) or "none"
-            single = "".join(f"; '{name}' has a single image, add more" for name in [*self.single][:_MOST_NAMED])
+            alone = "".join(f"; '{name}' has a single image, add more" for name in [*self.single][:_MOST_NAMED])
             raise ImageSetError(
-                f"At least 2 classes are needed to train, '{self.source}' has {len(self.classes)} ({names}){single}; "
+                f"At least 2 classes are needed to train, '{self.source}' has {len(self.classes)} ({names}){alone}; "
                 f"{EXPECTED}"
             )
         if strict and (skipped := self.skipped):
@@ -287,11 +277,10 @@ def _contents(
     listed: ImageSet, index: Path | None, progress: Progress
 ) -> tuple[dict[bytes, Content], tuple[Skipped, ...]]:
     """Bring the files together by content, still without labels and roles; and say which cannot be read."""
-    places = [Place(file.path, file.label, file.split) for file in listed.files]
-    places += [Place(file.path, None, file.split) for file in listed.unlabelled]
-    by_digest: dict[bytes, list[Place]] = {}
+    places = (*listed.files, *listed.unlabelled)
+    by_digest: dict[bytes, list[ImageFile]] = {}
     unread = list(listed.skipped)
-    identities = identify([place.path for place in places], index, progress=progress)
+    identities = identify([place.name for place in places], index, progress=progress)
     for place, identity in zip(places, identities, strict=True):
         if isinstance(identity, bytes):
             by_digest.setdefault(identity, []).append(place)
@@ -301,7 +290,7 @@ def _contents(
     for digest in sorted(by_digest):
         found = by_digest[digest]
         if len(found) > 1:
-            found.sort(key=lambda place: str(place.path))
+            found.sort(key=attrgetter("name"))
         contents[digest] = Content(digest, tuple(found))
     return contents, tuple(unread)
 
@@ -318,7 +307,7 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def identify(paths: Sequence[Path], index: Path | None, *, progress: Progress = silent) -> list[bytes | str]:
+def identify(paths: Sequence[Path | str], index: Path | None, *, progress: Progress = silent) -> list[bytes | str]:
     """Return the SHA-256 digest of each file, or why it cannot be read; unchanged files are known to the stat index."""
     store = StatIndex(index)
     names = [os.path.abspath(path) for path in paths]
@@ -345,7 +334,7 @@ def identify(paths: Sequence[Path], index: Path | None, *, progress: Progress = 
 
 
 def _read(
-    paths: Sequence[Path],
+    paths: Sequence[Path | str],
     to_read: Sequence[tuple[int, Stamp]],
     found: list[bytes | str],
     index: StatIndex,

@@ -27,8 +27,8 @@ class Group:
     """The class name; None where the images have no label."""
     split: Split | None
     """The split; None where the folders name none."""
-    images: list[Path]
-    """The image files, sorted by path."""
+    images: list[str]
+    """Paths of the image files as text, sorted by path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class _Arranging:
         self._above = {top.identity}
         self._lister = lister
 
-    def add(self, label: str | None, split: Split | None, images: list[Path]) -> None:
+    def add(self, label: str | None, split: Split | None, images: list[str]) -> None:
         if images or label is not None:
             self.groups.append(Group(label=label, split=split, images=images))
 
@@ -120,7 +120,7 @@ class _Arranging:
                 self.add(label, split_named(path.name), self._walk(self._lister.scan(path)))
             self.add(label, None, folder.images)
 
-    def _walk(self, folder: Scan) -> list[Path]:
+    def _walk(self, folder: Scan) -> list[str]:
         return self._lister.walk(folder, set(self._above))
 
 

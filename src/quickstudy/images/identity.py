@@ -75,7 +75,7 @@ def stamp_of(path: Path | str) -> Stamp:
         raise UnusableImageError(_reason(error)) from None
 
 
-def read_image_file(path: Path) -> tuple[bytes, bytes]:
+def read_image_file(path: Path | str) -> tuple[bytes, bytes]:
     """Read a file: its bytes and their SHA-256 digest (32 bytes).
 
     What is no file is not opened: a named pipe would wait for somebody to write, and devices may never end.
@@ -166,15 +166,15 @@ class StatIndex:
                 chunk = names[start : start + 500]
                 marks = ",".join("?" * len(chunk))
                 query = f"SELECT path, digest, size, mtime_ns, ctime_ns, inode FROM stamps WHERE path IN ({marks})"  # noqa: S608
-                for name, digest, *stamp in self._connection.execute(query, chunk):
+                for row in self._connection.execute(query, chunk):
+                    digest = row[1]
                     if isinstance(digest, bytes) and len(digest) == 32:
-                        size, mtime_ns, ctime_ns, inode = stamp
-                        known[name] = ((size, mtime_ns, ctime_ns, inode), digest)
+                        known[row[0]] = (row[2:], digest)
         except sqlite3.Error:
             return {}
         return known
 
-    def remember(self, entries: Iterable[tuple[Path, Stamp, bytes]]) -> None:
+    def remember(self, entries: Iterable[tuple[Path | str, Stamp, bytes]]) -> None:
         """Note the hashes of files that were just read, except those changed so lately that a stamp may lie."""
         if self._connection is None:
             return

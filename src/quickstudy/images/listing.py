@@ -57,8 +57,8 @@ class Scan:
     """Path of the folder."""
     identity: tuple[int, int]
     """Device and inode, by which links that lead round a loop are found out."""
-    images: list[Path]
-    """Its own images, sorted by name."""
+    images: list[str]
+    """Paths of its own images as text, sorted by name."""
     folders: list[Path]
     """The folders in it, sorted by name."""
     unreadable: str = ""
@@ -78,8 +78,9 @@ class Lister:
 
     def scan(self, folder: Path) -> Scan:
         """Look into one folder; one that cannot be read is noted among `unread`, and empty."""
-        images: list[Path] = []
+        images: list[str] = []
         folders: list[Path] = []
+        inside = "" if folder == Path() else os.path.join(folder, "")  # noqa: PTH118 (a text)
         try:
             status = folder.stat()
             with os.scandir(folder) as entries:
@@ -92,16 +93,18 @@ class Lister:
             name = entry.name
             # Most files are ordinary photos: this is all that is asked of them.
             if name[name.rfind(".") :].lower() in IMAGE_SUFFIXES and name[0] != "." and _is_regular(entry):
-                images.append(folder / name)
+                images.append(inside + name)
             elif not self._passes_over(entry):
                 if _leads_to_folder(entry):
                     folders.append(folder / name)
                 elif self._is_image(folder / name, is_regular=_is_regular(entry)):
-                    images.append(folder / name)
+                    images.append(inside + name)
         return Scan(path=folder, identity=(status.st_dev, status.st_ino), images=images, folders=folders)
 
-    def walk(self, scan: Scan, seen: set[tuple[int, int]]) -> list[Path]:
-        """List all images in and under a folder, sorted by path; each real folder once, so links lead round no loop.
+    def walk(self, scan: Scan, seen: set[tuple[int, int]]) -> list[str]:
+        """List the paths of all images in and under a folder as text, sorted by path.
+
+        Each real folder is gone into once, so links lead round no loop.
 
         Args:
             scan: the folder.
@@ -112,13 +115,13 @@ class Lister:
         seen.add(scan.identity)
         if not scan.folders:
             return scan.images
-        folders = set(scan.folders)
-        found: list[Path] = []
-        for path in sorted((*scan.images, *scan.folders), key=attrgetter("name")):
-            if path not in folders:
-                found.append(path)
+        found: list[str] = []
+        folders = {str(path): path for path in scan.folders}
+        for name in sorted((*scan.images, *folders), key=os.path.basename):
+            if name in folders:
+                found += self.walk(self.scan(folders[name]), seen)
             else:
-                found += self.walk(self.scan(path), seen)
+                found.append(name)
         return found
 
     def _passes_over(self, entry: os.DirEntry[str]) -> bool:
