@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
 from drawn_photos import draw_photo
 from quickstudy.bottlenecks import looks as module
@@ -73,6 +73,25 @@ def test_a_photo_is_sharp_and_its_blurred_copy_is_not_at_any_size() -> None:
         blurred = small.filter(ImageFilter.GaussianBlur(side / 60))
         assert look_at(encode(small)).sharpness > 1.5 * LIMITS["blurred"]
         assert look_at(encode(blurred)).sharpness < LIMITS["blurred"]
+
+
+@pytest.mark.parametrize("colour", ["black", "white", "#18181c"])
+def test_a_photo_between_bars_is_a_screenshot(colour: str) -> None:
+    photo = Image.fromarray(np.random.default_rng(1).integers(0, 256, (300, 400, 3), np.uint8)).resize((1080, 810))
+    screen = Image.new("RGB", (1080, 2340), colour)
+    screen.paste(photo, (0, 765))
+    ImageDraw.Draw(screen).text((40, 20), "12:41", fill="gray", font_size=34)
+    assert look_at(encode(screen)).bars == pytest.approx(1530 / 2340, abs=0.03)
+    assert look_at(encode(screen.transpose(Image.Transpose.ROTATE_90))).bars == pytest.approx(1530 / 2340, abs=0.03)
+    assert look_at(encode(screen.crop((0, 0, 1080, 1575)))).bars == 0  # one bar alone
+    assert look_at(encode(photo)).bars == 0
+
+
+def test_a_thing_on_a_plain_background_is_no_screenshot() -> None:
+    picture = Image.new("RGB", (400, 600), "white")
+    ImageDraw.Draw(picture).ellipse((60, 100, 340, 500), fill="navy")
+    assert look_at(encode(picture)).bars == 0
+    assert look_at(encode(Image.new("RGB", (400, 600), "white"))).bars == 0
 
 
 def test_grey_bands_of_a_damaged_photo_that_was_saved_anew_are_seen() -> None:

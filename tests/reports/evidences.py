@@ -49,7 +49,7 @@ def make_evidence(
 def make_gallery(n: int, **columns: Sequence[float]) -> Gallery:
     """Looks of n ordinary photos, but for `columns`."""
     usual = {"width": 400, "height": 300, "brightness": 0.5, "contrast": 0.2, "black": 0, "white": 0, "sharpness": 0.3}
-    usual |= {"grey": 0, "bits": 0}
+    usual |= {"grey": 0, "bars": 0, "bits": 0}
     values = {
         name: np.array(columns.get(name, [value] * n), np.int32 if name in ("width", "height", "bits") else np.float32)
         for name, value in usual.items()

@@ -101,6 +101,10 @@ def test_what_was_damaged_saved_small_or_in_fewer_bits_is_named() -> None:
     assert found[-1][2:] == (12, 14)
 
 
+def test_a_screenshot_is_named_and_only_marked() -> None:
+    assert [(flaw.image, flaw.kind) for flaw in find_flaws(make_gallery(3, bars=[0.05, 0.3, 0]))] == [(1, "screenshot")]
+
+
 def test_a_set_of_small_pictures_has_no_thumbnails() -> None:
     assert find_flaws(make_gallery(4, width=[250] * 4, height=[200] * 4)) == ()
 

@@ -31,11 +31,12 @@ from quickstudy.progress import Progress, silent
 
 THUMBNAIL_SIDE = 96
 """The longest side of a thumbnail, in pixels."""
-VERSION = "3"
+VERSION = "4"
 """The version of the arithmetic below; it is to change with it."""
 
 _MEASURED = InputSpec(size=192)  # the shorter side at which sharpness and brightness are measured
 _GREY, _NEAR_GREY = 128, 6  # the level of blocks that nothing came for, and how far from it JPEG takes them
+_SAME_COLOUR, _OF_A_BAR, _BEHIND_A_BAR = 8, 0.7, 0.3  # levels; shares of a row, which text may stand in
 _BLACK, _WHITE = 8, 250  # grey levels up to and from which a pixel is taken for black and white
 _LONGEST_RATIO = 8  # narrower pictures are measured at this aspect ratio, so that they stay small
 
@@ -60,6 +61,8 @@ class Look:
     """Sharpness: 0 for a picture without detail, about 0.5 for one of hard outlines, towards 1 for noise."""
     grey: float
     """Share of the rows, or of the columns, that are medium grey throughout, as programs leave what is missing."""
+    bars: float
+    """Share of the height, or of the width if that is more, in bars along both edges, as screenshots have them."""
     bits: int
     """Number of bits that levels of 16 bits use; 0 where levels have 8, or are floats."""
     thumbnail: bytes
@@ -89,6 +92,7 @@ def look_at(data: bytes) -> Look:
         white=float(levels[_WHITE:].sum()),
         sharpness=sharpness(grey),
         grey=missing_share(np.asarray(picture)),
+        bars=bar_share(np.asarray(picture)),
         bits=bits,
         thumbnail=_thumbnail(picture),
     )
@@ -121,6 +125,29 @@ def missing_share(pixels: NDArray[np.uint8]) -> float:
     """
     grey = np.all(np.abs(pixels.astype(np.int16) - _GREY) <= _NEAR_GREY, axis=2)
     return max(float(np.mean(np.all(grey, axis=axis))) for axis in (0, 1))
+
+
+def bar_share(pixels: NDArray[np.uint8]) -> float:
+    """Measure the share of the height, or of the width if that is more, in bars of one colour along both edges.
+
+    A bar is one where at least 70 % of each row is of its colour, so that a clock may stand in it, and at most 30 % of
+    the row behind it: plain backgrounds end where something begins, and not along a straight line from side to side.
+    """
+    levels = pixels.astype(np.int16)
+    found = [0.0]
+    for rows in (levels, levels.transpose(1, 0, 2)):
+        bars = _bar(rows), _bar(rows[::-1])
+        if all(bars):
+            found.append(sum(bars) / len(rows))
+    return max(found)
+
+
+def _bar(rows: NDArray[np.int16]) -> int:
+    """Count the rows of the bar that begins at the first one; 0 where there is none."""
+    alike = np.mean(np.all(np.abs(rows - np.median(rows[0], axis=0)) <= _SAME_COLOUR, axis=2), axis=1)
+    ends = np.flatnonzero(alike < _OF_A_BAR)
+    behind = int(ends[0]) + 1 if len(ends) else len(rows)  # the row at the end itself may be blended by resizing
+    return behind - 1 if behind < len(rows) and alike[behind] <= _BEHIND_A_BAR else 0
 
 
 def grey_square(thumbnail: bytes, side: int) -> NDArray[np.uint8]:
@@ -174,6 +201,7 @@ class Gallery:
     white: NDArray[np.float32]
     sharpness: NDArray[np.float32]
     grey: NDArray[np.float32]
+    bars: NDArray[np.float32]
     bits: NDArray[np.int32]
     thumbnails: tuple[bytes, ...]
 

@@ -326,6 +326,7 @@ LIMITS: Final[dict[FlawKind, float]] = {
     "tiny": 64,
     "thumbnail": 256,
     "narrow": 4,
+    "screenshot": 0.1,
     "grey": 0.05,
     "shallow": 14,
     "dark": 0.06,
@@ -339,7 +340,8 @@ A shorter side below, in pixels, is `tiny`; a longer side of at most this, and o
 `thumbnail` that was saved for the photo; a longer side over the shorter above, `narrow`; a mean brightness from 0 to
 1 below, `dark`, or above, `bright`; a standard deviation of the grey levels on the same scale below, `blank`; a
 sharpness as in `bottlenecks/looks.py` below, `blurred`; a share of the rows or columns that are medium grey throughout
-above, `grey`: a photo that was damaged, and saved anew. A 16-bit image is `shallow` that uses at most so many bits, and
+above, `grey`: a photo that was damaged, and saved anew; a share of them in bars of one colour along both edges above, a
+`screenshot` of a photo, or one with a frame around it. A 16-bit image is `shallow` that uses at most so many bits, and
 two fewer than the set does, whose rule leaves it dark.
 """
 _FEWER_BITS = 2
@@ -359,6 +361,7 @@ def find_flaws(gallery: Gallery) -> tuple[QualityFlaw, ...]:
         "tiny": shorter,
         "thumbnail": longer,
         "grey": gallery.grey,
+        "screenshot": gallery.bars,
         "shallow": gallery.bits,
         "narrow": longer / np.maximum(shorter, 1),
         "dark": gallery.brightness,
@@ -366,7 +369,7 @@ def find_flaws(gallery: Gallery) -> tuple[QualityFlaw, ...]:
         "blank": gallery.contrast,
         "blurred": gallery.sharpness,
     }
-    above = ("narrow", "bright", "grey")
+    above = ("narrow", "bright", "grey", "screenshot")
     usual = float(np.median(longer[looked_at])) / _THUMBNAIL if looked_at.any() else 0.0
     limits = {**LIMITS, "thumbnail": min(LIMITS["thumbnail"], usual)}
     limits["shallow"] = min(LIMITS["shallow"], rounded(gallery.bits.tolist()) - _FEWER_BITS)

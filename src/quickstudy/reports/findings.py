@@ -64,7 +64,7 @@ class Outlier:
     """Distance from the tenth nearest neighbour, in robust standard deviations above what is usual here."""
 
 
-FlawKind = Literal["tiny", "thumbnail", "narrow", "grey", "shallow", "blurred", "dark", "bright", "blank"]
+FlawKind = Literal["tiny", "thumbnail", "narrow", "screenshot", "grey", "shallow", "blurred", "dark", "bright", "blank"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +73,8 @@ class QualityFlaw:
 
     image: int
     kind: FlawKind
-    """`narrow` is an extreme aspect ratio, `blank` an image of one colour, `grey` one of which bands are missing,
-    `shallow` one that uses fewer bits than the set; `audit.LIMITS` states what each means."""
+    """`narrow` is an extreme aspect ratio, `screenshot` a photo between bars of one colour, `blank` an image of one
+    colour, `grey` one of which bands are missing, `shallow` one that uses fewer bits than the set; `audit.LIMITS` states what each means."""
     value: float
     """Value that was measured, on the scale that `audit.LIMITS` states."""
     limit: float

@@ -46,6 +46,7 @@ _CURVE_POINTS = 200
 _FLAWS = {
     "tiny": "few pixels",
     "thumbnail": "a thumbnail",
+    "screenshot": "a screenshot, or in a frame",
     "grey": "grey where data are missing",
     "shallow": "fewer bits than the set",
     "narrow": "extreme aspect ratio",
