@@ -92,6 +92,9 @@ def test_a_thing_on_a_plain_background_is_no_screenshot() -> None:
     ImageDraw.Draw(picture).ellipse((60, 100, 340, 500), fill="navy")
     assert look_at(encode(picture)).bars == 0
     assert look_at(encode(Image.new("RGB", (400, 600), "white"))).bars == 0
+    flag = Image.new("RGB", (300, 300), "red")
+    ImageDraw.Draw(flag).rectangle((0, 100, 300, 200), fill="white")
+    assert look_at(encode(flag)).bars == 0
 
 
 def test_grey_bands_of_a_damaged_photo_that_was_saved_anew_are_seen() -> None:

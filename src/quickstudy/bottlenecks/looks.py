@@ -37,6 +37,7 @@ VERSION = "4"
 _MEASURED = InputSpec(size=192)  # the shorter side at which sharpness and brightness are measured
 _GREY, _NEAR_GREY = 128, 6  # the level of blocks that nothing came for, and how far from it JPEG takes them
 _SAME_COLOUR, _OF_A_BAR, _BEHIND_A_BAR = 8, 0.7, 0.3  # levels; shares of a row, which text may stand in
+_PLAIN, _OF_SEVERAL_COLOURS = 0.95, 0.5  # share of a row, and of the rows between bars
 _BLACK, _WHITE = 8, 250  # grey levels up to and from which a pixel is taken for black and white
 _LONGEST_RATIO = 8  # narrower pictures are measured at this aspect ratio, so that they stay small
 
@@ -132,22 +133,30 @@ def bar_share(pixels: NDArray[np.uint8]) -> float:
 
     A bar is one where at least 70 % of each row is of its colour, so that a clock may stand in it, and at most 30 % of
     the row behind it: plain backgrounds end where something begins, and not along a straight line from side to side.
+    Between the bars, most rows are of several colours: stripes and flags are no screenshots.
     """
     levels = pixels.astype(np.int16)
     found = [0.0]
     for rows in (levels, levels.transpose(1, 0, 2)):
-        bars = _bar(rows), _bar(rows[::-1])
-        if all(bars):
-            found.append(sum(bars) / len(rows))
+        first, last = _bar(rows), _bar(rows[::-1])
+        if first and last and np.mean(_plainness(rows[first:-last]) < _PLAIN) > _OF_SEVERAL_COLOURS:
+            found.append((first + last) / len(rows))
     return max(found)
 
 
 def _bar(rows: NDArray[np.int16]) -> int:
     """Count the rows of the bar that begins at the first one; 0 where there is none."""
-    alike = np.mean(np.all(np.abs(rows - np.median(rows[0], axis=0)) <= _SAME_COLOUR, axis=2), axis=1)
+    alike = _plainness(rows, np.median(rows[0], axis=0))
     ends = np.flatnonzero(alike < _OF_A_BAR)
     behind = int(ends[0]) + 1 if len(ends) else len(rows)  # the row at the end itself may be blended by resizing
     return behind - 1 if behind < len(rows) and alike[behind] <= _BEHIND_A_BAR else 0
+
+
+def _plainness(rows: NDArray[np.int16], colour: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """Measure the share of each row that is of one colour: this one, or if left out, the row's own median."""
+    middle = np.median(rows, axis=1, keepdims=True) if colour is None else colour
+    share: NDArray[np.float64] = np.mean(np.all(np.abs(rows - middle) <= _SAME_COLOUR, axis=2), axis=1)
+    return share
 
 
 def grey_square(thumbnail: bytes, side: int) -> NDArray[np.uint8]:

@@ -74,7 +74,8 @@ class QualityFlaw:
     image: int
     kind: FlawKind
     """`narrow` is an extreme aspect ratio, `screenshot` a photo between bars of one colour, `blank` an image of one
-    colour, `grey` one of which bands are missing, `shallow` one that uses fewer bits than the set; `audit.LIMITS` states what each means."""
+    colour, `grey` one of which bands are missing, `shallow` one that uses fewer bits than the set; `audit.LIMITS` says
+    what each means."""
     value: float
     """Value that was measured, on the scale that `audit.LIMITS` states."""
     limit: float
