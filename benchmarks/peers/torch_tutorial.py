@@ -1,6 +1,6 @@
 """PyTorch's transfer-learning tutorial, written out by hand: fine-tuning every weight, or the last layer alone.
 
-The tutorial (docs.pytorch.org, "Transfer Learning for Computer Vision") trains for 25 epochs, in batches of 4, on random
+The tutorial (docs.pytorch.org, "Transfer Learning for Computer Vision") takes 25 epochs, in batches of 4, on random
 crops and flips, by SGD with a rate of 0.001, momentum 0.9 and a tenth of the rate after every 7 epochs, and keeps the
 epoch that is best on the photos held out. Its ResNet-18 has to be downloaded, so EfficientNet-Lite0 takes its place,
 whose weights come as a package; torchvision's transforms are written out with Pillow.
