@@ -63,7 +63,8 @@ _LEAST_CURVATURE = 1e-6  # of a bias, which has no penalty, where all images are
 _STUCK_STEPS = 5
 _NOTICEABLE = 1e-4  # of the objective
 # On the clothing photos 64, 96, 128, 160 and 256 directions take 1.34, 1.18, 1.19, 1.40 and 1.65 s for four strengths.
-_MAIN_DIRECTIONS = 128
+# Many rows pay for more: 6,000 of 100 classes took 29 iterations instead of 48 from the fit to another fold.
+_MAIN_DIRECTIONS, _MORE_MAIN_DIRECTIONS = 128, 256
 _SUBSPACE_STEPS = 3
 _ITERATIONS_FOR_A_PRECONDITIONER = 12  # a new one costs about so many
 _SMALL = 20_000_000  # rows × features × columns, up to which float64 and a high precision cost next to nothing
@@ -74,9 +75,12 @@ _LEAST_SAMPLE = 8192  # rows from which preconditioners are made
 _SAMPLE_PER_CLASS = 256
 _LIKELY_ROWS = 4  # times a class's share of the rows, that go into its block one by one
 _BLOCK_VALUES = 1 << 19  # values between the two products with a block of rows: 2 MB in float32
+_BLOCK_FEATURES = 1 << 19  # of a block of rows, for the same reason
 _BLOCK_ROWS = (384, 4096)
 _LEAST_BLOCKS = 10  # where there are rows enough, so that threads have even shares
 _FEW_COLUMNS = 64  # OpenBLAS multiplies so few sooner the other way round, by a half at 10
+# So few columns by 48 rows at once it does not pack anew: 10 columns at 32 instead of 19 GFLOP/s a core.
+_VERY_FEW_COLUMNS, _ROWS_AT_ONCE = 20, 48
 _LEAST_RUN = 256  # rows, on average, of the same training sets, where blocks are cut by these
 _MOST_PARTS = 16  # of the work, which threads share
 # Of more than twice as many features, the head sees the main directions only. On the clothing photos, 4,048 values an
@@ -129,6 +133,23 @@ class Features:
         """The prepared features without the last one, n×d."""
         return self.with_one[:, :-1]
 
+    def take(self, rows: NDArray[np.intp]) -> Features:
+        """Take some of the rows; they are scaled as all rows were."""
+        return Features(with_one=self.with_one[rows], mean=self.mean, scale=self.scale)
+
+    def logits(self, rows: NDArray[np.intp] | slice, weights: Real, biases: Real) -> Real:
+        """Work out the logits (m×K) of some rows by weights (d×K) and biases (K) for prepared features."""
+        numbers = np.arange(len(self.values))[rows]
+        logits = np.empty((len(numbers), len(biases)), np.result_type(self.values, weights))
+
+        def fill(first: int) -> None:
+            few = slice(first, first + _PREPARED_ROWS)
+            logits[few] = self.values[numbers[few]] @ weights + biases
+
+        with _threads(len(numbers) * weights.size >= _WORTH_THREADS) as threads:
+            _in_threads(fill, range(0, len(numbers), _PREPARED_ROWS), threads)
+        return logits
+
     @cached_property
     def main_directions(self) -> Real:
         """An orthonormal basis ((d+1)×r) of the directions in which the rows vary most, and of the last feature.
@@ -138,24 +159,25 @@ class Features:
         """
         values = self.values
         d = values.shape[1]
-        if d <= _MAIN_DIRECTIONS:
+        count = _MAIN_DIRECTIONS if len(values) < _LEAST_SAMPLE else _MORE_MAIN_DIRECTIONS
+        if d <= count:
             return np.eye(d + 1, dtype=values.dtype)
         values = values[sample_of(len(values), _SAMPLE_FOR_DIRECTIONS)]
-        draws = np.random.Generator(np.random.Philox(key=[0, d])).standard_normal((d, _MAIN_DIRECTIONS))
+        draws = np.random.Generator(np.random.Philox(key=[0, d])).standard_normal((d, count))
         basis = draws.astype(values.dtype)
         with _threads(worth=False):
             for _ in range(_SUBSPACE_STEPS):
                 basis, _ = np.linalg.qr(values.T @ (values @ basis))
-        directions = np.zeros((d + 1, _MAIN_DIRECTIONS + 1), values.dtype)
+        directions = np.zeros((d + 1, count + 1), values.dtype)
         directions[:-1, :-1], directions[-1, -1] = basis, 1
         return directions
 
     @cached_property
     def in_main_directions(self) -> Features | None:
         """The same rows in the main directions alone, n×r; none where there are hardly more features."""
-        if self.with_one.shape[1] <= 2 * _MAIN_DIRECTIONS:
-            return None
         main = self.main_directions
+        if self.with_one.shape[1] <= 2 * main.shape[1]:
+            return None
         with _threads(self.with_one.size >= _WORTH_THREADS_TO_PREPARE) as threads:
             starts = range(0, len(self.with_one), _PREPARED_ROWS)
             rows = _in_threads(lambda first: self.with_one[first : first + _PREPARED_ROWS] @ main, starts, threads)
@@ -355,9 +377,7 @@ class Fit:
 
     def logits_of(self, rows: NDArray[np.intp] | slice, number: int) -> Real:
         """Work out the logits (m×K) of some rows by the fit to one training set."""
-        with _threads(worth=False):
-            logits: Real = self.features.values[rows] @ self.weights[number] + self.biases[number]
-        return logits
+        return self.features.logits(rows, self.weights[number], self.biases[number])
 
 
 def fit_softmax(
@@ -537,9 +557,8 @@ class _Problem:
         self.l2 = float(dtype(l2))
         n = len(labels)
         sampled = sample_of(n, max(_LEAST_SAMPLE, _SAMPLE_PER_CLASS * classes))
-        self.blocks = _blocks(
-            labels, np.ascontiguousarray(weights.astype(dtype)), classes, sampled, features.triangular
-        )
+        by_set = np.ascontiguousarray(weights.astype(dtype))
+        self.blocks = _blocks(labels, by_set, classes, self.x.shape[1], sampled, features.triangular)
         parts = min(_MOST_PARTS, max(_VALUES_OF_PARTS // (self.sets * classes * self.x.shape[1]), 2))
         size = -(-len(self.blocks) // parts)
         self.parts = [list(range(i, min(i + size, len(self.blocks)))) for i in range(0, len(self.blocks), size)]
@@ -841,12 +860,13 @@ def sample_of(n: int, most: int) -> NDArray[np.intp]:
 
 
 def _blocks(
-    labels: NDArray[np.intp], weights: Real, classes: int, sampled: NDArray[np.intp], triangular: bool
+    labels: NDArray[np.intp], weights: Real, classes: int, width: int, sampled: NDArray[np.intp], triangular: bool
 ) -> list[_Block]:
     """Cut the rows into blocks: where the sets that they train change, if that is seldom, and else by size."""
     sets, n = weights.shape
     least, most = _BLOCK_ROWS
-    longest = int(np.clip(min(_BLOCK_VALUES // (sets * classes), n // _LEAST_BLOCKS), least, most))
+    longest = min(_BLOCK_VALUES // (sets * classes), n // _LEAST_BLOCKS, _BLOCK_FEATURES // width)
+    longest = int(np.clip(longest, least, most))
     trains = weights > 0
     changes = np.flatnonzero((trains[:, 1:] != trains[:, :-1]).any(axis=0)) + 1
     ends = [0, *changes.tolist(), n] if len(changes) * _LEAST_RUN <= n else [0, n]
@@ -886,17 +906,40 @@ def _logits(parameters: Real, x: Real) -> Real:
     if len(parameters) > _FEW_COLUMNS:
         wide: Real = parameters @ x.T
         return wide
-    return np.ascontiguousarray((x @ parameters.T).T)
+    columns = parameters.T
+    if len(parameters) > _VERY_FEW_COLUMNS:
+        return np.ascontiguousarray((x @ columns).T)
+    whole, several = _several(x)
+    found = np.empty((len(x), len(parameters)), x.dtype)
+    np.matmul(several, columns, out=found[:whole].reshape(*several.shape[:2], len(parameters)))
+    np.matmul(x[whole:], columns, out=found[whole:])
+    return np.ascontiguousarray(found.T)
 
 
 def _add(total: Real, sets: NDArray[np.intp], values: Real, x: Real) -> None:
     """Add to the total (F×K×(d+1)) of the chosen sets the products of values (chosen×K×m) with rows (m×(d+1))."""
-    product = (values.reshape(-1, len(x)) @ x).reshape(len(sets), *total.shape[1:])
+    rows = values.reshape(-1, len(x))
+    if len(rows) > _VERY_FEW_COLUMNS:
+        product = rows @ x
+    else:
+        whole, several = _several(x)
+        product = rows[:, whole:] @ x[whole:]
+        for few, mine in zip(
+            several, rows[:, :whole].reshape(len(rows), *several.shape[:2]).swapaxes(0, 1), strict=True
+        ):
+            product += mine @ few
+    product = product.reshape(len(sets), *total.shape[1:])
     if len(sets) == len(total):
         total += product
         return
     for number, mine in zip(sets.tolist(), product, strict=True):
         total[number] += mine
+
+
+def _several(x: Real) -> tuple[int, Real]:
+    """Cut rows into matrices of a few rows each (?×few×(d+1)); return how many rows that takes, and the matrices."""
+    whole = len(x) // _ROWS_AT_ONCE * _ROWS_AT_ONCE
+    return whole, x[:whole].reshape(-1, _ROWS_AT_ONCE, x.shape[1])
 
 
 def _sums(parts: Sequence[tuple[Any, ...]]) -> list[Any]:
