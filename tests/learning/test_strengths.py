@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from quickstudy.learning.features import prepare_features
 from quickstudy.learning.selection import choose_head, fit_head
-from quickstudy.learning.softmax import prepare_features
 from quickstudy.learning.strengths import FOLDS, CrossValidation, assign_folds, deal_out
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from quickstudy.errors import HeadError
 from quickstudy.learning.calibration import probabilities_of
-from quickstudy.learning.softmax import Floats, in_small_space, prepare_features, signed_sqrt
+from quickstudy.learning.features import Floats, in_small_space, prepare_features, signed_sqrt
 from quickstudy.learning.strengths import FOLDS, CrossValidation, Found, Integers, deal_out, find_strength, log_losses
 
 _TEMPERATURES = (0.25, 16.0)

@@ -25,7 +25,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from quickstudy.learning.softmax import Features, Fit, Floats, fit_softmax
+from quickstudy.learning.features import Features, Floats
+from quickstudy.learning.softmax import Fit, fit_softmax
 
 Integers = NDArray[np.intp]
 Start = tuple[NDArray[np.floating], NDArray[np.floating]]
