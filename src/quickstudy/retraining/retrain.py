@@ -29,9 +29,9 @@ from quickstudy.files import as_path, cache_folder
 from quickstudy.images.census import Census, RolesBefore, take_census
 from quickstudy.images.depth import significant_bits
 from quickstudy.learning.calibration import probabilities_of, suggest_abstention
+from quickstudy.learning.features import Floats
 from quickstudy.learning.scores import Score, Scores, score_predictions
 from quickstudy.learning.selection import Head, LevelsCompared, choose_head, fit_head
-from quickstudy.learning.softmax import Floats
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.model import roles_of_file
 from quickstudy.models.roles import Roles
