@@ -51,6 +51,7 @@ def add(
     ] = None,
     mean: Annotated[str | None, typer.Option(help="Subtracted then, such as 0.485,0.456,0.406.")] = None,
     std: Annotated[str | None, typer.Option(help="Divided by then, such as 0.229,0.224,0.225.")] = None,
+    output: Annotated[str | None, typer.Option(help="The output that counts, where a file has several.")] = None,
     features: Annotated[str | None, typer.Option(help="The penultimate layer's tensor [default: found].")] = None,
     classes: Annotated[
         Path | None,
@@ -75,6 +76,7 @@ def add(
         layout=layout,
         preprocessing=choose_preprocessing(preprocessing, value_range=value_range, mean=mean, std=std),
         features=features or "",
+        output=output,
         classes=read_classes(classes) if classes is not None else None,
     )
     added, imported = add_from(wanted, cache_folder(cache), name=name)
