@@ -284,10 +284,12 @@ def _replica(
                 told = [type(error).__name__, str(error), traceback.format_exc()]
                 with contextlib.suppress(OSError), (folder / _ERROR).open("x", encoding="utf-8") as file:
                     json.dump(told, file)
+    # From inside each clause: what an exception holds, its frames' networks and gloo's objects, is then never freed,
+    # which now and then waited for ever (torch 2.13).
     except KeyboardInterrupt:
-        status = 128 + signal.SIGINT
+        leave(128 + signal.SIGINT)
     except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else 1
+        leave(stop.code if isinstance(stop.code, int) else 1)
     finally:
         leave(status)
 
