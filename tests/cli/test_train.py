@@ -249,7 +249,7 @@ def test_interrupted_it_saves_and_goes_on(tmp_path: Path, number: int, code: int
         process.communicate()
     assert process.returncode == code
     assert "Traceback" not in err
-    assert "interrupted; the same command goes on from the checkpoint in run" in err
+    assert "interrupted; the same command continues from the checkpoint in run" in err
     (saved,) = (tmp_path / "run" / "checkpoints").glob("*.pt")
     step = int(saved.stem.removeprefix("step-"))
     assert 20 <= step < 500
@@ -264,7 +264,7 @@ def test_going_on_and_a_damaged_checkpoint_are_told(here: Path, run: Run) -> Non
     assert done.err == (
         "Warning: the checkpoint runs/cifar10-classic/checkpoints/step-000030.pt is damaged; an older one is used\n"
     )
-    assert "Going on from step 25, as runs/cifar10-classic has it\n" in done.out
+    assert "Continuing from step 25 of the run in runs/cifar10-classic\n" in done.out
 
 
 def test_evaluate_a_run(here: Path, run: Run) -> None:

@@ -125,7 +125,7 @@ def test_values_with_commas_are_told_apart_by_semicolons() -> None:
 
 @pytest.mark.parametrize("text", ["", " , ", "5..1"])
 def test_an_empty_axis(text: str) -> None:
-    with pytest.raises(SweepError, match=r"depth=.* has no value; expected such as depth=1\.\.7"):
+    with pytest.raises(SweepError, match=r"depth=.* has no value"):
         read_axis("mlp", "depth", text)
 
 

@@ -217,7 +217,7 @@ def _distance(held: NDArray[np.float32], given: NDArray[np.float32]) -> float:
 # Weights
 _MOST_BYTES = 4 << 30
 _SUFFIXES = (".weights.h5", ".h5", ".keras")
-_TOP_HINT = "Weights without the classifier need --no-top, those for other classes --classes"
+_TOP_HINT = "Weights without the classifier need --no-top, and weights for other classes need --classes"
 
 
 def build(application: Callable[..., keras.Model], **arguments: Any) -> keras.Model:
@@ -264,7 +264,7 @@ def with_weights_of(path: Path, application: Callable[..., keras.Model], **argum
         raise UnsafeFileError(f"'{path}' is larger than {_MOST_BYTES >> 30} GiB; it was not read")
     if name.startswith("EfficientNetB") and _is_keras_own(path, application):
         raise BackboneError(
-            f"'{path}' is Keras' own file for {name}, with which Keras scales images in a way of its own; "
+            f"'{path}' is Keras' own file for {name}, for which Keras scales images in a special way; "
             "put it into ~/.keras/models and leave --weights out"
         )
     model = build(application, weights=None, **arguments)

@@ -52,7 +52,7 @@ def fill(
     images: Annotated[
         Path,
         typer.Argument(
-            help="Class folders or a manifest, as retrain takes them. With --ray, all nodes see them by this path."
+            help="Class folders or a manifest, as for retrain. With --ray, all nodes must see them under this path."
         ),
     ],
     *,
@@ -249,7 +249,7 @@ def list_sources(cache: Cache = None, as_json: Json = False) -> None:
 def verify(
     cache: Cache = None,
     remove: Annotated[
-        bool, typer.Option("--remove", help="Delete damaged shards; what they held is computed again when needed.")
+        bool, typer.Option("--remove", help="Delete damaged shards; their bottlenecks are computed again when needed.")
     ] = False,
 ) -> None:
     """Check every shard against the hash that it is named by."""
@@ -271,8 +271,12 @@ def compact(cache: Cache = None) -> None:
 @app.command("prune", epilog="Example: quickstudy cache prune --older-than 90")
 def prune(
     cache: Cache = None,
-    source: Annotated[str | None, typer.Option(help="The source with this id, or its beginning.")] = None,
-    older_than: Annotated[float | None, typer.Option(min=0, help="Sources not written to for so many days.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Delete the source with this id, or whose id begins like this.")
+    ] = None,
+    older_than: Annotated[
+        float | None, typer.Option(min=0, help="Delete sources that nothing was written to for this many days.")
+    ] = None,
 ) -> None:
     """Delete sources by id or age; their bottlenecks are computed again when needed."""
     if source is None and older_than is None:

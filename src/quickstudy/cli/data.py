@@ -27,10 +27,12 @@ Folder = Annotated[
 
 @app.command("get", epilog="Example: quickstudy data get cifar10 --from https://mirror.example/cifar")
 def get(
-    name: Annotated[str, typer.Argument(help="Name of the data set; see quickstudy data list.", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(help="Name of the data set; 'quickstudy data list' shows them.", show_default=False)
+    ],
     source: Annotated[
         str | None,
-        typer.Option("--from", help="Another source: a mirror's or file's address, or a local file or folder."),
+        typer.Option("--from", help="Another source: the address of a mirror or file, or a local file or folder."),
     ] = None,
     to: Folder = None,
     quiet: Quiet = False,

@@ -38,7 +38,7 @@ from quickstudy.version import VERSION
 
 class _Commands(Commands):
     def invoke(self, ctx: Any) -> Any:
-        with interruptible("what has been computed stays in the cache, and the same command goes on from there"):
+        with interruptible("what has been computed stays in the cache, and the same command continues from there"):
             return super().invoke(ctx)
 
 

@@ -321,7 +321,7 @@ def load_bytes(data: bytes, path: Path, *, with_features: bool = False) -> Model
         if metadata.get("format") in range(1, FORMAT):
             raise ModelError(
                 f"'{path}' was written by an earlier version of quickstudy (format {metadata['format']}), which does "
-                "not say which images it was made from. Write it anew with quickstudy retrain; bottlenecks in the "
+                "not say which images it was made from. Make it again with quickstudy retrain; bottlenecks in the "
                 "cache make it a matter of seconds"
             )
         if metadata.get("format") != FORMAT:

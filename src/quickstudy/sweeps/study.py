@@ -264,7 +264,7 @@ def read_axis(recipe: str, name: str, text: str) -> tuple[Any, ...]:
         values = [part.strip() for part in text.split(separator)]
         values = [value for value in values if value]
     if not values:
-        raise SweepError(f"The axis {name}={text} has no value; expected such as {name}=1..7 or {name}=a,b")
+        raise SweepError(f"The axis {name}={text} has no value; expected, for example, {name}=1..7 or {name}=a,b")
     return tuple(values)
 
 
