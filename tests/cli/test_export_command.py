@@ -39,7 +39,7 @@ def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_verify_tells_whole_models_from_others(run: Run, model: Path, tmp_path: Path) -> None:
     done = run("verify", "small.onnx")
     assert (done.code, done.err) == (0, "")
-    assert done.out.startswith("small.onnx: whole; 4 classes, 32 pixels; golden checks differ by ")
+    assert done.out.startswith("small.onnx: intact; 4 classes, 32 pixels; golden checks differ by ")
     data = bytearray(model.read_bytes())
     data[5000] ^= 4
     (tmp_path / "changed.onnx").write_bytes(data)

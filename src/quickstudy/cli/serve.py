@@ -15,7 +15,8 @@ def command(
         typer.Argument(help="Models (.onnx); NAME=FILE gives one a name. Requests that name none go to the first."),
     ],
     host: Annotated[
-        str, typer.Option(help="The address to listen on; one that other machines can reach needs --token.")
+        str,
+        typer.Option(help="The address to listen on; one that other machines can reach needs --token or --no-auth."),
     ] = ("127.0.0.1"),
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")] = 8000,
     token: Annotated[
