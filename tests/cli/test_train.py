@@ -301,8 +301,8 @@ def test_evaluate_watch_ends_with_the_run_and_repeats_nothing(here: Path, run: R
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("nowhere", "--watch"), "'nowhere' is no run: it has no config.json"),
-        (("empty",), "'empty' is no run: it has no config.json"),
+        (("nowhere", "--watch"), "'nowhere' is not a run: it has no config.json"),
+        (("empty",), "'empty' is not a run: it has no config.json"),
         (("runs/cifar10-classic", "--split", "validation"), "no validation images"),
         (("runs/cifar10-classic", "--split", "train"), "--split is 'train'; expected validation or test"),
         (("runs/cifar10-classic", "photos"), "a run brings its own images; to score it on photos, export it first"),
@@ -345,8 +345,8 @@ def test_export_and_predict_wrongly(here: Path, run: Run) -> None:
     shutil.copytree("runs/cifar10-classic", "new")
     shutil.rmtree("new/checkpoints")
     for arguments, words in (
-        (("export", "empty"), "'empty' is no run"),
-        (("export", "nowhere"), "'nowhere' is no run"),
+        (("export", "empty"), "'empty' is not a run"),
+        (("export", "nowhere"), "'nowhere' is not a run"),
         (("export", "new"), "'new' has no checkpoint that is whole"),
         (("predict", "empty", "x.png"), "'empty' is a folder, but no run of a training; expected a model"),
         (("evaluate", "new"), "'new' has no checkpoint yet; wait for one with --watch"),

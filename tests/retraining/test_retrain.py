@@ -235,7 +235,7 @@ class TestRoles:
         self, photos: Path, retrain: Retrain, tmp_path: Path
     ) -> None:
         (tmp_path / "model.onnx").write_bytes(b"no model")
-        with pytest.raises(ModelError, match=r"'.*model\.onnx' is no model that retrain wrote"):
+        with pytest.raises(ModelError, match=r"'.*model\.onnx' is not a model that retrain wrote"):
             retrain(photos, tmp_path / "new.onnx", roles_of=tmp_path / "model.onnx")
         assert roles_of(retrain(photos).model).role_of
 

@@ -42,7 +42,7 @@ def get(
     from quickstudy.progress import Bar, silent
 
     progress = silent if quiet or not sys.stderr.isatty() else Bar(unit="bytes")
-    with interruptible("files that came whole are kept, and the same command fetches the rest"):
+    with interruptible("complete files are kept, and the same command fetches the rest"):
         place = named.get(name, folder=to, source=source, progress=progress)
     print(f"{name}: {place}")
 

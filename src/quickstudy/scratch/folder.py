@@ -43,7 +43,9 @@ class RunFolder:
             RunError: this is none.
         """
         if not (path / "config.json").is_file():
-            raise RunError(f"'{path}' is no run: it has no config.json; start one with: quickstudy train cifar10-fast")
+            raise RunError(
+                f"'{path}' is not a run: it has no config.json; start one with: quickstudy train cifar10-fast"
+            )
         return RunFolder(path)
 
     def config(self) -> dict[str, Any]:

@@ -178,7 +178,7 @@ def _death(index: int, exit_code: int) -> TrainingError:
     """The error of a replica that died."""
     how = f"signal {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit status {exit_code}"
     return TrainingError(
-        f"Replica {index} died ({how}), so the others were ended; the same command goes on from the newest checkpoint"
+        f"Replica {index} died ({how}), so the others were ended; the same command continues from the newest checkpoint"
     )
 
 

@@ -139,7 +139,7 @@ class Recipe:
         try:
             return recipe_named(values["recipe"]).with_options(values["options"])
         except (KeyError, TypeError, AttributeError) as error:
-            raise OptionError(f"This is no recipe of this version of quickstudy: {error!r}") from None
+            raise OptionError(f"This is not a recipe of this version of quickstudy: {error!r}") from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -218,7 +218,7 @@ def read_study(text: str, *, name: str, source: str) -> Study:
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise SweepError(f"'{source}' is no TOML: {error}") from None
+        raise SweepError(f"'{source}' is not valid TOML: {error}") from None
     _require_keys(values, _KEYS, source)
     cases = values.get("cases", [{}])
     if not isinstance(cases, list) or not cases:
