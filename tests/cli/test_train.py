@@ -348,7 +348,7 @@ def test_export_and_predict_wrongly(here: Path, run: Run) -> None:
         (("export", "empty"), "'empty' is not a run"),
         (("export", "nowhere"), "'nowhere' is not a run"),
         (("export", "new"), "'new' has no checkpoint that is whole"),
-        (("predict", "empty", "x.png"), "'empty' is a folder, but no run of a training; expected a model"),
+        (("predict", "empty", "x.png"), "'empty' is a folder, but not the run of a training; expected a model"),
         (("evaluate", "new"), "'new' has no checkpoint yet; wait for one with --watch"),
         (("export", "runs/cifar10-classic", "-o", "empty"), "empty"),
     ):
