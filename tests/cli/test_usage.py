@@ -14,9 +14,7 @@ from in_process import Run
 from quickstudy.cli.usage import command_meant
 from small_models import write_small_model
 
-LONG_HELP = (
-    "Print the most probable classes of images; a file that cannot be used is named and does not end the others."
-)
+LONG_HELP = "Print the most probable classes of images; files that cannot be used are named and left out."
 
 
 @pytest.mark.parametrize(

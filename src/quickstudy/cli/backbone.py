@@ -71,7 +71,7 @@ def add(
     cache: Cache = None,
     as_json: Json = False,
 ) -> None:
-    """Make a backbone of a network, compare it with its original, and keep it."""
+    """Make a backbone from a network, compare it with the original, and keep it."""
     from quickstudy.backbones.preprocessing import choose_preprocessing
     from quickstudy.backbones.sources import BackboneSource, add_from, read_classes
     from quickstudy.files import cache_folder
@@ -95,9 +95,9 @@ def add(
 
 @app.command("list", epilog="Example: quickstudy backbone list --json")
 def list_backbones(cache: Cache = None, as_json: Json = False) -> None:
-    """List the backbones; what has not been measured on this machine yet is measured, a second each.
+    """List the backbones; those not yet measured on this machine are measured first, a second each.
 
-    A speed measured beside other busy programs is measured anew next time. Exits with 2 where no backbone can be had.
+    A speed measured beside other busy programs is measured again next time. Exits with 2 if no backbone can be used.
     """
     from quickstudy.backbones.backbone import backbone_names
     from quickstudy.files import cache_folder
@@ -130,7 +130,7 @@ def show(
     cache: Cache = None,
     as_json: Json = False,
 ) -> None:
-    """Show where a backbone can be cut, and what each cut costs: measured on this machine where torch is installed."""
+    """Show where a backbone can be cut, and what each cut costs, measured on this machine if torch is installed."""
     from quickstudy.backbones.backbone import load_backbone
     from quickstudy.files import cache_folder
 

@@ -37,7 +37,7 @@ def get(
     to: Folder = None,
     quiet: Quiet = False,
 ) -> None:
-    """Download a data set, check it and unpack it; nothing is done where it is there already."""
+    """Download a data set, check it and unpack it; does nothing if it is already there."""
     from quickstudy.images import named
     from quickstudy.progress import Bar, silent
 

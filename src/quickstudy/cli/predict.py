@@ -41,7 +41,7 @@ def command(
     ] = False,
     cache: Cache = None,
 ) -> None:
-    """Print the most probable classes of images; a file that cannot be used is named and does not end the others.
+    """Print the most probable classes of images; files that cannot be used are named and left out.
 
     The exit status is 0 where all images could be used, 3 where some could not, and 1 where none could.
     """

@@ -65,7 +65,7 @@ def command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run a grid of trainings in parallel, going on where an earlier sweep in the same folder stopped."""
+    """Run a grid of trainings in parallel, or continue an earlier sweep in the same folder where it stopped."""
     from quickstudy.errors import SweepError
 
     require("torch", extra="train")

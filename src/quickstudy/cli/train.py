@@ -57,7 +57,7 @@ def command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a network from scratch, going on where an earlier run in the same folder stopped."""
+    """Train a network from scratch, or continue an earlier run in the same folder where it stopped."""
     require("torch", extra="train")
     from quickstudy.options import read_assignment
     from quickstudy.scratch.recipe import RunSettings, recipe_named
