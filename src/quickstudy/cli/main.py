@@ -45,7 +45,7 @@ class _Commands(Commands):
 app = typer.Typer(
     cls=_Commands,
     help="Trains image classifiers dramatically faster, and proves it.",
-    epilog="Start with: quickstudy retrain photos/   (photos/<class>/*.jpg)",
+    epilog="Start with: quickstudy retrain photos/   (with a folder for each class in photos/)",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
