@@ -69,7 +69,7 @@ def worker(size: str) -> None:
         blocks = getattr(mine, "blocks", None)
         if blocks is None:
             return float(mine.sets)
-        return sum(len(block.training) * len(block.labels) for block in blocks) / len(mine.x)
+        return sum(len(block.training) * len(block.labels) for block in blocks) / len(values)
 
     def share(mine: Any) -> float:
         """Count problems in fewer features, the main directions or the row space, by their share of them."""

@@ -257,7 +257,7 @@ def training_race() -> str:
     )
     header = [
         "seed",
-        "precision @ 1",
+        "accuracy",
         "seconds, process start to exit",
         "60,000 classic steps, seconds",
         "times sooner",

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext
+from typing import Any
 
-# What a training imports, some of it in its first step only.
-IMPORTED = (
-    "quickstudy.sweeps.workers",
-    "quickstudy.scratch.train",
-    "quickstudy.scratch.evaluation",
-    "torch._dynamo",
-    "torch.utils.tensorboard",
-    "sklearn.datasets",
-)
+from quickstudy.process import begin_own_processes, own_processes
 
 
-def quick_processes() -> ForkServerContext:
-    """Such processes; a sweep's workers come from the same one, if this is called first."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(IMPORTED))
-    forkserver.ensure_running()
-    return context
+def quick_processes() -> Any:
+    """Such processes: those that sweeps and replicas are made in, too."""
+    begin_own_processes()
+    return own_processes()

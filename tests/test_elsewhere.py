@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from quickstudy.models.model import load
-from quickstudy.sweeps import workers
+from quickstudy.process import begin_own_processes, own_processes
 
 WITHOUT = """
 import multiprocessing
@@ -54,8 +54,8 @@ def test_the_core_needs_nothing_that_only_linux_has(photos: Path, tmp_path: Path
 
 def test_where_processes_cannot_be_forked_they_are_spawned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
-    assert workers.start_method().get_start_method() == "spawn"
-    workers.warm_up()
+    assert own_processes().get_start_method() == "spawn"
+    begin_own_processes()
 
 
 def test_lines_that_end_as_windows_ends_them(photos: Path, tmp_path: Path) -> None:

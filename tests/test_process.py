@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 
 import pytest
 
-from quickstudy.process import default_variable
+from quickstudy.process import default_variable, starting_own_process
 
 LOOK = """
 import json, locale, os, pkgutil, signal, sys, warnings
@@ -144,3 +145,28 @@ print(json.dumps({"others": [str(one.message) for one in caught], "spin": [os.en
     done = subprocess.run(run, check=True, timeout=60, capture_output=True, text=True, env=environment)
     assert done.stderr == ""
     assert json.loads(done.stdout) == {"others": ["of others"], "spin": ["20000"]}
+
+
+def test_sigterm_ends_a_process_of_our_own_by_an_exception() -> None:
+    """So that everybody cleans up, as after Ctrl-C."""
+    code = """
+import os, signal
+from quickstudy.process import settle_own_process
+settle_own_process()
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.pause()
+finally:
+    print("cleaned up", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGTERM, "cleaned up\n", "")
+
+
+def test_a_signal_that_comes_while_a_process_starts_is_not_lost() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with pytest.raises(KeyboardInterrupt), starting_own_process():
+        os.kill(os.getpid(), signal.SIGINT)
+        inside = True
+    assert inside
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before

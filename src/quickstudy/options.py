@@ -145,13 +145,48 @@ def require_known(names: Iterable[str], known: Iterable[str], owner: str) -> Non
             raise OptionError(f"{owner} has no option '{name}'{hint}")
 
 
-def require_in_range(values: Mapping[str, Any], ranges: Mapping[str, tuple[float, float]]) -> None:
-    """Raise an OptionError where one of these values is not from the least to the largest that its option can have."""
+@dataclass(frozen=True)
+class Range:
+    """Holds what a number may be; infinite it may never be, nor not a number."""
+
+    least: float = -math.inf
+    """Smallest value that the number may have."""
+    most: float = math.inf
+    """Largest value that the number may have."""
+    above: bool = False
+    """Whether the number has to be above the smallest value."""
+    below: bool = False
+    """Whether the number has to be below the largest value."""
+
+    def holds(self, value: float) -> bool:
+        """Tell whether a number is one of these."""
+        low = self.least < value if self.above else self.least <= value
+        high = value < self.most if self.below else value <= self.most
+        return math.isfinite(value) and low and high
+
+    def __str__(self) -> str:
+        """Write the range for people, such as `0 to 1` and `more than 0`."""
+        low, high = f"{self.least:g}", f"{self.most:g}"
+        if self.least == -math.inf:
+            return "a finite number" if self.most == math.inf else f"{'less than' if self.below else 'at most'} {high}"
+        if self.most == math.inf:
+            return f"more than {low}" if self.above else f"{low} or more"
+        if self.above or self.below:
+            return f"{'more than ' if self.above else ''}{low} to {'less than ' if self.below else ''}{high}"
+        return f"{low} to {high}"
+
+
+def require_in_range(values: Mapping[str, Any], ranges: Mapping[str, Range]) -> None:
+    """Raise an OptionError where a number, or one of several, is not in the range of its option, or not finite.
+
+    All numbers that anybody gives come through here, whatever the command; what has no range has to be finite.
+    """
     for name, value in values.items():
-        low, high = ranges.get(name, (-math.inf, math.inf))
-        if name in ranges and not (low <= value <= high and math.isfinite(value)):
-            upper = f" to {high:g}" if high < math.inf else " or more"
-            raise OptionError(f"{name} is {value:g}; expected {low:g}{upper}")
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, int | float) and not isinstance(one, bool):
+                limits = ranges.get(name, Range())
+                if not limits.holds(one):
+                    raise OptionError(f"{name} is {one:g}; expected {limits}")
 
 
 def read_assignment(text: str) -> tuple[str, str]:
@@ -227,7 +262,7 @@ def parse_seconds(text: str) -> float:
         seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
     except (KeyError, ValueError):
         seconds = 0.0
-    if seconds <= 0:
+    if not 0 < seconds < math.inf:
         raise OptionError(f"'{text}' is not a time; expected, for example, 90s, 3m or 1h30m")
     return seconds
 

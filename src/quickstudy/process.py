@@ -1,4 +1,4 @@
-"""What belongs to the whole process is settled here: environment variables, warning filters, the cores it may use.
+"""What belongs to the whole process is settled here: environment, warning filters, signals, cores, its own processes.
 
 A process that only imports quickstudy is somebody else's: importing the library changes nothing of it, neither
 environment nor warning filters, umask or signal handlers, and what is set later is set for moments and put back. The
@@ -8,12 +8,15 @@ command line, and the workers that it starts, are processes of our own: those ca
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 _LOCK = threading.Lock()
 _INSIDE: Counter[str] = Counter()
@@ -54,13 +57,74 @@ def default_variable(name: str, value: str) -> Iterator[None]:
                     os.environ.pop(name, None)
 
 
-def starting_own_process() -> AbstractContextManager[None]:
-    """Make a context in which to start a process of quickstudy's own, so that it inherits what it needs."""
-    return default_variable(*_SPINNING)
+_ASKING_TO_END = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def starting_own_process() -> Iterator[None]:
+    """Make a context in which to start a process of quickstudy's own, so that it inherits what it needs.
+
+    What asks a process to end waits until `settle_own_process` has been called there, so that none ends half-started.
+    What arrives here meanwhile comes at the end of the context.
+    """
+    with default_variable(*_SPINNING):
+        if not hasattr(signal, "pthread_sigmask"):
+            yield
+            return
+        from multiprocessing import resource_tracker
+
+        resource_tracker.ensure_running()  # which would let the signals through again, were it begun inside
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ASKING_TO_END)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_IMPORTED = ("quickstudy.sweeps.workers", "torch._dynamo", "torch.utils.tensorboard")
+"""What trains, by module; torch imports the last two in the first step of a training, which takes seconds."""
+
+
+def own_processes() -> Any:
+    """Give the context of multiprocessing that processes which train are made in.
+
+    Where the system can, they are forked from a process that has imported all that trains and done nothing else; it is
+    begun by `begin_own_processes`, or else with the first of them. Elsewhere each begins anew.
+    """
+    import multiprocessing
+
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_IMPORTED))
+    return context
+
+
+def begin_own_processes() -> None:
+    """Let the process that others are forked from begin its imports, while this one does its own."""
+    if own_processes().get_start_method() == "forkserver":
+        from multiprocessing import forkserver
+
+        with starting_own_process():
+            forkserver.ensure_running()
+
+
+def leave_group() -> None:
+    """Leave the group that Ctrl-C and schedulers signal as a whole: the parent alone hears of it, and hands it on."""
+    if hasattr(os, "setsid"):
+        os.setsid()
 
 
 def settle_own_process() -> None:
-    """Set what only a process of quickstudy's own may: the command line and its workers call it first of all."""
+    """Set what only a process of quickstudy's own may: the command line and its workers call it first of all.
+
+    SIGTERM, which schedulers send, ends it like Ctrl-C does: by an exception, after which everybody cleans up.
+    """
+    if threading.current_thread() is threading.main_thread():
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _end)
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASKING_TO_END)
     os.environ.setdefault(*_SPINNING)
     # Here it can stay, which spares changing the environment while other threads may read it.
     os.environ.setdefault(*TELEMETRY_OFF)
@@ -71,6 +135,10 @@ def settle_own_process() -> None:
         # quickstudy as a library sees these warnings, once a place, or filters them as it likes.
         for category in (UserWarning, RuntimeWarning):
             warnings.filterwarnings("ignore", category=category, module=r"PIL\.")
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def usable_cores() -> int:

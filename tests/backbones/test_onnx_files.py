@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 from small_networks import CLASSES, SIZE, Net, classifier, photos, run, softmax
 
 from quickstudy.backbones.backbone import add_backbone, imagenet_classes
@@ -368,3 +368,104 @@ def test_any_damage_is_refused_or_harmless(tmp_path: Path) -> None:
         except BackboneError:
             pass
     assert 0 < harmless < 150
+
+
+ENDINGS = {
+    "divided": lambda net, x: net.op("Div", x, np.array(1.7)),
+    "multiplied": lambda net, x: net.op("Mul", net.op("Constant", value_float=0.3), x),
+    "by class": lambda net, x: net.op("Mul", x, net.random(CLASSES) ** 2 + 0.5),
+    "shifted": lambda net, x: net.op("Sub", x, net.random(CLASSES)),
+    "reshaped and divided": lambda net, x: net.op("Div", net.op("Reshape", x, np.array([-1, CLASSES])), np.array(2.5)),
+    "normalised": lambda net, x: net.op(
+        "BatchNormalization", x, *(net.random(CLASSES) ** 2 + 0.5 for _ in range(2)), net.random(CLASSES),
+        net.random(CLASSES) ** 2 + 0.5,
+    ),
+    "cast and divided": lambda net, x: net.op(
+        "Div", net.op("Cast", net.op("Cast", x, to=TensorProto.DOUBLE), to=TensorProto.FLOAT), np.array(0.7)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_what_only_scales_the_scores_hides_no_classifier(tmp_path: Path, ending: str) -> None:
+    net, output = classifier()
+    path = net.save(tmp_path / "net.onnx", ENDINGS[ending](net, output))
+    imported = import_onnx(path, preprocessing=PRESETS["torch"])
+    check(imported)
+    assert len(imported.classes) == CLASSES
+    images = photos()
+    assert run(imported.graph, "features", images).shape == (3, 16)
+    given = onnx.load(path).graph.output[0].name
+    expected = softmax(run(path, given, torch_style(images)))
+    np.testing.assert_allclose(probabilities(imported, images), expected, atol=1e-6)
+
+
+def test_one_over_a_score_is_no_score(tmp_path: Path) -> None:
+    net, output = classifier()
+    imported = import_onnx(net.save(tmp_path / "net.onnx", net.op("Div", np.array(1.0), output)), preprocessing=NONE)
+    assert imported.classes == ()
+
+
+@pytest.mark.parametrize("inside", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
+def test_half_precision_with_float32_at_both_ends(tmp_path: Path, inside: int) -> None:
+    net, output = classifier()
+    model = net.model(output)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            half = helper.make_tensor(tensor.name, inside, tensor.dims, numpy_helper.to_array(tensor).flatten())
+            tensor.CopyFrom(half)
+    for node in model.graph.node:
+        node.input[:] = ["half" if name == "x" else name for name in node.input]
+    model.graph.node.insert(0, helper.make_node("Cast", ["x"], ["half"], to=inside))
+    model.graph.node.append(helper.make_node("Cast", [output], ["wide"], to=TensorProto.FLOAT))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("wide", TensorProto.FLOAT, ["N", CLASSES]))
+    del model.graph.value_info[:]
+    onnx.save(model, tmp_path / "half.onnx")
+    imported = import_onnx(tmp_path / "half.onnx", preprocessing=PRESETS["torch"])
+    check(imported)
+    assert imported.cuts == ("stem", "block_1", "head", "features")
+    assert len(imported.classes) == CLASSES
+    images = photos()
+    expected = softmax(run(net.save(tmp_path / "net.onnx", output), output, torch_style(images)))
+    np.testing.assert_allclose(probabilities(imported, images), expected, atol=0.02)
+    assert run(imported.graph, "block_1", images).dtype == np.float32
+
+
+def test_several_outputs_are_named(tmp_path: Path) -> None:
+    net, output = classifier()
+    side = net.logits(net.nodes[-1].input[0], classes=3)
+    model = net.model(output)
+    model.graph.output.append(helper.make_tensor_value_info(side, TensorProto.FLOAT, ["N", 3]))
+    onnx.save(model, tmp_path / "two.onnx")
+    with pytest.raises(BackboneError, match=f"2 outputs: '{output}', '{side}'; choose one with --output"):
+        import_onnx(tmp_path / "two.onnx", preprocessing=NONE)
+    with pytest.raises(BackboneError, match=f"no output 'logits'; it has: '{output}', '{side}'"):
+        import_onnx(tmp_path / "two.onnx", preprocessing=NONE, output="logits")
+    for chosen, classes in ((output, CLASSES), (side, 3)):
+        imported = import_onnx(tmp_path / "two.onnx", preprocessing=NONE, output=chosen)
+        check(imported)
+        assert len(imported.classes) == classes
+
+
+@pytest.mark.parametrize("kind", ["Dropout", "BatchNormalization"])
+def test_training_mode_is_refused_by_its_layer(tmp_path: Path, kind: str) -> None:
+    net = Net()
+    x = net.pooled(net.body("x"))
+    if kind == "Dropout":
+        x = net.op("Dropout", x, np.array(0.5), net.op("Constant", value=numpy_helper.from_array(np.array(True))))
+    else:
+        x = net.op("BatchNormalization", x, *[np.ones(16, np.float32)] * 4, training_mode=1)
+        net.nodes[-1].output.extend(["mean", "variance"])
+    path = net.save(tmp_path / "net.onnx", net.logits(x))
+    with pytest.raises(BackboneError, match=rf"training mode: '{x}' \({kind}\)"):
+        import_onnx(path, preprocessing=NONE)
+
+
+@pytest.mark.parametrize("preset", ["tf", "torch"])
+def test_images_are_not_normalised_twice(tmp_path: Path, preset: str) -> None:
+    net = Net()
+    x = net.op("Sub", net.op("Mul", "x", np.array(1 / 127.5)), np.array(1.0))
+    path = net.save(tmp_path / "net.onnx", net.logits(net.pooled(net.body(x))))
+    with pytest.raises(BackboneError, match=r"normalises images itself, .* from 0 to 255"):
+        import_onnx(path, preprocessing=PRESETS[preset])
+    assert import_onnx(path, preprocessing=NONE).difference == import_onnx(path).difference

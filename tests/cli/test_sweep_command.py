@@ -30,14 +30,14 @@ def test_a_sweep_and_then_again(run: Run, tmp_path: Path) -> None:
         "depth 2, seed 0",
     ]
     assert lines[3].split() == [
-        "depth", "seed", "precision", "steps", "ms/step", "steps", "to", "target", "seconds", "to", "target",
+        "depth", "seed", "accuracy", "steps", "ms/step", "steps", "to", "target", "seconds", "to", "target",
         "parameters",
     ]  # fmt: skip
     assert "2 of 2 runs have ended, one seed each." in done.out
     folder = tmp_path / "sweeps" / "mlp"
     rows = pq.read_table(folder / "results.parquet").to_pylist()
     assert [row["depth"] for row in rows] == [1, 2]
-    assert all(row["precision"] >= 0.8 and row["steps_to_target"] == row["steps"] for row in rows)
+    assert all(row["accuracy"] >= 0.8 and row["steps_to_target"] == row["steps"] for row in rows)
     assert (folder / "pictures" / "steps_to_target.svg").is_file()
     again = run("sweep", *SMALL, "--target", "0.8")
     assert again.out.splitlines()[0] == "2 runs, 2 of them done; 1 at a time"

@@ -91,7 +91,7 @@ def test_train_prints_plain_lines_where_there_is_no_terminal(
         assert re.fullmatch(
             rf"{STAMP}: step {step}, loss = \d+\.\d\d \({number} examples/s; {number}\d\d s/batch\)", line
         )
-    accuracy = re.fullmatch(r"precision @ 1 = ([01]\.\d{3})", lines[4])
+    accuracy = re.fullmatch(r"accuracy = ([01]\.\d{3})", lines[4])
     assert accuracy
     result = json.loads((folder / "runs" / "cifar10-classic" / "result.json").read_text())
     assert float(accuracy[1]) == round(result["test"]["accuracy"], 3)
@@ -102,7 +102,7 @@ def test_train_prints_plain_lines_where_there_is_no_terminal(
 def test_train_again_is_over_at_once_and_says_the_same(here: Path, run: Run) -> None:
     done = run("train", "cifar10-classic", *SMALL)
     assert done.code == 0, done.err
-    assert done.out.startswith("precision @ 1 = ")
+    assert done.out.startswith("accuracy = ")
     as_json = run("train", "cifar10-classic", *SMALL, "--json")
     values = json.loads(as_json.out)
     assert values["run"] == "runs/cifar10-classic"
@@ -118,8 +118,8 @@ def test_train_with_json_or_quietly_prints_the_result_only(tmp_path: Path, run: 
     assert values["steps"] == 25
     assert 200 < values["validation"]["n"] < 350
     quiet = run("train", "cifar10-classic", *SMALL, "--run", folder, "--quiet", "--set", "validation=0.2")
-    assert quiet.out.splitlines()[0].startswith("Validation: precision @ 1 = ")
-    assert quiet.out.splitlines()[1].startswith("precision @ 1 = ")
+    assert quiet.out.splitlines()[0].startswith("Validation: accuracy = ")
+    assert quiet.out.splitlines()[1].startswith("accuracy = ")
 
 
 def test_train_on_class_folders(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +138,7 @@ def test_train_on_class_folders(tmp_path: Path, run: Run, monkeypatch: pytest.Mo
     assert done.code == 0, done.err
     assert re.match(r"photos: 2 classes; \d+ to train on, \d+ to test on\n\nSkipped 1 file:\n", done.out)
     assert "broken.png: an HTML page, not an image" in done.out
+    assert re.search(r"^WARNING: \d+ images of 2 classes .*50 %.*quickstudy retrain photos$", done.err, re.MULTILINE)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["options"]["image_size"] == 16
     evaluated = run("evaluate", "run")
     assert evaluated.code == 0, evaluated.err
@@ -170,7 +171,7 @@ def test_options_are_printed_and_nothing_is_trained(tmp_path: Path, run: Run, mo
         (("cifar10-classic", "--epochs", "inf"), "epochs is inf"),
         (("cifar10-classic", "--epochs", "nan"), "epochs is nan"),
         (("cifar10-classic", "--epochs", "0"), "Both steps and epochs are 0"),
-        (("cifar10-classic", "--set", "momentum=2"), "momentum is 2; expected 0 to 1"),
+        (("cifar10-classic", "--set", "momentum=2"), "momentum is 2; expected 0 to less than 1"),
         (("cifar10-classic", "--data", "digits", "--set", "contrast=1"), "contrast is 1; expected two factors"),
         (("cifar10-classic", "--data", "digits"), "crop is 24; expected 0 (no crop) to 8"),
         (("cifar10-classic", "--data", "digits", "--set", "crop=6", "--set", "top=x"), "top is 'x'; expected one of"),
@@ -265,13 +266,46 @@ def test_going_on_and_a_damaged_checkpoint_are_told(here: Path, run: Run) -> Non
         "Warning: the checkpoint runs/cifar10-classic/checkpoints/step-000030.pt is damaged; an older one is used\n"
     )
     assert "Continuing from step 25 of the run in runs/cifar10-classic\n" in done.out
+    (folder / "result.json").unlink()
+    for path in (folder / "checkpoints").glob("*.pt"):
+        path.write_bytes(b"")
+    done = run("train", "cifar10-classic", *SMALL)
+    assert done.code == 0, done.err
+    assert "step-000025.pt is damaged; there is no older one, so the run begins anew\n" in done.err
+    assert "an older one is used" not in done.err
+    assert "Continuing" not in done.out
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("train", "cifar10-fast", "--checkpoint-seconds", "nan"), "--checkpoint-seconds is nan"),
+        (("train", "cifar10-fast", "--checkpoint-seconds", "-1"), "checkpoint_seconds is -1; expected 0 or more"),
+        (("train", "cifar10-fast", "--epochs", "inf"), "--epochs is inf"),
+        (("train", "cifar10-fast", "--set", "momentum=1"), "momentum is 1; expected 0 to less than 1"),
+        (("train", "cifar10-fast", "--set", "label_smoothing=1"), "label_smoothing is 1; expected 0 to less than 1"),
+        (("evaluate", "runs/cifar10-classic", "--watch", "--interval", "inf"), "--interval is inf"),
+        (("sweep", "mlp", "--seconds", "nan"), "--seconds is nan"),
+        (("serve", "model.onnx", "--max-megapixels", "inf"), "--max-megapixels is inf"),
+        (("cache", "prune", "--older-than", "inf"), "--older-than is inf"),
+        (("retrain", "photos", "--l2", "inf"), "--l2 is inf"),
+        (("retrain", "photos", "--set", "weight_decay=nan", "--cut", "block_12"), "weight_decay is nan"),
+    ],
+)
+def test_numbers_of_all_commands_are_finite_and_in_their_range(
+    here: Path, run: Run, words: tuple[str, ...], named: str
+) -> None:
+    done = run(*words)
+    assert done.code == 2, done
+    assert named in done.err
+    assert "Traceback" not in done.err
 
 
 def test_evaluate_a_run(here: Path, run: Run) -> None:
     done = run("evaluate", "runs/cifar10-classic")
     assert done.code == 0, done.err
     first = done.out.splitlines()[0]
-    assert re.fullmatch(rf"{STAMP}: precision @ 1 = [01]\.\d{{3}} \(step 25, 385 test images\)", first)
+    assert re.fullmatch(rf"{STAMP}: accuracy = [01]\.\d{{3}} \(step 25 of 25, 385 test images\)", first)
     assert re.search(r"^  class +test +precision +recall$", done.out, re.MULTILINE)
     result = json.loads((here / "runs" / "cifar10-classic" / "result.json").read_text())
     assert f"= {result['test']['accuracy']:.3f} " in first
@@ -292,7 +326,7 @@ def test_evaluate_watch_ends_with_the_run_and_repeats_nothing(here: Path, run: R
     done = run("evaluate", "runs/cifar10-classic", "--watch", "--interval", "0.1")
     assert done.code == 0, done.err
     assert len(done.out.splitlines()) == 1
-    assert "(step 25, 385 test images)" in done.out
+    assert "(step 25 of 25, 385 test images)" in done.out
     assert run("evaluate", "runs/cifar10-classic", "--watch").out == ""
     lines = (here / "runs" / "cifar10-classic" / "evaluations.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [25]
@@ -301,7 +335,11 @@ def test_evaluate_watch_ends_with_the_run_and_repeats_nothing(here: Path, run: R
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("nowhere", "--watch"), "'nowhere' is not a run: it has no config.json"),
+        (("runs", "--watch"), "'runs' is not a run: it has no config.json"),
+        (("runs/cifar10-classic", "--watch", "--checkpoint", "25"), "leave out --checkpoint, or --watch"),
+        (("runs/cifar10-classic", "--checkpoint", "24"), "checkpoint is '24'; expected newest, best or a step"),
+        (("runs/cifar10-classic", "--checkpoint", "best"), "has not been found out on validation images"),
+        (("runs/cifar10-classic", "--data", "gone"), "gone"),
         (("empty",), "'empty' is not a run: it has no config.json"),
         (("runs/cifar10-classic", "--split", "validation"), "no validation images"),
         (("runs/cifar10-classic", "--split", "train"), "--split is 'train'; expected validation or test"),
@@ -316,6 +354,43 @@ def test_evaluate_wrongly(here: Path, run: Run, arguments: tuple[str, ...], word
     assert "Traceback" not in done.err
 
 
+def test_evaluate_watch_waits_for_a_run_that_has_not_begun(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            shutil.copytree("runs/cifar10-classic", here / "made")
+            (here / "made").rename(here / "later")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("quickstudy.cli.evaluate.time.sleep", wait)
+        done = run("evaluate", "later", "--watch", "--interval", "0.1")
+    assert done.code == 0, done.err
+    assert waits[:3] == [0.1] * 3
+    assert "'later'" in done.err
+    assert "(step 25 of 25, 385 test images)" in done.out
+
+
+def test_a_checkpoint_by_its_step(here: Path, run: Run) -> None:
+    options = [*SMALL, "--run", "several", "--checkpoint-seconds", "0", "--set", "validation=0.2", "--quiet"]
+    assert run("train", "cifar10-classic", *options, "--set", "evaluate_steps=5", "--keep", "99").code == 0
+    lines = (here / "several" / "metrics.jsonl").read_text().splitlines()
+    judged = {line["step"]: line["accuracy"] for line in map(json.loads, lines) if "accuracy" in line}
+    best = max(judged, key=lambda step: (judged[step], step))
+    for which, step in (("7", 7), ("newest", 25), ("best", best)):
+        done = run("evaluate", "several", "--checkpoint", which)
+        assert f"(step {step} of 25, " in done.out, done.err
+        done = run("export", "several", "--checkpoint", which, "-o", "some.onnx")
+        assert f", of step {step} of 25, " in done.out, done.err
+    values = json.loads(run("evaluate", "several", "--checkpoint", "best", "--json").out)
+    assert values["accuracy"] == judged[best]
+    done = run("export", "some.onnx", "--fp16", "--checkpoint", "7")
+    assert (done.code, "--checkpoint is for a run's folder" in done.err) == (2, True)
+
+
 def test_export_and_predict(here: Path, run: Run) -> None:
     from quickstudy.images.named import load
 
@@ -325,7 +400,9 @@ def test_export_and_predict(here: Path, run: Run) -> None:
     images = [f"{number}.png" for number in range(6)]
     done = run("export", "runs/cifar10-classic", "-o", "digits.onnx")
     assert done.code == 0, done.err
-    assert re.search(r"^Model: digits\.onnx \(\d\.\d MB\), its golden checks passed$", done.out, re.MULTILINE)
+    assert re.search(
+        r"^Model: digits\.onnx \(\d\.\d MB\), of step 25 of 25, its golden checks passed$", done.out, re.MULTILINE
+    )
     assert done.out.splitlines()[-1] == "Next:  quickstudy predict digits.onnx new.jpg"
     by_model = run("predict", "digits.onnx", *images, "--json", "--top", "10")
     by_run = run("predict", "runs/cifar10-classic", *images, "--json", "--top", "10")

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import resource
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 from quickstudy.errors import RunError, WriteError
-from quickstudy.learning.checkpoints import Checkpoints
+from quickstudy.learning.checkpoints import Checkpoints, Interrupts
 
 
 def state(number: int, size: int = 10) -> dict[str, Any]:
@@ -268,3 +269,19 @@ def test_what_a_kill_in_the_midst_of_writing_leaves_goes_with_the_next_checkpoin
     two.save(30, state(30))
     assert two.steps() == [10, 20, 30]
     assert not list(two.folder.glob(".tmp-*"))
+
+
+def test_a_signal_is_handed_on_and_ends_the_context_where_nobody_looked_at_it() -> None:
+    handed: list[int] = []
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught, Interrupts(handed.append) as interrupts:
+        signal.raise_signal(signal.SIGTERM)
+        assert (handed, interrupts.pending) == ([signal.SIGTERM], signal.SIGTERM)
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_error_is_not_hidden_by_a_signal_that_came_before_it() -> None:
+    with pytest.raises(RunError), Interrupts():
+        signal.raise_signal(signal.SIGINT)
+        raise RunError("the disk is gone")

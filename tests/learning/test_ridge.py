@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from quickstudy.errors import HeadError
+from quickstudy.learning.features import prepare_features
 from quickstudy.learning.ridge import leave_one_out
-from quickstudy.learning.softmax import prepare_features
 
 
 def some_bottlenecks(n: int, d: int, classes: int, seed: int = 3) -> tuple[NDArray[np.float32], NDArray[np.intp]]:

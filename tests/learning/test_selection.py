@@ -17,8 +17,9 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from quickstudy.errors import HeadError
-from quickstudy.learning.selection import assign_folds, fit_head, fit_temperature
-from quickstudy.learning.softmax import signed_sqrt
+from quickstudy.learning.features import signed_sqrt
+from quickstudy.learning.selection import fit_head, fit_temperature
+from quickstudy.learning.strengths import assign_folds
 
 Array = NDArray[Any]
 GRID = tuple(10.0 ** (half / 2) for half in range(4, -13, -1))

@@ -14,7 +14,8 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
 from quickstudy.errors import HeadError
-from quickstudy.learning.softmax import Features, Fit, fit_softmax, in_row_space, prepare_features, signed_sqrt
+from quickstudy.learning.features import Features, in_row_space, prepare_features, signed_sqrt
+from quickstudy.learning.softmax import Fit, fit_softmax
 
 Array = NDArray[np.float64]
 TIGHT = 1e-9

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -194,6 +195,49 @@ def test_a_budget_chooses_what_fits_and_says_what_was_predicted(
     assert len(result.tuning[0]["epochs"]) <= result.plan["epochs"] + 1
     with pytest.raises(PlanError, match=r"No fine-tuning fits 2 s; "):
         run(photos, cache, tmp_path / "m.onnx", cut=None, method=None, budget_seconds=2)
+
+
+def test_a_budget_in_which_nothing_fits_is_refused_without_torch(small: Backbone, photos: Path, cache: Path) -> None:
+    script = (
+        "import sys, quickstudy\n"
+        "try:\n"
+        "    quickstudy.retrain(sys.argv[1], sys.argv[2], backbone='small', cache=sys.argv[3], budget_seconds=2)\n"
+        "except quickstudy.errors.PlanError as error:\n"
+        "    print('torch' in sys.modules, error)\n"
+    )
+    command = [sys.executable, "-c", script, str(photos), str(cache / "m.onnx"), str(cache)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    assert re.match(r"False No fine-tuning fits 2 s; the least, from '\w+' on, would take \d+ s\.", told)
+
+
+def test_a_plan_takes_no_longer_than_it_may_and_says_how_far_it_is(small: Backbone) -> None:
+    class Told:
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+
+        def start(self, task: str, total: int) -> None: ...
+
+        def update(self, *, done: int, note: str) -> None:
+            self.notes.append(note)
+
+        def finish(self) -> None: ...
+
+    told = Told()
+    found = planning.measure_costs(small, batch=4, latest=0, progress=told)
+    names = [cut.name for cut in small.cuts]
+    trainable = next(cost for cost in found if cost.trainable)
+    assert [cost.cut.name for cost in found] == names[names.index(trainable.cut.name) :], "the last, and no more"
+    assert told.notes[-1] == f"'{trainable.cut.name}'"
+    enough = planning.measure_costs(small, batch=4, is_enough=lambda cost: cost.cut.name == names[1])
+    assert [cost.cut.name for cost in enough] == names[1:]
+
+
+def test_an_estimate_is_of_the_same_cuts(small: Backbone) -> None:
+    found = planning.estimate_costs(small)
+    assert [cost.cut.name for cost in found] == [cut.name for cut in small.cuts]
+    training = [cost.training_seconds for cost in found]
+    assert training == sorted(training, reverse=True)
+    assert found[-1].training_seconds == 0 < found[-1].prefix_seconds
 
 
 def test_costs_grow_before_the_cut_and_fall_behind_it(small: Backbone) -> None:

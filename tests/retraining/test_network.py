@@ -13,7 +13,7 @@ from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.runtime import Prefix, open_session
 from quickstudy.errors import BackboneError
-from quickstudy.learning.softmax import signed_sqrt
+from quickstudy.learning.features import signed_sqrt
 from quickstudy.retraining.network import SuffixNetwork, features_of, suffix_graph
 from small_backbones import add_small_backbone
 

@@ -36,7 +36,7 @@ DATA = small_data(test=530, validation=23)  # more than a batch of 500, and not 
 @pytest.fixture(autouse=True)
 def data(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The runs here train on images in memory, so the evaluator is given them, too."""
-    monkeypatch.setattr("quickstudy.scratch.evaluation.load_training_data", lambda *_, **__: DATA)
+    monkeypatch.setattr("quickstudy.scratch.folder.load_training_data", lambda *_, **__: DATA)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -91,7 +91,7 @@ def right_of(recipe: Recipe, state: dict[str, object], data: TrainingData, *, av
 
 @pytest.mark.parametrize("averaged", [True, False])
 def test_all_images_count_one_by_one(recipe: Recipe, run_of_each: Path, averaged: bool) -> None:
-    result = Evaluator(run_of_each, split="test", averaged=averaged).newest()
+    result = Evaluator(run_of_each, split="test", averaged=averaged).evaluate()
     assert (result.step, result.split, result.averaged) == (10, "test", averaged)
     assert result.score.n == 530
     assert sum(score.n for score in result.scores.classes) == 530
@@ -104,29 +104,29 @@ def test_averaged_parameters_unless_told_otherwise(recipe: Recipe, run_of_each: 
     for value in averages.values():
         value.zero_()  # then all classes are equally probable, and the first is taken
     RunFolder(run).checkpoints.save(11, state)
-    averaged = Evaluator(run, split="test").newest()
+    averaged = Evaluator(run, split="test").evaluate()
     assert averaged.step == 11
     assert [score.predicted for score in averaged.scores.classes] == [530, 0, 0]
-    own = Evaluator(run, split="test", averaged=False).newest()
+    own = Evaluator(run, split="test", averaged=False).evaluate()
     assert own.score.right == right_of(recipe, state, DATA, averaged=False)
     assert own.scores != averaged.scores
 
 
 def test_without_averages_in_the_recipe_there_is_one_way_only(tmp_path: Path) -> None:
     train_until(5, CLASSIC.with_options({"average_decay": 0}), DATA, tmp_path / "run")
-    result = Evaluator(tmp_path / "run").newest()
+    result = Evaluator(tmp_path / "run").evaluate()
     assert not result.averaged
 
 
 def test_validation_where_there_is_one_and_the_test_images_on_request(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert Evaluator(run).newest().score.n == 23
-    assert Evaluator(run, split="validation").newest().split == "validation"
-    assert Evaluator(run, split="test").newest().score.n == 530
+    assert Evaluator(run).evaluate().score.n == 23
+    assert Evaluator(run, split="validation").evaluate().split == "validation"
+    assert Evaluator(run, split="test").evaluate().score.n == 530
     without = dataclasses.replace(DATA, validation=None)
-    monkeypatch.setattr("quickstudy.scratch.evaluation.load_training_data", lambda *_, **__: without)
-    assert Evaluator(run).newest().split == "test"
+    monkeypatch.setattr("quickstudy.scratch.folder.load_training_data", lambda *_, **__: without)
+    assert Evaluator(run).evaluate().split == "test"
     with pytest.raises(ImageSetError, match=r"no validation images; train with --set validation=0\.1"):
         Evaluator(run, split="validation")
 
@@ -136,7 +136,7 @@ def test_no_run_and_no_checkpoint(tmp_path: Path) -> None:
         Evaluator(tmp_path)
     RunFolder(tmp_path / "run").begin(CLASSIC, DATA.facts)
     with pytest.raises(RunError, match="has no checkpoint yet; wait for one with --watch"):
-        Evaluator(tmp_path / "run").newest()
+        Evaluator(tmp_path / "run").evaluate()
 
 
 class Trainer:
@@ -192,7 +192,7 @@ def test_the_last_checkpoint_comes_while_it_looks_whether_the_run_has_ended(
             folder.checkpoints.save(20, {**newest(run).state, "step": 20})
         return False
 
-    Evaluator(run).newest()
+    Evaluator(run).evaluate()
     monkeypatch.setattr(RunFolder, "is_active", ask)
     assert follow(run) == [20]
 
@@ -280,7 +280,7 @@ def test_what_has_been_evaluated_is_written_and_not_repeated(run: Path) -> None:
     first = list(Evaluator(run).follow())
     assert [(result.step, result.split) for result in first] == [(10, "validation")]
     assert RunFolder(run).lines(EVALUATIONS) == [
-        {"step": 10, "split": "validation", "averaged": True, "n": 23, "precision": first[0].score.accuracy}
+        {"step": 10, "split": "validation", "averaged": True, "n": 23, "accuracy": first[0].score.accuracy}
     ]
     assert list(Evaluator(run).follow()) == []
     # Another question is no repetition.
@@ -288,8 +288,8 @@ def test_what_has_been_evaluated_is_written_and_not_repeated(run: Path) -> None:
     assert [result.split for result in Evaluator(run, split="test").follow()] == ["test"]
     assert list(Evaluator(run, averaged=False).follow()) == []
     assert len(RunFolder(run).lines(EVALUATIONS)) == 3
-    assert list((run / "tensorboard" / "evaluation").glob("events*"))
-    assert list((run / "tensorboard" / "evaluation_own_parameters").glob("events*"))
+    for curve in ("validation", "validation_own_parameters", "test"):
+        assert list((run / "tensorboard" / f"evaluation_{curve}").glob("events*")), curve
 
 
 def test_the_best_checkpoint_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,13 +343,13 @@ def test_train_and_evaluate_as_two_processes(tmp_path: Path) -> None:
             if process is not None:
                 process.kill()
                 process.communicate()
-    found = re.findall(r"precision @ 1 = (\d\.\d{3}) \(step (\d+), 385 test images\)", evaluated)
+    found = re.findall(r"accuracy = (\d\.\d{3}) \(step (\d+) of 60, 385 test images\)", evaluated)
     assert len(found) == len(evaluated.splitlines()) >= 1
     steps = [int(step) for _, step in found]
     assert steps == sorted(set(steps))
     assert steps[-1] == 60
-    assert f"\nprecision @ 1 = {found[-1][0]}\n" in told
+    assert f"\naccuracy = {found[-1][0]}\n" in told
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     lines = RunFolder(tmp_path / "run").lines(EVALUATIONS)
     assert [line["step"] for line in lines] == steps
-    assert lines[-1]["precision"] == result["test"]["accuracy"]
+    assert lines[-1]["accuracy"] == result["test"]["accuracy"]

@@ -62,7 +62,7 @@ def test_the_model_gives_what_torch_gives(variant: str, tmp_path: Path) -> None:
     base, options, channels = VARIANTS[variant]
     recipe, data = base.with_options({"steps": 12, **options}), small_data(channels=channels)
     result = train_whole(recipe, data, tmp_path / "run")
-    path = export(tmp_path / "run")
+    path = export(tmp_path / "run").model
     assert path == tmp_path / "run" / "model.onnx"
 
     pixels = np.repeat(data.test.pixels, 3 // channels, axis=3)
@@ -91,7 +91,7 @@ def test_the_model_gives_what_torch_gives(variant: str, tmp_path: Path) -> None:
 def test_a_run_that_has_not_ended(tmp_path: Path) -> None:
     train_until(5, FAST, small_data(), tmp_path / "run")
     before = newest(tmp_path / "run").state
-    path = export(tmp_path / "run", tmp_path / "deep" / "five.onnx")
+    path = export(tmp_path / "run", tmp_path / "deep" / "five.onnx").model
     assert path == tmp_path / "deep" / "five.onnx"
     training = load(path).metadata["training"]
     assert (training["steps"], training["finished"], training["test"]) == (5, False, None)
@@ -100,7 +100,7 @@ def test_a_run_that_has_not_ended(tmp_path: Path) -> None:
     checkpoints = RunFolder(tmp_path / "run").checkpoints
     checkpoints.save(9, {**before, "step": 9})
     checkpoints.path(9).write_bytes(b"")
-    assert load(export(tmp_path / "run")).metadata["training"]["steps"] == 5
+    assert load(export(tmp_path / "run").model).metadata["training"]["steps"] == 5
 
 
 def test_nothing_to_export(tmp_path: Path) -> None:
@@ -117,4 +117,4 @@ def test_it_needs_nothing_but_the_run(tmp_path: Path) -> None:
     recipe = dataclasses.replace(CLASSIC.with_options({"steps": 2, "normalisation": "none"}), data="gone")
     train_whole(recipe, small_data(), tmp_path / "run")
     moved = (tmp_path / "run").rename(tmp_path / "moved")
-    assert load(export(moved)).metadata["training"]["data"] == "gone"
+    assert load(export(moved).model).metadata["training"]["data"] == "gone"

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import filelock
+import numpy as np
 import pytest
+from PIL import Image
 from small_runs import CLASSIC, FAST, small_data
 
 from quick_processes import quick_processes
-from quickstudy.errors import RunError, WriteError
-from quickstudy.scratch.folder import METRICS, RunFolder, append_line
+from quickstudy.errors import ImageSetError, OptionError, RunError, WriteError
+from quickstudy.scratch.data import DataFacts, load_training_data
+from quickstudy.scratch.folder import EVALUATIONS, METRICS, RunFolder, append_line
 from quickstudy.scratch.recipe import Recipe
 
 FACTS = small_data().facts
@@ -184,11 +188,77 @@ def test_result(folder: RunFolder) -> None:
     assert folder.result() is None
 
 
-def test_the_best_step_is_the_latest_of_the_most_precise(folder: RunFolder) -> None:
-    for step, precision in ((10, 0.5), (20, 0.75), (30, 0.75), (40, 0.25)):
-        append_line(folder.path / "evaluations.jsonl", {"step": step, "precision": precision})
-    append_line(folder.path / "evaluations.jsonl", {"step": 50})
-    assert folder.best_step() == 30
+def test_the_best_step_is_the_latest_of_the_best_on_the_validation_images(folder: RunFolder) -> None:
+    for step in (10, 20, 30, 40, 50, 60):
+        folder.checkpoints.save(step, {})
+    folder.checkpoints.keep = 99
+
+    def judge(step: int, accuracy: float, split: str = "validation", *, averaged: bool = True) -> None:
+        line = {"step": step, "split": split, "averaged": averaged, "accuracy": accuracy}
+        append_line(folder.path / EVALUATIONS, line)
+
+    for step, accuracy in ((20, 0.5), (30, 0.75), (40, 0.75), (50, 0.25)):
+        judge(step, 1 - accuracy, "test")
+    assert folder.best_step() is None, "test images choose nothing"
+    judge(20, 1.0, averaged=False)
+    assert folder.best_step() == 20
+    for step, accuracy in ((20, 0.5), (30, 0.75), (40, 0.75), (50, 0.25), (70, 1.0)):
+        judge(step, accuracy)
+    append_line(folder.path / EVALUATIONS, {"step": 50, "split": "validation"})
+    assert folder.best_step() == 40, "of those that are there, and as evaluation and export take them"
+    append_line(folder.path / METRICS, {"step": 60, "split": "validation", "accuracy": 0.8})
+    append_line(folder.path / METRICS, {"step": 50, "split": "test", "accuracy": 0.9})
+    assert folder.best_step() == 60
+    assert folder.checkpoint("best").step == 60  # type: ignore[union-attr]
+    assert folder.checkpoint("30").step == 30  # type: ignore[union-attr]
+    for wrong in ("31", "-1", "latest", ""):
+        with pytest.raises(OptionError, match=f"checkpoint is '{wrong}'.*20, 30, 40, 50, 60"):
+            folder.checkpoint(wrong)
+
+
+def test_where_nothing_was_validated_nothing_is_best(folder: RunFolder) -> None:
+    folder.checkpoints.save(20, {})
+    append_line(folder.path / EVALUATIONS, {"step": 20, "split": "test", "averaged": True, "accuracy": 1.0})
+    with pytest.raises(OptionError, match=r"validation images.*20"):
+        folder.checkpoint("best")
+
+
+def test_images_are_known_by_what_they_are_not_by_where_they_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def photos(place: Path, *, seed: int = 0, test_seed: int = 1) -> None:
+        for split, number in (("train", seed), ("test", test_seed)):
+            draws = np.random.Generator(np.random.PCG64(number))
+            for name in ("day", "night"):
+                (place / split / name).mkdir(parents=True)
+                for image in range(4):
+                    pixels = draws.integers(0, 256, (12, 12, 3), np.uint8)
+                    Image.fromarray(pixels).save(place / split / name / f"{image}.png")
+
+    def facts(data: str) -> DataFacts:
+        return load_training_data(data, image_size=12, validation=0).facts
+
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    photos(Path("photos"))
+    recipe = CLASSIC.with_options({"data": "photos", "image_size": 12})
+    run = RunFolder(tmp_path / "run")
+    run.begin(recipe, facts("photos"))
+    monkeypatch.chdir(tmp_path)
+    assert len(run.load_data().test) == 8, "from another folder"
+    Path("home/photos").rename("elsewhere")
+    with pytest.raises(ImageSetError, match=r"photos.*--data"):
+        run.load_data()
+    assert len(run.load_data("elsewhere").test) == 8
+    run.begin(recipe.with_options({"data": "elsewhere"}), facts("elsewhere"))
+    assert len(run.load_data().test) == 8, "it remembers where they were last"
+    for other, words in (({"seed": 9}, "the training images are others"), ({"test_seed": 9}, "the test .*are others")):
+        shutil.rmtree("elsewhere")
+        photos(Path("elsewhere"), **other)
+        with pytest.raises(RunError, match=words):
+            run.load_data()
+        with pytest.raises(RunError, match=words):
+            run.begin(recipe.with_options({"data": "elsewhere"}), facts("elsewhere"))
 
 
 def test_a_recipe_goes_through_the_folder_unchanged(tmp_path: Path) -> None:

@@ -377,7 +377,7 @@ def test_without_averages(tmp_path: Path) -> None:
 
 
 def evaluations(run: Path) -> list[tuple[int, float]]:
-    return [(line["step"], line["precision"]) for line in RunFolder(run).lines(METRICS) if "precision" in line]
+    return [(line["step"], line["accuracy"]) for line in RunFolder(run).lines(METRICS) if "accuracy" in line]
 
 
 def test_evaluating_within_a_run_changes_nothing(recipe: Recipe, whole: Path, tmp_path: Path) -> None:
@@ -391,7 +391,7 @@ def test_evaluating_within_a_run_changes_nothing(recipe: Recipe, whole: Path, tm
     assert [step for step, _ in found] == [5, 10, 15, 20]
     assert found[-1][1] == result.test.score.accuracy
     assert [(told.step, told.score.accuracy, told.split) for told in news.evaluated] == [
-        (step, precision, "test") for step, precision in found
+        (step, accuracy, "test") for step, accuracy in found
     ]
     part = train_whole(recipe.with_options({"steps": 10}), DATA, tmp_path / "half")
     if recipe is CLASSIC:  # whose rate does not depend on how many steps there will be
@@ -402,9 +402,9 @@ def test_evaluating_within_a_run_changes_nothing(recipe: Recipe, whole: Path, tm
 def test_within_a_run_the_validation_images_are_looked_at_where_there_are_some(tmp_path: Path) -> None:
     result = train_whole(CLASSIC.with_options({"evaluate_steps": 10}), small_data(validation=17), tmp_path / "run")
     assert result.validation is not None
-    lines = [line for line in RunFolder(tmp_path / "run").lines(METRICS) if "precision" in line]
+    lines = [line for line in RunFolder(tmp_path / "run").lines(METRICS) if "accuracy" in line]
     assert [(line["split"], line["n"]) for line in lines] == [("validation", 17)] * 2
-    assert lines[-1]["precision"] == result.validation.score.accuracy
+    assert lines[-1]["accuracy"] == result.validation.score.accuracy
 
 
 def test_a_run_ends_at_its_target_and_stays_ended(tmp_path: Path) -> None:
@@ -412,7 +412,7 @@ def test_a_run_ends_at_its_target_and_stays_ended(tmp_path: Path) -> None:
     result = train_whole(longer, DATA, tmp_path / "run")
     found = evaluations(tmp_path / "run")
     assert result.steps == found[-1][0] < 200
-    assert found[-1][1] >= 0.7 > max((precision for _, precision in found[:-1]), default=0)
+    assert found[-1][1] >= 0.7 > max((accuracy for _, accuracy in found[:-1]), default=0)
     (tmp_path / "run" / "result.json").unlink()  # as if it had been killed before it could write it
     again = train_whole(longer, DATA, tmp_path / "run")
     assert (again.steps, again.test) == (result.steps, result.test)

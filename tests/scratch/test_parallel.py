@@ -11,9 +11,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from small_runs import CLASSIC, QUIET, newest, small_data, train_until, train_whole
@@ -49,18 +52,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def nobody_is_left() -> bool:
-    """Whether this process has no children that run what replicas run."""
-    if multiprocessing.active_children():
-        return False
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
-            command = (place / "cmdline").read_bytes()
-        except (OSError, ValueError):
-            continue
-        if parent == os.getpid() and b"spawn_main" in command:
-            return False
-    return True
+    """Whether no replica is left; they are children of the process that they were forked from."""
+    below = psutil.Process().children(recursive=True)
+    return not multiprocessing.active_children() and all(one.ppid() == os.getpid() for one in below)
 
 
 # What replicas run, as functions of a module so that other processes find them
@@ -93,6 +87,25 @@ def train_and_die(replica: Replica, path: Path) -> None:
     Pipeline.make = make_or_die  # type: ignore[method-assign,assignment]
     settings = dataclasses.replace(QUIET, checkpoint_seconds=0)
     train_recipe(RECIPE, small_data(), RunFolder(path), replica=replica, settings=settings)
+
+
+def train_and_be_asked_to_end(replica: Replica, path: Path, asked: int, step: int) -> None:
+    """One replica gets the signal in the midst of a step, that of the parent aside."""
+    make = Pipeline.make
+
+    def make_and_be_asked(self: Pipeline, number: int) -> object:
+        if number == step and replica.rank == asked:
+            signal.raise_signal(signal.SIGTERM)
+        return make(self, number)
+
+    Pipeline.make = make_and_be_asked  # type: ignore[method-assign,assignment]
+    train_recipe(RECIPE, small_data(), RunFolder(path), replica=replica, settings=QUIET)
+
+
+def be_asked_before_the_first_step(replica: Replica, path: Path) -> None:
+    if not replica.is_first:
+        signal.raise_signal(signal.SIGINT)
+    train_recipe(RECIPE, small_data(), RunFolder(path), replica=replica, settings=QUIET)
 
 
 def fail(replica: Replica) -> None:
@@ -130,6 +143,55 @@ def test_a_replica_that_is_killed_ends_the_training_and_leaves_a_checkpoint(alon
     assert farthest(newest(folder.path).state["network"], newest(alone).state["network"]) < 1e-4
 
 
+@pytest.mark.parametrize("asked", [0, 1])
+def test_all_replicas_end_after_the_step_in_which_one_is_asked_to(
+    alone: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], asked: int
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_replicas(2, "cpu", train_and_be_asked_to_end, tmp_path / "run", asked, 4)
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert nobody_is_left()
+    folder = RunFolder(tmp_path / "run")
+    assert folder.checkpoints.steps() == [5]
+    assert [line["step"] for line in folder.lines(METRICS)] == [1, 2, 3, 4, 5]
+    assert folder.result() is None
+    assert not folder.is_active()
+    assert capfd.readouterr().err == ""
+    train_whole(RECIPE, small_data(), folder.path)
+    assert farthest(newest(folder.path).state["network"], newest(alone).state["network"]) < 1e-4
+
+
+def test_a_replica_that_is_asked_to_end_before_the_first_step(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_replicas(2, "cpu", be_asked_before_the_first_step, tmp_path / "run")
+    assert nobody_is_left()
+    assert RunFolder(tmp_path / "run").checkpoints.steps() == []
+    assert capfd.readouterr().err == ""
+
+
+def test_the_parent_hands_on_what_it_is_asked(tmp_path: Path) -> None:
+    """Between two steps of a training that would go on for ever."""
+    folder, recipe = RunFolder(tmp_path / "run"), RECIPE.with_options({"steps": 1_000_000})
+
+    def ask() -> None:
+        while len(folder.lines(METRICS)) < 3:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(SystemExit) as caught:
+        pool.submit(ask)
+        run_replicas(2, "cpu", train_replica_of, recipe, folder.path)
+    assert caught.value.code == 128 + signal.SIGTERM
+    [step] = folder.checkpoints.steps()
+    assert step == folder.lines(METRICS)[-1]["step"] >= 3
+
+
+def train_replica_of(replica: Replica, recipe: Recipe, path: Path) -> None:
+    train_recipe(recipe, small_data(), RunFolder(path), replica=replica, settings=QUIET)
+
+
 def test_the_error_of_a_replica_is_told_as_it_is() -> None:
     with pytest.raises(QuickstudyError) as caught:
         run_replicas(2, "cpu", fail)
@@ -161,19 +223,41 @@ def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_settings_that_cannot_be(tmp_path: Path) -> None:
-    for name, value in (("devices", 0), ("threads", -1), ("log_steps", 0), ("summary_steps", -1), ("keep", 0)):
+    counts = (("devices", 0), ("threads", -1), ("log_steps", 0), ("summary_steps", -1), ("keep", 0))
+    for name, value in (*counts, ("checkpoint_seconds", -1), ("checkpoint_seconds", float("nan"))):
         with pytest.raises(OptionError, match=f"{name} is {value}\\b"):
             train(CLASSIC, tmp_path / "run", settings=dataclasses.replace(QUIET, **{name: value}))
 
 
-def test_the_place_that_torchrun_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "MASTER_ADDR", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+def test_the_place_that_torchrun_gives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in (
+        "TORCHELASTIC_RUN_ID",
+        "RANK",
+        "WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+    ):
         monkeypatch.delenv(name, raising=False)
     assert torchrun_replica("cpu") is None
     places = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1"}
     for name, value in places.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", "29500")
     assert torchrun_replica("cpu") == Replica(rank=5, world=8, local_rank=1, local_world=4)
+    with pytest.raises(OptionError, match=r"devices is 2\b.*torchrun has started 8\b"):
+        train(CLASSIC, tmp_path / "run", settings=dataclasses.replace(QUIET, devices=2))
+    for name, value in (
+        ("RANK", "five"),
+        ("RANK", "8"),
+        ("WORLD_SIZE", ""),
+        ("LOCAL_RANK", "-1"),
+        ("MASTER_PORT", "x"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(OptionError, match=f"{name} is .*{value}"):
+            patch.setenv(name, value)
+            torchrun_replica("cpu")
 
 
 def test_a_replica_that_finds_another_checkpoint_than_the_first_is_no_silent_mistake(tmp_path: Path) -> None:
@@ -201,13 +285,61 @@ def quickstudy_train(folder: Path, run: str, *launcher: str) -> subprocess.Compl
 
 
 @pytest.mark.slow
+def test_replicas_save_and_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    # fmt: off
+    command = [
+        sys.executable, "-m", "quickstudy", "train", "cifar10-classic", "--data", "digits", "--run", "run", "--set",
+        "crop=6", "--batch", "32", "--steps", "1000000", "--summary-steps", "0", "--threads", "1", "--devices", "2",
+    ]
+    # fmt: on
+    folder = RunFolder(tmp_path / "run")
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as started:
+        try:
+            while not folder.lines(METRICS) and started.poll() is None:
+                time.sleep(0.05)
+            replicas = psutil.Process(started.pid).children(recursive=True)
+        finally:
+            started.kill()
+    _, alive = psutil.wait_procs(replicas, 60)
+    assert alive == []
+    [step] = folder.checkpoints.steps()
+    assert step >= folder.lines(METRICS)[-1]["step"]
+
+
+@pytest.mark.slow
+def test_torchrun_that_is_asked_to_end(tmp_path: Path) -> None:
+    """It hands SIGTERM on to its processes, which save and say so once; its own trace is its own."""
+    # fmt: off
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
+        "--nproc-per-node", "2", "-m", "--", "quickstudy", "train", "cifar10-classic", "--data", "digits", "--run",
+        "run", "--set", "crop=6", "--batch", "32", "--steps", "1000000", "--summary-steps", "0", "--threads", "1",
+    ]
+    # fmt: on
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    started = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    folder = RunFolder(tmp_path / "run")
+    try:
+        while not folder.lines(METRICS) and started.poll() is None:
+            time.sleep(0.05)
+        started.terminate()
+        told = started.communicate(timeout=300)[1]
+    finally:
+        started.kill()
+        started.communicate()
+    assert told.count("quickstudy: interrupted") == 1, told
+    [step] = folder.checkpoints.steps()
+    assert step >= folder.lines(METRICS)[-1]["step"]
+
+
+@pytest.mark.slow
 def test_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quickstudy.scratch.parallel.usable_cores", lambda: 1)
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2")
     together = quickstudy_train(tmp_path, "together", *torchrun)
     assert together.returncode == 0, together.stderr
     assert "float32 on cpu ×2" in together.stdout
-    assert len(re.findall(r"^precision @ 1 = ", together.stdout, re.MULTILINE)) == 1, "the first replica speaks"
+    assert len(re.findall(r"^accuracy = ", together.stdout, re.MULTILINE)) == 1, "the first replica speaks"
     recipe: Recipe = RunFolder.existing(tmp_path / "together").recipe()
     train(recipe, tmp_path / "alone", settings=QUIET)
     one, two = newest(tmp_path / "alone"), newest(tmp_path / "together")

@@ -210,8 +210,11 @@ def test_an_option_of_the_other_recipe_is_unknown() -> None:
         ("rate", "nan", "rate is nan"),
         ("rate", math.inf, "rate is inf"),
         ("momentum", 1.5, "momentum is 1.5"),
+        ("momentum", 1, "momentum is 1"),
+        ("contrast", "0.5,nan", "contrast is nan"),
         ("weight_decay", -1, "weight_decay is -1"),
         ("label_smoothing", 1.1, "label_smoothing is 1.1"),
+        ("label_smoothing", 1, "label_smoothing is 1"),
         ("average_decay", -0.1, "average_decay is -0.1"),
         ("average_every", 0, "average_every is 0"),
         ("validation", 0.95, "validation is 0.95"),
@@ -234,7 +237,9 @@ def test_out_of_range_in_one_recipe() -> None:
 
 
 def test_the_ends_of_the_ranges_are_in_them() -> None:
-    CLASSIC.with_options({"validation": 0.9, "label_smoothing": 1, "batch": 1, "average_decay": 1, "average_every": 1})
+    CLASSIC.with_options(
+        {"validation": 0.9, "label_smoothing": 0.999, "batch": 1, "average_decay": 1, "average_every": 1}
+    )
     CLASSIC.with_options({"image_size": 8, "rate": 0, "average_decay": 0, "label_smoothing": 0})
 
 

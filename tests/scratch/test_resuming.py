@@ -17,6 +17,7 @@ from small_runs import (
     train_until,
     train_whole,
 )
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from quickstudy.errors import WriteError
 from quickstudy.scratch.folder import METRICS, RunFolder
@@ -117,6 +118,24 @@ def test_when_all_checkpoints_are_damaged_the_run_starts_again(tmp_path: Path, c
     assert news.begun is not None
     assert news.begun.step == 0
     assert differences(newest(tmp_path / "run").state, newest(classic).state) == []
+
+
+def test_no_step_is_twice_in_tensorboard_after_a_kill_before_the_first_checkpoint(tmp_path: Path) -> None:
+    class Killed(News):
+        def __call__(self, news: object) -> None:
+            super().__call__(news)  # type: ignore[arg-type]
+            if self.progress and self.progress[-1].step == 7:
+                raise MemoryError
+
+    settings = dataclasses.replace(QUIET, summary_steps=1, graph=False)
+    recipe = CLASSIC.with_options({"steps": 9})
+    with pytest.raises(MemoryError):
+        train_recipe(recipe, DATA, RunFolder(tmp_path / "run"), settings=settings, report=Killed())
+    assert RunFolder(tmp_path / "run").checkpoints.steps() == []
+    train_whole(recipe, DATA, tmp_path / "run", settings)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard" / "train")).Reload()
+    for name in ("loss/total", "learning_rate"):
+        assert [event.step for event in events.Scalars(name)] == list(range(1, 10))
 
 
 def test_the_last_checkpoint_is_not_written_again_where_only_the_evaluation_was_missing(

@@ -172,15 +172,16 @@ def test_without_tensorboard_there_are_lines_only(tmp_path: Path) -> None:
     assert written == {"step", "loss", "sparsity/1"}
 
 
-def test_what_a_killed_process_wrote_after_its_checkpoint_is_purged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("checkpoint", [0, 15])
+def test_what_a_killed_process_wrote_after_its_checkpoint_is_purged(tmp_path: Path, checkpoint: int) -> None:
     first = Summaries(tmp_path / "events", tmp_path / "metrics.jsonl")
     for step in (10, 20, 30):
         first.scalars(step, {"loss": float(step)})
     first.close()
-    second = Summaries(tmp_path / "events", tmp_path / "metrics.jsonl", first_step=15)
+    second = Summaries(tmp_path / "events", tmp_path / "metrics.jsonl", first_step=checkpoint)
     second.scalars(20, {"loss": -20.0})
     found = [(event.step, event.value) for event in events(second).Scalars("loss")]
-    assert found == [(10, 10.0), (20, -20.0)]
+    assert found == [*([(10, 10.0)] if checkpoint else []), (20, -20.0)]
 
 
 def decoded(image: Any) -> np.ndarray:

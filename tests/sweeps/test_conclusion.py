@@ -1,5 +1,6 @@
 """Conclusions say what the numbers say: rows made by hand, sentences worked out by hand."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from quickstudy.errors import SweepError
+from quickstudy.learning.scores import Paired
 from quickstudy.sweeps.conclusion import conclude
 from quickstudy.sweeps.pictures import draw_all
 from quickstudy.sweeps.results import SweepFolder, TrialRow, axes_of, median
@@ -46,14 +49,15 @@ def write_rows(study: Study, folder: Path, runs: Mapping[tuple[Any, ...], dict[s
         lines = [
             {
                 "step": step,
-                "precision": 0.95 if reached and step == steps else 0.5,
+                "accuracy": 0.95 if reached and step == steps else 0.5,
                 "training_seconds": step * rate / 1e3,
             }
             for step in range(10, steps + 1, 10)
         ]
         (place / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         result = {
-            "test": {"accuracy": values.get("precision", 0.95)},
+            "test": score_of(values.get("accuracy", 0.95)),
+            "validation": score_of(values["validation"]) if "validation" in values else None,
             "steps": steps,
             "seconds": 1.5 * steps * rate / 1e3,
             "training_seconds": steps * rate / 1e3,
@@ -62,6 +66,77 @@ def write_rows(study: Study, folder: Path, runs: Mapping[tuple[Any, ...], dict[s
         }
         (place / "result.json").write_text(json.dumps(result))
     return sweep.rows(trials)
+
+
+def score_of(accuracy: float, n: int = 1000) -> dict[str, float]:
+    return {"accuracy": accuracy, "right": round(accuracy * n), "n": n}
+
+
+def write_retrained(study: Study, folder: Path, runs: Mapping[float, tuple[str, float]]) -> list[TrialRow]:
+    """Folders of retrainings: by l2, which images were right in cross-validation, and the test accuracy."""
+    sweep, trials = SweepFolder(folder), study.trials()
+    for trial in trials:
+        right, test = runs[trial.labels["l2"]]
+        place = sweep.runs / trial.folder
+        place.mkdir(parents=True)
+        digests = "".join(f"{number:016x}" for number in range(len(right)))
+        (place / "judged.json").write_text(json.dumps({"by": "cross-validation", "digests": digests, "right": right}))
+        result = {
+            "test": score_of(test, 40),
+            "cross_validation": score_of(right.count("1") / len(right), len(right)),
+            "fine_tuning": [],
+            "seconds": {"head": 1.0},
+        }
+        (place / "result.json").write_text(json.dumps(result))
+    return sweep.rows(trials)
+
+
+def test_a_choice_goes_by_cross_validation_and_the_test_is_that_of_the_chosen_one(tmp_path: Path) -> None:
+    study = Study(name="l2", grids=(Grid(recipe="retrain", fixed={"data": "x"}, axes={"l2": (0.001, 0.01, 0.1)}),))
+    # The first has the best test and is worst in cross-validation; of the others, the last is right on one image more.
+    runs = {0.001: ("1" * 60 + "0" * 40, 1.0), 0.01: ("1" * 90 + "0" * 10, 0.9), 0.1: ("1" * 91 + "0" * 9, 0.95)}
+    rows = write_retrained(study, tmp_path, runs)
+    text = conclude(study, rows)
+    assert "- Best cross-validated accuracy: 91.0 %, with l2 0.1.\n" in text
+    low, high = (100 * end for end in Paired.of([True] * 91 + [False] * 9, [True] * 90 + [False] * 10).interval)
+    assert f"l2 0.01 (-1.0 points, 95 % interval {low:+.1f} to {high:+.1f})" in text
+    assert high > 0 > low
+    assert "l2 0.001" not in text
+    assert "Test accuracy of the best: 95.0 %" in text
+    assert "100.0 %" not in text, "the test of the others is not told"
+
+
+def test_equal_ones_are_shown_as_equal(tmp_path: Path) -> None:
+    study = Study(name="l2", grids=(Grid(recipe="retrain", fixed={"data": "x"}, axes={"l2": (0.001, 0.01)}),))
+    text = conclude(study, write_retrained(study, tmp_path, {0.001: ("110", 0.5), 0.01: ("101", 0.9)}))
+    assert "with l2 0.001." in text
+    assert "No worse beyond chance: l2 0.01 (+0.0 points" in text
+
+
+@pytest.mark.parametrize(("second", "tied"), [((0.91, 0.92, 0.94), True), ((0.70, 0.71, 0.69), False)])
+def test_seeds_are_pairs(tmp_path: Path, second: tuple[float, ...], tied: bool) -> None:
+    study = Study(name="rates", grids=(Grid(recipe="mlp", axes={"rate": (0.1, 0.2)}),), seeds=3)
+    shares = {0.1: (0.92, 0.91, 0.95), 0.2: second}
+    runs = {
+        (rate, seed): {"steps": 10, "accuracy": 0.5, "validation": values[seed]}
+        for rate, values in shares.items()
+        for seed in range(3)
+    }
+    text = conclude(study, write_rows(study, tmp_path, runs))
+    assert "Best validation accuracy: 92.7 %, with rate 0.1." in text
+    assert ("No worse beyond chance: rate 0.2" in text) == tied
+    assert "mean of 3 seeds" in text
+    assert "3 seeds each" in text
+
+
+def test_seeds_are_counted_as_they_ran(tmp_path: Path) -> None:
+    study = Study(name="seeds", grids=(Grid(recipe="mlp", axes={"seed": (3, 4)}),), seeds=5)
+    with pytest.raises(SweepError, match="seeds is 5, and the grid names the seeds itself"):
+        study.trials()
+    once = dataclasses.replace(study, seeds=1)
+    assert "2 of 2 runs have ended." in conclude(
+        once, write_rows(once, tmp_path, {(3,): {"steps": 9}, (4,): {"steps": 9}})
+    )
 
 
 def test_steps_and_seconds_to_the_target(tmp_path: Path) -> None:
@@ -80,7 +155,7 @@ def test_steps_and_seconds_to_the_target(tmp_path: Path) -> None:
         },
     )
     text = conclude(NORM, rows)
-    assert "- batch_norm off: 3 of 4 runs reach 90.0 % test precision within their steps.\n" in text
+    assert "- batch_norm off: 3 of 4 runs reach 90.0 % test accuracy within their steps.\n" in text
     assert "- batch_norm before: 4 of 4 runs reach" in text
     assert (
         "- relu, depth 7: 40 steps with batch_norm off, 30 steps with batch_norm before; in seconds of training "
@@ -142,18 +217,18 @@ def test_how_narrow(tmp_path: Path) -> None:
     )
     shares = {0: (0.97, 0.98), 1: (0.30, 0.40), 4: (0.96, 0.962), 16: (0.975, 0.975)}
     runs = {
-        (width, seed): {"steps": 10, "precision": values[seed], "parameters": 1000 + width}
+        (width, seed): {"steps": 10, "accuracy": values[seed], "parameters": 1000 + width}
         for width, values in shares.items()
         for seed in (0, 1)
     }
     text = conclude(study, write_rows(study, tmp_path, runs))
-    assert "Best precision: 97.5 %, with bottleneck 0." in text
+    assert "None is named the best: no images are held out to choose by" in text
     assert (
         "The network: 97.5 % without a bottleneck; width 16 is enough to come within a point of that (97.5 %); at "
         "width 1 35.0 % is left."
     ) in text
     assert "The network, width 16: 1,016 parameters instead of 1,000, and 10.0 ms a step instead of 10.0." in text
-    runs = {key: {**values, "precision": 0.5 if key[0] else 0.9} for key, values in runs.items()}
+    runs = {key: {**values, "accuracy": 0.5 if key[0] else 0.9} for key, values in runs.items()}
     text = conclude(study, write_rows(study, tmp_path / "worse", runs))
     assert "no width up to 16 comes within a point of that (50.0 % at 16)" in text
 
@@ -169,7 +244,7 @@ def test_what_each_part_is_worth(tmp_path: Path) -> None:
     )
     shares = {"everything": (0.80, 0.81, 0.82), "no flip": (0.78, 0.79, 0.801), "no crop": (0.82, 0.79, 0.84)}
     runs = {
-        (case, seed): {"steps": 10, "precision": values[seed]} for case, values in shares.items() for seed in range(3)
+        (case, seed): {"steps": 10, "accuracy": values[seed]} for case, values in shares.items() for seed in range(3)
     }
     rows = write_rows(study, tmp_path, runs)
     text = conclude(study, rows)

@@ -105,6 +105,8 @@ def test_cases_have_their_own_values() -> None:
 
 
 def test_an_axis_takes_the_place_of_a_fixed_value_and_the_other_way() -> None:
+    with pytest.raises(SweepError, match=r"depth is set to 4 and varied, too"):
+        read(TOML).changed(axes={"depth": (1, 2)}, fixed={"depth": 4})
     study = read(TOML).changed(axes={"data": ("digits", "mnist")}, fixed={"depth": 4}, seeds=1)
     assert study.axes == ("activation", "data")
     assert len(study.trials()) == 4
@@ -121,6 +123,8 @@ def test_axes_from_texts(text: str, values: tuple[object, ...]) -> None:
 
 def test_values_with_commas_are_told_apart_by_semicolons() -> None:
     assert read_axis("mlp", "widths", "8,4; 16,8") == ("8,4", "16,8")
+    assert read_axis("retrain", "data", "a,b;c") == ("a,b", "c")
+    assert read_axis("retrain", "data", "a,b;") == ("a,b",)
 
 
 @pytest.mark.parametrize("text", ["", " , ", "5..1"])

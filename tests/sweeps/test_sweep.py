@@ -14,7 +14,7 @@ from PIL import Image
 
 from quick_processes import quick_processes
 from quickstudy.errors import BackboneError, ImageSetError, OptionError, SweepError
-from quickstudy.process import usable_cores
+from quickstudy.process import settle_own_process, usable_cores
 from quickstudy.scratch.data import load_training_data
 from quickstudy.scratch.folder import METRICS, RunFolder
 from quickstudy.scratch.parallel import Replica, joined
@@ -87,9 +87,9 @@ def test_each_run_is_a_run_like_any_other(whole: SweepResult, tmp_path: Path) ->
     torch.set_num_threads(threads)
     assert result is not None
     assert_same(row.folder, tmp_path / "alone")
-    assert row.values["precision"] == result.test.score.accuracy
+    assert row.values["accuracy"] == result.test.score.accuracy
     assert any((row.folder / "tensorboard" / "train").iterdir())
-    assert [line["step"] for line in run.lines(METRICS) if "precision" in line] == [10, 20, 30, 40]
+    assert [line["step"] for line in run.lines(METRICS) if "accuracy" in line] == [10, 20, 30, 40]
 
 
 def test_the_table_has_what_the_runs_came_to(whole: SweepResult) -> None:
@@ -100,7 +100,7 @@ def test_the_table_has_what_the_runs_came_to(whole: SweepResult) -> None:
     assert rows[0]["parameters"] == 64 * 24 + 24 + 24 * 10 + 10
     for row in rows:
         result = json.loads((whole.folder / "runs" / row["run"] / "result.json").read_text())
-        assert row["precision"] == result["test"]["accuracy"] > 0.5
+        assert row["accuracy"] == result["test"]["accuracy"] > 0.5
         assert row["steps"] == 40
         assert row["milliseconds_a_step"] == pytest.approx(result["training_seconds"] / 40 * 1e3)
         assert 0 < result["training_seconds"] < result["seconds"]
@@ -109,7 +109,7 @@ def test_the_table_has_what_the_runs_came_to(whole: SweepResult) -> None:
 
 def test_pictures_are_pictures(whole: SweepResult) -> None:
     assert {path.stem for path in whole.pictures} == {
-        "precision", "seconds", "parameters", "learning_curves", "gradient_norms",
+        "accuracy", "seconds", "parameters", "learning_curves", "gradient_norms",
     }  # fmt: skip
     for path in whole.pictures:
         with Image.open(path) as picture:
@@ -125,7 +125,7 @@ def test_norms_known_once_only_make_no_picture(whole: SweepResult, tmp_path: Pat
         return other
 
     drawn = draw_all(STUDY, [once(row) for row in whole.rows], tmp_path)
-    assert {path.stem for path in drawn} == {"precision", "seconds", "parameters", "learning_curves"}
+    assert {path.stem for path in drawn} == {"accuracy", "seconds", "parameters", "learning_curves"}
 
 
 def test_what_has_ended_is_not_done_again(whole: SweepResult) -> None:
@@ -152,7 +152,7 @@ def test_a_target_ends_runs_early(tmp_path: Path) -> None:
     fast, slow = sweep(study, tmp_path / "sweep", workers=2).rows
     curve = fast.curve
     assert fast.values["steps_to_target"] == curve.steps[-1] == fast.values["steps"] < 60
-    assert curve.precision[-1] >= 0.6 > max(curve.precision[:-1], default=0)
+    assert curve.accuracy[-1] >= 0.6 > max(curve.accuracy[:-1], default=0)
     assert fast.values["seconds_to_target"] == curve.seconds[-1]
     assert (slow.values["steps_to_target"], slow.values["seconds_to_target"]) == (None, None)
     assert slow.values["steps"] == 60
@@ -179,8 +179,13 @@ def test_retraining_can_be_varied(photos: Path, tmp_path: Path, cache: Path) -> 
     result = sweep(Study(name="views", grids=(grid,)), tmp_path / "sweep", workers=1, cache=cache)
     assert [row.trial.seed for row in result.rows] == [None] * 4
     rows = result.table.to_pylist()
-    assert [row["precision"] for row in rows] == [1.0] * 4
+    assert [row["accuracy"] for row in rows] == [1.0] * 4
     assert all(row["cross_validation"] > 0.9 for row in rows)
+    for row, values in zip(result.rows, rows, strict=True):
+        assert len(row.judged) == row.chosen_by.n  # type: ignore[union-attr]
+        assert sum(row.judged.values()) / len(row.judged) == pytest.approx(values["cross_validation"])
+    assert "Best cross-validated accuracy" in result.conclusion
+    assert result.conclusion.count("Test accuracy of the best") == 1
     assert all((result.folder / "runs" / row["run"] / "model.onnx").is_file() for row in rows)
 
 
@@ -242,6 +247,7 @@ def wait_for(what: Callable[[], bool]) -> None:
 
 
 def sweep_in_process(folder: Path) -> None:
+    settle_own_process()
     quick_processes()
     sweep(SLOW, folder, workers=2)
 
@@ -322,6 +328,10 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, slow: SweepResult, 
         assert process.exitcode not in (None, 0)
         _, alive = psutil.wait_procs(family, 60)
         assert alive == [], "a worker outlived its sweep"
+        if kind != signal.SIGKILL:
+            for path in metrics(folder):
+                run = RunFolder(path.parent)
+                assert run.checkpoints.steps()[-1] >= run.lines(METRICS)[-1]["step"], "what runs is saved"
     finally:
         process.kill()
         process.join()

@@ -80,7 +80,7 @@ def test_a_run_comes_back_as_it_is_here(cluster: str, tmp_path: Path) -> None:
 
 
 def assert_same(mine: TrialRow, other: TrialRow) -> None:
-    assert mine.values["precision"] == other.values["precision"] > 0.5
+    assert mine.values["accuracy"] == other.values["accuracy"] > 0.5
     states = [RunFolder(row.folder).checkpoints.newest() for row in (mine, other)]
     assert states[0] is not None and states[1] is not None
     for name, value in states[0].state["network"].items():

@@ -42,6 +42,70 @@ def fix_shapes(model: onnx.ModelProto, image: ImageInput, *, batch: int | None, 
     model.ir_version = max(model.ir_version, _IR_VERSION)
 
 
+def widen(model: onnx.ModelProto) -> bool:
+    """Let a graph compute in float32 where it does so in half precision; whether there was anything to widen.
+
+    Weights keep their values to the bit. Bottlenecks, cuts and heads are then those of any other network, and
+    processors are no slower: ONNX Runtime computes half precision in float32 there, between casts.
+    """
+    halves = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    graph, found = model.graph, False
+    tensors = [*graph.initializer, *(a.t for node in graph.node for a in node.attribute if a.HasField("t"))]
+    for tensor in tensors:
+        if tensor.data_type in halves:
+            wide = numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
+            tensor.CopyFrom(wide)
+            found = True
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in halves:
+                attribute.i, found = TensorProto.FLOAT, True
+    for info in (*graph.input, *graph.output):
+        if info.type.tensor_type.elem_type in halves:
+            info.type.tensor_type.elem_type, found = TensorProto.FLOAT, True
+    if found:
+        del graph.value_info[:]
+    return found
+
+
+def choose_output(model: onnx.ModelProto, name: str | None) -> None:
+    """Let a graph give one output alone, the one of this name.
+
+    Raises:
+        BackboneError: there is none, or there are several and none is named.
+    """
+    outputs = {info.name: info for info in model.graph.output}
+    listed = ", ".join(f"'{one}'" for one in outputs)
+    if name is None and len(outputs) > 1:
+        raise BackboneError(f"The network has {len(outputs)} outputs: {listed}; choose one with --output")
+    if name is not None and name not in outputs:
+        raise BackboneError(f"The network has no output '{name}'; it has: {listed}")
+    chosen = outputs[name] if name is not None else model.graph.output[0]
+    kept = onnx.ValueInfoProto()
+    kept.CopyFrom(chosen)
+    del model.graph.output[:]
+    model.graph.output.append(kept)
+
+
+def refuse_training_mode(model: onnx.ModelProto) -> None:
+    """Raise a BackboneError where a graph was exported in training mode, so that it gives something else each time."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name == "value":
+                constants[node.output[0]] = attribute.t
+    for node in model.graph.node:
+        flag = constants.get(node.input[2]) if node.op_type == "Dropout" and len(node.input) > 2 else None
+        training = flag is not None and bool(numpy_helper.to_array(flag))
+        if node.op_type == "BatchNormalization":
+            training = any(one.name == "training_mode" and one.i for one in node.attribute)
+        if training:
+            raise BackboneError(
+                f"The network was exported in training mode: '{node.name or node.output[0]}' ({node.op_type}) does "
+                "something else with each batch; export it for inference, with model.eval() in PyTorch"
+            )
+
+
 def pool_channels_first(model: onnx.ModelProto) -> None:
     """Write means over rows and columns of N×H×W×C as transposition and global average pooling.
 

@@ -44,8 +44,9 @@ from quickstudy.images.decoding import InputSpec
 _ORIGINAL = "original/"  # before names of the network's own that a backbone has another use for
 _ATTRIBUTES: dict[str, dict[str, Any]] = {"Transpose": {"perm": [0, 3, 1, 2]}, "Softmax": {"axis": 1}}
 
-Naming = Callable[[onnx.ModelProto, Sequence[str]], dict[str, str]]
-"""Names cuts: takes a backbone's graph and the tensors at which it can be cut; what gets no name is no cut."""
+Naming = Callable[[onnx.ModelProto, Sequence[str], Preprocessing], dict[str, str]]
+"""Names cuts: takes a backbone's graph, the tensors at which it can be cut, and what becomes of bytes before the
+network; what gets no name is no cut."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,9 +208,14 @@ def _preprocessing_of(
                 "and --std"
             )
         return Preprocessing(), "in the network, which takes bytes"
-    if given is not None:
-        return given, str(given)
     read, reason = read_from_graph(model, image)
+    if given is not None:
+        if read is not None and replace(given, bgr=read.bgr) != read:
+            raise BackboneError(
+                f"The network normalises images itself, which it takes with values from {read.low:g} to {read.high:g}, "
+                f"and is to be given {given}; leave out --preprocessing, --range, --mean and --std"
+            )
+        return given, str(given)
     if read is not None:
         return read, f"in the network, which takes values from {read.low:g} to {read.high:g}"
     raise BackboneError(
@@ -239,7 +245,7 @@ def _finish(
 ) -> Imported:
     graph = with_outputs(draft.graph, [_result(draft.ending)])
     ends = block_ends(graph, FEATURES)
-    names = naming(graph, [tensor for tensor, _ in ends]) if naming else readable_names(ends)
+    names = naming(graph, [tensor for tensor, _ in ends], draft.preprocessing) if naming else readable_names(ends)
     rename(graph.graph, names)
     shapes, source = shapes_of(graph), names.get(draft.ending.features, draft.ending.features)
     labels, labels_from = _labels(*classes, shapes[PROBABILITIES][0] if draft.ending.scores else 0)

@@ -4,9 +4,9 @@ A graph can be cut at a tensor when nothing else leads from the image to the out
 blocks are worth a name: what a residual connection or a concatenation brings together, or, in a plain chain of layers,
 what each layer gives after its normalisation, activation and pooling.
 
-Classifiers end alike: a layer with weights gives one score a class, perhaps followed by a softmax and by changes of
-shape that change no value. What that layer takes is the penultimate layer. A network that ends otherwise is taken for
-one without a classifier, and what it gives for features.
+Classifiers end alike: a layer with weights gives one score a class, perhaps followed by a softmax and by what only
+reshapes, casts, scales, shifts or normalises the scores. What that layer takes is the penultimate layer. A network that
+ends otherwise is taken for one without a classifier, and what it gives for features.
 """
 
 from __future__ import annotations
@@ -278,6 +278,8 @@ def _multiply_adds(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]], 
 
 # Where features end and a classifier begins
 _RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Dropout")
+_SCALING = ("Add", "Sub", "Mul", "Div", "Cast", "BatchNormalization", "LayerNormalization", "LpNormalization")
+"""Operators that, with constants, only shift, scale, cast or normalise what the classifier gives."""
 _POOLING = ("GlobalAveragePool", "ReduceMean", "AveragePool", "Relu")
 _CLASSIFYING = ("Gemm", "MatMul", "Conv")
 
@@ -346,8 +348,10 @@ def _find_classifier(
             softmax, sure = node.op_type == "Softmax", True
         elif node.op_type in _POOLING and sure:
             pooled = True  # as in SqueezeNet, which classifies every place and averages
-        elif node.op_type not in (*_RESHAPING, "Sigmoid", "Add") or len(flowing) != 1:
+        elif node.op_type not in (*_RESHAPING, *_SCALING, "Sigmoid") or len(flowing) != 1:
             return None, False
+        elif node.op_type in ("Div", "Sub") and flowing[0] != node.input[0]:
+            return None, False  # one over it
         tensor = flowing[0]
     return None, False
 

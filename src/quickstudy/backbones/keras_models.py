@@ -24,10 +24,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from quickstudy.backbones.cleaning import find_image_input
+from quickstudy.backbones.cleaning import find_image_input, widen
 from quickstudy.backbones.comparison import TOLERANCE, run_until, sample_images
 from quickstudy.backbones.graph_import import Imported, import_graph
 from quickstudy.backbones.preprocessing import PRESETS, Preprocessing
+from quickstudy.backbones.runtime import open_session
 from quickstudy.backbones.torch_export import export_module
 from quickstudy.backbones.untrusted import first_line
 from quickstudy.errors import BackboneError, UnsafeFileError
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     import keras
 
 
+_HALF_TOLERANCE = 0.02
+"""Largest difference, as a share of the largest value, of a layer in half precision."""
 _USUAL_SIZE = 224  # of networks that take any
 
 
@@ -85,15 +88,21 @@ def import_keras(
 
 
 def import_keras_model(
-    model: keras.Model, *, preprocessing: Preprocessing, classes: Sequence[str] | None = None
+    model: keras.Model,
+    *,
+    preprocessing: Preprocessing | None = None,
+    output: str | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Imported:
     """Make a backbone of a Keras model on the torch backend, from one square image to class scores, features or a map.
 
-    A map becomes features by averaging over rows and columns.
+    A map becomes features by averaging over rows and columns. Layers that change images at random, which do nothing in
+    inference, are left out.
 
     Args:
         model: takes N×size×size×3.
-        preprocessing: what becomes of bytes before the model.
+        preprocessing: what becomes of bytes before the model; left out, it is read from the model's first layers.
+        output: name of the output that counts, where the model has several.
         classes: names in the order of the outputs; left out, ImageNet's where there are 1,000.
 
     Raises:
@@ -102,21 +111,71 @@ def import_keras_model(
     import torch
 
     keras = _keras()
+    if not model.built or not getattr(model, "inputs", None):
+        raise BackboneError(
+            "The Keras model has not been built, so that nobody knows what it takes; begin it with "
+            "keras.Input((size, size, 3)), or call model.build((None, size, size, 3))"
+        )
+    model = _without_random_layers(keras, _with_output(keras, model, output))
     shape = model.input_shape
     if not isinstance(shape, tuple) or len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or not shape[1]:
         raise BackboneError(f"The Keras model takes {shape}; expected (None, size, size, 3)")
     size = int(shape[1])
     graph = export_module(model, torch.zeros(1, size, size, 3))
+    half = widen(graph)
+    image = find_image_input(graph, layout="NHWC")
+    session = open_session(graph.SerializeToString()) if half else None
 
     def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        if session is not None:  # half precision differs from what it is widened to in the third digit
+            return np.concatenate([session.run(None, {image.name: one[None]})[0] for one in images])
         with torch.no_grad():
             return np.concatenate([keras.ops.convert_to_numpy(model(one[None], training=False)) for one in images])
 
-    def name(graph: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, str]:
-        return _layer_names(keras, model, graph, tensors, preprocessing.apply(sample_images(size)[:1]))
+    def name(graph: onnx.ModelProto, tensors: Sequence[str], known: Preprocessing) -> dict[str, str]:
+        tolerance = _HALF_TOLERANCE if half else TOLERANCE
+        return _layer_names(keras, model, graph, tensors, known.apply(sample_images(size)[:1]), tolerance)
 
-    image = find_image_input(graph, layout="NHWC")
     return import_graph(graph, image, reference=run, preprocessing=preprocessing, classes=classes, naming=name)
+
+
+def _with_output(keras: Any, model: keras.Model, name: str | None) -> keras.Model:
+    """Give the model with one output, that of this name where there are several."""
+    outputs = dict(zip(getattr(model, "output_names", ()), model.outputs, strict=False))
+    listed = ", ".join(f"'{one}'" for one in outputs)
+    if name is not None and name not in outputs:
+        raise BackboneError(f"The Keras model has no output '{name}'; it has: {listed}")
+    if len(model.outputs) == 1:
+        # A Sequential does not know its operations.
+        return keras.Model(model.inputs, model.outputs[0]) if isinstance(model, keras.Sequential) else model
+    if name is None:
+        raise BackboneError(f"The Keras model has {len(model.outputs)} outputs: {listed}; choose one with output=…")
+    return keras.Model(model.inputs[0] if len(model.inputs) == 1 else model.inputs, outputs[name])
+
+
+def _without_random_layers(keras: Any, model: keras.Model) -> keras.Model:
+    """Give the model with nothing in the place of layers that change images at random, which torch cannot export."""
+
+    def is_random(layer: keras.Layer) -> bool:
+        inside = getattr(layer, "layers", ())
+        return _RANDOM.match(type(layer).__name__) is not None or any(is_random(one) for one in inside)
+
+    def plain(layer: keras.Layer) -> keras.Layer:
+        if not is_random(layer):
+            return type(layer).from_config(layer.get_config())
+        if isinstance(layer, keras.Model):
+            return keras.models.clone_model(layer, clone_function=plain)
+        return keras.layers.Identity(name=layer.name)
+
+    if not is_random(model):
+        return model
+    clone = keras.models.clone_model(model, clone_function=plain)
+    clone.set_weights(model.get_weights())
+    return clone
+
+
+_RANDOM = re.compile(r"Random\w+|RandAugment|AugMix|MixUp|CutMix|GaussianNoise|Pipeline$")
+"""Names of Keras' layers that change images at random in training."""
 
 
 def snake_case(name: str) -> str:
@@ -182,7 +241,12 @@ def _preprocessing_of(application: Callable[..., keras.Model]) -> Preprocessing:
 
 
 def _layer_names(
-    keras: Any, model: keras.Model, graph: onnx.ModelProto, tensors: Sequence[str], image: NDArray[np.float32]
+    keras: Any,
+    model: keras.Model,
+    graph: onnx.ModelProto,
+    tensors: Sequence[str],
+    image: NDArray[np.float32],
+    tolerance: float,
 ) -> dict[str, str]:
     """Find the names of the layers that give what these tensors hold; `image` is the first of the sample images."""
     held = dict(zip(tensors, run_until(graph, tensors, sample_images(image.shape[1])[:1]), strict=True))
@@ -198,7 +262,7 @@ def _layer_names(
     for tensor, value in held.items():
         distances = {name: _distance(value, output) for name, output in given.items()}
         nearest = min(distances, key=distances.__getitem__, default=None)
-        if nearest is not None and distances[nearest] <= TOLERANCE:
+        if nearest is not None and distances[nearest] <= tolerance:
             names[tensor] = nearest
             del given[nearest]
     return names

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone, add_backbone, check_name
-from quickstudy.backbones.cleaning import find_image_input
+from quickstudy.backbones.cleaning import choose_output, find_image_input, refuse_training_mode, widen
 from quickstudy.backbones.graph_import import Imported, import_graph
 from quickstudy.backbones.preprocessing import Preprocessing
 from quickstudy.backbones.runtime import open_session
@@ -40,6 +40,8 @@ class BackboneSource:
     """What becomes of bytes before the network in a file; None where the graph says it."""
     features: str = ""
     """Name of the tensor in a file that is the penultimate layer; empty where it is to be found."""
+    output: str | None = None
+    """Name of the output that counts, where the file has several."""
     classes: Sequence[str] | None = None
     """Names of the classes in the order of the outputs; None for those that a model of quickstudy carries, or
     ImageNet's where there are 1,000."""
@@ -76,10 +78,10 @@ def add_from(source: BackboneSource, cache: Path, *, name: str | None = None) ->
 def _import(source: BackboneSource) -> Imported:
     kind, _, name = source.place.partition(":")
     if kind in ("keras", "timm") and not Path(source.place).exists():
-        if source.layout or source.preprocessing or source.features:
+        if source.layout or source.preprocessing or source.features or source.output:
             raise BackboneError(
-                f"'{source.place}' already fixes what --layout, --preprocessing, --range, --mean, --std and --features "
-                "would say; leave them out"
+                f"'{source.place}' already fixes what --layout, --preprocessing, --range, --mean, --std, --features "
+                "and --output would say; leave them out"
             )
         # Here, not above: both need torch, which is not needed for files.
         if kind == "keras":
@@ -97,6 +99,7 @@ def _import(source: BackboneSource) -> Imported:
         layout=source.layout,
         preprocessing=source.preprocessing,
         features=source.features,
+        output=source.output,
         classes=source.classes,
     )
 
@@ -112,6 +115,7 @@ def import_onnx(
     layout: str | None = None,
     preprocessing: Preprocessing | None = None,
     features: str = "",
+    output: str | None = None,
     classes: Sequence[str] | None = None,
 ) -> Imported:
     """Make a backbone of an ONNX file, which need not be trusted.
@@ -122,6 +126,7 @@ def import_onnx(
         layout: `NCHW` or `NHWC`, where the file leaves it open.
         preprocessing: what becomes of bytes before the network; left out, it is read from the graph if it stands there.
         features: the tensor that is the penultimate layer; left out, it is found.
+        output: name of the output that counts, where the file has several.
         classes: names in the order of the outputs; left out, those that a model of quickstudy carries, or ImageNet's
             where there are 1,000.
 
@@ -132,14 +137,17 @@ def import_onnx(
     model = read_onnx(path)
     own = own_class_names(model)
     del model.metadata_props[:]
+    choose_output(model, output)
+    refuse_training_mode(model)
+    widen(model)
     image = find_image_input(model, size=size, layout=layout)
     session = open_session(model.SerializeToString())
-    output = model.graph.output[0].name
+    given_by = model.graph.output[0].name
 
     def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
         given = images.transpose(0, 3, 1, 2) if image.layout == "NCHW" else images
         given = given.astype(np.uint8) if image.as_bytes else given
-        return np.concatenate([session.run([output], {image.name: one[None]})[0] for one in given])
+        return np.concatenate([session.run([given_by], {image.name: one[None]})[0] for one in given])
 
     imported = import_graph(
         model,

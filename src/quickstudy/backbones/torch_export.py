@@ -42,7 +42,8 @@ def export_module(module: torch.nn.Module, example: torch.Tensor) -> onnx.ModelP
                 return export(module, example)
             except Exception as error:  # exporters raise towers of their own kinds
                 reason = error
-    raise BackboneError(f"torch cannot export the network to ONNX: {first_line(reason)}") from reason
+    why = first_line(reason.__cause__ or reason)  # above it is what torch advises its developers to do
+    raise BackboneError(f"torch cannot export the network to ONNX: {why}") from reason
 
 
 def _by_torchscript(module: torch.nn.Module, example: torch.Tensor) -> onnx.ModelProto:

@@ -8,6 +8,7 @@ operators are ONNX's own.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -73,8 +74,8 @@ def parse_onnx(data: bytes, path: Path) -> onnx.ModelProto:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message; libraries append pages to it."""
-    return str(error).strip().partition("\n")[0]
+    """Return the first line of an error's message, without colours; libraries append pages to it."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().partition("\n")[0]
 
 
 def own_class_names(model: onnx.ModelProto) -> tuple[str, ...] | None:

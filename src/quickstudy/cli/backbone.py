@@ -61,6 +61,7 @@ def add(
     features: Annotated[
         str | None, typer.Option(help="Tensor of the penultimate layer's output [default: found by itself].")
     ] = None,
+    output: Annotated[str | None, typer.Option(help="The output to use, if a file has several.")] = None,
     classes: Annotated[
         Path | None,
         typer.Option(
@@ -84,6 +85,7 @@ def add(
         layout=layout,
         preprocessing=choose_preprocessing(preprocessing, value_range=value_range, mean=mean, std=std),
         features=features or "",
+        output=output,
         classes=read_classes(classes) if classes is not None else None,
     )
     added, imported = add_from(wanted, cache_folder(cache), name=name)

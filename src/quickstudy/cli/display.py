@@ -145,8 +145,12 @@ def now() -> str:
 
 
 @contextmanager
-def interruptible(what_stays: str = "") -> Iterator[None]:
+def interruptible(what_stays: str = "", *, speaks: bool = True) -> Iterator[None]:
     """End the command as the signal asked for, with a line that says what stays and how to go on, if there is anything.
+
+    Args:
+        what_stays: what the line says beside that it was interrupted.
+        speaks: whether there is a line; one of several processes says it for all.
 
     Raises:
         typer.Exit: with 128 and the signal's number, as shells have it.
@@ -161,5 +165,6 @@ def interruptible(what_stays: str = "") -> Iterator[None]:
         code = 128 + signal.SIGTERM
     else:
         return
-    print("\nquickstudy: interrupted" + (f"; {what_stays}" if what_stays else ""), file=sys.stderr)
+    if speaks:
+        print("\nquickstudy: interrupted" + (f"; {what_stays}" if what_stays else ""), file=sys.stderr)
     raise typer.Exit(code)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from quickstudy.cli.display import print_json
-from quickstudy.cli.options import Everything, Json, Quiet
+from quickstudy.cli.options import Checkpoint, Everything, Json, Quiet
 from quickstudy.extras import require
 
 
@@ -26,6 +28,8 @@ def command(
         str | None,
         typer.Option(help="Run: validation or test [default: validation if the run holds some out, else test]."),
     ] = None,
+    checkpoint: Checkpoint = None,
+    data: Annotated[str | None, typer.Option(help="Run: where its images are now [default: where they were].")] = None,
     ema: Annotated[bool, typer.Option(help="Run: use the averaged parameters.")] = True,
     interval: Annotated[float, typer.Option(min=0.1, help="Run: seconds between looks for a new checkpoint.")] = 5.0,
     data_folder: Annotated[Path | None, typer.Option(help="Run: folder of named data sets.")] = None,
@@ -36,7 +40,11 @@ def command(
     """Score a model on labelled images, matching classes by name; or follow the checkpoints of a training."""
     is_run = (model / "config.json").is_file() or (images is None and (watch or model.suffix != ".onnx"))
     if is_run:
-        _evaluate_run(model, images, watch, split, ema, interval, data_folder, as_json)
+        if watch and checkpoint is not None:
+            raise typer.BadParameter("--watch takes each newest checkpoint; leave out --checkpoint, or --watch")
+        _evaluate_run(
+            model, images, watch, checkpoint or "newest", split, ema, interval, data, data_folder, as_json, quiet
+        )
         return
     if images is None:
         raise typer.BadParameter("name the labelled images, as in: quickstudy evaluate photos.onnx held_out/")
@@ -60,13 +68,15 @@ def _evaluate_run(
     run: Path,
     images: Path | None,
     watch: bool,
+    checkpoint: str,
     split: str | None,
     ema: bool,
     interval: float,
+    data: str | None,
     data_folder: Path | None,
     as_json: bool,
+    quiet: bool,
 ) -> None:
-
     if images is not None:
         raise typer.BadParameter(f"a run brings its own images; to score it on {images}, export it first")
     if split not in (None, "validation", "test"):
@@ -75,16 +85,28 @@ def _evaluate_run(
     from quickstudy.cli.display import now, print_evaluation
     from quickstudy.scratch.evaluation import Evaluator
 
-    evaluator = Evaluator(run, split=split, averaged=ema, data_folder=data_folder)
-    results = evaluator.follow(interval_seconds=interval) if watch else iter([evaluator.newest()])
+    if watch:
+        _await(run, interval, quiet=quiet)
+    evaluator = Evaluator(run, split=split, averaged=ema, data=data, data_folder=data_folder)
+    results = evaluator.follow(interval_seconds=interval) if watch else iter([evaluator.evaluate(checkpoint)])
     for result in results:
         if as_json:
             print(json.dumps({"step": result.step, "split": result.split, **result.scores.to_dict()}), flush=True)
             continue
         print(
-            f"{now()}: precision @ 1 = {result.score.accuracy:.3f} "
-            f"(step {result.step}, {result.score.n:,} {result.split} images)",
+            f"{now()}: accuracy = {result.score.accuracy:.3f} "
+            f"(step {result.step:,} of {evaluator.steps:,}, {result.score.n:,} {result.split} images)",
             flush=True,
         )
         if not watch:
             print_evaluation(result.scores)
+
+
+def _await(run: Path, interval: float, *, quiet: bool) -> None:
+    """Wait for a run that has not begun yet; a folder that holds something else will not become one."""
+    if (run / "config.json").is_file() or (run.exists() and (not run.is_dir() or any(run.iterdir()))):
+        return
+    if not quiet:
+        print(f"Waiting for '{run}' to begin …", file=sys.stderr, flush=True)
+    while not (run / "config.json").is_file():
+        time.sleep(interval)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quickstudy.cli.display import print_json
-from quickstudy.cli.options import Json, Quiet
+from quickstudy.cli.options import Checkpoint, Json, Quiet
 from quickstudy.extras import require
 from quickstudy.options import pasted
 
@@ -25,6 +25,7 @@ def command(
         Path | None,
         typer.Option("--output", "-o", help="The model to write [default: RUN/model.onnx, MODEL.int8.onnx, …]."),
     ] = None,
+    checkpoint: Checkpoint = None,
     int8: Annotated[
         bool, typer.Option("--int8", help="Compute in 8-bit integers: a third of the size, faster; needs --calibrate.")
     ] = False,
@@ -75,16 +76,22 @@ def command(
     is_run = source.is_dir() or source.suffix != ".onnx"
     if not forms and not is_run:
         raise typer.BadParameter("say what to make of the model: --int8, --fp16, --web, --coreml, --labels or --card")
+    if checkpoint is not None and not is_run:
+        raise typer.BadParameter(f"--checkpoint is for a run's folder; {source} is a model")
     results: dict[str, Any] = {}
     model = source
     if is_run:
         require("torch", extra="train")
         from quickstudy.scratch.export import export
 
-        model = export(source, None if forms and (int8 or fp16) else output)
-        results["model"] = {"model": str(model), "bytes": model.stat().st_size}
+        exported = export(source, None if forms and (int8 or fp16) else output, checkpoint=checkpoint or "newest")
+        model, of = exported.model, f" of {exported.steps:,}" if exported.steps else ""
+        results["model"] = {"model": str(model), "bytes": model.stat().st_size, "step": exported.step}
         if not as_json:
-            print(f"Model: {model} ({model.stat().st_size / 1e6:.1f} MB), its golden checks passed")
+            print(
+                f"Model: {model} ({model.stat().st_size / 1e6:.1f} MB), of step {exported.step:,}{of}, "
+                "its golden checks passed"
+            )
     if int8 or fp16:
         conversion = _convert(model, output, "int8" if int8 else "fp16", calibrate, check, force, quiet)
         results[conversion.kind] = conversion.to_dict()

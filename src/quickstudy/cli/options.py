@@ -26,6 +26,13 @@ Cache = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON (UTF-8) instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Set any other option: NAME=VALUE.")]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        metavar="newest|best|STEP",
+        help="Run: which checkpoint, the best being that on its validation images [default: newest].",
+    ),
+]
 Everything = Annotated[
     bool,
     typer.Option(

@@ -78,7 +78,7 @@ def _load(model: str, cache: Path | None) -> tuple[Model, int]:
         require("torch", extra="train")
         from quickstudy.scratch.export import export
 
-        return load(export(model)), 1
+        return load(export(model).model), 1
     if not Path(model).exists() and Path(model).suffix != ".onnx":
         from quickstudy.backbones.backbone import backbone_names, load_backbone
         from quickstudy.files import cache_folder

@@ -14,6 +14,7 @@ import typer
 from quickstudy.cli.display import interruptible, print_json
 from quickstudy.cli.options import Cache, Json, Quiet
 from quickstudy.extras import require
+from quickstudy.process import begin_own_processes
 
 if TYPE_CHECKING:
     from quickstudy.sweeps.study import Study, Trial
@@ -44,10 +45,7 @@ def command(
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Number of runs of each combination, each with another seed.")
     ] = None,
-    target: Annotated[
-        float | None,
-        typer.Option(help="Precision (share of images that are right) at which a run ends early, such as 0.9."),
-    ] = None,
+    target: Annotated[float | None, typer.Option(help="Accuracy at which a run ends early, such as 0.9.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Number of steps after which a run ends.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Seconds of training after which a run ends.")] = None,
     results: Annotated[Path | None, typer.Option(help="The sweep's folder [default: sweeps/STUDY].")] = None,
@@ -82,9 +80,7 @@ def command(
     if ray is not None:
         require("ray", extra="ray")
     else:
-        from quickstudy.sweeps.workers import warm_up
-
-        warm_up()
+        begin_own_processes()
     from quickstudy.sweeps.study import study_named
     from quickstudy.sweeps.sweep import sweep
 
@@ -147,7 +143,7 @@ class _Lines:
 
     def __init__(self) -> None:
         self.ended, self.total = 0, 0
-        self.precision: dict[str, float] = {}
+        self.accuracy: dict[str, float] = {}
 
     def __call__(self, news: Planned | Went) -> None:
         from quickstudy.sweeps.sweep import Planned
@@ -159,14 +155,14 @@ class _Lines:
         elif news.ended or news.error is not None:
             self.ended += 1
             print(f"{self.ended}/{self.total}  {self.describe(news)}", flush=True)
-        elif news.moment is not None and news.moment.precision is not None:
-            self.precision[news.trial.folder] = news.moment.precision
+        elif news.moment is not None and news.moment.accuracy is not None:
+            self.accuracy[news.trial.folder] = news.moment.accuracy
 
     def describe(self, news: Went) -> str:
         if news.error is not None:
             return f"{news.trial}: failed: {news.error.splitlines()[0]}"
-        precision = self.precision.get(news.trial.folder)
-        return f"{news.trial}" + ("" if precision is None else f": precision @ 1 = {precision:.3f}")
+        accuracy = self.accuracy.get(news.trial.folder)
+        return f"{news.trial}" + ("" if accuracy is None else f": accuracy = {accuracy:.3f}")
 
 
 class _LiveTable(_Lines):
@@ -215,9 +211,9 @@ class _LiveTable(_Lines):
         if trial.folder not in self.bars:
             self.bars[trial.folder] = self.progress.add_task(f"  {trial}", total=news.moment.steps, note="")
         note = ""
-        if news.moment.precision is not None:
-            self.precision[trial.folder] = news.moment.precision
-            note = f"precision {news.moment.precision:.3f}"
+        if news.moment.accuracy is not None:
+            self.accuracy[trial.folder] = news.moment.accuracy
+            note = f"accuracy {news.moment.accuracy:.3f}"
         self.progress.update(self.bars[trial.folder], completed=news.moment.step, note=note)
 
 
@@ -246,6 +242,8 @@ def _print_table(result: SweepResult) -> None:
     """Print the columns in which there is something, in the order of the table; the runs' folders are in the files."""
     rows = [{name: value for name, value in row.items() if name not in _HIDDEN} for row in result.table.to_pylist()]
     names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    if any(name in names for name in ("validation", "cross_validation")):
+        names.remove("accuracy")  # the test is for the one that was chosen, and said once
     if all(row["status"] == "done" for row in rows):
         names.remove("status")
     heads = [_HEADS.get(name, name) for name in names]
@@ -267,7 +265,7 @@ _HEADS = {
 def _cell(name: str, value: Any) -> str:
     if value is None:
         return "–"
-    if name in ("precision", "cross_validation"):
+    if name in ("accuracy", "validation", "cross_validation"):
         return f"{100 * value:.1f} %"
     if name == "milliseconds_a_step":
         return f"{value:.1f}"

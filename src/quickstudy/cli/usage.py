@@ -15,7 +15,7 @@ from typing import Any
 import typer
 import typer.core
 
-from quickstudy.options import pasted
+from quickstudy.options import pasted, require_in_range
 
 # The base of all that typer says about words; it comes with typer, or with click in versions before.
 UsageError: Any = typer.BadParameter.__base__
@@ -42,11 +42,25 @@ class Commands(typer.core.TyperGroup):
             ctx.exit(2)
         return super().parse_args(ctx, args)
 
+    def get_command(self, ctx: Any, name: str) -> Any:
+        """Find a command; all its numbers have to be finite, which typer's own limits do not see to."""
+        command: Any = super().get_command(ctx, name)
+        for parameter in command.params if command is not None else ():
+            if parameter.callback is None:
+                parameter.callback = _finite
+        return command
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the list of commands in the help."""
         for command in self.commands.values():
             command.short_help = command.help
         super().format_commands(ctx, formatter)
+
+
+def _finite(_ctx: Any, parameter: Any, value: Any) -> Any:
+    if isinstance(value, float):
+        require_in_range({_name_of(parameter): value}, {})
+    return value
 
 
 def reworded(error: Any) -> str:

@@ -15,6 +15,7 @@ import io
 import json
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -121,9 +122,14 @@ class Checkpoints:
 
 
 class Interrupts:
-    """A context in which the first signal to end is only noted; the second ends the process as usual."""
+    """A context in which the first signal to end is only noted; the second ends the process as usual.
 
-    def __init__(self) -> None:
+    A signal that nobody has looked at until the context ends, ends the process then.
+    """
+
+    def __init__(self, hand_on: Callable[[int], None] = lambda _number: None) -> None:
+        """Args: `hand_on`: is told the number of the signal as it comes, in the midst of whatever is done."""
+        self.hand_on = hand_on
         self.pending: int | None = None
         self._previous: dict[int, object] = {}
 
@@ -137,6 +143,8 @@ class Interrupts:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._restore()
+        if kind is None:
+            self.raise_pending()
 
     def raise_pending(self) -> None:
         """End as the signal asked for, if one came."""
@@ -146,6 +154,7 @@ class Interrupts:
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.pending = number
         self._restore()
+        self.hand_on(number)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -25,7 +25,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quickstudy.learning.softmax import Features, Floats, fit_softmax, in_small_space, prepare_features
+from quickstudy.learning.features import Features, Floats, in_small_space, prepare_features
+from quickstudy.learning.softmax import fit_softmax
 
 SHARES = (1 / 8, 1 / 4, 1 / 2)
 """The shares of each class's images that the nested subsets hold."""

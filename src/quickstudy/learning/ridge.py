@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.errors import HeadError
-from quickstudy.learning.softmax import in_small_space, prepare_features
+from quickstudy.learning.features import in_small_space, prepare_features
 
 STRENGTHS = tuple(10.0 ** (half / 2) for half in range(2, -7, -1))  # 10 down to 0.001
 """The usual strengths, strongest first."""

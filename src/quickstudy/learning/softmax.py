@@ -15,10 +15,11 @@ within 0.001 nats of its optimum leaves them undetermined. "Converged" to a prec
 Method: Newton's, each step solved by conjugate gradients (Nocedal and Wright, Numerical Optimization, 2nd ed.,
 algorithm 7.1) until its error, as the preconditioner measures it, is a fourth of what it was. An iteration costs two
 products with the features. The preconditioner is the Hessian's block of each class in the 128 directions in which the
-rows vary most, and one number in all others. One second moment of all rows for all classes, as this once had, takes
-twice as many iterations: a class's curvature lies in the few images that might be it. On the clothing photos the
-strengths 0.32 to 0.01 take 103 iterations to held-out probabilities within 0.001; L-BFGS with the second moment of all
-rows took 90 to 0.001 nats of training loss, which left them undetermined, and 221 to the same precision.
+rows vary most (256 where there are many rows), and one number in all others. One second moment of all rows for all
+classes, as this once had, takes twice as many iterations: a class's curvature lies in the few images that might be it.
+On the clothing photos the strengths 0.32 to 0.01 take 103 iterations to held-out probabilities within 0.001; L-BFGS
+with the second moment of all rows took 90 to 0.001 nats of training loss, which left them undetermined, and 221 to the
+same precision.
 
 The logits are linear in the weights, so those of a step add up as it is solved, and the line search costs one product
 more. A fit that has no start gets one from a rough fit in the main directions alone, a tenth of the work, which takes
@@ -31,22 +32,26 @@ comes to the end of its digits goes on in float64; a small one is in float64 fro
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, reduce
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
 from quickstudy.errors import HeadError
+from quickstudy.learning.features import (
+    LEAST_SAMPLE,
+    MOST_PARTS,
+    WORTH_THREADS,
+    Features,
+    Real,
+    blas_threads,
+    in_threads,
+    sample_of,
+)
 
-Floats = NDArray[np.float32]
-Real = NDArray[np.floating]
-_S = TypeVar("_S")
 _T = TypeVar("_T")
 
 _LAST_STEP = 3  # times the precision: what the last step may change
@@ -62,272 +67,22 @@ _LEAST_CURVATURE = 1e-6  # of a bias, which has no penalty, where all images are
 # In float32: so many steps without the gradient falling by half, or the objective noticeably, have used up its digits.
 _STUCK_STEPS = 5
 _NOTICEABLE = 1e-4  # of the objective
-# On the clothing photos 64, 96, 128, 160 and 256 directions take 1.34, 1.18, 1.19, 1.40 and 1.65 s for four strengths.
-_MAIN_DIRECTIONS = 128
-_SUBSPACE_STEPS = 3
 _ITERATIONS_FOR_A_PRECONDITIONER = 12  # a new one costs about so many
 _SMALL = 20_000_000  # rows × features × columns, up to which float64 and a high precision cost next to nothing
 _SMALL_PRECISION = 1e-6
 _ROUGH_PRECISION = 0.03
-_SAMPLE_FOR_DIRECTIONS = 2048  # rows from which the main directions are found
-_LEAST_SAMPLE = 8192  # rows from which preconditioners are made
 _SAMPLE_PER_CLASS = 256
 _LIKELY_ROWS = 4  # times a class's share of the rows, that go into its block one by one
 _BLOCK_VALUES = 1 << 19  # values between the two products with a block of rows: 2 MB in float32
+_BLOCK_FEATURES = 1 << 19  # of a block of rows, for the same reason
 _BLOCK_ROWS = (384, 4096)
 _LEAST_BLOCKS = 10  # where there are rows enough, so that threads have even shares
 _FEW_COLUMNS = 64  # OpenBLAS multiplies so few sooner the other way round, by a half at 10
+# So few columns by 48 rows at once it does not pack anew: 10 columns at 32 instead of 19 GFLOP/s a core.
+_VERY_FEW_COLUMNS, _ROWS_AT_ONCE = 20, 48
 _LEAST_RUN = 256  # rows, on average, of the same training sets, where blocks are cut by these
-_MOST_PARTS = 16  # of the work, which threads share
-# Of more than twice as many features, the head sees the main directions only. On the clothing photos, 4,048 values an
-# image in 512, 768, 1,024 and 1,280 directions give log losses of 0.270, 0.266, 0.263 and 0.261 nats, and all 0.261.
-# 768 keep nine tenths of the variance, and so does a sixth of the 8,240 values of two networks.
-_MAIN_SPACE, _FEATURES_A_DIRECTION = 768, 6
-_MOST_IN_ROW_SPACE = 2048  # rows
-_MOST_FOR_MAIN_SPACE = 8192  # rows from which the main directions are found
-_OWN = 1e-9  # of the mean square length, in a direction of a row's own, where rows span less than their number
-_SMALL_ROW_SPACE = 1 << 20  # values
-_PREPARED_ROWS = 256  # at a time
-_WORTH_THREADS_TO_PREPARE = 1_000_000  # values
-_WORTH_THREADS = 20_000_000  # rows × features × columns
 _VALUES_OF_PARTS = 1 << 25
 _ROUNDED = 1e-7  # excess of a class's mean probability that float32 may leave
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Sketch:
-    """Some rows as preconditioners see them."""
-
-    in_main: Real
-    """The rows in the main directions, m×r."""
-    mean_square: Real
-    """Their second moment, r×r."""
-    squares_outside: Real
-    """Squared length of what is outside the main directions, m."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Features:
-    """Bottlenecks made ready for fitting: centred and scaled, with a last feature that is always 1.
-
-    The signed square roots are `values * scale + mean`. The scale, one number for a group of features, makes their mean
-    square 1, so that an `l2` means the same for every backbone, and deep and early blocks weigh the same. The weight of
-    the last feature is the bias.
-    """
-
-    with_one: Real
-    """The prepared features, n×(d+1), the last one always 1."""
-    mean: NDArray[np.float64]
-    """Means (d) of the signed square roots over the rows."""
-    scale: NDArray[np.float64]
-    """The numbers (d) by which the centred values were divided, the same for all features of a group."""
-    triangular: bool = False
-    """Whether row i, counted from 0, of n has zeros in its first n - 1 - i features."""
-
-    @property
-    def values(self) -> Real:
-        """The prepared features without the last one, n×d."""
-        return self.with_one[:, :-1]
-
-    @cached_property
-    def main_directions(self) -> Real:
-        """An orthonormal basis ((d+1)×r) of the directions in which the rows vary most, and of the last feature.
-
-        They are found by subspace iteration from a fixed random start (Halko, Martinsson and Tropp, SIAM Review 53,
-        2011).
-        """
-        values = self.values
-        d = values.shape[1]
-        if d <= _MAIN_DIRECTIONS:
-            return np.eye(d + 1, dtype=values.dtype)
-        values = values[sample_of(len(values), _SAMPLE_FOR_DIRECTIONS)]
-        draws = np.random.Generator(np.random.Philox(key=[0, d])).standard_normal((d, _MAIN_DIRECTIONS))
-        basis = draws.astype(values.dtype)
-        with _threads(worth=False):
-            for _ in range(_SUBSPACE_STEPS):
-                basis, _ = np.linalg.qr(values.T @ (values @ basis))
-        directions = np.zeros((d + 1, _MAIN_DIRECTIONS + 1), values.dtype)
-        directions[:-1, :-1], directions[-1, -1] = basis, 1
-        return directions
-
-    @cached_property
-    def in_main_directions(self) -> Features | None:
-        """The same rows in the main directions alone, n×r; none where there are hardly more features."""
-        if self.with_one.shape[1] <= 2 * _MAIN_DIRECTIONS:
-            return None
-        main = self.main_directions
-        with _threads(self.with_one.size >= _WORTH_THREADS_TO_PREPARE) as threads:
-            starts = range(0, len(self.with_one), _PREPARED_ROWS)
-            rows = _in_threads(lambda first: self.with_one[first : first + _PREPARED_ROWS] @ main, starts, threads)
-        return Features(with_one=np.concatenate(rows), mean=self.mean, scale=self.scale)
-
-    @cached_property
-    def _sketches(self) -> dict[int, _Sketch]:
-        return {}
-
-    def sketch(self, most: int) -> _Sketch:
-        """Write `most` of the rows in the main directions; the same number is remembered."""
-        if most not in self._sketches:
-            sampled, main = sample_of(len(self.with_one), most), self.main_directions
-            rows = self.with_one[sampled] if len(sampled) < len(self.with_one) else self.with_one
-            in_main = rows @ main
-            outside = np.einsum("ij,ij->i", rows, rows) - np.einsum("ij,ij->i", in_main, in_main)
-            self._sketches[most] = _Sketch(
-                in_main=in_main,
-                mean_square=in_main.T @ in_main / in_main.dtype.type(len(rows)),
-                squares_outside=np.maximum(outside, 0),
-            )
-        return self._sketches[most]
-
-
-def signed_sqrt(bottlenecks: NDArray[np.floating]) -> Floats:
-    """Take the signed square root of each value, which evens out how strongly features fire (Perronnin et al., 2010).
-
-    On the clothing photos, at 256 pixels, it lowered the cross-validated log loss from 0.323 to 0.302 nats.
-    """
-    values = bottlenecks.astype(np.float32)
-    return np.copysign(np.sqrt(np.abs(values)), values)
-
-
-def unit_rows(rows: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Scale each row (n×d) to length 1, so that products of rows are cosines; a row of zeros stays."""
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.maximum(lengths, 1e-12), np.float32)
-
-
-def prepare_features(
-    bottlenecks: NDArray[np.floating], order: NDArray[np.intp] | None = None, *, widths: Sequence[int] | None = None
-) -> Features:
-    """Take the signed square root of `bottlenecks` (n×d, any float type), centre and scale.
-
-    Args:
-        bottlenecks: one row an image and view.
-        order: numbers of the rows to take, in this order; all, as they stand, if left out.
-        widths: number of features in each group, in their order, where groups are scaled each by a number of its own;
-            left out, all features are one group.
-
-    Raises:
-        HeadError: a value is NaN or infinite, or all rows are equal.
-    """
-    n, d = bottlenecks.shape
-    with_one = np.empty((n, d + 1), np.float32)
-    starts = range(0, n, _PREPARED_ROWS)
-
-    def take_roots(first: int) -> NDArray[np.float64]:
-        rows = slice(first, first + _PREPARED_ROWS)
-        roots = signed_sqrt(bottlenecks[rows] if order is None else bottlenecks[order[rows]])
-        with_one[rows, :-1], with_one[rows, -1] = roots, 1
-        total: NDArray[np.float64] = roots.sum(axis=0, dtype=np.float64)
-        return total
-
-    def centre(first: int) -> NDArray[np.float64]:
-        values = with_one[first : first + _PREPARED_ROWS, :-1]
-        with np.errstate(invalid="ignore"):  # infinities are refused below
-            values -= mean.astype(np.float32)
-            squares: NDArray[np.float64] = np.square(values, dtype=np.float64).sum(axis=0)
-        return squares
-
-    def divide(first: int) -> None:
-        values = with_one[first : first + _PREPARED_ROWS, :-1]
-        values /= scale.astype(np.float32)
-
-    with _threads(n * d >= _WORTH_THREADS_TO_PREPARE) as threads:
-        mean = np.sum(_in_threads(take_roots, starts, threads), axis=0) / n
-        squares = np.sum(_in_threads(centre, starts, threads), axis=0) / n
-        if not np.isfinite(squares).all():
-            raise HeadError(
-                "The bottlenecks hold values that are not finite; the store may be damaged: "
-                "run 'quickstudy cache verify'"
-            )
-        if not squares.any():
-            raise HeadError("All images give the same bottleneck, so nothing can be learned from them; are they blank?")
-        scale = np.ones(d)
-        for end, width in zip(itertools.accumulate(widths or [d]), widths or [d], strict=True):
-            spread = float(squares[end - width : end].mean()) ** 0.5
-            if spread > 0:  # else the group is the same in all images, and stays
-                scale[end - width : end] = spread
-        _in_threads(divide, starts, threads)
-    return Features(with_one=with_one, mean=mean, scale=scale)
-
-
-def in_small_space(features: Features) -> tuple[Features, Callable[[Real], NDArray[np.float64]]]:
-    """Write the rows in fewer features where that is worth it; return them and the way back for weights.
-
-    Few rows are written in the space that they span, exactly; of very many features, the main directions are taken.
-    """
-    n, d = features.values.shape
-    if n < d and n <= _MOST_IN_ROW_SPACE:
-        return in_row_space(features)
-    if d > 2 * _MAIN_SPACE and n > _MAIN_SPACE:
-        return in_main_space(features, max(_MAIN_SPACE, d // _FEATURES_A_DIRECTION))
-    return features, lambda weights: weights.astype(np.float64)
-
-
-def in_row_space(features: Features) -> tuple[Features, Callable[[Real], NDArray[np.float64]]]:
-    """Write the n rows in an orthonormal basis of the space that they span; return them and the way back for weights.
-
-    The penalty keeps the optimum's weights in that space, so nothing is lost. The n coordinates are the Cholesky factor
-    of the rows' inner products: a row has as many as there are rows up to it, and products leave out the zeros, so that
-    a pass costs n/2 features a row instead of d. Rows that depend on others get a billionth of their own.
-    """
-    x = features.values.astype(np.float64)
-    n = len(x)
-    products = np.empty((n, n))
-
-    def multiply(first: int) -> None:
-        last = min(first + _PREPARED_ROWS, n)
-        np.matmul(x[first:last], x[:last].T, out=products[first:last, :last])  # what is above the diagonal is not read
-
-    with _threads(x.size >= _WORTH_THREADS_TO_PREPARE) as threads:
-        _in_threads(multiply, range(0, n, _PREPARED_ROWS), threads)
-        products[range(n), range(n)] += _OWN * products.trace() / n
-        factor = np.linalg.cholesky(products)
-    rotated = np.ones((n, n + 1), np.float64 if n * n <= _SMALL_ROW_SPACE else np.float32)
-    rotated[:, :-1] = factor[:, ::-1]  # the zeros first, so that a block of rows takes the last columns and the bias
-
-    def back(weights: Real) -> NDArray[np.float64]:
-        shares = np.linalg.solve(factor.T, weights[::-1].astype(np.float64))
-        found: NDArray[np.float64] = x.T @ shares
-        return found
-
-    return Features(with_one=rotated, mean=features.mean, scale=features.scale, triangular=True), back
-
-
-def in_main_space(features: Features, count: int) -> tuple[Features, Callable[[Real], NDArray[np.float64]]]:
-    """Write the rows in the `count` directions in which they vary most; return them and the way back for weights.
-
-    What varies little says little, and a penalty would shrink its weights most, so the rest is left out.
-    """
-    values = features.values
-    n, d = values.shape
-    x = values if n <= _MOST_FOR_MAIN_SPACE else values[sample_of(n, _MOST_FOR_MAIN_SPACE)]
-    m = len(x)
-    draws = np.random.Generator(np.random.Philox(key=[0, m])).standard_normal((m, count), np.float32).astype(x.dtype)
-    with _threads(n * d >= _WORTH_THREADS_TO_PREPARE) as threads:
-
-        def over(length: int, product: Callable[[slice], Real]) -> list[Real]:
-            step = -(-length // _MOST_PARTS)
-            return _in_threads(product, [slice(first, first + step) for first in range(0, length, step)], threads)
-
-        def orthonormal(columns: Real) -> Real:
-            """Make an orthonormal basis, up to rounding, of the space of columns (Cholesky's way)."""
-            columns = columns / np.linalg.norm(columns, axis=0)
-            inner = reduce(np.add, over(d, lambda rows: columns[rows].T.astype(np.float64) @ columns[rows]))
-            inner[np.diag_indices_from(inner)] += 1e-10 * count
-            turn = np.linalg.inv(np.linalg.cholesky(inner)).T.astype(columns.dtype)
-            return np.concatenate(over(d, lambda rows: columns[rows] @ turn))
-
-        basis = orthonormal(reduce(np.add, over(m, lambda rows: x[rows].T @ draws[rows])))
-        varying = reduce(np.add, over(m, lambda rows: x[rows].T @ (x[rows] @ basis)))
-        main = orthonormal(varying)
-        rotated = np.concatenate(over(n, lambda rows: values[rows] @ main))
-    rotated = np.hstack([rotated, np.ones((n, 1), x.dtype)])
-
-    def back(weights: Real) -> NDArray[np.float64]:
-        found: NDArray[np.float64] = main.astype(np.float64) @ weights
-        return found
-
-    return Features(with_one=rotated, mean=features.mean, scale=features.scale), back
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -355,9 +110,7 @@ class Fit:
 
     def logits_of(self, rows: NDArray[np.intp] | slice, number: int) -> Real:
         """Work out the logits (m×K) of some rows by the fit to one training set."""
-        with _threads(worth=False):
-            logits: Real = self.features.values[rows] @ self.weights[number] + self.biases[number]
-        return logits
+        return self.features.logits(rows, self.weights[number], self.biases[number])
 
 
 def fit_softmax(
@@ -399,7 +152,7 @@ def fit_softmax(
     parameters: Real = begin.reshape(sets * classes, width)
     iterations = 0
     precision = min(precision, _SMALL_PRECISION) if small else precision
-    with _threads(not small and n * width * sets * classes >= _WORTH_THREADS) as threads:
+    with blas_threads(not small and n * width * sets * classes >= WORTH_THREADS) as threads:
         for dtype, warm in ((np.float32, 1), (np.float64, 1), (np.float64, 0))[small:]:
             problem = _Problem(features, labels, sample_weights, classes, l2, precision, dtype, threads)
             state, spent, converged = problem.minimise((parameters * warm).astype(dtype))
@@ -422,24 +175,6 @@ def fit_softmax(
         gap=state.gap,
         features=features,
     )
-
-
-@contextmanager
-def _threads(worth: bool) -> Iterator[int]:
-    """Say how many threads to use, as many as BLAS may, and let each of them use one of BLAS's meanwhile.
-
-    OpenBLAS's own threads wait for each other actively: beside other programs on the cores, a head on 300 images took
-    7 s instead of 0.07 s. Threads that have blocks of rows to themselves do not wait.
-    """
-    blas = _blas()
-    threads = max((library["num_threads"] for library in blas.info()), default=1) if worth else 1
-    with blas.limit(limits=1):
-        yield threads
-
-
-@cache
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController().select(user_api="blas")
 
 
 @dataclass(kw_only=True)
@@ -536,11 +271,10 @@ class _Problem:
         self.wanted = np.stack([np.bincount(labels, mine, minlength=classes) for mine in weights])
         self.l2 = float(dtype(l2))
         n = len(labels)
-        sampled = sample_of(n, max(_LEAST_SAMPLE, _SAMPLE_PER_CLASS * classes))
-        self.blocks = _blocks(
-            labels, np.ascontiguousarray(weights.astype(dtype)), classes, sampled, features.triangular
-        )
-        parts = min(_MOST_PARTS, max(_VALUES_OF_PARTS // (self.sets * classes * self.x.shape[1]), 2))
+        sampled = sample_of(n, max(LEAST_SAMPLE, _SAMPLE_PER_CLASS * classes))
+        by_set = np.ascontiguousarray(weights.astype(dtype))
+        self.blocks = _blocks(labels, by_set, classes, self.x.shape[1], sampled, features.triangular)
+        parts = min(MOST_PARTS, max(_VALUES_OF_PARTS // (self.sets * classes * self.x.shape[1]), 2))
         size = -(-len(self.blocks) // parts)
         self.parts = [list(range(i, min(i + size, len(self.blocks)))) for i in range(0, len(self.blocks), size)]
         self.sample_share = len(sampled) / n
@@ -672,7 +406,7 @@ class _Problem:
             blocks[number] = np.linalg.inv(block.astype(np.float64))
             others[number] = curvatures[number] @ self.squares_outside
 
-        _in_threads(build, range(self.classes), self.threads)
+        in_threads(build, range(self.classes), self.threads)
         others = 1 / (self.l2 + others / max(self.x.shape[1] - r, 1))
         return _Preconditioner(directions=self.main, inverses=blocks, others=others.astype(self.dtype))
 
@@ -811,7 +545,7 @@ class _Problem:
 
     def run(self, part: Callable[[list[int]], _T]) -> list[_T]:
         """Work through all blocks in parts, in threads; the parts are the same however many threads there are."""
-        return _in_threads(part, self.parts, self.threads)
+        return in_threads(part, self.parts, self.threads)
 
     def dot(self, a: Real, b: Real) -> NDArray[np.float64]:
         """Work out the inner products (F) of two arrays of parameters, set by set."""
@@ -833,20 +567,14 @@ class _Problem:
         return column
 
 
-def sample_of(n: int, most: int) -> NDArray[np.intp]:
-    """Draw `most` of the numbers below n, always the same ones; they are in ascending order."""
-    if n <= most:
-        return np.arange(n)
-    return np.sort(np.random.Generator(np.random.Philox(key=[1, n])).permutation(n)[:most])
-
-
 def _blocks(
-    labels: NDArray[np.intp], weights: Real, classes: int, sampled: NDArray[np.intp], triangular: bool
+    labels: NDArray[np.intp], weights: Real, classes: int, width: int, sampled: NDArray[np.intp], triangular: bool
 ) -> list[_Block]:
     """Cut the rows into blocks: where the sets that they train change, if that is seldom, and else by size."""
     sets, n = weights.shape
     least, most = _BLOCK_ROWS
-    longest = int(np.clip(min(_BLOCK_VALUES // (sets * classes), n // _LEAST_BLOCKS), least, most))
+    longest = min(_BLOCK_VALUES // (sets * classes), n // _LEAST_BLOCKS, _BLOCK_FEATURES // width)
+    longest = int(np.clip(longest, least, most))
     trains = weights > 0
     changes = np.flatnonzero((trains[:, 1:] != trains[:, :-1]).any(axis=0)) + 1
     ends = [0, *changes.tolist(), n] if len(changes) * _LEAST_RUN <= n else [0, n]
@@ -886,17 +614,40 @@ def _logits(parameters: Real, x: Real) -> Real:
     if len(parameters) > _FEW_COLUMNS:
         wide: Real = parameters @ x.T
         return wide
-    return np.ascontiguousarray((x @ parameters.T).T)
+    columns = parameters.T
+    if len(parameters) > _VERY_FEW_COLUMNS:
+        return np.ascontiguousarray((x @ columns).T)
+    whole, several = _several(x)
+    found = np.empty((len(x), len(parameters)), x.dtype)
+    np.matmul(several, columns, out=found[:whole].reshape(*several.shape[:2], len(parameters)))
+    np.matmul(x[whole:], columns, out=found[whole:])
+    return np.ascontiguousarray(found.T)
 
 
 def _add(total: Real, sets: NDArray[np.intp], values: Real, x: Real) -> None:
     """Add to the total (F×K×(d+1)) of the chosen sets the products of values (chosen×K×m) with rows (m×(d+1))."""
-    product = (values.reshape(-1, len(x)) @ x).reshape(len(sets), *total.shape[1:])
+    rows = values.reshape(-1, len(x))
+    if len(rows) > _VERY_FEW_COLUMNS:
+        product = rows @ x
+    else:
+        whole, several = _several(x)
+        product = rows[:, whole:] @ x[whole:]
+        for few, mine in zip(
+            several, rows[:, :whole].reshape(len(rows), *several.shape[:2]).swapaxes(0, 1), strict=True
+        ):
+            product += mine @ few
+    product = product.reshape(len(sets), *total.shape[1:])
     if len(sets) == len(total):
         total += product
         return
     for number, mine in zip(sets.tolist(), product, strict=True):
         total[number] += mine
+
+
+def _several(x: Real) -> tuple[int, Real]:
+    """Cut rows into matrices of a few rows each (?×few×(d+1)); return how many rows that takes, and the matrices."""
+    whole = len(x) // _ROWS_AT_ONCE * _ROWS_AT_ONCE
+    return whole, x[:whole].reshape(-1, _ROWS_AT_ONCE, x.shape[1])
 
 
 def _sums(parts: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -906,15 +657,3 @@ def _sums(parts: Sequence[tuple[Any, ...]]) -> list[Any]:
         for mine, other in zip(sums, part, strict=True):
             mine += other
     return sums
-
-
-def _in_threads(function: Callable[[_S], _T], values: Iterable[_S], threads: int) -> list[_T]:
-    """Call a function on each value, in so many threads; NumPy leaves the interpreter to others while it calculates."""
-    if threads == 1:
-        return [function(value) for value in values]
-    return list(_pool(threads).map(function, values))
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="softmax")

@@ -26,7 +26,7 @@ from quickstudy.bottlenecks.looks import view_gallery
 from quickstudy.errors import ModelError, WriteError
 from quickstudy.files import write_bytes_atomically
 from quickstudy.images.census import Content
-from quickstudy.learning.softmax import signed_sqrt, unit_rows
+from quickstudy.learning.features import signed_sqrt, unit_rows
 from quickstudy.models.format import HEAD_WEIGHTS, features_in
 from quickstudy.models.model import Model, load_bytes, read_model_file
 from quickstudy.progress import Progress, silent

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from quickstudy.bottlenecks.looks import Gallery, view_gallery
 from quickstudy.images.depth import rounded
-from quickstudy.learning.softmax import Floats, unit_rows
+from quickstudy.learning.features import Floats, unit_rows
 from quickstudy.progress import Progress, silent
 from quickstudy.reports.duplicates import find_duplicates
 from quickstudy.reports.evidence import Evidence, gather_evidence

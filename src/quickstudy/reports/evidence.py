@@ -22,8 +22,8 @@ from quickstudy.images.census import Census, take_census
 from quickstudy.images.depth import significant_bits
 from quickstudy.images.imageset import Skipped, Split
 from quickstudy.learning.calibration import probabilities_of
+from quickstudy.learning.features import Floats, signed_sqrt
 from quickstudy.learning.selection import Head, fit_head
-from quickstudy.learning.softmax import Floats, signed_sqrt
 from quickstudy.progress import Progress, silent
 
 

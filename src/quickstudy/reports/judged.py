@@ -26,9 +26,9 @@ from quickstudy.errors import ImageSetError, ModelError
 from quickstudy.images.census import Census, Content, take_census
 from quickstudy.images.imageset import Skipped
 from quickstudy.learning.calibration import probabilities_of
+from quickstudy.learning.features import signed_sqrt
 from quickstudy.learning.scores import Score
 from quickstudy.learning.selection import fit_head
-from quickstudy.learning.softmax import signed_sqrt
 from quickstudy.models.model import Model, load
 from quickstudy.models.roles import may_judge
 from quickstudy.options import pasted

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quickstudy.learning.softmax import unit_rows
+from quickstudy.learning.features import unit_rows
 from quickstudy.process import usable_cores
 
 Floats = NDArray[np.float32]

@@ -7,7 +7,6 @@ default of `Method` depends on the backbone.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from quickstudy.learning.schedules import OneCycle
 from quickstudy.options import (
     Field,
     Option,
+    Range,
     fields_of,
     options_of,
     parse_bytes,
@@ -65,29 +65,25 @@ class Method:
     """Number, at least 0, that all random numbers follow from."""
 
     def __post_init__(self) -> None:
-        values = options_of(self)
-        require_in_range(values, _RANGES)
-        for name in ("rate", "depth_decay"):
-            if not 0 < (value := values[name]) < math.inf:
-                raise OptionError(f"{name} is {value:g}; expected a positive number, such as {_EXAMPLES[name]:g}")
+        require_in_range(options_of(self), _RANGES)
 
 
 _RANGES = {
-    "epochs": (1, math.inf),
-    "batch": (1, math.inf),
-    "rate_start": (0, 1),
-    "rate_end": (0, 1),
-    "warmup": (0, 1),
-    "depth_decay": (0, 1),
-    "head_rate": (0, math.inf),
-    "weight_decay": (0, math.inf),
-    "label_smoothing": (0, 1),
-    "mixup": (0, math.inf),
-    "average_decay": (0, 0.999999),
-    "patience": (1, math.inf),
-    "seed": (0, math.inf),
+    "epochs": Range(1),
+    "batch": Range(1),
+    "rate_start": Range(0, 1),
+    "rate_end": Range(0, 1),
+    "warmup": Range(0, 1),
+    "rate": Range(0, above=True),
+    "depth_decay": Range(0, 1, above=True),
+    "head_rate": Range(0),
+    "weight_decay": Range(0),
+    "label_smoothing": Range(0, 1, below=True),
+    "mixup": Range(0),
+    "average_decay": Range(0, 1, below=True),
+    "patience": Range(1),
+    "seed": Range(0),
 }
-_EXAMPLES = {"rate": 1e-3, "depth_decay": 0.7}
 
 
 Levels = Literal["auto", "last", "all"]
@@ -103,6 +99,14 @@ class Preset:
     levels: Levels
     """What the head sees."""
 
+
+_LIMITS = {
+    "views": Range(0),
+    "bits": Range(8, 16),
+    "l2": Range(0, above=True),
+    "budget_seconds": Range(0, above=True),
+    "disk_bytes": Range(0, above=True),
+}
 
 PRESETS = {
     "fast": Preset(backbone="efficientnet_lite0", levels="last"),
@@ -219,13 +223,8 @@ class RetrainConfig:
     ] = True
 
     def __post_init__(self) -> None:
-        if self.views is not None and self.views < 0:
-            raise OptionError(f"views is {self.views}; expected 0 or more")
-        if self.bits is not None and not 8 <= self.bits <= 16:
-            raise OptionError(f"bits is {self.bits}; expected 8 to 16")
-        for name in ("budget_seconds", "disk_bytes"):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise OptionError(f"{name} is {value:g}; expected a positive number")
+        numbers = {name: value for name in _LIMITS if (value := getattr(self, name)) is not None}
+        require_in_range(numbers, _LIMITS)
 
     @staticmethod
     def told(options: Mapping[str, Any], config: RetrainConfig | None = None) -> RetrainConfig:

@@ -25,8 +25,8 @@ from quickstudy.bottlenecks.extraction import Extraction
 from quickstudy.errors import ImageSetError
 from quickstudy.images.census import Census
 from quickstudy.learning.checkpoints import Checkpoints
+from quickstudy.learning.features import Floats
 from quickstudy.learning.selection import Head, fit_head, fit_temperature
-from quickstudy.learning.softmax import Floats
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.roles import Roles
 from quickstudy.progress import Progress

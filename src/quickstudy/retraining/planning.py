@@ -3,10 +3,11 @@
 Deeper is better as long as it fits, so the deepest cut that leaves room for a short fine-tuning is taken; what time is
 left then goes into epochs, up to the usual number, then into views, which need epochs to be seen.
 
-Costs are measured, not assumed. The network is taken apart at its cuts, and each piece is timed by itself: in ONNX
-Runtime on all cores at once, as extraction runs it, and in PyTorch forward and backward, as fine-tuning does. What lies
-before or behind a cut is a sum of pieces. This needs torch, like fine-tuning itself, so the module is imported only
-where a budget is given or costs are asked for.
+A budget in which nothing fits is refused at once, by an estimate: the network's forward pass is timed in ONNX Runtime,
+and what training from a cut costs follows from how much of the work lies behind it. Else costs are measured, for as
+long as a tenth of the budget, from the last cut on towards the image and no farther than there is time to train from.
+At its cuts the network is taken apart, and each piece timed by itself: in ONNX Runtime on all cores at once, as
+extraction runs it, and in PyTorch, imported for that alone, forward and backward, as fine-tuning does.
 """
 
 from __future__ import annotations
@@ -16,15 +17,12 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnx
-import torch
 
-from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.cuts import Cut
 from quickstudy.backbones.graphs import keep_between, keep_until
@@ -35,18 +33,22 @@ from quickstudy.images.decoding import InputSpec, decode
 from quickstudy.images.distortions import Distortions
 from quickstudy.images.identity import read_image_file
 from quickstudy.images.views import render_view
-from quickstudy.learning.averages import choose_precision
 from quickstudy.process import usable_cores
+from quickstudy.progress import Progress, silent
 from quickstudy.retraining.config import RetrainConfig
-from quickstudy.retraining.network import channels_last
 
-_SAMPLE = 32
+_SAMPLE = 16
+_PLANNING_SHARE = 0.1
+"""Most of the budget that planning may take."""
 
 
 def plan_for(
     census: Census,
     net: Backbone,
     config: RetrainConfig,
+    *,
+    started: float | None = None,
+    progress: Progress = silent,
 ) -> Plan:
     """Plan the cut, views and epochs that fit a time, which includes the seconds that planning itself takes.
 
@@ -54,22 +56,46 @@ def plan_for(
         census: the images in their roles.
         net: the backbone, with all its cuts.
         config: how long all may take, how much the store may grow, and how it will be trained.
+        started: when the whole job began, as `time.perf_counter` has it; now, if left out.
+        progress: is told how far it has come.
 
     Raises:
         PlanError: nothing fits.
     """
-    started = time.perf_counter()
-    costs = measure_costs(net, batch=config.method.batch)
-    decode_seconds = _decode_seconds([census.contents[digest].path for digest in census.labels], net.input)
-    job = Job(
-        images=len(census.labels),
-        learned=len(census.digests("train")),
-        compared=len(census.digests("validation")),
-        decode_seconds=decode_seconds,
-        bytes_a_value=np.dtype(config.dtype).itemsize,
-        spent_seconds=time.perf_counter() - started,
-    )
-    return choose_plan(costs, job, seconds=config.budget_seconds or math.inf, disk_bytes=config.disk_bytes)
+    began = time.perf_counter()
+    started, budget = began if started is None else started, config.budget_seconds or math.inf
+    progress.start("planning", len(net.cuts))
+    try:
+        decode_seconds = _decode_seconds([census.contents[digest].path for digest in census.labels], net.input)
+        job = Job(
+            images=len(census.labels),
+            learned=len(census.digests("train")),
+            compared=len(census.digests("validation")),
+            decode_seconds=decode_seconds,
+            bytes_a_value=np.dtype(config.dtype).itemsize,
+            spent_seconds=time.perf_counter() - started + TORCH_SECONDS,
+        )
+        choose_plan(estimate_costs(net), job, seconds=budget, disk_bytes=config.disk_bytes)
+        import torch  # noqa: F401  which takes seconds of its own, and no part in what planning may take
+
+        imported = time.perf_counter()
+
+        def is_enough(cost: CutCost) -> bool:
+            spent = replace(job, spent_seconds=time.perf_counter() - started)
+            least = predict(cost, spent, views=1, epochs=_FEWEST_EPOCHS)
+            return cost.trainable and least.seconds > _SAFETY * budget
+
+        costs = measure_costs(
+            net,
+            batch=config.method.batch,
+            latest=imported + _PLANNING_SHARE * budget,
+            is_enough=is_enough,
+            progress=progress,
+        )
+    finally:
+        progress.finish()
+    job = replace(job, spent_seconds=time.perf_counter() - started)
+    return choose_plan(costs, job, seconds=budget, disk_bytes=config.disk_bytes, anyway=True)
 
 
 def _decode_seconds(paths: Sequence[Path], spec: InputSpec) -> float:
@@ -94,8 +120,11 @@ _FEWEST_EPOCHS = 6
 _EPOCHS = 12
 _MOST_EPOCHS = 20
 _MOST_VIEWS = 4
-# Seconds to start, split, fit the linear head and write the model: measured on a few thousand images.
-_OTHER_SECONDS = 6.0
+# Seconds to start Python, fit the linear head, and write the model and check it: measured on hundreds of images, and
+# on thousands.
+_OTHER_SECONDS, _OTHER_SECONDS_AN_IMAGE = 3.0, 0.001
+TORCH_SECONDS = 3.0
+"""Seconds to import torch where it has not been imported."""
 _SAFETY = 0.9
 """Share of the budget that is planned with, since a prediction is off by some percent either way."""
 
@@ -159,12 +188,19 @@ def predict(cost: CutCost, job: Job, *, views: int, epochs: int) -> Plan:
         epochs=epochs,
         fill_seconds=renderings * (cost.prefix_seconds + job.decode_seconds),
         epoch_seconds=job.learned * cost.training_seconds + job.compared * cost.evaluation_seconds,
-        other_seconds=_OTHER_SECONDS + job.spent_seconds,
+        other_seconds=_OTHER_SECONDS + _OTHER_SECONDS_AN_IMAGE * job.images + job.spent_seconds,
         disk_bytes=renderings * cost.cut.values * job.bytes_a_value,
     )
 
 
-def choose_plan(costs: Sequence[CutCost], job: Job, *, seconds: float, disk_bytes: float | None = None) -> Plan:
+def choose_plan(
+    costs: Sequence[CutCost],
+    job: Job,
+    *,
+    seconds: float,
+    disk_bytes: float | None = None,
+    anyway: bool = False,
+) -> Plan:
     """Choose the deepest cut that fits, and then epochs and views.
 
     Args:
@@ -172,6 +208,7 @@ def choose_plan(costs: Sequence[CutCost], job: Job, *, seconds: float, disk_byte
         job: what there is to do.
         seconds: how long it may take.
         disk_bytes: how much the store may grow; any amount if left out.
+        anyway: whether the quickest that fits the disk is taken where nothing fits the time.
 
     Raises:
         PlanError: nothing fits.
@@ -185,8 +222,14 @@ def choose_plan(costs: Sequence[CutCost], job: Job, *, seconds: float, disk_byte
     plan = next((plan for plan in quickest if fits(plan)), None)
     if plan is None:
         least = min(quickest, key=lambda plan: plan.seconds, default=None)
+        if anyway and least is not None and (disk_bytes is None or least.disk_bytes <= disk_bytes):
+            return least
         allowed = f"{seconds:.0f} s" + (f" and {disk_bytes / 1e9:.2f} GB" if disk_bytes is not None else "")
-        needed = f"; '{least.cost.cut.name}' would take {least.seconds / _SAFETY:.0f} s" if least is not None else ""
+        needed = (
+            f"; the least, from '{least.cost.cut.name}' on, would take {math.ceil(least.seconds / _SAFETY)} s"
+            if least is not None
+            else ""
+        )
         needed += f" and {least.disk_bytes / 1e9:.2f} GB" if least is not None and disk_bytes is not None else ""
         raise PlanError(
             f"No fine-tuning fits {allowed}{needed}. Allow more, or leave out --budget to train the linear head alone"
@@ -203,8 +246,12 @@ def _with(plan: Plan, job: Job, *, views: int | None = None, epochs: int | None 
     return predict(plan.cost, job, views=views or plan.views, epochs=epochs or plan.epochs)
 
 
-_REPEATS = 5
+_REPEATS = 3
 _IMAGES_PER_CORE = 4
+# What a step of training from a cut costs, in forward passes of ONNX Runtime through what lies behind it: 3.2 from
+# 'block_12' and 3.5 from 'block_16' on two cores, 10 where the whole network is trained.
+_TRAINING_PASSES = 3.2
+_EVALUATION_PASSES = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,42 +272,83 @@ class CutCost:
         return self.cut.parameters_after > 0 and self.training_seconds < float("inf")
 
 
-def measure_costs(backbone: Backbone, *, batch: int = 32) -> tuple[CutCost, ...]:
-    """Time the pieces of a backbone, from its first cut to the features; takes some ten seconds.
-
-    Args:
-        backbone: with its cuts.
-        batch: images in a step of training.
+def estimate_costs(backbone: Backbone) -> tuple[CutCost, ...]:
+    """Estimate what each cut costs from one timing of the whole network, in some tenths of a second, without torch.
 
     Raises:
         BackboneError: the graph cannot be run.
     """
-    model = onnx.load(backbone.path, load_external_data=False)
-    cuts = backbone.cuts
-    pixels = np.zeros((1, backbone.input.size, backbone.input.size, 3), np.uint8)
-    first = keep_until(model, cuts[0].name, cuts[0].shape)
-    forward = [_inference_seconds(first, pixels)]
-    behind = []
-    for start, end in pairwise(cuts):
-        piece = keep_between(model, start.name, start.shape, end.name, end.shape)
-        some = np.abs(np.random.Generator(np.random.PCG64(0)).normal(size=start.shape)).astype(np.float32)
-        forward.append(_inference_seconds(piece, some[None]))
-        behind.append(_suffix_seconds(piece, np.stack([some] * batch)))
-    update = _update_seconds() / batch
-    evaluating, training = (
-        list(accumulate(reversed(pieces), initial=0.0))[::-1] for pieces in zip(*behind, strict=True)
-    )
+    model, last = onnx.load(backbone.path, load_external_data=False), backbone.cuts[-1]
+    whole = _prefix_seconds(model, backbone, last)
+    shares = [cut.multiply_adds / max(last.multiply_adds, 1) for cut in backbone.cuts]
     return tuple(
         CutCost(
             cut=cut,
-            prefix_seconds=before,
-            evaluation_seconds=without_gradients,
-            training_seconds=with_gradients + update * cut.parameters_after,
+            prefix_seconds=share * whole,
+            evaluation_seconds=_EVALUATION_PASSES * (1 - share) * whole,
+            training_seconds=_TRAINING_PASSES * (1 - share) * whole,
         )
-        for cut, before, without_gradients, with_gradients in zip(
-            cuts, accumulate(forward), evaluating, training, strict=True
-        )
+        for cut, share in zip(backbone.cuts, shares, strict=True)
     )
+
+
+def measure_costs(
+    backbone: Backbone,
+    *,
+    batch: int = 32,
+    latest: float = math.inf,
+    is_enough: Callable[[CutCost], bool] = lambda _cost: False,
+    progress: Progress = silent,
+) -> tuple[CutCost, ...]:
+    """Time a backbone from its last cut on, piece by piece towards the image; all of it takes some ten seconds.
+
+    Args:
+        backbone: with its cuts.
+        batch: images in a step of training.
+        latest: when to stop, as `time.perf_counter` has it; one piece is timed in any case.
+        is_enough: whether nothing farther from the end is of interest, given what a cut costs.
+        progress: is told how many cuts are done.
+
+    Returns:
+        The costs of the cuts that were come to, in the network's order.
+
+    Raises:
+        BackboneError: the graph cannot be run.
+    """
+    model, cuts = onnx.load(backbone.path, load_external_data=False), backbone.cuts
+    update = _update_seconds() / batch
+    costs = [
+        CutCost(
+            cut=cuts[-1],
+            prefix_seconds=_prefix_seconds(model, backbone, cuts[-1]),
+            evaluation_seconds=0.0,
+            training_seconds=update * cuts[-1].parameters_after,
+        )
+    ]
+    evaluating = training = 0.0
+    for number, (cut, end) in enumerate(zip(cuts[-2::-1], cuts[:0:-1], strict=True)):
+        piece = keep_between(model, cut.name, cut.shape, end.name, end.shape)
+        some = np.abs(np.random.Generator(np.random.PCG64(0)).normal(size=cut.shape)).astype(np.float32)
+        without_gradients, with_gradients = _suffix_seconds(piece, np.stack([some] * batch))
+        evaluating, training = evaluating + without_gradients, training + with_gradients
+        cost = CutCost(
+            cut=cut,
+            # What a part of the way takes cannot be more than the whole, but for the noise of the two timings.
+            prefix_seconds=min(_prefix_seconds(model, backbone, cut), costs[0].prefix_seconds),
+            evaluation_seconds=evaluating,
+            training_seconds=training + update * cut.parameters_after,
+        )
+        costs.insert(0, cost)
+        progress.update(done=number + 1, note=f"'{cut.name}'")
+        if cost.trainable and (time.perf_counter() > latest or is_enough(cost)):
+            break
+    return tuple(costs)
+
+
+def _prefix_seconds(model: onnx.ModelProto, backbone: Backbone, cut: Cut) -> float:
+    """Measure the seconds of one image from pixels to a cut."""
+    pixels = np.zeros((1, backbone.input.size, backbone.input.size, 3), np.uint8)
+    return _inference_seconds(keep_until(model, cut.name, cut.shape), pixels)
 
 
 def _inference_seconds(graph: onnx.ModelProto, one: np.ndarray) -> float:
@@ -281,6 +369,12 @@ def _suffix_seconds(graph: onnx.ModelProto, batch: np.ndarray) -> tuple[float, f
 
     Both are infinite where the graph cannot be trained.
     """
+    import torch
+
+    from quickstudy.backbones.autograd import GraphModule
+    from quickstudy.learning.averages import choose_precision
+    from quickstudy.retraining.network import channels_last
+
     try:
         module = GraphModule(optimised(graph))
     except BackboneError:
@@ -303,6 +397,8 @@ def _suffix_seconds(graph: onnx.ModelProto, batch: np.ndarray) -> tuple[float, f
 
 def _update_seconds(values: int = 1 << 20) -> float:
     """Measure the seconds that optimiser and averages take in one step for each trained value."""
+    import torch
+
     parameter, average = torch.zeros(values, requires_grad=True), torch.zeros(values)
     parameter.grad = torch.zeros(values)
     optimiser = torch.optim.AdamW([parameter], fused=True)

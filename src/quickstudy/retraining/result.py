@@ -22,9 +22,9 @@ from quickstudy.bottlenecks.extraction import Timings
 from quickstudy.files import is_text, sha256_of_file, write_bytes_atomically
 from quickstudy.images.census import Census
 from quickstudy.images.imageset import Skipped
+from quickstudy.learning.features import Floats
 from quickstudy.learning.scores import Score, Scores
 from quickstudy.learning.selection import Head, LevelsCompared, PathPoint
-from quickstudy.learning.softmax import Floats
 from quickstudy.retraining.config import RetrainConfig
 
 if TYPE_CHECKING:

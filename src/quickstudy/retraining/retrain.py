@@ -29,9 +29,9 @@ from quickstudy.files import as_path, cache_folder
 from quickstudy.images.census import Census, RolesBefore, take_census
 from quickstudy.images.depth import significant_bits
 from quickstudy.learning.calibration import probabilities_of, suggest_abstention
+from quickstudy.learning.features import Floats
 from quickstudy.learning.scores import Score, Scores, score_predictions
 from quickstudy.learning.selection import Head, LevelsCompared, choose_head, fit_head
-from quickstudy.learning.softmax import Floats
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.model import roles_of_file
 from quickstudy.models.roles import Roles
@@ -72,6 +72,7 @@ def retrain(
         PlanError: no fine-tuning fits the budget.
         QuickstudyError: the store, the backbone or the model's place cannot be used; see the message.
     """
+    started = time.perf_counter()
     config = RetrainConfig.told(options, config)
     images, folder = as_path(images), cache_folder(cache)
     model_path = _model_path(images, output)
@@ -87,7 +88,7 @@ def retrain(
         net = net.reading(significant_bits(census, store.index_path, told=config.bits))
     if config.budget_seconds is not None:
         with clock.stage("planning"):
-            plan, config = _plan(census, net, config)
+            plan, config = _plan(census, net, config, started, progress)
     with clock.stage("bottlenecks"):
         passes = _Passes(store, config, engine, progress)
         nets = _cuts(net, config)
@@ -166,11 +167,13 @@ def _roles_before(named: Path | None, model: Path) -> RolesBefore | None:
     return roles.role if roles else None
 
 
-def _plan(census: Census, net: Backbone, config: RetrainConfig) -> tuple[Plan, RetrainConfig]:
+def _plan(
+    census: Census, net: Backbone, config: RetrainConfig, started: float, progress: Progress
+) -> tuple[Plan, RetrainConfig]:
     """Choose what fits the budget, and the configuration that says so instead of a budget."""
     from quickstudy.retraining.planning import plan_for
 
-    plan = plan_for(census, net, config)
+    plan = plan_for(census, net, config, started=started, progress=progress)
     return plan, config.planned(cut=plan.cost.cut.name, views=plan.views, epochs=plan.epochs)
 
 

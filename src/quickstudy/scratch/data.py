@@ -100,6 +100,13 @@ class DataFacts:
     roles: Roles | None = None
     """What each image is for, which the exported model will carry; None where images were no files of their own."""
 
+    def differences(self, other: DataFacts) -> list[str]:
+        """Say for people in what two sets of images differ; nothing where they are the same, wherever they lie."""
+        found = ["the training images are others"] if self.fingerprint != other.fingerprint else []
+        if not found and None not in (self.roles, other.roles) and self.roles != other.roles:
+            found.append("the test or validation images are others")
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """The facts as JSON values."""
         return {

@@ -21,7 +21,7 @@ from quickstudy.errors import RunError
 from quickstudy.images.pixels import PixelSet
 from quickstudy.learning.checkpoints import Checkpoint
 from quickstudy.learning.scores import Score, Scores, score_predictions
-from quickstudy.scratch.data import TrainingData, load_training_data
+from quickstudy.scratch.data import TrainingData
 from quickstudy.scratch.folder import EVALUATIONS, RunFolder
 from quickstudy.scratch.input import Moments, evaluation_batches
 from quickstudy.scratch.layers import evaluation_mode
@@ -132,7 +132,7 @@ class CheckpointEvaluation:
 
     @property
     def score(self) -> Score:
-        """Precision at 1, which is the accuracy of the most probable class."""
+        """Accuracy: the share of images whose most probable class is the right one."""
         return self.scores.score
 
 
@@ -148,6 +148,7 @@ class Evaluator:
         *,
         split: str | None = None,
         averaged: bool = True,
+        data: str | None = None,
         data_folder: Path | None = None,
         device: str = "auto",
     ) -> None:
@@ -157,21 +158,17 @@ class Evaluator:
             run: the run's folder.
             split: `validation` or `test`; None: the validation images where the run has some, else the test images.
             averaged: whether the moving averages of the parameters are used, where the recipe has them.
+            data: where the run's images are now; None: where they were.
             data_folder: where named data sets lie.
             device: kind of device to compute on: auto, cpu or cuda.
 
         Raises:
-            RunError: there is no such run.
+            RunError: there is no such run, or these are other images than its own.
             ImageSetError: its data is not there.
         """
         self.folder = RunFolder.existing(Path(run))
         self.recipe = self.folder.recipe()
-        self.data: TrainingData = load_training_data(
-            self.recipe.data,
-            image_size=self.recipe.image_size,
-            validation=self.recipe.validation,
-            folder=data_folder,
-        )
+        self.data: TrainingData = self.folder.load_data(data, folder=data_folder)
         self.split = split or ("test" if self.data.validation is None else "validation")
         self.images = self.data.split(self.split)
         self.moments = self.folder.facts().moments
@@ -184,21 +181,24 @@ class Evaluator:
             device=replica.device,
         )
         self.averaged = averaged and self.state.averages is not None
+        self.steps = self.recipe.total_steps(len(self.data.train))
+        """Number of steps of the whole run."""
 
-    def newest(self) -> CheckpointEvaluation:
-        """Evaluate the newest checkpoint.
+    def evaluate(self, which: str = "newest") -> CheckpointEvaluation:
+        """Evaluate a checkpoint: the `newest`, the `best` on the validation images, or that of a step.
 
         Raises:
+            OptionError: there is no such checkpoint.
             RunError: there is none that is whole.
         """
-        checkpoint = self.folder.checkpoints.newest()
+        checkpoint = self.folder.checkpoint(which)
         if checkpoint is None:
             raise RunError(f"'{self.folder.path}' has no checkpoint yet; wait for one with --watch")
         return self._evaluate(checkpoint)
 
     def follow(self, *, interval_seconds: float = 5.0) -> Iterator[CheckpointEvaluation]:
         """Evaluate each newest checkpoint as it comes, the last one included; ends when the run has ended."""
-        name = "evaluation" if self.averaged else "evaluation_own_parameters"
+        name = f"evaluation_{self.split}" + ("" if self.averaged else "_own_parameters")
         done = {line["step"] for line in self._written()}
         last = max(done, default=-1)
         with closing(Summaries(self.folder.path / "tensorboard" / name, self.folder.path / EVALUATIONS)) as summaries:
@@ -230,7 +230,7 @@ class Evaluator:
     def _write(self, result: CheckpointEvaluation, summaries: Summaries) -> None:
         summaries.scalars(
             result.step,
-            {"precision": result.score.accuracy},
+            {"accuracy": result.score.accuracy},
             split=result.split,
             averaged=result.averaged,
             n=result.score.n,

@@ -8,6 +8,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,29 +34,40 @@ _OPSET = 18
 """Version of ONNX's operators."""
 
 
-def export(run: str | Path, output: str | Path | None = None) -> Path:
-    """Write the newest checkpoint of a run as a model, with averaged parameters where the recipe has them.
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A model that a checkpoint of a run was written as."""
+
+    model: Path
+    """Path of the model."""
+    step: int
+    """Number of steps that had been made."""
+    steps: int | None
+    """Number of steps of the whole run; None where the run does not say."""
+
+
+def export(run: str | Path, output: str | Path | None = None, *, checkpoint: str = "newest") -> Exported:
+    """Write a checkpoint of a run as a model, with averaged parameters where the recipe has them.
 
     Args:
         run: the run's folder.
         output: path of the model; None: `model.onnx` in the run's folder.
-
-    Returns:
-        The path of the model.
+        checkpoint: `newest`, `best` (on the validation images), or the number of a step.
 
     Raises:
+        OptionError: there is no such checkpoint.
         RunError: there is no such run, or it has no checkpoint that is whole.
         ModelError: the model does not give what torch gives, or cannot be written.
     """
     folder = RunFolder.existing(Path(run))
     recipe, facts = folder.recipe(), folder.facts()
-    checkpoint = folder.checkpoints.newest()
-    if checkpoint is None:
+    chosen = folder.checkpoint(checkpoint)
+    if chosen is None:
         raise RunError(f"'{run}' has no checkpoint that is whole; nothing can be exported yet")
     state = TrainingState(
         recipe, side=facts.side, channels=facts.channels, classes=len(facts.classes), device=torch.device("cpu")
     )
-    state.load_state_dict(checkpoint.state)
+    state.load_state_dict(chosen.state)
     path = Path(output) if output is not None else folder.path / "model.onnx"
     images = golden_images(facts.side)
     with state.averages_applied():
@@ -72,6 +84,7 @@ def export(run: str | Path, output: str | Path | None = None) -> Path:
             f"The exported model differs from torch by {difference:.1e}; it was not written. Please report this"
         )
     result = folder.result()
+    last = result is not None and result["steps"] == chosen.step
     save_model(
         path,
         graph,
@@ -82,13 +95,13 @@ def export(run: str | Path, output: str | Path | None = None) -> Path:
         training={
             "data": recipe.data,
             "data_fingerprint": facts.fingerprint,
-            "steps": checkpoint.step,
-            "finished": result is not None,
-            "test": None if result is None else result["test"],
+            "steps": chosen.step,
+            "finished": last,
+            "test": result["test"] if result is not None and last else None,
         },
         roles=facts.roles,
     )
-    return path
+    return Exported(model=path, step=chosen.step, steps=result["steps"] if result else recipe.steps or None)
 
 
 class _Classifier(nn.Module):

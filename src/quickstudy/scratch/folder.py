@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from quickstudy.errors import OptionError, RunError, WriteError
+from quickstudy.errors import ImageSetError, OptionError, RunError, WriteError
 from quickstudy.files import write_bytes_atomically, write_json_atomically
-from quickstudy.learning.checkpoints import Checkpoints
-from quickstudy.scratch.data import DataFacts
+from quickstudy.images.named import NAMED
+from quickstudy.learning.checkpoints import Checkpoint, Checkpoints
+from quickstudy.progress import Progress, silent
+from quickstudy.scratch.data import DataFacts, TrainingData, load_training_data
 from quickstudy.scratch.recipe import Recipe
 
 METRICS = "metrics.jsonl"
@@ -71,6 +73,37 @@ class RunFolder:
         except OptionError as error:
             raise RunError(f"'{self.path / 'config.json'}': {error}") from None
 
+    def load_data(
+        self, source: str | None = None, *, folder: Path | None = None, progress: Progress = silent
+    ) -> TrainingData:
+        """Load the images of the run, wherever they are now; where they were is a hint, what they are is checked.
+
+        Args:
+            source: where they are; None: where they were when somebody last trained here.
+            folder: where named data sets lie.
+            progress: is told how far it has come.
+
+        Raises:
+            ImageSetError: they are not there, or cannot be used.
+            RunError: these are other images than those that the run trains on.
+        """
+        recipe, facts = self.recipe(), self.facts()
+        place = source or self.config().get("data_place", recipe.data)
+        hint = "" if source else f"; where the images of '{self.path}' are now, --data says"
+        try:
+            data = load_training_data(
+                place,
+                image_size=recipe.image_size,
+                validation=recipe.validation,
+                folder=folder,
+                progress=progress,
+            )
+        except ImageSetError as error:
+            raise ImageSetError(f"{error}{hint}") from None
+        if found := facts.differences(data.facts):
+            raise RunError(f"The images in '{place}' are not those of '{self.path}': {'; '.join(found)}{hint}")
+        return data
+
     def facts(self) -> DataFacts:
         """Read what is known of the data that the run trains on.
 
@@ -89,18 +122,23 @@ class RunFolder:
             RunError: the folder holds a run with another configuration.
             WriteError: it cannot be written.
         """
+        place = Path(recipe.data)
         config = recipe.to_dict() | {"data_facts": facts.to_dict()}
+        if recipe.data not in NAMED and place.exists():
+            config["data_place"] = str(place.absolute())
         if (self.path / "config.json").exists():
             try:
                 differences = _differences(self.config(), config)
-            except (AttributeError, TypeError, ValueError) as error:
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise RunError(f"'{self.path / 'config.json'}' is damaged: {error!r}") from None
             if differences:
                 raise RunError(
                     f"'{self.path}' holds a run with other values ({'; '.join(differences)}); "
                     "name another folder with --run, or delete this one"
                 )
-            return
+            config = self.config() | {name: config[name] for name in ("data_place",) if name in config}
+            if config == self.config():
+                return
         try:
             write_json_atomically(self.path / "config.json", config)
         except OSError as error:
@@ -157,10 +195,49 @@ class RunFolder:
         write_json_atomically(self.path / RESULT, result)
 
     def best_step(self) -> int | None:
-        """The step whose checkpoint the evaluator found best; None where it has found none."""
-        evaluations = [line for line in self.lines(EVALUATIONS) if "precision" in line]
-        best = max(evaluations, key=lambda line: (line["precision"], line["step"]), default=None)
+        """The step of the checkpoint that does best on the validation images; None where none has been looked at.
+
+        Test images choose nothing. What the averaged parameters do counts where there are some, since evaluation and
+        export use them.
+        """
+        kept = self.checkpoints.steps()
+        lines = [
+            line
+            for name in (EVALUATIONS, METRICS)
+            for line in self.lines(name)
+            if "accuracy" in line and line.get("split") == "validation" and line["step"] in kept
+        ]
+        averaged = [line for line in lines if line.get("averaged", True)]
+        best = max(averaged or lines, key=lambda line: (line["accuracy"], line["step"]), default=None)
         return None if best is None else int(best["step"])
+
+    def checkpoint(self, which: str = "newest") -> Checkpoint | None:
+        """Read a checkpoint; None where there is none yet that is whole.
+
+        Args:
+            which: `newest`, `best` (on the validation images), or the number of a step.
+
+        Raises:
+            OptionError: it is none of these, or there is no such checkpoint.
+            RunError: it is damaged.
+        """
+        if which == "newest":
+            return self.checkpoints.newest()
+        steps = self.checkpoints.steps()
+        there = f"there are those of the steps {', '.join(map(str, steps))}" if steps else "there is none yet"
+        step = self.best_step() if which == "best" else int(which) if which.isdecimal() else None
+        if which == "best" and step is None:
+            raise OptionError(
+                f"Which checkpoint of '{self.path}' is best has not been found out on validation images; hold some "
+                "out with --set validation=0.1 and follow the run with: quickstudy evaluate RUN --watch. "
+                f"Or name one with --checkpoint: {there}"
+            )
+        if step is None or step not in steps:
+            raise OptionError(f"checkpoint is '{which}'; expected newest, best or a step, and {there}")
+        try:
+            return self.checkpoints.load(step)
+        except FileNotFoundError:
+            raise RunError(f"The checkpoint of step {step} has been deleted meanwhile; {there}") from None
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """Read a .jsonl file of the run; a last line that a kill cut off is left out."""
@@ -195,6 +272,8 @@ def append_line(path: Path, values: dict[str, Any]) -> None:
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Say for people what differs: options by name, and the images."""
     before, now = dict(old.get("options", {})), json.loads(json.dumps(new["options"]))
+    before.pop("data", None)
+    now.pop("data")  # a path is no more than a hint; the images tell
     found = [
         f"{name} is {before.get(name)} there, {now.get(name)} here"
         for name in sorted(before.keys() | now.keys())
@@ -202,6 +281,4 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
     if old.get("recipe") != new["recipe"]:
         found.insert(0, f"the recipe is {old.get('recipe')} there, {new['recipe']} here")
-    if old.get("data_facts", {}).get("fingerprint") != new["data_facts"]["fingerprint"]:
-        found.append("the training images are others")
-    return found
+    return found + DataFacts.from_dict(old["data_facts"]).differences(DataFacts.from_dict(new["data_facts"]))

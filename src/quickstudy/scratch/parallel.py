@@ -10,26 +10,41 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import multiprocessing
 import os
 import signal
 import sys
 import tempfile
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed
 
 from quickstudy import errors
 from quickstudy.errors import DeviceError, OptionError, QuickstudyError, RunError, TrainingError
-from quickstudy.process import settle_own_process, starting_own_process, usable_cores
+from quickstudy.learning.checkpoints import Interrupts
+from quickstudy.process import (
+    leave_group,
+    own_processes,
+    settle_own_process,
+    starting_own_process,
+    usable_cores,
+)
 
 _TIMEOUT = datetime.timedelta(minutes=10)
 """Time after which a replica gives up waiting for the others."""
+_ENDING_SECONDS = 20.0
+"""Seconds that replicas have to end by themselves when one has ended before its time; none can go on without it."""
+_STOPS = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""Exit statuses of a replica that was asked to stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +88,29 @@ def choose_device(name: str = "auto") -> str:
 
 
 def torchrun_replica(device_type: str) -> Replica | None:
-    """This process's place among the replicas where torchrun has started it; None elsewhere."""
+    """This process's place among the replicas where torchrun, or one like it, has started it; None elsewhere.
+
+    Raises:
+        OptionError: the environment has a place that cannot be.
+    """
     if "TORCHELASTIC_RUN_ID" not in os.environ and not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
         return None
-    number = {name: int(os.environ.get(name, default)) for name, default in _TORCHRUN}
+    number = {}
+    for name, default in _TORCHRUN:
+        if not (given := os.environ.get(name, default)).isdecimal():
+            raise OptionError(f"{name} is '{given}' in the environment; expected a whole number. {_AS_TORCHRUN}")
+        number[name] = int(given)
+    for name, of in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        if number[name] >= number[of]:
+            raise OptionError(
+                f"{name} is {number[name]} in the environment, and {of} is {number[of]}; expected less than that. "
+                + _AS_TORCHRUN
+            )
+    if number["WORLD_SIZE"] > 1 and not 0 < number["MASTER_PORT"] < 65536:
+        raise OptionError(
+            f"MASTER_PORT is '{os.environ.get('MASTER_PORT', '')}' in the environment; expected a port from 1 to "
+            f"65535. {_AS_TORCHRUN}"
+        )
     return Replica(
         rank=number["RANK"],
         world=number["WORLD_SIZE"],
@@ -86,7 +120,14 @@ def torchrun_replica(device_type: str) -> Replica | None:
     )
 
 
-_TORCHRUN = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
+_TORCHRUN = (
+    ("RANK", "0"),
+    ("WORLD_SIZE", "1"),
+    ("LOCAL_RANK", "0"),
+    ("LOCAL_WORLD_SIZE", "1"),
+    ("MASTER_PORT", "0"),
+)
+_AS_TORCHRUN = "Where torchrun has not set these, unset RANK, WORLD_SIZE and MASTER_ADDR"
 
 
 @contextmanager
@@ -117,11 +158,8 @@ def agree_on_step(replica: Replica, step: int) -> None:
     Raises:
         RunError: they do not, so they do not share the run's folder.
     """
-    if replica.world == 1:
-        return
-    ends = torch.tensor([step, -step], device=replica.device)
-    torch.distributed.all_reduce(ends, torch.distributed.ReduceOp.MAX)
-    highest, lowest = ends[0].item(), -ends[1].item()
+    highest, lowest = largest_of_all(replica, step, -step)
+    lowest = -lowest
     if highest != lowest:
         raise RunError(
             f"The replicas would go on from different steps, {lowest} and {highest}; "
@@ -129,17 +167,19 @@ def agree_on_step(replica: Replica, step: int) -> None:
         )
 
 
-def decided_by_first(replica: Replica, yes: bool) -> bool:
-    """Give all replicas the first one's decision; what the others decided does not count."""
+def largest_of_all(replica: Replica, *numbers: int) -> list[int]:
+    """Give all replicas the largest of what each of them has, number by number; all of them call this together."""
     if replica.world == 1:
-        return yes
-    answer = torch.tensor(int(yes), device=replica.device)
-    torch.distributed.broadcast(answer, 0)
-    return bool(answer.item())
+        return list(numbers)
+    values = torch.tensor(numbers, device=replica.device)
+    torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
+    return [int(value) for value in values.tolist()]
 
 
 def run_replicas(world: int, device_type: str, work: Callable[..., Any], *arguments: Any) -> None:
     """Run `work(replica, *arguments)` in `world` processes on this machine; all of them end before this returns.
+
+    A signal to end, to this process or to one of them, ends all: they agree on a step, and one of them saves.
 
     Args:
         world: number of processes.
@@ -154,42 +194,69 @@ def run_replicas(world: int, device_type: str, work: Callable[..., Any], *argume
     """
     if device_type == "cuda" and world > torch.cuda.device_count():
         raise OptionError(f"devices is {world}; there are {torch.cuda.device_count()} GPUs here")
-    from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
+    with tempfile.TemporaryDirectory(prefix="quickstudy-") as name:
+        folder, context = Path(name), own_processes()
+        replicas = [
+            context.Process(target=_replica, args=(rank, world, device_type, folder, work, arguments), daemon=True)
+            for rank in range(world)
+        ]
 
-    with tempfile.TemporaryDirectory(prefix="quickstudy-") as folder:
-        with starting_own_process():
-            replicas = start_processes(  # type: ignore[no-untyped-call]
-                _replica, (world, device_type, Path(folder), work, arguments), nprocs=world, join=False
-            )
-        try:
-            while not replicas.join():
-                pass
-        except (ProcessExitedException, ProcessRaisedException) as error:
-            # Where one dies, all others fail or are ended, and may be noticed first.
-            for index, process in enumerate(replicas.processes):
-                if process.exitcode not in (0, 1, -signal.SIGTERM, 128 + signal.SIGTERM):
-                    raise _death(index, process.exitcode) from None
-            if isinstance(error, ProcessExitedException) and error.exit_code != 1:
-                raise _death(error.error_index, error.exit_code) from None
-            raise _failure(Path(folder) / _ERROR, str(error)) from None
+        def hand_on(number: int) -> None:
+            for replica in replicas if hasattr(os, "setsid") else ():  # elsewhere a signal comes to all by itself
+                if replica.pid is not None:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(replica.pid, number)
+
+        with Interrupts(hand_on) as interrupts:
+            try:
+                with starting_own_process():
+                    for replica in replicas:
+                        replica.start()
+                _wait(replicas)
+                codes = [replica.exitcode for replica in replicas]
+            finally:
+                for replica in replicas:
+                    if replica.pid is not None:
+                        replica.kill()
+                        replica.join()
+            # Where one dies, all others fail, and may be noticed first.
+            for rank, code in enumerate(codes):
+                if code is not None and code not in (0, 1, *_STOPS):
+                    raise _death(rank, code)
+            if interrupts.pending is None:
+                interrupts.pending = next((code - 128 for code in codes if code in _STOPS), None)
+            interrupts.raise_pending()
+            if any(codes):
+                raise _failure(folder / _ERROR)
 
 
-def _death(index: int, exit_code: int) -> TrainingError:
+def _wait(replicas: list[Any]) -> None:
+    """Wait until all have ended; where one has done so before its time, not for long."""
+    latest = None
+    while alive := [replica for replica in replicas if replica.exitcode is None]:
+        connection.wait([replica.sentinel for replica in alive], None if latest is None else latest - time.monotonic())
+        if latest is None and any(replica.exitcode for replica in replicas):
+            latest = time.monotonic() + _ENDING_SECONDS
+        if latest is not None and time.monotonic() >= latest:
+            return
+
+
+def _death(rank: int, exit_code: int) -> TrainingError:
     """The error of a replica that died."""
     how = f"signal {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit status {exit_code}"
     return TrainingError(
-        f"Replica {index} died ({how}), so the others were ended; the same command continues from the newest checkpoint"
+        f"Replica {rank} died ({how}), so the others were ended; the same command continues from the newest checkpoint"
     )
 
 
-def _failure(path: Path, otherwise: str) -> QuickstudyError:
+def _failure(path: Path) -> QuickstudyError:
     """The first error of a replica, as it was raised there."""
     try:
-        kind, message = json.loads(path.read_text(encoding="utf-8"))
+        kind, message, trace = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return TrainingError(f"A replica failed: {otherwise.strip()}")
+        return TrainingError("A replica failed without a word; the same command goes on from the newest checkpoint")
     known = getattr(errors, kind, None)
-    return known(message) if known is not None else TrainingError(f"A replica failed: {kind}: {message}")
+    return known(message) if known is not None else TrainingError(f"A replica failed: {kind}: {message}\n{trace}")
 
 
 _ERROR = "error.json"
@@ -200,22 +267,41 @@ def _replica(
     rank: int, world: int, device_type: str, folder: Path, work: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     """Be one replica, from the start of its process to its end."""
-    # This process was started by `run_replicas` and ends with this function, so its environment is nobody else's.
-    settle_own_process()
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
-    replica = Replica(rank=rank, world=world, local_rank=rank, local_world=world, device_type=device_type)
-    status = 0
-    with joined(replica, (folder / "meeting").as_uri()):
-        try:
-            work(replica, *arguments)
-        except Exception as error:
-            status = 1
-            # Only the first counts: that it leaves makes the others fail.
-            with contextlib.suppress(FileExistsError), (folder / _ERROR).open("x", encoding="utf-8") as file:
-                json.dump([type(error).__name__, str(error)], file)
-                if not isinstance(error, QuickstudyError):
-                    traceback.print_exc()
+    status = 1
+    try:
+        leave_group()
+        # This process was started by `run_replicas` and ends with this function, so its environment is nobody else's.
+        settle_own_process()
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
+        replica = Replica(rank=rank, world=world, local_rank=rank, local_world=world, device_type=device_type)
+        with joined(replica, (folder / "meeting").as_uri()):
+            try:
+                work(replica, *arguments)
+                status = 0
+            except Exception as error:
+                # Only the first counts: that it leaves makes the others fail.
+                told = [type(error).__name__, str(error), traceback.format_exc()]
+                with contextlib.suppress(OSError), (folder / _ERROR).open("x", encoding="utf-8") as file:
+                    json.dump(told, file)
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 1
+    finally:
+        leave(status)
+
+
+def _end_with_parent() -> None:
+    """Ask this process to end once its parent has gone, however it went; all replicas do, and so agree."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def leave(status: int) -> NoReturn:
+    """End this process at once: what gloo leaves behind aborts the interpreter's end now and then (torch 2.13)."""
     sys.stdout.flush()
     sys.stderr.flush()
-    # At once: what gloo leaves behind aborts the interpreter's end now and then (torch 2.13, under load).
     os._exit(status)

@@ -6,7 +6,6 @@ Recipes are named, complete configurations. They differ in their values, not in 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from quickstudy.errors import OptionError
 from quickstudy.learning.schedules import OneCycle, Staircase
-from quickstudy.options import options_of, require_in_range, with_options
+from quickstudy.options import Range, options_of, require_in_range, with_options
 from quickstudy.scratch.input import Augmentation
 from quickstudy.scratch.networks import ClassicNetworkOptions, FastNetworkOptions, MlpNetworkOptions
 
@@ -81,7 +80,7 @@ class Recipe:
     """Number of steps from one evaluation within the run to the next, on the validation images where some are held out,
     else on the test images; 0: none until the end."""
     target: float = 0.0
-    """Precision, 0 to 1, at which an evaluation within the run ends it; 0: none does."""
+    """Accuracy, 0 to 1, at which an evaluation within the run ends it; 0: none does."""
     mirrored_test: bool = False
     """Whether evaluation and the exported model take the mean over an image and its mirror image."""
     shifted_test: int = 0
@@ -115,7 +114,7 @@ class Recipe:
             raise OptionError("Both steps and epochs are 0; set one of them to say how long to train")
         if self.target and not self.evaluate_steps:
             raise OptionError(
-                f"target is {self.target:g}, but evaluate_steps is 0, so the precision is never measured; "
+                f"target is {self.target:g}, but evaluate_steps is 0, so the accuracy is never measured; "
                 "set evaluate_steps, for example to 10"
             )
         if self.optimiser.method not in ("sgd", "adam", "muon"):
@@ -167,9 +166,7 @@ class RunSettings:
 
     def check(self) -> None:
         """Raise an OptionError where a value cannot be used."""
-        for name, least in (("devices", 1), ("threads", 0), ("log_steps", 1), ("summary_steps", 0), ("keep", 1)):
-            if getattr(self, name) < least:
-                raise OptionError(f"{name} is {getattr(self, name)}; expected {least} or more")
+        require_in_range(vars(self), _SETTINGS)
 
 
 def recipe_named(name: str) -> Recipe:
@@ -183,31 +180,40 @@ def recipe_named(name: str) -> Recipe:
     return RECIPES[name]
 
 
-_RANGES: dict[str, tuple[float, float]] = {  # least and largest value of an option
-    "batch": (1, math.inf),
-    "steps": (0, math.inf),
-    "epochs": (0, math.inf),
-    "seconds": (0, math.inf),
-    "evaluate_steps": (0, math.inf),
-    "target": (0, 1),
-    "shifted_test": (0, 7),
-    "rate": (0, math.inf),
-    "momentum": (0, 1),
-    "weight_decay": (0, math.inf),
-    "label_smoothing": (0, 1),
-    "average_decay": (0, 1),
-    "average_every": (1, math.inf),
-    "validation": (0, 0.9),
-    "image_size": (8, 4096),
-    "seed": (0, 2**63 - 1),
-    "warmup": (0, 1),
-    "bottleneck": (0, 4096),
-    "convolutions": (1, 64),
-    "directions": (1, 4096),
-    "bias_rate": (0.001, math.inf),
-    "head_rate": (0.001, math.inf),
-    "muon_momentum": (0, 1),
-    "rate_decay_epochs": (0.001, math.inf),
+_RANGES: dict[str, Range] = {
+    "batch": Range(1),
+    "steps": Range(0),
+    "epochs": Range(0),
+    "seconds": Range(0),
+    "evaluate_steps": Range(0),
+    "target": Range(0, 1),
+    "shifted_test": Range(0, 7),
+    "rate": Range(0),
+    "momentum": Range(0, 1, below=True),
+    "weight_decay": Range(0),
+    "label_smoothing": Range(0, 1, below=True),
+    "average_decay": Range(0, 1),
+    "average_every": Range(1),
+    "validation": Range(0, 0.9),
+    "image_size": Range(8, 4096),
+    "seed": Range(0, 2**63 - 1),
+    "warmup": Range(0, 1),
+    "bottleneck": Range(0, 4096),
+    "convolutions": Range(1, 64),
+    "directions": Range(1, 4096),
+    "bias_rate": Range(0.001),
+    "head_rate": Range(0.001),
+    "muon_momentum": Range(0, 1, below=True),
+    "rate_decay_epochs": Range(0.001),
+}
+
+_SETTINGS = {
+    "devices": Range(1),
+    "threads": Range(0),
+    "log_steps": Range(1),
+    "summary_steps": Range(0),
+    "checkpoint_seconds": Range(0),
+    "keep": Range(1),
 }
 
 _CLASSIC = Recipe(

@@ -88,7 +88,7 @@ class RunEvaluation:
     split: str
     """`validation` or `test`: the images that were evaluated on."""
     score: Score
-    """Precision at 1."""
+    """Accuracy on these images."""
     seconds: float
     """Time spent on steps until then, in seconds."""
 
@@ -178,9 +178,7 @@ class RunLog:
         """Tell and write what an evaluation after the step just made came to."""
         step, seconds = self.state.step, self.state.clock.training_seconds
         if self.summaries is not None:
-            self.summaries.scalars(
-                step, {"precision": score.accuracy}, split=split, n=score.n, training_seconds=seconds
-            )
+            self.summaries.scalars(step, {"accuracy": score.accuracy}, split=split, n=score.n, training_seconds=seconds)
         if self.report:
             self.report(RunEvaluation(step=step, split=split, score=score, seconds=seconds))
 
@@ -193,13 +191,14 @@ class RunLog:
 class Summaries:
     """Writes to TensorBoard and to a .jsonl file; `close` writes out what is waiting."""
 
-    def __init__(self, events: Path | None, lines: Path, *, first_step: int = 0) -> None:
+    def __init__(self, events: Path | None, lines: Path, *, first_step: int | None = None) -> None:
         """Open the files.
 
         Args:
             events: folder for TensorBoard's events; None: there will be none.
             lines: the .jsonl file.
-            first_step: step after which the run goes on; TensorBoard drops the events of later ones.
+            first_step: step after which the run goes on, 0 where it begins; TensorBoard drops the events of later
+                steps, which a run that was killed may have left. None: it keeps them all.
         """
         self.lines = lines
         self.writer: SummaryWriter | None = None
@@ -207,7 +206,7 @@ class Summaries:
             from torch.utils.tensorboard.writer import SummaryWriter
 
             self.writer = SummaryWriter(
-                str(events), purge_step=first_step + 1 if first_step else None, max_queue=1000, flush_secs=10
+                str(events), purge_step=None if first_step is None else first_step + 1, max_queue=1000, flush_secs=10
             )
 
     def close(self) -> None:

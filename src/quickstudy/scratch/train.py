@@ -29,8 +29,8 @@ from quickstudy.scratch.parallel import (
     Replica,
     agree_on_step,
     choose_device,
-    decided_by_first,
     joined,
+    largest_of_all,
     run_replicas,
     torchrun_replica,
 )
@@ -118,6 +118,11 @@ def train(
     settings.check()
     device_type = choose_device(settings.device)
     replica = torchrun_replica(device_type)
+    if replica is not None and settings.devices > 1:
+        raise OptionError(
+            f"devices is {settings.devices}, and the environment says that torchrun has started {replica.world} "
+            "replicas (RANK, WORLD_SIZE, MASTER_ADDR); leave out --devices, or unset these variables"
+        )
     if replica is None and settings.devices > 1:
         run_replicas(settings.devices, device_type, train_replica, recipe, Path(run), settings, report)
         result = RunFolder(Path(run)).result()
@@ -246,6 +251,7 @@ class _Training:
         steps_per_epoch = len(self.data.train) / recipe.optimiser.batch
         state.network.train()
         with Interrupts() as interrupts, closing(self._open_log()) as log:
+            agree_on_step(self.replica, state.step)
             clock.begin_steps(state.step)
             for batch in self.pipeline.batches(range(state.step, state.step if state.ended else self.steps)):
                 rate = recipe.schedule.at(batch.step, steps=self.steps, steps_per_epoch=steps_per_epoch)
@@ -275,16 +281,18 @@ class _Training:
 
                 # Evaluated before the checkpoint is written: it says whether the run has ended, and a run that goes on
                 # from it does not come to this step again.
-                state.ended = self._evaluate_and_decide(log)
+                state.ended, asked = self._agreed(self._evaluate_and_decide(log), interrupts.pending)
                 if self.replica.is_first and clock.seconds_since_checkpoint >= settings.checkpoint_seconds:
                     self._save()
-                if interrupts.pending is not None:
+                if asked:
                     self._save()
+                    largest_of_all(self.replica, 0)  # the others wait until it is saved
+                    interrupts.pending = asked
                     interrupts.raise_pending()
                 if state.ended:
                     break
             self._save()
-            return self._result() if self.replica.is_first else None
+        return self._result() if self.replica.is_first else None
 
     def _resume_or_prepare(self) -> None:
         """Go on from the newest checkpoint that is whole; without one, let the network see its first images."""
@@ -297,7 +305,6 @@ class _Training:
             some = self.data.train.pixels[:_PREPARING_IMAGES]
             batches = evaluation_batches(some, self.recipe.augmentation, self.data.moments, device=self.device)
             self.state.prepare(torch.cat(list(batches)))
-        agree_on_step(self.replica, self.state.step)
 
     def _wrapped_network(self) -> nn.Module:
         """The network as steps call it: compiled where asked for, and averaging gradients where there are replicas."""
@@ -315,7 +322,7 @@ class _Training:
         return torch.autocast(self.device.type, self.state.precision)
 
     def _evaluate_and_decide(self, log: RunLog) -> bool:
-        """Evaluate where that is due; whether the run has reached its target, or used up its time."""
+        """Evaluate where that is due, in the first replica; whether it has reached its target, or used up its time."""
         recipe, clock, enough = self.recipe, self.state.clock, False
         if self.replica.is_first:
             enough = 0 < recipe.seconds <= clock.training_seconds
@@ -325,7 +332,19 @@ class _Training:
                     score = self._evaluate(self.data.split(split)).score
                 log.evaluated(score, split=split)
                 enough = enough or 0 < recipe.target <= score.accuracy
-        return decided_by_first(self.replica, enough) if recipe.seconds or recipe.evaluate_steps else False
+        return enough
+
+    def _agreed(self, enough: bool, pending: int | None) -> tuple[bool, int]:
+        """What all replicas go by: whether the first has seen enough, and the signal that any was asked to end with.
+
+        The signal's number is 0 where none came. On a GPU, which an answer makes wait, signals are asked for as seldom
+        as losses are looked at.
+        """
+        decides = self.recipe.seconds or self.recipe.evaluate_steps or self.state.step % self.check_every == 0
+        if self.replica.world > 1 and not decides:
+            return False, 0
+        ended, asked = largest_of_all(self.replica, int(enough), pending or 0)
+        return bool(ended), asked
 
     def _evaluate(self, data: PixelSet) -> Scores:
         """Scores of the network as it stands on all of these images; the same are not worked out twice in a row."""

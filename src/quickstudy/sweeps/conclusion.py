@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from quickstudy.learning.scores import Paired, share_interval
 from quickstudy.sweeps.results import (
     Layout,
     TrialRow,
@@ -21,13 +23,13 @@ from quickstudy.sweeps.results import (
 from quickstudy.sweeps.study import CASE, Study
 
 _NEAR = 0.01
-"""Share of precision that a narrow layer may cost and still count as wide enough: a point."""
+"""Share of accuracy that a narrow layer may cost and still count as wide enough: a point."""
 
 
 def conclude(study: Study, rows: Sequence[TrialRow]) -> str:
     """Write in Markdown what was run, and what came out."""
     done = [row for row in rows if row.status == "done"]
-    lines = [f"# {study.title or study.name}", "", *_what_ran(study, rows, done), ""]
+    lines = [f"# {study.title or study.name}", "", *_what_ran(rows, done), ""]
     if done:
         layout = axes_of(study, done)
         said = [
@@ -41,8 +43,11 @@ def conclude(study: Study, rows: Sequence[TrialRow]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _what_ran(study: Study, rows: Sequence[TrialRow], done: Sequence[TrialRow]) -> Iterator[str]:
-    seeds = f", {study.seeds} seeds each" if study.seeds > 1 else ", one seed each"
+def _what_ran(rows: Sequence[TrialRow], done: Sequence[TrialRow]) -> Iterator[str]:
+    counts = sorted(set(Counter(tuple(row.trial.labels.items()) for row in rows).values()))
+    random = any(row.trial.seed is not None for row in rows)
+    many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    seeds = "" if not random else ", one seed each" if counts == [1] else f", {many} seeds each"
     yield f"{len(done)} of {len(rows)} runs have ended{seeds}."
     for row in rows:
         if row.status == "failed" and row.error:
@@ -50,18 +55,90 @@ def _what_ran(study: Study, rows: Sequence[TrialRow], done: Sequence[TrialRow]) 
 
 
 def _best(study: Study, layout: Layout, rows: Sequence[TrialRow]) -> Iterator[str]:
-    """Name the best combination by precision, where runs do not end at a target and cases do not say more."""
+    """Name the best combination by images that may choose, what is as good, and its test accuracy, once.
+
+    It is silent where runs end at a target, and where cases say more.
+    """
     if have_target(rows) or not study.axes or layout.x == CASE:
         return
     for case in values_of(rows, CASE) if CASE in study.axes else [None]:
-        points: dict[tuple[Any, ...], list[float]] = {}
+        points: dict[tuple[Any, ...], list[TrialRow]] = {}
         for row in rows:
-            if (case is None or row.trial.labels.get(CASE) == case) and row.values.get("precision") is not None:
-                points.setdefault(tuple(row.trial.labels.items()), []).append(row.values["precision"])
-        if len(points) > 1:
-            best = max(points, key=lambda key: statistics.mean(points[key]))
-            shown = ", ".join(str(v) if name == CASE else f"{name} {v}" for name, v in best)
-            yield f"Best precision: {_percent(statistics.mean(points[best]))}, with {shown}."
+            if case is None or row.trial.labels.get(CASE) == case:
+                points.setdefault(tuple(row.trial.labels.items()), []).append(row)
+        if len(points) < 2:
+            continue
+        if any(row.chosen_by is None for members in points.values() for row in members):
+            named = f"{case}: n" if case else "N"
+            yield (
+                f"{named}one is named the best: no images are held out to choose by, and test images are for the test "
+                "alone. Hold some out with --set validation=0.1."
+            )
+            continue
+        yield from _chosen(points)
+
+
+def _chosen(points: Mapping[tuple[Any, ...], Sequence[TrialRow]]) -> Iterator[str]:
+    shared = set.intersection(*(set(row.judged) for members in points.values() for row in members))
+    means = {key: statistics.mean(_accuracy(row, shared) for row in members) for key, members in points.items()}
+    best = max(means, key=lambda key: means[key])
+    by = "validation" if all(row.values.get("validation") is not None for row in points[best]) else "cross-validated"
+    yield f"Best {by} accuracy: {_percent(means[best])}, with {_named(best)}."
+    differences = {key: _difference(points[best], points[key], shared) for key in points if key != best}
+    ties = sorted((key for key in differences if differences[key][1] >= 0), key=lambda key: -means[key])
+    if ties:
+        shown = [
+            f"{_named(key)} ({100 * (means[key] - means[best]):+.1f} points, 95 % interval "
+            f"{100 * differences[key][0]:+.1f} to {100 * differences[key][1]:+.1f})"
+            for key in ties[:_MOST_TIES]
+        ]
+        more = f"; and {len(ties) - _MOST_TIES} more" if len(ties) > _MOST_TIES else ""
+        yield f"No worse beyond chance: {'; '.join(shown)}{more}."
+    tests = [row.test for row in points[best] if row.test is not None]
+    if tests:
+        low, high = share_interval(round(statistics.mean(test.right for test in tests)), tests[0].n)
+        seeds = f", mean of {len(tests)} seeds" if len(tests) > 1 else ""
+        yield (
+            f"Test accuracy of the best: {_percent(statistics.mean(test.accuracy for test in tests))} (95 % interval "
+            f"{100 * low:.1f} to {100 * high:.1f} %, n = {tests[0].n:,}{seeds})."
+        )
+
+
+_MOST_TIES = 5
+
+
+def _named(labels: tuple[tuple[str, Any], ...]) -> str:
+    return ", ".join(str(value) if name == CASE else f"{name} {_value(value)}" for name, value in labels)
+
+
+def _value(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _accuracy(row: TrialRow, shared: set[str]) -> float:
+    """The accuracy that a choice goes by: on the images that all trials were judged by, where that is known."""
+    if shared:
+        return sum(row.judged[image] for image in shared) / len(shared)
+    return row.chosen_by.accuracy if row.chosen_by else math.nan
+
+
+def _difference(best: Sequence[TrialRow], other: Sequence[TrialRow], shared: set[str]) -> tuple[float, float]:
+    """Ends of the 95 % interval of how much better the other is: paired by image, else by seed, else not at all."""
+    pairs = [(a, b) for a in best for b in other if a.trial.seed == b.trial.seed]
+    if len(pairs) > 1:
+        differences = [_accuracy(b, shared) - _accuracy(a, shared) for a, b in pairs]
+        error = statistics.stdev(differences) / math.sqrt(len(differences))
+        half = _T95.get(len(differences), 2.0) * error
+        return statistics.mean(differences) - half, statistics.mean(differences) + half
+    first, second = best[0], other[0]
+    if shared:
+        images = sorted(shared)
+        return Paired.of([first.judged[one] for one in images], [second.judged[one] for one in images]).interval
+    one, two = first.chosen_by, second.chosen_by
+    if one is None or two is None:
+        return -1.0, 1.0
+    half = math.hypot(*((high - low) / 2 for low, high in (one.interval, two.interval)))
+    return two.accuracy - one.accuracy - half, two.accuracy - one.accuracy + half
 
 
 def _quickest(layout: Layout, rows: Sequence[TrialRow]) -> Iterator[str]:
@@ -94,7 +171,7 @@ def _compared(layout: Layout, rows: Sequence[TrialRow]) -> Iterator[str]:
             reached = sum(row.values.get("steps_to_target") is not None for row in members)
             yield (
                 f"{shown_on(layout.panels, value)}: {reached} of {len(members)} runs reach {_percent(target)} test "
-                f"precision within their steps."
+                f"accuracy within their steps."
             )
         for value in values[1:]:
             yield from _to_target(layout, rows, first, value)
@@ -146,14 +223,14 @@ def _to_target(layout: Layout, rows: Sequence[TrialRow], first: Any, value: Any)
 
 
 def _narrowed(layout: Layout, rows: Sequence[TrialRow]) -> Iterator[str]:
-    """Name the narrowest bottleneck that costs no more than a point of precision, where 0 stands for none."""
+    """Name the narrowest bottleneck that costs no more than a point of accuracy, where 0 stands for none."""
     if layout.x != "bottleneck":
         return
     for panel in values_of(rows, layout.panels):
         for line in values_of(rows, layout.lines):
             means = {}
             for x in values_of(rows, layout.x):
-                values = [row.values["precision"] for row in group(rows, layout, x, line, panel)]
+                values = [row.values["accuracy"] for row in group(rows, layout, x, line, panel)]
                 if values:
                     means[x] = statistics.mean(values)
             if 0 not in means or len(means) < 2:
@@ -188,7 +265,7 @@ def _without(layout: Layout, rows: Sequence[TrialRow]) -> Iterator[str]:
         return
     names = values_of(rows, CASE)
     by_seed = {
-        name: {row.trial.seed: row.values["precision"] for row in group(rows, layout, name, None, None)}
+        name: {row.trial.seed: row.values["accuracy"] for row in group(rows, layout, name, None, None)}
         for name in names
     }
     first = by_seed[names[0]]

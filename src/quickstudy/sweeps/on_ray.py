@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +24,9 @@ _RETRIES = 2
 """Number of times that a task is tried again after its worker was lost."""
 
 
-def run_on_ray(trials: Sequence[Trial], runs: Path, conditions: Conditions, *, address: str) -> Iterator[Went]:
+def run_on_ray(
+    trials: Sequence[Trial], runs: Path, conditions: Conditions, *, address: str
+) -> Generator[Went, None, None]:
     """Carry out trials on a Ray cluster, one CPU (or GPU) each, and tell about each one when it has ended.
 
     Args:

@@ -89,7 +89,7 @@ def _to_target(layout: Layout, rows: Sequence[TrialRow], column: str, unit: str,
                 xytext=(0, 3), textcoords="offset points", fontsize=7, color="grey",
             )  # fmt: skip
             axes.set_ylim(top=ceiling * 1.5)
-    panels[0][0].set_ylabel(f"{unit} to {100 * target:g} % test precision")
+    panels[0][0].set_ylabel(f"{unit} to {100 * target:g} % test accuracy")
     return _finish(figure, panels, study.title)
 
 
@@ -106,8 +106,8 @@ def _step_cost(study: Study, layout: Layout, rows: Sequence[TrialRow]) -> Figure
     return _finish(figure, panels, study.title)
 
 
-def _precision(study: Study, layout: Layout, rows: Sequence[TrialRow]) -> Figure | None:
-    return _against_x(study, layout, rows, "precision", "test precision, %", 100)
+def _accuracy(study: Study, layout: Layout, rows: Sequence[TrialRow]) -> Figure | None:
+    return _against_x(study, layout, rows, "accuracy", "test accuracy, %", 100)
 
 
 def _seconds(study: Study, layout: Layout, rows: Sequence[TrialRow]) -> Figure | None:
@@ -142,27 +142,27 @@ def _against_x(
 
 
 def _cases(study: Study, layout: Layout, rows: Sequence[TrialRow]) -> Figure | None:
-    """Draw each case's precision beside that of the first, where the cases are all there is."""
+    """Draw each case's accuracy beside that of the first, where the cases are all there is."""
     if layout.x != CASE:
         return None
     names = values_of(rows, CASE)
     figure = Figure(figsize=(6.4, 0.9 + 0.36 * len(names)), layout="constrained")
     axes = figure.subplots()
     for place, name in enumerate(names):
-        values = [100 * row.values["precision"] for row in group(rows, layout, name, None, None)]
+        values = [100 * row.values["accuracy"] for row in group(rows, layout, name, None, None)]
         axes.plot(values, [place] * len(values), "o", color=_COLOURS[0], alpha=0.5, markersize=5)
         axes.plot(sum(values) / len(values), place, "|", color="black", markersize=14, markeredgewidth=2)
-    first = [100 * row.values["precision"] for row in group(rows, layout, names[0], None, None)]
+    first = [100 * row.values["accuracy"] for row in group(rows, layout, names[0], None, None)]
     axes.axvline(sum(first) / len(first), color="grey", linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_xlabel("test precision, % (a dot a seed; | their mean)")
+    axes.set_xlabel("test accuracy, % (a dot a seed; | their mean)")
     axes.set_title(study.title, fontsize=10, loc="left")
     return figure
 
 
 def _learning_curves(study: Study, layout: Layout, rows: Sequence[TrialRow]) -> Figure | None:
-    """Draw precision against steps, for the largest x, or for each x where there is nothing else."""
+    """Draw accuracy against steps, for the largest x, or for each x where there is nothing else."""
     at = largest(values_of(rows, layout.x))
     chosen = [row for row in rows if layout.lines == "" or layout.x == "" or value_on(row, layout.x) == at]
     if layout.lines == "":  # then x itself is what tells the curves apart
@@ -175,13 +175,13 @@ def _learning_curves(study: Study, layout: Layout, rows: Sequence[TrialRow]) -> 
             for row in group(chosen, Layout(x="", lines=layout.lines, panels=layout.panels), None, line, panel):
                 label = shown_on(layout.lines, line) if axes is panels[0][0] and not row.trial.seed else None
                 axes.plot(
-                    row.curve.steps, [100 * value for value in row.curve.precision], label=label,
+                    row.curve.steps, [100 * value for value in row.curve.accuracy], label=label,
                     color=_COLOURS[number % len(_COLOURS)], linewidth=1.2, alpha=0.9,
                     linestyle=_STYLES[number // len(_COLOURS) % len(_STYLES)],
                 )  # fmt: skip
         axes.set_xlabel("step")
         _plain_log(axes.set_xscale, axes.xaxis)
-    panels[0][0].set_ylabel("test precision, %")
+    panels[0][0].set_ylabel("test accuracy, %")
     where = f"{study.title}: {layout.x} {at}" if layout.x else study.title
     return _finish(figure, panels, where)
 
@@ -226,7 +226,7 @@ _PICTURES: dict[str, Callable[[Study, Layout, Sequence[TrialRow]], Figure | None
     "steps_to_target": _steps_to_target,
     "seconds_to_target": _seconds_to_target,
     "step_cost": _step_cost,
-    "precision": _precision,
+    "accuracy": _accuracy,
     "seconds": _seconds,
     "parameters": _parameters,
     "cases": _cases,

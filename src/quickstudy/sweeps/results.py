@@ -11,8 +11,8 @@ import dataclasses
 import io
 import json
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ import pyarrow.parquet
 
 from quickstudy.errors import SweepError, WriteError
 from quickstudy.files import write_bytes_atomically, write_json_atomically
+from quickstudy.learning.scores import Score
 from quickstudy.scratch.folder import METRICS, RESULT, RunFolder
 from quickstudy.sweeps.study import CASE, Grid, Study, Trial
+from quickstudy.sweeps.tasks import JUDGED, JUDGED_DIGITS
 
 FORMAT = 1
 """Format of a sweep's folder; a folder of another format is not read."""
@@ -37,8 +39,8 @@ class Curve:
 
     steps: tuple[int, ...]
     """Number of steps made until each evaluation."""
-    precision: tuple[float, ...]
-    """Precision in each evaluation, 0 to 1."""
+    accuracy: tuple[float, ...]
+    """Accuracy in each evaluation, 0 to 1."""
     seconds: tuple[float, ...]
     """Seconds spent on steps until each evaluation."""
     norms: dict[str, tuple[tuple[int, float], ...]]
@@ -57,12 +59,42 @@ class TrialRow:
     """Reason of a failure; None where there was none."""
     values: dict[str, Any]
     """Values of the table's columns that are not labels, by name."""
+    result: Mapping[str, Any] = field(default_factory=dict)
+    """What the trial's `result.json` holds; empty where it has not ended."""
+
+    @property
+    def test(self) -> Score | None:
+        """Score on the test images; None where there are none."""
+        found = self.result.get("test")
+        return Score(right=found["right"], n=found["n"]) if found else None
+
+    @property
+    def chosen_by(self) -> Score | None:
+        """Score on images that a choice may go by; None where there are none."""
+        column = next((name for name in CHOOSING if self.values.get(name) is not None), None)
+        if column is None:
+            return None
+        found = self.result.get(column)
+        if column == "validation" and self.result.get("fine_tuning"):
+            found = max((stage["kept"] for stage in self.result["fine_tuning"]), key=lambda kept: kept["right"])
+        return Score(right=found["right"], n=found["n"]) if found else None
+
+    @cached_property
+    def judged(self) -> dict[str, bool]:
+        """Whether it was right, by image; empty where that is not known."""
+        try:
+            values = json.loads((self.folder / JUDGED).read_text(encoding="utf-8"))
+            digests, right = values["digests"], values["right"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+        starts = range(0, len(digests), JUDGED_DIGITS)
+        return {digests[at : at + JUDGED_DIGITS]: one == "1" for at, one in zip(starts, right, strict=False)}
 
     @cached_property
     def curve(self) -> Curve:
         """How the run went, by its `metrics.jsonl`."""
         lines = RunFolder(self.folder).lines(METRICS)
-        evaluations = [line for line in lines if "precision" in line]
+        evaluations = [line for line in lines if "accuracy" in line]
         norms: dict[str, list[tuple[int, float]]] = {}
         for line in lines:
             for name, value in line.items():
@@ -71,7 +103,7 @@ class TrialRow:
                     norms.setdefault(layer, []).append((line["step"], value))
         return Curve(
             steps=tuple(line["step"] for line in evaluations),
-            precision=tuple(line["precision"] for line in evaluations),
+            accuracy=tuple(line["accuracy"] for line in evaluations),
             seconds=tuple(line["training_seconds"] for line in evaluations),
             norms={layer: tuple(points) for layer, points in norms.items()},
         )
@@ -149,10 +181,10 @@ class SweepFolder:
             return TrialRow(trial=trial, folder=folder, status="failed" if error else "missing", error=error, values={})
         except (OSError, ValueError) as error:
             raise SweepError(f"'{folder / RESULT}' is damaged ({error}); delete '{folder}' to run it again") from None
-        row = TrialRow(trial=trial, folder=folder, status="done", error=None, values={})
+        row = TrialRow(trial=trial, folder=folder, status="done", error=None, values={}, result=result)
         row.values.update(_values(result))
         if trial.target:
-            reached = [number for number, precision in enumerate(row.curve.precision) if precision >= trial.target]
+            reached = [number for number, accuracy in enumerate(row.curve.accuracy) if accuracy >= trial.target]
             row.values["steps_to_target"] = row.curve.steps[reached[0]] if reached else None
             row.values["seconds_to_target"] = row.curve.seconds[reached[0]] if reached else None
         return row
@@ -199,7 +231,7 @@ def table_of(study: Study, rows: Sequence[TrialRow]) -> pa.Table:
 
 
 COLUMNS = (
-    "precision",
+    "accuracy",
     "steps",
     "milliseconds_a_step",
     "steps_to_target",
@@ -208,14 +240,19 @@ COLUMNS = (
     "seconds",
     "parameters",
     "multiply_adds",
+    "validation",
     "cross_validation",
 )
+CHOOSING = ("validation", "cross_validation")
+"""Columns that a choice may go by, the one before the other; test images choose nothing."""
 
 
 def _values(result: dict[str, Any]) -> dict[str, Any]:
     """Take the table's values from a training's result, or a retraining's."""
     test = result.get("test")
-    values: dict[str, Any] = {"precision": test["accuracy"] if test else None}
+    values: dict[str, Any] = {"accuracy": test["accuracy"] if test else None}
+    held = result.get("validation")
+    values["validation"] = held["accuracy"] if held else None
     if "training_seconds" in result:
         values |= {name: result[name] for name in ("steps", "seconds", "training_seconds")}
         values |= {name: result[name] for name in ("parameters", "multiply_adds")}
@@ -223,6 +260,9 @@ def _values(result: dict[str, Any]) -> dict[str, Any]:
     else:
         values["seconds"] = sum(result["seconds"].values())
         values["cross_validation"] = result["cross_validation"]["accuracy"]
+        if result["fine_tuning"]:
+            kept = max((stage["kept"] for stage in result["fine_tuning"]), key=lambda found: found["right"])
+            values["validation"] = kept["right"] / kept["n"]
     return values
 
 

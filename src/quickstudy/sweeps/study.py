@@ -50,7 +50,7 @@ class Trial:
 
     @cached_property
     def target(self) -> float:
-        """Precision at which the trial ends early, 0 to 1; 0 where it never does."""
+        """Accuracy at which the trial ends early, 0 to 1; 0 where it never does."""
         return float(self.task.options().get("target") or 0)
 
     @cached_property
@@ -145,6 +145,8 @@ class Study:
         """
         if self.seeds < 1:
             raise SweepError(f"seeds is {self.seeds}; expected 1 or more")
+        if self.seeds > 1 and any("seed" in grid.axes for grid in self.grids):
+            raise SweepError(f"seeds is {self.seeds}, and the grid names the seeds itself; leave out --seeds, or seed")
         found = {
             trial.identity: trial
             for grid in self.grids
@@ -161,8 +163,15 @@ class Study:
         axes: Mapping[str, tuple[Any, ...]] | None = None,
         seeds: int | None = None,
     ) -> Study:
-        """Give options other values in all grids; an axis takes the place of a fixed value, and the other way."""
+        """Give options other values in all grids; an axis takes the place of a fixed value, and the other way.
+
+        Raises:
+            SweepError: an option is given one value and several.
+        """
         fixed, axes = dict(fixed or {}), dict(axes or {})
+        for name in axes:
+            if name in fixed:
+                raise SweepError(f"{name} is set to {fixed[name]} and varied, too; leave out one of the two")
         if "target" in fixed and "evaluate_steps" not in fixed:
             fixed["evaluate_steps"] = _EVALUATE_STEPS
         grids = tuple(

@@ -105,12 +105,13 @@ def sweep(
         news = run_on_ray(todo, folder.runs, conditions, address=ray)
     else:
         news = run_locally(todo, folder.runs, replace(conditions, workers=count))
-    for went in news:
-        from quickstudy.sweeps import pictures  # noqa: F401  which takes its second while the workers are busy
+    with contextlib.closing(news):  # whatever ends it, workers save what they have
+        for went in news:
+            from quickstudy.sweeps import pictures  # noqa: F401  which takes its second while the workers are busy
 
-        if went.error is not None:
-            folder.failed(went.trial, went.error)
-        report(went)
+            if went.error is not None:
+                folder.failed(went.trial, went.error)
+            report(went)
     return conclude_sweep(folder, study, trials)
 
 

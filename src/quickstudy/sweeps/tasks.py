@@ -16,6 +16,7 @@ from quickstudy.errors import OptionError
 from quickstudy.files import cache_folder, write_json_atomically
 from quickstudy.options import options_of, with_options
 from quickstudy.retraining.config import RetrainConfig
+from quickstudy.retraining.result import RetrainResult, load_record
 from quickstudy.retraining.retrain import retrain
 from quickstudy.scratch.data import TrainingData, load_training_data
 from quickstudy.scratch.folder import RESULT, RunFolder
@@ -25,6 +26,10 @@ from quickstudy.scratch.summaries import RunBegun, RunEvaluation, RunProgress
 from quickstudy.scratch.train import check_recipe, train_recipe
 
 RETRAIN = "retrain"
+JUDGED = "judged.json"
+"""Name of the file that says of which images, unseen in training, a retraining was right."""
+JUDGED_DIGITS = 16
+"""Number of hexadecimal digits of an image's hash in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +54,8 @@ class Moment:
     """Number of steps done."""
     steps: int
     """Number of steps in all."""
-    precision: float | None = None
-    """Precision in the newest evaluation, 0 to 1; None where none has been made."""
+    accuracy: float | None = None
+    """Accuracy in the newest evaluation, 0 to 1; None where none has been made."""
 
 
 Note = Callable[[Moment], None]
@@ -117,15 +122,15 @@ class Training:
 
     def run(self, folder: Path, conditions: Conditions, note: Note) -> None:
         """Train, or go on with a training."""
-        steps, precision = 0, None
+        steps, accuracy = 0, None
 
         def report(news: RunBegun | RunProgress | RunEvaluation) -> None:
-            nonlocal steps, precision
+            nonlocal steps, accuracy
             if isinstance(news, RunBegun):
                 steps = news.steps
             elif isinstance(news, RunEvaluation):
-                precision = news.score.accuracy
-            note(Moment(step=news.step, steps=steps, precision=precision))
+                accuracy = news.score.accuracy
+            note(Moment(step=news.step, steps=steps, accuracy=accuracy))
 
         replica = Replica(device_type=choose_device(conditions.device), local_world=conditions.workers)
         # No threads for the input: each worker has its cores busy with its own network.
@@ -199,9 +204,27 @@ class Retraining:
         write_json_atomically(folder / "config.json", {"recipe": self.name, "options": self.options()})
         note(Moment(step=0, steps=1))
         result = retrain(self.data, folder / "model.onnx", self.config.acting(), cache=conditions.cache)
+        judged = _judged(result, cache_folder(conditions.cache))
+        if judged:
+            write_json_atomically(folder / JUDGED, judged)
         write_json_atomically(folder / RESULT, result.to_dict())
-        accuracy = result.test.score.accuracy if result.test else None
-        note(Moment(step=1, steps=1, precision=accuracy))
+        right = judged.get("right", "")
+        note(Moment(step=1, steps=1, accuracy=right.count("1") / len(right) if right else None))
+
+
+def _judged(result: RetrainResult, cache: Path) -> dict[str, str]:
+    """Say of which images unseen in training the model was right, by content: those that may choose between models."""
+    record = load_record(cache, result.model)
+    parts = [part for part in record.unseen if part.by != "test"] if record else []
+    if not parts:
+        return {}
+    said = dict(zip(parts[-1].digests, parts[-1].logits.argmax(axis=1).tolist(), strict=True))
+    labels, digests = result.census.labels, sorted(said)
+    return {
+        "by": parts[-1].by,
+        "digests": "".join(digest.hex()[:JUDGED_DIGITS] for digest in digests),
+        "right": "".join(str(int(result.classes[said[digest]] == labels[digest])) for digest in digests),
+    }
 
 
 def task_named(name: str, options: Mapping[str, Any]) -> Task:

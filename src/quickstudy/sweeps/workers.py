@@ -13,20 +13,18 @@ for networks of a few thousand parameters). On a GPU it should pay; none was at 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import sys
 import traceback
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any
 
 from quickstudy.errors import QuickstudyError
-from quickstudy.process import settle_own_process, starting_own_process
+from quickstudy.process import leave_group, own_processes, settle_own_process, starting_own_process
 from quickstudy.sweeps.study import Trial
 from quickstudy.sweeps.tasks import Conditions, Moment, Note
 
@@ -48,7 +46,7 @@ class Went:
     """Reason of a failure; None where there was none."""
 
 
-def run_locally(trials: Sequence[Trial], runs: Path, conditions: Conditions) -> Iterator[Went]:
+def run_locally(trials: Sequence[Trial], runs: Path, conditions: Conditions) -> Generator[Went, None, None]:
     """Carry out trials in worker processes on this machine, and tell how they go."""
     waiting, attempts = deque(trials), Counter[str]()
     workers = [_Worker(runs, conditions) for _ in range(min(conditions.workers, len(trials)))]
@@ -78,6 +76,8 @@ def run_locally(trials: Sequence[Trial], runs: Path, conditions: Conditions) -> 
                 yield Went(trial=trial, moment=moment, ended=moment is None and error is None, error=error)
     finally:
         for worker in workers:
+            worker.ask_to_end()
+        for worker in workers:
             worker.end()
 
 
@@ -85,7 +85,7 @@ class _Worker:
     """Keeps the parent's side of one worker."""
 
     def __init__(self, runs: Path, conditions: Conditions) -> None:
-        context = start_method()
+        context = own_processes()
         self.pipe, theirs = context.Pipe()
         self.trial: Trial | None = None
         self.process = context.Process(target=_serve, args=(theirs, runs, conditions), daemon=True)
@@ -104,29 +104,40 @@ class _Worker:
         code = self.process.exitcode or 0
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
-    def end(self) -> None:
+    def ask_to_end(self) -> None:
         """Ask the worker to stop, as Ctrl-C does; it saves what it has."""
-        self.pipe.close()
-        if self.trial is not None and self.process.is_alive() and self.process.pid is not None:
+        if self.trial is None:
+            self.pipe.close()  # which it waits for
+        elif self.process.is_alive() and self.process.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process.pid, signal.SIGTERM)
+
+    def end(self) -> None:
+        """Wait for the worker to end, but not for ever."""
         self.process.join(_ENDING_SECONDS)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
+        self.pipe.close()
 
 
 def _serve(pipe: connection.Connection, runs: Path, conditions: Conditions) -> None:
     """Carry out, in a worker, what comes through the pipe until it closes."""
-    settle_own_process()
-    if hasattr(os, "setsid"):  # Ctrl-C is for the parent, which asks its workers to stop
-        os.setsid()
+    leave_group()
+
+    def tell(moment: Moment) -> None:
+        try:
+            pipe.send((moment, None))
+        except ConnectionError:  # the parent has gone; what is trained here is saved all the same
+            os.kill(os.getpid(), signal.SIGTERM)
+
     try:
+        settle_own_process()
         while True:
             trial: Trial = pipe.recv()
             folder = runs / trial.folder
-            pipe.send((None, attempt(trial, folder, conditions, lambda moment: pipe.send((moment, None)))))
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):  # the parent has gone, or wants it to stop
+            pipe.send((None, attempt(trial, folder, conditions, tell)))
+    except (EOFError, ConnectionError, KeyboardInterrupt, SystemExit):  # the parent has gone, or wants it to stop
         # At once: there is nothing to clean up, and the interpreter's own end can hang on torch's threads.
         sys.stdout.flush()
         os._exit(0)
@@ -143,24 +154,3 @@ def attempt(trial: Trial, folder: Path, conditions: Conditions, note: Note) -> s
     except Exception as error:
         return f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
     return None
-
-
-_PRELOADED = "quickstudy.sweeps.workers"
-
-
-def start_method() -> Any:
-    """Let workers come from a process that has torch imported, where the system can do that; else each imports it."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([_PRELOADED])
-    return context
-
-
-def warm_up() -> None:
-    """Let the process that workers come from begin its imports, while this one does its own."""
-    if start_method().get_start_method() == "forkserver":
-        from multiprocessing import forkserver
-
-        with starting_own_process():
-            forkserver.ensure_running()
