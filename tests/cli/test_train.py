@@ -271,7 +271,7 @@ def test_going_on_and_a_damaged_checkpoint_are_told(here: Path, run: Run) -> Non
         path.write_bytes(b"")
     done = run("train", "cifar10-classic", *SMALL)
     assert done.code == 0, done.err
-    assert "step-000025.pt is damaged; there is no older one, so the run begins anew\n" in done.err
+    assert "step-000025.pt is damaged; there is no older one, so the run starts again\n" in done.err
     assert "an older one is used" not in done.err
     assert "Continuing" not in done.out
 
@@ -338,7 +338,7 @@ def test_evaluate_watch_ends_with_the_run_and_repeats_nothing(here: Path, run: R
         (("runs", "--watch"), "'runs' is not a run: it has no config.json"),
         (("runs/cifar10-classic", "--watch", "--checkpoint", "25"), "leave out --checkpoint, or --watch"),
         (("runs/cifar10-classic", "--checkpoint", "24"), "checkpoint is '24'; expected newest, best or a step"),
-        (("runs/cifar10-classic", "--checkpoint", "best"), "has not been found out on validation images"),
+        (("runs/cifar10-classic", "--checkpoint", "best"), "since none was evaluated on validation images"),
         (("runs/cifar10-classic", "--data", "gone"), "gone"),
         (("empty",), "'empty' is not a run: it has no config.json"),
         (("runs/cifar10-classic", "--split", "validation"), "no validation images"),

@@ -212,8 +212,8 @@ def _preprocessing_of(
     if given is not None:
         if read is not None and replace(given, bgr=read.bgr) != read:
             raise BackboneError(
-                f"The network normalises images itself, which it takes with values from {read.low:g} to {read.high:g}, "
-                f"and is to be given {given}; leave out --preprocessing, --range, --mean and --std"
+                f"The network normalises images itself and takes values from {read.low:g} to {read.high:g}, but you "
+                f"say {given}; leave out --preprocessing, --range, --mean and --std"
             )
         return given, str(given)
     if read is not None:

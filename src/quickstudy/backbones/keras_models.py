@@ -113,7 +113,7 @@ def import_keras_model(
     keras = _keras()
     if not model.built or not getattr(model, "inputs", None):
         raise BackboneError(
-            "The Keras model has not been built, so that nobody knows what it takes; begin it with "
+            "The Keras model has not been built, so its input is not known; begin it with "
             "keras.Input((size, size, 3)), or call model.build((None, size, size, 3))"
         )
     model = _without_random_layers(keras, _with_output(keras, model, output))

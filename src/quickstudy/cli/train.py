@@ -147,7 +147,7 @@ class _Reporter:
         if told := _too_little(news):
             print(told, file=sys.stderr)
         for path in news.damaged:
-            instead = "an older one is used" if news.step else "there is no older one, so the run begins anew"
+            instead = "an older one is used" if news.step else "there is no older one, so the run starts again"
             print(f"Warning: the checkpoint {path} is damaged; {instead}", file=sys.stderr)
         if news.step:
             print(f"Continuing from step {news.step:,} of the run in {self.folder}")
@@ -184,8 +184,8 @@ def _too_little(news: RunBegun) -> str:
         f"little more than {chance}" if news.steps < _ENOUGH_STEPS else "far less than a pretrained network gives"
     )
     return (
-        f"WARNING: {images:,} images of {classes} classes and {news.steps:,} steps are too little to learn from "
-        f"nothing; expect {expected}. With few photos, start from a pretrained network: {pasted('retrain', data)}"
+        f"WARNING: {images:,} images of {classes} classes and {news.steps:,} steps are too few to train from scratch; "
+        f"expect {expected}. With few photos, start from a pretrained network: {pasted('retrain', data)}"
     )
 
 
