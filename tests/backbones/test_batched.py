@@ -84,7 +84,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackboneError, match="The engine is 'gpu'; expected onnxruntime, openvino or cuda"):
         engine_for("gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(DeviceError, match="finds no CUDA device here, and 'cuda' was asked for"):
+    with pytest.raises(DeviceError, match="finds no CUDA device here, so 'cuda'"):
         engine_for("cuda")
 
 

@@ -53,7 +53,7 @@ def test_inputs_that_take_images(
         ([("N", 3, 8, 8, 8)], {}, "expected images"),
         ([("N", 1, 28, 28)], {}, "1 channels in NCHW; expected 3, RGB"),
         ([("N", 3, 100, 200)], {}, "expected squares"),
-        ([("N", 3, "h", "w")], {}, "of any size; say which with --size, such as --size 224"),
+        ([("N", 3, "h", "w")], {}, "of any size; choose one with --size"),
         ([("N", 3, 224, 224)], {"size": 256}, "--size is 256, but the file is made for 224 pixels"),
         ([("N", 10, 224, 224)], {}, "say which side the channels are with --layout"),
         ([("N", "c", 224, 224)], {}, "say which side the channels are with --layout"),

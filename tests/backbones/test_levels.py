@@ -75,7 +75,7 @@ def test_two_backbones_side_by_side_give_what_each_gives(tmp_path: Path) -> None
     np.testing.assert_allclose(run(both, LEVELS, images), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(run(both, "features", images), run(both, LEVELS, images)[:, :1304])
     assert load_backbone(both.name, tmp_path) == both  # kept, not joined again
-    with pytest.raises(BackboneError, match="cannot be cut at 'block_1': backbones side by side are taken as they are"):
+    with pytest.raises(BackboneError, match="cannot be cut at 'block_1': several backbones side by side"):
         both.at("block_1")
 
 
@@ -88,7 +88,7 @@ def test_two_backbones_side_by_side_give_what_each_gives(tmp_path: Path) -> None
         ),
         ("small+a+b+c", "names 4 backbones; expected 2 or 3 different ones"),
         ("small+nowhere", "nowhere"),
-        ("small+flat", "'flat' has no maps and cannot be joined with others; leave it out"),
+        ("small+flat", "'flat' has no feature maps"),
     ],
 )
 def test_what_cannot_be_joined_is_named(name: str, message: str, tmp_path: Path) -> None:

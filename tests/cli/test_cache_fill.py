@@ -75,7 +75,7 @@ def test_errors_come_before_anything_is_computed(folder: Path) -> None:
         nobody = f"127.0.0.1:{taken.getsockname()[1]}"
         cases = [
             (["--ray", nobody], f"No Ray cluster answers at '{nobody}'"),
-            (["--ray", "somewhere"], "'somewhere' is no address of a Ray cluster; expected auto"),
+            (["--ray", "somewhere"], "'somewhere' is not the address of a Ray cluster; expected auto"),
             (["--ray", "auto", "--store", "nowhere://bucket"], "Cannot open the store 'nowhere://bucket'"),
             (["--store", "shared"], "--ray auto"),
         ]

@@ -39,7 +39,7 @@ def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_verify_tells_whole_models_from_others(run: Run, model: Path, tmp_path: Path) -> None:
     done = run("verify", "small.onnx")
     assert (done.code, done.err) == (0, "")
-    assert done.out.startswith("small.onnx: whole; 4 classes, 32 pixels; golden checks differ by ")
+    assert done.out.startswith("small.onnx: intact; 4 classes, 32 pixels; golden checks differ by ")
     data = bytearray(model.read_bytes())
     data[5000] ^= 4
     (tmp_path / "changed.onnx").write_bytes(data)
@@ -47,7 +47,7 @@ def test_verify_tells_whole_models_from_others(run: Run, model: Path, tmp_path: 
     done = run("verify", "small.onnx", "changed.onnx", "text.onnx", "none.onnx")
     assert done.code == 1
     lines = done.out.splitlines()
-    assert [line.split(": ")[1].split(";")[0] for line in lines] == ["whole", "FAILED", "FAILED", "FAILED"]
+    assert [line.split(": ")[1].split(";")[0] for line in lines] == ["intact", "FAILED", "FAILED", "FAILED"]
     for line, words in zip(lines[1:], ("its checksum does not fit", "not an ONNX", "No such model"), strict=True):
         assert words in line
     done = run("verify", "small.onnx", "changed.onnx", "--json")

@@ -38,14 +38,16 @@ def test_the_summary_tells_the_story_epoch_by_epoch(folder: Path) -> None:
     assert sum(bool(line[2]) for line in lines) == 1
     assert re.search(r"Validation, linear head   \d+\.\d %.*\nValidation, fine-tuned    \d+\.\d %", out)
     assert "Cross-validated accuracy" not in out
-    assert "\nFine-tuning was no better than the linear head on the validation images: the model is the linear" in out
+    assert (
+        "\nFine-tuning was no better than the linear head on the validation images, so the model is the linear" in out
+    )
     assert run(folder, "predict", "photos.onnx", "photos/discs/01.jpg").code == 0
 
 
 def test_a_gain_of_few_images_is_said_to_be_what_it_is(folder: Path) -> None:
     blunt = ("--l2", "300", "--epochs", "12", "--rate", "5e-3")
     done = run(folder, "retrain", "photos/", "--backbone", "small", "--cut", "block_1", *blunt)
-    assert re.search(r"\nBetter on \d validation images?, which may be chance; without --cut the linear head", done.out)
+    assert re.search(r"\nBetter on only \d validation images?, which may be chance", done.out)
 
 
 def test_json_has_the_plan_and_the_stages(folder: Path) -> None:
@@ -64,13 +66,13 @@ def test_json_has_the_plan_and_the_stages(folder: Path) -> None:
             ["--cut", "block_7"],
             "'small' cannot be cut at 'block_7'; its cuts are: stem, block_1, block_2, head, features",
         ),
-        (["--budget", "soon"], "'soon' is no time; expected such as 90s, 3m or 1h30m"),
-        (["--budget", "3m", "--disk", "much"], "'much' is no size; expected such as 500MB or 2GB"),
+        (["--budget", "soon"], "'soon' is not a time"),
+        (["--budget", "3m", "--disk", "much"], "'much' is not a size"),
         (["--budget", "1s"], "No fine-tuning fits 1 s; "),
-        (["--budget", "3m", "--cut", "block_1"], "--budget chooses cut, views and epochs itself; leave out --cut"),
-        (["--disk", "2GB"], "--disk goes with --budget"),
-        (["--random-crop", "5"], "--random-crop distorts views, and there are none"),
-        (["--views", "0", "--cut", "block_1", "--no-flip"], "--flip distorts views, and there are none"),
+        (["--budget", "3m", "--cut", "block_1"], "--budget chooses the cut, views and epochs itself; leave out --cut"),
+        (["--disk", "2GB"], "--disk only works with --budget"),
+        (["--random-crop", "5"], "--random-crop distorts views, but there are none"),
+        (["--views", "0", "--cut", "block_1", "--no-flip"], "--flip distorts views, but there are none"),
         (["--epochs", "12"], "--epochs is for fine-tuning; add --cut, or leave it out"),
         (["--set", "mixup=0.2"], "mixup is for fine-tuning; add --cut"),
         (["--set", "mixin=0.2", "--cut", "block_1"], "no option 'mixin'; did you mean 'mixup'?"),

@@ -36,7 +36,7 @@ def test_what_was_computed_stays(
     monkeypatch.setattr(function, interrupted)
     done = run(*arguments[:-1], str(photos), "--cache", str(tmp_path / "cache"))
     assert done.code == 128 + number
-    told = "interrupted; what has been computed stays in the cache, and the same command goes on from there"
+    told = "interrupted; what has been computed stays in the cache, and the same command continues from there"
     assert done.err == f"\nquickstudy: {told}\n"
 
 

@@ -31,7 +31,7 @@ def test_a_model_that_is_written_over_is_kept_and_compared(here: Path, run: Run)
     done = run("retrain", "photos")
     assert "Before: 100.0 % on its test with 3 classes; kept as photos.previous.onnx" in done.out
     assert "        on 6 photos that test both: 100.0 % before, 100.0 % now" in done.out
-    assert done.out.endswith("(photos.report.html is of the model before)\n")
+    assert done.out.endswith("(photos.report.html is about the previous model)\n")
     assert (here / "photos.previous.onnx").read_bytes() == first
     shutil.rmtree(here / "cache" / "models")
     (here / "photos" / "discs" / "00.jpg").unlink()

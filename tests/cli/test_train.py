@@ -250,7 +250,7 @@ def test_interrupted_it_saves_and_goes_on(tmp_path: Path, number: int, code: int
         process.communicate()
     assert process.returncode == code
     assert "Traceback" not in err
-    assert "interrupted; the same command goes on from the checkpoint in run" in err
+    assert "interrupted; the same command continues from the checkpoint in run" in err
     (saved,) = (tmp_path / "run" / "checkpoints").glob("*.pt")
     step = int(saved.stem.removeprefix("step-"))
     assert 20 <= step < 500
@@ -265,15 +265,15 @@ def test_going_on_and_a_damaged_checkpoint_are_told(here: Path, run: Run) -> Non
     assert done.err == (
         "Warning: the checkpoint runs/cifar10-classic/checkpoints/step-000030.pt is damaged; an older one is used\n"
     )
-    assert "Going on from step 25, as runs/cifar10-classic has it\n" in done.out
+    assert "Continuing from step 25 of the run in runs/cifar10-classic\n" in done.out
     (folder / "result.json").unlink()
     for path in (folder / "checkpoints").glob("*.pt"):
         path.write_bytes(b"")
     done = run("train", "cifar10-classic", *SMALL)
     assert done.code == 0, done.err
-    assert "step-000025.pt is damaged; there is no older one, so the run begins anew\n" in done.err
+    assert "step-000025.pt is damaged; there is no older one, so the run starts again\n" in done.err
     assert "an older one is used" not in done.err
-    assert "Going on" not in done.out
+    assert "Continuing" not in done.out
 
 
 @pytest.mark.parametrize(
@@ -335,12 +335,12 @@ def test_evaluate_watch_ends_with_the_run_and_repeats_nothing(here: Path, run: R
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("runs", "--watch"), "'runs' is no run: it has no config.json"),
+        (("runs", "--watch"), "'runs' is not a run: it has no config.json"),
         (("runs/cifar10-classic", "--watch", "--checkpoint", "25"), "leave out --checkpoint, or --watch"),
         (("runs/cifar10-classic", "--checkpoint", "24"), "checkpoint is '24'; expected newest, best or a step"),
-        (("runs/cifar10-classic", "--checkpoint", "best"), "has not been found out on validation images"),
+        (("runs/cifar10-classic", "--checkpoint", "best"), "since none was evaluated on validation images"),
         (("runs/cifar10-classic", "--data", "gone"), "gone"),
-        (("empty",), "'empty' is no run: it has no config.json"),
+        (("empty",), "'empty' is not a run: it has no config.json"),
         (("runs/cifar10-classic", "--split", "validation"), "no validation images"),
         (("runs/cifar10-classic", "--split", "train"), "--split is 'train'; expected validation or test"),
         (("runs/cifar10-classic", "photos"), "a run brings its own images; to score it on photos, export it first"),
@@ -422,10 +422,10 @@ def test_export_and_predict_wrongly(here: Path, run: Run) -> None:
     shutil.copytree("runs/cifar10-classic", "new")
     shutil.rmtree("new/checkpoints")
     for arguments, words in (
-        (("export", "empty"), "'empty' is no run"),
-        (("export", "nowhere"), "'nowhere' is no run"),
+        (("export", "empty"), "'empty' is not a run"),
+        (("export", "nowhere"), "'nowhere' is not a run"),
         (("export", "new"), "'new' has no checkpoint that is whole"),
-        (("predict", "empty", "x.png"), "'empty' is a folder, but no run of a training; expected a model"),
+        (("predict", "empty", "x.png"), "'empty' is a folder, but not the run of a training; expected a model"),
         (("evaluate", "new"), "'new' has no checkpoint yet; wait for one with --watch"),
         (("export", "runs/cifar10-classic", "-o", "empty"), "empty"),
     ):

@@ -14,9 +14,7 @@ from in_process import Run
 from quickstudy.cli.usage import command_meant
 from small_models import write_small_model
 
-LONG_HELP = (
-    "Print the most probable classes of images; a file that cannot be used is named and does not end the others."
-)
+LONG_HELP = "Print the most probable classes of images; files that cannot be used are named and left out."
 
 
 @pytest.mark.parametrize(
@@ -28,8 +26,11 @@ LONG_HELP = (
         ("serve x.onnx --port 99999", "--port is '99999'; expected at most 65535"),
         ("retrain photos --strickt", "There is no option '--strickt'; did you mean --strict?"),
         ("retran photos", "There is no command 'retran'; did you mean retrain or train?"),
-        ("evaluate a b c", "There is nothing to do with 'c' in this command"),
-        ("predict a.onnx", "IMAGES is missing: images, folders, patterns such as 'new/*.jpg'; - reads a list of paths"),
+        ("evaluate a b c", "Unexpected argument 'c'"),
+        (
+            "predict a.onnx",
+            "IMAGES is missing: images, folders or patterns such as 'new/*.jpg'; - reads a list of paths from stdin",
+        ),
         ("predict a.onnx b.jpg --json --csv", "choose one of --json and --csv"),
     ],
 )
@@ -70,7 +71,7 @@ def test_spaces_without_quotes(tmp_path: Path, run: Run, monkeypatch: pytest.Mon
     done = run("retrain", "Mes", "photos", "2026", "--seed", "1")
     assert done.code == 2
     assert done.err.splitlines()[-1] == (
-        "'Mes photos 2026' is one name with spaces in it; it takes quotes: "
+        "'Mes photos 2026' is one name with spaces in it; put it in quotes: "
         "quickstudy retrain 'Mes photos 2026' --seed 1"
     )
     done = run("predict", "m.onnx", "Mes", "photos", "2026")
@@ -101,5 +102,5 @@ def test_a_folder_that_is_no_run_needs_no_pytorch(run: Run, photos: Path, monkey
     done = run("predict", "photos", "new.jpg")
     assert (done.code, done.err) == (
         2,
-        "quickstudy: 'photos' is a folder, but no run of a training; expected a model, such as photos.onnx\n",
+        "quickstudy: 'photos' is a folder, but not the run of a training; expected a model, such as photos.onnx\n",
     )

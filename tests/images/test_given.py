@@ -80,7 +80,7 @@ def test_a_real_tensor(photo: Path, model: Model) -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (None, "None, which is no image; expected a path, an image file's bytes"),
+        (None, "None, which is not an image; expected a path, an image file's bytes"),
         (7, "a int, which is no image"),
         ([[1, 2]], "a list, which is no image"),
         (np.full((4, 4, 3), 255.0), "values from 255 to 255; expected floats from 0 to 1, or uint8"),

@@ -279,7 +279,9 @@ def test_another_address_is_tried_when_the_first_fails(
 
 def test_sources_that_are_none(mirror: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    assert "is no file, no folder, and no address" in refusal(named.get, "cifar10", folder=data, source="not there")
+    assert "is neither a file, nor a folder, nor an address" in refusal(
+        named.get, "cifar10", folder=data, source="not there"
+    )
     (tmp_path / "empty").mkdir()
     told = refusal(named.get, "cifar10", folder=data, source=tmp_path / "empty")
     assert told == f"There is no 'cifar-10-binary.tar.gz' in the folder '{tmp_path / 'empty'}'"
@@ -293,7 +295,7 @@ def test_names_that_are_none(tmp_path: Path) -> None:
     for function in (named.find, named.get):
         assert refusal(function, "cifar").startswith("There is no data set named 'cifar'; there are cifar10, cifar100,")
     told = refusal(named.load, "cifar")
-    assert told.startswith("'cifar' is no folder and no data set's name; named data sets are cifar10,")
+    assert told.startswith("'cifar' is neither a folder nor the name of a data set; named data sets are cifar10,")
 
 
 @pytest.mark.parametrize("place", [".", "cifar-10-batches-bin", "cifar10", "cifar10/cifar-10-batches-bin"])

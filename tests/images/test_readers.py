@@ -177,8 +177,8 @@ def header(magic: int, *sizes: int) -> bytes:
 @pytest.mark.parametrize(
     ("images", "told"),
     [
-        (b"", "'images' is no idx file of images: at offset 0 it has only 0 bytes; expected 2051"),
-        (header(2049, 2, 28, 28), "'images' is no idx file of images: at offset 0 it has 2049; expected 2051"),
+        (b"", "'images' is not an idx file of images: at offset 0 it has only 0 bytes; expected 2051"),
+        (header(2049, 2, 28, 28), "'images' is not an idx file of images: at offset 0 it has 2049; expected 2051"),
         (header(2051, 2), "'images' ends at offset 8; expected an idx header of 16 bytes"),
         (header(2051, 0, 28, 28), "'images' announces a size of 0 at offset 4; expected 1 or more"),
         (header(2051, 2, 0, 28), "'images' announces a size of 0 at offset 8; expected 1 to 4,096"),
@@ -214,7 +214,7 @@ def test_idx_labels_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "labels").write_bytes(idx_bytes(np.array([1, 10], np.uint8)))
     assert refusal(read, tmp_path) == "'labels' has the label 10 at offset 9; expected 0 to 9"
     (tmp_path / "labels").write_bytes(idx_bytes(noise(2, 3, 3)))
-    assert refusal(read, tmp_path) == "'labels' is no idx file of labels: at offset 0 it has 2051; expected 2049"
+    assert refusal(read, tmp_path) == "'labels' is not an idx file of labels: at offset 0 it has 2051; expected 2049"
     (tmp_path / "labels").unlink()
     assert refusal(read, tmp_path) == "No such file: 'labels'"
 
@@ -334,8 +334,8 @@ def test_matlab_files_by_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (b"", "is no MATLAB file: it ends at offset 0, within the header"),
-        (bytes(128), r"is no MATLAB file: at offset 126 it has b'\x00\x00'; expected b'IM'"),
+        (b"", "is not a MATLAB file: it ends at offset 0, within the header"),
+        (bytes(128), r"is not a MATLAB file: at offset 126 it has b'\x00\x00'; expected b'IM'"),
         (mat(level=0x0200), "is a MATLAB file of version 0x0200 at offset 124; expected 0x0100 (saved with -v7)"),
         (mat(b"abc"), "is damaged in the element at offset 128: it ends within its tag"),
         (mat(element(14, b"", size=2**32 - 1)), "at offset 128: it announces 4,294,967,295 bytes; the limit is"),

@@ -364,7 +364,7 @@ def test_other_formats_and_broken_files(runtime: Path, browser: Any, serve: Any,
         difference = np.abs(classify(page, model, path.read_bytes()) - model.predict_proba(path)[0]).max()
         assert difference < tolerance, name
     for data in (b"", b"no image", b"\xff\xd8\xff\xe1\x00\x10Exif\x00\x00II"):
-        with pytest.raises(Exception, match="no image that the browser can read"):
+        with pytest.raises(Exception, match="cannot read this as an image"):
             classify(page, model, data)
 
 
@@ -397,8 +397,8 @@ def test_the_page_in_use(runtime: Path, browser: Any, serve: Any, photo_source: 
     assert page.evaluate("getComputedStyle(document.body).color") != light
     (tmp_path / "bad.jpg").write_bytes(b"no image")
     page.get_by_label("Choose photos").set_input_files(tmp_path / "bad.jpg")
-    expect(page.get_by_role("status")).to_have_text("bad.jpg: This is no image that the browser can read.")
-    expect(page.locator(".result.unusable h2")).to_have_text("This is no image that the browser can read.")
+    expect(page.get_by_role("status")).to_have_text("bad.jpg: The browser cannot read this as an image.")
+    expect(page.locator(".result.unusable h2")).to_have_text("The browser cannot read this as an image.")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") in ("files", "camera-start")
     assert complaints == []

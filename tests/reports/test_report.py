@@ -136,7 +136,7 @@ def test_without_memory_the_images_must_be_named_and_are_worked_out_again(report
     cache = tmp_path / "cache"
     shutil.copytree(reported.cache, cache)
     shutil.rmtree(cache / "models")
-    with pytest.raises(ModelError, match=r"not remembered.*quickstudy report .*model\.onnx photos/"):
+    with pytest.raises(ModelError, match=r"does not know where.*quickstudy report .*model\.onnx photos/"):
         report(reported.model, cache=cache)
     remembered = judge_images(reported.model, None, reported.cache, silent)
     worked_out = judge_images(reported.model, reported.manifest, cache, silent)

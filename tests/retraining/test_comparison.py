@@ -94,7 +94,7 @@ def test_where_both_have_learned_everything_that_is_an_error_unless_all_is_asked
     target.mkdir(parents=True)
     for path in seen:
         shutil.copy(path, target)
-    with pytest.raises(ImageSetError, match="All 2 images"):
+    with pytest.raises(ImageSetError, match="all 2 usable images"):
         compare(good, bad, tmp_path / "seen")
     found = compare(good, bad, tmp_path / "seen", everything=True)
     assert (found.first.n, found.judgement.is_test) == (2, False)

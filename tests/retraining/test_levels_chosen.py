@@ -101,5 +101,5 @@ def test_levels_cannot_be_had_of_a_network_without_maps(photos: Path, cache: Pat
     add_backbone("flat", flat, cache, input_spec=small.input, cuts=("features",), classes=(), origin="a test")
     result = quickstudy.retrain(photos, tmp_path / "m.onnx", cache=cache, backbone="flat")
     assert (result.cut, result.compared) == ("features", None)
-    with pytest.raises(BackboneError, match="'flat' has no maps, so it has no levels; leave out --levels"):
+    with pytest.raises(BackboneError, match="'flat' has no feature maps, so it has no levels"):
         quickstudy.retrain(photos, tmp_path / "m.onnx", cache=cache, backbone="flat", levels="all")

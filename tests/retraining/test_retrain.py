@@ -235,7 +235,7 @@ class TestRoles:
         self, photos: Path, retrain: Retrain, tmp_path: Path
     ) -> None:
         (tmp_path / "model.onnx").write_bytes(b"no model")
-        with pytest.raises(ModelError, match=r"'.*model\.onnx' is no model that retrain wrote"):
+        with pytest.raises(ModelError, match=r"'.*model\.onnx' is not a model that retrain wrote"):
             retrain(photos, tmp_path / "new.onnx", roles_of=tmp_path / "model.onnx")
         assert roles_of(retrain(photos).model).role_of
 
@@ -275,7 +275,7 @@ def test_labels_that_are_noise_are_never_said_to_be_recognised(
     assert everything.is_test is False
     moved = shutil.copy(result.model, tmp_path / "noise" / "moved.onnx")
     if result.test is None:
-        with pytest.raises(ImageSetError, match="so none is a test of it"):
+        with pytest.raises(ImageSetError, match="so none of them can test it"):
             quickstudy.evaluate(moved, source)
         return
     found = quickstudy.evaluate(moved, source)

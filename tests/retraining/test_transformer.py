@@ -48,7 +48,7 @@ def test_paths_images_and_arrays_of_one_picture_give_one_bottleneck(photos: Path
     assert features.dtype == np.float32
     np.testing.assert_array_equal(features, np.repeat(features[:1], len(given), axis=0))
     np.testing.assert_array_equal(transformer.transform(path), features[:1])
-    with pytest.raises(UnusableImageError, match="Cannot use image 0 of X: None, which is no image"):
+    with pytest.raises(UnusableImageError, match="Cannot use image 0 of X: None, which is not an image"):
         transformer.transform([None])
 
 

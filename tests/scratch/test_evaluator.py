@@ -132,7 +132,7 @@ def test_validation_where_there_is_one_and_the_test_images_on_request(
 
 
 def test_no_run_and_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="is no run"):
+    with pytest.raises(RunError, match="is not a run"):
         Evaluator(tmp_path)
     RunFolder(tmp_path / "run").begin(CLASSIC, DATA.facts)
     with pytest.raises(RunError, match="has no checkpoint yet; wait for one with --watch"):

@@ -104,7 +104,7 @@ def test_a_run_that_has_not_ended(tmp_path: Path) -> None:
 
 
 def test_nothing_to_export(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="is no run"):
+    with pytest.raises(RunError, match="is not a run"):
         export(tmp_path / "run")
     RunFolder(tmp_path / "run").begin(CLASSIC, small_data().facts)
     with pytest.raises(RunError, match="has no checkpoint that is whole; nothing can be exported yet"):

@@ -89,7 +89,7 @@ def test_a_configuration_of_another_version(folder: RunFolder) -> None:
 
 
 def test_no_run(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"is no run: it has no config\.json; start one with: quickstudy train"):
+    with pytest.raises(RunError, match=r"is not a run: it has no config\.json; start one with: quickstudy train"):
         RunFolder.existing(tmp_path)
     folder = RunFolder(tmp_path / "nowhere")
     assert not folder.is_active()

@@ -114,7 +114,7 @@ class TestSettings:
             ServerSettings(token=token)
 
     def test_contradictions_are_refused(self) -> None:
-        with pytest.raises(OptionError, match="exclude"):
+        with pytest.raises(OptionError, match="contradict"):
             ServerSettings(token=TOKEN, no_auth=True)
         with pytest.raises(OptionError, match="'threads' must be at least 1; got 0"):
             ServerSettings(threads=0)

@@ -222,10 +222,10 @@ def contrast(page: sync_api.Page, selector: str) -> float:
 
 def test_asks_for_the_token(browser: sync_api.Browser, start: Start, trained: Path, photo: Path) -> None:
     for page in opened(browser, start(trained / "photos.onnx", "--token", TOKEN)):
-        page.get_by_label("This server takes a token").fill("not this one")
+        page.get_by_label("This server needs a token").fill("not this one")
         page.keyboard.press("Enter")
-        sync_api.expect(page.get_by_role("status")).to_contain_text("takes a token")
-        page.get_by_label("This server takes a token").fill(TOKEN)
+        sync_api.expect(page.get_by_role("status")).to_contain_text("needs a token")
+        page.get_by_label("This server needs a token").fill(TOKEN)
         page.keyboard.press("Enter")
         sync_api.expect(page.get_by_role("heading", level=1)).to_have_text("photos")
         page.get_by_label("Choose photos").set_input_files(photo)

@@ -50,7 +50,7 @@ def test_an_unexpected_error_is_json(trained: Path, photo: Path, monkeypatch: py
         monkeypatch.setattr("quickstudy.models.model.Model.classify", fail)
         answer = client.post("/predict", content=photo.read_bytes())
         assert answer.status_code == 500
-        assert answer.json() == {"error": "the server has failed at this; its log says why"}
+        assert answer.json() == {"error": "the server failed while it answered; its log says why"}
         monkeypatch.undo()
         assert client.post("/predict", content=photo.read_bytes()).status_code == 200
 
@@ -87,5 +87,5 @@ def test_a_prefix_without_its_slash_leads_to_the_page(trained: Path) -> None:
 
 @pytest.mark.parametrize("prefix", ["photos", "/photos/", "/a b", "//x"])
 def test_a_prefix_that_is_none(prefix: str) -> None:
-    with pytest.raises(OptionError, match="expected such as /photos"):
+    with pytest.raises(OptionError, match="expected a prefix such as /photos"):
         ServerSettings(root_path=prefix)

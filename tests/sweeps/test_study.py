@@ -129,7 +129,7 @@ def test_values_with_commas_are_told_apart_by_semicolons() -> None:
 
 @pytest.mark.parametrize("text", ["", " , ", "5..1"])
 def test_an_empty_axis(text: str) -> None:
-    with pytest.raises(SweepError, match=r"depth=.* has no value; expected such as depth=1\.\.7"):
+    with pytest.raises(SweepError, match=r"depth=.* has no value"):
         read_axis("mlp", "depth", text)
 
 
@@ -145,7 +145,7 @@ def test_unknown_options_suggest_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("recipe = ", "is no TOML"),
+        ("recipe = ", "is not valid TOML"),
         ("title = 'x'", "names no recipe"),
         ("recipe = 'mlp'\ngrids = 1", "unknown entry 'grids'; known are"),
         ("recipe = 'mlp'\ngrid = 1", r"grid is 1; expected a table \[grid\]"),
@@ -202,7 +202,7 @@ def test_a_folder_of_another_version(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_something_else(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").touch()
-    with pytest.raises(SweepError, match="is there already and is no sweep; name another"):
+    with pytest.raises(SweepError, match="exists already and is not a sweep; name another"):
         SweepFolder(tmp_path).begin(study_named("input"))
-    with pytest.raises(SweepError, match=r"is no sweep: it has no sweep\.json"):
+    with pytest.raises(SweepError, match=r"is not a sweep: it has no sweep\.json"):
         SweepFolder(tmp_path / "gone").study()

@@ -289,7 +289,7 @@ def test_a_trial_that_kills_its_workers_is_given_up(tmp_path: Path, monkeypatch:
     trials[0] = dataclasses.replace(trials[0], task=Deadly())
     news = list(run_locally(trials, tmp_path, Conditions(workers=1)))
     errors = {went.trial.seed: went.error for went in news if went.error}
-    assert list(errors.values()) == ["The process that carried it out died 3 times (signal SIGKILL)"]
+    assert list(errors.values()) == ["The process that ran it died 3 times (signal SIGKILL)"]
     assert [went.trial for went in news if went.ended] == [trials[1]]
 
 

@@ -72,8 +72,8 @@ class Backbone:
                 return replace(self, cut=name, cut_shape=cut.shape)
         if JOINED in self.name:
             raise BackboneError(
-                f"'{self.name}' cannot be cut at '{name}': backbones side by side are taken as they are; leave out the "
-                "cut, or take one backbone"
+                f"'{self.name}' cannot be cut at '{name}': several backbones side by side cannot be cut; leave out the "
+                "cut, or use one backbone"
             )
         raise BackboneError(
             f"'{self.name}' cannot be cut at '{name}'; its cuts are: {', '.join(cut.name for cut in self.cuts)}"
@@ -111,9 +111,7 @@ def load_backbone(name: str, cache: Path) -> Backbone:
         if (_folder(cache) / f"{name}.json").exists():
             raise BackboneError(f"The backbone '{name}' in '{_folder(cache)}' is damaged; add it again")
         names = ", ".join(backbone_names(cache))
-        raise BackboneError(
-            f"Unknown backbone '{name}'; there are: {names}. Others are added by: quickstudy backbone add"
-        )
+        raise BackboneError(f"Unknown backbone '{name}'; there are: {names}. Add others with: quickstudy backbone add")
     published = PUBLISHED[name]
     return add_backbone(
         name,
@@ -144,7 +142,7 @@ def _join(name: str, cache: Path) -> Backbone:
 
     for part in parts:
         if not part.levels:
-            raise BackboneError(f"'{part.name}' has no maps and cannot be joined with others; leave it out")
+            raise BackboneError(f"'{part.name}' has no feature maps, so it cannot be put beside others; leave it out")
     graph, size, levels = join_graphs(
         [(part.name, onnx.load(part.path, load_external_data=False), part.input.size, part.levels) for part in parts]
     )

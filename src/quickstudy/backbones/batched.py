@@ -51,7 +51,7 @@ def _precision_on(device: torch.device) -> torch.dtype:
         return torch.float32
     if not torch.cuda.is_available():
         raise DeviceError(
-            f"PyTorch finds no CUDA device here, and '{device}' was asked for; leave out --engine to use the processor"
+            f"PyTorch finds no CUDA device here, so '{device}' cannot be used; leave out --engine to use the processor"
         )
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 

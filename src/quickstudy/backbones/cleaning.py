@@ -318,7 +318,7 @@ def find_image_input(model: onnx.ModelProto, *, size: int | None = None, layout:
     if len(known) > 1:
         raise BackboneError(f"The network takes {described}; expected squares. Export it with a square input")
     if size is None and not known:
-        raise BackboneError(f"The network takes {described}, of any size; say which with --size, such as --size 224")
+        raise BackboneError(f"The network takes {described}, of any size; choose one with --size, such as --size 224")
     if size is not None and known not in (set(), {size}):
         raise BackboneError(
             f"--size is {size}, but the file is made for {known.pop()} pixels; leave --size out, or export it anew"

@@ -136,9 +136,9 @@ def import_graph(
         if differences[-1] <= TOLERANCE:
             return _finish(draft, image, differences[-1], (classes, own_classes), naming)
     if min(differences) == math.inf:
-        raise BackboneError("The network takes one image at a time and no more; export it for any number of images")
+        raise BackboneError("The network takes only one image at a time; export it for any number of images")
     raise BackboneError(
-        f"The backbone differs from the network that it was made of by {min(differences):.1e} of the largest value "
+        f"The backbone differs from the network that it was made from by {min(differences):.1e} of the largest value "
         f"(tolerance {TOLERANCE:.0e}); export it with another opset, or optimise it less before"
     )
 
@@ -203,20 +203,23 @@ def _preprocessing_of(
     name = image.name.removeprefix(_ORIGINAL)
     if image.as_bytes:
         if given is not None and given != Preprocessing():
-            raise BackboneError(f"'{name}' takes bytes; whatever becomes of them is in the network already")
+            raise BackboneError(
+                f"'{name}' takes bytes, which the network scales itself; leave out --preprocessing, --range, --mean "
+                "and --std"
+            )
         return Preprocessing(), "in the network, which takes bytes"
     read, reason = read_from_graph(model, image)
     if given is not None:
         if read is not None and replace(given, bgr=read.bgr) != read:
             raise BackboneError(
-                f"The network normalises images itself, which it takes with values from {read.low:g} to {read.high:g}, "
-                f"and is to be given {given}; leave out --preprocessing, --range, --mean and --std"
+                f"The network normalises images itself and takes values from {read.low:g} to {read.high:g}, but you "
+                f"say {given}; leave out --preprocessing, --range, --mean and --std"
             )
         return given, str(given)
     if read is not None:
         return read, f"in the network, which takes values from {read.low:g} to {read.high:g}"
     raise BackboneError(
-        f"The network does not say what becomes of bytes before '{name}'{reason}; say it with --preprocessing "
+        f"The network does not say how pixel values are scaled before '{name}'{reason}; say so with --preprocessing "
         f"({explain_presets()}), or with --range, --mean and --std"
     )
 

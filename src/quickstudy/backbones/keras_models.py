@@ -113,7 +113,7 @@ def import_keras_model(
     keras = _keras()
     if not model.built or not getattr(model, "inputs", None):
         raise BackboneError(
-            "The Keras model has not been built, so that nobody knows what it takes; begin it with "
+            "The Keras model has not been built, so its input is not known; begin it with "
             "keras.Input((size, size, 3)), or call model.build((None, size, size, 3))"
         )
     model = _without_random_layers(keras, _with_output(keras, model, output))
@@ -281,7 +281,7 @@ def _distance(held: NDArray[np.float32], given: NDArray[np.float32]) -> float:
 # Weights
 _MOST_BYTES = 4 << 30
 _SUFFIXES = (".weights.h5", ".h5", ".keras")
-_TOP_HINT = "Weights without the classifier need --no-top, those for other classes --classes"
+_TOP_HINT = "Weights without the classifier need --no-top, and weights for other classes need --classes"
 
 
 def build(application: Callable[..., keras.Model], **arguments: Any) -> keras.Model:
@@ -328,7 +328,7 @@ def with_weights_of(path: Path, application: Callable[..., keras.Model], **argum
         raise UnsafeFileError(f"'{path}' is larger than {_MOST_BYTES >> 30} GiB; it was not read")
     if name.startswith("EfficientNetB") and _is_keras_own(path, application):
         raise BackboneError(
-            f"'{path}' is Keras' own file for {name}, with which Keras scales images in a way of its own; "
+            f"'{path}' is Keras' own file for {name}, for which Keras scales images in a special way; "
             "put it into ~/.keras/models and leave --weights out"
         )
     model = build(application, weights=None, **arguments)

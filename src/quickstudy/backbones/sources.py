@@ -80,8 +80,8 @@ def _import(source: BackboneSource) -> Imported:
     if kind in ("keras", "timm") and not Path(source.place).exists():
         if source.layout or source.preprocessing or source.features or source.output:
             raise BackboneError(
-                f"'{source.place}' says itself what --layout, --preprocessing, --range, --mean, --std, --features "
-                "and --output are for; leave them out"
+                f"'{source.place}' already fixes what --layout, --preprocessing, --range, --mean, --std, --features "
+                "and --output would say; leave them out"
             )
         # Here, not above: both need torch, which is not needed for files.
         if kind == "keras":
@@ -90,7 +90,9 @@ def _import(source: BackboneSource) -> Imported:
             from quickstudy.backbones.timm_models import import_timm as import_named
         return import_named(name, weights=source.weights, top=source.top, size=source.size, classes=source.classes)
     if source.weights is not None or not source.top:
-        raise BackboneError("--weights and --no-top are for keras: and timm: names; an .onnx file has its weights")
+        raise BackboneError(
+            "--weights and --no-top are for keras: and timm: names; an .onnx file holds its own weights"
+        )
     return import_onnx(
         Path(source.place),
         size=source.size,

@@ -130,7 +130,7 @@ def extract_on_cluster(
     except ray.exceptions.RayError as error:
         raise ClusterError(
             f"The cluster was lost ({_first_line(error)}). "
-            "What was computed is kept, and the same command goes on from there"
+            "What was computed is kept, and the same command continues from there"
         ) from error
     finally:
         progress.finish()

@@ -20,7 +20,7 @@ def command(
     images: Annotated[
         Path,
         typer.Argument(
-            help="A folder or manifest as for retrain; images may be without a label: loose, or in unlabelled/."
+            help="A folder or manifest as for retrain; images without a label may lie loose in it or in unlabelled/."
         ),
     ],
     fix: Annotated[
@@ -28,14 +28,14 @@ def command(
     ] = None,
     apply: Annotated[
         Path | None,
-        typer.Option("--apply", metavar="PLAN", help="Carry out a plan: move files, dropped ones to _set_aside/."),
+        typer.Option("--apply", metavar="PLAN", help="Carry out a plan: files are moved, dropped ones to _set_aside/."),
     ] = None,
     undo: Annotated[
-        Path | None, typer.Option("--undo", metavar="FILE", help="Put everything back that --apply has moved.")
+        Path | None, typer.Option("--undo", metavar="FILE", help="Put back everything that --apply has moved.")
     ] = None,
     backbone: Backbone = "efficientnet_lite0",
     engine: Engine = "onnxruntime",
-    limit: Annotated[int, typer.Option(min=1, help="Show at most so many findings of a kind.")] = 10,
+    limit: Annotated[int, typer.Option(min=1, help="Show at most this many findings of each kind.")] = 10,
     cache: Cache = None,
     as_json: Json = False,
     quiet: Quiet = False,

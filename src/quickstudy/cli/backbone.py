@@ -32,38 +32,47 @@ _BYTES_A_VALUE = 2  # float16, as the store keeps them
 
 @app.command("add", epilog="Example: quickstudy backbone add keras:MobileNetV3Small")
 def add(
-    source: Annotated[str, typer.Argument(help="keras:NAME (as keras.applications has it), timm:NAME or FILE.onnx.")],
-    name: Annotated[str | None, typer.Option(help="What to call it [default: made of SOURCE].")] = None,
+    source: Annotated[str, typer.Argument(help="keras:NAME (a name in keras.applications), timm:NAME or FILE.onnx.")],
+    name: Annotated[str | None, typer.Option(help="Name of the new backbone [default: made from SOURCE].")] = None,
     weights: Annotated[
         Path | None,
-        typer.Option(help="keras: *.h5, *.keras; timm: *.pth. [default: those for ImageNet, downloaded once]"),
+        typer.Option(
+            help="Weights file; keras: *.h5, *.keras; timm: *.pth [default: those for ImageNet, downloaded once]."
+        ),
     ] = None,
     top: Annotated[
-        bool, typer.Option("--top/--no-top", help="keras, timm: with the classifier, if there is one.")
+        bool, typer.Option("--top/--no-top", help="keras, timm: take the network with its classifier, if it has one.")
     ] = True,
-    size: Annotated[int | None, typer.Option(help="Side of the input in pixels, where SOURCE leaves it open.")] = None,
-    layout: Annotated[str | None, typer.Option(help="Of the input: NCHW or NHWC [default: seen by its shape].")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the input in pixels, if SOURCE does not fix it.")] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="Layout of the input: NCHW or NHWC [default: told by its shape].")
+    ] = None,
     preprocessing: Annotated[
-        str | None, typer.Option(help="tf, torch, caffe or none, as Keras calls them [default: read from the graph].")
+        str | None,
+        typer.Option(
+            help="How the network expects pixels: tf, torch, caffe or none, as in Keras [default: from the graph]."
+        ),
     ] = None,
     value_range: Annotated[
-        str | None, typer.Option("--range", help="Instead: what 0 and 255 become, such as -1..1.")
+        str | None, typer.Option("--range", help="Instead of --preprocessing: what 0 and 255 become, such as -1..1.")
     ] = None,
-    mean: Annotated[str | None, typer.Option(help="Subtracted then, such as 0.485,0.456,0.406.")] = None,
-    std: Annotated[str | None, typer.Option(help="Divided by then, such as 0.229,0.224,0.225.")] = None,
-    output: Annotated[str | None, typer.Option(help="The output that counts, where a file has several.")] = None,
-    features: Annotated[str | None, typer.Option(help="The penultimate layer's tensor [default: found].")] = None,
+    mean: Annotated[str | None, typer.Option(help="What is then subtracted, such as 0.485,0.456,0.406.")] = None,
+    std: Annotated[str | None, typer.Option(help="What is then divided by, such as 0.229,0.224,0.225.")] = None,
+    features: Annotated[
+        str | None, typer.Option(help="Tensor of the penultimate layer's output [default: found by itself].")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="The output to use, if a file has several.")] = None,
     classes: Annotated[
         Path | None,
         typer.Option(
-            help="Text file with a class name a line [default: the names in a model of quickstudy; ImageNet's where "
-            "there are 1,000]."
+            help="Text file with one class name on each line [default: the names in the file, if quickstudy wrote it; "
+            "ImageNet's, if there are 1,000]."
         ),
     ] = None,
     cache: Cache = None,
     as_json: Json = False,
 ) -> None:
-    """Make a backbone of a network, compare it with its original, and keep it."""
+    """Make a backbone from a network, compare it with the original, and keep it."""
     from quickstudy.backbones.preprocessing import choose_preprocessing
     from quickstudy.backbones.sources import BackboneSource, add_from, read_classes
     from quickstudy.files import cache_folder
@@ -88,9 +97,9 @@ def add(
 
 @app.command("list", epilog="Example: quickstudy backbone list --json")
 def list_backbones(cache: Cache = None, as_json: Json = False) -> None:
-    """List the backbones; what has not been measured on this machine yet is measured, a second each.
+    """List the backbones; those not yet measured on this machine are measured first, a second each.
 
-    A speed measured beside other busy programs is measured anew next time. Exits with 2 where no backbone can be had.
+    A speed measured beside other busy programs is measured again next time. Exits with 2 if no backbone can be used.
     """
     from quickstudy.backbones.backbone import backbone_names
     from quickstudy.files import cache_folder
@@ -105,7 +114,7 @@ def bench(
     cache: Cache = None,
     as_json: Json = False,
 ) -> None:
-    """Measure backbones on this machine, anew: images a second up to the features, decoding not included."""
+    """Measure again how fast backbones are on this machine: images a second up to the features, without decoding."""
     from quickstudy.backbones.backbone import backbone_names, load_backbone
     from quickstudy.backbones.engines import engine_for
     from quickstudy.files import cache_folder
@@ -118,12 +127,12 @@ def bench(
 
 @app.command("show", epilog="Example: quickstudy backbone show efficientnet_lite0")
 def show(
-    name: Annotated[str, typer.Argument(help="A backbone, as backbone list has it.")],
+    name: Annotated[str, typer.Argument(help="A backbone's name, as 'quickstudy backbone list' shows it.")],
     images: Annotated[int, typer.Option(min=1, help="How many images to predict times and sizes for.")] = 1000,
     cache: Cache = None,
     as_json: Json = False,
 ) -> None:
-    """Show where a backbone can be cut, and what each cut costs: measured on this machine where torch is installed."""
+    """Show where a backbone can be cut, and what each cut costs, measured on this machine if torch is installed."""
     from quickstudy.backbones.backbone import load_backbone
     from quickstudy.files import cache_folder
 

@@ -52,7 +52,7 @@ def fill(
     images: Annotated[
         Path,
         typer.Argument(
-            help="Class folders or a manifest, as retrain takes them. With --ray, all nodes see them by this path."
+            help="Class folders or a manifest, as for retrain. With --ray, all nodes must see them under this path."
         ),
     ],
     *,
@@ -232,7 +232,7 @@ def _store(cache: Path | None) -> Store:
 
 @app.command("list", epilog="Example: quickstudy cache list --json")
 def list_sources(cache: Cache = None, as_json: Json = False) -> None:
-    """List the sources: what bottlenecks were computed by, how many there are, and their size."""
+    """List the sources of bottlenecks (backbone, cut, number format, engine), with their numbers and sizes."""
     store = _store(cache)
     summaries = store.summaries()
     if as_json:
@@ -249,10 +249,10 @@ def list_sources(cache: Cache = None, as_json: Json = False) -> None:
 def verify(
     cache: Cache = None,
     remove: Annotated[
-        bool, typer.Option("--remove", help="Delete damaged shards; what they held is computed again when needed.")
+        bool, typer.Option("--remove", help="Delete damaged shards; their bottlenecks are computed again when needed.")
     ] = False,
 ) -> None:
-    """Check every shard against the hash that it is named by."""
+    """Check that every shard (file of bottlenecks) is intact, by the hash in its name."""
     result = _store(cache).verify(remove=remove)
     print(f"{result.shards:,} shards with {result.bottlenecks:,} bottlenecks; {len(result.damaged)} damaged")
     for path in result.damaged:
@@ -264,17 +264,21 @@ def verify(
 
 @app.command("compact", epilog="Example: quickstudy cache compact")
 def compact(cache: Cache = None) -> None:
-    """Merge small shards and sweep up what killed runs left; safe while other runs use the store."""
+    """Merge small shards and delete what killed runs left behind; safe while other runs use the store."""
     print(f"{_store(cache).compact()} shards merged")
 
 
 @app.command("prune", epilog="Example: quickstudy cache prune --older-than 90")
 def prune(
     cache: Cache = None,
-    source: Annotated[str | None, typer.Option(help="The source with this id, or its beginning.")] = None,
-    older_than: Annotated[float | None, typer.Option(min=0, help="Sources not written to for so many days.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Delete the source with this id, or whose id begins like this.")
+    ] = None,
+    older_than: Annotated[
+        float | None, typer.Option(min=0, help="Delete sources that nothing was written to for this many days.")
+    ] = None,
 ) -> None:
-    """Delete sources by id or age; their bottlenecks are computed again when needed."""
+    """Delete sources by id or age; their bottlenecks are computed again when they are needed."""
     if source is None and older_than is None:
         raise typer.BadParameter("say what to delete: --source ID or --older-than DAYS")
     removed = _store(cache).prune(identity=source, older_than_days=older_than)

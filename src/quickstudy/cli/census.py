@@ -62,7 +62,7 @@ def command(
     for name in names:
         print(f"  {name:<{width}}  " + "  ".join(f"{counts[role][name]:>10,}" for role in _ROLES))
     if not census.digests("test"):
-        print("\nThere are no test images: the model's accuracy will be known by cross-validation alone")
+        print("\nThere are no test images: only cross-validation will tell the model's accuracy")
     print_skipped(census.skipped)
     if csv_file:
         print(f"\nManifest: {csv_file}")

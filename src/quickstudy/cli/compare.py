@@ -17,7 +17,8 @@ def command(
     first: Annotated[Path, typer.Argument(help="A model (.onnx).", show_default=False)],
     second: Annotated[Path, typer.Argument(help="The model to compare it with.", show_default=False)],
     images: Annotated[
-        Path, typer.Argument(help="Labelled images, laid out as for retrain; a test split is used alone.")
+        Path,
+        typer.Argument(help="Labelled images, laid out as for retrain; if there is a test split, only that is used."),
     ],
     everything: Everything = False,
     as_json: Json = False,
@@ -44,10 +45,10 @@ def command(
         f"McNemar's exact p = {found.p_value:.2g}"
     )
     if found.p_value >= 0.05:
-        print("Two models that are equally good would often differ by as much: this may be chance")
+        print("This may be chance: two equally good models would often differ this much")
     print_judgement(found.judgement)
     if found.differences:
-        print(f"\nCalled differently: {count(len(found.differences), 'image')}")
+        print(f"\nPredicted differently: {count(len(found.differences), 'image')}")
         for item in found.differences[:_MOST_SHOWN]:
             print(f"  {item.path} ({item.label}): {item.first} / {item.second}")
         if len(found.differences) > _MOST_SHOWN:

@@ -27,20 +27,22 @@ Folder = Annotated[
 
 @app.command("get", epilog="Example: quickstudy data get cifar10 --from https://mirror.example/cifar")
 def get(
-    name: Annotated[str, typer.Argument(help="Name of the data set; see quickstudy data list.", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(help="Name of the data set; 'quickstudy data list' shows them.", show_default=False)
+    ],
     source: Annotated[
         str | None,
-        typer.Option("--from", help="Another source: a mirror's or file's address, or a local file or folder."),
+        typer.Option("--from", help="Another source: the address of a mirror or file, or a local file or folder."),
     ] = None,
     to: Folder = None,
     quiet: Quiet = False,
 ) -> None:
-    """Download a data set, check it and unpack it; nothing is done where it is there already."""
+    """Download a data set, check it and unpack it; does nothing if it is already there."""
     from quickstudy.images import named
     from quickstudy.progress import Bar, silent
 
     progress = silent if quiet or not sys.stderr.isatty() else Bar(unit="bytes")
-    with interruptible("files that came whole are kept, and the same command fetches the rest"):
+    with interruptible("complete files are kept, and the same command fetches the rest"):
         place = named.get(name, folder=to, source=source, progress=progress)
     print(f"{name}: {place}")
 

@@ -77,13 +77,16 @@ def print_census(census: Census) -> None:
         )
     if strangers := census.strangers:
         listed = ", ".join(f"'{name}' ({number:,})" for name, number in strangers.items())
-        print(f"WARNING: there are test images of classes that there is nothing to learn of, not scored: {listed}")
+        print(f"WARNING: these classes have test images but no training images, so they are not scored: {listed}")
     for one, other in census.alike_classes:
-        print(f"WARNING: the classes '{one}' and '{other}' differ by capitals only; rename one if they are the same")
+        print(f"WARNING: the classes '{one}' and '{other}' differ only in capitals; rename one if they are the same")
     if census.copies:
-        print(f"{census.copies:,} files are exact copies of others; each content counts once")
+        print(f"{census.copies:,} files are exact copies of others; each image counts once")
     if census.leaks:
-        print(f"{count(census.leaks, 'image')} in more than one of the given splits, used in the strictest alone")
+        print(
+            f"{count(census.leaks, 'image')} in more than one of the given splits; each is used in one only: test "
+            "before validation before train"
+        )
     conflicts = [content for content in census.contents.values() if content.left_out == "conflict"]
     for content in conflicts[:_MOST_CONFLICTS]:
         places = ", ".join(f"{place.path} ({place.label})" for place in content.places)
@@ -98,14 +101,14 @@ def print_judgement(judged: Judgement) -> None:
     """Print what the images are to the model or models: what was left out, and whether the figures are a test."""
     if judged.left_out:
         print(
-            f"\n{count(judged.left_out, 'image')} left out: the model has learned or was chosen by them, so they are "
-            "no test of it; --all scores them, too"
+            f"\n{count(judged.left_out, 'image')} left out: the model has learned or was chosen by them, so they "
+            "cannot test it; --all scores them, too"
         )
     if judged.is_test is False and judged.roles:
         seen = judged.roles["trained_on"] + judged.roles["chosen_by"]
         print(f"\nThis is not a test: the model has learned or was chosen by {seen:,} of the images")
     if judged.is_test is None:
-        print("\nWhether this is a test cannot be told: the model does not say which images it was made from")
+        print("\nThis may not be a test: the model does not say which images it was made from")
     if judged.unknown:
         listed = ", ".join(f"{name} ({number:,})" for name, number in judged.unknown.items())
         print(f"\nNot scored, since the model does not know their classes: {listed}")

@@ -16,19 +16,23 @@ from quickstudy.extras import require
 
 
 def command(
-    model: Annotated[Path, typer.Argument(help="The model (.onnx), or the folder of a run.", show_default=False)],
+    model: Annotated[
+        Path, typer.Argument(help="A model (.onnx), or the folder of a run of quickstudy train.", show_default=False)
+    ],
     images: Annotated[
-        Path | None, typer.Argument(help="Labelled images, laid out as for retrain; a run brings its own.")
+        Path | None,
+        typer.Argument(help="Labelled images, laid out as for retrain; leave them out for a run, which has its own."),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Run: follow it until it ends.")] = False,
     split: Annotated[
-        str | None, typer.Option(help="Run: validation or test [default: validation, where the run holds some out].")
+        str | None,
+        typer.Option(help="Run: validation or test [default: validation if the run holds some out, else test]."),
     ] = None,
     checkpoint: Checkpoint = None,
     data: Annotated[str | None, typer.Option(help="Run: where its images are now [default: where they were].")] = None,
     ema: Annotated[bool, typer.Option(help="Run: use the averaged parameters.")] = True,
     interval: Annotated[float, typer.Option(min=0.1, help="Run: seconds between looks for a new checkpoint.")] = 5.0,
-    data_folder: Annotated[Path | None, typer.Option(help="Run: where named data sets lie.")] = None,
+    data_folder: Annotated[Path | None, typer.Option(help="Run: folder of named data sets.")] = None,
     everything: Everything = False,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -27,28 +27,43 @@ def command(
     ] = None,
     checkpoint: Checkpoint = None,
     int8: Annotated[
-        bool, typer.Option("--int8", help="8-bit integers: a third of the size, faster; needs --calibrate.")
+        bool, typer.Option("--int8", help="Compute in 8-bit integers: a third of the size, faster; needs --calibrate.")
     ] = False,
-    fp16: Annotated[bool, typer.Option("--fp16", help="Half the size: weights kept as float16.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Keep the weights as float16: half the size.")] = False,
     web: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A static site that classifies photos in the browser.")
+        Path | None, typer.Option(metavar="DIR", help="Write a static web page that classifies photos in the browser.")
     ] = None,
     coreml: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A Core ML package (.mlpackage), for apps on Apple's devices.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a Core ML package (.mlpackage) for apps on Apple's devices."),
     ] = None,
-    labels: Annotated[Path | None, typer.Option(metavar="FILE", help="The classes, one a line.")] = None,
-    card: Annotated[Path | None, typer.Option(metavar="FILE", help="A model card in Markdown.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the classes to this file, one on each line.")
+    ] = None,
+    card: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a model card to this file, in Markdown.")
+    ] = None,
     calibrate: Annotated[
-        Path | None, typer.Option(metavar="IMAGES", help="--int8: a hundred photos or more like those it is for.")
+        Path | None,
+        typer.Option(metavar="IMAGES", help="--int8: a hundred photos or more, like those that the model is for."),
     ] = None,
     check: Annotated[
-        Path | None, typer.Option(metavar="IMAGES", help="Photos to compare on; with labels, accuracy too.")
+        Path | None,
+        typer.Option(
+            metavar="IMAGES",
+            help="Photos on which to compare the export with the original; with labels, also its accuracy.",
+        ),
     ] = None,
     runtime: Annotated[
         Path | None,
-        typer.Option(metavar="DIR|TGZ", help="--web: onnxruntime-web from here instead of through npm."),
+        typer.Option(metavar="DIR|TGZ", help="--web: take onnxruntime-web from here instead of fetching it with npm."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write it even beyond the tolerance.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Write the export even if it differs from the original by more than is tolerated."
+        ),
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -38,14 +38,14 @@ from quickstudy.version import VERSION
 
 class _Commands(Commands):
     def invoke(self, ctx: Any) -> Any:
-        with interruptible("what has been computed stays in the cache, and the same command goes on from there"):
+        with interruptible("what has been computed stays in the cache, and the same command continues from there"):
             return super().invoke(ctx)
 
 
 app = typer.Typer(
     cls=_Commands,
     help="Trains image classifiers dramatically faster, and proves it.",
-    epilog="Start with: quickstudy retrain photos/   (photos/<class>/*.jpg)",
+    epilog="Start with: quickstudy retrain photos/   (with a folder for each class in photos/)",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,7 +23,7 @@ Cache = Annotated[
         "--cache", help="Folder for bottlenecks and backbones [default: QUICKSTUDY_CACHE or the user's cache]."
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON in UTF-8 for machines instead of text.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON (UTF-8) instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Set any other option: NAME=VALUE.")]
 Checkpoint = Annotated[
@@ -35,7 +36,7 @@ Checkpoint = Annotated[
 Everything = Annotated[
     bool,
     typer.Option(
-        "--all", help="Score all images, those that the model has learned, too; that is no test, and says so."
+        "--all", help="Score all images, even those that the model has learned; the result is then marked as no test."
     ),
 ]
 
@@ -103,7 +104,7 @@ def _offered(field: Field) -> Option:
 def _shared(name: str) -> Any:
     """Offer an option of `retrain` in a command that shares it, with that command's own default."""
     option = _offered(next(one for one in fields_of(RetrainConfig()) if one.name == name))
-    return typer.Option(help=option.help, metavar=option.metavar or None)
+    return typer.Option(help=re.sub(r" \[default: .*?\]", "", option.help), metavar=option.metavar or None)
 
 
 Backbone = Annotated[str, _shared("backbone")]

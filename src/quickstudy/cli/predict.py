@@ -25,11 +25,15 @@ _ALL_FAILED, _SOME_FAILED = 1, 3  # exit statuses; 2 is an error of use
 def command(
     model: Annotated[str, typer.Argument(help="A model (.onnx), or a backbone by name for ImageNet's classes.")],
     images: Annotated[
-        list[str], typer.Argument(help="Images, folders, patterns such as 'new/*.jpg'; - reads a list of paths.")
+        list[str],
+        typer.Argument(help="Images, folders or patterns such as 'new/*.jpg'; - reads a list of paths from stdin."),
     ],
-    top: Annotated[int | None, typer.Option(min=1, help="Classes an image [default: 1; 5 for backbones].")] = None,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="Number of classes to show for each image [default: 1; 5 for backbones].")
+    ] = None,
     abstain: Annotated[
-        bool, typer.Option("--abstain", help="Say 'don't know' below the probability that the model came with.")
+        bool,
+        typer.Option("--abstain", help="Answer 'don't know' where the probability is below the model's threshold."),
     ] = False,
     as_json: Json = False,
     as_csv: Annotated[
@@ -37,7 +41,7 @@ def command(
     ] = False,
     cache: Cache = None,
 ) -> None:
-    """Print the most probable classes of images; a file that cannot be used is named and does not end the others.
+    """Print the most probable classes of images; files that cannot be used are named and left out.
 
     The exit status is 0 where all images could be used, 3 where some could not, and 1 where none could.
     """
@@ -68,7 +72,9 @@ def _load(model: str, cache: Path | None) -> tuple[Model, int]:
 
     if Path(model).is_dir():
         if not (Path(model) / "config.json").is_file():  # known without PyTorch
-            raise ModelError(f"'{model}' is a folder, but no run of a training; expected a model, such as photos.onnx")
+            raise ModelError(
+                f"'{model}' is a folder, but not the run of a training; expected a model, such as photos.onnx"
+            )
         require("torch", extra="train")
         from quickstudy.scratch.export import export
 

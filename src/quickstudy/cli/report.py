@@ -12,14 +12,15 @@ import typer
 from quickstudy.cli.options import Cache, Quiet
 
 Open = Annotated[
-    bool | None, typer.Option("--open/--no-open", help="Open it in the browser [default: on a desktop's terminal].")
+    bool | None,
+    typer.Option("--open/--no-open", help="Open it in the browser [default: yes, in the terminal of a desktop]."),
 ]
 
 
 def command(
     model: Annotated[Path, typer.Argument(help="A model (.onnx) that retrain wrote.", show_default=False)],
     images: Annotated[
-        Path | None, typer.Argument(help="The images that it was trained on [default: where they were then].")
+        Path | None, typer.Argument(help="The images that it was trained on [default: where they were at that time].")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file to write [default: <name of MODEL>.report.html].")

@@ -34,11 +34,13 @@ def command(
     given: dict[str, Any],
     options: Set = None,
     report: Annotated[
-        bool, typer.Option("--report", help="Write the report, <name of the model>.report.html, at once.")
+        bool, typer.Option("--report", help="Also write the report, <name of the model>.report.html.")
     ] = False,
     cache: Cache = None,
     as_json: Json = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Print what the choices were made by, too.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Also print the log losses by which the regularisation was chosen.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a classifier on a folder of images and write it as one .onnx file."""
@@ -63,7 +65,7 @@ def command(
         stale = result.previous and result.previous.report and not written
         print(
             f"Report: {written or pasted('report', result.model)}"
-            + (f"  ({result.previous.report} is of the model before)" if result.previous and stale else "")
+            + (f"  ({result.previous.report} is about the previous model)" if result.previous and stale else "")
         )
 
 
@@ -87,7 +89,7 @@ def _print_summary(result: RetrainResult, images: Path, seconds: float, *, verbo
         print(f"\nCross-validated accuracy  {format_score(result.cross_validation)}")
     print(f"Test accuracy             {format_score(evaluation.score)}")
     if result.census.given and not result.test_counts:
-        print(f"For a test, put images under {images}/test/<class>/, or lay them out without split folders")
+        print(f"For a test accuracy, put images into {images}/test/<class>/, or use class folders without splits")
     _print_few(result)
     _print_levels(result)
     chosen = " chosen" if len(result.path) > 1 else ""
@@ -110,7 +112,7 @@ def _print_levels(result: RetrainResult) -> None:
         f"log loss {compared.log_loss_all:.3f} with all levels, {compared.log_loss_last:.3f} without, "
         f"±{compared.standard_error:.3f}"
     )
-    print(f"Features chosen: {'all levels' if compared.all_pay else 'the last ones alone'} ({found})")
+    print(f"Features chosen: {'all levels' if compared.all_pay else 'the last features only'} ({found})")
 
 
 def _print_few(result: RetrainResult) -> None:
@@ -122,7 +124,7 @@ def _print_few(result: RetrainResult) -> None:
     if few_test and result.test_counts:
         print(
             f"Fewer than {_FEW_TO_TEST} photos to test: {_listed(few_test)}; their precision and recall say little.\n"
-            "The interval allows for few photos: in 19 of 20 cases it holds the accuracy that many more would show"
+            "The 95 % interval allows for that: in 19 of 20 cases, it contains the accuracy that many more would show"
         )
 
 
@@ -173,12 +175,12 @@ def _print_tuning(result: RetrainResult, seconds: float) -> None:
     gain = last["right"] - first["right"]
     if not gain:
         print(
-            "Fine-tuning was no better than the linear head on the validation images: the model is the linear head, "
-            "fitted to them, too"
+            "Fine-tuning was no better than the linear head on the validation images, so the model is the linear head, "
+            "fitted to all training images, validation images included"
         )
     elif gain < _CHANCE:
         images = count(gain, "validation image")
-        print(f"Better on {images}, which may be chance; without --cut the linear head is kept")
+        print(f"Better on only {images}, which may be chance; to keep the linear head instead, leave out --cut")
     if result.plan:
         print(
             f"Planned: cut '{result.plan['cut']}', {count(result.plan['views'], 'view')}, "

@@ -11,34 +11,46 @@ from quickstudy.extras import require
 
 def command(
     models: Annotated[
-        list[str], typer.Argument(help="Models (.onnx), NAME=FILE to name one; the first is asked unless told.")
+        list[str],
+        typer.Argument(help="Models (.onnx); NAME=FILE gives one a name. Requests that name none go to the first."),
     ],
-    host: Annotated[str, typer.Option(help="The address to listen on; other than this machine's takes --token.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    host: Annotated[
+        str,
+        typer.Option(help="The address to listen on; one that other machines can reach needs --token or --no-auth."),
+    ] = ("127.0.0.1"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")] = 8000,
     token: Annotated[
         str | None,
         typer.Option(
-            envvar="QUICKSTUDY_TOKEN", show_envvar=True, help="What callers must show; better in the environment."
+            envvar="QUICKSTUDY_TOKEN",
+            show_envvar=True,
+            help="A secret that callers must send; better set in the environment.",
         ),
     ] = None,
-    no_auth: Annotated[bool, typer.Option("--no-auth", help="Answer everybody who reaches the address.")] = False,
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="Answer everybody, without a token.")] = False,
     allow_host: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Answer under this name, too, such as a reverse proxy's.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Also answer under this host name, such as that of a reverse proxy."),
     ] = None,
     root_path: Annotated[
         str,
-        typer.Option(metavar="PREFIX", help="Prefix that a proxy passes on, such as /photos; none where it cuts it."),
+        typer.Option(
+            metavar="PREFIX",
+            help="Prefix that a proxy passes on, such as /photos; leave it out if the proxy strips it.",
+        ),
     ] = "",
-    threads: Annotated[int | None, typer.Option(min=1, help="Images at a time [default: one a core].")] = None,
-    queue: Annotated[int, typer.Option(min=1, help="Images that may wait; beyond, requests get 503.")] = 64,
-    max_bytes: Annotated[str, typer.Option(metavar="SIZE", help="Of one request, such as 32MB.")] = "32MB",
-    max_files: Annotated[int, typer.Option(min=1, help="Images of one request.")] = 32,
-    max_megapixels: Annotated[float, typer.Option(min=0.1, help="Of one image.")] = 64,
-    max_connections: Annotated[int, typer.Option(min=1, help="At the same time.")] = 512,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Images that are worked on at a time [default: one a core].")
+    ] = None,
+    queue: Annotated[
+        int, typer.Option(min=1, help="Images that may wait; when there are more, requests get status 503.")
+    ] = 64,
+    max_bytes: Annotated[str, typer.Option(metavar="SIZE", help="Largest request, such as 32MB.")] = "32MB",
+    max_files: Annotated[int, typer.Option(min=1, help="Most images in one request.")] = 32,
+    max_megapixels: Annotated[float, typer.Option(min=0.1, help="Largest image, in megapixels.")] = 64,
+    max_connections: Annotated[int, typer.Option(min=1, help="Most connections at a time.")] = 512,
     timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds for a body to arrive, and again for the answer.")
+        float, typer.Option(min=0.1, help="Seconds for a request's body to arrive, and again for the answer.")
     ] = 30,
 ) -> None:
     """Serve models over HTTP: a page to try them on, POST /predict, documentation at /docs, metrics."""

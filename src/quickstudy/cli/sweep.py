@@ -36,28 +36,34 @@ def command(
     ],
     shown: Annotated[Path | None, typer.Argument(metavar="[RESULTS]", help="After show: the sweep's folder.")] = None,
     grid: Annotated[
-        list[str] | None, typer.Option("--grid", help="An axis: NAME=1..7 or NAME=a,b (a;b where values have commas).")
+        list[str] | None,
+        typer.Option(
+            "--grid", help="An option to vary: NAME=1..7 or NAME=a,b (a;b if the values themselves have commas)."
+        ),
     ] = None,
-    options: Annotated[list[str] | None, typer.Option("--set", help="An option of all runs: NAME=VALUE.")] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each combination.")] = None,
+    options: Annotated[list[str] | None, typer.Option("--set", help="Set an option of all runs: NAME=VALUE.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Number of runs of each combination, each with another seed.")
+    ] = None,
     target: Annotated[float | None, typer.Option(help="Accuracy at which a run ends early, such as 0.9.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of a run at most.")] = None,
-    seconds: Annotated[float | None, typer.Option(help="Training time of a run at most.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Number of steps after which a run ends.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Seconds of training after which a run ends.")] = None,
     results: Annotated[Path | None, typer.Option(help="The sweep's folder [default: sweeps/STUDY].")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time [default: as many as cores].")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of runs at a time [default: one a core].")] = None,
     ray: Annotated[
-        str | None, typer.Option(help="Send the runs to a Ray cluster: auto, or its address.", show_default=False)
+        str | None, typer.Option(help="Run on a Ray cluster: its address, or auto.", show_default=False)
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="Kind of device: auto, cpu or cuda.")] = "auto",
     data_folder: Annotated[
-        Path | None, typer.Option(help="Where named data sets lie [default: QUICKSTUDY_DATA or the user's].")
+        Path | None,
+        typer.Option(help="Folder of named data sets [default: QUICKSTUDY_DATA or one in the user's data folder]."),
     ] = None,
     cache: Cache = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help=f"Do not ask before more than {_MANY:,} runs.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run a grid of trainings in parallel, going on where an earlier sweep in the same folder stopped."""
+    """Run a grid of trainings in parallel, or continue an earlier sweep in the same folder where it stopped."""
     from quickstudy.errors import SweepError
 
     require("torch", extra="train")
@@ -70,7 +76,7 @@ def command(
         _print_result(show(shown), as_json=as_json)
         return
     if shown is not None:
-        raise SweepError(f"'{shown}' is one word too many; a folder to write to is named with --results")
+        raise SweepError(f"'{shown}' is not expected here; to name the folder to write to, use --results")
     if ray is not None:
         require("ray", extra="ray")
     else:
@@ -83,11 +89,11 @@ def command(
     chosen = _changed(study_named(study), grid or [], options or [], fixed, seeds)
     count = len(chosen.trials())
     if count > _MANY and not yes and not _agrees(count):
-        raise SweepError(f"{count:,} runs were not begun; --yes begins them without asking")
+        raise SweepError(f"{count:,} runs were not started; add --yes to start them without being asked")
     folder = results or Path("sweeps") / chosen.name
     with (
         _reporter(quiet=quiet or as_json) as report,
-        interruptible(f"the same command goes on with the runs in {folder}"),
+        interruptible(f"the same command continues the runs in {folder}"),
     ):
         result = sweep(
             chosen,
@@ -114,7 +120,7 @@ def _changed(study: Study, grid: list[str], options: list[str], fixed: dict[str,
 
 
 def _agrees(count: int) -> bool:
-    return sys.stdin.isatty() and typer.confirm(f"That is {count:,} runs. Begin?", err=True)
+    return sys.stdin.isatty() and typer.confirm(f"That is {count:,} runs. Start them?", err=True)
 
 
 @contextmanager

@@ -33,24 +33,31 @@ def command(
     steps: Annotated[int | None, typer.Option(min=1, help="Steps to train for.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the training images, instead of steps.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Images a step, over all devices.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of all random numbers.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of all random numbers.")] = None,
     options: Annotated[
-        list[str] | None, typer.Option("--set", help="Another value of any option of the recipe: NAME=VALUE.")
+        list[str] | None, typer.Option("--set", help="Change any option of the recipe: NAME=VALUE.")
     ] = None,
-    devices: Annotated[int, typer.Option(min=1, help="Replicas on this machine, in data parallel.")] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    devices: Annotated[
+        int, typer.Option(min=1, help="Number of devices on this machine to train on, in data parallel.")
+    ] = 1,
+    device: Annotated[str, typer.Option(help="Kind of device: auto, cpu or cuda.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Threads that prepare batches.")] = 16,
     data_folder: Annotated[
-        Path | None, typer.Option(help="Where named data sets lie [default: QUICKSTUDY_DATA or the user's].")
+        Path | None,
+        typer.Option(help="Folder of named data sets [default: QUICKSTUDY_DATA or one in the user's data folder]."),
     ] = None,
-    summary_steps: Annotated[int, typer.Option(min=0, help="Steps between summaries for TensorBoard; 0: none.")] = 100,
-    checkpoint_seconds: Annotated[float, typer.Option(help="Time between checkpoints.")] = 60,
-    keep: Annotated[int, typer.Option(min=1, help="Newest checkpoints to keep; the best is kept, too.")] = 5,
+    summary_steps: Annotated[
+        int, typer.Option(min=0, help="Steps between summaries for TensorBoard; 0 writes none.")
+    ] = 100,
+    checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 60,
+    keep: Annotated[
+        int, typer.Option(min=1, help="Number of newest checkpoints to keep; the best one is always kept.")
+    ] = 5,
     show_options: Annotated[bool, typer.Option("--options", help="Print the recipe's options and end.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a network from scratch, going on where an earlier run in the same folder stopped."""
+    """Train a network from scratch, or continue an earlier run in the same folder where it stopped."""
     require("torch", extra="train")
     if devices > 1:
         begin_own_processes()
@@ -76,7 +83,7 @@ def command(
     replica = torchrun_replica("cpu")
     speaks = replica is None or replica.is_first
     try:
-        with interruptible(f"the same command goes on from the checkpoint in {folder}", speaks=speaks):
+        with interruptible(f"the same command continues from the checkpoint in {folder}", speaks=speaks):
             result = train(
                 chosen,
                 folder,
@@ -140,10 +147,10 @@ class _Reporter:
         if told := _too_little(news):
             print(told, file=sys.stderr)
         for path in news.damaged:
-            instead = "an older one is used" if news.step else "there is no older one, so the run begins anew"
+            instead = "an older one is used" if news.step else "there is no older one, so the run starts again"
             print(f"Warning: the checkpoint {path} is damaged; {instead}", file=sys.stderr)
         if news.step:
-            print(f"Going on from step {news.step:,}, as {self.folder} has it")
+            print(f"Continuing from step {news.step:,} of the run in {self.folder}")
         if self.wants_bar:
             from quickstudy.progress import Bar
 
@@ -177,8 +184,8 @@ def _too_little(news: RunBegun) -> str:
         f"little more than {chance}" if news.steps < _ENOUGH_STEPS else "far less than a pretrained network gives"
     )
     return (
-        f"WARNING: {images:,} images of {classes} classes and {news.steps:,} steps are too little to learn from "
-        f"nothing; expect {expected}. With few photos, start from a pretrained network: {pasted('retrain', data)}"
+        f"WARNING: {images:,} images of {classes} classes and {news.steps:,} steps are too few to train from scratch; "
+        f"expect {expected}. With few photos, start from a pretrained network: {pasted('retrain', data)}"
     )
 
 

@@ -81,7 +81,7 @@ def _reworded(error: Any) -> str:
                 return f"{name} is {_given(error)}; expected {words.format(*found.groups())}"
         return f"{name} is {_given(error)}: {_ended(message)}"
     if extra := re.fullmatch(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", message):
-        return f"There is nothing to do with '{extra[1]}' in this command"
+        return f"Unexpected argument '{extra[1]}'"
     if option := getattr(error, "option_name", None):
         near = getattr(error, "possibilities", None)
         return f"There is no option '{option}'" + (f"; did you mean {' or '.join(sorted(near))}?" if near else "")
@@ -118,7 +118,7 @@ def command_meant(words: Sequence[str]) -> str:
     """
     if spaced := _spaced(words):
         name, meant = spaced
-        return f"'{name}' is one name with spaces in it; it takes quotes: {pasted(*meant)}"
+        return f"'{name}' is one name with spaces in it; put it in quotes: {pasted(*meant)}"
     if words and words[0] in _MODEL_FIRST:
         places = [
             place

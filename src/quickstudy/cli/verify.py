@@ -22,7 +22,7 @@ def command(
     for row in rows if not as_json else ():
         if row["ok"]:
             print(
-                f"{row['model']}: whole; {row['classes']} classes, {row['pixels']} pixels; golden checks differ by "
+                f"{row['model']}: intact; {row['classes']} classes, {row['pixels']} pixels; golden checks differ by "
                 f"{row['golden_difference']:.1g} at most (tolerance {row['tolerance']:g}); SHA-256 {row['sha256']}"
             )
         else:

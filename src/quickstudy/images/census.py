@@ -382,7 +382,7 @@ def _with_roles(census: Census) -> Census:
             labels[digest] = names.pop()
         elif names:
             listed = " and ".join(f"'{name}'" for name in sorted(names))
-            reason = f"the same image is there under {listed}, so it teaches nothing"
+            reason = f"the same image is found under {listed}, so its label is unknown"
             others[digest] = content._replace(left_out="conflict", reason=reason)
         else:
             others[digest] = content._replace(left_out="unlabelled", reason="it has no label")

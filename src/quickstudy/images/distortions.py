@@ -16,25 +16,25 @@ from quickstudy.options import Option
 class Distortions:
     """How far views may differ from the plain image: the four distortions of TensorFlow's `retrain.py`."""
 
-    flip: Annotated[bool, Option("Mirror every other view left to right, on average.")] = True
+    flip: Annotated[bool, Option("Mirror about half of the views left to right.")] = True
     """Whether every other view, on average, is mirrored left to right."""
     crop: Annotated[
         float,
         Option(
-            "Cut away a margin of up to so many percent of the side at random places.",
+            "Crop a margin of up to this many percent of the side, at a random place.",
             flag="--random-crop",
             percent=True,
         ),
     ] = 0.1
     """Margin that is cut away at random places, as a share of the side, at most; from 0 to below 1."""
     scale: Annotated[
-        float, Option("Enlarge by up to so many percent of the side.", flag="--random-scale", percent=True)
+        float, Option("Enlarge the image by up to this many percent.", flag="--random-scale", percent=True)
     ] = 0.1
     """Share of the side by which the image is enlarged, at most; from 0 to below 1."""
     brightness: Annotated[
         float,
         Option(
-            "Change all values by up to so many percent of them, up or down.",
+            "Make the image brighter or darker by up to this many percent.",
             flag="--random-brightness",
             percent=True,
         ),
@@ -45,6 +45,6 @@ class Distortions:
         for name in ("crop", "scale", "brightness"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise OptionError(
-                    f"The distortion '{name}' is {value:g}, as a share of the side or value; expected at least 0 and "
-                    "below 1 (below 100 percent)"
+                    f"The distortion '{name}' is {value:g}, as a share of the side or brightness; expected at least 0 "
+                    "and below 1 (less than 100 percent)"
                 )

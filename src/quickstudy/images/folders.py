@@ -82,7 +82,7 @@ class _Arranging:
         """Add all images under a folder, with the folder's name as their label."""
         label = None if is_unlabelled(folder.path.name) else label_of(folder.path.name)
         if label == "":
-            self.skipped.append((folder.path, "a folder whose name is blank is no class"))
+            self.skipped.append((folder.path, "a folder whose name is blank is not a class"))
             return
         self.add(label, split, self._walk(folder))
 
@@ -160,7 +160,7 @@ def _refuse_doubtful(top: Scan, folders: Sequence[Scan]) -> None:
     if len(names[0]) > 1 and all(those == names[0] for those in names) and not any(f.images for f in folders):
         raise ImageSetError(
             f"The folders {_listed(folder.path for folder in folders)} of '{top.path}' all hold folders of the same "
-            f"names ({_listed(folders[0].folders)}), so these or those are splits and not classes; {_WAY_OUT}"
+            f"names ({_listed(folders[0].folders)}), so either these or those must be splits, not classes; {_WAY_OUT}"
         )
     for folder, inside in zip(folders, names, strict=True):
         if split_named(folder.path.name) is None:
@@ -168,8 +168,8 @@ def _refuse_doubtful(top: Scan, folders: Sequence[Scan]) -> None:
         for other, beside in zip(folders, names, strict=True):
             if split_named(other.path.name) is None and len(inside & beside) > 1:
                 raise ImageSetError(
-                    f"'{folder.path.name}' in '{top.path}' has the name of a split folder, and '{other.path.name}' "
-                    f"beside it, with folders of the same names, has not; {_WAY_OUT}"
+                    f"'{folder.path.name}' in '{top.path}' has the name of a split folder, but '{other.path.name}' "
+                    f"beside it, which holds folders of the same names, has not; {_WAY_OUT}"
                 )
     for folder in folders:
         splits = {split_named(path.name) for path in folder.folders}

@@ -75,7 +75,7 @@ def pixels_of(image: ImageLike, *, bits: int = USUAL_BITS) -> Pixels:
             raise UnusableImageError(f"damaged ({error})") from None
     array = _as_array(image)
     if array is None:
-        raise UnusableImageError(f"{_kind(image)}, which is no image; {_EXPECTED}")
+        raise UnusableImageError(f"{_kind(image)}, which is not an image; {_EXPECTED}")
     return to_pixels(Image.fromarray(_levels(_channels_last(array))))
 
 

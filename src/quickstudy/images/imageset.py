@@ -142,11 +142,13 @@ def _from_folder(root: Path, unlabelled: bool) -> ImageSet:
         found = others if group.label is None else files
         found += [ImageFile(name, group.label, group.split) for name in group.images]
     skipped = _skipped(lister.unread) + _skipped(arrangement.skipped)
-    if not unlabelled:
+    advice = ""
+    if not unlabelled and others:
         skipped += [Skipped(path=file.path, reason="not in a class folder") for file in others]
         others = []
+        advice = ". Make a folder for each class in it, and move the images there"
     if not files and not others:
-        raise ImageSetError(f"No images under '{root}'{_hint(lister, skipped)}; {EXPECTED}")
+        raise ImageSetError(f"No images under '{root}'{_hint(lister, skipped)}; {EXPECTED}{advice}")
     return _image_set(
         root,
         files,

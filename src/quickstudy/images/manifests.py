@@ -155,7 +155,7 @@ def _read_parquet(source: Path) -> Iterator[Row]:
     splits = cells[2] if len(cells) > 2 else [""] * table.num_rows
     if "\0" in next(filter(None, cells[0]), ""):
         raise ImageSetError(
-            f"The column '{names[at.path]}' of the manifest '{source}' holds bytes that are no path, perhaps the "
+            f"The column '{names[at.path]}' of the manifest '{source}' holds bytes that are not a path, perhaps the "
             "images themselves; write them to files and name these"
         )
     for number, (path, label, split) in enumerate(zip(cells[0], cells[1], splits, strict=True), start=1):

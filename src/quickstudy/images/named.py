@@ -79,7 +79,11 @@ def load(name_or_folder: str | Path, *, folder: Path | None = None) -> Mapping[s
     else:
         base = Path(name_or_folder)
         if not base.is_dir():
-            what = "is a file, not the folder of a data set" if base.exists() else "is no folder and no data set's name"
+            what = (
+                "is a file, not the folder of a data set"
+                if base.exists()
+                else "is neither a folder nor the name of a data set"
+            )
             raise ImageSetError(f"'{base}' {what}; named data sets are {', '.join(NAMED)}")
         found = layout_of(base)
         if found is None:
@@ -170,7 +174,7 @@ def _from_source(data_set: NamedDataSet, file: RemoteFile, source: str | Path) -
         if candidate.is_file():
             return candidate
     if not path.exists():
-        raise DownloadError(f"'{source}' is no file, no folder, and no address (https://…)")
+        raise DownloadError(f"'{source}' is neither a file, nor a folder, nor an address (https://…)")
     if (there := place_inside(data_set, path)) is not None:
         raise DownloadError(
             f"'{there}' holds {data_set.name} in another form than '{file.name}', for which the hash is known; "

@@ -298,7 +298,7 @@ def first_labels(path: Path, count: int) -> tuple[int, bytes]:
     """Read how many labels an idx file announces, and the first of them; by these a data set is recognised.
 
     Raises:
-        ImageSetError: it is no idx file of labels.
+        ImageSetError: it is not an idx file of labels.
     """
     with closing(RawFile(path)) as file:
         (announced,) = _read_idx_header(file, _LABELS_MAGIC, "labels", dimensions=1)
@@ -328,7 +328,7 @@ def _read_idx_header(file: RawFile, magic: int, what: str, *, dimensions: int) -
     found = struct.unpack(">I", header[:4])[0] if len(header) >= 4 else None
     if found != magic:
         got = f"{found}" if found is not None else f"only {len(header)} bytes"
-        raise ImageSetError(f"'{path}' is no idx file of {what}: at offset 0 it has {got}; expected {magic}")
+        raise ImageSetError(f"'{path}' is not an idx file of {what}: at offset 0 it has {got}; expected {magic}")
     if len(header) < length:
         raise ImageSetError(f"'{path}' ends at offset {len(header)}; expected an idx header of {length} bytes")
     sizes = struct.unpack(f">{dimensions}I", header[4:])
@@ -390,11 +390,11 @@ def _read_header(file: RawFile) -> str:
     """Check the header of a MATLAB file and return NumPy's sign for the byte order."""
     header = file.read(_HEADER_BYTES)
     if len(header) < _HEADER_BYTES:
-        raise ImageSetError(f"'{file.path}' is no MATLAB file: it ends at offset {len(header)}, within the header")
+        raise ImageSetError(f"'{file.path}' is not a MATLAB file: it ends at offset {len(header)}, within the header")
     order = {b"IM": "<", b"MI": ">"}.get(bytes(header[126:]))
     if order is None:
         raise ImageSetError(
-            f"'{file.path}' is no MATLAB file: at offset 126 it has {bytes(header[126:])!r}; expected b'IM'"
+            f"'{file.path}' is not a MATLAB file: at offset 126 it has {bytes(header[126:])!r}; expected b'IM'"
         )
     level = int.from_bytes(header[124:126], "little" if order == "<" else "big")
     if level != _LEVEL:

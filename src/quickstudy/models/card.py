@@ -50,8 +50,8 @@ def model_card(model: Model, name: str) -> str:
             "- It knows the classes above and no others: an image of anything else is taken for one of them.",
             "- The accuracy holds for images like those of the test split; for others, measure it: "
             "`quickstudy evaluate MODEL IMAGES`.",
-            "- What the data lack or have too little of, and the pretrained network's own data, limit it in ways that "
-            "one number does not show; look at each class.",
+            "- Gaps in its training images, and in those of the pretrained network, limit it in ways that one number "
+            "does not show; look at each class.",
             "",
             "## Versions",
             "",

@@ -144,7 +144,7 @@ def convert(
     if complaints and not force:
         raise ModelError(
             f"'{output}' was not written: as {kind}, the model is too far from '{source}': {'; '.join(complaints)}. "
-            "Calibrate on more photos like those it is for, or insist with --force"
+            "Calibrate on more photos like those it is for, or write it anyway with --force"
         )
     speeds = images_per_second([before, after])
     write_model_file(output, data)

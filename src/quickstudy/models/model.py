@@ -157,9 +157,9 @@ class Model:
             return float(self.metadata["training"]["abstention"]["threshold"])
         except (KeyError, TypeError, ValueError):
             raise ModelError(
-                "The model has no threshold for 'don't know': it is a network as it stands, was written before "
-                "quickstudy suggested one, or its training images could not tell one (fewer than 30 answered at half "
-                "the errors). Retrain with more images, or judge by the probabilities"
+                "The model has no threshold for 'don't know': it is a pretrained network, was written before "
+                "quickstudy set thresholds, or had too few images to find one (fewer than 30 would be answered at half "
+                "the errors). Retrain with more images, or decide by the probabilities"
             ) from None
 
     def predict_each(
@@ -321,7 +321,7 @@ def load_bytes(data: bytes, path: Path, *, with_features: bool = False) -> Model
         if metadata.get("format") in range(1, FORMAT):
             raise ModelError(
                 f"'{path}' was written by an earlier version of quickstudy (format {metadata['format']}), which does "
-                "not say which images it was made from. Write it anew with quickstudy retrain; bottlenecks in the "
+                "not say which images it was made from. Make it again with quickstudy retrain; bottlenecks in the "
                 "cache make it a matter of seconds"
             )
         if metadata.get("format") != FORMAT:
@@ -361,7 +361,7 @@ def roles_of_file(path: Path) -> Roles | None:
     try:
         return _roles(metadata_of_file(path))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"'{path}' is no model that retrain wrote ({_first_line(error)}); name one") from None
+        raise ModelError(f"'{path}' is not a model that retrain wrote ({_first_line(error)}); name one") from None
 
 
 def metadata_of_file(path: Path) -> dict[str, Any]:
@@ -381,7 +381,7 @@ def metadata_of_file(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ModelError(f"Cannot read the model '{path}': {error.strerror}") from None
     except (BackboneError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"'{path}' is no model that retrain wrote ({_first_line(error)}); name one") from None
+        raise ModelError(f"'{path}' is not a model that retrain wrote ({_first_line(error)}); name one") from None
 
 
 def from_backbone(backbone: Backbone) -> Model:

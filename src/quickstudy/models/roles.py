@@ -124,9 +124,8 @@ def may_judge(
     scored = candidates if everything else [content for content in candidates if content.digest not in seen]
     if not scored:
         raise ImageSetError(
-            f"All {len(candidates):,} images under '{census.source}' that could be judged by are among those that the "
-            "model has learned or was chosen by, so none is a test of it. Name other images, or take --all, which "
-            "scores them and says that it is no test"
+            f"The model has learned or was chosen by all {len(candidates):,} usable images under '{census.source}', so "
+            "none of them can test it. Name other images, or score these with --all, which marks the result as no test"
         )
     unsaid = len(known) < len(roles)
     return Judgement(

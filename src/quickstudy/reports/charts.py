@@ -92,7 +92,7 @@ def reliability_chart(after: Sequence[Bin], before: Sequence[Bin]) -> Markup:
             f"{b.n:,} images: confidence {100 * b.confidence:.1f} %, accuracy {100 * b.accuracy:.1f} %",
         )
     ticks = (0, 0.25, 0.5, 0.75, 1)
-    about = "Reliability: accuracy against confidence; on the diagonal, confidence can be taken at its word"
+    about = "Reliability: accuracy against confidence; on the diagonal, confidence and accuracy agree"
     return axes.draw(ticks, ticks, percent_x=True, about=about)
 
 

@@ -105,12 +105,12 @@ def judge_images(model: Path, images: Path | None, cache: Path, progress: Progre
     classifier = load(model)
     training, origin = classifier.metadata.get("training"), classifier.metadata.get("backbone")
     if not isinstance(training, dict) or not isinstance(origin, dict) or "options" not in training:
-        raise ModelError(f"'{model}' was not made by 'quickstudy retrain'; a report can be made of such models only")
+        raise ModelError(f"'{model}' was not made by 'quickstudy retrain'; reports are made of such models only")
     record = load_record(cache, model)
     if images is None:
         if record is None:
             raise ModelError(
-                f"Where the images of '{model}' are is not remembered in the cache '{cache}'; name their folder: "
+                f"The cache '{cache}' does not know where the images of '{model}' are; name their folder: "
                 f"{pasted('report', model, 'photos/')}"
             )
         images = record.images
@@ -122,7 +122,7 @@ def judge_images(model: Path, images: Path | None, cache: Path, progress: Progre
     net = load_backbone(origin["name"], cache).reading(classifier.input.bits)
     if net.fingerprint != origin["fingerprint"]:
         raise ModelError(
-            f"'{model}' was trained on another version of the backbone '{net.name}' than is in the cache; retrain it"
+            f"'{model}' was trained on another version of the backbone '{net.name}' than the cache has; retrain it"
         )
     store = Store(cache / "bottlenecks")
     census = take_census(

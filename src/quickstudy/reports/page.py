@@ -145,8 +145,8 @@ def _scores(contents: Contents) -> list[dict[str, Any]]:
     """Gather accuracies with n and interval, each with what it is the accuracy of."""
     judged = contents.judged
     scores: list[tuple[str, Score | None, str]] = [
-        ("Test", judged.score("test"), "images held out of everything, looked at once"),
-        ("Validation", judged.score("validation"), "images held out of fine-tuning, which chose by them"),
+        ("Test", judged.score("test"), "images held out of training and of every choice, looked at once"),
+        ("Validation", judged.score("validation"), "images held out of fine-tuning, used to choose its result"),
         (
             "Cross-validation",
             judged.score("cross-validation"),
@@ -156,7 +156,9 @@ def _scores(contents: Contents) -> list[dict[str, Any]]:
     ]
     if contents.left_out:
         found = Score(right=contents.left_out.best.right, n=contents.left_out.n)
-        scores.append(("Leave-one-out", found, "training images, by a ridge head fitted to all others, exactly"))
+        scores.append(
+            ("Leave-one-out", found, "training images, each predicted by a ridge head fitted to all the others")
+        )
     return [
         {"name": name, "accuracy": score.accuracy, "n": score.n, "interval": score.interval, "of": of}
         for name, score, of in scores
@@ -279,7 +281,10 @@ def _facts(judged: JudgedImages, training: dict[str, Any]) -> list[tuple[str, st
         ("Split", str(training.get("split"))),
         ("Regularisation", f"{training['l2']:.6g}"),
         ("Temperature", f"{training['temperature']:.4f}"),
-        ("Seeds", "folds and splits follow from the images' content; subsets, bootstrap and map: 0"),
+        (
+            "Seeds",
+            "0 for subsets, bootstrap and map; folds and splits need none, as they follow from the images' content",
+        ),
         ("Software that made the model", ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))),
         ("Software that made the report", f"quickstudy {VERSION}"),
     ]

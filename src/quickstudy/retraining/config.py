@@ -36,7 +36,7 @@ VIEWS = 1
 class Method:
     """Decides, with the network and the images, what fine-tuning gives."""
 
-    epochs: Annotated[int, Option("Fine-tune for so many passes over the training images at most.", least=1)] = 12
+    epochs: Annotated[int, Option("Fine-tune for at most this many passes over the training images.", least=1)] = 12
     batch: int = 32
     """Number of images a step, at least 1."""
     schedule: OneCycle = field(default_factory=lambda: OneCycle(rate=1e-3, rate_start=0.04, rate_end=0.0, warmup=0.2))
@@ -123,31 +123,31 @@ class RetrainConfig:
     preset: Annotated[
         Literal["fast", "good", "best"],
         Option(
-            "Take a small network's last features, fast; those or all that its blocks know, whichever cross-validates "
-            "better, good; or the same of two networks side by side, best."
+            "Choose a setting by name. fast: the last features of a small network; good: with what its earlier blocks "
+            "know, if cross-validation finds that better; best: the same with two networks side by side."
         ),
     ] = "good"
     backbone: Annotated[
         str | None,
         Option(
-            "Take this pretrained network, or several side by side, such as a+b; backbone list shows what there is "
-            "[default: the preset's]."
+            "Use this pretrained network, or two or three side by side, joined by +; 'quickstudy backbone list' shows "
+            "them [default: the preset's]."
         ),
     ] = None
     levels: Annotated[
         Levels | None,
         Option(
-            "Let the head see the last features, all levels, or whichever cross-validates better, auto [default: the "
-            "preset's]."
+            "Choose what the head sees. last: the last features; all: also what earlier blocks know; auto: whichever "
+            "cross-validates better [default: the preset's]."
         ),
     ] = None
     cut: Annotated[
-        str, Option("Freeze the network up to here and fine-tune what follows; backbone show lists the cuts.")
+        str, Option("Freeze the network up to here and fine-tune the rest; 'quickstudy backbone show' lists the cuts.")
     ] = FEATURES
     progressive: Annotated[
         bool,
         Option(
-            "Fine-tune from a late cut, then from earlier ones, --cut at the earliest, while it helps.",
+            "Fine-tune from a late cut, then from earlier ones, down to --cut, for as long as it helps.",
             flag="--unfreeze",
             word="progressive",
         ),
@@ -155,7 +155,7 @@ class RetrainConfig:
     budget_seconds: Annotated[
         float | None,
         Option(
-            "Choose the cut, views and epochs that fit this time, such as 90s or 3m, and fine-tune.",
+            "Fine-tune within this time, such as 90s or 3m; the cut, views and epochs are chosen to fit.",
             flag="--budget",
             metavar="TIME",
             read=parse_seconds,
@@ -164,7 +164,7 @@ class RetrainConfig:
     disk_bytes: Annotated[
         float | None,
         Option(
-            "With --budget, let the store grow by so much at most, such as 2GB.",
+            "With --budget: let the store grow by at most this much, such as 2GB.",
             flag="--disk",
             metavar="SIZE",
             read=parse_bytes,
@@ -175,26 +175,24 @@ class RetrainConfig:
     views: Annotated[
         int | None,
         Option(
-            "Train on so many distorted views an image besides the plain one "
-            f"[default: 0; {VIEWS} where something is fine-tuned].",
+            "Train on this many distorted views of each image, besides the plain one "
+            f"[default: 0; {VIEWS} when fine-tuning].",
             least=0,
         ),
     ] = None
     distortions: Distortions = field(default_factory=Distortions)
     """Distortions by which views differ from the plain image; they do nothing where there are no views."""
     class_weight: Annotated[
-        Literal["balanced"] | None, Option("Weigh all classes the same, however many images they have.")
+        Literal["balanced"] | None, Option("Give all classes the same weight, however many images they have.")
     ] = None
     l2: Annotated[
         float | None, Option("Set the head's regularisation strength [default: chosen by cross-validation].")
     ] = None
-    dtype: Annotated[Literal["float16", "float32"], Option("Keep bottlenecks in the store as these numbers.")] = (
-        "float16"
-    )
+    dtype: Annotated[Literal["float16", "float32"], Option("Store bottlenecks in this number format.")] = "float16"
     bits: Annotated[
         int | None,
         Option(
-            "Take so many bits of levels that have 16 as significant, 8 to 16 [default: as many as the images together "
+            "Use this many bits of images with 16 bits a channel, 8 to 16 [default: as many as the images together "
             "use].",
             least=8,
         ),
@@ -202,26 +200,26 @@ class RetrainConfig:
     engine: Annotated[
         str,
         Option(
-            "Compute bottlenecks by this: openvino is faster where the processor multiplies bfloat16; cuda is a GPU, "
-            "on which is fine-tuned, too.",
+            "Compute bottlenecks with this engine: openvino is faster on processors with bfloat16 instructions; cuda "
+            "uses a GPU, for fine-tuning too.",
             metavar="onnxruntime|openvino|cuda",
         ),
     ] = "onnxruntime"
-    strict: Annotated[bool, Option("Take a file that cannot be used for an error.", recorded=False)] = False
+    strict: Annotated[bool, Option("Stop with an error if a file or a class cannot be used.", recorded=False)] = False
     keep_thumbnails: Annotated[
         bool, Option("Write thumbnails of the training images beside the model, for serve to show.", recorded=False)
     ] = False
     roles_of: Annotated[
         Path | None,
         Option(
-            "Let the images of this model keep their roles, so that its test images are tested on again [default: the "
-            "model that is written over].",
+            "Give images the roles that they have in this model, so that the same ones are tested on again [default: "
+            "the model that is overwritten].",
             recorded=False,
         ),
     ] = None
     keep_roles: Annotated[
         bool,
-        Option("Write into the model which images it was made from.", flag="--roles/--no-roles", recorded=False),
+        Option("Record in the model which images it was made from.", flag="--roles/--no-roles", recorded=False),
     ] = True
 
     def __post_init__(self) -> None:
@@ -289,19 +287,19 @@ class RetrainConfig:
         why = {}
         for one in fields_of(self):
             if one.name == "preset" and self.backbone is not None and (self.levels is not None or self.tunes):
-                why[one.name] = f"{one.flag} chooses the backbone and the levels, and both are named; leave one out"
+                why[one.name] = f"{one.flag} chooses the backbone and the levels, but you name both; leave one out"
             elif one.name == "levels" and self.tunes:
                 why[one.name] = (
-                    f"{one.flag} is for the linear head, and fine-tuning goes by the last features; leave it out"
+                    f"{one.flag} is for the linear head, but fine-tuning uses the last features only; leave it out"
                 )
             elif one.part == "method" and not self.tunes:
                 why[one.name] = f"{one.flag} is for fine-tuning; add --cut, or leave it out"
             elif one.part == "distortions" and not self.distorted:
-                why[one.name] = f"{one.flag} distorts views, and there are none; add --views or --cut, or leave it out"
+                why[one.name] = f"{one.flag} distorts views, but there are none; add --views or --cut, or leave it out"
             elif one.name == "disk_bytes" and self.budget_seconds is None:
-                why[one.name] = f"{one.flag} goes with --budget; name a time, too, or leave it out"
+                why[one.name] = f"{one.flag} only works with --budget; add a time, such as --budget 3m, or leave it out"
             elif one.name in ("cut", "progressive", "views", "epochs") and self.budget_seconds is not None:
-                why[one.name] = f"--budget chooses cut, views and epochs itself; leave out {one.flag}, or --budget"
+                why[one.name] = f"--budget chooses the cut, views and epochs itself; leave out {one.flag} or --budget"
         return why
 
     def planned(self, **chosen: Any) -> RetrainConfig:

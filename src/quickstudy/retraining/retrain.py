@@ -141,7 +141,7 @@ def _model_path(images: Path, output: str | Path | None) -> Path:
     if path.suffix != ".onnx":
         raise ModelError(f"The model must be named *.onnx; got '{path}'")
     if not path.parent.is_dir():
-        raise ModelError(f"There is no folder '{path.parent}' to write the model '{path.name}' to; make it first")
+        raise ModelError(f"There is no folder '{path.parent}' to write the model '{path.name}' to; create it first")
     return path
 
 
@@ -149,8 +149,7 @@ def _engine(config: RetrainConfig) -> Engine:
     engine = engine_for(config.engine)
     if config.budget_seconds is not None and engine is not ONNX_RUNTIME:
         raise OptionError(
-            "The planner measures ONNX Runtime on the processor; name a cut and epochs, not a budget, with "
-            f"engine '{config.engine}'"
+            f"--budget plans for the engine onnxruntime only; with '{config.engine}', give --cut and --epochs instead"
         )
     return engine
 
@@ -328,7 +327,7 @@ def _learn_head(net: Backbone, extraction: Extraction, census: Census, config: R
     train, numbers = list(numbered), np.array(list(numbered.values()), np.intp)
     if config.levels == "all" and not net.levels:
         raise BackboneError(
-            f"'{net.name}' has no maps, so it has no levels; leave out --levels, or take another backbone"
+            f"'{net.name}' has no feature maps, so it has no levels; leave out --levels, or use another backbone"
         )
     levels = config.seen != "last" and bool(net.levels)
     bottlenecks = np.concatenate([extraction.gather(train, view, levels=levels) for view in views])

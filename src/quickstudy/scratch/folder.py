@@ -45,7 +45,9 @@ class RunFolder:
             RunError: this is none.
         """
         if not (path / "config.json").is_file():
-            raise RunError(f"'{path}' is no run: it has no config.json; start one with: quickstudy train cifar10-fast")
+            raise RunError(
+                f"'{path}' is not a run: it has no config.json; start one with: quickstudy train cifar10-fast"
+            )
         return RunFolder(path)
 
     def config(self) -> dict[str, Any]:
@@ -87,7 +89,7 @@ class RunFolder:
         """
         recipe, facts = self.recipe(), self.facts()
         place = source or self.config().get("data_place", recipe.data)
-        hint = "" if source else f"; where the images of '{self.path}' are now, --data says"
+        hint = "" if source else f"; say with --data where the images of '{self.path}' are now"
         try:
             data = load_training_data(
                 place,
@@ -226,8 +228,8 @@ class RunFolder:
         step = self.best_step() if which == "best" else int(which) if which.isdecimal() else None
         if which == "best" and step is None:
             raise OptionError(
-                f"Which checkpoint of '{self.path}' is best has not been found out on validation images; hold some "
-                "out with --set validation=0.1 and follow the run with: quickstudy evaluate RUN --watch. "
+                f"The best checkpoint of '{self.path}' is not known, since none was evaluated on validation images; "
+                "hold some out with --set validation=0.1 and follow the run with: quickstudy evaluate RUN --watch. "
                 f"Or name one with --checkpoint: {there}"
             )
         if step is None or step not in steps:

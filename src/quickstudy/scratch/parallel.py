@@ -127,7 +127,7 @@ _TORCHRUN = (
     ("LOCAL_WORLD_SIZE", "1"),
     ("MASTER_PORT", "0"),
 )
-_AS_TORCHRUN = "Where torchrun has not set these, unset RANK, WORLD_SIZE and MASTER_ADDR"
+_AS_TORCHRUN = "If torchrun has not set these, unset RANK, WORLD_SIZE and MASTER_ADDR"
 
 
 @contextmanager
@@ -245,7 +245,7 @@ def _death(rank: int, exit_code: int) -> TrainingError:
     """The error of a replica that died."""
     how = f"signal {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit status {exit_code}"
     return TrainingError(
-        f"Replica {rank} died ({how}), so the others were ended; the same command goes on from the newest checkpoint"
+        f"Replica {rank} died ({how}), so the others were ended; the same command continues from the newest checkpoint"
     )
 
 
@@ -254,7 +254,9 @@ def _failure(path: Path) -> QuickstudyError:
     try:
         kind, message, trace = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return TrainingError("A replica failed without a word; the same command goes on from the newest checkpoint")
+        return TrainingError(
+            "A replica failed without a message; the same command continues from the newest checkpoint"
+        )
     known = getattr(errors, kind, None)
     return known(message) if known is not None else TrainingError(f"A replica failed: {kind}: {message}\n{trace}")
 

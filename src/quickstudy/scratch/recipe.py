@@ -114,15 +114,15 @@ class Recipe:
             raise OptionError("Both steps and epochs are 0; set one of them to say how long to train")
         if self.target and not self.evaluate_steps:
             raise OptionError(
-                f"target is {self.target:g}, but evaluate_steps is 0, so that it is never looked at; "
-                "set evaluate_steps=10, or so"
+                f"target is {self.target:g}, but evaluate_steps is 0, so the accuracy is never measured; "
+                "set evaluate_steps, for example to 10"
             )
         if self.optimiser.method not in ("sgd", "adam", "muon"):
             raise OptionError(f"method is '{self.optimiser.method}'; expected sgd, adam or muon")
         if self.optimiser.precision not in ("float32", "bfloat16", "auto"):
             raise OptionError(f"precision is '{self.optimiser.precision}'; expected float32, bfloat16 or auto")
         if self.optimiser.nesterov and not self.optimiser.momentum:
-            raise OptionError("nesterov is on, which takes a momentum above 0; set momentum, or nesterov=off")
+            raise OptionError("nesterov is on, which needs a momentum above 0; set momentum, or nesterov=off")
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON values; `from_dict` reads them back."""
@@ -138,7 +138,7 @@ class Recipe:
         try:
             return recipe_named(values["recipe"]).with_options(values["options"])
         except (KeyError, TypeError, AttributeError) as error:
-            raise OptionError(f"This is no recipe of this version of quickstudy: {error!r}") from None
+            raise OptionError(f"This is not a recipe of this version of quickstudy: {error!r}") from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,7 +127,7 @@ def train(
         run_replicas(settings.devices, device_type, train_replica, recipe, Path(run), settings, report)
         result = RunFolder(Path(run)).result()
         if result is None:
-            raise RunError(f"The replicas ended without a result in '{run}'; the same command goes on with the run")
+            raise RunError(f"The replicas ended without a result in '{run}'; the same command continues the run")
         return RunResult.from_dict(Path(run), result)
     replica = replica or Replica(device_type=device_type)
     with joined(replica):

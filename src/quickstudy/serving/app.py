@@ -254,11 +254,13 @@ async def _on_refused(_: Request, error: RefusedError) -> Response:
 
 
 async def _on_overloaded(_: Request, __: OverloadedError) -> Response:
-    return _json({"error": "too much to do at the moment; ask again"}, 503, {"Retry-After": str(_RETRY_SECONDS)})
+    return _json(
+        {"error": "the server is too busy at the moment; ask again later"}, 503, {"Retry-After": str(_RETRY_SECONDS)}
+    )
 
 
 async def _on_unexpected(_: Request, __: Exception) -> Response:
-    return _json({"error": "the server has failed at this; its log says why"}, 500)
+    return _json({"error": "the server failed while it answered; its log says why"}, 500)
 
 
 async def _on_disconnect(_: Request, __: ClientDisconnect) -> Response:

@@ -17,11 +17,13 @@ def openapi(settings: ServerSettings) -> dict[str, Any]:
     paths: dict[str, Any] = {
         "/predict": {"post": _predict(settings, "Classify images with the first model", [])},
         "/models/{name}/predict": {"post": _predict(settings, "Classify images with a model by name", [name])},
-        "/model": {"get": _get("What the first model is", "Model")},
-        "/models": {"get": _get("What all models are", "Models")},
-        "/models/{name}": {"get": _get("What a model is", "Model", parameters=[name], missing=True)},
-        "/healthz": {"get": _get("Whether the process lives", "Health")},
-        "/readyz": {"get": _get("Whether it takes requests (503: not now)", "Readiness", busy=True)},
+        "/model": {"get": _get("Describe the first model", "Model")},
+        "/models": {"get": _get("Describe all models", "Models")},
+        "/models/{name}": {"get": _get("Describe a model by name", "Model", parameters=[name], missing=True)},
+        "/healthz": {"get": _get("Tell whether the process is alive", "Health")},
+        "/readyz": {
+            "get": _get("Tell whether the server takes requests now (503: it does not)", "Readiness", busy=True)
+        },
         "/metrics": {"get": _get("Prometheus metrics", None)},
     }
     for path, operations in paths.items():
@@ -113,9 +115,9 @@ def _predict(settings: ServerSettings, summary: str, parameters: list[dict[str, 
             "413": _error("Too many bytes or images"),
             "415": _error("JSON"),
             "422": _answer("No image can be used; the reasons", "Predictions"),
-            "500": _error("The server has failed; its log says why"),
+            "500": _error("The server failed; its log says why"),
             "503": {
-                **_error("Too much to do at the moment; nothing was done"),
+                **_error("The server is too busy at the moment; nothing was done"),
                 "headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}},
             },
         },

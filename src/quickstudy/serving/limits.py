@@ -108,14 +108,17 @@ class Guard:
     def _refusal(self, headers: Headers, path: str) -> tuple[int, str] | None:
         host = headers.get("host", "")
         if self._names is not None and _name_of(host) not in self._names:
-            return 421, "this server does not answer to that Host; start it with --allow-host NAME if it should"
+            return (
+                421,
+                "this server does not answer under that host name; to allow it, start it with --allow-host NAME",
+            )
         origin = headers.get("origin")
         if origin is not None and not self._is_own(origin, host):
             return 403, "pages of other sites cannot use this server"
         if self._authorization is not None and path not in OPEN_PATHS:
             given = headers.get("authorization", "").encode("latin-1")
             if not hmac.compare_digest(given, self._authorization):
-                return 401, "this takes the header 'Authorization: Bearer TOKEN' with the server's token"
+                return 401, "this needs the header 'Authorization: Bearer TOKEN' with the server's token"
         return None
 
     def _is_own(self, origin: str, host: str) -> bool:
@@ -358,10 +361,10 @@ class ServerSettings:
             )
         if self.root_path and not re.fullmatch(r"(/[\w.~-]+)+", self.root_path, re.ASCII):
             raise OptionError(
-                f"--root-path is '{self.root_path}'; expected such as /photos, without a slash at its end"
+                f"--root-path is '{self.root_path}'; expected a prefix such as /photos, without a slash at its end"
             )
         if self.token is not None and self.no_auth:
-            raise OptionError("A token and --no-auth exclude each other; leave one out")
+            raise OptionError("--token (or QUICKSTUDY_TOKEN) and --no-auth contradict each other; leave one out")
         for name in ("threads", "queue", "most_bytes", "most_files", "most_pixels", "most_connections"):
             if getattr(self, name) < 1:
                 raise OptionError(f"'{name}' must be at least 1; got {getattr(self, name)}")

@@ -49,7 +49,7 @@ def run_on_ray(
             try:
                 archive, error = ray.get(ended[0])
             except ray.exceptions.RayError as lost:
-                yield Went(trial=trial, error=f"The worker that carried it out was lost: {lost}")
+                yield Went(trial=trial, error=f"The worker that ran it was lost: {lost}")
                 continue
             _unpack(archive, runs / trial.folder)
             yield Went(trial=trial, ended=error is None, error=error)

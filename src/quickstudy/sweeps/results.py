@@ -130,7 +130,7 @@ class SweepFolder:
         if (self.path / _FILE).exists():
             self._read()
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise SweepError(f"'{self.path}' is there already and is no sweep; name another folder with --results")
+            raise SweepError(f"'{self.path}' exists already and is not a sweep; name another folder with --results")
         try:
             write_json_atomically(self.path / _FILE, {"format": FORMAT, "study": dataclasses.asdict(study)})
         except OSError as error:
@@ -197,7 +197,7 @@ class SweepFolder:
                 raise ValueError("it holds no object")
         except FileNotFoundError:
             raise SweepError(
-                f"'{self.path}' is no sweep: it has no {_FILE}; start one with: quickstudy sweep"
+                f"'{self.path}' is not a sweep: it has no {_FILE}; start one with: quickstudy sweep"
             ) from None
         except (OSError, ValueError) as error:
             raise SweepError(f"'{path}' is damaged: {error}") from None

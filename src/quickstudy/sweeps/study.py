@@ -227,7 +227,7 @@ def read_study(text: str, *, name: str, source: str) -> Study:
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise SweepError(f"'{source}' is no TOML: {error}") from None
+        raise SweepError(f"'{source}' is not valid TOML: {error}") from None
     _require_keys(values, _KEYS, source)
     cases = values.get("cases", [{}])
     if not isinstance(cases, list) or not cases:
@@ -273,7 +273,7 @@ def read_axis(recipe: str, name: str, text: str) -> tuple[Any, ...]:
         values = [part.strip() for part in text.split(separator)]
         values = [value for value in values if value]
     if not values:
-        raise SweepError(f"The axis {name}={text} has no value; expected such as {name}=1..7 or {name}=a,b")
+        raise SweepError(f"The axis {name}={text} has no value; expected, for example, {name}=1..7 or {name}=a,b")
     return tuple(values)
 
 

@@ -187,8 +187,8 @@ class Retraining:
             raise OptionError(f"data is '{self.data}'; there is no such file or folder")
         if conditions.device not in ("auto", "cpu"):
             raise OptionError(
-                f"A retraining runs where its engine does: leave out --device {conditions.device}, and name the engine "
-                f"with --set engine={conditions.device}"
+                "--device is for training from scratch; leave it out, and choose the engine of a retraining with "
+                f"--set engine={conditions.device}"
             )
         engine_for(self.config.engine)
         load_backbone(self.config.network, cache_folder(conditions.cache)).at(self.config.cut)

@@ -69,7 +69,7 @@ def run_locally(trials: Sequence[Trial], runs: Path, conditions: Conditions) -> 
                     if attempts[trial.identity] < _ATTEMPTS:
                         waiting.appendleft(trial)
                     else:
-                        yield Went(trial=trial, error=f"The process that carried it out died {_ATTEMPTS} times ({how})")
+                        yield Went(trial=trial, error=f"The process that ran it died {_ATTEMPTS} times ({how})")
                     continue
                 if moment is None:
                     worker.trial = None

@@ -20,7 +20,7 @@ export async function decode(source, spec) {
   try {
     bitmap = await createImageBitmap(blob, { colorSpaceConversion: managed ? "default" : "none" });
   } catch {
-    throw new Error("This is no image that the browser can read.");
+    throw new Error("The browser cannot read this as an image.");
   }
   try {
     const factor = jpeg ? largestFactor(Math.min(bitmap.width, bitmap.height), spec) : 1;

@@ -7,7 +7,7 @@ async function ask(path, options = {}) {
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
   const response = await fetch(path, { ...options, headers: { ...headers, ...options.headers }, cache: "no-store" });
   if (response.status === 401) {
-    const error = new Error("this server takes a token");
+    const error = new Error("this server needs a token");
     error.name = "TokenError";
     throw error;
   }
