@@ -65,7 +65,7 @@ def starting_own_process() -> Iterator[None]:
     """Make a context in which to start a process of quickstudy's own, so that it inherits what it needs.
 
     What asks a process to end waits until `settle_own_process` has been called there, so that none ends half-started.
-    What arrives here meanwhile comes at the end of the context.
+    What arrives at this thread meanwhile comes at the end of the context.
     """
     with default_variable(*_SPINNING):
         if not hasattr(signal, "pthread_sigmask"):
