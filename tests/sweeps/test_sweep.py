@@ -240,7 +240,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
 
 
 def wait_for(what: Callable[[], bool]) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while not what():
         assert time.monotonic() < until, "nothing happened"
         time.sleep(0.02)
