@@ -24,6 +24,7 @@ from PIL import Image
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.errors import ModelError, UnusableImageError
 from quickstudy.images.decoding import InputSpec, decode, to_input
+from quickstudy.images.fits import FITS
 from quickstudy.models import web
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.model import Model, load
@@ -216,17 +217,18 @@ def run_node(node: str, script: str, *arguments: str) -> Any:
 
 
 def test_the_pages_arithmetic_is_pythons(node: str, tmp_path: Path) -> None:
-    """Crop, reduction and resize, to the bit, on noise of many shapes."""
+    """All fits, reduction and resize, to the bit, on noise of many shapes."""
     draws = np.random.Generator(np.random.PCG64(0))
     jobs = []
-    for number, (width, height, size, crop) in enumerate(
-        [
-            (32, 32, 32, 1.0), (33, 47, 32, 1.0), (63, 64, 32, 1.0), (64, 90, 32, 1.0), (131, 257, 32, 1.0),
-            (300, 401, 64, 0.875), (517, 300, 37, 0.9), (5, 9, 32, 1.0), (1, 1, 8, 1.0), (1, 70, 8, 1.0),
-            (2, 3, 50, 1.0), (29, 29, 16, 0.5), (1000, 700, 20, 1.0),
-        ]
-    ):  # fmt: skip
-        pixels, spec = draws.integers(0, 256, (height, width, 3), np.uint8), InputSpec(size=size, crop=crop)
+    shapes = [
+        (32, 32, 32, 1.0), (33, 47, 32, 1.0), (63, 64, 32, 1.0), (64, 90, 32, 1.0), (131, 257, 32, 1.0),
+        (300, 401, 64, 0.875), (517, 300, 37, 0.9), (5, 9, 32, 1.0), (1, 1, 8, 1.0), (1, 70, 8, 1.0),
+        (2, 3, 50, 1.0), (29, 29, 16, 0.5), (1000, 700, 20, 1.0),
+    ]  # fmt: skip
+    specs = [(*sides, InputSpec(size=size, crop=crop)) for *sides, size, crop in shapes]
+    specs += [(*sides, InputSpec(size=size, fit=fit)) for *sides, size, _ in shapes for fit in FITS]
+    for number, (width, height, spec) in enumerate(specs):
+        pixels = draws.integers(0, 256, (height, width, 3), np.uint8)
         (tmp_path / f"{number}.raw").write_bytes(pixels.tobytes())
         expected = hashlib.sha256(to_input(pixels, spec).tobytes()).hexdigest()
         jobs.append(

@@ -208,7 +208,7 @@ def choose_head(
         return head, None
     other = fit_head(kept, labels, keys, widths=widths, **options)
     truth = labels[head.held_out]
-    before, after = _log_losses(head.held_out_logits, truth), _log_losses(other.held_out_logits, truth)
+    before, after = log_losses(head.held_out_logits, truth), log_losses(other.held_out_logits, truth)
     compared = LevelsCompared(
         log_loss_last=float(before.mean()),
         log_loss_all=float(after.mean()),
@@ -294,7 +294,7 @@ class _CrossValidation:
         truth = self.labels[self.held_out]
         return _Trial(
             l2=l2,
-            log_loss=float(_log_losses(logits, truth).mean()) if len(truth) else float("nan"),
+            log_loss=float(log_losses(logits, truth).mean()) if len(truth) else float("nan"),
             accuracy=float(np.mean(logits.argmax(axis=1) == truth)) if len(truth) else float("nan"),
             logits=logits,
             weights=np.concatenate([fit.weights for fit in fits]),
@@ -351,7 +351,8 @@ def _normalise(weights: NDArray[np.float64]) -> Floats:
     return normalised
 
 
-def _log_losses(logits: NDArray[np.floating], labels: Integers) -> NDArray[np.float64]:
+def log_losses(logits: NDArray[np.floating], labels: Integers) -> NDArray[np.float64]:
+    """Work out the log loss of each image (n), in nats, of its logits (n×K) and its class number (n)."""
     z = logits.astype(np.float64)
     z -= z.max(axis=1, keepdims=True)
     losses: NDArray[np.float64] = np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), labels]

@@ -11,11 +11,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from quickstudy.backbones.cuts import FEATURES
 from quickstudy.errors import OptionError
 from quickstudy.images.distortions import Distortions
+from quickstudy.images.fits import Fit
 from quickstudy.learning.schedules import OneCycle
 from quickstudy.options import (
     Field,
@@ -90,6 +91,11 @@ _RANGES = {
 _EXAMPLES = {"rate": 1e-3, "depth_decay": 0.7}
 
 
+AUTO = "auto"
+"""The word by which cross-validation is asked to choose."""
+RACE_SECONDS = 60.0
+"""Seconds within which backbones are compared where nothing else is said."""
+
 Levels = Literal["auto", "last", "all"]
 """What a linear head may see: the last features, all levels, or whichever cross-validates better."""
 
@@ -126,10 +132,27 @@ class RetrainConfig:
     backbone: Annotated[
         str | None,
         Option(
-            "Take this pretrained network, or several side by side, such as a+b; backbone list shows what there is "
-            "[default: the preset's]."
+            "Take this pretrained network, or several side by side, such as a+b; backbone list shows what there is; or "
+            "whichever cross-validates best on some of the images, auto [default: the preset's].",
+            auto=True,
         ),
     ] = None
+    race_seconds: Annotated[
+        float,
+        Option(
+            "With --backbone auto, compare networks for so long, such as 90s or 3m.",
+            flag="--race",
+            metavar="TIME",
+            read=parse_seconds,
+        ),
+    ] = RACE_SECONDS
+    fit: Annotated[
+        Literal["crop", "pad", "squash", "tiles", "tiles2", "tiles3", "auto"],
+        Option(
+            "Of images that are not square take the centred square, crop; all, with margins, pad, or squeezed, squash; "
+            "two or three squares, as many passes, tiles; or whichever cross-validates better on some of them, auto."
+        ),
+    ] = "crop"
     levels: Annotated[
         Levels | None,
         Option(
@@ -225,9 +248,21 @@ class RetrainConfig:
             raise OptionError(f"views is {self.views}; expected 0 or more")
         if self.bits is not None and not 8 <= self.bits <= 16:
             raise OptionError(f"bits is {self.bits}; expected 8 to 16")
-        for name in ("budget_seconds", "disk_bytes"):
+        for name in ("budget_seconds", "disk_bytes", "race_seconds"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise OptionError(f"{name} is {value:g}; expected a positive number")
+        if self.fit.startswith("tiles") and not self.may_tile:
+            raise OptionError(
+                f"--fit {self.fit} averages the features of several squares, so nothing before them can be fine-tuned "
+                "or distorted; take crop, pad or squash, or leave out --cut, --budget, --unfreeze and --views"
+            )
+        if self.fit == AUTO and self.budget_seconds is not None:
+            raise OptionError("--fit auto takes time that --budget does not know of; name a fit, or a cut and epochs")
+        if self.chooses_backbone and self.tunes:
+            raise OptionError(
+                "--backbone auto compares networks by the linear head, and cuts differ from one to the other; name a "
+                "backbone to fine-tune it"
+            )
 
     @staticmethod
     def told(options: Mapping[str, Any], config: RetrainConfig | None = None) -> RetrainConfig:
@@ -256,6 +291,21 @@ class RetrainConfig:
 
     def _with(self, options: Mapping[str, Any]) -> RetrainConfig:
         return with_options(self, options, owner="A retraining")
+
+    @property
+    def chooses_backbone(self) -> bool:
+        """Whether cross-validation is to choose the pretrained network."""
+        return self.backbone == AUTO
+
+    @property
+    def named_fit(self) -> Fit | None:
+        """The fit that was named; None where the images are to decide, by their shapes or by cross-validation."""
+        return None if self.fit in (AUTO, "tiles") else cast("Fit", self.fit)
+
+    @property
+    def may_tile(self) -> bool:
+        """Whether images may be taken apart into squares: features are averaged, so that nothing before them learns."""
+        return not (self.tunes or self.distorted)
 
     @property
     def network(self) -> str:
@@ -299,6 +349,8 @@ class RetrainConfig:
                 why[one.name] = f"{one.flag} is for fine-tuning; add --cut, or leave it out"
             elif one.part == "distortions" and not self.distorted:
                 why[one.name] = f"{one.flag} distorts views, and there are none; add --views or --cut, or leave it out"
+            elif one.name == "race_seconds" and not self.chooses_backbone:
+                why[one.name] = f"{one.flag} goes with --backbone auto; add it, or leave out {one.flag}"
             elif one.name == "disk_bytes" and self.budget_seconds is None:
                 why[one.name] = f"{one.flag} goes with --budget; name a time, too, or leave it out"
             elif one.name in ("cut", "progressive", "views", "epochs") and self.budget_seconds is not None:

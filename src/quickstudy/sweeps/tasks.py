@@ -186,7 +186,8 @@ class Retraining:
                 f"with --set engine={conditions.device}"
             )
         engine_for(self.config.engine)
-        load_backbone(self.config.network, cache_folder(conditions.cache)).at(self.config.cut)
+        if not self.config.chooses_backbone:
+            load_backbone(self.config.network, cache_folder(conditions.cache)).at(self.config.cut)
 
     def work(self, conditions: Conditions) -> float:
         """Estimate the work as the number of passes through the backbone for each image."""
