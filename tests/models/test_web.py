@@ -24,11 +24,12 @@ from PIL import Image
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.errors import ModelError, UnusableImageError
 from quickstudy.images.decoding import InputSpec, decode, to_input
-from quickstudy.images.fits import FITS
+from quickstudy.images.fits import FITS, Fit
 from quickstudy.models import web
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.model import Model, load
 from quickstudy.models.web import RUNTIME, write_site
+from small_backbones import add_small_backbone
 from small_models import CLASSES, write_small_model
 
 ROOT = Path(__file__).parents[2]
@@ -344,6 +345,27 @@ def test_the_browser_gives_pythons_probabilities_on_50_photos(
         assert difference < 1e-3, number
         worst = max(worst, float(difference))
     assert worst < 2e-5
+    assert complaints == []
+
+
+@pytest.mark.parametrize("fit", ["pad", "squash", "tiles3"])
+def test_the_browser_follows_the_fit(
+    fit: Fit, runtime: Path, browser: Any, serve: Any, photo_source: Path, tmp_path: Path
+) -> None:
+    """On JPEGs that both decode at full size and at a fraction of it, upright and lying, with random weights."""
+    net = add_small_backbone(tmp_path / "cache").reading(16, fit)
+    weights = np.random.Generator(np.random.PCG64(0)).normal(size=(net.cut_shape[0], 3)).astype(np.float32)
+    head = LinearHead(weights=weights, biases=np.zeros(3, np.float32))
+    write_model(tmp_path / "fitted.onnx", net, head, classes=("a", "b", "c"), training={})
+    model = load(tmp_path / "fitted.onnx")
+    write_site(tmp_path / "fitted.onnx", tmp_path / "site", runtime=runtime)
+    page, complaints = open_page(browser, serve(tmp_path / "site"))
+    photo = Image.open(photo_source / "discs" / "03.jpg")
+    for width, height in ((320, 110), (110, 320), (60, 50), (300, 33)):
+        path = tmp_path / f"{width}.jpg"
+        photo.resize((width, height)).save(path, quality=90)
+        difference = np.abs(classify(page, model, path.read_bytes()) - model.predict_proba(path)[0]).max()
+        assert difference < 1e-5, (width, height)
     assert complaints == []
 
 
