@@ -12,7 +12,11 @@ chosen, and what that is worth on the test images beside `crop`.
 
     python benchmarks/fit.py --data FOLDER --margins
 
-measures which level the margins of `pad` should have, cross-validated on 1,500 clothing photos.
+measures which level the margins of `pad` should have, cross-validated on 1,500 clothing photos, and
+
+    python benchmarks/fit.py --data FOLDER --race 60,600
+
+what `--backbone auto` finds within so many seconds on 1,000 of the clothing photos, each from an empty cache.
 """
 
 from __future__ import annotations
@@ -163,6 +167,17 @@ def of_margins(clothing: Path, folder: Path) -> dict[str, float]:
     return found
 
 
+def of_race(clothing: Path, folder: Path, limits: list[str]) -> dict[str, Any]:
+    """Let backbones race within so many seconds."""
+    found, manifest = {}, drawn(clothing, 1000, 0, folder / "drawn.csv")
+    for limit in limits:
+        started = time.perf_counter()
+        cache = with_backbone(folder / limit)
+        result = retrained(manifest, cache, backbone="auto", race_seconds=float(limit))
+        found[limit] = {**described(result, time.perf_counter() - started), "stages": result.seconds}
+    return found
+
+
 def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -170,6 +185,7 @@ def main() -> None:
     parser.add_argument("--sets", default="clothing,pairs,banners")
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--margins", action="store_true")
+    parser.add_argument("--race", metavar="SECONDS,…")
     told = parser.parse_args()
     before = RESULTS / "fit.json"
     result: dict[str, Any] = json.loads(before.read_text()) if before.exists() else {"sets": {}}
@@ -179,6 +195,9 @@ def main() -> None:
         folder = Path(temporary)
         if told.margins:
             save("fit", {**result, "margins": of_margins(clothing, folder)})
+            return
+        if told.race:
+            save("fit", {**result, "race": {"clothing": of_race(clothing, folder, told.race.split(","))}})
             return
         for name in told.sets.split(","):
             images = clothing if name == "clothing" else make_set(clothing, name, folder / name)
