@@ -14,7 +14,7 @@ chosen, and what that is worth on the test images beside `crop`.
 
 measures which level the margins of `pad` should have, cross-validated on 1,500 clothing photos, and
 
-    python benchmarks/fit.py --data FOLDER --race 60,600
+    python benchmarks/fit.py --data FOLDER --race 600
 
 what `--backbone auto` finds within so many seconds on 1,000 of the clothing photos, each from an empty cache.
 """
