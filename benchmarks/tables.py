@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from choice_tables import CHOICE_TABLES
 from markdown import load, percent, ranged, table
 from trust_tables import TRUST_TABLES
 
@@ -483,29 +484,6 @@ def census() -> str:
     return table(header, rows) + alone
 
 
-def levels() -> str:
-    """What levels and a second backbone gain, on whole sets and on draws of few images."""
-    sets, heads = load("levels")["sets"], ("last", "all", "chosen")
-    whole, few = [], []
-    for name, presets in sets.items():
-        for preset, found in presets.items():
-            row, networks = found["whole"], {"good": "Lite0", "best": "Lite0 + Lite2"}[preset]
-            cells = [f"{row[h]['cv_log_loss']:.3f} ({100 * row[h]['cv_accuracy']:.1f} %)" for h in ("last", "all")]
-            tests = [f"{100 * row[h]['accuracy']:.1f} %" for h in ("last", "all")]
-            whole.append([name, networks, *cells, *tests])
-            for count in ("20", "50", "100", "500"):
-                row = found[count]
-                cells = [f"{100 * row[h]['accuracy']:.1f}" for h in heads]
-                picked = f"{row['chosen']['all_levels']} of {len(row['last']['accuracies'])}"
-                optimism = [f"{100 * row[h]['optimism']:+.1f}" for h in ("last", "chosen")]
-                few.append([name, networks, count, *cells, picked, *optimism])
-    return (
-        table(["", "", "last, cross-validated log loss", "all levels", "test: last", "all levels"], whole)
-        + "\n"
-        + table(["", "", "images", "last, %", "all, %", "chosen, %", "all chosen", "optimism, last", "chosen"], few)
-    )
-
-
 def optimum() -> str:
     """The head's held-out figures beside scikit-learn's."""
     rows = [
@@ -537,7 +515,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "accuracy": accuracy,
     "views": views,
     "optimum": optimum,
-    "levels": levels,
     "census": census,
     "faults": faults,
     "training_step": training_step,
@@ -551,6 +528,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "finetuning_keras": finetuning_keras,
     "serving": serving,
     "serving_peers": serving_peers,
+    **CHOICE_TABLES,
     **TRUST_TABLES,
 }
 

@@ -26,7 +26,9 @@ TRAINING = {
 def write_small_model(path: Path, graph: onnx.ModelProto | None = None) -> Path:
     """Write it, or another graph of the same input and output."""
     graph = graph or small_graph(classes=len(CLASSES))
-    [expected] = open_session(graph.SerializeToString()).run(["probabilities"], {"image": golden_images(SIDE)})
+    [expected] = open_session(graph.SerializeToString()).run(
+        ["probabilities"], {"image": golden_images(InputSpec(size=SIDE))}
+    )
     save_model(
         path,
         graph,

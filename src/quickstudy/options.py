@@ -47,6 +47,8 @@ class Option:
     """Word by which the command line turns the field on, such as `progressive` after `--unfreeze`; empty for others."""
     recorded: bool = True
     """Whether what is made depends on it, so that it is written down with what is made."""
+    auto: bool = False
+    """Whether `auto` is a value of the field; where it is none, and the field can be None, it is the word for None."""
 
     def flag_for(self, name: str) -> str:
         """Give the name on the command line of the field with this name, such as `--random-crop`."""
@@ -319,7 +321,7 @@ def _read(field: Field, value: Any) -> Any:
     """Make a value of the field's type from text or JSON."""
     kind = field.kind
     if kind is not field.type and (
-        value is None or (isinstance(value, str) and value.strip().lower() in ("auto", "none"))
+        value is None or (isinstance(value, str) and _is_none(field, value.strip().lower()))
     ):
         return None
     if field.option and field.option.read and isinstance(value, str):
@@ -338,6 +340,12 @@ def _read(field: Field, value: Any) -> Any:
         kind = get_origin(kind) or kind
         example = f", such as {as_text(field.value)}" if field.value is not None else ""
         raise OptionError(f"{field.name} is '{value}'; expected {_KINDS[kind]}{example}") from None
+
+
+def _is_none(field: Field, word: str) -> bool:
+    """Say whether a word stands for None in this field."""
+    has_auto = (field.option is not None and field.option.auto) or "auto" in get_args(field.kind)
+    return word == "none" or (word == "auto" and not has_auto)
 
 
 def _as_type(kind: Any, value: Any) -> Any:

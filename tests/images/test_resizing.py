@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from quickstudy.images.decoding import InputSpec, Pixels, centred_square, decode, resize_bilinear, to_input
+from quickstudy.images.decoding import InputSpec, Pixels, decode, frame_of, resize_bilinear, to_input
 
 FULL_SIZE = InputSpec(size=100_000)
 """So large that no JPEG is reduced."""
@@ -77,7 +77,9 @@ SIDES = [(1, 4), (2, 3), (3, 7), (7, 3), (20, 13), (13, 20), (24, 25), (25, 24),
 @pytest.mark.parametrize(("side", "size"), SIDES)
 def test_resizing_is_bilinear_to_within_a_level(side: int, size: int) -> None:
     pixels = noise(side, side)
-    assert abs(resize_bilinear(pixels, size) - float_resize(pixels, size)).max() <= 1.5  # 1 level, and rounding to it
+    assert (
+        abs(resize_bilinear(pixels, size, size) - float_resize(pixels, size)).max() <= 1.5
+    )  # 1 level, and rounding to it
 
 
 @pytest.mark.parametrize(("side", "size"), SIDES)
@@ -86,26 +88,26 @@ def test_resizing_is_this_fixed_point_arithmetic(side: int, size: int) -> None:
     for channel in range(3):
         columns = [integer_resize(pixels[:, column, channel].tolist(), size) for column in range(side)]
         rows = [integer_resize([column[row] for column in columns], size) for row in range(size)]
-        np.testing.assert_array_equal(resize_bilinear(pixels.astype(np.uint8), size)[..., channel], rows)
+        np.testing.assert_array_equal(resize_bilinear(pixels.astype(np.uint8), size, size)[..., channel], rows)
 
 
 def test_resizing_by_hand() -> None:
     grey = np.repeat(np.array([[0, 100], [200, 255]], np.uint8)[..., None], 3, axis=-1)
     # At thirds of a 2-pixel side the places are -1/6 → 0, 1/2 and 7/6 → 1.
     expected = [[0, 50, 100], [100, 139, 178], [200, 228, 255]]  # 127.5 + 50 = 177.5, rounded up first: 178
-    assert resize_bilinear(grey, 3)[..., 1].tolist() == expected
+    assert resize_bilinear(grey, 3, 3)[..., 1].tolist() == expected
 
 
 @given(st.integers(0, 255), st.integers(1, 40), st.integers(1, 40))
 def test_a_plain_colour_stays_what_it_is(level: int, side: int, size: int) -> None:
-    resized = resize_bilinear(np.full((side, side, 3), level, np.uint8), size)
+    resized = resize_bilinear(np.full((side, side, 3), level, np.uint8), size, size)
     assert resized.shape == (size, size, 3)
     assert (resized == level).all()
 
 
 def test_white_does_not_overflow() -> None:
     checks = np.where(np.indices((300, 300)).sum(axis=0)[..., None] % 2, 255, 254).astype(np.uint8).repeat(3, axis=-1)
-    assert resize_bilinear(checks, 256).min() >= 254
+    assert resize_bilinear(checks, 256, 256).min() >= 254
 
 
 @pytest.mark.parametrize("side", [255, 256, 257, 511, 512, 513, 767, 768, 1000])
@@ -126,7 +128,7 @@ def test_reduction_takes_means_of_whole_blocks_and_drops_the_rest_at_both_ends(s
 @pytest.mark.parametrize("side", [100, 255, 256])
 def test_nothing_is_reduced_below_twice_the_target(side: int) -> None:
     pixels = noise(side, side)
-    np.testing.assert_array_equal(to_input(pixels, InputSpec(size=129)), resize_bilinear(pixels, 129))
+    np.testing.assert_array_equal(to_input(pixels, InputSpec(size=129)), resize_bilinear(pixels, 129, 129))
 
 
 def test_twice_the_target_is_the_mean_of_four() -> None:
@@ -149,7 +151,8 @@ def test_twice_the_target_is_the_mean_of_four() -> None:
 def test_the_square_is_the_middle_of_the_image(
     height: int, width: int, crop: float, expected: tuple[int, int, int]
 ) -> None:
-    assert centred_square((height, width, 3), InputSpec(size=10, crop=crop)) == expected
+    left, top, side = expected
+    assert frame_of((height, width, 3), InputSpec(size=10, crop=crop)) == (left, top, side, side)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +171,7 @@ def test_any_size_fits(height: int, width: int) -> None:
 
 def test_a_box_cuts_out_that_square() -> None:
     pixels = noise(50, 80)
-    np.testing.assert_array_equal(to_input(pixels, InputSpec(size=20), (30, 10, 20)), pixels[10:30, 30:50])
+    np.testing.assert_array_equal(to_input(pixels, InputSpec(size=20), (30, 10, 20, 20)), pixels[10:30, 30:50])
 
 
 def test_the_image_given_is_left_as_it_is() -> None:

@@ -13,6 +13,7 @@ from onnx import TensorProto, numpy_helper
 from quickstudy.backbones.runtime import open_session, optimised
 from quickstudy.errors import ModelError
 from quickstudy.files import sha256_of_file
+from quickstudy.images.decoding import InputSpec
 from quickstudy.models import conversion
 from quickstudy.models.checks import Photo, photos_for_checking
 from quickstudy.models.conversion import TOLERANCES, convert, halved, quantised
@@ -33,7 +34,9 @@ def photos(photo_source: Path) -> list[Path]:
 
 
 def probabilities(graph: onnx.ModelProto) -> np.ndarray:
-    [given] = open_session(graph.SerializeToString()).run(["probabilities"], {"image": golden_images(SIDE)})
+    [given] = open_session(graph.SerializeToString()).run(
+        ["probabilities"], {"image": golden_images(InputSpec(size=SIDE))}
+    )
     return given
 
 
@@ -99,8 +102,6 @@ class TestInt8:
         del graph.graph.node[:]
         graph.graph.node.extend(kept)
         graph.graph.output[0].type.tensor_type.ClearField("shape")
-        from quickstudy.images.decoding import InputSpec
-
         with pytest.raises(ModelError, match="0 convolutions, too few to gain by 8 bits; try --fp16"):
             quantised(graph, InputSpec(size=SIDE), photos)
 
@@ -124,7 +125,7 @@ def test_the_export_is_a_whole_model_that_says_where_it_comes_from(
     assert after.metadata["training"] == before.metadata["training"]
     export = after.metadata["export"]
     assert export == {"kind": kind, "source": sha256_of_file(path), "golden_difference": done.golden_difference}
-    images = golden_images(SIDE)
+    images = golden_images(InputSpec(size=SIDE))
     difference = np.abs(after.predict_pixels(images) - before.predict_pixels(images)).max()
     assert done.golden_difference == pytest.approx(difference, abs=1e-6)
     assert done.agreement is not None

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 from quickstudy.errors import ModelError
+from quickstudy.images.fits import Fit
+from quickstudy.models.assemble import LinearHead, write_model
+from small_backbones import add_small_backbone
 from small_models import CLASSES, write_small_model
 
 coremltools = pytest.importorskip("coremltools")
@@ -39,6 +42,30 @@ def test_the_package_takes_an_image_and_gives_the_models_classes(path: Path, tmp
     # Again, over the first one.
     write_core_ml(path, done.path)
     assert [entry.name for entry in done.path.parent.iterdir()] == ["small.mlpackage"]
+
+
+@pytest.mark.parametrize(("fit", "option"), [("crop", "centerCrop"), ("pad", "scaleFit"), ("squash", "scaleFill")])
+def test_it_says_how_vision_is_to_fit_photos(fit: Fit, option: str, tmp_path: Path) -> None:
+    done = write_core_ml(fitted(tmp_path, fit), tmp_path / "small.mlpackage")
+    assert (done.crop_and_scale, done.to_dict()["image_crop_and_scale_option"]) == (option, option)
+    assert f"imageCropAndScaleOption .{option}" in done.checked
+    assert ("margins of grey" in done.checked) == (fit == "pad")
+    package = coremltools.models.MLModel(str(done.path), skip_model_load=True)
+    assert f"imageCropAndScaleOption is .{option}" in package.short_description
+
+
+def test_several_squares_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="takes 2 squares of each photo, which Vision does not cut out; retrain with"):
+        write_core_ml(fitted(tmp_path, "tiles2"), tmp_path / "small.mlpackage")
+
+
+def fitted(folder: Path, fit: Fit) -> Path:
+    """A model of the small backbone with this fit, and a head of random weights."""
+    net = add_small_backbone(folder / "cache").reading(16, fit)
+    draws = np.random.Generator(np.random.PCG64(0))
+    head = LinearHead(weights=draws.normal(size=(24, 3)).astype(np.float32), biases=np.zeros(3, np.float32))
+    write_model(folder / "fitted.onnx", net, head, classes=("a", "b", "c"), training={})
+    return folder / "fitted.onnx"
 
 
 def test_a_program_that_computes_something_else_is_refused(

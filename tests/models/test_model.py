@@ -26,7 +26,7 @@ from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.graphs import keep_until
 from quickstudy.backbones.runtime import Prefix
 from quickstudy.errors import ModelError, UnusableImageError, WriteError
-from quickstudy.images.decoding import decode, to_input
+from quickstudy.images.decoding import InputSpec, decode, to_input
 from quickstudy.models.assemble import LinearHead, fingerprint_of, write_model
 from quickstudy.models.format import golden_images, sealed
 from quickstudy.models.model import Model, from_backbone, load
@@ -453,7 +453,7 @@ def test_golden_images_never_change(size: int, digest: str) -> None:
     """Every model out there was checked with these."""
     import hashlib
 
-    images = golden_images(size)
+    images = golden_images(InputSpec(size=size))
     assert images.shape == (3, size, size, 3)
     assert images.dtype == np.uint8
     assert hashlib.sha256(images.tobytes()).hexdigest() == digest

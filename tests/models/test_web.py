@@ -24,10 +24,12 @@ from PIL import Image
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.errors import ModelError, UnusableImageError
 from quickstudy.images.decoding import InputSpec, decode, to_input
+from quickstudy.images.fits import FITS, Fit
 from quickstudy.models import web
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.model import Model, load
 from quickstudy.models.web import RUNTIME, write_site
+from small_backbones import add_small_backbone
 from small_models import CLASSES, write_small_model
 
 ROOT = Path(__file__).parents[2]
@@ -216,17 +218,18 @@ def run_node(node: str, script: str, *arguments: str) -> Any:
 
 
 def test_the_pages_arithmetic_is_pythons(node: str, tmp_path: Path) -> None:
-    """Crop, reduction and resize, to the bit, on noise of many shapes."""
+    """All fits, reduction and resize, to the bit, on noise of many shapes."""
     draws = np.random.Generator(np.random.PCG64(0))
     jobs = []
-    for number, (width, height, size, crop) in enumerate(
-        [
-            (32, 32, 32, 1.0), (33, 47, 32, 1.0), (63, 64, 32, 1.0), (64, 90, 32, 1.0), (131, 257, 32, 1.0),
-            (300, 401, 64, 0.875), (517, 300, 37, 0.9), (5, 9, 32, 1.0), (1, 1, 8, 1.0), (1, 70, 8, 1.0),
-            (2, 3, 50, 1.0), (29, 29, 16, 0.5), (1000, 700, 20, 1.0),
-        ]
-    ):  # fmt: skip
-        pixels, spec = draws.integers(0, 256, (height, width, 3), np.uint8), InputSpec(size=size, crop=crop)
+    shapes = [
+        (32, 32, 32, 1.0), (33, 47, 32, 1.0), (63, 64, 32, 1.0), (64, 90, 32, 1.0), (131, 257, 32, 1.0),
+        (300, 401, 64, 0.875), (517, 300, 37, 0.9), (5, 9, 32, 1.0), (1, 1, 8, 1.0), (1, 70, 8, 1.0),
+        (2, 3, 50, 1.0), (29, 29, 16, 0.5), (1000, 700, 20, 1.0),
+    ]  # fmt: skip
+    specs = [(*sides, InputSpec(size=size, crop=crop)) for *sides, size, crop in shapes]
+    specs += [(*sides, InputSpec(size=size, fit=fit)) for *sides, size, _ in shapes for fit in FITS]
+    for number, (width, height, spec) in enumerate(specs):
+        pixels = draws.integers(0, 256, (height, width, 3), np.uint8)
         (tmp_path / f"{number}.raw").write_bytes(pixels.tobytes())
         expected = hashlib.sha256(to_input(pixels, spec).tobytes()).hexdigest()
         jobs.append(
@@ -342,6 +345,27 @@ def test_the_browser_gives_pythons_probabilities_on_50_photos(
         assert difference < 1e-3, number
         worst = max(worst, float(difference))
     assert worst < 2e-5
+    assert complaints == []
+
+
+@pytest.mark.parametrize("fit", ["pad", "squash", "tiles3"])
+def test_the_browser_follows_the_fit(
+    fit: Fit, runtime: Path, browser: Any, serve: Any, photo_source: Path, tmp_path: Path
+) -> None:
+    """On JPEGs that both decode at full size and at a fraction of it, upright and lying, with random weights."""
+    net = add_small_backbone(tmp_path / "cache").reading(16, fit)
+    weights = np.random.Generator(np.random.PCG64(0)).normal(size=(net.cut_shape[0], 3)).astype(np.float32)
+    head = LinearHead(weights=weights, biases=np.zeros(3, np.float32))
+    write_model(tmp_path / "fitted.onnx", net, head, classes=("a", "b", "c"), training={})
+    model = load(tmp_path / "fitted.onnx")
+    write_site(tmp_path / "fitted.onnx", tmp_path / "site", runtime=runtime)
+    page, complaints = open_page(browser, serve(tmp_path / "site"))
+    photo = Image.open(photo_source / "discs" / "03.jpg")
+    for width, height in ((320, 110), (110, 320), (60, 50), (300, 33)):
+        path = tmp_path / f"{width}.jpg"
+        photo.resize((width, height)).save(path, quality=90)
+        difference = np.abs(classify(page, model, path.read_bytes()) - model.predict_proba(path)[0]).max()
+        assert difference < 1e-5, (width, height)
     assert complaints == []
 
 

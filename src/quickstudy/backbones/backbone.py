@@ -19,6 +19,7 @@ from quickstudy.backbones.published import PUBLISHED, build_published
 from quickstudy.errors import BackboneError, WriteError
 from quickstudy.files import sha256_of_file, write_bytes_atomically, write_json_atomically
 from quickstudy.images.decoding import InputSpec
+from quickstudy.images.fits import Fit
 from quickstudy.images.identity import StatIndex
 from quickstudy.records import as_values, read_record
 
@@ -90,9 +91,9 @@ class Backbone:
         groups = self.levels if self.cut == LEVELS else [level for level in self.levels if level.last]
         return tuple(level.width for level in groups) or self.cut_shape
 
-    def reading(self, bits: int) -> Backbone:
-        """Return this backbone, for images of whose levels of more than 8 bits so many count."""
-        return replace(self, input=replace(self.input, bits=bits))
+    def reading(self, bits: int, fit: Fit = "crop") -> Backbone:
+        """Return this backbone, for images that are fitted so, and of whose levels beyond 8 bits so many bits count."""
+        return replace(self, input=replace(self.input, bits=bits, fit=fit))
 
 
 def load_backbone(name: str, cache: Path) -> Backbone:
@@ -230,6 +231,8 @@ def check_name(name: str) -> str:
     """
     if name in PUBLISHED:
         raise BackboneError(f"'{name}' is one of quickstudy's own backbones; choose another name with --name")
+    if name == "auto":
+        raise BackboneError("'auto' asks retrain to choose a backbone; choose another name with --name")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise BackboneError(f"'{name}' cannot be a backbone's name; choose letters, digits, _ and - with --name")
     return name

@@ -16,15 +16,14 @@ from concurrent.futures import Future
 from functools import partial
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 
 from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.engine import Engine
-from quickstudy.backbones.graphs import keep_until
 from quickstudy.backbones.runtime import optimised
+from quickstudy.backbones.tiles import prefix_graph
 from quickstudy.errors import DeviceError
 
 _BATCH = 32
@@ -70,8 +69,7 @@ class BatchedPrefix:
         batch: int = _BATCH,
     ) -> None:
         self._device, self._precision, self._batch = torch.device(device), precision, batch
-        graph = keep_until(onnx.load(backbone.path, load_external_data=False), cut, shape)
-        module = GraphModule(optimised(graph)).requires_grad_(False).to(self._device)
+        module = GraphModule(optimised(prefix_graph(backbone, cut, shape))).requires_grad_(False).to(self._device)
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         compiled = self._device.type == "cuda" and importlib.util.find_spec("triton") is not None
         self._run = torch.compile(module, dynamic=False) if compiled else module
@@ -80,7 +78,7 @@ class BatchedPrefix:
         self._thread.start()
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Compute the bottlenecks (N × shape of the cut) of images (uint8, N×size×size×3)."""
+        """Compute the bottlenecks (N × shape of the cut) of images (uint8, N × the shape of an input)."""
         answers: list[Future[NDArray[np.float32]]] = [Future() for _ in images]
         for image, answer in zip(images, answers, strict=True):
             self._waiting.put((image, answer))

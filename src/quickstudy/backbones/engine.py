@@ -17,7 +17,7 @@ class AnyPrefix(Protocol):
     """The frozen part of a backbone, up to a cut, in whatever runs it. Several threads may call it at once."""
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Compute the bottlenecks (N × shape of the cut) of images (uint8, N×size×size×3)."""
+        """Compute the bottlenecks (N × shape of the cut) of images (uint8, N × the shape of an input)."""
 
     def close(self) -> None:
         """Let go of what it holds; it is not called any more."""

@@ -15,13 +15,12 @@ import threading
 from functools import partial
 
 import numpy as np
-import onnx
 import openvino
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.engine import Engine
-from quickstudy.backbones.graphs import keep_until
+from quickstudy.backbones.tiles import prefix_graph
 from quickstudy.process import usable_cores
 
 
@@ -36,10 +35,9 @@ class OpenVinoPrefix:
     """The frozen part of a backbone, up to a cut. It may be called from several threads at once."""
 
     def __init__(self, backbone: Backbone, cut: str, shape: tuple[int, ...], *, precision: str) -> None:
-        graph = keep_until(onnx.load(backbone.path, load_external_data=False), cut, shape)
-        core, side = openvino.Core(), backbone.input.size
-        model = core.read_model(graph.SerializeToString())
-        model.reshape({"image": [1, side, side, 3]})
+        core, one = openvino.Core(), (1, *backbone.input.shape)
+        model = core.read_model(prefix_graph(backbone, cut, shape).SerializeToString())
+        model.reshape({"image": list(one)})
         cores = usable_cores()
         options = {
             "INFERENCE_PRECISION_HINT": {"bfloat16": "bf16", "float32": "f32"}[precision],
@@ -52,10 +50,10 @@ class OpenVinoPrefix:
         # Two threads whose first inferences of the process meet can wait for each other for ever: OpenVINO fills a
         # table at its first access to a tensor's data, one of them inside that, waiting for Python's lock, the other
         # holding that lock (seen in one of 25 runs, with 2026.4.1). So the first is over before there are others.
-        self(np.zeros((1, side, side, 3), np.uint8))
+        self(np.zeros(one, np.uint8))
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Compute the bottlenecks (N × shape of the cut) of images (uint8, N×size×size×3)."""
+        """Compute the bottlenecks (N × shape of the cut) of images (uint8, N × the shape of an input)."""
         if not hasattr(self._of_thread, "request"):
             self._of_thread.request = self._compiled.create_infer_request()
         request = self._of_thread.request

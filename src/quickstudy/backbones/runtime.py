@@ -102,16 +102,13 @@ class Prefix:
     """The frozen part of a backbone, up to a cut, in ONNX Runtime. Several threads may call it at once."""
 
     def __init__(self, backbone: Backbone, cut: str, shape: tuple[int, ...]) -> None:
-        import onnx
+        from quickstudy.backbones.tiles import prefix_graph
 
-        from quickstudy.backbones.graphs import keep_until
-
-        model: onnx.ModelProto = onnx.load(backbone.path, load_external_data=False)
-        self._session = open_session(keep_until(model, cut, shape).SerializeToString())
+        self._session = open_session(prefix_graph(backbone, cut, shape).SerializeToString())
         self._cut = cut
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Compute the bottlenecks (N × shape of the cut) of images (uint8, N×size×size×3)."""
+        """Compute the bottlenecks (N × shape of the cut) of images (uint8, N × the shape of an input)."""
         bottlenecks: NDArray[np.float32] = self._session.run([self._cut], {"image": images})[0]
         return bottlenecks
 

@@ -40,8 +40,8 @@ def measure_speed(backbone: Backbone, *, seconds: float = SECONDS, engine: Engin
         BackboneError: the engine cannot load it.
     """
     prefix = engine.open(backbone, backbone.cuts[-1].name, backbone.cuts[-1].shape)
-    size, threads = backbone.input.size, engine.threads or usable_cores()
-    pixels = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (1, size, size, 3), np.uint8)
+    shape, threads = backbone.input.shape, engine.threads or usable_cores()
+    pixels = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (1, *shape), np.uint8)
 
     def run_for_a_while(_: int) -> int:
         began, count = time.perf_counter(), 0

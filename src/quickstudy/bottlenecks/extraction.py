@@ -196,7 +196,8 @@ def extract(
         numbers=iter(range(len(images))),
         digests=[None] * len(images),
     )
-    progress.start("bottlenecks", len(images))
+    tiles = backbone.input.tiles
+    progress.start("bottlenecks" if tiles == 1 else f"bottlenecks, {tiles} passes an image", len(images))
     workers = [threading.Thread(target=_work, args=(job,)) for _ in range(threads or engine.threads or usable_cores())]
     try:
         for worker in workers:

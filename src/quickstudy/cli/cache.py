@@ -18,7 +18,7 @@ from quickstudy.cli.options import Cache, Json, Quiet, offering
 from quickstudy.cli.usage import Commands
 from quickstudy.extras import require
 from quickstudy.options import pasted
-from quickstudy.retraining.config import RetrainConfig
+from quickstudy.retraining.config import AUTO, RetrainConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,7 +46,18 @@ class _Filled:
 
 
 @offering(
-    RetrainConfig(), "preset", "backbone", "cut", "views", "flip", "crop", "scale", "brightness", "dtype", "engine"
+    RetrainConfig(),
+    "preset",
+    "backbone",
+    "fit",
+    "cut",
+    "views",
+    "flip",
+    "crop",
+    "scale",
+    "brightness",
+    "dtype",
+    "engine",
 )
 def fill(
     images: Annotated[
@@ -79,6 +90,10 @@ def fill(
     if store is not None and ray is None:
         raise typer.BadParameter("--store is for clusters; add --ray auto, or name a folder with --cache instead")
     config = RetrainConfig.told(given)
+    if config.chooses_backbone or config.fit == AUTO:
+        raise typer.BadParameter("nothing is trained here, so nothing can choose; name a backbone and a fit, not auto")
+    if ray is not None and config.named_fit is None:
+        raise typer.BadParameter("nobody looks at all images on a cluster; name --fit tiles2 or tiles3, not tiles")
     if ray is not None:
         require("ray", extra="ray")
         if config.engine != "onnxruntime":
@@ -114,6 +129,7 @@ def _fill(
     from quickstudy.images.decoding import USUAL_BITS
     from quickstudy.images.depth import significant_bits
     from quickstudy.images.imageset import Skipped, load_image_set
+    from quickstudy.retraining.race import fit_by_shape
 
     folder = cache_folder(cache)
     progress = progress_for(quiet=quiet)
@@ -122,7 +138,7 @@ def _fill(
         local = Store(folder / "bottlenecks")
         census = take_census(images, local.index_path, progress=progress)
         bits = significant_bits(census, local.index_path, told=config.bits)
-        net = net.reading(bits)
+        net = net.reading(bits, config.named_fit or fit_by_shape(census, config)[0])
         done = extract_census(
             census,
             net,
@@ -136,7 +152,7 @@ def _fill(
         census = census.without(done.unusable)
         return _Filled(
             images=len(census.listed.files),
-            forward_passes=done.computed,
+            forward_passes=done.computed * net.input.tiles,
             from_store=done.cached,
             skipped=census.skipped,
             store=str(local.folder),
@@ -146,7 +162,8 @@ def _fill(
     shown = open_shared_store(place).place
     with connected(address):
         found = load_image_set(images)
-        net = load_backbone(config.network, folder).at(config.cut).reading(config.bits or USUAL_BITS)
+        net = load_backbone(config.network, folder).at(config.cut)
+        net = net.reading(config.bits or USUAL_BITS, config.named_fit or "crop")
         paths = [file.path for file in found.files]
         spread = extract_on_cluster(
             paths,
@@ -160,7 +177,7 @@ def _fill(
     unusable = (Skipped(path=paths[number], reason=reason) for number, reason in sorted(spread.reasons.items()))
     return _Filled(
         images=len(paths),
-        forward_passes=spread.computed,
+        forward_passes=spread.computed * net.input.tiles,
         from_store=spread.cached,
         skipped=(*found.skipped, *unusable),
         store=shown,

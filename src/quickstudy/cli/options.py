@@ -107,5 +107,8 @@ def _shared(name: str) -> Any:
     return typer.Option(help=re.sub(r" \[default: .*?\]", "", option.help), metavar=option.metavar or None)
 
 
-Backbone = Annotated[str, _shared("backbone")]
+Backbone = Annotated[
+    str,
+    typer.Option(help="Take this pretrained network, or several side by side, such as a+b; backbone list shows them."),
+]
 Engine = Annotated[str, _shared("engine")]

@@ -91,6 +91,8 @@ def _print_summary(result: RetrainResult, images: Path, seconds: float, *, verbo
     if result.census.given and not result.test_counts:
         print(f"For a test accuracy, put images into {images}/test/<class>/, or use class folders without splits")
     _print_few(result)
+    for choice in result.choices:
+        print(f"{choice.what.capitalize()} chosen: {choice.told}")
     _print_levels(result)
     chosen = " chosen" if len(result.path) > 1 else ""
     print(f"Regularisation{chosen}: {result.head.l2:.2g}")

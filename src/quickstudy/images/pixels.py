@@ -114,7 +114,7 @@ def decode_image_set(
     threads: int | None = None,
     progress: Progress = silent,
 ) -> DecodedImageSet:
-    """Decode an image set to spec.size×spec.size×3 pixels.
+    """Decode an image set to pixels of the shape `spec.shape`.
 
     Args:
         source: class folders, split folders, a manifest, or an image set already listed.
@@ -143,7 +143,7 @@ def decode_image_set(
         members = [digest for digest in census.digests(split) if census.labels[digest] in trained]
         if not members:
             continue
-        pixels = np.empty((len(members), spec.size, spec.size, 3), np.uint8)
+        pixels = np.empty((len(members), *spec.shape), np.uint8)
         for number, digest in enumerate(members):
             pixels[number] = decoded.pop(digest)
         labels = np.array([classes.index(census.labels[digest]) for digest in members], np.int64)

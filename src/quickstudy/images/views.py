@@ -13,7 +13,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from quickstudy.images.decoding import InputSpec, Pixels, centred_square, to_input
+from quickstudy.images.decoding import InputSpec, Pixels, frame_of, to_input
 from quickstudy.images.distortions import Distortions
 
 
@@ -25,16 +25,17 @@ def view_key(digest: bytes, view: int, distortions: Distortions) -> bytes:
 
 
 def render_view(pixels: Pixels, spec: InputSpec, digest: bytes, view: int, distortions: Distortions) -> Pixels:
-    """Render the network's input (size×size×3): view number `view` of decoded pixels with content hash `digest`."""
+    """Render the network's input (`spec.shape`): view number `view` of decoded pixels with content hash `digest`."""
     if view == 0:
         return to_input(pixels, spec)
     seed = int.from_bytes(view_key(digest, view, distortions)[:16], "little")
     # Drawn as raw 64-bit numbers, whose stream NumPy guarantees across versions, unlike its distributions.
     draws = np.random.PCG64(seed).random_raw(6) / 2**64
-    left, top, side = centred_square(pixels.shape, spec)
-    shown = max(1, round(side / ((1 + distortions.crop * draws[0]) * (1 + distortions.scale * draws[1]))))
-    left, top = (start + int(draw * (side - shown + 1)) for start, draw in ((left, draws[2]), (top, draws[3])))
-    view_pixels = to_input(pixels, spec, (left, top, shown))
+    left, top, width, height = frame_of(pixels.shape, spec)
+    zoom = (1 + distortions.crop * draws[0]) * (1 + distortions.scale * draws[1])
+    across, down = (max(1, round(side / zoom)) for side in (width, height))
+    left, top = left + int(draws[2] * (width - across + 1)), top + int(draws[3] * (height - down + 1))
+    view_pixels = to_input(pixels, spec, (left, top, across, down))
     if distortions.brightness:
         factor = 1 + distortions.brightness * (2 * draws[5] - 1)
         view_pixels = np.clip(np.rint(view_pixels * factor), 0, 255).astype(np.uint8)

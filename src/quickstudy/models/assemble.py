@@ -1,6 +1,6 @@
 """Puts a model together: backbone up to the cut, head, metadata and golden checks, in one ONNX file.
 
-The file takes images as they come from a decoder (`image`: uint8, N×size×size×3 RGB) and gives calibrated
+The file takes images as they come from a decoder (`image`: uint8, N × the shape of an input, RGB) and gives calibrated
 `probabilities` (float32, N×classes); normalisation, features and head are all inside. It is checked before it is
 written: the merged graph must give what the backbone and the head gave apart.
 """
@@ -23,6 +23,7 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.graphs import keep_until
 from quickstudy.backbones.runtime import open_session
+from quickstudy.backbones.tiles import prefix_graph
 from quickstudy.errors import ModelError, WriteError
 from quickstudy.files import write_bytes_atomically
 from quickstudy.images.decoding import InputSpec
@@ -82,10 +83,9 @@ def write_model(
         ModelError: the merged graph does not give what its parts give, what was frozen has changed, or the file cannot
             be written.
     """
-    original = onnx.load(backbone.path, load_external_data=False)
-    prefix = keep_until(original, backbone.cut, backbone.cut_shape)
+    prefix = prefix_graph(backbone, backbone.cut, backbone.cut_shape)
     merged = _merge(prefix, backbone.cut, suffix, head)
-    images = golden_images(backbone.input.size)
+    images = golden_images(backbone.input)
     bottlenecks, probabilities = open_session(merged.SerializeToString()).run(
         [backbone.cut, "probabilities"], {"image": images}
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from quickstudy.images.decoding import MARGIN, InputSpec
 from quickstudy.models.model import Model
 
 
@@ -40,9 +41,9 @@ def model_card(model: Model, name: str) -> str:
             "",
             "## Input and output",
             "",
-            f"`image`: uint8, N×{model.input.size}×{model.input.size}×3, RGB from 0 to 255; normalisation is inside. "
-            f"The image upright, its centred square ({100 * model.input.crop:g} % of the shorter side), halved while "
-            "it is at least twice the size, then resized bilinearly without antialiasing.",
+            f"`image`: uint8, N×{'×'.join(map(str, model.input.shape))}, RGB from 0 to 255; normalisation is inside. "
+            f"The image upright, {_fitted(model.input)}, each side halved while it is at least twice as long as "
+            "wanted, then resized bilinearly without antialiasing.",
             f"`probabilities`: float32, N×{len(model.classes)}, in the order of the classes above.",
             "",
             "## Limits",
@@ -85,6 +86,17 @@ def _classes(model: Model, training: dict[str, Any]) -> list[str]:
         ("Split", training.get("split")),
     ]
     return [*lines, "", *(f"- {label}: {_cell(value)}" for label, value in facts if value)]
+
+
+def _fitted(spec: InputSpec) -> str:
+    """Say what becomes of an image that is not square."""
+    words = {
+        "crop": f"its centred square ({100 * spec.crop:g} % of the shorter side)",
+        "pad": f"all of it, in its proportions, in the middle of a square of grey ({MARGIN} in all three colours)",
+        "squash": "all of it, both sides brought to the same length",
+    }
+    several = f"{spec.tiles} squares of the shorter side, spread evenly along the longer one, one above the other"
+    return words.get(spec.fit, several)
 
 
 def _network(model: Model, training: dict[str, Any]) -> list[str]:

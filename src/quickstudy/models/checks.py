@@ -147,12 +147,12 @@ def agreement_of(
 
 def on_golden_images(model: Model) -> NDArray[np.float32]:
     """Ask a model for its probabilities of the golden images."""
-    return model.predict_pixels(golden_images(model.input.size))
+    return model.predict_pixels(golden_images(model.input))
 
 
 def images_per_second(models: Sequence[Model], *, rounds: int = 12) -> list[float]:
     """Measure each model here, from pixels, one image at a time on one thread: images a second, median of rounds."""
-    images = [golden_images(model.input.size)[:1] for model in models]
+    images = [golden_images(model.input)[:1] for model in models]
     seconds = np.empty((rounds + 1, len(models)))
     for round_number in range(rounds + 1):  # the first is slower, and does not count
         for place, (model, image) in enumerate(zip(models, images, strict=True)):

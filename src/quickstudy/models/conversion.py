@@ -127,9 +127,7 @@ def convert(
     before.verify()
     graph = onnx.load(source, load_external_data=False)
     changed = quantised(graph, before.input, calibrate, progress=progress) if kind == "int8" else halved(graph)
-    golden = open_session(changed.SerializeToString()).run(
-        ["probabilities"], {"image": golden_images(before.input.size)}
-    )[0]
+    golden = open_session(changed.SerializeToString()).run(["probabilities"], {"image": golden_images(before.input)})[0]
     difference = float(np.abs(golden - on_golden_images(before)).max())
     described = {name: value for name, value in before.metadata.items() if name not in ("golden", "versions", "sha256")}
     export = {"kind": kind, "source": sha256_of_file(source), "golden_difference": difference}

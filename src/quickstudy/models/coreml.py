@@ -30,9 +30,13 @@ from torch.nn import functional
 from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.runtime import optimised
 from quickstudy.errors import ModelError, WriteError
+from quickstudy.images.decoding import MARGIN
 from quickstudy.models.format import GOLDEN_TOLERANCE, golden_images
 from quickstudy.models.model import load
 from quickstudy.version import VERSION
+
+_CROP_AND_SCALE = {"crop": "centerCrop", "pad": "scaleFit", "squash": "scaleFill"}
+_MARGINS = f" (the model has seen margins of grey, {MARGIN}; Vision chooses its own)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,8 @@ class CoreMLPackage:
     the model; None where it has operators that cannot be run."""
     unknown_operators: tuple[str, ...]
     """Names of the MIL program's operators that cannot be run here."""
+    crop_and_scale: str
+    """Vision's `imageCropAndScaleOption` that makes of a photo what the model was trained on, such as `centerCrop`."""
 
     @property
     def checked(self) -> str:
@@ -58,7 +64,8 @@ class CoreMLPackage:
             program = f"its MIL program, run here in PyTorch, differs by at most {self.program_difference:.1g}"
         return (
             f"the network that was converted differs by at most {self.traced_difference:.1g}, {program}; "
-            "Core ML itself runs on Apple's devices only, so try it there"
+            "Core ML itself runs on Apple's devices only, so try it there, with Vision's imageCropAndScaleOption "
+            f".{self.crop_and_scale}{_MARGINS if self.crop_and_scale == 'scaleFit' else ''}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,6 +75,7 @@ class CoreMLPackage:
             "traced_difference": self.traced_difference,
             "program_difference": self.program_difference,
             "unknown_operators": list(self.unknown_operators),
+            "image_crop_and_scale_option": self.crop_and_scale,
             "run_in_core_ml": False,
         }
 
@@ -86,8 +94,13 @@ def write_core_ml(model: Path, path: Path) -> CoreMLPackage:
     if path.suffix != ".mlpackage":
         raise ModelError(f"A Core ML package must be named *.mlpackage; got '{path}'")
     loaded = load(model)
+    if loaded.input.fit not in _CROP_AND_SCALE:
+        raise ModelError(
+            f"'{model}' takes {loaded.input.tiles} squares of each photo, which Vision does not cut out; retrain with "
+            "--fit crop, pad or squash, or export it otherwise"
+        )
     loaded.verify()
-    images = golden_images(loaded.input.size)
+    images = golden_images(loaded.input)
     expected = loaded.predict_pixels(images)
     pictures = [torch.from_numpy(image[None].transpose(0, 3, 1, 2).astype(np.float32)) for image in images]
     network = _ChannelsFirst(GraphModule(optimised(onnx.load(model, load_external_data=False)))).eval()
@@ -103,11 +116,18 @@ def write_core_ml(model: Path, path: Path) -> CoreMLPackage:
             ran = np.concatenate([run_program(program, picture).numpy() for picture in pictures])
             in_program = _difference(ran, expected, "MIL program")
     _check_interface(package, loaded.input.size, loaded.classes)
-    package.short_description = f"Image classifier of {len(loaded.classes)} classes"
+    scaling = _CROP_AND_SCALE[loaded.input.fit]
+    package.short_description = (
+        f"Image classifier of {len(loaded.classes)} classes. In Vision, imageCropAndScaleOption is .{scaling}"
+    )
     package.version = VERSION
     _save(package, path)
     return CoreMLPackage(
-        path=path, traced_difference=difference, program_difference=in_program, unknown_operators=unknown
+        path=path,
+        traced_difference=difference,
+        program_difference=in_program,
+        unknown_operators=unknown,
+        crop_and_scale=scaling,
     )
 
 

@@ -32,6 +32,7 @@ from onnx import AttributeProto, TensorProto, numpy_helper
 
 from quickstudy.backbones.untrusted import check_operators, first_line, tensors_of
 from quickstudy.errors import BackboneError, UnsafeFileError
+from quickstudy.images.decoding import InputSpec
 
 if TYPE_CHECKING:
     import onnx
@@ -94,15 +95,15 @@ LOOSEST_TOLERANCE = 0.1
 _COARSE = 8
 
 
-def golden_images(size: int) -> NDArray[np.uint8]:
-    """Make the images (GOLDEN_COUNT×size×size×3): 8×8 random tiles, each plus fine noise, like a coarse picture."""
-    images = []
+def golden_images(spec: InputSpec) -> NDArray[np.uint8]:
+    """Make the images (GOLDEN_COUNT × `spec.shape`): 8×8 random tiles, each plus fine noise, like a coarse picture."""
+    images, (height, width, _) = [], spec.shape
     for number in range(GOLDEN_COUNT):
-        stream = hashlib.shake_128(f"quickstudy golden {number}".encode()).digest(_COARSE**2 * 3 + size * size * 3)
+        stream = hashlib.shake_128(f"quickstudy golden {number}".encode()).digest(_COARSE**2 * 3 + height * width * 3)
         tiles = np.frombuffer(stream[: _COARSE**2 * 3], np.uint8).reshape(_COARSE, _COARSE, 3)
-        noise = np.frombuffer(stream[_COARSE**2 * 3 :], np.uint8).reshape(size, size, 3)
-        place = np.arange(size) * _COARSE // size
-        images.append((tiles[place][:, place] // 2 + noise // 4 + 16).astype(np.uint8))
+        noise = np.frombuffer(stream[_COARSE**2 * 3 :], np.uint8).reshape(spec.shape)
+        rows, columns = (np.arange(side) * _COARSE // side for side in (height, width))
+        images.append((tiles[rows][:, columns] // 2 + noise // 4 + 16).astype(np.uint8))
     return np.stack(images)
 
 

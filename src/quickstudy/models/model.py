@@ -212,7 +212,7 @@ class Model:
             tolerance = self.golden_tolerance
         except (KeyError, TypeError, ValueError, AttributeError):
             raise ModelError("The model has no golden checks") from None
-        actual = self.predict_pixels(golden_images(self.input.size))
+        actual = self.predict_pixels(golden_images(self.input))
         if expected.shape != actual.shape:
             raise ModelError(f"The golden checks are of shape {expected.shape}; the model gives {actual.shape}")
         difference = float(np.abs(actual - expected).max())
@@ -236,7 +236,7 @@ class Model:
         return Prediction(image=image, probabilities=self.predict_pixels(pixels[None])[0])
 
     def predict_pixels(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Work out class probabilities (N×classes) of what is decoded and cut already: uint8, N×size×size×3 RGB.
+        """Work out class probabilities (N×classes) of what is decoded and cut already: uint8, N × `input.shape`, RGB.
 
         Raises:
             ModelError: the graph cannot be run.
@@ -443,7 +443,7 @@ def _check_signature(
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if [i.name for i in inputs] != ["image"] or inputs[0].type != "tensor(uint8)":
         raise ValueError("its input is not 'image' in uint8")
-    if list(inputs[0].shape[1:]) != [spec.size, spec.size, 3]:
+    if tuple(inputs[0].shape[1:]) != spec.shape:
         raise ValueError(f"its input has the shape {inputs[0].shape}")
     names = ["probabilities"] if features is None else ["probabilities", features]
     if [o.name for o in outputs] != names or outputs[0].shape[1:] != [classes]:

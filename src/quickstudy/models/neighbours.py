@@ -148,8 +148,7 @@ def load_with_neighbours(path: Path) -> tuple[Model, str, Neighbours | None]:
     neighbours = load_neighbours(path, sha256)
     model = load_bytes(data, path, with_features=neighbours is not None)
     if neighbours is not None:
-        side = model.input.size
-        features = model.predict_pixels_with_features(np.zeros((1, side, side, 3), np.uint8))[1]
+        features = model.predict_pixels_with_features(np.zeros((1, *model.input.shape), np.uint8))[1]
         if features.shape != (1, neighbours.width):
             difference = f"{neighbours.width} features an image are kept, the model gives {features.size}"
             raise _damaged(neighbours_path(path), difference)

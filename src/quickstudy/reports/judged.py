@@ -119,7 +119,7 @@ def judge_images(model: Path, images: Path | None, cache: Path, progress: Progre
                 f"'{model}' was trained on '{images}', which is no longer there; name the folder: "
                 f"{pasted('report', model, 'photos/')}"
             )
-    net = load_backbone(origin["name"], cache).reading(classifier.input.bits)
+    net = load_backbone(origin["name"], cache).reading(classifier.input.bits, classifier.input.fit)
     if net.fingerprint != origin["fingerprint"]:
         raise ModelError(
             f"'{model}' was trained on another version of the backbone '{net.name}' than the cache has; retrain it"

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from quickstudy.backbones.cuts import FEATURES
 from quickstudy.errors import OptionError
 from quickstudy.images.distortions import Distortions
+from quickstudy.images.fits import Fit
 from quickstudy.learning.schedules import OneCycle
 from quickstudy.options import (
     Field,
@@ -86,6 +87,11 @@ _RANGES = {
 }
 
 
+AUTO = "auto"
+"""The word by which cross-validation is asked to choose."""
+RACE_SECONDS = 60.0
+"""Seconds within which backbones are compared where nothing else is said."""
+
 Levels = Literal["auto", "last", "all"]
 """What a linear head may see: the last features, all levels, or whichever cross-validates better."""
 
@@ -106,6 +112,7 @@ _LIMITS = {
     "l2": Range(0, above=True),
     "budget_seconds": Range(0, above=True),
     "disk_bytes": Range(0, above=True),
+    "race_seconds": Range(0, above=True),
 }
 
 PRESETS = {
@@ -130,10 +137,27 @@ class RetrainConfig:
     backbone: Annotated[
         str | None,
         Option(
-            "Use this pretrained network, or two or three side by side, joined by +; 'quickstudy backbone list' shows "
-            "them [default: the preset's]."
+            "Use this pretrained network, or two or three side by side, joined by +, or whichever cross-validates best on "
+            "some of the images, auto; 'quickstudy backbone list' shows them [default: the preset's].",
+            auto=True,
         ),
     ] = None
+    race_seconds: Annotated[
+        float,
+        Option(
+            "With --backbone auto, compare networks for so long, such as 90s or 3m.",
+            flag="--race",
+            metavar="TIME",
+            read=parse_seconds,
+        ),
+    ] = RACE_SECONDS
+    fit: Annotated[
+        Literal["crop", "pad", "squash", "tiles", "tiles2", "tiles3", "auto"],
+        Option(
+            "Of images that are not square take the centred square, crop; all, with margins, pad, or squeezed, squash; "
+            "two or three squares, as many passes, tiles; or whichever cross-validates better on some of them, auto."
+        ),
+    ] = "crop"
     levels: Annotated[
         Levels | None,
         Option(
@@ -225,6 +249,18 @@ class RetrainConfig:
     def __post_init__(self) -> None:
         numbers = {name: value for name in _LIMITS if (value := getattr(self, name)) is not None}
         require_in_range(numbers, _LIMITS)
+        if self.fit.startswith("tiles") and not self.may_tile:
+            raise OptionError(
+                f"--fit {self.fit} averages the features of several squares, so nothing before them can be fine-tuned "
+                "or distorted; use crop, pad or squash, or leave out --cut, --budget, --unfreeze and --views"
+            )
+        if self.fit == AUTO and self.budget_seconds is not None:
+            raise OptionError("--fit auto takes time that --budget does not know of; name a fit, or a cut and epochs")
+        if self.chooses_backbone and self.tunes:
+            raise OptionError(
+                "--backbone auto compares networks by the linear head, and cuts differ from one to the other; name a "
+                "backbone to fine-tune it"
+            )
 
     @staticmethod
     def told(options: Mapping[str, Any], config: RetrainConfig | None = None) -> RetrainConfig:
@@ -253,6 +289,21 @@ class RetrainConfig:
 
     def _with(self, options: Mapping[str, Any]) -> RetrainConfig:
         return with_options(self, options, owner="A retraining")
+
+    @property
+    def chooses_backbone(self) -> bool:
+        """Whether cross-validation is to choose the pretrained network."""
+        return self.backbone == AUTO
+
+    @property
+    def named_fit(self) -> Fit | None:
+        """The fit that was named; None where the images are to decide, by their shapes or by cross-validation."""
+        return None if self.fit in (AUTO, "tiles") else cast("Fit", self.fit)
+
+    @property
+    def may_tile(self) -> bool:
+        """Whether images may be taken apart into squares: features are averaged, so that nothing before them learns."""
+        return not (self.tunes or self.distorted)
 
     @property
     def network(self) -> str:
@@ -296,6 +347,8 @@ class RetrainConfig:
                 why[one.name] = f"{one.flag} is for fine-tuning; add --cut, or leave it out"
             elif one.part == "distortions" and not self.distorted:
                 why[one.name] = f"{one.flag} distorts views, but there are none; add --views or --cut, or leave it out"
+            elif one.name == "race_seconds" and not self.chooses_backbone:
+                why[one.name] = f"{one.flag} goes with --backbone auto; add it, or leave out {one.flag}"
             elif one.name == "disk_bytes" and self.budget_seconds is None:
                 why[one.name] = f"{one.flag} only works with --budget; add a time, such as --budget 3m, or leave it out"
             elif one.name in ("cut", "progressive", "views", "epochs") and self.budget_seconds is not None:

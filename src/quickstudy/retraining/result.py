@@ -29,6 +29,7 @@ from quickstudy.retraining.config import RetrainConfig
 
 if TYPE_CHECKING:
     from quickstudy.retraining.previous import Previous
+    from quickstudy.retraining.race import Choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,8 @@ class RetrainResult:
     """Linear head at its optimum; fine-tuning, if there was any, began from it."""
     compared: LevelsCompared | None
     """What cross-validation found of the last features and of all levels; None where they were not compared."""
+    choices: tuple[Choice, ...]
+    """What cross-validation, or the images' shapes, chose beforehand: backbone and fit; empty where both were named."""
     cut: str
     """Name of the cut at which freezing ended: `features` or `levels` where only the head is trained."""
     tuning: tuple[dict[str, Any], ...]
@@ -119,6 +122,7 @@ class RetrainResult:
                 "gap": self.head.gap,
                 "levels": self.compared.to_dict() if self.compared else None,
             },
+            "choices": [choice.to_dict() for choice in self.choices],
             "cut": self.cut,
             "views": self.views,
             "options": self.config.recorded(),

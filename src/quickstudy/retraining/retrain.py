@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,28 +17,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone, load_backbone
-from quickstudy.backbones.cuts import FEATURES, LEVELS, stages
+from quickstudy.backbones.cuts import FEATURES, stages
 from quickstudy.backbones.engine import Engine
 from quickstudy.backbones.engines import engine_for
 from quickstudy.backbones.runtime import ONNX_RUNTIME
-from quickstudy.bottlenecks.extraction import Extraction, extract_census
+from quickstudy.bottlenecks.extraction import Extraction
 from quickstudy.bottlenecks.store import Store
-from quickstudy.errors import BackboneError, ModelError, OptionError
+from quickstudy.errors import ModelError, OptionError
 from quickstudy.files import as_path, cache_folder
 from quickstudy.images.census import Census, RolesBefore, take_census
 from quickstudy.images.depth import significant_bits
 from quickstudy.learning.calibration import probabilities_of, suggest_abstention
 from quickstudy.learning.features import Floats
 from quickstudy.learning.scores import Score, Scores, score_predictions
-from quickstudy.learning.selection import Head, LevelsCompared, choose_head, fit_head
-from quickstudy.models.assemble import LinearHead, write_model
+from quickstudy.learning.selection import Head, LevelsCompared
 from quickstudy.models.model import roles_of_file
 from quickstudy.models.roles import Roles
 from quickstudy.options import with_arguments_of
 from quickstudy.progress import Progress, silent
 from quickstudy.retraining.config import RetrainConfig
+from quickstudy.retraining.linear import learn_head
+from quickstudy.retraining.passes import Passes
 from quickstudy.retraining.previous import Predecessor
-from quickstudy.retraining.result import Record, RetrainResult, Unseen, cross_validated, save_record
+from quickstudy.retraining.race import Choice, choose
+from quickstudy.retraining.result import Record, RetrainResult, Unseen, save_record
 
 if TYPE_CHECKING:
     from quickstudy.retraining.planning import Plan
@@ -78,19 +79,24 @@ def retrain(
     model_path = _model_path(images, output)
     engine, clock, plan = _engine(config), _Clock(), None
     with clock.stage("census"):
-        net = load_backbone(config.network, folder).at(config.cut)
+        net = None if config.chooses_backbone else load_backbone(config.network, folder).at(config.cut)
         store = Store(folder / "bottlenecks")
         before = _roles_before(config.roles_of, model_path)
         census = take_census(
             images, store.index_path, to_learn=True, hold_out=config.tunes, before=before, progress=progress
         )
         census.require_enough(strict=config.strict)
-        net = net.reading(significant_bits(census, store.index_path, told=config.bits))
+        bits = significant_bits(census, store.index_path, told=config.bits)
+        passes = Passes(store, config, engine, progress)
+        choices: tuple[Choice, ...] = ()
+    if net is None or config.named_fit is None:
+        with clock.stage("choices"):
+            net, choices = choose(net, census, config, passes, bits=bits, cache=folder)
+    net = net.at(config.cut).reading(bits, config.named_fit or net.input.fit)
     if config.budget_seconds is not None:
         with clock.stage("planning"):
             plan, config = _plan(census, net, config, started, progress)
     with clock.stage("bottlenecks"):
-        passes = _Passes(store, config, engine, progress)
         nets = _cuts(net, config)
         extraction = passes.at(nets[0], census)
         census = census.without(extraction.unusable)
@@ -102,7 +108,7 @@ def retrain(
     with clock.stage("evaluation"):
         tested, scores = _judge(learned, census)
     with clock.stage("model"):
-        training = _describe(census, learned, extraction, scores, config)
+        training = _describe(census, learned, extraction, scores, choices, config)
         roles = Roles.of(learned.trained_on, learned.chosen_by, census.digests("test")) if config.keep_roles else None
         predecessor = Predecessor(model_path, folder)
         learned.write(model_path, classes=census.classes, training=training, roles=roles)
@@ -123,6 +129,7 @@ def retrain(
         test=scores,
         head=learned.head,
         compared=learned.compared,
+        choices=choices,
         cut=learned.cut,
         tuning=learned.stages(),
         plan=plan.to_dict() if plan else None,
@@ -184,30 +191,6 @@ def _cuts(net: Backbone, config: RetrainConfig) -> list[Backbone]:
     return [net.at(name) for name in stages(net.cuts, None if config.cut == FEATURES else config.cut)]
 
 
-class _Passes:
-    """Sends the images of a census through the network, at one cut after the other, and counts what that took."""
-
-    def __init__(self, store: Store, config: RetrainConfig, engine: Engine, progress: Progress) -> None:
-        self._store, self._config, self._engine, self._progress = store, config, engine, progress
-        self.computed = self.cached = 0
-
-    def at(self, net: Backbone, census: Census) -> Extraction:
-        """Make sure that the store has the bottlenecks at this cut."""
-        extraction = extract_census(
-            census,
-            net,
-            self._store,
-            views=self._config.distorted,
-            distortions=self._config.distortions,
-            dtype=self._config.dtype,
-            engine=self._engine,
-            progress=self._progress,
-        )
-        self.computed += extraction.computed
-        self.cached += extraction.cached
-        return extraction
-
-
 class Learned(Protocol):
     """What has been learned from the training images: a linear head, or what fine-tuning made."""
 
@@ -248,48 +231,6 @@ class Learned(Protocol):
         """Write what was learned as a model."""
 
 
-@dataclass(frozen=True)
-class _Linear:
-    """A linear head on frozen features."""
-
-    head: Head
-    net: Backbone
-    """Network, cut at what the head sees: `features` or `levels`."""
-    extraction: Extraction
-    train: list[bytes]
-    compared: LevelsCompared | None = None
-    """What was found of the last features and of all levels; None where they were not compared."""
-
-    @property
-    def cut(self) -> str:
-        return self.net.cut
-
-    def stages(self) -> tuple[dict[str, Any], ...]:
-        return ()
-
-    def features(self, digests: list[bytes]) -> NDArray[np.floating]:
-        return self.extraction.gather(digests, levels=self.cut == LEVELS)
-
-    def logits(self, digests: list[bytes]) -> Floats:
-        return self.head.logits(self.features(digests))
-
-    @property
-    def unseen(self) -> tuple[Unseen, ...]:
-        return (cross_validated(self.head, self.train),)
-
-    @property
-    def trained_on(self) -> Sequence[bytes]:
-        return self.train
-
-    @property
-    def chosen_by(self) -> Sequence[bytes]:
-        return ()
-
-    def write(self, path: Path, *, classes: Sequence[str], training: dict[str, Any], roles: Roles | None) -> None:
-        linear = LinearHead(weights=self.head.weights, biases=self.head.biases)
-        write_model(path, self.net, linear, classes=classes, training=training, roles=roles)
-
-
 class _Clock:
     """Notes the wall time of stages."""
 
@@ -315,35 +256,10 @@ def _learn(
 ) -> Learned:
     """Fit the head to its optimum, and from there everything after a cut where that was asked for."""
     if not config.tunes:
-        return _learn_head(nets[0], extraction, census, config)
+        return learn_head(nets[0], extraction, census.numbered("train", "validation"), config)
     from quickstudy.retraining.finetune import fine_tune_in_stages
 
     return fine_tune_in_stages(nets, extraction, extract_at, census, config, cache=cache, progress=progress)
-
-
-def _learn_head(net: Backbone, extraction: Extraction, census: Census, config: RetrainConfig) -> _Linear:
-    views = range(extraction.views + 1)
-    numbered = census.numbered("train", "validation")
-    train, numbers = list(numbered), np.array(list(numbered.values()), np.intp)
-    if config.levels == "all" and not net.levels:
-        raise BackboneError(
-            f"'{net.name}' has no feature maps, so it has no levels; leave out --levels, or use another backbone"
-        )
-    levels = config.seen != "last" and bool(net.levels)
-    bottlenecks = np.concatenate([extraction.gather(train, view, levels=levels) for view in views])
-    examples = np.tile(numbers, len(views)), train * len(views)
-    options: dict[str, Any] = {
-        "classes": len(census.classes),
-        "plain": np.repeat(np.array([view == 0 for view in views]), len(train)),
-        "balanced": config.class_weight == "balanced",
-        "l2": config.l2,
-    }
-    compared = None
-    if levels and config.seen == "auto":
-        head, compared = choose_head(bottlenecks, *examples, last=net.widths, widths=net.kept.widths, **options)
-    else:
-        head = fit_head(bottlenecks, *examples, widths=(net.kept if levels else net).widths, **options)
-    return _Linear(head, net.kept if len(head.weights) > net.cut_shape[0] else net, extraction, train, compared)
 
 
 def _judge(learned: Learned, census: Census) -> tuple[list[Unseen], Scores | None]:
@@ -375,7 +291,12 @@ def _abstention(unseen: Unseen, numbers: dict[bytes, int]) -> dict[str, Any] | N
 
 
 def _describe(
-    census: Census, learned: Learned, extraction: Extraction, scores: Scores | None, config: RetrainConfig
+    census: Census,
+    learned: Learned,
+    extraction: Extraction,
+    scores: Scores | None,
+    choices: tuple[Choice, ...],
+    config: RetrainConfig,
 ) -> dict[str, Any]:
     """Summarise what was learned, from what, for the model file; the same data give the same text."""
     return {
@@ -387,6 +308,7 @@ def _describe(
         "l2": learned.head.l2,
         "temperature": learned.head.temperature,
         "levels": learned.compared.to_dict() if learned.compared else None,
+        "choices": [choice.to_dict() for choice in choices],
         "cross_validation": _cross_validated(learned.head).to_dict(),
         "options": config.recorded(),
         "abstention": _abstention(learned.unseen[-1], census.numbered("train", "validation")),

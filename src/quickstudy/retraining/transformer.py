@@ -14,8 +14,10 @@ from quickstudy.backbones.backbone import load_backbone
 from quickstudy.backbones.engines import engine_for
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
-from quickstudy.errors import UnusableImageError
+from quickstudy.errors import OptionError, UnusableImageError
 from quickstudy.files import cache_folder
+from quickstudy.images.decoding import USUAL_BITS
+from quickstudy.images.fits import FITS, Fit
 from quickstudy.images.given import ImageLike, as_png, file_of, one_by_one, pixels_of
 from quickstudy.progress import silent
 
@@ -29,6 +31,8 @@ class Bottleneck(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     Args:
         backbone: name of the pretrained network, or of two or three side by side, such as `a+b`.
         levels: give all levels, what several blocks know of an image, of which the features are the beginning.
+        image_fit: what becomes of images that are not square: `crop`, `pad`, `squash`, `tiles2` or `tiles3`; see
+            `quickstudy.images.fits`. (`fit` is a method, as in all of scikit-learn.)
         cache: folder of the store; the user's cache folder if left out.
         dtype: `float16` or `float32`, as the store keeps them. `transform` gives float32 either way.
         engine: what computes bottlenecks: `onnxruntime` or `openvino` on the processor, or `cuda`.
@@ -39,12 +43,14 @@ class Bottleneck(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         backbone: str = "efficientnet_lite0",
         *,
         levels: bool = False,
+        image_fit: Fit = "crop",
         cache: str | Path | None = None,
         dtype: str = "float16",
         engine: str = "onnxruntime",
     ) -> None:
         self.backbone = backbone
         self.levels = levels
+        self.image_fit = image_fit
         self.cache = cache
         self.dtype = dtype
         self.engine = engine
@@ -61,11 +67,14 @@ class Bottleneck(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             UnusableImageError: an image cannot be used; the message names it.
             BackboneError: the engine cannot be had.
+            OptionError: there is no such fit.
         """
+        if self.image_fit not in FITS:
+            raise OptionError(f"image_fit is {self.image_fit!r}; expected {', '.join(FITS[:-1])} or {FITS[-1]}")
         folder = cache_folder(self.cache)
         extraction = extract(
             _files(X),
-            load_backbone(self.backbone, folder),
+            load_backbone(self.backbone, folder).reading(USUAL_BITS, self.image_fit),
             Store(folder / "bottlenecks"),
             dtype=self.dtype,
             engine=engine_for(self.engine),

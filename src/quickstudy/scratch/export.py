@@ -69,7 +69,8 @@ def export(run: str | Path, output: str | Path | None = None, *, checkpoint: str
     )
     state.load_state_dict(chosen.state)
     path = Path(output) if output is not None else folder.path / "model.onnx"
-    images = golden_images(facts.side)
+    spec = InputSpec(size=facts.side)
+    images = golden_images(spec)
     with state.averages_applied():
         classifier = _Classifier(state.network, recipe, facts)
         with evaluation_mode(classifier), torch.inference_mode():
@@ -88,7 +89,7 @@ def export(run: str | Path, output: str | Path | None = None, *, checkpoint: str
     save_model(
         path,
         graph,
-        input_spec=InputSpec(size=facts.side),
+        input_spec=spec,
         classes=facts.classes,
         expected=expected,
         origin={"recipe": recipe.to_dict()},

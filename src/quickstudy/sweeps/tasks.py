@@ -14,6 +14,7 @@ from quickstudy.backbones.backbone import load_backbone
 from quickstudy.backbones.engines import engine_for
 from quickstudy.errors import OptionError
 from quickstudy.files import cache_folder, write_json_atomically
+from quickstudy.images.fits import tiles_in
 from quickstudy.options import options_of, with_options
 from quickstudy.retraining.config import RetrainConfig
 from quickstudy.retraining.result import RetrainResult, load_record
@@ -191,12 +192,13 @@ class Retraining:
                 f"--set engine={conditions.device}"
             )
         engine_for(self.config.engine)
-        load_backbone(self.config.network, cache_folder(conditions.cache)).at(self.config.cut)
+        if not self.config.chooses_backbone:
+            load_backbone(self.config.network, cache_folder(conditions.cache)).at(self.config.cut)
 
     def work(self, conditions: Conditions) -> float:
         """Estimate the work as the number of passes through the backbone for each image."""
         del conditions
-        return 1.0 + self.config.distorted
+        return tiles_in(self.config.named_fit or "crop") * (1.0 + self.config.distorted)
 
     def run(self, folder: Path, conditions: Conditions, note: Note) -> None:
         """Retrain; the model lies in the folder, too."""

@@ -2,7 +2,7 @@
 
 import * as ort from "./ort.wasm.min.mjs";
 import { decode } from "./decoding.js";
-import { toInput } from "./pixels.js";
+import { tilesIn, toInput } from "./pixels.js";
 
 async function open() {
   const spec = await (await fetch("model.json")).json();
@@ -11,7 +11,7 @@ async function open() {
   /** Probabilities of a photo (Blob), or of anything that can be drawn, in the order of the classes. */
   async function classify(source) {
     const pixels = toInput(await decode(source, spec), spec);
-    const image = new ort.Tensor("uint8", pixels, [1, spec.size, spec.size, 3]);
+    const image = new ort.Tensor("uint8", pixels, [1, tilesIn(spec) * spec.size, spec.size, 3]);
     const { probabilities } = await session.run({ image });
     return spec.classes.map((name, number) => ({ name, probability: probabilities.data[number] }));
   }

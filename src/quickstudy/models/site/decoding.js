@@ -23,7 +23,7 @@ export async function decode(source, spec) {
     throw new Error("The browser cannot read this as an image.");
   }
   try {
-    const factor = jpeg ? largestFactor(Math.min(bitmap.width, bitmap.height), spec) : 1;
+    const factor = jpeg ? largestFactor(bitmap.width, bitmap.height, spec) : 1;
     const pixels = factor > 1 && frame && !managed ? render(frame, factor) : null;
     return upright(pixels ?? reduceBlocks(read(bitmap, bitmap.width, bitmap.height), factor), jpeg?.orientation);
   } finally {

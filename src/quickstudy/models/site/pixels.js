@@ -1,4 +1,4 @@
-// From a picture's pixels to the square that the network takes: the same integer arithmetic as quickstudy's
+// From a picture's pixels to what the network takes: the same integer arithmetic as quickstudy's
 // images/decoding.py, so that the same decoded pixels give the same input to the bit.
 
 /** To the nearest integer, halves to the even one, as Python and NumPy round. */
@@ -7,34 +7,78 @@ function roundHalfEven(value) {
   return rest > 0.5 || (rest === 0.5 && floor % 2 !== 0) ? floor + 1 : floor;
 }
 
-/** The largest of libjpeg's fast reductions that leaves the square at least as large as the network's input. */
-export function largestFactor(shorterSide, spec) {
-  return [8, 4, 2].find((factor) => shorterSide * spec.crop >= spec.size * factor) ?? 1;
+const MARGIN = 127; // the level of the margins that `pad` leaves
+
+/** The largest of libjpeg's fast reductions that leaves the image at least as large as the network's input. */
+export function largestFactor(width, height, spec) {
+  const side = spec.fit === "pad" ? Math.max(width, height) : Math.min(width, height) * spec.crop;
+  return [8, 4, 2].find((factor) => side >= spec.size * factor) ?? 1;
 }
 
-/** The centred square, halved as often as it takes, then resized bilinearly.
- * pixels: {width, height, data}, data with 3 bytes a pixel. Returns a Uint8Array of size × size × 3. */
+/** The number of squares that an image makes, each a pass through the network. */
+export function tilesIn(spec) {
+  return { tiles2: 2, tiles3: 3 }[spec.fit] ?? 1;
+}
+
+/** The network's input: the centred square, or what else the fit makes of the image, each side halved as often as it
+ * takes, then resized bilinearly.
+ * pixels: {width, height, data}, data with 3 bytes a pixel. Returns a Uint8Array of size × size × 3, or for several
+ * squares, one above the other, as many times that. */
 export function toInput(pixels, spec) {
-  const { width, height } = pixels;
-  let side = Math.max(1, roundHalfEven(Math.min(width, height) * spec.crop));
-  const left = Math.floor((width - side) / 2), top = Math.floor((height - side) / 2);
-  let factor = 1;
-  while (side >= spec.size * factor * 2) factor *= 2;
-  const start = Math.floor((side % factor) / 2);
-  side = Math.floor(side / factor);
-  const square = reduce(pixels, left + start, top + start, side, factor);
-  return side === spec.size ? square : resize(square, side, spec.size);
+  const { width, height } = pixels, { size } = spec, tiles = tilesIn(spec);
+  if (spec.fit === "squash") return resized(pixels, [0, 0, width, height], size, size);
+  if (spec.fit === "pad") return padded(pixels, size);
+  if (tiles === 1) {
+    const side = Math.max(1, roundHalfEven(Math.min(width, height) * spec.crop));
+    return resized(pixels, [Math.floor((width - side) / 2), Math.floor((height - side) / 2), side, side], size, size);
+  }
+  const side = Math.min(width, height), result = new Uint8Array(tiles * size * size * 3);
+  for (let number = 0; number < tiles; number++) {
+    const [left, top] = [width, height].map((length) => Math.floor((number * (length - side)) / (tiles - 1)));
+    result.set(resized(pixels, [left, top, side, side], size, size), number * size * size * 3);
+  }
+  return result;
 }
 
-/** The mean of each factor × factor pixels, of a square with `side` such blocks a side. */
-function reduce({ width, data }, left, top, side, factor) {
-  const result = new Uint8Array(side * side * 3), half = (factor * factor) >> 1, count = factor * factor;
-  for (let row = 0, place = 0; row < side; row++) {
-    for (let column = 0; column < side; column++, place += 3) {
+/** The image in the middle of a square of grey, its longer side as long as the square's. */
+function padded(pixels, size) {
+  const longer = Math.max(pixels.width, pixels.height);
+  const [width, height] = [pixels.width, pixels.height].map((side) =>
+    Math.max(1, Math.floor((2 * side * size + longer) / (2 * longer))));
+  const shown = resized(pixels, [0, 0, pixels.width, pixels.height], width, height);
+  const left = Math.floor((size - width) / 2), top = Math.floor((size - height) / 2);
+  const result = new Uint8Array(size * size * 3).fill(MARGIN);
+  for (let row = 0; row < height; row++) {
+    result.set(shown.subarray(row * width * 3, (row + 1) * width * 3), ((top + row) * size + left) * 3);
+  }
+  return result;
+}
+
+/** A part of the image (left, top, width, height) at another size: each side halved as often as it takes, then resized. */
+function resized(pixels, [left, top, width, height], across, down) {
+  const [byX, byY] = [halvings(width, across), halvings(height, down)];
+  const columns = Math.floor(width / byX), rows = Math.floor(height / byY);
+  const startX = left + Math.floor((width % byX) / 2), startY = top + Math.floor((height % byY) / 2);
+  const smaller = reduce(pixels, startX, startY, columns, rows, byX, byY);
+  return columns === across && rows === down ? smaller : resize(smaller, columns, rows, across, down);
+}
+
+/** The largest power of two that a side can be divided by without falling below the target. */
+function halvings(side, target) {
+  let factor = 1;
+  while (side >= target * factor * 2) factor *= 2;
+  return factor;
+}
+
+/** The mean of each byX × byY pixels, of columns × rows such blocks. */
+function reduce({ width, data }, left, top, columns, rows, byX, byY) {
+  const result = new Uint8Array(columns * rows * 3), count = byX * byY, half = count >> 1;
+  for (let row = 0, place = 0; row < rows; row++) {
+    for (let column = 0; column < columns; column++, place += 3) {
       let red = half, green = half, blue = half;
-      for (let y = 0; y < factor; y++) {
-        let source = ((top + row * factor + y) * width + left + column * factor) * 3;
-        for (let x = 0; x < factor; x++, source += 3) {
+      for (let y = 0; y < byY; y++) {
+        let source = ((top + row * byY + y) * width + left + column * byX) * 3;
+        for (let x = 0; x < byX; x++, source += 3) {
           red += data[source]; green += data[source + 1]; blue += data[source + 2];
         }
       }
@@ -54,19 +98,20 @@ function taps(length, size) {
 }
 
 /** First over rows, then over columns, each rounded to the nearest level. */
-function resize(square, length, size) {
-  const places = taps(length, size), blended = new Uint8Array(size * length * 3), result = new Uint8Array(size * size * 3);
-  places.forEach(([upper, lower, weight], row) => {
-    for (let n = 0; n < length * 3; n++) {
-      const above = square[upper * length * 3 + n], below = square[lower * length * 3 + n];
-      blended[row * length * 3 + n] = (above * (256 - weight) + below * weight + 128) >> 8;
+function resize(pixels, columns, rows, across, down) {
+  const blended = new Uint8Array(down * columns * 3), result = new Uint8Array(down * across * 3);
+  taps(rows, down).forEach(([upper, lower, weight], row) => {
+    for (let n = 0; n < columns * 3; n++) {
+      const above = pixels[upper * columns * 3 + n], below = pixels[lower * columns * 3 + n];
+      blended[row * columns * 3 + n] = (above * (256 - weight) + below * weight + 128) >> 8;
     }
   });
-  for (let row = 0; row < size; row++) {
+  const places = taps(columns, across);
+  for (let row = 0; row < down; row++) {
     places.forEach(([left, right, weight], column) => {
       for (let channel = 0; channel < 3; channel++) {
-        const before = blended[(row * length + left) * 3 + channel], after = blended[(row * length + right) * 3 + channel];
-        result[(row * size + column) * 3 + channel] = (before * (256 - weight) + after * weight + 128) >> 8;
+        const before = blended[(row * columns + left) * 3 + channel], after = blended[(row * columns + right) * 3 + channel];
+        result[(row * across + column) * 3 + channel] = (before * (256 - weight) + after * weight + 128) >> 8;
       }
     });
   }

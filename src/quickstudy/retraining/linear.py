@@ -1,0 +1,107 @@
+"""The linear head on frozen features, as the main job learns it of all training images, and races of some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickstudy.backbones.backbone import Backbone
+from quickstudy.backbones.cuts import LEVELS
+from quickstudy.bottlenecks.extraction import Extraction
+from quickstudy.errors import BackboneError
+from quickstudy.learning.features import Floats
+from quickstudy.learning.selection import Head, LevelsCompared, choose_head, fit_head
+from quickstudy.models.assemble import LinearHead, write_model
+from quickstudy.models.roles import Roles
+from quickstudy.retraining.config import RetrainConfig
+from quickstudy.retraining.result import Unseen, cross_validated
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear head on frozen features."""
+
+    head: Head
+    net: Backbone
+    """Network, cut at what the head sees: `features` or `levels`."""
+    extraction: Extraction
+    train: list[bytes]
+    compared: LevelsCompared | None = None
+    """What was found of the last features and of all levels; None where they were not compared."""
+
+    @property
+    def cut(self) -> str:
+        """Name of the cut, `features` or `levels`."""
+        return self.net.cut
+
+    def stages(self) -> tuple[dict[str, Any], ...]:
+        """Tell of no fine-tuning, as there was none."""
+        return ()
+
+    def features(self, digests: list[bytes]) -> NDArray[np.floating]:
+        """Read what the head sees of images (n×d), given by content hash."""
+        return self.extraction.gather(digests, levels=self.cut == LEVELS)
+
+    def logits(self, digests: list[bytes]) -> Floats:
+        """Work out the calibrated logits (n×K) of images, given by content hash."""
+        return self.head.logits(self.features(digests))
+
+    @property
+    def unseen(self) -> tuple[Unseen, ...]:
+        """What cross-validation said of the training images."""
+        return (cross_validated(self.head, self.train),)
+
+    @property
+    def trained_on(self) -> Sequence[bytes]:
+        """Content hashes of the training images."""
+        return self.train
+
+    @property
+    def chosen_by(self) -> Sequence[bytes]:
+        """Content hashes of no images: what chose is what was learned from."""
+        return ()
+
+    def write(self, path: Path, *, classes: Sequence[str], training: dict[str, Any], roles: Roles | None) -> None:
+        """Write it as a model."""
+        linear = LinearHead(weights=self.head.weights, biases=self.head.biases)
+        write_model(path, self.net, linear, classes=classes, training=training, roles=roles)
+
+
+def learn_head(net: Backbone, extraction: Extraction, numbered: Mapping[bytes, int], config: RetrainConfig) -> Linear:
+    """Fit the head to its optimum, on the last features or on all levels, as the configuration says.
+
+    Args:
+        net: the network, cut at the features.
+        extraction: has the images' bottlenecks.
+        numbered: class number of each image, by content hash, in the order of the hashes; each class has an image.
+        config: what the head may see, and how it is fitted.
+
+    Raises:
+        BackboneError: levels were asked for of a network that has none.
+    """
+    views = range(extraction.views + 1)
+    train, numbers = list(numbered), np.array(list(numbered.values()), np.intp)
+    if config.levels == "all" and not net.levels:
+        raise BackboneError(
+            f"'{net.name}' has no feature maps, so it has no levels; leave out --levels, or use another backbone"
+        )
+    levels = config.seen != "last" and bool(net.levels)
+    bottlenecks = np.concatenate([extraction.gather(train, view, levels=levels) for view in views])
+    examples = np.tile(numbers, len(views)), train * len(views)
+    options: dict[str, Any] = {
+        "classes": int(numbers.max()) + 1,
+        "plain": np.repeat(np.array([view == 0 for view in views]), len(train)),
+        "balanced": config.class_weight == "balanced",
+        "l2": config.l2,
+    }
+    compared = None
+    if levels and config.seen == "auto":
+        head, compared = choose_head(bottlenecks, *examples, last=net.widths, widths=net.kept.widths, **options)
+    else:
+        head = fit_head(bottlenecks, *examples, widths=(net.kept if levels else net).widths, **options)
+    return Linear(head, net.kept if len(head.weights) > net.cut_shape[0] else net, extraction, train, compared)
