@@ -137,8 +137,8 @@ class RetrainConfig:
     backbone: Annotated[
         str | None,
         Option(
-            "Use this pretrained network, or two or three side by side, joined by +, or whichever cross-validates best on "
-            "some of the images, auto; 'quickstudy backbone list' shows them [default: the preset's].",
+            "Use this pretrained network, or two or three side by side, joined by +, or whichever cross-validates best "
+            "on some of the images, auto; 'quickstudy backbone list' shows them [default: the preset's].",
             auto=True,
         ),
     ] = None
