@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quickstudy.backbones.autograd import GraphModule
+from quickstudy.backbones.graphs import keep_until
 from quickstudy.backbones.runtime import optimised
 from quickstudy.errors import ModelError, WriteError
 from quickstudy.models.format import GOLDEN_TOLERANCE, golden_images
@@ -48,6 +49,8 @@ class CoreMLPackage:
     the model; None where it has operators that cannot be run."""
     unknown_operators: tuple[str, ...]
     """Names of the MIL program's operators that cannot be run here."""
+    strangeness_left_out: bool
+    """Whether the model tells strangeness, which the package does not: a classifier of Core ML's has classes only."""
 
     @property
     def checked(self) -> str:
@@ -58,7 +61,8 @@ class CoreMLPackage:
             program = f"its MIL program, run here in PyTorch, differs by at most {self.program_difference:.1g}"
         return (
             f"the network that was converted differs by at most {self.traced_difference:.1g}, {program}; "
-            "Core ML itself runs on Apple's devices only, so try it there"
+            + ("it does not say how strange an image is; " if self.strangeness_left_out else "")
+            + "Core ML itself runs on Apple's devices only, so try it there"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,6 +72,7 @@ class CoreMLPackage:
             "traced_difference": self.traced_difference,
             "program_difference": self.program_difference,
             "unknown_operators": list(self.unknown_operators),
+            "strangeness_left_out": self.strangeness_left_out,
             "run_in_core_ml": False,
         }
 
@@ -90,7 +95,9 @@ def write_core_ml(model: Path, path: Path) -> CoreMLPackage:
     images = golden_images(loaded.input.size)
     expected = loaded.predict_pixels(images)
     pictures = [torch.from_numpy(image[None].transpose(0, 3, 1, 2).astype(np.float32)) for image in images]
-    network = _ChannelsFirst(GraphModule(optimised(onnx.load(model, load_external_data=False)))).eval()
+    whole = onnx.load(model, load_external_data=False)
+    classifier = keep_until(whole, "probabilities", (len(loaded.classes),))
+    network = _ChannelsFirst(GraphModule(optimised(classifier))).eval()
     with torch.no_grad(), _quiet():
         traced = torch.jit.trace(network, pictures[0], check_trace=False)  # type: ignore[no-untyped-call]
         given = np.concatenate([traced(picture).numpy() for picture in pictures])
@@ -107,7 +114,11 @@ def write_core_ml(model: Path, path: Path) -> CoreMLPackage:
     package.version = VERSION
     _save(package, path)
     return CoreMLPackage(
-        path=path, traced_difference=difference, program_difference=in_program, unknown_operators=unknown
+        path=path,
+        traced_difference=difference,
+        program_difference=in_program,
+        unknown_operators=unknown,
+        strangeness_left_out=loaded.refusal is not None,
     )
 
 

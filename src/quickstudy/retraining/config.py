@@ -203,6 +203,13 @@ class RetrainConfig:
             metavar="onnxruntime|openvino|cuda",
         ),
     ] = "onnxruntime"
+    refuse: Annotated[
+        float,
+        Option(
+            "Take so many percent of images of the own classes for none of these, the strangest, 0 to 50.",
+            percent=True,
+        ),
+    ] = 0.02
     strict: Annotated[bool, Option("Take a file that cannot be used for an error.", recorded=False)] = False
     keep_thumbnails: Annotated[
         bool, Option("Write thumbnails of the training images beside the model, for serve to show.", recorded=False)
@@ -225,6 +232,8 @@ class RetrainConfig:
             raise OptionError(f"views is {self.views}; expected 0 or more")
         if self.bits is not None and not 8 <= self.bits <= 16:
             raise OptionError(f"bits is {self.bits}; expected 8 to 16")
+        if not 0 <= self.refuse <= 0.5:
+            raise OptionError(f"refuse is {100 * self.refuse:g} %; expected 0 to 50 %")
         for name in ("budget_seconds", "disk_bytes"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise OptionError(f"{name} is {value:g}; expected a positive number")

@@ -25,6 +25,7 @@ from quickstudy.images.imageset import Skipped
 from quickstudy.learning.scores import Score, Scores
 from quickstudy.learning.selection import Head, LevelsCompared, PathPoint
 from quickstudy.learning.softmax import Floats
+from quickstudy.learning.strangeness import Refusal
 from quickstudy.retraining.config import RetrainConfig
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ class RetrainResult:
     """Linear head at its optimum; fine-tuning, if there was any, began from it."""
     compared: LevelsCompared | None
     """What cross-validation found of the last features and of all levels; None where they were not compared."""
+    refusal: Refusal | None
+    """Strangeness above which the model takes an image for none of its classes; None where there were too few images to
+    tell."""
     cut: str
     """Name of the cut at which freezing ended: `features` or `levels` where only the head is trained."""
     tuning: tuple[dict[str, Any], ...]
@@ -119,6 +123,7 @@ class RetrainResult:
                 "gap": self.head.gap,
                 "levels": self.compared.to_dict() if self.compared else None,
             },
+            "strangeness": self.refusal.to_dict() if self.refusal else None,
             "cut": self.cut,
             "views": self.views,
             "options": self.config.recorded(),

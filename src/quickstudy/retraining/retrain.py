@@ -29,9 +29,11 @@ from quickstudy.files import as_path, cache_folder
 from quickstudy.images.census import Census, RolesBefore, take_census
 from quickstudy.images.depth import significant_bits
 from quickstudy.learning.calibration import probabilities_of, suggest_abstention
+from quickstudy.learning.conformal import fit_sets
 from quickstudy.learning.scores import Score, Scores, score_predictions
 from quickstudy.learning.selection import Head, LevelsCompared, choose_head, fit_head
 from quickstudy.learning.softmax import Floats
+from quickstudy.learning.strangeness import Strangeness, fit_strangeness
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.model import roles_of_file
 from quickstudy.models.roles import Roles
@@ -122,6 +124,7 @@ def retrain(
         test=scores,
         head=learned.head,
         compared=learned.compared,
+        refusal=learned.strangeness.refusal(config.refuse) if learned.strangeness else None,
         cut=learned.cut,
         tuning=learned.stages(),
         plan=plan.to_dict() if plan else None,
@@ -235,6 +238,10 @@ class Learned(Protocol):
         """What training images were said to be by fits that had not seen them; what calibrated the model comes last."""
 
     @property
+    def strangeness(self) -> Strangeness | None:
+        """What tells strange images from its own; None where there were too few images to tell."""
+
+    @property
     def trained_on(self) -> Sequence[bytes]:
         """Content hashes of the images that it was fitted to."""
 
@@ -257,6 +264,8 @@ class _Linear:
     train: list[bytes]
     compared: LevelsCompared | None = None
     """What was found of the last features and of all levels; None where they were not compared."""
+    strangeness: Strangeness | None = None
+    """What tells strange images from its own; None where there were too few images to tell."""
 
     @property
     def cut(self) -> str:
@@ -285,7 +294,9 @@ class _Linear:
 
     def write(self, path: Path, *, classes: Sequence[str], training: dict[str, Any], roles: Roles | None) -> None:
         linear = LinearHead(weights=self.head.weights, biases=self.head.biases)
-        write_model(path, self.net, linear, classes=classes, training=training, roles=roles)
+        write_model(
+            path, self.net, linear, classes=classes, training=training, roles=roles, strangeness=self.strangeness
+        )
 
 
 class _Clock:
@@ -341,7 +352,15 @@ def _learn_head(net: Backbone, extraction: Extraction, census: Census, config: R
         head, compared = choose_head(bottlenecks, *examples, last=net.widths, widths=net.kept.widths, **options)
     else:
         head = fit_head(bottlenecks, *examples, widths=(net.kept if levels else net).widths, **options)
-    return _Linear(head, net.kept if len(head.weights) > net.cut_shape[0] else net, extraction, train, compared)
+    strangeness = fit_strangeness(
+        bottlenecks[: len(train), : sum(net.widths)],
+        numbers,
+        head.held_out_logits,
+        classes=len(census.classes),
+        held_out=head.held_out,
+    )
+    seen = net.kept if len(head.weights) > net.cut_shape[0] else net
+    return _Linear(head, seen, extraction, train, compared, strangeness)
 
 
 def _judge(learned: Learned, census: Census) -> tuple[list[Unseen], Scores | None]:
@@ -372,6 +391,13 @@ def _abstention(unseen: Unseen, numbers: dict[bytes, int]) -> dict[str, Any] | N
     return {"by": unseen.by, **found.to_dict()} if found else None
 
 
+def _sets(unseen: Unseen, numbers: dict[bytes, int], classes: int) -> dict[str, Any] | None:
+    """Keep what prediction sets need, by the images that calibrated the model; None if they are too few."""
+    truth = np.array([numbers[digest] for digest in unseen.digests], np.intp)
+    found = fit_sets(unseen.logits, truth, classes=classes, by=unseen.by)
+    return found.to_dict() if found else None
+
+
 def _describe(
     census: Census, learned: Learned, extraction: Extraction, scores: Scores | None, config: RetrainConfig
 ) -> dict[str, Any]:
@@ -388,6 +414,8 @@ def _describe(
         "cross_validation": _cross_validated(learned.head).to_dict(),
         "options": config.recorded(),
         "abstention": _abstention(learned.unseen[-1], census.numbered("train", "validation")),
+        "sets": _sets(learned.unseen[-1], census.numbered("train", "validation"), len(census.classes)),
+        "strangeness": learned.strangeness.refusal(config.refuse).to_dict() if learned.strangeness else None,
         "test": scores.score.to_dict() if scores else None,
         # Without what differs from run to run.
         "fine_tuning": [{k: v for k, v in stage.items() if k != "seconds"} for stage in learned.stages()],
