@@ -123,6 +123,6 @@ def check_signature(
     if list(inputs[0].shape[1:]) != [spec.size, spec.size, 3]:
         raise ValueError(f"its input has the shape {inputs[0].shape}")
     if [o.name for o in outputs] != expected or outputs[0].shape[1:] != [classes]:
-        raise ValueError("its outputs are not 'probabilities' of its classes and what its metadata announce")
+        raise ValueError("its output is not 'probabilities' of its classes, or others are not as it says")
     if STRANGENESS in expected and len(outputs[1].shape) != 1:
         raise ValueError(f"its output '{STRANGENESS}' has the shape {outputs[1].shape}")
