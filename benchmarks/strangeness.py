@@ -114,13 +114,10 @@ def _distances(seen: Array, labels: NDArray[np.intp], widths: tuple[int, ...], l
     means = np.stack([rows[labels == number].mean(axis=0) for number in range(classes)])
     own = rows - means[labels]
 
-    def inverse(about: Array) -> Array:
-        covariance = about.T @ about / len(about)
-        shrunk = ((1 - _SHRINKAGE) * covariance).astype(np.float32)
-        shrunk[np.diag_indices(d)] += _SHRINKAGE * np.trace(covariance) / d
-        return np.linalg.inv(shrunk)
-
-    within = inverse(own)
+    covariance = own.T @ own / len(own)
+    shrunk = ((1 - _SHRINKAGE) * covariance).astype(np.float32)
+    shrunk[np.diag_indices(d)] += _SHRINKAGE * np.trace(covariance) / d
+    within = np.linalg.inv(shrunk)
     variances = rows.var(axis=0)
     precise = 1 / (variances + 0.05 * variances.mean())
     draws = np.random.default_rng(0).standard_normal((len(rows), _MAIN)).astype(np.float32)
@@ -147,7 +144,8 @@ def _distances(seen: Array, labels: NDArray[np.intp], widths: tuple[int, ...], l
         "spread": lambda x, _: prepared(x) ** 2 @ precise,
     }
     if len(widths) > 1 and d == widths[0]:  # another inverse of all levels would double the time
-        total = inverse(rows)
+        shares = np.bincount(labels) / len(labels)
+        total = np.linalg.inv(shrunk + (means.T * shares.astype(np.float32)) @ means)
         found["relative Mahalanobis"] = lambda x, _: to_means(prepared(x)) - _quadratic(prepared(x), total)
     return found
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from quickstudy.errors import HeadError
 from quickstudy.learning.scores import share_interval
@@ -37,7 +38,7 @@ FEWEST = 50
 _DIRECTIONS = 64  # in which covariances are measured; 128 and 256 do no better on the clothing photos
 _ROWS_A_DIRECTION = 4
 _MOST_KEPT = 64  # directions in which classes lie apart
-_SAMPLE = 1024  # rows, from which centre, spread and directions are found
+_SAMPLE = 512  # rows, from which centre, spread and directions are found
 _BLOCK = 256  # rows at a time
 _SHRINKAGE = 0.1
 _SPREAD_COUNTS = 0.5
@@ -97,7 +98,7 @@ class Strangeness:
     kept: Floats
     """For each direction (r), 1 less the share of its variance that is within classes, between 0 and 1."""
     centre: Floats
-    """Means of the features over all images, d."""
+    """Means of the features over up to 512 of the images, d."""
     scales: Floats
     """The numbers (d) by which distances from the centre are multiplied before they are squared and summed."""
     energy: float
@@ -156,6 +157,18 @@ def fit_strangeness(
         raise HeadError("Images are judged either among the rows, by held_out, or beside them, by unseen; give one")
     if len(logits) < FEWEST or len(features) < FEWEST:
         return None
+    with threadpool_limits(1, user_api="blas"):  # the products are small; a second thread waits more than it multiplies
+        return _fit(features, labels, logits, classes, held_out, unseen)
+
+
+def _fit(
+    features: NDArray[np.floating],
+    labels: NDArray[np.intp],
+    logits: NDArray[np.floating],
+    classes: int,
+    held_out: NDArray[np.intp] | None,
+    unseen: NDArray[np.floating] | None,
+) -> Strangeness | None:
     sample = signed_sqrt(features[np.linspace(0, len(features) - 1, min(len(features), _SAMPLE)).astype(np.intp)])
     centre = sample.mean(axis=0)
     sample -= centre

@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -43,9 +43,6 @@ from quickstudy.models.format import (
 )
 from quickstudy.models.roles import Roles
 from quickstudy.version import VERSION
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 _TUNED = "tuned/"
 _ROOTS, _LOGITS = "head/features", "logits"
@@ -108,15 +105,16 @@ def write_model(
     if strangeness:
         _add_strangeness(merged, strangeness, len(head.weights))
     images = golden_images(backbone.input.size)
-    session = open_session(merged.SerializeToString())
-    bottlenecks, probabilities = session.run([backbone.cut, "probabilities"], {"image": images})
+    outputs = [backbone.cut, "probabilities", *([_ROOTS, _LOGITS, STRANGENESS] if strangeness else [])]
+    values = open_session(merged.SerializeToString()).run(outputs, {"image": images})
+    bottlenecks, probabilities = values[:2]
     expected = (tail or head.probabilities)(bottlenecks)
     difference = float(np.abs(probabilities - expected).max())
     if not difference <= GOLDEN_TOLERANCE:
         raise ModelError(
             f"The merged model differs from its parts by {difference:.1e}; it was not written. Please report this"
         )
-    strange = _golden_strangeness(session, images, strangeness) if strangeness else None
+    strange = _golden_strangeness(strangeness, *values[2:]) if strangeness else None
     frozen = fingerprint_of(keep_until(merged, backbone.cut, backbone.cut_shape))
     if frozen != fingerprint_of(prefix):
         raise ModelError("What was frozen has changed in the merged model; it was not written. Please report this")
@@ -319,10 +317,9 @@ def _add_strangeness(model: onnx.ModelProto, strangeness: Strangeness, width: in
 
 
 def _golden_strangeness(
-    session: onnxruntime.InferenceSession, images: NDArray[np.uint8], strangeness: Strangeness
+    strangeness: Strangeness, roots: NDArray[np.float32], logits: NDArray[np.float32], given: NDArray[np.float32]
 ) -> NDArray[np.float64]:
     """Work out the strangeness of the golden images apart from the graph, and check that the graph gives the same."""
-    roots, logits, given = session.run([_ROOTS, _LOGITS, STRANGENESS], {"image": images})
     seen = np.copysign(roots**2, roots)[:, : len(strangeness.centre)]  # the features, of which these are the roots
     expected = strangeness.of(seen, logits)
     difference = float(np.abs(given - expected).max())
