@@ -29,6 +29,7 @@ def main() -> None:
         ROOT / "docs" / "sweep.md",
         ROOT / "docs" / "finetune.md",
         ROOT / "docs" / "ship.md",
+        ROOT / "docs" / "answers.md",
     ):
         text = page.read_text(encoding="utf-8")
         for name, make in TABLES.items():

@@ -151,6 +151,45 @@ def exports() -> str:
     return table(["", "size", "images/s, one thread", "accuracy", "same class"], rows)
 
 
+def strangeness() -> str:
+    """Scores that tell images of none of the classes, near and far, each kind of garment left out in turn."""
+    means = load("strangeness")["means"]
+    parts = ("near", "cifar10", "mnist", "noise", "blank")
+    rows = [
+        [
+            f"**{name}**" if name == "strangeness" else name,
+            *(f"{figures[f'auroc {part}']:.3f}" for part in parts),
+            *(f"{100 * figures[f'fpr {part}']:.0f} %" for part in ("near", "cifar10")),
+        ]
+        for name, figures in means.items()
+        if name != "refused"
+    ]
+    refused = means["refused"]
+    shares = [[f"{100 * refused[part]:.1f} %" for part in ("trained on", "own", *parts)]]
+    return (
+        table(["AUROC", "a left-out kind", *parts[1:], "FPR at 95 %: left-out kind", "cifar10"], rows)
+        + "\n"
+        + table(["refused at 2 %: trained on", "own, test", "a left-out kind", *parts[1:]], shares)
+    )
+
+
+def sets() -> str:
+    """How often prediction sets hold the right class, over draws."""
+    values = load("sets")
+    rows = [
+        [
+            name,
+            f"{100 * figures['covered']:.2f} % ±{100 * figures['standard_error']:.2f}",
+            f"{100 * figures['least_covered_class']:.1f} %",
+            f"{figures['size']:.2f}",
+        ]
+        for name, figures in values["means"].items()
+    ]
+    return table(
+        ["asked for", f"right class in the set, {values['draws']} draws", "worst class", "classes in a set"], rows
+    )
+
+
 TRUST_TABLES: dict[str, Callable[[], str]] = {
     "audit_labels": audit_labels,
     "audit_few": audit_few,
@@ -160,4 +199,6 @@ TRUST_TABLES: dict[str, Callable[[], str]] = {
     "report": report,
     "cold_start": cold_start,
     "exports": exports,
+    "strangeness": strangeness,
+    "sets": sets,
 }

@@ -91,7 +91,7 @@ def test_an_interrupted_prediction_promises_nothing(
     tmp_path: Path, run: Run, photo_source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = str(write_small_model(tmp_path / "m.onnx"))
-    monkeypatch.setattr("quickstudy.models.model.Model.predict_pixels", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("quickstudy.models.model.to_input", lambda *_: signal.raise_signal(signal.SIGINT))
     done = run("predict", model, str(next(photo_source.rglob("*.jpg"))))
     assert (done.code, done.err) == (130, "\nquickstudy: interrupted\n")
 

@@ -32,18 +32,19 @@ class Parrot:
     """Says of each path what it was told; None for those that it cannot use."""
 
     classes = ("a", "b")
+    refusal = None
 
     def __init__(self, **says: float | None) -> None:
         self._says = says
 
     rank = Model.rank
+    is_none_of_these = staticmethod(lambda strangeness: False)
 
     def predict_each(self, paths: Iterable[Path]) -> Iterator[Any]:
         for path in paths:
             share = self._says[path.name]
-            yield SimpleNamespace(
-                image=path, probabilities=None if share is None else np.array([share, 1 - share], np.float32)
-            )
+            shares = None if share is None else np.array([share, 1 - share], np.float32)
+            yield SimpleNamespace(image=path, probabilities=shares, strangeness=None)
 
 
 def test_counts_as_by_hand() -> None:

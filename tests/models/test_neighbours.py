@@ -96,7 +96,8 @@ def test_are_those_with_the_largest_cosine_of_signed_roots(
     rows = [(direction(row), images[row].label) for row in range(20)]
     for query in (25, 31):
         expected = sorted(((float(row @ direction(query)), label) for row, label in rows), reverse=True)[:5]
-        _, seen = model.classify_with_features(images[query].path.read_bytes())
+        seen = model.examine(images[query].path.read_bytes()).features
+        assert seen is not None
         nearest = found.nearest(seen, 5)
         assert [neighbour.label for neighbour in nearest] == [label for _, label in expected]
         np.testing.assert_allclose([n.similarity for n in nearest], [s for s, _ in expected], atol=1e-3)
@@ -104,21 +105,26 @@ def test_are_those_with_the_largest_cosine_of_signed_roots(
 
 def test_a_training_image_is_its_own_nearest(model_path: Path, images: Images, kept: Path) -> None:
     model, found = load_both(model_path)
-    probabilities, features = model.classify_with_features(images[7].path.read_bytes())
-    np.testing.assert_allclose(probabilities, load(model_path).classify(images[7].path.read_bytes()), atol=1e-6)
-    [nearest] = found.nearest(features, 1)
+    examined = model.examine(images[7].path.read_bytes())
+    assert examined.probabilities is not None
+    assert examined.features is not None
+    usual = load(model_path).classify(images[7].path.read_bytes())
+    np.testing.assert_allclose(examined.probabilities, usual, atol=1e-6)
+    [nearest] = found.nearest(examined.features, 1)
     assert nearest.similarity == pytest.approx(1, abs=1e-3)
     with Image.open(io.BytesIO(nearest.thumbnail)) as thumbnail, Image.open(images[7].path) as original:
         assert thumbnail.size == (96, 84)
         small = original.resize((96, 84))
         assert np.abs(np.asarray(thumbnail, int) - np.asarray(small, int)).mean() < 8
     with pytest.raises(UnusableImageError):
-        model.classify_with_features(b"no image")
+        model.examine(b"no image")
 
 
 def test_a_model_as_it_is_usually_loaded_gives_no_features(model_path: Path, images: Images) -> None:
+    usual = load(model_path)
+    assert usual.examine(images[0].path.read_bytes()).features is None
     with pytest.raises(ModelError, match="with_features"):
-        load(model_path).classify_with_features(images[0].path.read_bytes())
+        usual.predict_pixels_with_features(np.zeros((1, usual.input.size, usual.input.size, 3), np.uint8))
     model = load(model_path, with_features=True)
     model.verify()
     [expected] = load(model_path).predict_proba(images[0].path)
@@ -144,7 +150,8 @@ def test_files_that_have_gone_bad_since_are_left_out(
     keep_neighbours(copy, [images[0], *bad, images[20]], features=features[[0, 1, 2, 20]])
     model, found = load_both(copy)
     assert len(found) == 2
-    _, seen = model.classify_with_features(images[20].path.read_bytes())
+    seen = model.examine(images[20].path.read_bytes()).features
+    assert seen is not None
     [nearest] = found.nearest(seen, 1)
     assert nearest.label == images[20].label
     assert nearest.similarity == pytest.approx(1, abs=1e-3)
@@ -227,7 +234,7 @@ def test_retrain_keeps_what_the_written_model_gives(photo_source: Path, tmp_path
     table = pa.ipc.open_file(neighbours_path(path)).read_all()
     rows = np.array(table.column("features").to_pylist(), np.float32)
     files = sorted(photo_source.rglob("*.jpg"))
-    given = np.stack([model.classify_with_features(file.read_bytes())[1] for file in files])
+    given = np.array([model.examine(file.read_bytes()).features for file in files])
     nearest = np.abs(rows[:, None] - given[None]).max(axis=2).argmin(axis=1)
     assert len(set(nearest.tolist())) == len(rows)
     # float16 has eleven bits; behind a cut, activations have been rounded to them before.

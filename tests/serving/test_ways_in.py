@@ -47,7 +47,7 @@ def test_an_unexpected_error_is_json(trained: Path, photo: Path, monkeypatch: py
 
     app = make_app({"photos": trained / "photos.onnx"}, ServerSettings())
     with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as client:
-        monkeypatch.setattr("quickstudy.models.model.Model.classify", fail)
+        monkeypatch.setattr("quickstudy.models.model.Model.examine", fail)
         answer = client.post("/predict", content=photo.read_bytes())
         assert answer.status_code == 500
         assert answer.json() == {"error": "the server failed while it answered; its log says why"}

@@ -57,6 +57,12 @@ def command(
         return
     caution = ", NOT A TEST" if evaluation.is_test is False else ""
     print(f"{model} on {images}: accuracy {format_score(evaluation.score)}{caution}")
+    if evaluation.answered is not None:
+        refused = evaluation.score.n - evaluation.answered.n
+        print(f"Without {refused:,} that it takes for none of these: {format_score(evaluation.answered)}")
+    if evaluation.strangers is not None:
+        right, n = evaluation.strangers.right, evaluation.strangers.n
+        print(f"Of {n:,} images of classes that it does not know, it takes {right:,} for none of these")
     print_evaluation(evaluation)
     if evaluation.missing:
         print(f"\nNo images of these classes of the model: {', '.join(evaluation.missing)}")

@@ -163,6 +163,8 @@ def _print_conversion(done: Conversion) -> None:
             f"       {seen.n:,} photos: {100 * seen.same_share:.1f} % taken for the same class; "
             f"probabilities differ by {seen.mean_difference:.2g} on average, {seen.largest_difference:.2g} at most"
         )
+        if seen.refused:
+            print(f"       none of these: {seen.refused[1]:,} of them instead of {seen.refused[0]:,}")
         if seen.labelled and seen.accuracy_loss is not None and seen.loss_interval is not None:
             low, high = seen.loss_interval
             print(f"       accuracy before  {format_score(seen.labelled.first)}")

@@ -6,6 +6,7 @@ import csv
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,9 +36,20 @@ def command(
         bool,
         typer.Option("--abstain", help="Answer 'don't know' where the probability is below the model's threshold."),
     ] = False,
+    sets: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PERCENT",
+            help="Name sets of classes: the right one is among them for so many percent of images, such as 95.",
+        ),
+    ] = None,
+    by_class: Annotated[
+        bool, typer.Option("--by-class", help="With --sets: let that hold for each class on its own, rare ones too.")
+    ] = False,
     as_json: Json = False,
     as_csv: Annotated[
-        bool, typer.Option("--csv", help="Print CSV in UTF-8: image, rank, label, probability, error.")
+        bool,
+        typer.Option("--csv", help="Print CSV in UTF-8: image, rank, label, probability, error, and what was asked."),
     ] = False,
     cache: Cache = None,
 ) -> None:
@@ -49,14 +61,23 @@ def command(
 
     if as_json and as_csv:
         raise typer.BadParameter("choose one of --json and --csv")
+    if by_class and sets is None:
+        raise typer.BadParameter("--by-class goes with --sets, such as --sets 95")
     classifier, usual = _load(model, cache)
-    count = min(top or usual, len(classifier.classes))
-    threshold = classifier.threshold() if abstain else None
+    answers = _Answers(
+        model=classifier,
+        count=min(top or usual, len(classifier.classes)),
+        threshold=classifier.threshold() if abstain else None,
+        level=None if sets is None else sets / 100,
+        by_class=by_class,
+    )
+    if answers.level is not None:
+        classifier.sets(classifier.predict_proba([]), answers.level)  # refused now, not after the first image
     wrong: list[Skipped] = []
     predictions = classifier.predict_each(_expand(images, wrong))
     writer = _write_json if as_json else _write_csv if as_csv else _write_text
     with interruptible():
-        done, failed = writer(classifier, predictions, count, threshold, wrong)
+        done, failed = writer(answers, predictions, wrong)
     if failed and not as_json and not as_csv:
         print(f"{failed} of {done + failed} could not be used", file=sys.stderr)
     if failed and (meant := command_meant(sys.argv[1:])):
@@ -137,79 +158,109 @@ def _path(prediction: Prediction) -> str:
     return str(prediction.image)  # here every image is given as its path
 
 
-def _ranked(model: Model, prediction: Prediction, count: int) -> list[tuple[str, float]]:
-    if prediction.probabilities is None:
-        return []
-    return model.rank(prediction.probabilities, count)
+@dataclass(frozen=True, kw_only=True)
+class _Answers:
+    """Decides what to say of an image, whatever it is written as."""
+
+    model: Model
+    count: int
+    """Number of classes to name, at least 1."""
+    threshold: float | None
+    """Probability below which the answer is "don't know"; None where that was not asked for."""
+    level: float | None
+    """Share of images whose right class is to be in its set, above 0 and below 1; None where no sets were asked for."""
+    by_class: bool
+    """Whether the share is to hold for each class."""
+
+    def ranked(self, prediction: Prediction) -> list[tuple[str, float]]:
+        """Rank the most probable classes; none where the image cannot be used."""
+        return [] if prediction.probabilities is None else self.model.rank(prediction.probabilities, self.count)
+
+    def more(self, prediction: Prediction | None) -> dict[str, Any]:
+        """Say what there is to say besides the ranked classes: only what the model tells, and what was asked for."""
+        from quickstudy.models.model import is_answer
+
+        found: dict[str, Any] = {}
+        probabilities = prediction.probabilities if prediction else None
+        if self.threshold is not None:
+            found["answered"] = probabilities is not None and is_answer(float(probabilities.max()), self.threshold)
+        if self.model.refusal is not None:
+            strangeness = prediction.strangeness if prediction else None
+            found["strangeness"] = None if strangeness is None else round(strangeness, 6)
+            found["none_of_these"] = None if strangeness is None else self.model.is_none_of_these(strangeness)
+        if self.level is not None:
+            sets = (
+                ()
+                if probabilities is None
+                else self.model.sets(probabilities[None], self.level, by_class=self.by_class)
+            )
+            found["set"] = [name for members in sets for name in members]
+        return found
 
 
-def _answers(ranked: list[tuple[str, float]], threshold: float) -> bool:
-    from quickstudy.models.model import is_answer
-
-    return bool(ranked) and is_answer(ranked[0][1], threshold)
-
-
-def _write_text(
-    model: Model, predictions: Iterator[Prediction], count: int, threshold: float | None, wrong: list[Any]
-) -> tuple[int, int]:
+def _write_text(answers: _Answers, predictions: Iterator[Prediction], wrong: list[Any]) -> tuple[int, int]:
     done = failed = 0
     for prediction in predictions:
         if prediction.probabilities is None:
             failed += 1
             print(f"{_path(prediction)}: {prediction.reason}", file=sys.stderr)
-        else:
-            done += 1
-            ranked = _ranked(model, prediction, count)
-            shown = ", ".join(f"{name} {100 * share:.1f} %" for name, share in ranked)
-            if threshold is not None and not _answers(ranked, threshold):
-                shown = f"don't know (best guess {shown})"
-            print(f"{_path(prediction)}: {shown}")
+            continue
+        done += 1
+        more = answers.more(prediction)
+        shown = ", ".join(f"{name} {100 * share:.1f} %" for name, share in answers.ranked(prediction))
+        if "set" in more:
+            shown = f"{{{', '.join(more['set'])}}}"
+        if more.get("none_of_these"):
+            shown = f"none of these (nearest: {shown})"
+        elif not more.get("answered", True):
+            shown = f"don't know (best guess {shown})"
+        print(f"{_path(prediction)}: {shown}")
     for item in wrong:
         failed += 1
         print(f"{item.path}: {item.reason}", file=sys.stderr)
     return done, failed
 
 
-def _write_csv(
-    model: Model, predictions: Iterator[Prediction], count: int, threshold: float | None, wrong: list[Any]
-) -> tuple[int, int]:
+def _write_csv(answers: _Answers, predictions: Iterator[Prediction], wrong: list[Any]) -> tuple[int, int]:
     data_to_stdout()
     writer = csv.writer(sys.stdout)
-    # The column `answered` comes with --abstain only, so that what reads the table otherwise need not change.
-    writer.writerow(
-        ["image", "rank", "label", "probability", "error", *(["answered"] if threshold is not None else [])]
-    )
+    # Further columns come only where the model tells them, or they were asked for.
+    columns = list(answers.more(None))
+    writer.writerow(["image", "rank", "label", "probability", "error", *columns])
     done = failed = 0
     for prediction in predictions:
-        ranked = _ranked(model, prediction, count)
-        answered = [] if threshold is None else ["yes" if _answers(ranked, threshold) else "no"]
-        for rank, (name, share) in enumerate(ranked, start=1):
-            writer.writerow([_path(prediction), rank, name, f"{share:.6f}", "", *answered])
+        more = [_cell(value) for value in answers.more(prediction).values()]
+        for rank, (name, share) in enumerate(answers.ranked(prediction), start=1):
+            writer.writerow([_path(prediction), rank, name, f"{share:.6f}", "", *more])
         if prediction.probabilities is None:
             failed += 1
-            writer.writerow([_path(prediction), "", "", "", prediction.reason, *answered])
+            writer.writerow([_path(prediction), "", "", "", prediction.reason, *more])
         else:
             done += 1
     for item in wrong:
         failed += 1
-        writer.writerow([item.path, "", "", "", item.reason, *([] if threshold is None else ["no"])])
+        none = answers.more(None)
+        writer.writerow([item.path, "", "", "", item.reason, *map(_cell, none.values())])
     return done, failed
 
 
-def _write_json(
-    model: Model, predictions: Iterator[Prediction], count: int, threshold: float | None, wrong: list[Any]
-) -> tuple[int, int]:
+def _cell(value: Any) -> str:
+    """Write what JSON has as a value into a cell: yes or no, a share, names with `|` between, or nothing."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return "|".join(value)
+    return "" if value is None else f"{value:.6f}"
+
+
+def _write_json(answers: _Answers, predictions: Iterator[Prediction], wrong: list[Any]) -> tuple[int, int]:
     rows: list[dict[str, Any]] = []
     for prediction in predictions:
         if prediction.probabilities is None:
             rows.append({"image": _path(prediction), "error": prediction.reason})
         else:
-            ranked = _ranked(model, prediction, count)
-            row = {
-                "image": _path(prediction),
-                "predictions": [{"label": name, "probability": round(share, 6)} for name, share in ranked],
-            }
-            rows.append(row if threshold is None else {**row, "answered": _answers(ranked, threshold)})
+            classes = [{"label": name, "probability": round(share, 6)} for name, share in answers.ranked(prediction)]
+            rows.append({"image": _path(prediction), "predictions": classes, **answers.more(prediction)})
     rows += [{"image": str(item.path), "error": item.reason} for item in wrong]
     print_json(rows)
     failed = sum("error" in row for row in rows)

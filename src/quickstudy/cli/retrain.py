@@ -90,6 +90,7 @@ def _print_summary(result: RetrainResult, images: Path, seconds: float, *, verbo
     print(f"Test accuracy             {format_score(evaluation.score)}")
     if result.census.given and not result.test_counts:
         print(f"For a test accuracy, put images into {images}/test/<class>/, or use class folders without splits")
+    _print_strangeness(result)
     _print_few(result)
     for choice in result.choices:
         print(f"{choice.what.capitalize()} chosen: {choice.told}")
@@ -115,6 +116,18 @@ def _print_levels(result: RetrainResult) -> None:
         f"±{compared.standard_error:.3f}"
     )
     print(f"Features chosen: {'all levels' if compared.all_pay else 'the last features only'} ({found})")
+
+
+def _print_strangeness(result: RetrainResult) -> None:
+    """Say how many images of its own the model takes for none of its classes."""
+    if (refusal := result.refusal) is None:
+        print("None of these: too few images to tell what is strange, so the model takes everything for a class")
+    elif refusal.threshold < 1:
+        low, high = (100 * end for end in refusal.interval)
+        print(
+            f"None of these: refuses {100 * refusal.share:.1f} % of its own kind "
+            f"(95 % interval {low:.1f} to {high:.1f} %, n = {refusal.n:,})"
+        )
 
 
 def _print_few(result: RetrainResult) -> None:

@@ -1,8 +1,9 @@
 """Puts a model together: backbone up to the cut, head, metadata and golden checks, in one ONNX file.
 
 The file takes images as they come from a decoder (`image`: uint8, N × the shape of an input, RGB) and gives calibrated
-`probabilities` (float32, N×classes); normalisation, features and head are all inside. It is checked before it is
-written: the merged graph must give what the backbone and the head gave apart.
+`probabilities` (float32, N×classes) and, where there were images enough to tell, `strangeness` (float32, N, from 0 to
+1); normalisation, features and head are all inside. It is checked before it is written: the merged graph must give what
+the backbone and the head gave apart.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from quickstudy.backbones.backbone import Backbone
+from quickstudy.backbones.cuts import FEATURES
 from quickstudy.backbones.graphs import keep_until
 from quickstudy.backbones.runtime import open_session
 from quickstudy.backbones.tiles import prefix_graph
@@ -28,11 +30,23 @@ from quickstudy.errors import ModelError, WriteError
 from quickstudy.files import write_bytes_atomically
 from quickstudy.images.decoding import InputSpec
 from quickstudy.learning.calibration import probabilities_of
-from quickstudy.models.format import FORMAT, GOLDEN_TOLERANCE, HEAD_INPUT, HEAD_WEIGHTS, PREFIX, golden_images, sealed
+from quickstudy.learning.strangeness import Strangeness
+from quickstudy.models.format import (
+    FORMAT,
+    GOLDEN_TOLERANCE,
+    HEAD_INPUT,
+    HEAD_WEIGHTS,
+    PREFIX,
+    STRANGENESS,
+    STRANGENESS_LOOSER,
+    golden_images,
+    sealed,
+)
 from quickstudy.models.roles import Roles
 from quickstudy.version import VERSION
 
 _TUNED = "tuned/"
+_ROOTS, _LOGITS = "head/features", "logits"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +79,7 @@ def write_model(
     classes: Sequence[str],
     training: dict[str, Any],
     roles: Roles | None = None,
+    strangeness: Strangeness | None = None,
 ) -> None:
     """Merge, check and write a model.
 
@@ -78,6 +93,8 @@ def write_model(
         classes: names in the order of the head's columns.
         training: what there is to say about data, split and accuracy, as JSON values.
         roles: which images it was made from; left out, the file does not say.
+        strangeness: what tells strange images from its own, by the last features; left out, the model has no such
+            output.
 
     Raises:
         ModelError: the merged graph does not give what its parts give, what was frozen has changed, or the file cannot
@@ -85,20 +102,25 @@ def write_model(
     """
     prefix = prefix_graph(backbone, backbone.cut, backbone.cut_shape)
     merged = _merge(prefix, backbone.cut, suffix, head)
+    if strangeness:
+        _add_strangeness(merged, strangeness, len(head.weights))
     images = golden_images(backbone.input)
-    bottlenecks, probabilities = open_session(merged.SerializeToString()).run(
-        [backbone.cut, "probabilities"], {"image": images}
-    )
+    outputs = [backbone.cut, "probabilities", *([_ROOTS, _LOGITS, STRANGENESS] if strangeness else [])]
+    values = open_session(merged.SerializeToString()).run(outputs, {"image": images})
+    bottlenecks, probabilities = values[:2]
     expected = (tail or head.probabilities)(bottlenecks)
     difference = float(np.abs(probabilities - expected).max())
     if not difference <= GOLDEN_TOLERANCE:
         raise ModelError(
             f"The merged model differs from its parts by {difference:.1e}; it was not written. Please report this"
         )
+    strange = _golden_strangeness(strangeness, *values[2:]) if strangeness else None
     frozen = fingerprint_of(keep_until(merged, backbone.cut, backbone.cut_shape))
     if frozen != fingerprint_of(prefix):
         raise ModelError("What was frozen has changed in the merged model; it was not written. Please report this")
-    del merged.graph.output[1:]
+    kept = [output for output in merged.graph.output if output.name in ("probabilities", STRANGENESS)]
+    del merged.graph.output[:]
+    merged.graph.output.extend(kept)
     save_model(
         path,
         merged,
@@ -115,6 +137,7 @@ def write_model(
         },
         training=training,
         roles=roles,
+        strange=strange,
     )
 
 
@@ -133,18 +156,20 @@ def save_model(
     origin: dict[str, Any],
     training: dict[str, Any],
     roles: Roles | None = None,
+    strange: NDArray[np.floating] | None = None,
 ) -> None:
     """Write a checked graph as a model, with its metadata, golden checks and checksum.
 
     Args:
         path: the `.onnx` file to create or replace, atomically.
-        graph: takes `image`, gives `probabilities`.
+        graph: takes `image`, gives `probabilities` and, where `strange` is given, `strangeness`.
         input_spec: how an image becomes `image`.
         classes: names in the order of the probabilities.
         expected: the probabilities of the golden images.
         origin: where the network comes from: further properties, as JSON values.
         training: what there is to say about data, split and accuracy, as JSON values.
         roles: which images it was made from; left out, the file does not say.
+        strange: the strangeness of the golden images.
 
     Raises:
         WriteError: the file cannot be written.
@@ -157,7 +182,7 @@ def save_model(
         "training": training,
         **({"roles": roles.to_dict()} if roles else {}),
     }
-    write_model_file(path, model_bytes(graph, properties, expected))
+    write_model_file(path, model_bytes(graph, properties, expected, strange=strange))
 
 
 def model_bytes(
@@ -166,16 +191,20 @@ def model_bytes(
     expected: NDArray[np.floating],
     *,
     tolerance: float = GOLDEN_TOLERANCE,
+    strange: NDArray[np.floating] | None = None,
 ) -> bytes:
     """Write a model file to bytes.
 
     Args:
-        graph: takes `image`, gives `probabilities`; what it has of metadata is replaced.
+        graph: takes `image`, gives `probabilities` and perhaps `strangeness`; what it has of metadata is replaced.
         properties: all that the file says about itself but golden checks and versions, as JSON values.
         expected: the probabilities of the golden images.
         tolerance: by how much another machine's may differ.
+        strange: the strangeness of the golden images, where the graph gives it.
     """
     golden: dict[str, Any] = {"probabilities": [[round(float(p), 7) for p in row] for row in expected]}
+    if strange is not None:
+        golden[STRANGENESS] = [round(float(value), 7) for value in strange]
     if tolerance != GOLDEN_TOLERANCE:
         golden["tolerance"] = tolerance
     versions = {
@@ -218,11 +247,85 @@ def _merge(prefix: onnx.ModelProto, cut: str, suffix: onnx.ModelProto | None, he
         ("Sign", [features], HEAD_INPUT),
         ("Abs", [features], "head/magnitude"),
         ("Sqrt", ["head/magnitude"], "head/root"),
-        ("Mul", [HEAD_INPUT, "head/root"], "head/features"),
-        ("Gemm", ["head/features", HEAD_WEIGHTS, "head/biases"], "logits"),
+        ("Mul", [HEAD_INPUT, "head/root"], _ROOTS),
+        ("Gemm", [_ROOTS, HEAD_WEIGHTS, "head/biases"], _LOGITS),
     ):
         graph.node.append(helper.make_node(operator, inputs, [output], name=output))
-    graph.node.append(helper.make_node("Softmax", ["logits"], ["probabilities"], name="probabilities", axis=1))
+    graph.node.append(helper.make_node("Softmax", [_LOGITS], ["probabilities"], name="probabilities", axis=1))
     classes = head.weights.shape[1]
     graph.output.insert(0, helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", classes]))
     return model
+
+
+def _add_strangeness(model: onnx.ModelProto, strangeness: Strangeness, width: int) -> None:
+    """Add what computes strangeness to a graph with a head, and the output; the head sees `width` features."""
+    graph = model.graph
+    opset = next(one.version for one in model.opset_import if not one.domain)
+
+    def constant(name: str, values: Any, kind: Any = np.float32) -> str:
+        graph.initializer.append(numpy_helper.from_array(np.asarray(values, kind), f"{STRANGENESS}/{name}"))
+        return f"{STRANGENESS}/{name}"
+
+    def add(operator: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
+        output = name if name == STRANGENESS else f"{STRANGENESS}/{name}"
+        graph.node.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
+        return output
+
+    def over_row(operator: str, given: str, name: str) -> str:
+        if opset < 18:  # since then, axes are an input
+            return add(operator, [given], name, axes=[1], keepdims=1)
+        return add(operator, [given, constant(f"{name}/axes", [1], np.int64)], name, keepdims=1)
+
+    seen = _ROOTS
+    if len(strangeness.centre) < width:  # of all levels, those of the last features, which the graph has on their own
+        root = add("Sqrt", [add("Abs", [FEATURES], "magnitude")], "root")
+        seen = add("Mul", [add("Sign", [FEATURES], "sign"), root], "features")
+    placed = add(
+        "Gemm",
+        [seen, constant("directions", strangeness.directions), constant("offsets", strangeness.offsets)],
+        "placed",
+    )
+    lengths = (strangeness.means.astype(np.float64) ** 2).sum(axis=1)
+    to_means = add(
+        "Gemm", [placed, constant("means", -2 * strangeness.means.T), constant("lengths", lengths)], "to_means"
+    )
+    nearest = over_row("ReduceMin", to_means, "nearest")
+    squares = add("Mul", [placed, placed], "squares")
+    background = add("MatMul", [squares, constant("kept", strangeness.kept[:, None])], "background")
+    centred = add("Sub", [seen, constant("centre", strangeness.centre)], "centred")
+    scaled = add("Mul", [centred, constant("scales", strangeness.scales)], "scaled")
+    spread = over_row("ReduceSumSquare", scaled, "spread")
+    energy = add(
+        "Mul", [over_row("ReduceLogSumExp", _LOGITS, "evidence"), constant("energy", [-strangeness.energy])], "energies"
+    )
+    score = add(
+        "Add", [add("Add", [add("Add", [nearest, background], "relative"), spread], "distance"), energy], "score"
+    )
+    # The share of own images below the score: from knot to knot it grows evenly.
+    gaps = np.diff(strangeness.knots.astype(np.float64))
+    above = add(
+        "Mul",
+        [add("Sub", [score, constant("knots", strangeness.knots[:-1])], "above"), constant("steepness", 1 / gaps)],
+        "passed",
+    )
+    within = add("Max", [add("Min", [above, constant("one", [1])], "up_to_one"), constant("zero", [0])], "within")
+    share = add("MatMul", [within, constant("steps", np.diff(strangeness.shares.astype(np.float64))[:, None])], "share")
+    add("Reshape", [share, constant("shape", [-1], np.int64)], STRANGENESS)
+    graph.output.insert(1, helper.make_tensor_value_info(STRANGENESS, TensorProto.FLOAT, ["N"]))
+    # By these it is checked; they are outputs until then.
+    graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in (_ROOTS, _LOGITS))
+
+
+def _golden_strangeness(
+    strangeness: Strangeness, roots: NDArray[np.float32], logits: NDArray[np.float32], given: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Work out the strangeness of the golden images apart from the graph, and check that the graph gives the same."""
+    seen = np.copysign(roots**2, roots)[:, : len(strangeness.centre)]  # the features, of which these are the roots
+    expected = strangeness.of(seen, logits)
+    difference = float(np.abs(given - expected).max())
+    if not difference <= STRANGENESS_LOOSER * GOLDEN_TOLERANCE:
+        raise ModelError(
+            f"The merged model's strangeness differs from that of its parts by {difference:.1e}; it was not written. "
+            "Please report this"
+        )
+    return expected

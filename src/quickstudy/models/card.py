@@ -45,10 +45,12 @@ def model_card(model: Model, name: str) -> str:
             f"The image upright, {_fitted(model.input)}, each side halved while it is at least twice as long as "
             "wanted, then resized bilinearly without antialiasing.",
             f"`probabilities`: float32, N×{len(model.classes)}, in the order of the classes above.",
+            *_strangeness(model),
             "",
             "## Limits",
             "",
-            "- It knows the classes above and no others: an image of anything else is taken for one of them.",
+            "- It knows the classes above and no others: an image of anything else is taken for one of them"
+            + (", unless it is strange enough." if model.refusal else "."),
             "- The accuracy holds for images like those of the test split; for others, measure it: "
             "`quickstudy evaluate MODEL IMAGES`.",
             "- Gaps in its training images, and in those of the pretrained network, limit it in ways that one number "
@@ -60,6 +62,17 @@ def model_card(model: Model, name: str) -> str:
             "",
         ]
     )
+
+
+def _strangeness(model: Model) -> list[str]:
+    if (refusal := model.refusal) is None:
+        return []
+    low, high = (f"{100 * end:.1f}" for end in refusal.interval)
+    return [
+        "`strangeness`: float32, N, the share of the model's own images that are less strange. Above "
+        f"{refusal.threshold:g}, an image is of none of the classes; that refuses {100 * refusal.share:.1f} % of the "
+        f"own ones (95 % interval {low} to {high} %, n = {refusal.n:,}).",
+    ]
 
 
 def _accuracy(training: dict[str, Any]) -> list[str]:

@@ -43,6 +43,9 @@ class Agreement:
     """Largest difference of a probability, over all images and classes, from 0 to 1."""
     mean_difference: float
     """Mean difference of a probability, over all images and classes, from 0 to 1."""
+    refused: tuple[int, int] | None = None
+    """Number of images that the original, and that the export takes for none of its classes; None where the models do
+    not tell."""
     labelled: Paired | None = None
     """The original and the export on images whose class is known and is one of the model's; None where none are."""
 
@@ -72,6 +75,7 @@ class Agreement:
             "same": self.same,
             "largest_difference": self.largest_difference,
             "mean_difference": self.mean_difference,
+            "refused": list(self.refused) if self.refused else None,
             "labelled": paired.first.n if paired else 0,
             "right_before": paired.first.right if paired else 0,
             "right_after": paired.second.right if paired else 0,
@@ -115,6 +119,7 @@ def agreement_of(
     """Ask both models about the same photos; None where none of them can be used."""
     same = n = 0
     largest = total = 0.0
+    refused = [0, 0]
     right_before: list[bool] = []
     right_after: list[bool] = []
     progress.start("comparing", len(photos))
@@ -129,6 +134,8 @@ def agreement_of(
             largest, total = max(largest, float(difference.max())), total + float(difference.mean())
             said, says = before.rank(old.probabilities, 1)[0][0], after.rank(new.probabilities, 1)[0][0]
             n, same = n + 1, same + (said == says)
+            refused[0] += before.is_none_of_these(old.strangeness)
+            refused[1] += after.is_none_of_these(new.strangeness)
             if photo.label in before.classes:
                 right_before.append(said == photo.label)
                 right_after.append(says == photo.label)
@@ -141,6 +148,7 @@ def agreement_of(
         same=same,
         largest_difference=largest,
         mean_difference=total / n,
+        refused=(refused[0], refused[1]) if before.refusal and after.refusal else None,
         labelled=Paired.of(right_before, right_after) if right_before else None,
     )
 

@@ -35,7 +35,7 @@ from quickstudy.images.decoding import InputSpec, Pixels, decode, to_input
 from quickstudy.images.identity import read_image_file
 from quickstudy.models.assemble import model_bytes, write_model_file
 from quickstudy.models.checks import Agreement, Photo, Tolerance, agreement_of, images_per_second, on_golden_images
-from quickstudy.models.format import GOLDEN_TOLERANCE, golden_images
+from quickstudy.models.format import GOLDEN_TOLERANCE, STRANGENESS, golden_images
 from quickstudy.models.model import load, load_bytes
 from quickstudy.progress import Progress, silent
 
@@ -127,12 +127,17 @@ def convert(
     before.verify()
     graph = onnx.load(source, load_external_data=False)
     changed = quantised(graph, before.input, calibrate, progress=progress) if kind == "int8" else halved(graph)
-    golden = open_session(changed.SerializeToString()).run(["probabilities"], {"image": golden_images(before.input)})[0]
+    outputs = [output.name for output in changed.graph.output]
+    values = open_session(changed.SerializeToString()).run(outputs, {"image": golden_images(before.input)})
+    given = dict(zip(outputs, values, strict=True))
+    golden = given["probabilities"]
     difference = float(np.abs(golden - on_golden_images(before)).max())
     described = {name: value for name, value in before.metadata.items() if name not in ("golden", "versions", "sha256")}
     export = {"kind": kind, "source": sha256_of_file(source), "golden_difference": difference}
     # The file as it will be: what is compared is what is handed over.
-    data = model_bytes(changed, {**described, "export": export}, golden, tolerance=_ELSEWHERE[kind])
+    data = model_bytes(
+        changed, {**described, "export": export}, golden, tolerance=_ELSEWHERE[kind], strange=given.get(STRANGENESS)
+    )
     after = load_bytes(data, output)
     after.verify()
     agreement = agreement_of(before, after, check, progress=progress) if check else None
@@ -203,7 +208,7 @@ def quantised(
     """Make the same graph with its convolutions in 8-bit integers, by ONNX's own QuantizeLinear and its reverse.
 
     Args:
-        model: takes `image`, gives `probabilities`; left as it is.
+        model: takes `image`, gives `probabilities` and perhaps `strangeness`; left as it is.
         spec: how an image becomes `image`.
         photos: like those that the model is for; up to CALIBRATION_IMAGES are used, evenly from the list.
         progress: is told how many have been decoded.

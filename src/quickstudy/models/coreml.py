@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quickstudy.backbones.autograd import GraphModule
+from quickstudy.backbones.graphs import keep_until
 from quickstudy.backbones.runtime import optimised
 from quickstudy.errors import ModelError, WriteError
 from quickstudy.images.decoding import MARGIN
@@ -54,6 +55,8 @@ class CoreMLPackage:
     """Names of the MIL program's operators that cannot be run here."""
     crop_and_scale: str
     """Vision's `imageCropAndScaleOption` that makes of a photo what the model was trained on, such as `centerCrop`."""
+    strangeness_left_out: bool
+    """Whether the model tells strangeness, which the package does not: a classifier of Core ML's has classes only."""
 
     @property
     def checked(self) -> str:
@@ -64,7 +67,8 @@ class CoreMLPackage:
             program = f"its MIL program, run here in PyTorch, differs by at most {self.program_difference:.1g}"
         return (
             f"the network that was converted differs by at most {self.traced_difference:.1g}, {program}; "
-            "Core ML itself runs on Apple's devices only, so try it there, with Vision's imageCropAndScaleOption "
+            + ("it does not say how strange an image is; " if self.strangeness_left_out else "")
+            + "Core ML itself runs on Apple's devices only, so try it there, with Vision's imageCropAndScaleOption "
             f".{self.crop_and_scale}{_MARGINS if self.crop_and_scale == 'scaleFit' else ''}"
         )
 
@@ -76,6 +80,7 @@ class CoreMLPackage:
             "program_difference": self.program_difference,
             "unknown_operators": list(self.unknown_operators),
             "image_crop_and_scale_option": self.crop_and_scale,
+            "strangeness_left_out": self.strangeness_left_out,
             "run_in_core_ml": False,
         }
 
@@ -103,7 +108,9 @@ def write_core_ml(model: Path, path: Path) -> CoreMLPackage:
     images = golden_images(loaded.input)
     expected = loaded.predict_pixels(images)
     pictures = [torch.from_numpy(image[None].transpose(0, 3, 1, 2).astype(np.float32)) for image in images]
-    network = _ChannelsFirst(GraphModule(optimised(onnx.load(model, load_external_data=False)))).eval()
+    whole = onnx.load(model, load_external_data=False)
+    classifier = keep_until(whole, "probabilities", (len(loaded.classes),))
+    network = _ChannelsFirst(GraphModule(optimised(classifier))).eval()
     with torch.no_grad(), _quiet():
         traced = torch.jit.trace(network, pictures[0], check_trace=False)  # type: ignore[no-untyped-call]
         given = np.concatenate([traced(picture).numpy() for picture in pictures])
@@ -128,6 +135,7 @@ def write_core_ml(model: Path, path: Path) -> CoreMLPackage:
         program_difference=in_program,
         unknown_operators=unknown,
         crop_and_scale=scaling,
+        strangeness_left_out=loaded.refusal is not None,
     )
 
 

@@ -47,6 +47,8 @@ HEAD_INPUT = "head/sign"
 """Name of the node that takes the features, whatever the features are called in the graph."""
 HEAD_WEIGHTS = "head/weights"
 """Name of the head's weights, features × classes."""
+STRANGENESS = "strangeness"
+"""Name of the second output, where a model has it, and of its golden checks."""
 
 
 def features_in(graph: onnx.ModelProto) -> str | None:
@@ -89,6 +91,9 @@ GOLDEN_COUNT = 3
 """Number of golden images."""
 GOLDEN_TOLERANCE = 1e-4
 """Largest difference of a probability that counts as agreement; runtimes and processors differ by about 1e-6."""
+STRANGENESS_LOOSER = 10
+"""The number of times that the strangeness of a golden image may differ by more than a probability: it is a share of
+images, and a small step of its scale passes several."""
 LOOSEST_TOLERANCE = 0.1
 """The largest tolerance that a model may claim: rounding to 8 bits may fall the other way on another processor."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,24 +22,35 @@ from quickstudy.files import as_path
 from quickstudy.images.decoding import MOST_PIXELS, InputSpec, Pixels, decode, to_input
 from quickstudy.images.given import ImageLike, file_of, one_by_one, pixels_of
 from quickstudy.images.identity import read_image_file
+from quickstudy.learning.conformal import Sets
+from quickstudy.learning.strangeness import Refusal
 from quickstudy.models.format import (
     FORMAT,
     GOLDEN_TOLERANCE,
-    LARGEST_SIDE,
     LOOSEST_TOLERANCE,
     MOST_BYTES,
-    MOST_CLASSES,
-    PREFIX,
+    STRANGENESS,
+    STRANGENESS_LOOSER,
     check_graph,
     examine_seal,
     features_in,
     golden_images,
 )
+from quickstudy.models.properties import (
+    check_signature,
+    classes_in,
+    input_in,
+    output_besides,
+    outputs_of,
+    properties_of,
+    refusal_in,
+    roles_in,
+    sets_in,
+)
 from quickstudy.models.roles import Roles
 from quickstudy.process import usable_cores
 
 if TYPE_CHECKING:
-    import onnx
     import onnxruntime
 
 _MOST_NAMED = 5
@@ -56,6 +66,11 @@ class Prediction:
     """Class probabilities (K) in the order of the model's classes; None where the image cannot be used."""
     reason: str = ""
     """Why the image cannot be used; empty where it can."""
+    features: NDArray[np.float32] | None = None
+    """What the head saw (d); None where the model was loaded without features, or the image cannot be used."""
+    strangeness: float | None = None
+    """Share of the model's own training images that are less strange, 0 to 1; None where the model does not tell, or
+    the image cannot be used."""
 
 
 class Model:
@@ -71,10 +86,14 @@ class Model:
         again: Callable[[], Model],
         roles: Roles | None = None,
         features: str | None = None,
+        refusal: Refusal | None = None,
+        sets: Sets | None = None,
     ) -> None:
         self._session = session
         self._again = again
         self._features = features
+        self._refusal, self._sets = refusal, sets
+        self._outputs = outputs_of(features, refusal)
         self.classes = tuple(classes)
         """Names of the classes in the order of the probabilities."""
         self.input = input_spec
@@ -173,6 +192,45 @@ class Model:
         with ThreadPoolExecutor(threads) as pool:
             yield from _in_order(pool, self._predict_one, one_by_one(images), ahead=4 * threads)
 
+    def sets(
+        self, probabilities: NDArray[np.floating], level: float, *, by_class: bool = False
+    ) -> list[tuple[str, ...]]:
+        """Name for each image the classes among which the right one is, at this level, the most probable first.
+
+        Args:
+            probabilities: class probabilities (N×classes) that the model gave.
+            level: share of images whose right class is to be in its set, above 0 and below 1; what that means, says
+                `quickstudy.learning.conformal`.
+            by_class: let the share hold for each class on its own.
+
+        Raises:
+            ModelError: the model carries nothing to make sets of.
+            OptionError: the level is no such share.
+        """
+        if self._sets is None:
+            raise ModelError(
+                "The model cannot give sets: it is a network as it stands, was written before quickstudy made sets, or "
+                "had fewer than 20 training images to go by. Retrain with more images, or judge by the probabilities"
+            )
+        members = self._sets.of(probabilities, level, by_class=by_class)
+        ranked = np.argsort(-probabilities, axis=1, kind="stable")
+        return [
+            tuple(self.classes[number] for number in order if inside[number])
+            for order, inside in zip(ranked.tolist(), members.tolist(), strict=True)
+        ]
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """The strangeness above which an image is of none of the classes; None where the model does not tell.
+
+        It was chosen when the model was trained, so that few images of its own classes are refused.
+        """
+        return self._refusal
+
+    def is_none_of_these(self, strangeness: float | None) -> bool:
+        """Decide whether an image is of none of the classes; it never is where the model tells no strangeness."""
+        return self._refusal is not None and strangeness is not None and strangeness > self._refusal.threshold
+
     def classify(self, file: bytes, *, most_pixels: int = MOST_PIXELS) -> NDArray[np.float32]:
         """Work out class probabilities of one image, given as an image file's bytes, in the caller's thread.
 
@@ -187,18 +245,17 @@ class Model:
         probabilities: NDArray[np.float32] = self.predict_pixels(pixels[None])[0]
         return probabilities
 
-    def classify_with_features(
-        self, file: bytes, *, most_pixels: int = MOST_PIXELS
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Give class probabilities and what the head saw (d) of one image; see `classify` and `load`.
+    def examine(self, file: bytes, *, most_pixels: int = MOST_PIXELS) -> Prediction:
+        """Say all that there is to say of one image, given as an image file's bytes, in the caller's thread.
+
+        Args:
+            file: what would be in the file.
+            most_pixels: images whose header announces more are refused.
 
         Raises:
             UnusableImageError: the bytes are no image that can be used; the message is the reason.
-            ModelError: the model was loaded without features, or has none.
         """
-        pixels = to_input(decode(file, self.input, most_pixels=most_pixels), self.input)
-        probabilities, features = self.predict_pixels_with_features(pixels[None])
-        return probabilities[0], features[0]
+        return self._examine(decode(file, self.input, most_pixels=most_pixels), file)
 
     def verify(self) -> float:
         """Run the golden checks, and return the largest difference from the expected probabilities.
@@ -212,7 +269,8 @@ class Model:
             tolerance = self.golden_tolerance
         except (KeyError, TypeError, ValueError, AttributeError):
             raise ModelError("The model has no golden checks") from None
-        actual = self.predict_pixels(golden_images(self.input))
+        given = dict(zip(self._outputs, self._run(self._outputs, golden_images(self.input)), strict=True))
+        actual = given["probabilities"]
         if expected.shape != actual.shape:
             raise ModelError(f"The golden checks are of shape {expected.shape}; the model gives {actual.shape}")
         difference = float(np.abs(actual - expected).max())
@@ -221,7 +279,17 @@ class Model:
                 f"The model fails its golden checks: a probability differs by {difference:.2e} "
                 f"(tolerance {tolerance:.0e}); the file or the runtime is damaged"
             )
+        if STRANGENESS in given:
+            self._verify_strangeness(given[STRANGENESS], STRANGENESS_LOOSER * tolerance)
         return difference
+
+    def _verify_strangeness(self, actual: NDArray[np.float32], tolerance: float) -> None:
+        expected = np.array(self.metadata["golden"].get(STRANGENESS, ()), np.float64)
+        if expected.shape != actual.shape or not np.abs(actual - expected).max() <= tolerance:
+            raise ModelError(
+                f"The model fails its golden checks: the strangeness of the golden images is {actual.tolist()}, and "
+                f"should be {expected.tolist()} (tolerance {tolerance:.0e}); the file or the runtime is damaged"
+            )
 
     @property
     def golden_tolerance(self) -> float:
@@ -230,10 +298,20 @@ class Model:
 
     def _predict_one(self, image: ImageLike) -> Prediction:
         try:
-            pixels = to_input(_open(image, self.input), self.input)
+            return self._examine(_open(image, self.input), image)
         except UnusableImageError as error:
             return Prediction(image=image, probabilities=None, reason=str(error))
-        return Prediction(image=image, probabilities=self.predict_pixels(pixels[None])[0])
+
+    def _examine(self, pixels: Pixels, image: ImageLike) -> Prediction:
+        """Run the network on one decoded image, once, for all that it gives."""
+        values = self._run(self._outputs, to_input(pixels, self.input)[None])
+        given = dict(zip(self._outputs, values, strict=True))
+        return Prediction(
+            image=image,
+            probabilities=given["probabilities"][0],
+            features=given[self._features][0] if self._features else None,
+            strangeness=float(given[STRANGENESS][0]) if STRANGENESS in given else None,
+        )
 
     def predict_pixels(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Work out class probabilities (N×classes) of what is decoded and cut already: uint8, N × `input.shape`, RGB.
@@ -317,7 +395,7 @@ def load_bytes(data: bytes, path: Path, *, with_features: bool = False) -> Model
         )
     try:
         graph = parse_onnx(data, path)
-        metadata = _metadata(graph)
+        metadata = properties_of(graph)
         if metadata.get("format") in range(1, FORMAT):
             raise ModelError(
                 f"'{path}' was written by an earlier version of quickstudy (format {metadata['format']}), which does "
@@ -328,11 +406,11 @@ def load_bytes(data: bytes, path: Path, *, with_features: bool = False) -> Model
             raise ValueError(f"its format is {metadata.get('format')!r}, this version reads {FORMAT}")
         if state == "missing":
             raise ValueError("it does not end with a checksum")
-        classes, spec, roles = _classes(metadata), _input(metadata), _roles(metadata)
-        features = features_in(graph) if with_features else None
+        classes, spec, roles = classes_in(metadata), input_in(metadata), roles_in(metadata)
+        features, refusal = features_in(graph) if with_features else None, refusal_in(metadata)
         check_graph(graph, path)
-        session = open_session(data if features is None else data + _output_besides(features))
-        _check_signature(session, spec, len(classes), features)
+        session = open_session(data if features is None else data + output_besides(features))
+        check_signature(session, spec, len(classes), outputs_of(features, refusal))
     except BackboneError as error:
         reason = str(error)
         raise ModelError(reason if str(path) in reason else f"'{path}' cannot be loaded: {reason}") from None
@@ -349,6 +427,8 @@ def load_bytes(data: bytes, path: Path, *, with_features: bool = False) -> Model
         again=partial(load_bytes, data, path, with_features=with_features),
         roles=roles,
         features=features,
+        refusal=refusal,
+        sets=sets_in(metadata, len(classes)),
     )
 
 
@@ -359,7 +439,7 @@ def roles_of_file(path: Path) -> Roles | None:
         ModelError: there is no such file, or it is not a whole model of this version.
     """
     try:
-        return _roles(metadata_of_file(path))
+        return roles_in(metadata_of_file(path))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"'{path}' is not a model that retrain wrote ({_first_line(error)}); name one") from None
 
@@ -374,7 +454,7 @@ def metadata_of_file(path: Path) -> dict[str, Any]:
         data = path.read_bytes()
         if examine_seal(data) != "intact":
             raise ValueError("its checksum is missing or does not fit")
-        metadata = _metadata(parse_onnx(data, path))
+        metadata = properties_of(parse_onnx(data, path))
         if metadata.get("format") != FORMAT:
             raise ValueError(f"its format is {metadata.get('format')!r}, this version reads {FORMAT}")
         return metadata
@@ -393,61 +473,6 @@ def from_backbone(backbone: Backbone) -> Model:
         metadata={"format": FORMAT},
         again=partial(from_backbone, backbone),
     )
-
-
-def _metadata(graph: onnx.ModelProto) -> dict[str, Any]:
-    return {
-        entry.key.removeprefix(PREFIX): json.loads(entry.value)
-        for entry in graph.metadata_props
-        if entry.key.startswith(PREFIX)
-    }
-
-
-def _roles(metadata: dict[str, Any]) -> Roles | None:
-    values = metadata.get("roles")
-    return None if values is None else Roles.from_dict(values)
-
-
-def _classes(metadata: dict[str, Any]) -> list[str]:
-    classes = metadata["classes"]
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise ValueError("its classes are not a list of names")
-    if not 1 <= len(set(classes)) == len(classes) <= MOST_CLASSES:
-        raise ValueError(f"it has {len(classes):,} classes, {len(set(classes)):,} of them different")
-    return classes
-
-
-def _input(metadata: dict[str, Any]) -> InputSpec:
-    spec = InputSpec.from_dict(metadata["input"])
-    if not (1 <= spec.size <= LARGEST_SIDE and 0 < spec.crop <= 1):
-        raise ValueError(f"its input has {spec.size} pixels a side and takes {spec.crop:g} of an image")
-    return spec
-
-
-def _output_besides(name: str) -> bytes:
-    """Write the bytes that make a tensor of a model an output when they follow the model's own.
-
-    Protocol buffers may be put together from pieces, so the model need not be written anew from what was parsed.
-    """
-    import onnx
-
-    piece = onnx.ModelProto()
-    piece.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    added: bytes = piece.SerializeToString()
-    return added
-
-
-def _check_signature(
-    session: onnxruntime.InferenceSession, spec: InputSpec, classes: int, features: str | None
-) -> None:
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    if [i.name for i in inputs] != ["image"] or inputs[0].type != "tensor(uint8)":
-        raise ValueError("its input is not 'image' in uint8")
-    if tuple(inputs[0].shape[1:]) != spec.shape:
-        raise ValueError(f"its input has the shape {inputs[0].shape}")
-    names = ["probabilities"] if features is None else ["probabilities", features]
-    if [o.name for o in outputs] != names or outputs[0].shape[1:] != [classes]:
-        raise ValueError("its output is not 'probabilities' of its classes")
 
 
 def _open(image: ImageLike, spec: InputSpec) -> Pixels:

@@ -86,6 +86,8 @@ class Judgement:
     """Number of images that are not scored since a model has learned or was chosen by them."""
     unknown: dict[str, int]
     """Number of images by label, of classes that not all models know; they are not scored."""
+    strangers: tuple[Content, ...] = ()
+    """These images, which are of none of the classes."""
 
     def to_dict(self) -> dict[str, Any]:
         """Give JSON values."""
@@ -134,6 +136,7 @@ def may_judge(
         is_test=False if everything and seen else None if unsaid else True,
         left_out=len(candidates) - len(scored),
         unknown=dict(sorted(unknown.items())),
+        strangers=tuple(content for content in offered if content.label not in classes),
     )
 
 

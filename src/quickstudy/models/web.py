@@ -89,6 +89,8 @@ def write_site(model: Path, folder: Path, *, runtime: Path | None = None, cache:
     description = {"title": model.stem, "classes": loaded.classes, **loaded.input.to_dict()}
     if test := (loaded.metadata.get("training") or {}).get("test"):
         description["test"] = test
+    if refusal := loaded.refusal:
+        description["strangeness"] = refusal.to_dict()
     files = {
         "model.json": json.dumps(description, ensure_ascii=False, indent=1).encode(),  # by which a site is recognised
         **{name: PAGE.joinpath(name).read_bytes() for name in _PAGE_FILES},

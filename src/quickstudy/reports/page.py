@@ -32,6 +32,7 @@ from quickstudy.learning.calibration import (
 from quickstudy.learning.learning_curve import LearningCurve
 from quickstudy.learning.ridge import LeaveOneOut
 from quickstudy.learning.scores import Score, score_predictions
+from quickstudy.models.properties import refusal_in
 from quickstudy.options import pasted
 from quickstudy.reports import charts
 from quickstudy.reports.charts import COLUMNS, PER_SHEET, SIDE
@@ -252,6 +253,7 @@ def _calibration(judged: JudgedImages, by: By) -> dict[str, Any]:
         "by": by,
         "n": len(rows),
         "temperature": temperature,
+        "refusal": refusal_in(judged.metadata),
         "reliability": charts.reliability_chart(
             reliability(confidences, right, equal_mass=True), reliability(raw, right, equal_mass=True)
         ),

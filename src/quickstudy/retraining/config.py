@@ -113,6 +113,7 @@ _LIMITS = {
     "budget_seconds": Range(0, above=True),
     "disk_bytes": Range(0, above=True),
     "race_seconds": Range(0, above=True),
+    "refuse": Range(0, 0.5),
 }
 
 PRESETS = {
@@ -229,6 +230,13 @@ class RetrainConfig:
             metavar="onnxruntime|openvino|cuda",
         ),
     ] = "onnxruntime"
+    refuse: Annotated[
+        float,
+        Option(
+            "Take this many percent of images of the known classes, the strangest, for none of these, 0 to 50.",
+            percent=True,
+        ),
+    ] = 0.02
     strict: Annotated[bool, Option("Stop with an error if a file or a class cannot be used.", recorded=False)] = False
     keep_thumbnails: Annotated[
         bool, Option("Write thumbnails of the training images beside the model, for serve to show.", recorded=False)

@@ -12,7 +12,7 @@ from quickstudy.errors import ImageSetError
 from quickstudy.files import as_path, cache_folder
 from quickstudy.images.census import Content, take_census
 from quickstudy.images.imageset import Skipped
-from quickstudy.learning.scores import Paired, Scores, score_predictions
+from quickstudy.learning.scores import Paired, Score, Scores, score_predictions
 from quickstudy.models.model import Model, load
 from quickstudy.models.roles import Judgement, Kind, may_judge
 from quickstudy.progress import Progress, silent
@@ -24,6 +24,11 @@ class Evaluation(Scores):
 
     judgement: Judgement
     """Roles that the set's images have in the model, and which images were left out for that."""
+    answered: Score | None = None
+    """Score of the images that the model does not take for none of its classes; None where it does not tell."""
+    strangers: Score | None = None
+    """How many of the images of classes that the model does not know it takes for none of its classes; None where it
+    does not tell, or there are none."""
     skipped: tuple[Skipped, ...] = ()
     """Files that cannot be used, with the reason."""
 
@@ -44,7 +49,23 @@ class Evaluation(Scores):
 
     def to_dict(self) -> dict[str, Any]:
         """Give everything as JSON values."""
-        return {**super().to_dict(), **self.judgement.to_dict(), "skipped": _as_json(self.skipped)}
+        return {
+            **super().to_dict(),
+            **self.judgement.to_dict(),
+            "answered": self.answered.to_dict() if self.answered else None,
+            "strangers_refused": self.strangers.to_dict() if self.strangers else None,
+            "skipped": _as_json(self.skipped),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What a model said of an image."""
+
+    label: str
+    """The most probable class."""
+    none_of_these: bool
+    """Whether the image is too strange to be of any class; False where the model does not tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,20 +137,30 @@ def evaluate(
     model = model if isinstance(model, Model) else load(model)
     census = take_census(as_path(images), stat_index(cache), progress=progress)
     judgement = may_judge(census, [model.roles], classes=model.classes, everything=everything)
-    contents = judgement.contents
+    strangers = judgement.strangers if model.refusal else ()
+    contents = (*judgement.contents, *strangers)
     progress.start("evaluating", len(contents))
     try:
         said, unusable = ask(model, contents, progress)
     finally:
         progress.finish()
-    scored = [content for content in contents if content.digest in said]
+    scored = [content for content in judgement.contents if content.digest in said]
     scores = score_predictions(
         [content.label or "" for content in scored],
-        [said[content.digest] for content in scored],
+        [said[content.digest].label for content in scored],
         model.classes,
         unknown=judgement.unknown,
     )
-    return Evaluation(**vars(scores), judgement=judgement, skipped=(*census.skipped, *unusable))
+    kept = [content for content in scored if not said[content.digest].none_of_these]
+    right = sum(said[content.digest].label == content.label for content in kept)
+    strange = [said[content.digest].none_of_these for content in strangers if content.digest in said]
+    return Evaluation(
+        **vars(scores),
+        judgement=judgement,
+        answered=Score(right=right, n=len(kept)) if model.refusal else None,
+        strangers=Score(right=sum(strange), n=len(strange)) if strange else None,
+        skipped=(*census.skipped, *unusable),
+    )
 
 
 def compare(
@@ -162,7 +193,7 @@ def compare(
     shared = set(models[0].classes) & set(models[1].classes)
     judgement = may_judge(census, [model.roles for model in models], classes=shared, everything=everything)
     contents = judgement.contents
-    predicted: list[dict[bytes, str]] = []
+    predicted: list[dict[bytes, Said]] = []
     skipped = {item.path: item for item in census.skipped}
     progress.start("comparing", 2 * len(contents))
     try:
@@ -175,9 +206,14 @@ def compare(
     scored = [content for content in contents if all(content.digest in names for names in predicted)]
     if not scored:
         raise ImageSetError(f"No image under '{images}' of a class that both models know can be used")
-    right = [[names[content.digest] == content.label for content in scored] for names in predicted]
+    right = [[names[content.digest].label == content.label for content in scored] for names in predicted]
     differences = (
-        Difference(path=c.path, label=c.label or "", first=predicted[0][c.digest], second=predicted[1][c.digest])
+        Difference(
+            path=c.path,
+            label=c.label or "",
+            first=predicted[0][c.digest].label,
+            second=predicted[1][c.digest].label,
+        )
         for c in scored
     )
     return Comparison(
@@ -190,7 +226,7 @@ def compare(
 
 def ask(
     model: Model, contents: Sequence[Content], progress: Progress, *, before: int = 0
-) -> tuple[dict[bytes, str], list[Skipped]]:
+) -> tuple[dict[bytes, Said], list[Skipped]]:
     """Ask a model what it calls each content, by digest, and note the files that it cannot use.
 
     Args:
@@ -199,14 +235,17 @@ def ask(
         progress: is told how far it has come, of a task that was started.
         before: how many images of the task were done before.
     """
-    said: dict[bytes, str] = {}
+    said: dict[bytes, Said] = {}
     unusable: list[Skipped] = []
     predictions = model.predict_each(content.path for content in contents)
     for number, (content, prediction) in enumerate(zip(contents, predictions, strict=True), start=1):
         if prediction.probabilities is None:
             unusable.append(Skipped(path=content.path, reason=prediction.reason))
         else:
-            said[content.digest] = model.rank(prediction.probabilities, 1)[0][0]
+            said[content.digest] = Said(
+                label=model.rank(prediction.probabilities, 1)[0][0],
+                none_of_these=model.is_none_of_these(prediction.strangeness),
+            )
         progress.update(done=before + number, note="")
     return said, unusable
 

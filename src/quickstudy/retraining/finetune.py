@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from quickstudy.images.census import Census
 from quickstudy.learning.checkpoints import Checkpoints
 from quickstudy.learning.features import Floats
 from quickstudy.learning.selection import Head, fit_head, fit_temperature
+from quickstudy.learning.strangeness import Strangeness, fit_strangeness
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.roles import Roles
 from quickstudy.progress import Progress
@@ -85,6 +87,8 @@ class FineTunedClassifier:
 
     kept: Stage
     all_stages: tuple[Stage, ...]
+    numbered: Mapping[bytes, int]
+    """Class number of each training image, by content hash."""
 
     @property
     def head(self) -> Head:
@@ -124,6 +128,21 @@ class FineTunedClassifier:
         """What training images were said to be by fits that had not seen them."""
         return self.kept.unseen
 
+    @cached_property
+    def strangeness(self) -> Strangeness | None:
+        """What tells strange images from its own, which are the validation images where the network was tuned."""
+        learned = list(self.kept.learned)
+        last = self.unseen[-1]
+        beside = last.by == "validation"
+        return fit_strangeness(
+            self.features(learned),
+            np.array([self.numbered[digest] for digest in learned], np.intp),
+            last.logits,
+            classes=last.logits.shape[1],
+            held_out=None if beside else self.head.held_out,
+            unseen=self.features(list(last.digests)) if beside else None,
+        )
+
     @property
     def trained_on(self) -> Sequence[bytes]:
         """Content hashes of the images that it was fitted to."""
@@ -154,6 +173,7 @@ class FineTunedClassifier:
             classes=classes,
             training=training,
             roles=roles,
+            strangeness=self.strangeness,
         )
 
 
@@ -189,7 +209,7 @@ def fine_tune_in_stages(
         if not done[-1].is_better:
             break
     kept = next((stage for stage in reversed(done) if stage.is_better), done[0])
-    return FineTunedClassifier(kept, tuple(done))
+    return FineTunedClassifier(kept, tuple(done), census.numbered("train", "validation"))
 
 
 def _stage(

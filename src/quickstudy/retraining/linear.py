@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from quickstudy.bottlenecks.extraction import Extraction
 from quickstudy.errors import BackboneError
 from quickstudy.learning.features import Floats
 from quickstudy.learning.selection import Head, LevelsCompared, choose_head, fit_head
+from quickstudy.learning.strangeness import Strangeness, fit_strangeness
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.roles import Roles
 from quickstudy.retraining.config import RetrainConfig
@@ -33,6 +34,8 @@ class Linear:
     train: list[bytes]
     compared: LevelsCompared | None = None
     """What was found of the last features and of all levels; None where they were not compared."""
+    strangeness: Strangeness | None = None
+    """What tells strange images from its own; None where there were too few images to tell, or nobody asked."""
 
     @property
     def cut(self) -> str:
@@ -69,7 +72,24 @@ class Linear:
     def write(self, path: Path, *, classes: Sequence[str], training: dict[str, Any], roles: Roles | None) -> None:
         """Write it as a model."""
         linear = LinearHead(weights=self.head.weights, biases=self.head.biases)
-        write_model(path, self.net, linear, classes=classes, training=training, roles=roles)
+        write_model(
+            path, self.net, linear, classes=classes, training=training, roles=roles, strangeness=self.strangeness
+        )
+
+    def with_strangeness(self, numbered: Mapping[bytes, int]) -> Linear:
+        """Learn, from the last features of the training images, what tells strange images from these.
+
+        Args:
+            numbered: class number of each training image, by content hash, in the order of `train`.
+        """
+        strangeness = fit_strangeness(
+            self.extraction.gather(self.train),
+            np.array(list(numbered.values()), np.intp),
+            self.head.held_out_logits,
+            classes=len(self.head.biases),
+            held_out=self.head.held_out,
+        )
+        return replace(self, strangeness=strangeness)
 
 
 def learn_head(net: Backbone, extraction: Extraction, numbered: Mapping[bytes, int], config: RetrainConfig) -> Linear:

@@ -25,6 +25,7 @@ from quickstudy.images.imageset import Skipped
 from quickstudy.learning.features import Floats
 from quickstudy.learning.scores import Score, Scores
 from quickstudy.learning.selection import Head, LevelsCompared, PathPoint
+from quickstudy.learning.strangeness import Refusal
 from quickstudy.retraining.config import RetrainConfig
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ class RetrainResult:
     """What cross-validation found of the last features and of all levels; None where they were not compared."""
     choices: tuple[Choice, ...]
     """What cross-validation, or the images' shapes, chose beforehand: backbone and fit; empty where both were named."""
+    refusal: Refusal | None
+    """Strangeness above which the model takes an image for none of its classes; None where there were too few images to
+    tell."""
     cut: str
     """Name of the cut at which freezing ended: `features` or `levels` where only the head is trained."""
     tuning: tuple[dict[str, Any], ...]
@@ -123,6 +127,7 @@ class RetrainResult:
                 "levels": self.compared.to_dict() if self.compared else None,
             },
             "choices": [choice.to_dict() for choice in self.choices],
+            "strangeness": self.refusal.to_dict() if self.refusal else None,
             "cut": self.cut,
             "views": self.views,
             "options": self.config.recorded(),

@@ -28,9 +28,11 @@ from quickstudy.files import as_path, cache_folder
 from quickstudy.images.census import Census, RolesBefore, take_census
 from quickstudy.images.depth import significant_bits
 from quickstudy.learning.calibration import probabilities_of, suggest_abstention
+from quickstudy.learning.conformal import fit_sets
 from quickstudy.learning.features import Floats
 from quickstudy.learning.scores import Score, Scores, score_predictions
 from quickstudy.learning.selection import Head, LevelsCompared
+from quickstudy.learning.strangeness import Strangeness
 from quickstudy.models.model import roles_of_file
 from quickstudy.models.roles import Roles
 from quickstudy.options import with_arguments_of
@@ -130,6 +132,7 @@ def retrain(
         head=learned.head,
         compared=learned.compared,
         choices=choices,
+        refusal=learned.strangeness.refusal(config.refuse) if learned.strangeness else None,
         cut=learned.cut,
         tuning=learned.stages(),
         plan=plan.to_dict() if plan else None,
@@ -220,6 +223,10 @@ class Learned(Protocol):
         """What training images were said to be by fits that had not seen them; what calibrated the model comes last."""
 
     @property
+    def strangeness(self) -> Strangeness | None:
+        """What tells strange images from its own; None where there were too few images to tell."""
+
+    @property
     def trained_on(self) -> Sequence[bytes]:
         """Content hashes of the images that it was fitted to."""
 
@@ -256,7 +263,8 @@ def _learn(
 ) -> Learned:
     """Fit the head to its optimum, and from there everything after a cut where that was asked for."""
     if not config.tunes:
-        return learn_head(nets[0], extraction, census.numbered("train", "validation"), config)
+        numbered = census.numbered("train", "validation")
+        return learn_head(nets[0], extraction, numbered, config).with_strangeness(numbered)
     from quickstudy.retraining.finetune import fine_tune_in_stages
 
     return fine_tune_in_stages(nets, extraction, extract_at, census, config, cache=cache, progress=progress)
@@ -290,6 +298,13 @@ def _abstention(unseen: Unseen, numbers: dict[bytes, int]) -> dict[str, Any] | N
     return {"by": unseen.by, **found.to_dict()} if found else None
 
 
+def _sets(unseen: Unseen, numbers: dict[bytes, int], classes: int) -> dict[str, Any] | None:
+    """Keep what prediction sets need, by the images that calibrated the model; None if they are too few."""
+    truth = np.array([numbers[digest] for digest in unseen.digests], np.intp)
+    found = fit_sets(unseen.logits, truth, classes=classes, by=unseen.by)
+    return found.to_dict() if found else None
+
+
 def _describe(
     census: Census,
     learned: Learned,
@@ -312,6 +327,8 @@ def _describe(
         "cross_validation": _cross_validated(learned.head).to_dict(),
         "options": config.recorded(),
         "abstention": _abstention(learned.unseen[-1], census.numbered("train", "validation")),
+        "sets": _sets(learned.unseen[-1], census.numbered("train", "validation"), len(census.classes)),
+        "strangeness": learned.strangeness.refusal(config.refuse).to_dict() if learned.strangeness else None,
         "test": scores.score.to_dict() if scores else None,
         # Without what differs from run to run.
         "fine_tuning": [{k: v for k, v in stage.items() if k != "seconds"} for stage in learned.stages()],

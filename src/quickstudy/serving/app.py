@@ -15,12 +15,14 @@ import base64
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -28,7 +30,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from quickstudy.errors import UnusableImageError
+from quickstudy.errors import ModelError, OptionError, UnusableImageError
+from quickstudy.models.model import Model
 from quickstudy.models.neighbours import Neighbour
 from quickstudy.models.web import PAGE
 from quickstudy.serving.documentation import documentation_page, openapi
@@ -123,6 +126,7 @@ class _Service:
         version = served.version
         top = _number(request, "top", least=1) or len(version.model.classes)
         neighbours = min(_number(request, "neighbours", least=0) or 0, MOST_NEIGHBOURS)
+        sets = _sets(request, version.model)
         if self._pool.is_full:
             raise OverloadedError
         with self._bodies.hold() as holder:
@@ -133,7 +137,7 @@ class _Service:
                     uploads = await self._uploads(body, request.headers.get("content-type", ""))
                     if len(uploads) > self._settings.queue:
                         raise RefusedError(413, f"more than {self._settings.queue} images; send several requests")
-                    jobs = [partial(self._answer, version, upload, top, neighbours) for upload in uploads]
+                    jobs = [partial(self._answer, version, upload, top, neighbours, sets) for upload in uploads]
                     answers = await self._pool.run(jobs)
             except TimeoutError:
                 raise OverloadedError from None
@@ -194,24 +198,51 @@ class _Service:
             raise RefusedError(415, "JSON; send an image's bytes, or multipart/form-data. Addresses are not fetched")
         return [Upload(data=as_image_file(body), hint=_HINTS.get(media_type, ""))]
 
-    def _answer(self, version: Version, upload: Upload, top: int, neighbours: int) -> dict[str, Any]:
+    def _answer(
+        self, version: Version, upload: Upload, top: int, neighbours: int, sets: _Sets | None
+    ) -> dict[str, Any]:
         """Work out, in a thread, what there is to say about one image."""
         answer: dict[str, Any] = {} if upload.file is None else {"file": upload.file}
+        model = version.model
         try:
-            model, most_pixels = version.model, self._settings.most_pixels
-            nearest: list[Neighbour] = []
-            if neighbours and version.neighbours is not None:
-                probabilities, features = model.classify_with_features(upload.data, most_pixels=most_pixels)
-                nearest = version.neighbours.nearest(features, neighbours)
-            else:
-                probabilities = model.classify(upload.data, most_pixels=most_pixels)
+            found = model.examine(upload.data, most_pixels=self._settings.most_pixels)
         except UnusableImageError as error:
             return answer | {"error": f"{error}{upload.hint}"}
-        classes = [{"label": n, "probability": round(share, 6)} for n, share in model.rank(probabilities, top)]
+        if found.probabilities is None:
+            return answer | {"error": f"{found.reason}{upload.hint}"}
+        classes = [{"label": n, "probability": round(share, 6)} for n, share in model.rank(found.probabilities, top)]
         answer |= {**classes[0], "classes": classes}
+        if found.strangeness is not None:
+            answer["strangeness"] = round(found.strangeness, 6)
+            answer["none_of_these"] = model.is_none_of_these(found.strangeness)
+        if sets:
+            answer["set"] = list(sets(found.probabilities[None])[0])
         if neighbours:
+            kept, seen = version.neighbours, found.features
+            nearest = kept.nearest(seen, neighbours) if kept is not None and seen is not None else []
             answer["neighbours"] = [_shown(neighbour) for neighbour in nearest]
         return answer
+
+
+_Sets = Callable[[NDArray[np.float32]], list[tuple[str, ...]]]
+
+
+def _sets(request: Request, model: Model) -> _Sets | None:
+    """Read which sets are asked for, and check that the model can give them; None where none are."""
+    text = request.query_params.get("sets")
+    by_class = _number(request, "by_class", least=0)
+    if text is None:
+        if by_class is not None:
+            raise RefusedError(400, "'by_class' goes with 'sets', such as sets=95")
+        return None
+    try:
+        level = float(text) / 100
+        model.sets(model.predict_proba([]), level)
+    except ValueError:
+        raise RefusedError(400, "'sets' must be a number of percent, such as 95") from None
+    except (ModelError, OptionError) as error:
+        raise RefusedError(400, str(error)) from None
+    return partial(model.sets, level=level, by_class=bool(by_class))
 
 
 def _shown(neighbour: Neighbour) -> dict[str, Any]:

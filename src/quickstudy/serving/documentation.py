@@ -98,6 +98,13 @@ def _predict(settings: ServerSettings, summary: str, parameters: list[dict[str, 
             *parameters,
             _query("top", "How many classes to name, most probable first; all if left out.", 1),
             _query("neighbours", "How many of the nearest training images to show, if they were kept.", 0),
+            {
+                "name": "sets",
+                "in": "query",
+                "description": "Name sets of classes: the right one is among them for so many percent of images.",
+                "schema": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 100},
+            },
+            _query("by_class", "With sets: 1 lets that hold for each class on its own.", 0),
         ],
         "requestBody": {
             "required": True,
@@ -178,6 +185,19 @@ _SCHEMAS: dict[str, Any] = {
             "label": {**_TEXT, "description": "The most probable class."},
             "probability": _SHARE,
             "classes": {"type": "array", "items": _CLASS, "description": "Most probable first."},
+            "strangeness": {
+                **_SHARE,
+                "description": "Share of the model's own images that are less strange, where the model tells.",
+            },
+            "none_of_these": {
+                "type": "boolean",
+                "description": "Whether it is too strange to be of any class; then the label is only the nearest.",
+            },
+            "set": {
+                "type": "array",
+                "items": _TEXT,
+                "description": "The classes among which the right one is, most probable first; where it was asked for.",
+            },
             "neighbours": {
                 "type": "array",
                 "description": "The nearest training images, nearest first; where they were asked for.",
@@ -195,6 +215,10 @@ _SCHEMAS: dict[str, Any] = {
             "loaded": {"type": "string", "format": "date-time"},
             "problem": {"type": ["string", "null"], "description": "Why the file that is there now is not in use."},
             "neighbours": {"type": "integer", "description": "Training images whose thumbnails were kept."},
+            "strangeness": {
+                **_MAYBE_OBJECT,
+                "description": "Above which threshold an image is none of these, and the share of own ones refused.",
+            },
             "test": {**_MAYBE_OBJECT, "description": "Accuracy on the test images."},
             "backbone": _MAYBE_OBJECT,
             "versions": _MAYBE_OBJECT,

@@ -90,6 +90,7 @@ class Served:
             "loaded": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(version.loaded)),
             "problem": self.problem,
             "neighbours": len(version.neighbours) if version.neighbours else 0,
+            "strangeness": refusal.to_dict() if (refusal := version.model.refusal) else None,
             "test": training.get("test"),
             "backbone": version.model.metadata.get("backbone"),
             "versions": version.model.metadata.get("versions"),

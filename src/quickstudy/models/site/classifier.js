@@ -8,14 +8,23 @@ async function open() {
   const spec = await (await fetch("model.json")).json();
   const model = await (await fetch("model.onnx")).arrayBuffer();
   const session = await ort.InferenceSession.create(new Uint8Array(model));
-  /** Probabilities of a photo (Blob), or of anything that can be drawn, in the order of the classes. */
-  async function classify(source) {
+  async function run(source) {
     const pixels = toInput(await decode(source, spec), spec);
-    const image = new ort.Tensor("uint8", pixels, [1, tilesIn(spec) * spec.size, spec.size, 3]);
-    const { probabilities } = await session.run({ image });
-    return spec.classes.map((name, number) => ({ name, probability: probabilities.data[number] }));
+    return session.run({ image: new ort.Tensor("uint8", pixels, [1, tilesIn(spec) * spec.size, spec.size, 3]) });
   }
-  return { spec, classify };
+  const byClass = ({ probabilities }) => spec.classes.map((name, number) => ({ name, probability: probabilities.data[number] }));
+  /** Probabilities of a photo (Blob), or of anything that can be drawn, in the order of the classes. */
+  const classify = async (source) => byClass(await run(source));
+  /** The same, the most probable first, and where the model tells, how strange it is and whether it is of no class. */
+  async function answer(source) {
+    const outputs = await run(source);
+    const classes = byClass(outputs).map(({ name, probability }) => ({ label: name, probability }));
+    classes.sort((a, b) => b.probability - a.probability);
+    const strangeness = outputs.strangeness?.data[0];
+    const more = strangeness === undefined ? {} : { strangeness, none_of_these: strangeness > spec.strangeness.threshold };
+    return { ...classes[0], classes, ...more };
+  }
+  return { spec, classify, answer };
 }
 
 const opened = open();
@@ -30,9 +39,7 @@ export async function models() {
 /** What there is to say about a photo (a File), in the form of the server's answers. */
 export async function classify(photo) {
   try {
-    const classes = (await window.quickstudy.classify(photo)).map(({ name, probability }) => ({ label: name, probability }));
-    classes.sort((a, b) => b.probability - a.probability);
-    return { ...classes[0], classes };
+    return await (await opened).answer(photo);
   } catch (error) {
     return { error: error.message };
   }

@@ -39,6 +39,8 @@ function describe() {
 }
 
 const chosen = () => models.find((model) => model.name === at("model").value) || models[0];
+const says = ({ error, label, probability, none_of_these }) => error
+  || (none_of_these ? `none of these (nearest: ${label}, ${percent(probability)})` : `${label}, ${percent(probability)}`);
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
 async function classify(photos) {
@@ -48,8 +50,7 @@ async function classify(photos) {
     say(`Looking at ${photo.name}…`);
     const prediction = await home.classify(photo, model);
     show(photo, prediction);
-    say(prediction.error ? `${photo.name}: ${prediction.error}`
-      : `${photo.name}: ${prediction.label}, ${percent(prediction.probability)}`);
+    say(`${photo.name}: ${says(prediction)}`);
   }
 }
 
@@ -61,7 +62,8 @@ function show(photo, prediction) {
   picture.onload = picture.onerror = () => URL.revokeObjectURL(picture.src);
   result.querySelector(".file").textContent = photo.name;
   result.classList.toggle("unusable", Boolean(prediction.error));
-  result.querySelector("h2").textContent = prediction.error || `${prediction.label}, ${percent(prediction.probability)}`;
+  result.classList.toggle("strange", Boolean(prediction.none_of_these));
+  result.querySelector("h2").textContent = says(prediction);
   result.querySelector(".classes").append(...(prediction.classes || []).slice(0, SHOWN_CLASSES).map(bar));
   const neighbours = prediction.neighbours || [];
   result.querySelector(".neighbours").hidden = !neighbours.length;
