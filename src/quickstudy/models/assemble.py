@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.cuts import FEATURES
 from quickstudy.backbones.graphs import keep_until
 from quickstudy.backbones.runtime import open_session
 from quickstudy.backbones.tiles import prefix_graph
@@ -277,9 +276,9 @@ def _add_strangeness(model: onnx.ModelProto, strangeness: Strangeness, width: in
         return add(operator, [given, constant(f"{name}/axes", [1], np.int64)], name, keepdims=1)
 
     seen = _ROOTS
-    if len(strangeness.centre) < width:  # of all levels, those of the last features, which the graph has on their own
-        root = add("Sqrt", [add("Abs", [FEATURES], "magnitude")], "root")
-        seen = add("Mul", [add("Sign", [FEATURES], "sign"), root], "features")
+    if len(strangeness.centre) < width:  # of all levels, those of the last features, with which they begin
+        bounds = [constant(name, [value], np.int64) for name, value in (("from", 0), ("to", len(strangeness.centre)))]
+        seen = add("Slice", [seen, *bounds, constant("axis", [1], np.int64)], "features")
     placed = add(
         "Gemm",
         [seen, constant("directions", strangeness.directions), constant("offsets", strangeness.offsets)],

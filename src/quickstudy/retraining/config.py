@@ -113,7 +113,6 @@ _LIMITS = {
     "budget_seconds": Range(0, above=True),
     "disk_bytes": Range(0, above=True),
     "race_seconds": Range(0, above=True),
-    "refuse": Range(0, 0.5),
 }
 
 PRESETS = {
@@ -257,6 +256,8 @@ class RetrainConfig:
     def __post_init__(self) -> None:
         numbers = {name: value for name in _LIMITS if (value := getattr(self, name)) is not None}
         require_in_range(numbers, _LIMITS)
+        if not 0 <= self.refuse <= 0.5:
+            raise OptionError(f"refuse is {100 * self.refuse:g} %; expected 0 to 50 %")
         if self.fit.startswith("tiles") and not self.may_tile:
             raise OptionError(
                 f"--fit {self.fit} averages the features of several squares, so nothing before them can be fine-tuned "
