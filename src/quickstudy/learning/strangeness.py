@@ -44,6 +44,8 @@ _SHRINKAGE = 0.1
 _SPREAD_COUNTS = 0.5
 _LEAST_VARIANCE = 0.05  # of the mean variance of a feature
 _SHARES = np.concatenate([np.arange(0, 0.9, 0.05), np.arange(0.9, 0.99, 0.01), np.arange(0.99, 1.0001, 0.0025)])
+_SINGLE_PRECISION = 1e-6  # by how much of its largest part a score is off when a graph computes it
+_STEP = 1e-3  # by how much strangeness may be off then
 _UPPER = 0.8413  # the quantile that is one standard deviation above the median, of a normal distribution
 
 
@@ -189,10 +191,11 @@ def _fit(
     units = [_unit(relative), _unit(energy), _unit(spread) / _SPREAD_COUNTS]
     scores = relative / units[0] + energy / units[1] + spread / units[2]
     directions = main.astype(np.float64) @ distances.directions / units[0] ** 0.5
-    knots, places = np.unique(np.quantile(scores, _SHARES), return_index=True)
+    placed = np.square((rows - shift) @ distances.directions).sum(axis=1) / units[0]
+    largest = float(placed.max() + np.abs(energy).max() / units[1] + spread.max() / units[2])
+    knots, shares = _knots(np.quantile(scores, _SHARES), _SINGLE_PRECISION * largest)
     if len(knots) < 2:
         return None
-    shares = np.append(_SHARES[places[:-1]], 1.0)
     return Strangeness(
         directions=directions.astype(np.float32),
         offsets=-(centre @ directions + shift @ distances.directions / units[0] ** 0.5).astype(np.float32),
@@ -205,6 +208,29 @@ def _fit(
         shares=shares.astype(np.float32),
         own=np.interp(scores, knots, shares),
     )
+
+
+def _knots(quantiles: NDArray[np.float64], error: float) -> tuple[Real, Real]:
+    """Choose of the quantiles those between which the scale is nowhere steeper than single precision can follow.
+
+    Args:
+        quantiles: scores below which the shares `_SHARES` of the images lie, rising.
+        error: by how much a score may be off.
+
+    Returns:
+        The knots and their shares; a single one where all scores are nearly the same.
+    """
+    last = len(quantiles) - 1
+
+    def is_far(one: int, other: int) -> bool:
+        return bool(quantiles[other] - quantiles[one] > (_SHARES[other] - _SHARES[one]) * error / _STEP)
+
+    chosen = [0]
+    for place in range(1, last):
+        if is_far(chosen[-1], place) and is_far(place, last):
+            chosen.append(place)
+    chosen += [last] if is_far(chosen[-1], last) else []
+    return quantiles[chosen], _SHARES[chosen]
 
 
 class _Distances:
@@ -293,5 +319,9 @@ def _energy(logits: NDArray[np.floating]) -> Real:
 
 
 def _unit(values: Real) -> float:
-    """Measure how far values reach above their median: by one standard deviation, were they normal; above 0."""
-    return max(float(np.quantile(values, _UPPER) - np.median(values)), 1e-6)
+    """Measure how far values reach above their median: by one standard deviation, were they normal; above 0.
+
+    What reaches less far than a hundredth of the median tells nothing: the scores of a head that knows nothing, say.
+    """
+    median = float(np.median(values))
+    return max(float(np.quantile(values, _UPPER)) - median, 0.01 * abs(median), 1e-6)
