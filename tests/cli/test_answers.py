@@ -240,3 +240,28 @@ class TestServe:
         answer = client.post(f"/predict?{query}", content=(folder / "strange" / "blue.png").read_bytes())
         assert answer.status_code == 400
         assert "sets" in answer.json()["error"]
+
+
+def test_after_fine_tuning_the_validation_images_are_judged(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    for name in KINDS:
+        for number in range(40):
+            split = "validation" if number % 2 else "train"
+            place = tmp_path / "photos" / split / name / f"{number}.jpg"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            draw_photo(name, number).save(place)
+    result = quickstudy.retrain(
+        tmp_path / "photos",
+        tmp_path / "tuned.onnx",
+        cache=folder / "cache",
+        backbone="small",
+        cut="block_2",
+        epochs=2,
+    )
+    assert result.refusal is not None
+    tuned = quickstudy.load(tmp_path / "tuned.onnx")
+    tuned.verify()
+    judged = {row["kept"]["epoch"] for row in result.tuning} != {0}
+    assert tuned.refusal is not None
+    assert tuned.refusal.n == (60 if judged else 120)
+    assert tuned.metadata["training"]["sets"]["by"] == ("validation" if judged else "cross-validation")
