@@ -35,8 +35,8 @@ from quickstudy.bottlenecks.store import Store
 from quickstudy.files import cache_folder
 from quickstudy.images.census import take_census
 from quickstudy.images.readers import read_mnist
-from quickstudy.learning.selection import fit_head
 from quickstudy.learning.features import signed_sqrt
+from quickstudy.learning.selection import fit_head
 from quickstudy.learning.strangeness import fit_strangeness
 
 _NEIGHBOURS, _MAIN = 10, 128

@@ -81,8 +81,8 @@ def test_a_real_tensor(photo: Path, model: Model) -> None:
     ("given", "told"),
     [
         (None, "None, which is not an image; expected a path, an image file's bytes"),
-        (7, "a int, which is no image"),
-        ([[1, 2]], "a list, which is no image"),
+        (7, "an int, which is not an image"),
+        ([[1, 2]], "a list, which is not an image"),
         (np.full((4, 4, 3), 255.0), "values from 255 to 255; expected floats from 0 to 1, or uint8"),
         (np.full((4, 4, 3), -1.0), "values from -1 to -1"),
         (np.full((4, 4, 3), np.nan), "values from nan to nan"),

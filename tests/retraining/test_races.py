@@ -112,8 +112,9 @@ def test_a_model_keeps_its_fit(fit: str, long: Path, cache: Path, tmp_path: Path
     np.testing.assert_allclose(model.predict_proba([path.read_bytes() for path in files]), probabilities, atol=1e-5)
     judged = judge_images(result.model, long, cache, silent)
     assert judged.evidence.computed == 0
-    neighbour = quickstudy.load(result.model, with_features=True).classify_with_features(files[0].read_bytes())
-    np.testing.assert_allclose(neighbour[0], probabilities[0], atol=1e-5)
+    examined = quickstudy.load(result.model, with_features=True).examine(files[0].read_bytes())
+    assert examined.probabilities is not None
+    np.testing.assert_allclose(examined.probabilities, probabilities[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp16"])

@@ -503,7 +503,7 @@ def test_a_given_strength_is_taken(photos: Path, retrain: Retrain) -> None:
     result = retrain(photos, l2=0.7)
     assert result.head.l2 == 0.7
     assert [point.l2 for point in result.path] == [0.7]
-    with pytest.raises(HeadError, match="must be a positive number; got -1"):
+    with pytest.raises(OptionError, match="l2 is -1"):
         retrain(photos, l2=-1)
 
 

@@ -80,7 +80,8 @@ def pixels_of(image: ImageLike, *, bits: int = USUAL_BITS) -> Pixels:
 
 
 def _kind(value: object) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def _as_array(value: Any) -> NDArray[Any] | None:

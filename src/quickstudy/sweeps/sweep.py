@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from quickstudy.errors import ImageSetError, SweepError
-from quickstudy.files import sha256_of_file, write_bytes_atomically
+from quickstudy.files import cache_folder, sha256_of_file, write_bytes_atomically
 from quickstudy.images.census import take_census
 from quickstudy.process import usable_cores
 from quickstudy.retraining.evaluation import stat_index
@@ -104,7 +104,8 @@ def sweep(
 
         news = run_on_ray(todo, folder.runs, conditions, address=ray)
     else:
-        news = run_locally(todo, folder.runs, replace(conditions, workers=count))
+        # Workers may come from a process that was begun before the environment said where the cache is.
+        news = run_locally(todo, folder.runs, replace(conditions, workers=count, cache=cache_folder(cache)))
     with contextlib.closing(news):  # whatever ends it, workers save what they have
         for went in news:
             from quickstudy.sweeps import pictures  # noqa: F401  which takes its second while the workers are busy
