@@ -195,11 +195,9 @@ class Census:
         """
         if not unusable:
             return self
-        contents = {
-            digest: content._replace(left_out="unusable", reason=unusable[digest]) if digest in unusable else content
-            for digest, content in self.contents.items()
-        }
-        return _with_roles(replace(self, contents=contents))
+        known = {d: c.reason for d, c in self.contents.items() if c.left_out == "unusable"}
+        places = {digest: content.places for digest, content in self.contents.items()}
+        return replace(self, contents=_contents(self, places, {**known, **unusable}))
 
     def require_enough(self, *, strict: bool = False) -> None:
         """Check that there is something to tell apart; with `strict`, that all files and classes can be used.
@@ -257,12 +255,12 @@ def take_census(
     """
     with _collector_paused():
         listed = images if isinstance(images, ImageSet) else load_image_set(images, unlabelled=unlabelled)
-        contents, unread = _contents(listed, index, progress)
+        places, unread = _places(listed, index, progress)
         with contextlib.closing(StatIndex(index)) as known:
-            unusable = {digest: reason for digest, reason in known.unusable().items() if digest in contents}
+            unusable = known.unusable()
         census = Census(
             source=listed.source,
-            contents=contents,
+            contents={},
             given=any(file.split for file in listed.files),
             listed=listed,
             unread=unread,
@@ -270,29 +268,29 @@ def take_census(
             to_learn=to_learn,
             before=before,
         )
-        return census.without(unusable) if unusable else _with_roles(census)
+        return replace(census, contents=_contents(census, places, unusable))
 
 
-def _contents(
+def _places(
     listed: ImageSet, index: Path | None, progress: Progress
-) -> tuple[dict[bytes, Content], tuple[Skipped, ...]]:
-    """Bring the files together by content, still without labels and roles; and say which cannot be read."""
-    places = (*listed.files, *listed.unlabelled)
+) -> tuple[dict[bytes, tuple[ImageFile, ...]], tuple[Skipped, ...]]:
+    """Bring the files together by content, in the digests' order, sorted by path; and say which cannot be read."""
+    files = (*listed.files, *listed.unlabelled)
     by_digest: dict[bytes, list[ImageFile]] = {}
     unread = list(listed.skipped)
-    identities = identify([place.name for place in places], index, progress=progress)
-    for place, identity in zip(places, identities, strict=True):
+    identities = identify([file.name for file in files], index, progress=progress)
+    for file, identity in zip(files, identities, strict=True):
         if isinstance(identity, bytes):
-            by_digest.setdefault(identity, []).append(place)
+            by_digest.setdefault(identity, []).append(file)
         else:
-            unread.append(Skipped(path=place.path, reason=identity))
-    contents = {}
+            unread.append(Skipped(path=file.path, reason=identity))
+    places = {}
     for digest in sorted(by_digest):
         found = by_digest[digest]
         if len(found) > 1:
             found.sort(key=attrgetter("name"))
-        contents[digest] = Content(digest, tuple(found))
-    return contents, tuple(unread)
+        places[digest] = tuple(found)
+    return places, tuple(unread)
 
 
 @contextlib.contextmanager
@@ -304,6 +302,9 @@ def _collector_paused() -> Iterator[None]:
         yield
     finally:
         if running:
+            if not gc.get_freeze_count():  # what has been made is old at once: to go through it would take 0.2 s
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 
@@ -364,48 +365,55 @@ def _read(
     index.remember((paths[n], stamp, digest) for n, stamp in to_read if isinstance(digest := found[n], bytes))
 
 
-def _with_roles(census: Census) -> Census:
-    """Give each content its label and its role, or say why it has none."""
-    contents = census.contents
+def _contents(
+    census: Census, places: Mapping[bytes, tuple[ImageFile, ...]], unusable: Mapping[bytes, str]
+) -> dict[bytes, Content]:
+    """Give each content its label and its role, or say why it has none.
+
+    Args:
+        census: how the set came, and what it is for; its contents do not matter.
+        places: the files of each content, sorted by path, by digest, in the digests' order.
+        unusable: why contents cannot be decoded, by digest; others than these may be among them.
+    """
     labels: dict[bytes, str] = {}
     others: dict[bytes, Content] = {}
-    for digest, content in contents.items():
-        first = content.places[0].label
-        if content.left_out == "unusable":
-            others[digest] = content._replace(label=None, role=None)
+    for digest, files in places.items():
+        if digest in unusable:
+            others[digest] = Content(digest, files, None, None, "unusable", unusable[digest])
             continue
-        if len(content.places) == 1 and first is not None:
+        first = files[0].label
+        if len(files) == 1 and first is not None:
             labels[digest] = first
             continue
-        names = {place.label for place in content.places if place.label is not None}
+        names = {file.label for file in files if file.label is not None}
         if len(names) == 1:
             labels[digest] = names.pop()
         elif names:
             listed = " and ".join(f"'{name}'" for name in sorted(names))
-            reason = f"the same image is found under {listed}, so its label is unknown"
-            others[digest] = content._replace(left_out="conflict", reason=reason)
+            reason = f"the same image is there under {listed}, so it teaches nothing"
+            others[digest] = Content(digest, files, None, None, "conflict", reason)
         else:
-            others[digest] = content._replace(left_out="unlabelled", reason="it has no label")
+            others[digest] = Content(digest, files, None, None, "unlabelled", "it has no label")
     if census.to_learn and not census.given:
         images_of = Counter(labels.values())
         for digest in [digest for digest, label in labels.items() if images_of[label] == 1]:
             reason = "it is the only image of its class, and at least two are needed, one to train on and one to test"
-            others[digest] = Content(digest, contents[digest].places, labels.pop(digest), None, "single", reason)
+            others[digest] = Content(digest, places[digest], labels.pop(digest), None, "single", reason)
     if census.given:
-        roles = {digest: _given_role(contents[digest]) for digest in labels}
+        roles = {digest: _given_role(places[digest]) for digest in labels}
     else:
         roles = draw_tests(labels, before=census.before)
     if census.holds_out and "validation" not in roles.values():
         roles |= draw_validation({digest: label for digest, label in labels.items() if roles[digest] == "train"})
-    given = {
-        digest: Content(digest, content.places, labels[digest], roles[digest]) if digest in labels else others[digest]
-        for digest, content in contents.items()
+    return {
+        digest: Content(digest, files, labels[digest], roles[digest]) if digest in labels else others[digest]
+        for digest, files in places.items()
     }
-    return replace(census, contents=given)
 
 
-def _given_role(content: Content) -> Split:
-    return next(split for split in _STRICTEST if split in content.given_roles)
+def _given_role(files: Sequence[ImageFile]) -> Split:
+    given = {file.split or "train" for file in files}
+    return next(split for split in _STRICTEST if split in given)
 
 
 def draw_tests(
@@ -423,13 +431,10 @@ def draw_tests(
     """
     roles: dict[bytes, Split] = {}
     for digests in _by_class(labels):
-        known = {digest: role for digest in digests if before is not None and (role := before(digest))}
-        tested = {
-            digest
-            for digest in digests
-            if (known[digest] == "test" if digest in known else _position(digest) < test_share)
-        }
-        free = [digest for digest in digests if digest not in known]
+        known = {digest: role for digest in digests if (role := before(digest))} if before is not None else {}
+        free = [digest for digest in digests if digest not in known] if known else digests
+        tested = {digest for digest in free if _position(digest) < test_share}
+        tested.update(digest for digest, role in known.items() if role == "test")
         if len(digests) > 1 and free:
             if not tested:
                 tested.add(free[0])
