@@ -286,6 +286,22 @@ def test_reduced_jpegs_are_those_of_libjpeg(node: str, test_data: Path, tmp_path
     assert run_node(node, script, json.dumps(jobs)) == [job["expected"] for job in jobs]
 
 
+def test_a_png_of_more_bits_than_browsers_give_is_refused_where_the_model_reads_them(node: str, tmp_path: Path) -> None:
+    levels = np.arange(64, dtype=np.uint16).reshape(8, 8) * 16
+    Image.fromarray(levels).save(tmp_path / "16.png")
+    Image.fromarray(levels.astype(np.uint8)).save(tmp_path / "8.png")
+    Image.fromarray(levels.astype(np.uint8)).save(tmp_path / "8.jpg")
+    script = f"""
+        import fs from "node:fs";
+        import {{ bitsBeyond }} from {json.dumps((SITE / "decoding.js").as_uri())};
+        const specs = [{{ size: 4 }}, {{ size: 4, bits: 12 }}];
+        const files = process.argv.slice(1).map((path) => fs.readFileSync(path));
+        console.log(JSON.stringify(specs.map((spec) => files.map((bytes) => bitsBeyond(bytes, spec)))));
+    """
+    said = run_node(node, script, *(str(tmp_path / name) for name in ("16.png", "8.png", "8.jpg")))
+    assert said == [[False] * 3, [True, False, False]]
+
+
 def test_jpegs_that_it_cannot_reduce_are_left_to_the_browser(node: str, tmp_path: Path) -> None:
     """Null, no exception and no endless loop, for what is unusual, damaged or cut short."""
     picture = Image.fromarray(np.random.Generator(np.random.PCG64(0)).integers(0, 256, (64, 48, 3), np.uint8))

@@ -11,6 +11,9 @@ const STRIP = 1024; // rows at a time: phones limit the size of a canvas
 export async function decode(source, spec) {
   if (!(source instanceof Blob)) return read(source, source.videoWidth ?? source.width, source.videoHeight ?? source.height);
   const bytes = new Uint8Array(await source.arrayBuffer());
+  if (bitsBeyond(bytes, spec)) {
+    throw new Error(`This PNG has 16 bits a level, of which ${spec.bits} count for this model; a browser gives 8. Use quickstudy predict or serve.`);
+  }
   const jpeg = bytes[0] === 0xff && bytes[1] === 0xd8 ? plainJpeg(bytes) : null;
   const blob = jpeg ? new Blob(jpeg.parts, { type: "image/jpeg" }) : source;
   const { frame, damage } = jpeg ? examine(bytes) : {};
@@ -29,6 +32,11 @@ export async function decode(source, spec) {
   } finally {
     bitmap.close();
   }
+}
+
+/** Whether these are the bytes of a PNG of 16 bits for a model that reads fewer of them: what a browser drops would count. */
+export function bitsBeyond(bytes, spec) {
+  return spec.bits !== undefined && bytes[0] === 0x89 && bytes[1] === 0x50 && bytes[24] === 16;
 }
 
 function read(picture, width, height) {
