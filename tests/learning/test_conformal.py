@@ -27,7 +27,7 @@ def draw(count: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
 
 
 def test_by_hand() -> None:
-    """Of 39 images with probabilities 0.01, 0.02 and so on, 5 % of 39 + 1 are two, so the second is the least."""
+    """The second least of 39 probabilities is the threshold at 95 %, since 5 % of 39 + 1 are two."""
     right = np.arange(1, 40) / 100
     logits = np.log(np.column_stack([right, 1 - right]))
     sets = fit_sets(logits, np.zeros(39, np.intp), classes=2, by="cross-validation")

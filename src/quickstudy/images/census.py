@@ -68,12 +68,7 @@ class Content(NamedTuple):
     @property
     def leaks(self) -> bool:
         """Whether the given splits have it in different roles."""
-        return len(self.given_roles) > 1
-
-    @property
-    def given_roles(self) -> set[Split]:
-        """The roles that its places came with; a manifest's rows without a split are for training."""
-        return {place.split or "train" for place in self.places}
+        return len(_given_roles(self.places)) > 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -400,7 +395,8 @@ def _contents(
             reason = "it is the only image of its class, and at least two are needed, one to train on and one to test"
             others[digest] = Content(digest, places[digest], labels.pop(digest), None, "single", reason)
     if census.given:
-        roles = {digest: _given_role(places[digest]) for digest in labels}
+        given = {digest: _given_roles(places[digest]) for digest in labels}
+        roles = {digest: next(split for split in _STRICTEST if split in given[digest]) for digest in labels}
     else:
         roles = draw_tests(labels, before=census.before)
     if census.holds_out and "validation" not in roles.values():
@@ -411,9 +407,9 @@ def _contents(
     }
 
 
-def _given_role(files: Sequence[ImageFile]) -> Split:
-    given = {file.split or "train" for file in files}
-    return next(split for split in _STRICTEST if split in given)
+def _given_roles(files: Sequence[ImageFile]) -> set[Split]:
+    """List the roles that the files of a content came with; those without a split are for training."""
+    return {file.split or "train" for file in files}
 
 
 def draw_tests(

@@ -25,10 +25,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from quickstudy.errors import HeadError
-from quickstudy.learning.features import Floats, signed_sqrt
+from quickstudy.learning.features import Floats, blas_threads, signed_sqrt
 from quickstudy.learning.scores import share_interval
 
 Real = NDArray[np.float64]
@@ -159,7 +158,7 @@ def fit_strangeness(
         raise HeadError("Images are judged either among the rows, by held_out, or beside them, by unseen; give one")
     if len(logits) < FEWEST or len(features) < FEWEST:
         return None
-    with threadpool_limits(1, user_api="blas"):  # the products are small; a second thread waits more than it multiplies
+    with blas_threads(worth=False):  # the products are small; a second thread waits more than it multiplies
         return _fit(features, labels, logits, classes, held_out, unseen)
 
 

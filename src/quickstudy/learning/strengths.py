@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ from quickstudy.learning.softmax import Fit, fit_softmax
 
 Integers = NDArray[np.intp]
 Start = tuple[NDArray[np.floating], NDArray[np.floating]]
-_T = TypeVar("_T", bound="_Tried")
+_T = TypeVar("_T", bound="Scout")
 
 STRENGTHS = tuple(10.0 ** (half / 2) for half in range(4, -13, -1))  # 100 down to 1e-6
 FIRST = 6  # 10^-1 is where the walk begins
@@ -80,44 +80,6 @@ def assign_folds(labels: Integers, keys: Sequence[bytes], *, folds: int = FOLDS)
     return np.where(dealt < 0, -1, dealt % folds)
 
 
-class _Tried(Protocol):
-    """What fits at one strength gave."""
-
-    @property
-    def l2(self) -> float:
-        """Strength of the regularisation."""
-
-    @property
-    def losses(self) -> NDArray[np.float64]:
-        """Log losses of held-out rows, in nats."""
-
-    @property
-    def weights(self) -> Floats:
-        """Weights of each fit, F×d×K."""
-
-    @property
-    def biases(self) -> Floats:
-        """Biases of each fit, F×K."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One strength's fits on all folds; `logits` are those of the held-out rows, by the fit that had not seen them."""
-
-    l2: float
-    """Strength of the regularisation."""
-    losses: NDArray[np.float64]
-    """Log losses of the held-out rows, in nats."""
-    right: NDArray[np.bool_]
-    """Whether these rows were predicted right."""
-    logits: Floats
-    """Logits of the held-out rows, m×K."""
-    weights: Floats
-    """Weights of each fold's fit, F×d×K."""
-    biases: Floats
-    """Biases of each fold's fit, F×K."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Scout:
     """One strength's fit on all folds but the first."""
@@ -125,13 +87,21 @@ class Scout:
     l2: float
     """Strength of the regularisation."""
     losses: NDArray[np.float64]
-    """Log losses of the first fold's held-out rows, in nats."""
+    """Log losses of the held-out rows, in nats: of a scout, those of the first fold."""
     right: NDArray[np.bool_]
     """Whether these rows were predicted right."""
     weights: Floats
-    """Weights of the fit, 1×d×K."""
+    """Weights of each fit, F×d×K; a scout has one."""
     biases: Floats
-    """Biases of the fit, 1×K."""
+    """Biases of each fit, F×K."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial(Scout):
+    """One strength's fits on all folds."""
+
+    logits: Floats
+    """Logits of the held-out rows, m×K, by the fit that had not seen them."""
 
 
 class CrossValidation:
@@ -282,7 +252,7 @@ def _alone(tried: _T) -> tuple[_T, list[_T]]:
     return tried, [tried]
 
 
-def _further(last: _Tried, before: _Tried | None) -> Start:
+def _further(last: Scout, before: Scout | None) -> Start:
     """Go on from the last strength's fit, as far again as the weights came from the one before.
 
     On the clothing photos the third strength takes 8 iterations from there; it took 26 from the second's fit.
@@ -313,10 +283,10 @@ def walk(score: Callable[[float, Start | None], _T], first: int, start: Start | 
     return best, path
 
 
-def _is_better(one: _Tried, other: _Tried) -> bool:
+def _is_better(one: Scout, other: Scout) -> bool:
     """Decide whether a strength's losses are noticeably lower than those of another, on the same images."""
     gains = other.losses - one.losses
-    chance = gains.std() / len(gains) ** 0.5 if isinstance(one, Scout) else 0.0
+    chance = gains.std() / len(gains) ** 0.5 if not isinstance(one, Trial) else 0.0
     return float(gains.mean()) > max(_NOTICEABLE, chance)
 
 
