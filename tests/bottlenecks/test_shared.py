@@ -12,8 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from pyarrow import fs
 
+from quickstudy.bottlenecks.shards import SourceSpec, read_keys
 from quickstudy.bottlenecks.shared import SharedStore, open_shared_store
-from quickstudy.bottlenecks.store import SourceSpec, Store, read_keys
+from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import StoreError
 
 SPEC = SourceSpec(backbone="small", fingerprint="f" * 64, cut="features", input={"size": 8}, shape=(5,))

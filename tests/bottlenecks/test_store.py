@@ -21,7 +21,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from quickstudy.bottlenecks.store import Source, SourceSpec, Store
+from quickstudy.bottlenecks.shards import SourceSpec
+from quickstudy.bottlenecks.store import Source, Store
 from quickstudy.errors import StoreError
 
 SPEC = SourceSpec(backbone="net", fingerprint="f" * 64, cut="features", input={"size": 8, "crop": 1.0}, shape=(4,))

@@ -14,9 +14,10 @@ from quickstudy.backbones.backbone import Backbone
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import HeadError
-from quickstudy.learning.features import Features, in_row_space, prepare_features
+from quickstudy.learning.features import Features, prepare_features
 from quickstudy.learning.selection import Head, fit_head
 from quickstudy.learning.softmax import fit_softmax
+from quickstudy.learning.spaces import in_row_space
 from quickstudy.learning.strengths import assign_folds
 
 Array = NDArray[np.floating]

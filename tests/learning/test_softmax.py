@@ -14,8 +14,9 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
 from quickstudy.errors import HeadError
-from quickstudy.learning.features import Features, in_row_space, prepare_features, signed_sqrt
+from quickstudy.learning.features import Features, prepare_features, signed_sqrt
 from quickstudy.learning.softmax import Fit, fit_softmax
+from quickstudy.learning.spaces import in_row_space
 
 Array = NDArray[np.float64]
 TIGHT = 1e-9
@@ -278,7 +279,7 @@ def test_duplicate_rows_count_like_weights() -> None:
     bottlenecks, labels = draw((1, 1), n=50)
     features = prepare_features(bottlenecks)
     doubled = Features(
-        with_one=np.concatenate([features.with_one, features.with_one[:20]]),
+        stored=np.concatenate([features.stored, features.stored[:20]]),
         mean=features.mean,
         scale=features.scale,
     )
@@ -336,7 +337,7 @@ def test_features_are_signed_square_roots_centred_and_scaled() -> None:
     np.testing.assert_allclose(features.values, prepare_by_hand(bottlenecks), rtol=1e-6)
     np.testing.assert_allclose(features.values * features.scale + features.mean, signed_sqrt(bottlenecks), atol=1e-6)
     assert np.mean(features.values**2) == pytest.approx(1, rel=1e-6)
-    np.testing.assert_array_equal(features.with_one[:, -1], 1)
+    np.testing.assert_array_equal(features.stored[:, -1], 1)
 
 
 def test_half_precision_bottlenecks_are_prepared_in_single_precision() -> None:

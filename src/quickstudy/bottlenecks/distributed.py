@@ -30,8 +30,9 @@ import pyarrow as pa
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.runtime import Prefix
 from quickstudy.bottlenecks.extraction import Timings, compute_bottlenecks, source_spec
+from quickstudy.bottlenecks.shards import SourceSpec
 from quickstudy.bottlenecks.shared import SharedStore, open_shared_store
-from quickstudy.bottlenecks.store import SourceSpec, Store
+from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ClusterError, StoreError, UnusableImageError
 from quickstudy.images.distortions import Distortions
 from quickstudy.images.identity import read_image_file

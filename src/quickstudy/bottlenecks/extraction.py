@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.engine import AnyPrefix, Engine
 from quickstudy.backbones.runtime import ONNX_RUNTIME
-from quickstudy.bottlenecks.store import Source, SourceSpec, Store
+from quickstudy.bottlenecks.shards import SourceSpec
+from quickstudy.bottlenecks.store import KeptRows, Source, Store
 from quickstudy.errors import StoreError, UnusableImageError
 from quickstudy.images.census import Census
 from quickstudy.images.decoding import InputSpec, decode
@@ -95,8 +96,22 @@ class Extraction:
             view: number of the view; 0 is the plain image.
             levels: read `levels`, of which the features are the beginning, where the cut is `features`.
         """
-        first = None if levels or self.backbone.kept is self.backbone else self.backbone.cut_shape[0]
-        return self.source.gather([view_key(digest, view, self.distortions) for digest in digests], first)
+        keys = [view_key(digest, view, self.distortions) for digest in digests]
+        return self.source.gather(keys, self._first(levels))
+
+    def rows(self, digests: Sequence[bytes], *, levels: bool = False) -> KeptRows:
+        """Give the bottlenecks of all views of these images, to be read piece by piece: the images view by view.
+
+        Args:
+            digests: content hashes of the images.
+            levels: as for `gather`.
+        """
+        keys = [view_key(digest, view, self.distortions) for view in range(self.views + 1) for digest in digests]
+        return self.source.rows(keys, self._first(levels))
+
+    def _first(self, levels: bool) -> int | None:
+        """Give the number of values that are read of each bottleneck; None for all."""
+        return None if levels or self.backbone.kept is self.backbone else self.backbone.cut_shape[0]
 
 
 @dataclass(kw_only=True)

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from quickstudy.bottlenecks.store import Source, SourceSpec, Store
+from quickstudy.bottlenecks.shards import SourceSpec
+from quickstudy.bottlenecks.store import Source, Store
 from quickstudy.errors import StoreError, UnusableImageError
 from quickstudy.files import cache_folder
 from quickstudy.images.decoding import InputSpec, bits_used, decode, encode_thumbnail, size_of

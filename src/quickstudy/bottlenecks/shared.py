@@ -22,7 +22,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from quickstudy.bottlenecks.store import SUFFIX, Source, SourceSpec, Store, read_keys, serialise, shard_name
+from quickstudy.bottlenecks.shards import SUFFIX, SourceSpec, read_keys, serialise, shard_name
+from quickstudy.bottlenecks.store import Source, Store
 from quickstudy.errors import StoreError
 from quickstudy.files import TEMPORARY_PREFIX, write_bytes_atomically
 from quickstudy.progress import Progress, silent

@@ -4,26 +4,20 @@ A store is a folder with one subfolder per source (what the bottlenecks were com
 immutable shards, each named by the SHA-256 of its own bytes. A shard appears whole or not at all (temporary name,
 flush, rename), so readers and writers need no locks: duplicates are harmless, and what a killed process had flushed
 stays. Shards are memory-mapped when read.
-
-A shard is an Arrow IPC file with the columns `key` (32 bytes) and `bottleneck` (fixed-size list of float16 or float32),
-or `record` where a source keeps records; the schema's metadata name the source and the shape. float16, the usual one,
-takes half the space and leads to the same decisions. The key holds the number of a view and its distortions (see
-`quickstudy.images.views.view_key`), not a column of its own: so it names everything that changes the value besides the
-source, and one column is enough. Stores on a disk and in object storage hold the same files, so a shard can be copied
-between them as it is, and its name tells whether it arrived whole.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
-import hashlib
+import itertools
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from quickstudy.bottlenecks.shards import SUFFIX, Shard, SourceSpec, map_shard, map_values, serialise, shard_name
 from quickstudy.errors import StoreError
 from quickstudy.files import TEMPORARY_PREFIX, sha256_of_file, write_bytes_atomically, write_json_atomically
 from quickstudy.records import read_record
@@ -40,6 +35,8 @@ _COMPACT_ABOVE = 8
 _MERGED_BYTES = 8 << 20
 _STALE_SECONDS = 3600
 _LISTINGS = 100
+_MOST_ROWS = 1 << 32  # of a shard
+_PIECE_ROWS = 512
 
 
 class Source:
@@ -48,7 +45,7 @@ class Source:
     def __init__(self, folder: Path, spec: SourceSpec) -> None:
         self.folder, self.spec = folder, spec
         self._width = spec.width
-        self._places: dict[bytes, tuple[int, int]] = {}
+        self._places: dict[bytes, int] = {}  # number of the shard and of the row in one, which takes half the memory
         self._shards: list[Shard] = []
         self.damaged: list[Path] = []
         """Shards that could not be read and were left out; `Store.verify` tells more."""
@@ -91,7 +88,7 @@ class Source:
         result = np.empty((len(keys), width), self.spec.dtype)
         wanted: dict[int, tuple[list[int], list[int]]] = {}
         for position, key in enumerate(keys):
-            shard, row = self._places[key]
+            shard, row = divmod(self._places[key], _MOST_ROWS)
             positions, rows = wanted.setdefault(shard, ([], []))
             positions.append(position)
             rows.append(row)
@@ -99,13 +96,25 @@ class Source:
             result[positions] = self._shards[shard].values[rows, :width]
         return result if first is not None else result.reshape(len(keys), *self.spec.shape)
 
+    def rows(self, keys: Sequence[bytes], first: int | None = None) -> KeptRows:
+        """Give the bottlenecks of these keys, of one dimension each, to be read piece by piece.
+
+        Args:
+            keys: as for `gather`.
+            first: as for `gather`.
+
+        Raises:
+            KeyError: a key is not in the store.
+        """
+        return KeptRows(self, keys, self._width if first is None else first)
+
     def records(self, keys: Sequence[bytes]) -> list[dict[str, Any]]:
         """Give the records of these keys, in their order, of a source that keeps records.
 
         Raises:
             KeyError: a key is not in the store.
         """
-        places = [self._places[key] for key in keys]
+        places = [divmod(self._places[key], _MOST_ROWS) for key in keys]
         return [self._shards[shard].values[row].as_py() for shard, row in places]
 
     def append(self, keys: Sequence[bytes], values: NDArray[np.floating] | Sequence[Mapping[str, Any]]) -> None:
@@ -200,7 +209,55 @@ class Source:
             return
         number = len(self._shards)
         self._shards.append(shard)
-        self._places.update((key, (number, row)) for row, key in enumerate(shard.keys))
+        self._places.update((key, row) for row, key in enumerate(shard.keys, number * _MOST_ROWS))
+
+
+class KeptRows:
+    """Rows of a source in an order of one's own, which are read shard by shard.
+
+    A shard is mapped anew for each piece and let go afterwards, so of a store larger than the memory only what is being
+    read is in it.
+    """
+
+    def __init__(self, source: Source, keys: Sequence[bytes], width: int) -> None:
+        self._source, self._keys, self._width = source, keys, width
+        places = np.array([source._places[key] for key in keys], np.int64)
+        order = np.argsort(places, kind="stable")
+        shards, rows = np.divmod(places[order], _MOST_ROWS)
+        ends = np.flatnonzero(np.diff(shards)) + 1
+        self._pieces: list[tuple[int, NDArray[np.int64], NDArray[np.intp]]] = []
+        for start, end in itertools.pairwise([0, *ends.tolist(), len(order)]):
+            for piece in range(start, end, _PIECE_ROWS):
+                few = slice(piece, min(piece + _PIECE_ROWS, end))
+                self._pieces.append((int(shards[start]), rows[few], order[few]))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of rows, and of values in each."""
+        return len(self._keys), self._width
+
+    def pieces(self) -> list[NDArray[np.intp]]:
+        """Give the numbers of the rows that each piece has."""
+        return [numbers for _, _, numbers in self._pieces]
+
+    def read(self, piece: int) -> NDArray[np.floating]:
+        """Read the rows of a piece, by its number."""
+        number, rows, _ = self._pieces[piece]
+        shard = self._source._shards[number]
+        with contextlib.suppress(FileNotFoundError):  # merged into another one meanwhile; the old one is still mapped
+            return map_values(shard.path, self._source.spec)[rows, : self._width]
+        found: NDArray[np.floating] = shard.values[rows, : self._width]
+        return found
+
+    def all(self) -> NDArray[np.floating]:
+        """Read all rows, in their order."""
+        return self._source.gather(self._keys, self._width)
+
+    def first(self, width: int) -> KeptRows:
+        """Give the same rows with their first values alone."""
+        narrow = copy.copy(self)
+        narrow._width = width
+        return narrow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,157 +413,3 @@ def _shard_paths(folder: Path) -> list[Path]:
     except OSError as error:
         raise StoreError(f"Cannot read the store '{folder}': {error.strerror}") from error
     return [folder / name for name in sorted(names) if name.endswith(SUFFIX) and not name.startswith(".")]
-
-
-# Shards
-SUFFIX = ".arrow"
-"""The suffix of shards."""
-_USUAL_ENGINE = "onnxruntime"
-_ARROW_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
-_RECORD_TYPES = {"int": pa.int32(), "float": pa.float32(), "bytes": pa.binary()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceSpec:
-    """All that decides a bottleneck besides the image and its view."""
-
-    backbone: str
-    """Name of the network, for people; no part of the identity."""
-    fingerprint: str
-    """Hash of the backbone's graph and weights."""
-    cut: str
-    """Name of the tensor at which freezing ends."""
-    input: Mapping[str, Any]
-    """The input specification that turned the file into pixels."""
-    shape: tuple[int, ...]
-    """Shape of one bottleneck; empty for records."""
-    dtype: str = "float16"
-    """Type of the values, `float16` or `float32`; `record` for records."""
-    engine: str = _USUAL_ENGINE
-    """Name of the engine that ran the network; empty where none did."""
-    record: tuple[tuple[str, str], ...] = ()
-    """Name and kind of each field of a record, where a source keeps records and no bottlenecks; empty elsewhere."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give JSON values, which are written to `source.json`."""
-        return {
-            "version": 1,
-            "backbone": self.backbone,
-            "fingerprint": self.fingerprint,
-            "cut": self.cut,
-            "input": dict(self.input),
-            "shape": list(self.shape),
-            "dtype": self.dtype,
-            **({} if self.engine == _USUAL_ENGINE else {"engine": self.engine}),
-            **({"record": [list(field) for field in self.record]} if self.record else {}),
-        }
-
-    @property
-    def identity(self) -> str:
-        """The name of the source's folder: a hash of everything above but the name for people."""
-        named = {name: value for name, value in self.to_dict().items() if name != "backbone"}
-        return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:32]
-
-    @property
-    def width(self) -> int:
-        """Number of values in a bottleneck."""
-        return int(np.prod(self.shape))
-
-    @property
-    def value_type(self) -> pa.DataType:
-        """Arrow type of what is kept under a key."""
-        if self.record:
-            return pa.struct([pa.field(name, _RECORD_TYPES[kind], nullable=False) for name, kind in self.record])
-        return pa.list_(_ARROW_TYPES[self.dtype], self.width)
-
-
-@dataclass(kw_only=True)
-class Shard:
-    """A shard on this machine's disk, mapped into memory."""
-
-    path: Path
-    """Path of the file."""
-    keys: list[bytes]
-    """The keys, 32 bytes each, in the order of the rows."""
-    values: Any
-    """The bottlenecks, len(keys) × width, flat and mapped; or an Arrow array of records."""
-    batch: object = field(repr=False)
-    """The Arrow batch, which keeps the file mapped."""
-
-
-def shard_name(data: bytes | memoryview) -> str:
-    """Work out the file name of a shard with these bytes."""
-    return f"{hashlib.sha256(data).hexdigest()}{SUFFIX}"
-
-
-def serialise(spec: SourceSpec, keys: Sequence[bytes], rows: Any) -> memoryview:
-    """Write a shard to bytes.
-
-    Args:
-        spec: the source.
-        keys: the keys, 32 bytes each.
-        rows: len(keys) × width, contiguous, in the source's dtype; or records.
-    """
-    metadata = {"shape": json.dumps(list(spec.shape)), "source": spec.identity}
-    schema = pa.schema(
-        [
-            pa.field("key", pa.binary(32), nullable=False),
-            pa.field("record" if spec.record else "bottleneck", spec.value_type, nullable=False),
-        ],
-        metadata=metadata,
-    )
-    columns = [
-        pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(keys), [None, pa.py_buffer(b"".join(keys))]),
-        pa.array(list(rows), spec.value_type)
-        if spec.record
-        else pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), spec.width),
-    ]
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_batch(pa.record_batch(columns, schema=schema))
-    return memoryview(sink.getvalue())
-
-
-def map_shard(path: Path, spec: SourceSpec) -> Shard:
-    """Map a shard on the disk into memory.
-
-    Raises:
-        FileNotFoundError: it is gone.
-        OSError, pyarrow.ArrowException, ValueError, IndexError: it is damaged, or no shard of this source.
-    """
-    # Closed at once, the file stays mapped for as long as the batch lives; open files would run out in long runs.
-    with pa.memory_map(str(path)) as mapped:
-        batch = _read_batch(pa.ipc.open_file(mapped), spec)
-    batch.validate()
-    keys, lists = batch.column(0), batch.column(1)
-    if keys.type != pa.binary(32) or lists.type != spec.value_type:
-        raise ValueError("columns of other types")
-    if spec.record:
-        return Shard(path=path, keys=_split(keys), values=lists, batch=batch)
-    values = np.frombuffer(lists.values.buffers()[1], np.dtype(spec.dtype), count=len(lists) * spec.width)
-    return Shard(path=path, keys=_split(keys), values=values.reshape(len(lists), spec.width), batch=batch)
-
-
-def read_keys(file: pa.NativeFile, spec: SourceSpec) -> list[bytes]:
-    """Read the keys of a shard in a file that can be read at any place; of its bottlenecks, nothing is read.
-
-    Raises:
-        OSError, pyarrow.ArrowException, ValueError, IndexError: it is damaged, or no shard of this source.
-    """
-    batch = _read_batch(pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=[0])), spec)
-    batch.validate()
-    if batch.column(0).type != pa.binary(32):
-        raise ValueError("columns of other types")
-    return _split(batch.column(0))
-
-
-def _read_batch(reader: pa.ipc.RecordBatchFileReader, spec: SourceSpec) -> pa.RecordBatch:
-    metadata = reader.schema.metadata or {}
-    if reader.num_record_batches != 1 or metadata.get(b"source") != spec.identity.encode():
-        raise ValueError("not a shard of this source")
-    return reader.get_batch(0)
-
-
-def _split(keys: pa.FixedSizeBinaryArray) -> list[bytes]:
-    raw = memoryview(keys.buffers()[1])
-    return [bytes(raw[start : start + 32]) for start in range(0, 32 * len(keys), 32)]

@@ -1,7 +1,12 @@
-"""Bottlenecks made ready for fitting: signed square roots, centred, scaled, and in fewer features where that is enough.
+"""Bottlenecks made ready for fitting: signed square roots, centred and scaled.
 
 What the head and its relatives (ridge, learning curves) share: features, the directions in which rows vary most, and
 threads that have blocks of rows to themselves.
+
+Up to a gigabyte, features are float32. Beyond, each value is kept in 16 bits, as a whole number of steps of which a
+feature's range has 65,534, and a block of rows is written out when it is needed: two bytes a value instead of four, and
+bottlenecks come from the store shard by shard. Whole numbers add up exactly in whatever order, so means and scales do
+not depend on how the store is cut into shards.
 """
 
 from __future__ import annotations
@@ -10,9 +15,9 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, reduce
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,16 +36,11 @@ _MAIN_DIRECTIONS, _MORE_MAIN_DIRECTIONS = 128, 256
 _SUBSPACE_STEPS = 3
 _SAMPLE_FOR_DIRECTIONS = 2048  # rows from which the main directions are found
 LEAST_SAMPLE = 8192  # rows from which preconditioners are made
-# Of more than twice as many features, the head sees the main directions only. On the clothing photos, 4,048 values an
-# image in 512, 768, 1,024 and 1,280 directions give log losses of 0.270, 0.266, 0.263 and 0.261 nats, and all 0.261.
-# 768 keep nine tenths of the variance, and so does a sixth of the 8,240 values of two networks.
-_MAIN_SPACE, _FEATURES_A_DIRECTION = 768, 6
-_MOST_IN_ROW_SPACE = 2048  # rows
-_MOST_FOR_MAIN_SPACE = 8192  # rows from which the main directions are found
-_OWN = 1e-9  # of the mean square length, in a direction of a row's own, where rows span less than their number
-_SMALL_ROW_SPACE = 1 << 20  # values
-_PREPARED_ROWS = 256  # at a time
-_WORTH_THREADS_TO_PREPARE = 1_000_000  # values
+PREPARED_ROWS = 256  # at a time
+MOST_AS_NUMBERS = 1 << 28
+"""The most values that are kept as float32; more are kept in steps, in 16 bits each."""
+STEPS = 65_534  # of a feature's range, of which the middle is step 0
+WORTH_THREADS_TO_PREPARE = 1_000_000  # values
 WORTH_THREADS = 20_000_000  # rows × features × columns
 MOST_PARTS = 16  # of the work, which threads share
 
@@ -57,6 +57,26 @@ class _Sketch:
     """Squared length of what is outside the main directions, m."""
 
 
+class StoredRows(Protocol):
+    """Rows that lie somewhere else and are read a piece at a time."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of rows, and of values in each."""
+
+    def pieces(self) -> Sequence[NDArray[np.intp]]:
+        """Give the numbers of the rows that each piece has; each row is in one."""
+
+    def read(self, piece: int) -> NDArray[np.floating]:
+        """Read the rows of a piece, by its number."""
+
+    def all(self) -> NDArray[np.floating]:
+        """Read all rows, in their order."""
+
+    def first(self, width: int) -> StoredRows:
+        """Give the same rows with their first values alone."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Features:
     """Bottlenecks made ready for fitting: centred and scaled, with a last feature that is always 1.
@@ -66,35 +86,84 @@ class Features:
     the last feature is the bias.
     """
 
-    with_one: Real
-    """The prepared features, n×(d+1), the last one always 1."""
+    stored: Real | NDArray[np.int16]
+    """The prepared features, n×(d+1), the last one always 1: as numbers, or as whole steps."""
     mean: NDArray[np.float64]
     """Means (d) of the signed square roots over the rows."""
     scale: NDArray[np.float64]
     """The numbers (d) by which the centred values were divided, the same for all features of a group."""
     triangular: bool = False
     """Whether row i, counted from 0, of n has zeros in its first n - 1 - i features."""
+    steps: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    """Where whole steps are kept, the size of a feature's steps and the value at step 0, d each."""
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    @property
+    def width(self) -> int:
+        """Number of features, with the last one that is always 1: d+1."""
+        return int(self.stored.shape[1])
+
+    @property
+    def dtype(self) -> np.dtype[np.floating]:
+        """Type of the rows."""
+        return np.dtype(np.float32) if self.steps else np.dtype(self.stored.dtype)  # type: ignore[arg-type]
+
+    def rows(self, which: NDArray[np.intp] | slice, dtype: type[np.floating] | None = None) -> Real:
+        """Give some rows with the last feature (m×(d+1)), in their own type or another one."""
+        rows = self.as_kept(which, self.dtype.type)
+        if self.steps:
+            rows[:, :-1] *= self.steps[0].astype(np.float32)
+            rows[:, :-1] += self.steps[1].astype(np.float32)
+        return rows if dtype is None else rows.astype(dtype, copy=False)
+
+    def as_kept(self, which: NDArray[np.intp] | slice, dtype: type[np.floating]) -> Real:
+        """Give some rows with the last feature (m×(d+1)) as they are kept: numbers, or how many steps."""
+        return self.stored[which].astype(dtype, copy=False)
+
+    def for_kept(self, parameters: Real) -> Real:
+        """Turn parameters (M×(d+1)) for rows into those that give the same products with the rows as they are kept."""
+        if not self.steps:
+            return parameters
+        turned = parameters.astype(np.float64)
+        turned[:, -1] += turned[:, :-1] @ self.steps[1]
+        turned[:, :-1] *= self.steps[0]
+        return turned.astype(parameters.dtype)
+
+    def of_kept(self, products: Real) -> Real:
+        """Turn products (M×(d+1)) with the rows as they are kept into those with the rows."""
+        if not self.steps:
+            return products
+        turned = products.astype(np.float64)
+        turned[:, :-1] *= self.steps[0]
+        turned[:, :-1] += turned[:, -1:] * self.steps[1]
+        return turned.astype(products.dtype)
 
     @property
     def values(self) -> Real:
-        """The prepared features without the last one, n×d."""
-        return self.with_one[:, :-1]
+        """All rows without the last feature, n×d."""
+        return self.rows(slice(None))[:, :-1]
+
+    def of_type(self, dtype: type[np.floating]) -> Features:
+        """Keep the rows as numbers of another type; those in steps stay, as they were too many for that."""
+        return self if self.steps else replace(self, stored=self.stored.astype(dtype, copy=False))
 
     def take(self, rows: NDArray[np.intp]) -> Features:
         """Take some of the rows; they are scaled as all rows were."""
-        return Features(with_one=self.with_one[rows], mean=self.mean, scale=self.scale)
+        return replace(self, stored=self.stored[rows], triangular=False)
 
     def logits(self, rows: NDArray[np.intp] | slice, weights: Real, biases: Real) -> Real:
         """Work out the logits (m×K) of some rows by weights (d×K) and biases (K) for prepared features."""
-        numbers = np.arange(len(self.values))[rows]
-        logits = np.empty((len(numbers), len(biases)), np.result_type(self.values, weights))
+        numbers = np.arange(len(self))[rows]
+        logits = np.empty((len(numbers), len(biases)), np.result_type(self.dtype, weights))
 
         def fill(first: int) -> None:
-            few = slice(first, first + _PREPARED_ROWS)
-            logits[few] = self.values[numbers[few]] @ weights + biases
+            few = slice(first, first + PREPARED_ROWS)
+            logits[few] = self.rows(numbers[few])[:, :-1] @ weights + biases
 
         with blas_threads(len(numbers) * weights.size >= WORTH_THREADS) as threads:
-            in_threads(fill, range(0, len(numbers), _PREPARED_ROWS), threads)
+            in_threads(fill, range(0, len(numbers), PREPARED_ROWS), threads)
         return logits
 
     @cached_property
@@ -104,12 +173,11 @@ class Features:
         They are found by subspace iteration from a fixed random start (Halko, Martinsson and Tropp, SIAM Review 53,
         2011).
         """
-        values = self.values
-        d = values.shape[1]
-        count = _MAIN_DIRECTIONS if len(values) < LEAST_SAMPLE else _MORE_MAIN_DIRECTIONS
+        d = self.width - 1
+        count = _MAIN_DIRECTIONS if len(self) < LEAST_SAMPLE else _MORE_MAIN_DIRECTIONS
         if d <= count:
-            return np.eye(d + 1, dtype=values.dtype)
-        values = values[sample_of(len(values), _SAMPLE_FOR_DIRECTIONS)]
+            return np.eye(d + 1, dtype=self.dtype)
+        values = self.rows(sample_of(len(self), _SAMPLE_FOR_DIRECTIONS))[:, :-1]
         draws = np.random.Generator(np.random.Philox(key=[0, d])).standard_normal((d, count))
         basis = draws.astype(values.dtype)
         with blas_threads(worth=False):
@@ -123,12 +191,12 @@ class Features:
     def in_main_directions(self) -> Features | None:
         """The same rows in the main directions alone, n×r; none where there are hardly more features."""
         main = self.main_directions
-        if self.with_one.shape[1] <= 2 * main.shape[1]:
+        if self.width <= 2 * main.shape[1]:
             return None
-        with blas_threads(self.with_one.size >= _WORTH_THREADS_TO_PREPARE) as threads:
-            starts = range(0, len(self.with_one), _PREPARED_ROWS)
-            rows = in_threads(lambda first: self.with_one[first : first + _PREPARED_ROWS] @ main, starts, threads)
-        return Features(with_one=np.concatenate(rows), mean=self.mean, scale=self.scale)
+        with blas_threads(self.stored.size >= WORTH_THREADS_TO_PREPARE) as threads:
+            starts = range(0, len(self), PREPARED_ROWS)
+            rows = in_threads(lambda first: self.rows(slice(first, first + PREPARED_ROWS)) @ main, starts, threads)
+        return Features(stored=np.concatenate(rows), mean=self.mean, scale=self.scale)
 
     @cached_property
     def _sketches(self) -> dict[int, _Sketch]:
@@ -137,8 +205,8 @@ class Features:
     def sketch(self, most: int) -> _Sketch:
         """Write `most` of the rows in the main directions; the same number is remembered."""
         if most not in self._sketches:
-            sampled, main = sample_of(len(self.with_one), most), self.main_directions
-            rows = self.with_one[sampled] if len(sampled) < len(self.with_one) else self.with_one
+            sampled, main = sample_of(len(self), most), self.main_directions
+            rows = self.rows(sampled if len(sampled) < len(self) else slice(None))
             in_main = rows @ main
             outside = np.einsum("ij,ij->i", rows, rows) - np.einsum("ij,ij->i", in_main, in_main)
             self._sketches[most] = _Sketch(
@@ -154,8 +222,17 @@ def signed_sqrt(bottlenecks: NDArray[np.floating]) -> Floats:
 
     On the clothing photos, at 256 pixels, it lowered the cross-validated log loss from 0.323 to 0.302 nats.
     """
+    if bottlenecks.dtype == np.float16:
+        return np.take(_roots_of_halves(), bottlenecks.view(np.uint16))
     values = bottlenecks.astype(np.float32)
     return np.copysign(np.sqrt(np.abs(values)), values)
+
+
+@cache
+def _roots_of_halves() -> Floats:
+    """List the roots of all 65,536 numbers of 16 bits: looking them up takes a fifth of the time."""
+    with np.errstate(invalid="ignore"):  # a signalling NaN is one, too
+        return signed_sqrt(np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32))
 
 
 def unit_rows(rows: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -165,7 +242,11 @@ def unit_rows(rows: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def prepare_features(
-    bottlenecks: NDArray[np.floating], order: NDArray[np.intp] | None = None, *, widths: Sequence[int] | None = None
+    bottlenecks: NDArray[np.floating] | StoredRows,
+    order: NDArray[np.intp] | None = None,
+    *,
+    widths: Sequence[int] | None = None,
+    most: int = MOST_AS_NUMBERS,
 ) -> Features:
     """Take the signed square root of `bottlenecks` (n×d, any float type), centre and scale.
 
@@ -174,129 +255,140 @@ def prepare_features(
         order: numbers of the rows to take, in this order; all, as they stand, if left out.
         widths: number of features in each group, in their order, where groups are scaled each by a number of its own;
             left out, all features are one group.
+        most: the most values that are kept as float32; more are kept in steps.
 
     Raises:
         HeadError: a value is NaN or infinite, or all rows are equal.
     """
     n, d = bottlenecks.shape
+    if n * d > most:
+        return _in_steps(bottlenecks, order, widths)
+    bottlenecks = in_memory(bottlenecks)
     with_one = np.empty((n, d + 1), np.float32)
-    starts = range(0, n, _PREPARED_ROWS)
+    starts = range(0, n, PREPARED_ROWS)
 
     def take_roots(first: int) -> NDArray[np.float64]:
-        rows = slice(first, first + _PREPARED_ROWS)
+        rows = slice(first, first + PREPARED_ROWS)
         roots = signed_sqrt(bottlenecks[rows] if order is None else bottlenecks[order[rows]])
         with_one[rows, :-1], with_one[rows, -1] = roots, 1
         total: NDArray[np.float64] = roots.sum(axis=0, dtype=np.float64)
         return total
 
     def centre(first: int) -> NDArray[np.float64]:
-        values = with_one[first : first + _PREPARED_ROWS, :-1]
+        values = with_one[first : first + PREPARED_ROWS, :-1]
         with np.errstate(invalid="ignore"):  # infinities are refused below
             values -= mean.astype(np.float32)
             squares: NDArray[np.float64] = np.square(values, dtype=np.float64).sum(axis=0)
         return squares
 
     def divide(first: int) -> None:
-        values = with_one[first : first + _PREPARED_ROWS, :-1]
+        values = with_one[first : first + PREPARED_ROWS, :-1]
         values /= scale.astype(np.float32)
 
-    with blas_threads(n * d >= _WORTH_THREADS_TO_PREPARE) as threads:
+    with blas_threads(n * d >= WORTH_THREADS_TO_PREPARE) as threads:
         mean = np.sum(in_threads(take_roots, starts, threads), axis=0) / n
         squares = np.sum(in_threads(centre, starts, threads), axis=0) / n
-        if not np.isfinite(squares).all():
-            raise HeadError(
-                "The bottlenecks hold values that are not finite; the store may be damaged: "
-                "run 'quickstudy cache verify'"
-            )
-        if not squares.any():
-            raise HeadError("All images give the same bottleneck, so nothing can be learned from them; are they blank?")
-        scale = np.ones(d)
-        for end, width in zip(itertools.accumulate(widths or [d]), widths or [d], strict=True):
-            spread = float(squares[end - width : end].mean()) ** 0.5
-            if spread > 0:  # else the group is the same in all images, and stays
-                scale[end - width : end] = spread
+        scale = _scale(squares, widths)
         in_threads(divide, starts, threads)
-    return Features(with_one=with_one, mean=mean, scale=scale)
+    return Features(stored=with_one, mean=mean, scale=scale)
 
 
-def in_small_space(features: Features) -> tuple[Features, Callable[[Real], NDArray[np.float64]]]:
-    """Write the rows in fewer features where that is worth it; return them and the way back for weights.
-
-    Few rows are written in the space that they span, exactly; of very many features, the main directions are taken.
-    """
-    n, d = features.values.shape
-    if n < d and n <= _MOST_IN_ROW_SPACE:
-        return in_row_space(features)
-    if d > 2 * _MAIN_SPACE and n > _MAIN_SPACE:
-        return in_main_space(features, max(_MAIN_SPACE, d // _FEATURES_A_DIRECTION))
-    return features, lambda weights: weights.astype(np.float64)
-
-
-def in_row_space(features: Features) -> tuple[Features, Callable[[Real], NDArray[np.float64]]]:
-    """Write the n rows in an orthonormal basis of the space that they span; return them and the way back for weights.
-
-    The penalty keeps the optimum's weights in that space, so nothing is lost. The n coordinates are the Cholesky factor
-    of the rows' inner products: a row has as many as there are rows up to it, and products leave out the zeros, so that
-    a pass costs n/2 features a row instead of d. Rows that depend on others get a billionth of their own.
-    """
-    x = features.values.astype(np.float64)
-    n = len(x)
-    products = np.empty((n, n))
-
-    def multiply(first: int) -> None:
-        last = min(first + _PREPARED_ROWS, n)
-        np.matmul(x[first:last], x[:last].T, out=products[first:last, :last])  # what is above the diagonal is not read
-
-    with blas_threads(x.size >= _WORTH_THREADS_TO_PREPARE) as threads:
-        in_threads(multiply, range(0, n, _PREPARED_ROWS), threads)
-        products[range(n), range(n)] += _OWN * products.trace() / n
-        factor = np.linalg.cholesky(products)
-    rotated = np.ones((n, n + 1), np.float64 if n * n <= _SMALL_ROW_SPACE else np.float32)
-    rotated[:, :-1] = factor[:, ::-1]  # the zeros first, so that a block of rows takes the last columns and the bias
-
-    def back(weights: Real) -> NDArray[np.float64]:
-        shares = np.linalg.solve(factor.T, weights[::-1].astype(np.float64))
-        found: NDArray[np.float64] = x.T @ shares
-        return found
-
-    return Features(with_one=rotated, mean=features.mean, scale=features.scale, triangular=True), back
+def _scale(squares: NDArray[np.float64], widths: Sequence[int] | None) -> NDArray[np.float64]:
+    """Work out what to divide features by (d), of their mean squares (d): one number a group."""
+    if not np.isfinite(squares).all():
+        raise HeadError(
+            "The bottlenecks hold values that are not finite; the store may be damaged: run 'quickstudy cache verify'"
+        )
+    if not squares.any():
+        raise HeadError("All images give the same bottleneck, so nothing can be learned from them; are they blank?")
+    scale = np.ones(len(squares))
+    for end, width in zip(itertools.accumulate(widths or [len(squares)]), widths or [len(squares)], strict=True):
+        spread = float(squares[end - width : end].mean()) ** 0.5
+        if spread > 0:  # else the group is the same in all images, and stays
+            scale[end - width : end] = spread
+    return scale
 
 
-def in_main_space(features: Features, count: int) -> tuple[Features, Callable[[Real], NDArray[np.float64]]]:
-    """Write the rows in the `count` directions in which they vary most; return them and the way back for weights.
+def in_memory(bottlenecks: NDArray[np.floating] | StoredRows) -> NDArray[np.floating]:
+    """Give bottlenecks as an array, which those are read into that lie elsewhere."""
+    return bottlenecks if isinstance(bottlenecks, np.ndarray) else bottlenecks.all()
 
-    What varies little says little, and a penalty would shrink its weights most, so the rest is left out.
-    """
-    values = features.values
-    n, d = values.shape
-    x = values if n <= _MOST_FOR_MAIN_SPACE else values[sample_of(n, _MOST_FOR_MAIN_SPACE)]
-    m = len(x)
-    draws = np.random.Generator(np.random.Philox(key=[0, m])).standard_normal((m, count), np.float32).astype(x.dtype)
-    with blas_threads(n * d >= _WORTH_THREADS_TO_PREPARE) as threads:
 
-        def over(length: int, product: Callable[[slice], Real]) -> list[Real]:
-            step = -(-length // MOST_PARTS)
-            return in_threads(product, [slice(first, first + step) for first in range(0, length, step)], threads)
+def first_values(bottlenecks: NDArray[np.floating] | StoredRows, width: int) -> NDArray[np.floating] | StoredRows:
+    """Give the first `width` values of each row."""
+    return bottlenecks[:, :width] if isinstance(bottlenecks, np.ndarray) else bottlenecks.first(width)
 
-        def orthonormal(columns: Real) -> Real:
-            """Make an orthonormal basis, up to rounding, of the space of columns (Cholesky's way)."""
-            columns = columns / np.linalg.norm(columns, axis=0)
-            inner = reduce(np.add, over(d, lambda rows: columns[rows].T.astype(np.float64) @ columns[rows]))
-            inner[np.diag_indices_from(inner)] += 1e-10 * count
-            turn = np.linalg.inv(np.linalg.cholesky(inner)).T.astype(columns.dtype)
-            return np.concatenate(over(d, lambda rows: columns[rows] @ turn))
 
-        basis = orthonormal(reduce(np.add, over(m, lambda rows: x[rows].T @ draws[rows])))
-        varying = reduce(np.add, over(m, lambda rows: x[rows].T @ (x[rows] @ basis)))
-        main = orthonormal(varying)
-        rotated = np.concatenate(over(n, lambda rows: values[rows] @ main))
-    rotated = np.hstack([rotated, np.ones((n, 1), x.dtype)])
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Grid:
+    """The steps that signed square roots are rounded to, feature by feature, so that sums of them are exact."""
 
-    def back(weights: Real) -> NDArray[np.float64]:
-        found: NDArray[np.float64] = main.astype(np.float64) @ weights
-        return found
+    middle: NDArray[np.float64]
+    """The roots (d) at step 0."""
+    size: NDArray[np.float64]
+    """The size of a step (d); 1 where a feature has but one value."""
 
-    return Features(with_one=rotated, mean=features.mean, scale=features.scale), back
+    @staticmethod
+    def over(least: Floats, largest: Floats) -> Grid:
+        """Lay the grid over all roots, of which the least and the largest of each feature (d) are given."""
+        low, high = least.astype(np.float64), largest.astype(np.float64)
+        return Grid(middle=(low + high) / 2, size=np.where(high > low, (high - low) / STEPS, 1))
+
+    def steps(self, roots: Floats) -> Floats:
+        """Round roots (m×d) to whole numbers of steps, from -32,767 to 32,767."""
+        return np.rint((roots - self.middle.astype(np.float32)) * (1 / self.size).astype(np.float32))
+
+
+def range_of(roots: Floats) -> tuple[Floats, Floats]:
+    """Find the least and the largest root of each feature (d), of rows (m×d)."""
+    return roots.min(axis=0), roots.max(axis=0)
+
+
+def _joined(one: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
+    """Join two ranges of the same features."""
+    return np.minimum(one[0], other[0]), np.maximum(one[1], other[1])
+
+
+def _in_steps(
+    bottlenecks: NDArray[np.floating] | StoredRows, order: NDArray[np.intp] | None, widths: Sequence[int] | None
+) -> Features:
+    """Prepare very many features (see `prepare_features`), as whole steps, without a copy of the bottlenecks."""
+    n, d = bottlenecks.shape
+    places = np.arange(n) if order is None else np.argsort(order)
+    stored = np.empty((n, d + 1), np.int16)
+    stored[:, -1] = 1
+    pieces: Sequence[NDArray[np.intp] | slice]
+    if isinstance(bottlenecks, np.ndarray):
+        pieces = [slice(first, first + PREPARED_ROWS) for first in range(0, n, PREPARED_ROWS)]
+    else:
+        pieces = bottlenecks.pieces()
+
+    def roots(piece: int) -> Floats:
+        return signed_sqrt(
+            bottlenecks[pieces[piece]] if isinstance(bottlenecks, np.ndarray) else bottlenecks.read(piece)
+        )
+
+    def fill(piece: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        steps = grid.steps(roots(piece))
+        stored[places[pieces[piece]], :-1] = steps
+        exact = steps.astype(np.float64)
+        return exact.sum(axis=0), np.square(exact, out=exact).sum(axis=0)
+
+    with blas_threads(worth=True) as threads:
+        ranges = in_threads(lambda piece: range_of(roots(piece)), range(len(pieces)), threads)
+        least, largest = reduce(_joined, ranges)
+        _scale((largest - least).astype(np.float64), widths)  # refuses what is not finite, or all the same
+        grid = Grid.over(least, largest)
+        sums = in_threads(fill, range(len(pieces)), threads)
+    total, squares = (np.sum(parts, axis=0) for parts in zip(*sums, strict=True))
+    offset = total / n
+    scale = _scale(grid.size**2 * (squares / n - offset**2), widths)
+    return Features(
+        stored=stored,
+        mean=grid.middle + offset * grid.size,
+        scale=scale,
+        steps=(grid.size / scale, -offset * grid.size / scale),
+    )
 
 
 def sample_of(n: int, most: int) -> NDArray[np.intp]:

@@ -25,8 +25,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quickstudy.learning.features import Features, Floats, in_small_space, prepare_features
+from quickstudy.learning.features import Features, Floats, prepare_features
 from quickstudy.learning.softmax import fit_softmax
+from quickstudy.learning.spaces import in_small_space
 
 SHARES = (1 / 8, 1 / 4, 1 / 2)
 """The shares of each class's images that the nested subsets hold."""

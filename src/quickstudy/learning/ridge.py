@@ -10,17 +10,19 @@ MIT CSAIL, 2007). Everything is in float64: where few images meet many features,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.errors import HeadError
-from quickstudy.learning.features import in_small_space, prepare_features
+from quickstudy.learning.features import Features, StoredRows, prepare_features
+from quickstudy.learning.spaces import in_small_space
 
 STRENGTHS = tuple(10.0 ** (half / 2) for half in range(2, -7, -1))  # 10 down to 0.001
 """The usual strengths, strongest first."""
+_BLOCK_ROWS = 4096  # at a time, of which everything is in float64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ class LeaveOneOut:
 
 
 def leave_one_out(
-    bottlenecks: NDArray[np.floating],
+    bottlenecks: NDArray[np.floating] | StoredRows,
     labels: NDArray[np.intp],
     *,
     classes: int,
@@ -79,36 +81,57 @@ def leave_one_out(
     targets = np.full((n, classes), -1.0)
     targets[np.arange(n), labels] = 1.0
     mean = targets.mean(axis=0)
-    coordinates, eigenvalues = _principal_coordinates(bottlenecks, widths)
-    squares, projected = np.square(coordinates), coordinates.T @ (targets - mean)
+    features = in_small_space(prepare_features(bottlenecks, widths=widths))[0]
+    blocks = [slice(first, first + _BLOCK_ROWS) for first in range(0, n, _BLOCK_ROWS)]
+    coordinates, eigenvalues = _principal_coordinates(features, blocks)
+    projected = np.zeros((len(eigenvalues), classes))
+    for rows in blocks:
+        projected += coordinates(rows).T @ (targets[rows] - mean)
     shrinking = 1 / (eigenvalues[:, None] + n * np.array(strengths))
-    leverages = 1 / n + squares @ shrinking
-    path, predictions = [], []
-    for number, l2 in enumerate(strengths):
-        fitted = mean + coordinates @ (projected * shrinking[:, number, None])
-        left_out = (targets - fitted) / (1 - leverages[:, number, None])
-        predicted = (targets - left_out).argmax(axis=1)
-        predictions.append(predicted)
-        path.append(
-            RidgePoint(l2=l2, squared_error=float(np.mean(np.square(left_out))), right=int(np.sum(predicted == labels)))
-        )
+    predictions, errors = np.empty((len(strengths), n), np.intp), np.zeros(len(strengths))
+    for rows in blocks:
+        mine = coordinates(rows)
+        leverages = 1 / n + np.square(mine) @ shrinking
+        for number in range(len(strengths)):
+            fitted = mean + mine @ (projected * shrinking[:, number, None])
+            left_out = (targets[rows] - fitted) / (1 - leverages[:, number, None])
+            predictions[number, rows] = (targets[rows] - left_out).argmax(axis=1)
+            errors[number] += np.square(left_out).sum()
+    path = [
+        RidgePoint(l2=l2, squared_error=float(error) / (n * classes), right=int(np.sum(predicted == labels)))
+        for l2, error, predicted in zip(strengths, errors, predictions, strict=True)
+    ]
     chosen = min(range(len(path)), key=lambda number: path[number].squared_error)
     return LeaveOneOut(path=tuple(path), best=path[chosen], predicted=predictions[chosen], n=n)
 
 
 def _principal_coordinates(
-    bottlenecks: NDArray[np.floating], widths: Sequence[int] | None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Write the centred features in a basis in which their second moments are a diagonal; return both.
+    features: Features, blocks: Sequence[slice]
+) -> tuple[Callable[[slice], NDArray[np.float64]], NDArray[np.float64]]:
+    """Find a basis in which the features' second moments are a diagonal.
 
-    They are n×r and r, with r the smaller of images and features: the smaller of the two Gram matrices is decomposed.
+    The smaller of the two Gram matrices is decomposed: that of the features, block by block, or that of the rows.
+
+    Returns:
+        What gives the coordinates (m×r) of a block of rows, with r the smaller of images and features, and the
+        eigenvalues, r.
     """
-    x = in_small_space(prepare_features(bottlenecks, widths=widths))[0].values.astype(np.float64)
-    x -= x.mean(axis=0)
-    n, d = x.shape
-    if n >= d:
-        eigenvalues, basis = np.linalg.eigh(x.T @ x)
-        return x @ basis, np.maximum(eigenvalues, 0)
-    eigenvalues, basis = np.linalg.eigh(x @ x.T)
-    eigenvalues = np.maximum(eigenvalues, 0)
-    return basis * np.sqrt(eigenvalues), eigenvalues
+    n, d = len(features), features.width - 1
+    if n < d:
+        x = features.values.astype(np.float64)
+        x -= x.mean(axis=0)
+        eigenvalues, basis = np.linalg.eigh(x @ x.T)
+        eigenvalues = np.maximum(eigenvalues, 0)
+        own = basis * np.sqrt(eigenvalues)
+        return own.__getitem__, eigenvalues
+    mean = sum((features.rows(rows)[:, :-1].sum(axis=0, dtype=np.float64) for rows in blocks), np.zeros(d)) / n
+
+    def centred(rows: slice) -> NDArray[np.float64]:
+        return features.rows(rows)[:, :-1] - mean
+
+    products = np.zeros((d, d))
+    for rows in blocks:
+        mine = centred(rows)
+        products += mine.T @ mine
+    eigenvalues, basis = np.linalg.eigh(products)
+    return lambda rows: centred(rows) @ basis, np.maximum(eigenvalues, 0)

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from quickstudy.errors import HeadError
 from quickstudy.learning.calibration import probabilities_of
-from quickstudy.learning.features import Floats, in_small_space, prepare_features, signed_sqrt
+from quickstudy.learning.features import Floats, StoredRows, first_values, prepare_features, signed_sqrt
+from quickstudy.learning.spaces import in_small_space
 from quickstudy.learning.strengths import FOLDS, CrossValidation, Found, Integers, deal_out, find_strength, log_losses
 
 _TEMPERATURES = (0.25, 16.0)
@@ -74,7 +75,7 @@ class Head:
 
 
 def fit_head(
-    bottlenecks: NDArray[np.floating],
+    bottlenecks: NDArray[np.floating] | StoredRows,
     labels: Integers,
     keys: Sequence[bytes],
     *,
@@ -128,7 +129,7 @@ class LevelsCompared:
 
 
 def choose_head(
-    kept: NDArray[np.floating],
+    kept: NDArray[np.floating] | StoredRows,
     labels: Integers,
     keys: Sequence[bytes],
     *,
@@ -153,7 +154,7 @@ def choose_head(
         The head, with weights for the last features or for all of them, and what was compared.
     """
     classes = options.pop("classes")
-    one = _Search(kept[:, : sum(last)], labels, keys, classes, widths=last, **options)
+    one = _Search(first_values(kept, sum(last)), labels, keys, classes, widths=last, **options)
     if len(one.held_out) < _FEWEST_COMPARED:
         return one.head(), None
     other = _Search(kept, labels, keys, classes, widths=widths, near=one.found.best.l2, **options)
@@ -171,7 +172,7 @@ class _Search:
 
     def __init__(
         self,
-        bottlenecks: NDArray[np.floating],
+        bottlenecks: NDArray[np.floating] | StoredRows,
         labels: Integers,
         keys: Sequence[bytes],
         classes: int,

@@ -140,7 +140,7 @@ def fit_softmax(
             features.
     """
     n, sets = sample_weights.shape
-    width = features.with_one.shape[1]
+    width = features.width
     begin = np.zeros((sets, classes, width))
     small = n * width * sets * classes <= _SMALL
     if start is None and not small and (rough := features.in_main_directions) is not None:
@@ -263,7 +263,7 @@ class _Problem:
         dtype: type[np.floating],
         threads: int,
     ) -> None:
-        self.x = features.with_one.astype(dtype, copy=False)
+        self.features = features.of_type(dtype)
         self.sets, self.classes, self.dtype, self.threads = sample_weights.shape[1], classes, dtype, threads
         # To the last digit of float64, since what sums to 1 in float32 does not in float64.
         weights = sample_weights.astype(np.float64)
@@ -273,8 +273,8 @@ class _Problem:
         n = len(labels)
         sampled = sample_of(n, max(LEAST_SAMPLE, _SAMPLE_PER_CLASS * classes))
         by_set = np.ascontiguousarray(weights.astype(dtype))
-        self.blocks = _blocks(labels, by_set, classes, self.x.shape[1], sampled, features.triangular)
-        parts = min(MOST_PARTS, max(_VALUES_OF_PARTS // (self.sets * classes * self.x.shape[1]), 2))
+        self.blocks = _blocks(labels, by_set, classes, features.width, sampled, features.triangular)
+        parts = min(MOST_PARTS, max(_VALUES_OF_PARTS // (self.sets * classes * features.width), 2))
         size = -(-len(self.blocks) // parts)
         self.parts = [list(range(i, min(i + size, len(self.blocks)))) for i in range(0, len(self.blocks), size)]
         self.sample_share = len(sampled) / n
@@ -331,18 +331,18 @@ class _Problem:
         """
         known: list[Real] = [parameters] * len(self.blocks) if logits is None else logits
         probabilities: list[tuple[Real, Real]] = [(parameters, parameters)] * len(self.blocks)
-        by_set = parameters.reshape(self.sets, self.classes, -1)
+        by_set = self.features.for_kept(parameters).reshape(self.sets, self.classes, -1)
 
         def part(numbers: list[int]) -> tuple[Real, NDArray[np.float64], NDArray[np.float64]]:
             gradient = np.zeros_like(by_set)
             losses, squares = np.zeros(self.sets), np.zeros(self.sets)
             for number in numbers:
                 block = self.blocks[number]
-                x, trained = self.x[block.rows, block.columns], block.training
+                x, trained = self.rows(block), block.training
                 if logits is None:
-                    known[number] = self.product(by_set, trained, block)
+                    known[number] = self.product(by_set, trained, block, x)
                 z, p, total = known[number], *_softmax(known[number])
-                held_out, _ = _softmax(self.product(by_set, block.held_out, block))
+                held_out, _ = _softmax(self.product(by_set, block.held_out, block, x))
                 probabilities[number] = p, held_out
                 if before is not None:
                     for sets, mine, old in zip(
@@ -361,11 +361,11 @@ class _Problem:
             return gradient, losses, squares
 
         total, loss, squares = _sums(self.run(part))
-        gradient = total.reshape(parameters.shape)
+        gradient = self.features.of_kept(total.reshape(parameters.shape))
         gradient[:, :-1] += self.dtype(self.l2) * parameters[:, :-1]
         state = _State(parameters=parameters, logits=known, probabilities=probabilities, loss=loss, gradient=gradient)
         if before is not None:
-            state.change = float(np.sqrt(squares.max() / len(self.x)))
+            state.change = float(np.sqrt(squares.max() / len(self.features)))
         return state
 
     def preconditioner(self, state: _State) -> _Preconditioner:
@@ -407,35 +407,39 @@ class _Problem:
             others[number] = curvatures[number] @ self.squares_outside
 
         in_threads(build, range(self.classes), self.threads)
-        others = 1 / (self.l2 + others / max(self.x.shape[1] - r, 1))
+        others = 1 / (self.l2 + others / max(self.features.width - r, 1))
         return _Preconditioner(directions=self.main, inverses=blocks, others=others.astype(self.dtype))
 
-    def product(self, by_set: Real, sets: NDArray[np.intp], block: _Block) -> Real:
-        """Multiply some sets' parameters with a block's rows (sets×K×rows)."""
+    def rows(self, block: _Block) -> Real:
+        """Give a block's rows as they are kept, without the features that are all zero."""
+        return self.features.as_kept(block.rows, self.dtype)[:, block.columns]
+
+    def product(self, by_set: Real, sets: NDArray[np.intp], block: _Block, x: Real) -> Real:
+        """Multiply some sets' parameters, turned for rows as they are kept, with a block's rows `x` (sets×K×rows)."""
         chosen = (by_set if len(sets) == self.sets else by_set[sets]).reshape(-1, by_set.shape[2])[:, block.columns]
-        return _logits(chosen, self.x[block.rows, block.columns]).reshape(len(sets), self.classes, len(block.labels))
+        return _logits(chosen, x).reshape(len(sets), self.classes, len(block.labels))
 
     def curved(self, state: _State, direction: Real) -> tuple[Real, list[Real]]:
         """Multiply a direction (FK×(d+1)) by the Hessian at this state; return what it adds to the logits, too."""
-        by_set = direction.reshape(self.sets, self.classes, -1)
+        by_set = self.features.for_kept(direction).reshape(self.sets, self.classes, -1)
         added: list[Real] = [direction] * len(self.blocks)
 
         def part(numbers: list[int]) -> tuple[Real]:
             total = np.zeros_like(by_set)
             for number in numbers:
                 block = self.blocks[number]
-                p, moved = state.probabilities[number][0], self.product(by_set, block.training, block)
-                added[number] = moved
+                x, p = self.rows(block), state.probabilities[number][0]
+                added[number] = moved = self.product(by_set, block.training, block, x)
                 if not len(block.training):
                     continue
                 bent = moved * p
                 bent -= bent.sum(axis=1, keepdims=True) * p
                 bent *= block.weights[:, None]
-                _add(total[:, :, block.columns], block.training, bent, self.x[block.rows, block.columns])
+                _add(total[:, :, block.columns], block.training, bent, x)
             return (total,)
 
         [curved] = _sums(self.run(part))
-        curved = curved.reshape(direction.shape)
+        curved = self.features.of_kept(curved.reshape(direction.shape))
         curved[:, :-1] += self.dtype(self.l2) * direction[:, :-1]
         return curved, added
 

@@ -14,13 +14,15 @@ from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.cuts import LEVELS
 from quickstudy.bottlenecks.extraction import Extraction
 from quickstudy.errors import BackboneError
-from quickstudy.learning.features import Floats
+from quickstudy.learning.features import Floats, sample_of
 from quickstudy.learning.selection import Head, LevelsCompared, choose_head, fit_head
 from quickstudy.learning.strangeness import Strangeness, fit_strangeness
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.roles import Roles
 from quickstudy.retraining.config import RetrainConfig
 from quickstudy.retraining.result import Unseen, cross_validated
+
+_MOST_FOR_STRANGENESS = 100_000  # images
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,19 @@ class Linear:
         Args:
             numbered: class number of each training image, by content hash, in the order of `train`.
         """
+        numbers = np.array(list(numbered.values()), np.intp)
+        sampled, held_out = np.arange(len(numbers)), self.head.held_out
+        if len(sampled) > _MOST_FOR_STRANGENESS:  # with an image of each class
+            firsts = np.unique(numbers, return_index=True)[1]
+            sampled = np.union1d(sample_of(len(numbers), _MOST_FOR_STRANGENESS), firsts)
+        alone = np.bincount(numbers[sampled], minlength=len(self.head.biases)) < 2
+        judged = np.isin(held_out, sampled) & ~alone[numbers[held_out]]
         strangeness = fit_strangeness(
-            self.extraction.gather(self.train),
-            np.array(list(numbered.values()), np.intp),
-            self.head.held_out_logits,
+            self.extraction.gather([self.train[row] for row in sampled]),
+            numbers[sampled],
+            self.head.held_out_logits[judged],
             classes=len(self.head.biases),
-            held_out=self.head.held_out,
+            held_out=np.searchsorted(sampled, held_out[judged]),
         )
         return replace(self, strangeness=strangeness)
 
@@ -111,7 +120,7 @@ def learn_head(net: Backbone, extraction: Extraction, numbered: Mapping[bytes, i
             f"'{net.name}' has no feature maps, so it has no levels; leave out --levels, or use another backbone"
         )
     levels = config.seen != "last" and bool(net.levels)
-    bottlenecks = np.concatenate([extraction.gather(train, view, levels=levels) for view in views])
+    bottlenecks = extraction.rows(train, levels=levels)
     examples = np.tile(numbers, len(views)), train * len(views)
     options: dict[str, Any] = {
         "classes": int(numbers.max()) + 1,
