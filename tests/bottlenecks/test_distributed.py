@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +23,13 @@ from quickstudy.bottlenecks.distributed import Ledger, Order, Worker, extract_on
 from quickstudy.bottlenecks.extraction import Extraction, extract, source_spec
 from quickstudy.bottlenecks.shared import open_shared_store
 from quickstudy.bottlenecks.store import Store
-from quickstudy.errors import ClusterError, StoreError
+from quickstudy.errors import ClusterError, OptionError, StoreError
 from quickstudy.images.distortions import Distortions
 from quickstudy.images.views import view_key
+from quickstudy.learning.scores import Score
+from quickstudy.retraining.config import RetrainConfig
+from quickstudy.retraining.on_cluster import require_cluster_can
+from quickstudy.retraining.retrain import retrain
 from ray_processes import NO_RAY, private_ray, ray_workers, without_rays
 
 
@@ -172,6 +177,26 @@ class TestOnACluster:
         assert row["failure"].startswith("5 workers died")
         assert str(paths[0]) in row["failure"]
 
+    def test_a_ridge_head_of_sums_is_the_same_file_however_the_store_is_cut(
+        self, photos: Path, place: Path, cache: Path, tmp_path: Path
+    ) -> None:
+        (photos / "discs" / "cut.jpg").write_bytes((photos / "discs" / "00.jpg").read_bytes()[:3000])
+        first = retrain(photos, tmp_path / "first.onnx", ray="auto", store=str(place), cache=cache, preset="fast")
+        assert (first.computed, [item.path.name for item in first.skipped]) == (36, ["cut.jpg"])
+        assert first.cross_validation == Score(right=first.census.counts("train").total(), n=first.head.held_out_count)
+        assert first.test is not None
+        assert first.test.score.accuracy == 1
+        [spec] = open_shared_store(place).specs()
+        source = Store(place).source(spec)
+        digests = sorted(first.census.digests("train", "test"))
+        again = Store(tmp_path / "again").source(spec)
+        for start in range(0, len(digests), 7):
+            again.append(digests[start : start + 7], source.gather(digests[start : start + 7]))
+        store = (tmp_path / "again").as_uri()
+        second = retrain(photos, tmp_path / "second.onnx", ray="auto", store=store, cache=cache, preset="fast")
+        assert (second.computed, second.cached) == (0, 36)
+        assert second.model.read_bytes() == first.model.read_bytes()
+
     @pytest.mark.slow
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the worker in /proc")
     def test_a_killed_worker_is_replaced_and_the_result_complete(
@@ -215,3 +240,29 @@ def test_a_node_that_does_not_see_the_store_says_so(order: Order, paths: list[Pa
     [row] = Worker(order, graph=None, ledger=None)(block(paths[:1])).to_pylist()
     assert "does not see the store" in row["failure"]
     assert order.place in row["failure"]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"cut": "block_12"}, "--cut"),
+        ({"views": 2}, "--views"),
+        ({"levels": "all"}, "--levels all"),
+        ({"backbone": "auto"}, "--backbone auto"),
+        ({"fit": "auto"}, "--fit auto"),
+        ({"class_weight": "balanced"}, "--class-weight"),
+        ({"engine": "openvino"}, "--engine openvino"),
+        ({"keep_thumbnails": True}, "--keep-thumbnails"),
+    ],
+)
+def test_what_is_not_done_on_a_cluster_is_refused_before_one_is_looked_for(
+    photos: Path, options: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(OptionError, match=named):
+        retrain(photos, ray="auto", **options)
+
+
+def test_what_names_a_store_names_a_cluster(photos: Path) -> None:
+    require_cluster_can(RetrainConfig(preset="best", l2=0.1))
+    with pytest.raises(OptionError, match="--ray auto"):
+        retrain(photos, store="s3://bucket/here")

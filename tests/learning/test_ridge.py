@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from quickstudy.errors import HeadError
-from quickstudy.learning.features import prepare_features
-from quickstudy.learning.ridge import leave_one_out
+from quickstudy.learning.features import Grid, joined_ranges, prepare_features, range_of, signed_sqrt
+from quickstudy.learning.ridge import STRENGTHS, SolvedSums, Sums, best_of, leave_one_out, squared_errors
 
 
 def some_bottlenecks(n: int, d: int, classes: int, seed: int = 3) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
@@ -75,3 +77,60 @@ def test_the_only_image_of_a_class_is_never_recognised() -> None:
 def test_too_little_to_leave_one_out() -> None:
     with pytest.raises(HeadError, match="at least 2 images of 2 classes; got 1 images of 2"):
         leave_one_out(np.ones((1, 3)), np.zeros(1, np.intp), classes=2)
+
+
+def solved(roots: NDArray[np.float32], labels: NDArray[np.intp], parts: list[NDArray[np.intp]]) -> SolvedSums:
+    """Sums over these parts of the rows, solved."""
+    ranges = [range_of(roots[part]) for part in parts]
+    grid = Grid.over(*reduce(joined_ranges, ranges))
+    sums = reduce(Sums.__add__, [Sums.of(grid.steps(roots[part]), labels[part], 3) for part in parts])
+    return SolvedSums.of(sums, grid, widths=[30, 10])
+
+
+def parted(n: int, seed: int) -> list[NDArray[np.intp]]:
+    draws = np.random.default_rng(seed)
+    return np.split(draws.permutation(n), np.sort(draws.choice(np.arange(1, n), seed, replace=False)))
+
+
+def test_however_images_are_parted_the_sums_give_the_same_head_to_the_bit() -> None:
+    bottlenecks, labels = some_bottlenecks(400, 40, 3)
+    roots = signed_sqrt(bottlenecks)
+    expected = solved(roots, labels, [np.arange(400)])
+    for seed in range(1, 8):
+        found = solved(roots, labels, parted(400, seed))
+        for one, other in zip(found.head(0.1), expected.head(0.1), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_sums_give_what_leaving_one_out_of_the_rows_gives() -> None:
+    bottlenecks, labels = some_bottlenecks(400, 40, 3)
+    roots = signed_sqrt(bottlenecks)
+    here = leave_one_out(bottlenecks, labels, classes=3, widths=[30, 10])
+    found = solved(roots, labels, parted(400, 5))
+    scores = list(found.ridge.left_out(found.coordinates(roots), labels, STRENGTHS))
+    errors = np.array([squared_errors(one, labels) for one in scores])
+    right = np.array([(one.argmax(axis=1) == labels).sum() for one in scores])
+    path = found.ridge.path(STRENGTHS, errors, right)
+    assert best_of(path).l2 == here.best.l2
+    np.testing.assert_array_equal(scores[path.index(best_of(path))].argmax(axis=1), here.predicted)
+    for mine, other in zip(path, here.path, strict=True):
+        assert mine.squared_error == pytest.approx(other.squared_error, rel=1e-4)
+    weights, biases = found.head(0.1)
+    np.testing.assert_allclose(
+        roots @ weights + biases, found.ridge.mean + found.coordinates(roots) @ found.ridge.weights(0.1), atol=1e-3
+    )
+
+
+def test_sums_of_the_largest_steps_are_exact() -> None:
+    rows = np.full((4096, 2), 32_767.0, np.float32)
+    part = Sums.of(rows, np.zeros(4096, np.intp), 2)
+    total = reduce(Sums.__add__, [part] * 1000)
+    assert total.products[0, 1] == 4_096_000 * 32_767**2
+    assert total.by_class[0, 0] == 4_096_000 * 32_767
+
+
+def test_sums_of_one_class_are_refused() -> None:
+    rows = np.arange(6, dtype=np.float32).reshape(3, 2)
+    grid = Grid.over(*range_of(rows))
+    with pytest.raises(HeadError, match="2 classes"):
+        SolvedSums.of(Sums.of(grid.steps(rows), np.zeros(3, np.intp), 2), grid, widths=[2])

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,9 @@ from quickstudy.images.identity import Stamp, StatIndex, read_image_file, stamp_
 from quickstudy.images.views import render_view, view_key
 from quickstudy.process import usable_cores
 from quickstudy.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from quickstudy.bottlenecks.shared import SharedSource
 
 _FLUSH_SECONDS = 2.0
 _FLUSH_BYTES = 64 << 20
@@ -67,7 +70,7 @@ class Timings:
 class Extraction:
     """What an extraction found and did."""
 
-    source: Source
+    source: Source | SharedSource
     """The part of the store that holds the bottlenecks."""
     backbone: Backbone
     """The network, cut where the bottlenecks were asked for."""

@@ -169,6 +169,17 @@ def _values(batch: pa.RecordBatch, spec: SourceSpec) -> NDArray[np.floating]:
     return values.reshape(len(lists), spec.width)
 
 
+def values_in(data: bytes, spec: SourceSpec) -> NDArray[np.floating]:
+    """Give the bottlenecks (rows × width) of a shard that was read as a whole.
+
+    Raises:
+        OSError, pyarrow.ArrowException, ValueError, IndexError: it is damaged, or no shard of this source.
+    """
+    batch = _read_batch(pa.ipc.open_file(pa.BufferReader(data)), spec)
+    batch.validate()
+    return _values(batch, spec)
+
+
 def read_keys(file: pa.NativeFile, spec: SourceSpec) -> list[bytes]:
     """Read the keys of a shard in a file that can be read at any place; of its bottlenecks, nothing is read.
 

@@ -22,8 +22,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from quickstudy.bottlenecks.shards import SUFFIX, SourceSpec, read_keys, serialise, shard_name
-from quickstudy.bottlenecks.store import Source, Store
+from quickstudy.bottlenecks.shards import SUFFIX, SourceSpec, map_values, read_keys, serialise, shard_name, values_in
+from quickstudy.bottlenecks.store import MOST_ROWS, KeptRows, Source, Store
 from quickstudy.errors import StoreError
 from quickstudy.files import TEMPORARY_PREFIX, write_bytes_atomically
 from quickstudy.progress import Progress, silent
@@ -124,6 +124,21 @@ class SharedStore:
         except (OSError, pa.ArrowException, ValueError, IndexError):
             return []
 
+    def values_of(self, spec: SourceSpec, name: str) -> NDArray[np.floating]:
+        """Read the bottlenecks (rows × width) of one shard; in a folder, they are only mapped.
+
+        Raises:
+            StoreError: it is damaged or gone.
+        """
+        path = f"{self._folder_of(spec)}/{name}"
+        try:
+            return map_values(Path(path), spec) if self.folder is not None else values_in(self._get(path), spec)
+        except (OSError, pa.ArrowException, ValueError, IndexError) as error:
+            raise StoreError(
+                f"The shard '{path}' in the store '{self.place}' cannot be read ({error}); delete it, and fill the "
+                "store again"
+            ) from error
+
     def append(self, spec: SourceSpec, keys: Sequence[bytes], values: NDArray[np.floating]) -> None:
         """Write one shard.
 
@@ -207,6 +222,70 @@ class SharedStore:
         except (OSError, pa.ArrowException) as error:
             reason = getattr(error, "strerror", None) or error
             raise StoreError(f"Cannot {action} the store '{self.place}': {reason}; {EXPECTED}") from error
+
+
+class SharedSource:
+    """The bottlenecks of one source in a shared store, as far as its shards were there at the start."""
+
+    def __init__(self, store: SharedStore, spec: SourceSpec) -> None:
+        self.spec, self._store = spec, store
+        self._names = store.shards(spec)
+        self._places: dict[bytes, int] = {}
+        with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+            for number, keys in enumerate(pool.map(lambda name: store.keys_of(spec, name), self._names)):
+                for place, key in enumerate(keys, number * MOST_ROWS):
+                    self._places.setdefault(key, place)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._places
+
+    def places(self, keys: Sequence[bytes]) -> NDArray[np.int64]:
+        """Give the places of bottlenecks; see `quickstudy.bottlenecks.store.Source.places`.
+
+        Raises:
+            KeyError: a key is not in the store.
+        """
+        return np.array([self._places[key] for key in keys], np.int64)
+
+    def read(self, shard: int, rows: NDArray[np.intp], width: int) -> NDArray[np.floating]:
+        """Read the first `width` values of some rows of a shard.
+
+        Raises:
+            StoreError: the shard cannot be read.
+        """
+        return self._store.values_of(self.spec, self._names[shard])[rows, :width]
+
+    def rows(self, keys: Sequence[bytes], first: int | None = None) -> KeptRows:
+        """Give the bottlenecks of these keys, to be read piece by piece; see `Source.rows` of the local store."""
+        return KeptRows(self, keys, self.spec.width if first is None else first)
+
+    def shards_of(self, keys: Sequence[bytes]) -> Iterator[tuple[str, NDArray[np.intp], NDArray[np.intp]]]:
+        """Yield the shards in which some bottlenecks are: name, numbers of their rows, and of their keys.
+
+        Raises:
+            KeyError: a key is not in the store.
+        """
+        places = self.places(keys)
+        order = np.argsort(places)
+        shards, rows = np.divmod(places[order], MOST_ROWS)
+        numbers, starts = np.unique(shards, return_index=True)
+        for number, mine, positions in zip(
+            numbers.tolist(), np.split(rows, starts[1:]), np.split(order, starts[1:]), strict=True
+        ):
+            yield self._names[number], mine.astype(np.intp), positions
+
+    def gather(self, keys: Sequence[bytes], first: int | None = None) -> NDArray[np.floating]:
+        """Read the bottlenecks of these keys, in their order; see `quickstudy.bottlenecks.store.Source.gather`.
+
+        Raises:
+            KeyError: a key is not in the store.
+            StoreError: a shard cannot be read.
+        """
+        width = self.spec.width if first is None else first
+        result = np.empty((len(keys), width), self.spec.dtype)
+        for name, rows, positions in self.shards_of(keys):
+            result[positions] = self._store.values_of(self.spec, name)[rows, :width]
+        return result if first is not None else result.reshape(len(keys), *self.spec.shape)
 
 
 def open_shared_store(place: str | Path) -> SharedStore:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +35,8 @@ _COMPACT_ABOVE = 8
 _MERGED_BYTES = 8 << 20
 _STALE_SECONDS = 3600
 _LISTINGS = 100
-_MOST_ROWS = 1 << 32  # of a shard
+MOST_ROWS = 1 << 32
+"""The most rows of a shard, by which the place of a bottleneck is one number."""
 _PIECE_ROWS = 512
 
 
@@ -88,13 +89,29 @@ class Source:
         result = np.empty((len(keys), width), self.spec.dtype)
         wanted: dict[int, tuple[list[int], list[int]]] = {}
         for position, key in enumerate(keys):
-            shard, row = divmod(self._places[key], _MOST_ROWS)
+            shard, row = divmod(self._places[key], MOST_ROWS)
             positions, rows = wanted.setdefault(shard, ([], []))
             positions.append(position)
             rows.append(row)
         for shard, (positions, rows) in wanted.items():
             result[positions] = self._shards[shard].values[rows, :width]
         return result if first is not None else result.reshape(len(keys), *self.spec.shape)
+
+    def places(self, keys: Sequence[bytes]) -> NDArray[np.int64]:
+        """Give the places of bottlenecks: number of the shard times `MOST_ROWS`, and number of the row in it.
+
+        Raises:
+            KeyError: a key is not in the store.
+        """
+        return np.array([self._places[key] for key in keys], np.int64)
+
+    def read(self, shard: int, rows: NDArray[np.intp], width: int) -> NDArray[np.floating]:
+        """Read the first `width` values of some rows of a shard, of which nothing stays in memory."""
+        kept = self._shards[shard]
+        with contextlib.suppress(FileNotFoundError):  # merged into another one meanwhile; the old one is still mapped
+            return map_values(kept.path, self.spec)[rows, :width]
+        found: NDArray[np.floating] = kept.values[rows, :width]
+        return found
 
     def rows(self, keys: Sequence[bytes], first: int | None = None) -> KeptRows:
         """Give the bottlenecks of these keys, of one dimension each, to be read piece by piece.
@@ -114,7 +131,7 @@ class Source:
         Raises:
             KeyError: a key is not in the store.
         """
-        places = [divmod(self._places[key], _MOST_ROWS) for key in keys]
+        places = [divmod(self._places[key], MOST_ROWS) for key in keys]
         return [self._shards[shard].values[row].as_py() for shard, row in places]
 
     def append(self, keys: Sequence[bytes], values: NDArray[np.floating] | Sequence[Mapping[str, Any]]) -> None:
@@ -209,7 +226,20 @@ class Source:
             return
         number = len(self._shards)
         self._shards.append(shard)
-        self._places.update((key, row) for row, key in enumerate(shard.keys, number * _MOST_ROWS))
+        self._places.update((key, row) for row, key in enumerate(shard.keys, number * MOST_ROWS))
+
+
+class Readable(Protocol):
+    """What has bottlenecks in shards; see `Source` for what each function does."""
+
+    def places(self, keys: Sequence[bytes]) -> NDArray[np.int64]:
+        """Give the places of bottlenecks."""
+
+    def read(self, shard: int, rows: NDArray[np.intp], width: int) -> NDArray[np.floating]:
+        """Read the first `width` values of some rows of a shard."""
+
+    def gather(self, keys: Sequence[bytes], first: int | None = None) -> NDArray[np.floating]:
+        """Read the bottlenecks of these keys, in their order."""
 
 
 class KeptRows:
@@ -219,17 +249,17 @@ class KeptRows:
     read is in it.
     """
 
-    def __init__(self, source: Source, keys: Sequence[bytes], width: int) -> None:
+    def __init__(self, source: Readable, keys: Sequence[bytes], width: int) -> None:
         self._source, self._keys, self._width = source, keys, width
-        places = np.array([source._places[key] for key in keys], np.int64)
+        places = source.places(keys)
         order = np.argsort(places, kind="stable")
-        shards, rows = np.divmod(places[order], _MOST_ROWS)
+        shards, rows = np.divmod(places[order], MOST_ROWS)
         ends = np.flatnonzero(np.diff(shards)) + 1
-        self._pieces: list[tuple[int, NDArray[np.int64], NDArray[np.intp]]] = []
+        self._pieces: list[tuple[int, NDArray[np.intp], NDArray[np.intp]]] = []
         for start, end in itertools.pairwise([0, *ends.tolist(), len(order)]):
             for piece in range(start, end, _PIECE_ROWS):
                 few = slice(piece, min(piece + _PIECE_ROWS, end))
-                self._pieces.append((int(shards[start]), rows[few], order[few]))
+                self._pieces.append((int(shards[start]), rows[few].astype(np.intp), order[few]))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -243,11 +273,7 @@ class KeptRows:
     def read(self, piece: int) -> NDArray[np.floating]:
         """Read the rows of a piece, by its number."""
         number, rows, _ = self._pieces[piece]
-        shard = self._source._shards[number]
-        with contextlib.suppress(FileNotFoundError):  # merged into another one meanwhile; the old one is still mapped
-            return map_values(shard.path, self._source.spec)[rows, : self._width]
-        found: NDArray[np.floating] = shard.values[rows, : self._width]
-        return found
+        return self._source.read(number, rows, self._width)
 
     def all(self) -> NDArray[np.floating]:
         """Read all rows, in their order."""

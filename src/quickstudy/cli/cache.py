@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quickstudy.cli.display import print_json
-from quickstudy.cli.options import Cache, Json, Quiet, offering
+from quickstudy.cli.options import Cache, Json, Quiet, Ray, SharedStore, offering
 from quickstudy.cli.usage import Commands
 from quickstudy.extras import require
 from quickstudy.options import pasted
@@ -68,20 +68,8 @@ def fill(
     ],
     *,
     given: dict[str, Any],
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto|ADDRESS",
-            help="Compute on this Ray cluster, such as 10.0.0.1:6379; auto: the running one, or else this machine.",
-        ),
-    ] = None,
-    store: Annotated[
-        str | None,
-        typer.Option(
-            help="With --ray: a folder that all nodes share, or a URI such as s3://bucket/path "
-            "[default: bottlenecks/ in the folder of --cache]."
-        ),
-    ] = None,
+    ray: Ray = None,
+    store: SharedStore = None,
     cache: Cache = None,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -25,6 +25,21 @@ Cache = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON (UTF-8) instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|ADDRESS",
+        help="Compute on this Ray cluster, such as 10.0.0.1:6379; auto: the running one, or else this machine.",
+    ),
+]
+SharedStore = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        help="With --ray: a folder that all nodes share, or a URI such as s3://bucket/path "
+        "[default: bottlenecks/ in the folder of --cache].",
+    ),
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Set any other option: NAME=VALUE.")]
 Checkpoint = Annotated[
     str | None,

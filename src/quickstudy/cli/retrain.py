@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quickstudy.cli.display import print_json
-from quickstudy.cli.options import Cache, Json, Quiet, Set, offering
+from quickstudy.cli.options import Cache, Json, Quiet, Ray, Set, SharedStore, offering
 from quickstudy.extras import require
 from quickstudy.options import pasted, read_assignment
 from quickstudy.retraining.config import RetrainConfig
@@ -33,6 +33,8 @@ def command(
     *,
     given: dict[str, Any],
     options: Set = None,
+    ray: Ray = None,
+    store: SharedStore = None,
     report: Annotated[
         bool, typer.Option("--report", help="Also write the report, <name of the model>.report.html.")
     ] = False,
@@ -48,10 +50,12 @@ def command(
     config = RetrainConfig.told(given | dict(map(read_assignment, options or [])))
     if config.tunes:
         require("torch", extra="train")
+    if ray is not None:
+        require("ray", extra="ray")
     from quickstudy.cli.display import progress_for
     from quickstudy.retraining.retrain import retrain
 
-    result = retrain(images, output, config, cache=cache, progress=progress_for(quiet=quiet))
+    result = retrain(images, output, config, ray=ray, store=store, cache=cache, progress=progress_for(quiet=quiet))
     seconds = time.perf_counter() - started
     written = None
     if report:
@@ -61,7 +65,7 @@ def command(
     if as_json:
         print_json({**result.to_dict(), "report": str(written) if written else None})
     else:
-        _print_summary(result, images, seconds, verbose=verbose)
+        _print_summary(result, images, seconds, ray=ray, verbose=verbose)
         stale = result.previous and result.previous.report and not written
         print(
             f"Report: {written or pasted('report', result.model)}"
@@ -69,7 +73,7 @@ def command(
         )
 
 
-def _print_summary(result: RetrainResult, images: Path, seconds: float, *, verbose: bool) -> None:
+def _print_summary(result: RetrainResult, images: Path, seconds: float, *, ray: str | None, verbose: bool) -> None:
     from quickstudy.cli.display import count, format_score, print_census, print_evaluation, print_skipped
     from quickstudy.learning.scores import score_predictions
 
@@ -86,7 +90,8 @@ def _print_summary(result: RetrainResult, images: Path, seconds: float, *, verbo
     if result.tuning:
         _print_tuning(result, seconds)
     else:
-        print(f"\nCross-validated accuracy  {format_score(result.cross_validation)}")
+        name = "Cross-validated accuracy " if ray is None else "Leave-one-out accuracy   "
+        print(f"\n{name} {format_score(result.cross_validation)}")
     print(f"Test accuracy             {format_score(evaluation.score)}")
     if result.census.given and not result.test_counts:
         print(f"For a test accuracy, put images into {images}/test/<class>/, or use class folders without splits")

@@ -288,12 +288,12 @@ def prepare_features(
     with blas_threads(n * d >= WORTH_THREADS_TO_PREPARE) as threads:
         mean = np.sum(in_threads(take_roots, starts, threads), axis=0) / n
         squares = np.sum(in_threads(centre, starts, threads), axis=0) / n
-        scale = _scale(squares, widths)
+        scale = scale_of(squares, widths)
         in_threads(divide, starts, threads)
     return Features(stored=with_one, mean=mean, scale=scale)
 
 
-def _scale(squares: NDArray[np.float64], widths: Sequence[int] | None) -> NDArray[np.float64]:
+def scale_of(squares: NDArray[np.float64], widths: Sequence[int] | None) -> NDArray[np.float64]:
     """Work out what to divide features by (d), of their mean squares (d): one number a group."""
     if not np.isfinite(squares).all():
         raise HeadError(
@@ -344,7 +344,7 @@ def range_of(roots: Floats) -> tuple[Floats, Floats]:
     return roots.min(axis=0), roots.max(axis=0)
 
 
-def _joined(one: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
+def joined_ranges(one: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
     """Join two ranges of the same features."""
     return np.minimum(one[0], other[0]), np.maximum(one[1], other[1])
 
@@ -376,13 +376,13 @@ def _in_steps(
 
     with blas_threads(worth=True) as threads:
         ranges = in_threads(lambda piece: range_of(roots(piece)), range(len(pieces)), threads)
-        least, largest = reduce(_joined, ranges)
-        _scale((largest - least).astype(np.float64), widths)  # refuses what is not finite, or all the same
+        least, largest = reduce(joined_ranges, ranges)
+        scale_of((largest - least).astype(np.float64), widths)  # refuses what is not finite, or all the same
         grid = Grid.over(least, largest)
         sums = in_threads(fill, range(len(pieces)), threads)
     total, squares = (np.sum(parts, axis=0) for parts in zip(*sums, strict=True))
     offset = total / n
-    scale = _scale(grid.size**2 * (squares / n - offset**2), widths)
+    scale = scale_of(grid.size**2 * (squares / n - offset**2), widths)
     return Features(
         stored=stored,
         mean=grid.middle + offset * grid.size,

@@ -6,18 +6,29 @@ relationship between variable selection and data augmentation and a method for p
 That is an identity, not an approximation, and it holds with an intercept that is not penalised. One eigendecomposition
 gives H's diagonal and the predictions for every strength (Rifkin and Lippert, "Notes on regularized least squares",
 MIT CSAIL, 2007). Everything is in float64: where few images meet many features, 1 - H_ii is small.
+
+Of images that no one machine holds, sums over parts of them are enough: `Sums` add up, exactly and so to the same bits
+however the images are parted, and `SolvedSums` is the head of all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.errors import HeadError
-from quickstudy.learning.features import Features, StoredRows, prepare_features
+from quickstudy.learning.features import (
+    Features,
+    Floats,
+    Grid,
+    StoredRows,
+    blas_threads,
+    prepare_features,
+    scale_of,
+)
 from quickstudy.learning.spaces import in_small_space
 
 STRENGTHS = tuple(10.0 ** (half / 2) for half in range(2, -7, -1))  # 10 down to 0.001
@@ -78,31 +89,89 @@ def leave_one_out(
     n = len(labels)
     if n < 2 or classes < 2:
         raise HeadError(f"Leaving one out takes at least 2 images of 2 classes; got {n} images of {classes} classes")
-    targets = np.full((n, classes), -1.0)
-    targets[np.arange(n), labels] = 1.0
-    mean = targets.mean(axis=0)
     features = in_small_space(prepare_features(bottlenecks, widths=widths))[0]
     blocks = [slice(first, first + _BLOCK_ROWS) for first in range(0, n, _BLOCK_ROWS)]
     coordinates, eigenvalues = _principal_coordinates(features, blocks)
-    projected = np.zeros((len(eigenvalues), classes))
+    counts = np.bincount(labels, minlength=classes)
+    sums = np.zeros((len(eigenvalues), classes))
     for rows in blocks:
-        projected += coordinates(rows).T @ (targets[rows] - mean)
-    shrinking = 1 / (eigenvalues[:, None] + n * np.array(strengths))
-    predictions, errors = np.empty((len(strengths), n), np.intp), np.zeros(len(strengths))
+        sums += coordinates(rows).T @ np.eye(classes)[labels[rows]]
+    ridge = Ridge(counts=counts, eigenvalues=eigenvalues, sums=sums)
+    predicted, errors = np.empty((len(strengths), n), np.intp), np.zeros(len(strengths))
     for rows in blocks:
-        mine = coordinates(rows)
-        leverages = 1 / n + np.square(mine) @ shrinking
-        for number in range(len(strengths)):
-            fitted = mean + mine @ (projected * shrinking[:, number, None])
-            left_out = (targets[rows] - fitted) / (1 - leverages[:, number, None])
-            predictions[number, rows] = (targets[rows] - left_out).argmax(axis=1)
-            errors[number] += np.square(left_out).sum()
-    path = [
-        RidgePoint(l2=l2, squared_error=float(error) / (n * classes), right=int(np.sum(predicted == labels)))
-        for l2, error, predicted in zip(strengths, errors, predictions, strict=True)
-    ]
-    chosen = min(range(len(path)), key=lambda number: path[number].squared_error)
-    return LeaveOneOut(path=tuple(path), best=path[chosen], predicted=predictions[chosen], n=n)
+        for number, scores in enumerate(ridge.left_out(coordinates(rows), labels[rows], strengths)):
+            predicted[number, rows] = scores.argmax(axis=1)
+            errors[number] += squared_errors(scores, labels[rows])
+    right = (predicted == labels).sum(axis=1)
+    path = ridge.path(strengths, errors, right)
+    chosen = path.index(best_of(path))
+    return LeaveOneOut(path=path, best=path[chosen], predicted=predicted[chosen], n=n)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ridge:
+    """A ridge head for all strengths, in a basis in which the features' second moments are a diagonal."""
+
+    counts: NDArray[np.intp]
+    """Number of images of each class, K."""
+    eigenvalues: NDArray[np.float64]
+    """Sums (r) of the images' squared coordinates."""
+    sums: NDArray[np.float64]
+    """Sums (r×K) of the coordinates of each class's images."""
+
+    @property
+    def n(self) -> int:
+        """Number of images."""
+        return int(self.counts.sum())
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Means (K) of the targets, which are 1 for an image's own class and -1 for the others."""
+        return 2 * self.counts / self.n - 1
+
+    def weights(self, l2: float) -> NDArray[np.float64]:
+        """Work out the weights (r×K) for coordinates at one strength; the intercepts are `mean`."""
+        found: NDArray[np.float64] = 2 * self.sums / (self.eigenvalues + self.n * l2)[:, None]
+        return found
+
+    def left_out(
+        self, coordinates: NDArray[np.float64], labels: NDArray[np.intp], strengths: Sequence[float]
+    ) -> Iterator[NDArray[np.float64]]:
+        """Yield for each strength the scores (m×K) of some of the images by the heads that had not seen them.
+
+        Args:
+            coordinates: the images' coordinates, m×r.
+            labels: their class numbers, m.
+            strengths: the strengths.
+        """
+        targets = np.full((len(labels), len(self.counts)), -1.0)
+        targets[np.arange(len(labels)), labels] = 1.0
+        shrinking = 1 / (self.eigenvalues[:, None] + self.n * np.array(strengths))
+        leverages = 1 / self.n + np.square(coordinates) @ shrinking
+        for number, l2 in enumerate(strengths):
+            fitted = self.mean + coordinates @ self.weights(l2)
+            yield targets - (targets - fitted) / (1 - leverages[:, number, None])
+
+    def path(
+        self, strengths: Sequence[float], errors: NDArray[np.float64], right: NDArray[np.intp]
+    ) -> tuple[RidgePoint, ...]:
+        """Sum up what was found of each strength: sums of `squared_errors`, and how many images were right."""
+        return tuple(
+            RidgePoint(l2=l2, squared_error=error / (self.n * len(self.counts)), right=count)
+            for l2, error, count in zip(strengths, errors.tolist(), right.tolist(), strict=True)
+        )
+
+
+def squared_errors(scores: NDArray[np.float64], labels: NDArray[np.intp]) -> float:
+    """Sum the squared errors of scores (m×K) whose targets are 1 for an image's own class and -1 for the others."""
+    off = scores + 1
+    off[np.arange(len(labels)), labels] -= 2
+    return float(np.square(off, out=off).sum())
+
+
+def best_of(path: Sequence[RidgePoint]) -> RidgePoint:
+    """Choose the strength of least squared error, the strongest of equal ones."""
+    return min(path, key=lambda point: point.squared_error)
 
 
 def _principal_coordinates(
@@ -135,3 +204,87 @@ def _principal_coordinates(
         products += mine.T @ mine
     eigenvalues, basis = np.linalg.eigh(products)
     return lambda rows: centred(rows) @ basis, np.maximum(eigenvalues, 0)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sums:
+    """Sums over images in whole steps of a grid, which are exact, so that they are the same whatever adds them up."""
+
+    counts: NDArray[np.int64]
+    """Number of images of each class, K."""
+    by_class: NDArray[np.int64]
+    """Sums of the steps of each class's images, K×d."""
+    products: NDArray[np.int64]
+    """Sums of the products of two features' steps, d×d."""
+
+    @staticmethod
+    def of(steps: NDArray[np.floating], labels: NDArray[np.intp], classes: int) -> Sums:
+        """Sum over images, of their steps (m×d) and class numbers (m); m is at most 4 million.
+
+        A product of two steps has at most 30 bits, so that a float64, which has 53, adds up 8 million of them exactly.
+        """
+        exact = steps.astype(np.float64)
+        members = np.eye(classes)[labels]
+        return Sums(
+            counts=np.bincount(labels, minlength=classes).astype(np.int64),
+            by_class=(members.T @ exact).astype(np.int64),
+            products=(exact.T @ exact).astype(np.int64),
+        )
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(
+            counts=self.counts + other.counts,
+            by_class=self.by_class + other.by_class,
+            products=self.products + other.products,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SolvedSums:
+    """What follows from sums: the ridge head for all strengths, and how rows are turned into its coordinates."""
+
+    grid: Grid
+    """The steps that roots are rounded to."""
+    mean: NDArray[np.float64]
+    """Means (d) of the roots."""
+    scale: NDArray[np.float64]
+    """The numbers (d) by which the centred roots are divided, the same for all features of a group."""
+    basis: NDArray[np.float64]
+    """The directions in which the second moments are a diagonal, d×d."""
+    ridge: Ridge
+    """The head."""
+
+    @staticmethod
+    def of(sums: Sums, grid: Grid, *, widths: Sequence[int]) -> SolvedSums:
+        """Decompose sums over at least two images of at least two classes.
+
+        Raises:
+            HeadError: there are fewer, or all of them are the same.
+        """
+        n = int(sums.counts.sum())
+        if n < 2 or np.count_nonzero(sums.counts) < 2:
+            raise HeadError(f"The head needs images of at least 2 classes; got counts {sums.counts.tolist()}")
+        total = sums.by_class.sum(axis=0) / n
+        moments = sums.products / n - np.outer(total, total)
+        scale = scale_of(grid.size**2 * np.maximum(moments.diagonal(), 0), widths)
+        size = grid.size / scale
+        with blas_threads(worth=False):  # so that the same sums give the same bits on however many cores
+            eigenvalues, basis = np.linalg.eigh(n * moments * np.outer(size, size))
+            centred = (sums.by_class - sums.counts[:, None] * total) * size
+            ridge = Ridge(
+                counts=sums.counts.astype(np.intp),
+                eigenvalues=np.maximum(eigenvalues, 0),
+                sums=basis.T @ centred.T,
+            )
+        return SolvedSums(grid=grid, mean=grid.middle + total * grid.size, scale=scale, basis=basis, ridge=ridge)
+
+    def coordinates(self, roots: Floats) -> NDArray[np.float64]:
+        """Turn roots (m×d) into the head's coordinates, m×d."""
+        x = self.grid.steps(roots).astype(np.float64) * self.grid.size + (self.grid.middle - self.mean)
+        found: NDArray[np.float64] = x / self.scale @ self.basis
+        return found
+
+    def head(self, l2: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Work out weights (d×K) and biases (K) for roots at one strength."""
+        weights = self.basis @ self.ridge.weights(l2) / self.scale[:, None]
+        return weights, self.ridge.mean - self.mean @ weights

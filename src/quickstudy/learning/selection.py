@@ -61,7 +61,9 @@ class Head:
     held_out_logits: Floats
     """Calibrated logits (m×K) of the held-out images: those of the fit that had not seen them, by the temperature."""
     held_out_right: int
-    """Number of held-out images that were predicted right."""
+    """Number of images that were predicted right when they were held out."""
+    held_out_count: int
+    """Number of images that were held out; `held_out` are these, or some of them where they are too many to keep."""
     temperature: float
     """The number by which logits were divided to calibrate them on the held-out images; above 1, to be less sure."""
     iterations: int
@@ -222,6 +224,7 @@ class _Search:
             held_out_classes=predicted,
             held_out_logits=self.logits / np.float32(self.temperature),
             held_out_right=int(np.sum(predicted == self.truth)),
+            held_out_count=len(self.held_out),
             temperature=self.temperature,
             iterations=fit.iterations,
             gap=fit.gap,

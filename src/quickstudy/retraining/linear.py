@@ -23,6 +23,7 @@ from quickstudy.retraining.config import RetrainConfig
 from quickstudy.retraining.result import Unseen, cross_validated
 
 _MOST_FOR_STRANGENESS = 100_000  # images
+_MOST_AT_ONCE = 16_384  # images whose bottlenecks are in memory together
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ class Linear:
 
     def logits(self, digests: list[bytes]) -> Floats:
         """Work out the calibrated logits (n×K) of images, given by content hash."""
-        return self.head.logits(self.features(digests))
+        parts = range(0, len(digests), _MOST_AT_ONCE)
+        logits = [self.head.logits(self.features(digests[first : first + _MOST_AT_ONCE])) for first in parts]
+        return np.concatenate(logits) if logits else np.empty((0, len(self.head.biases)), np.float32)
 
     @property
     def unseen(self) -> tuple[Unseen, ...]:

@@ -45,6 +45,7 @@ from quickstudy.retraining.race import Choice, choose
 from quickstudy.retraining.result import Record, RetrainResult, Unseen, save_record
 
 if TYPE_CHECKING:
+    from quickstudy.retraining.on_cluster import ClusterPasses
     from quickstudy.retraining.planning import Plan
 
 
@@ -54,6 +55,8 @@ def retrain(
     output: str | Path | None = None,
     config: RetrainConfig | None = None,
     *,
+    ray: str | None = None,
+    store: str | None = None,
     cache: str | Path | None = None,
     progress: Progress = silent,
     **options: Any,
@@ -64,6 +67,10 @@ def retrain(
         images: class folders, split folders with class folders in them, or a CSV or Parquet manifest.
         output: the model to write; `<name of images>.onnx` in the working folder if left out.
         config: what to do; `RetrainConfig()` if left out.
+        ray: address of a Ray cluster, or `auto`, whose workers compute bottlenecks and add up sums over them for a
+            ridge head; left out, this machine does all.
+        store: where a cluster keeps bottlenecks: a folder that all nodes see, or a URI that pyarrow.fs knows; the
+            folder of `cache` if left out.
         cache: folder of the store and the backbones; see `quickstudy.files.cache_folder`.
         progress: is told how far things are.
         options: values that differ from the configuration's, by the names of its fields or of its parts' fields, such
@@ -73,23 +80,47 @@ def retrain(
         ImageSetError: there is too little to learn from, or with `strict` a file that cannot be used.
         OptionError: an option is unknown, has a value that it cannot have, or would do nothing beside the others.
         PlanError: no fine-tuning fits the budget.
+        ClusterError: there is no such cluster, or it was lost.
         QuickstudyError: the store, the backbone or the model's place cannot be used; see the message.
     """
-    started = time.perf_counter()
     config = RetrainConfig.told(options, config)
+    if ray is None:
+        if store is not None:
+            raise OptionError("--store is for clusters; add --ray auto, or name a folder with --cache instead")
+        return _retrain(images, output, config, None, cache, progress)
+    from quickstudy.cluster import connected
+    from quickstudy.retraining.on_cluster import require_cluster_can
+
+    require_cluster_can(config)
+    with connected(ray):
+        place = store or str(cache_folder(cache) / "bottlenecks")
+        return _retrain(images, output, config, place, cache, progress)
+
+
+def _retrain(
+    images: str | Path,
+    output: str | Path | None,
+    config: RetrainConfig,
+    place: str | None,
+    cache: str | Path | None,
+    progress: Progress,
+) -> RetrainResult:
+    """Carry out `retrain`, on a Ray cluster that is connected where the place of a shared store is given."""
+    started = time.perf_counter()
     images, folder = as_path(images), cache_folder(cache)
     model_path = _model_path(images, output)
     engine, clock, plan = _engine(config), _Clock(), None
     with clock.stage("census"):
         net = None if config.chooses_backbone else load_backbone(config.network, folder).at(config.cut)
-        store = Store(folder / "bottlenecks")
+        local = Store(folder / "bottlenecks")
         before = _roles_before(config.roles_of, model_path)
         census = take_census(
-            images, store.index_path, to_learn=True, hold_out=config.tunes, before=before, progress=progress
+            images, local.index_path, to_learn=True, hold_out=config.tunes, before=before, progress=progress
         )
         census.require_enough(strict=config.strict)
-        bits = significant_bits(census, store.index_path, told=config.bits)
-        passes = Passes(store, config, engine, progress)
+        bits = significant_bits(census, local.index_path, told=config.bits)
+        passes = Passes(local, config, engine, progress)
+        spread = _cluster_passes(place, config, progress)
         choices: tuple[Choice, ...] = ()
     if net is None or config.named_fit is None:
         with clock.stage("choices"):
@@ -100,12 +131,12 @@ def retrain(
             plan, config = _plan(census, net, config, started, progress)
     with clock.stage("bottlenecks"):
         nets = _cuts(net, config)
-        extraction = passes.at(nets[0], census)
+        extraction = (spread or passes).at(nets[0], census)
         census = census.without(extraction.unusable)
         census.require_enough(strict=config.strict)
     with clock.stage("fine-tuning" if config.tunes else "head"):
         learned = _learn(
-            nets, extraction, partial(passes.at, census=census), census, config, cache=folder, progress=progress
+            nets, extraction, partial(passes.at, census=census), census, config, place, cache=folder, progress=progress
         )
     with clock.stage("evaluation"):
         tested, scores = _judge(learned, census)
@@ -136,8 +167,8 @@ def retrain(
         cut=learned.cut,
         tuning=learned.stages(),
         plan=plan.to_dict() if plan else None,
-        computed=passes.computed,
-        cached=passes.cached,
+        computed=(spread or passes).computed,
+        cached=(spread or passes).cached,
         previous=previous,
         seconds=clock.seconds,
         extraction=extraction.timings,
@@ -153,6 +184,14 @@ def _model_path(images: Path, output: str | Path | None) -> Path:
     if not path.parent.is_dir():
         raise ModelError(f"There is no folder '{path.parent}' to write the model '{path.name}' to; create it first")
     return path
+
+
+def _cluster_passes(place: str | None, config: RetrainConfig, progress: Progress) -> ClusterPasses | None:
+    if place is None:
+        return None
+    from quickstudy.retraining.on_cluster import ClusterPasses
+
+    return ClusterPasses(place, config, progress)
 
 
 def _engine(config: RetrainConfig) -> Engine:
@@ -257,6 +296,7 @@ def _learn(
     extract_at: Callable[[Backbone], Extraction],
     census: Census,
     config: RetrainConfig,
+    place: str | None,
     *,
     cache: Path,
     progress: Progress,
@@ -264,6 +304,11 @@ def _learn(
     """Fit the head to its optimum, and from there everything after a cut where that was asked for."""
     if not config.tunes:
         numbered = census.numbered("train", "validation")
+        if place is not None:
+            from quickstudy.retraining.on_cluster import learn_on_cluster
+
+            linear = learn_on_cluster(nets[0], extraction, numbered, config, place=place, progress=progress)
+            return linear.with_strangeness(numbered)
         return learn_head(nets[0], extraction, numbered, config).with_strangeness(numbered)
     from quickstudy.retraining.finetune import fine_tune_in_stages
 
@@ -287,7 +332,7 @@ def _judge(learned: Learned, census: Census) -> tuple[list[Unseen], Scores | Non
 
 
 def _cross_validated(head: Head) -> Score:
-    return Score(right=head.held_out_right, n=len(head.held_out))
+    return Score(right=head.held_out_right, n=head.held_out_count)
 
 
 def _abstention(unseen: Unseen, numbers: dict[bytes, int]) -> dict[str, Any] | None:
