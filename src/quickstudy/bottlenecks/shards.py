@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,16 @@ class Shard:
     """Path of the file."""
     keys: list[bytes]
     """The keys, 32 bytes each, in the order of the rows."""
-    values: Any
-    """The bottlenecks, len(keys) × width, flat and mapped; or an Arrow array of records."""
-    batch: object = field(repr=False)
-    """The Arrow batch, which keeps the file mapped."""
+    spec: SourceSpec = field(repr=False)
+    """The source."""
+    mapped: pa.Buffer = field(repr=False)
+    """The bytes of the file, which stay mapped when it is deleted."""
+
+    @cached_property
+    def values(self) -> Any:
+        """The bottlenecks, len(keys) × width, flat and mapped; or an Arrow array of records."""
+        batch = _read_batch(pa.ipc.open_file(pa.BufferReader(self.mapped)), self.spec)
+        return batch.column(1) if self.spec.record else _values(batch, self.spec)
 
 
 def shard_name(data: bytes | memoryview) -> str:
@@ -136,13 +143,15 @@ def map_shard(path: Path, spec: SourceSpec) -> Shard:
         FileNotFoundError: it is gone.
         OSError, pyarrow.ArrowException, ValueError, IndexError: it is damaged, or no shard of this source.
     """
+    # Mapped twice: what is read here leaves the memory with the batch, and of the other nothing is in it before values
+    # are read. Pages of a mapped file come in groups of up to 2 MB, so a million bottlenecks' keys would take 1 GB.
+    with pa.memory_map(str(path)) as file:
+        mapped = file.read_buffer()
     batch = _map_batch(path, spec)
     keys, lists = batch.column(0), batch.column(1)
     if keys.type != pa.binary(32) or lists.type != spec.value_type:
         raise ValueError("columns of other types")
-    if spec.record:
-        return Shard(path=path, keys=_split(keys), values=lists, batch=batch)
-    return Shard(path=path, keys=_split(keys), values=_values(batch, spec), batch=batch)
+    return Shard(path=path, keys=_split(keys), spec=spec, mapped=mapped)
 
 
 def map_values(path: Path, spec: SourceSpec) -> NDArray[np.floating]:

@@ -191,11 +191,11 @@ class Source:
 
     def _batch_to_merge(self) -> list[Shard]:
         """Choose more than a few small shards that make one of full size together; none where there are not so many."""
-        small = [shard for shard in self._shards if shard.values.nbytes < _MERGED_BYTES // 4]
+        small = [shard for shard in self._shards if shard.mapped.size < _MERGED_BYTES // 4]
         batch: list[Shard] = []
         for shard in small if len(small) > _COMPACT_ABOVE else []:
             # A damaged shard stays as it is: merged, its wrong values would get a hash that is right.
-            if sum(member.values.nbytes for member in batch) < _MERGED_BYTES and _is_whole(shard.path):
+            if sum(member.mapped.size for member in batch) < _MERGED_BYTES and _is_whole(shard.path):
                 batch.append(shard)
         return batch if len(batch) > _COMPACT_ABOVE else []
 
