@@ -26,7 +26,9 @@ demo: .venv/core
 	-command -v npm > /dev/null && cd .venv && npm pack --silent --ignore-scripts onnxruntime-web@1.30.0
 	touch $@
 
-# A file's tests stay in one process, one after the other; each process has its own empty caches.
+# A file's tests stay in one process, one after the other; each process has its own empty caches. They start hundreds of
+# processes, which would compile all that they import again and again where no bytecode may be written.
+test test-slow: export PYTHONDONTWRITEBYTECODE =
 test: .venv/web
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 

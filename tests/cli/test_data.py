@@ -37,7 +37,7 @@ def test_list_says_what_is_here(tmp_path: Path) -> None:
 
 
 def test_get_without_network_says_what_to_put_where(tmp_path: Path) -> None:
-    done = run(tmp_path, "get", "cifar10", "--to", "elsewhere")
+    done = run(tmp_path, "get", "cifar10", "--data-folder", "elsewhere")
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith(

@@ -23,7 +23,7 @@ from drawn_photos import draw_photo
 from quickstudy.errors import ImageSetError, UnusableImageError
 from quickstudy.images.decoding import size_of
 from quickstudy.images.imageset import ImageSet, list_images, load_image_set
-from quickstudy.images.kinds import READ, image_format
+from quickstudy.images.kinds import READ, counted, image_format
 from quickstudy.images.listing import alike, label_of, place_of, split_named
 from quickstudy.images.manifests import Table, read_list, read_table, write_table
 from quickstudy.reports.carrying_out import apply_plan
@@ -729,3 +729,19 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert image_set.source == tmp_path / "photos"
         assert counted(image_set) == per_class(1)
     assert "No such file or folder" in refusal(Path("~nobody-of-this-name/photos"))
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "said"),
+    [
+        (1, "text files (.md)", "1 text file (.md)"),
+        (1200, "text files (.md)", "1,200 text files (.md)"),
+        (1, "other files (without a usual suffix)", "1 other file (without a usual suffix)"),
+        (1, "photo programs' settings (.xmp)", "1 photo programs' setting (.xmp)"),
+        (1, "copies kept by notebooks (.ipynb_checkpoints)", "1 copy kept by notebooks (.ipynb_checkpoints)"),
+        (1, "files of the system (.fseventsd)", "1 file of the system (.fseventsd)"),
+        (1, "empty files", "1 empty file"),
+    ],
+)
+def test_one_of_a_kind_is_said_so(number: int, kind: str, said: str) -> None:
+    assert counted(number, kind) == said

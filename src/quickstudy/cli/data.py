@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from quickstudy.cli.display import interruptible, print_json
-from quickstudy.cli.options import Json, Quiet
+from quickstudy.cli.options import DataFolder, Json, Quiet
 from quickstudy.cli.usage import Commands
 
 app = typer.Typer(
@@ -18,11 +17,6 @@ app = typer.Typer(
     epilog="Example: quickstudy data get mnist",
     rich_markup_mode=None,
 )
-
-Folder = Annotated[
-    Path | None,
-    typer.Option("--to", help="The data folder [default: QUICKSTUDY_DATA or one in the user's data folder]."),
-]
 
 
 @app.command("get", epilog="Example: quickstudy data get cifar10 --from https://mirror.example/cifar")
@@ -34,7 +28,7 @@ def get(
         str | None,
         typer.Option("--from", help="Another source: the address of a mirror or file, or a local file or folder."),
     ] = None,
-    to: Folder = None,
+    data_folder: DataFolder = None,
     quiet: Quiet = False,
 ) -> None:
     """Download a data set, check it and unpack it; does nothing if it is already there."""
@@ -43,22 +37,19 @@ def get(
 
     progress = silent if quiet or not sys.stderr.isatty() else Bar(unit="bytes")
     with interruptible("complete files are kept, and the same command fetches the rest"):
-        place = named.get(name, folder=to, source=source, progress=progress)
+        place = named.get(name, folder=data_folder, source=source, progress=progress)
     print(f"{name}: {place}")
 
 
 @app.command("list", epilog="Example: quickstudy data list --json")
 def list_data_sets(
-    folder: Annotated[
-        Path | None,
-        typer.Option("--in", help="The data folder [default: QUICKSTUDY_DATA or one in the user's data folder]."),
-    ] = None,
+    data_folder: DataFolder = None,
     as_json: Json = False,
 ) -> None:
     """List the named data sets: their images, the size to download, and where they are here."""
     from quickstudy.images import named
 
-    places = {name: named.find(name, folder) for name in named.NAMED}
+    places = {name: named.find(name, data_folder) for name in named.NAMED}
     if as_json:
         rows = [
             {
@@ -72,7 +63,7 @@ def list_data_sets(
         ]
         print_json(rows)
         return
-    print(f"Data folder: {named.data_folder(folder)}")
+    print(f"Data folder: {named.data_folder(data_folder)}")
     print(f"  {'name':<13}  {'images':>7}  {'download':>9}  here")
     for entry in named.NAMED.values():
         size = f"{entry.download_bytes / 1e6:.0f} MB" if entry.files else "none"

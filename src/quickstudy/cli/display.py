@@ -94,7 +94,9 @@ def print_census(census: Census) -> None:
     if len(conflicts) > _MOST_CONFLICTS:
         print(f"… and {len(conflicts) - _MOST_CONFLICTS} more conflicts; --json lists all")
     if passed := census.passed_over:
-        print("Passed over: " + ", ".join(f"{number:,} {kind}" for kind, number in passed))
+        from quickstudy.images.kinds import counted
+
+        print("Passed over: " + ", ".join(counted(number, kind) for kind, number in passed))
 
 
 def print_judgement(judged: Judgement) -> None:

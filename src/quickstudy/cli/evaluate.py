@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from quickstudy.cli.display import print_json
-from quickstudy.cli.options import Checkpoint, Everything, Json, Quiet
+from quickstudy.cli.options import Checkpoint, DataFolder, Everything, Json, Quiet
 from quickstudy.extras import require
 
 
@@ -32,7 +32,7 @@ def command(
     data: Annotated[str | None, typer.Option(help="Run: where its images are now [default: where they were].")] = None,
     ema: Annotated[bool, typer.Option(help="Run: use the averaged parameters.")] = True,
     interval: Annotated[float, typer.Option(min=0.1, help="Run: seconds between looks for a new checkpoint.")] = 5.0,
-    data_folder: Annotated[Path | None, typer.Option(help="Run: folder of named data sets.")] = None,
+    data_folder: DataFolder = None,
     everything: Everything = False,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -40,6 +40,13 @@ SharedStore = Annotated[
         "[default: bottlenecks/ in the folder of --cache].",
     ),
 ]
+DataFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-folder",
+        help="Folder of named data sets [default: QUICKSTUDY_DATA or one in the user's data folder].",
+    ),
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Set any other option: NAME=VALUE.")]
 Checkpoint = Annotated[
     str | None,

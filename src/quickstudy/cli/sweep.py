@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quickstudy.cli.display import interruptible, print_json
-from quickstudy.cli.options import Cache, Json, Quiet
+from quickstudy.cli.options import Cache, DataFolder, Json, Quiet
 from quickstudy.extras import require
 from quickstudy.process import begin_own_processes
 
@@ -54,10 +54,7 @@ def command(
         str | None, typer.Option(help="Run on a Ray cluster: its address, or auto.", show_default=False)
     ] = None,
     device: Annotated[str, typer.Option(help="Kind of device: auto, cpu or cuda.")] = "auto",
-    data_folder: Annotated[
-        Path | None,
-        typer.Option(help="Folder of named data sets [default: QUICKSTUDY_DATA or one in the user's data folder]."),
-    ] = None,
+    data_folder: DataFolder = None,
     cache: Cache = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help=f"Do not ask before more than {_MANY:,} runs.")] = False,
     as_json: Json = False,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quickstudy.cli.display import interruptible, print_json
-from quickstudy.cli.options import Json, Quiet
+from quickstudy.cli.options import DataFolder, Json, Quiet
 from quickstudy.extras import require
 from quickstudy.options import pasted
 from quickstudy.process import begin_own_processes
@@ -42,10 +42,7 @@ def command(
     ] = 1,
     device: Annotated[str, typer.Option(help="Kind of device: auto, cpu or cuda.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Threads that prepare batches.")] = 16,
-    data_folder: Annotated[
-        Path | None,
-        typer.Option(help="Folder of named data sets [default: QUICKSTUDY_DATA or one in the user's data folder]."),
-    ] = None,
+    data_folder: DataFolder = None,
     summary_steps: Annotated[
         int, typer.Option(min=0, help="Steps between summaries for TensorBoard; 0 writes none.")
     ] = 100,

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from quickstudy.errors import ImageSetError
 from quickstudy.files import is_text
 from quickstudy.images.folders import arrange
-from quickstudy.images.kinds import IMAGE_SUFFIXES, why_unread
+from quickstudy.images.kinds import IMAGE_SUFFIXES, counted, why_unread
 from quickstudy.images.listing import (
     SET_ASIDE,
     SPLIT_FOLDERS,
@@ -237,6 +237,6 @@ def _hint(lister: Lister, skipped: Sequence[Skipped]) -> str:
     told = {why_unread(name) for name in lister.unread_formats}
     rest = [item for item in skipped if item.reason not in told]
     named = [f"skipped {len(rest)}, e.g. '{rest[0].path.name}': {rest[0].reason}"] if rest else []
-    others = ", ".join(f"{count} {kind}" for kind, count in sorted(lister.passed_over.items()))
+    others = ", ".join(counted(count, kind) for kind, count in sorted(lister.passed_over.items()))
     hints = [*unread, *named, *([f"passed over {others}"] if others else [])]
     return f" ({'; '.join(hints)})" if hints else ""

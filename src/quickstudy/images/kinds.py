@@ -104,11 +104,12 @@ _KINDS = {
     "sounds": ".mp3 .wav .flac .m4a .ogg .aac",
     "archives": ".zip .tar .gz .tgz .bz2 .xz .7z .rar",
     "programs": ".py .ipynb .sh .bat .exe .pyc .m .r .c .cpp .java",
-    "settings of photo programs": ".xmp .aae .thm .pp3 .cos .dop",
+    "photo programs' settings": ".xmp .aae .thm .pp3 .cos .dop",
     "databases": ".db .sqlite .sqlite3",
     "models": ".onnx .pt .pth .ckpt .pb .tflite .safetensors .keras",
 }
 _KIND_OF = {suffix: kind for kind, suffixes in _KINDS.items() for suffix in suffixes.split()}
+_PLURAL = re.compile(r"(ie)?s(?= of | from | kept | \(|$)")
 _USUAL_SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,9}|\.[0-9][a-z][a-z0-9]{0,8}")
 
 
@@ -161,6 +162,13 @@ def other_kind(name: str, start: bytes) -> str:
     if start.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
         return "web pages (by their bytes)"
     return f"other files ({suffix})" if _USUAL_SUFFIX.fullmatch(suffix) else "other files (without a usual suffix)"
+
+
+def counted(number: int, kind: str) -> str:
+    """Write how many files there are of a kind that `other_kind` gave, such as `1 text file (.md)`."""
+    if number != 1:
+        return f"{number:,} {kind}"
+    return f"1 {_PLURAL.sub(lambda end: 'y' if end.group(1) else '', kind, count=1)}"
 
 
 def format_of(start: bytes) -> str | None:
