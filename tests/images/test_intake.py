@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 
 from drawn_photos import draw_photo
 from quickstudy.errors import ImageSetError, UnusableImageError
+from quickstudy.images import kinds
 from quickstudy.images.decoding import size_of
 from quickstudy.images.imageset import ImageSet, list_images, load_image_set
-from quickstudy.images.kinds import READ, counted, image_format
+from quickstudy.images.kinds import READ, image_format
 from quickstudy.images.listing import alike, label_of, place_of, split_named
 from quickstudy.images.manifests import Table, read_list, read_table, write_table
 from quickstudy.reports.carrying_out import apply_plan
@@ -744,4 +745,4 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_one_of_a_kind_is_said_so(number: int, kind: str, said: str) -> None:
-    assert counted(number, kind) == said
+    assert kinds.counted(number, kind) == said
