@@ -33,7 +33,7 @@ def test_either_way_gives_the_module_in_inference_mode(
 ) -> None:
     if not first:
         pytest.importorskip("onnxscript")
-        monkeypatch.setattr(torch_export, "_by_torchscript", fail)
+        monkeypatch.setattr(torch_export, "by_torchscript", fail)
     model = export_module(module, torch.zeros(1, 3, 8, 8))
     given = torch.rand(1, 3, 8, 8)
     with torch.no_grad():
@@ -45,8 +45,8 @@ def test_either_way_gives_the_module_in_inference_mode(
 def test_what_cannot_be_exported_is_an_error_of_ours(
     module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(torch_export, "_by_torchscript", fail)
-    monkeypatch.setattr(torch_export, "_by_dynamo", fail)
+    monkeypatch.setattr(torch_export, "by_torchscript", fail)
+    monkeypatch.setattr(torch_export, "by_dynamo", fail)
     with pytest.raises(BackboneError, match=r"torch cannot export the network to ONNX: cannot$"):
         export_module(module, torch.zeros(1, 3, 8, 8))
     print("heard again", flush=True)

@@ -160,7 +160,7 @@ class TestOnACluster:
         kind: type[Exception],
     ) -> None:
         rows = ({"failure": "the disk is full", "workers_died": workers_died} for _ in range(2))
-        monkeypatch.setattr("quickstudy.bottlenecks.distributed._rows", lambda *_: rows)
+        monkeypatch.setattr("quickstudy.bottlenecks.distributed.finished_blocks", lambda *_: rows)
         with pytest.raises(kind, match="the disk is full"):
             extract_on_cluster(paths, backbone, place)
         assert next(rows, None) is None, "the rest is called off"

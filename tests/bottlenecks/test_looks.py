@@ -153,7 +153,7 @@ def test_a_damaged_file_is_passed_over_and_what_it_held_looked_at_again(images, 
 
 
 def test_many_small_files_become_one(images, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(store, "_COMPACT_ABOVE", 3)
+    monkeypatch.setattr(store, "COMPACT_ABOVE", 3)
     for image in images:
         view_gallery([image], cache=tmp_path)
     assert len(list((tmp_path / "bottlenecks").rglob("*.arrow"))) <= 3

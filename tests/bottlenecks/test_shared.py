@@ -79,7 +79,7 @@ def shared(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         fsspec = pytest.importorskip("fsspec", reason="no fsspec here")
         memory = fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem("memory", skip_instance_cache=True)))
         return SharedStore(memory, f"/{tmp_path.name}/store", place="memory")
-    monkeypatch.setattr("quickstudy.bottlenecks.shared._OBJECT_STORES", ("py::objects",))
+    monkeypatch.setattr("quickstudy.bottlenecks.shared.OBJECT_STORES", ("py::objects",))
     return SharedStore(fs.PyFileSystem(_ObjectStorage(folder)), "bucket/store", place="objects")
 
 

@@ -77,7 +77,7 @@ def test_what_contents_use_is_remembered(tmp_path: Path, monkeypatch: pytest.Mon
     census = take_census(folder, index)
     assert significant_bits(census, index) == 12
     assert set(StatIndex(index).bits_used()) == set(census.contents)
-    monkeypatch.setattr("quickstudy.images.depth._bits_of", lambda path, digest: pytest.fail("looked at again"))
+    monkeypatch.setattr("quickstudy.images.depth.bits_of", lambda path, digest: pytest.fail("looked at again"))
     assert significant_bits(census, index) == 12
 
 

@@ -101,7 +101,7 @@ def test_the_same_again_and_others_by_seed() -> None:
 
 def test_fits_in_batches_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = curve_of([80, 80, 80])
-    monkeypatch.setattr(module, "_LARGEST_BATCH", 240 * 3 * 2)
+    monkeypatch.setattr(module, "LARGEST_BATCH", 240 * 3 * 2)
     parts = curve_of([80, 80, 80])
     # Side by side, fits go on until the last has converged, so a few images may change sides.
     for one, other in zip(whole.points, parts.points, strict=True):

@@ -28,7 +28,7 @@ def slow(values: np.ndarray, alike: float, nearest: float) -> set[tuple[int, int
 
 @pytest.mark.parametrize("block", [5, 16, 4096])
 def test_all_pairs_as_by_the_obvious_search(block, monkeypatch) -> None:
-    monkeypatch.setattr(neighbours, "_BLOCK", block)
+    monkeypatch.setattr(neighbours, "BLOCK", block)
     values = rows(61)
     found = alike_pairs(values, alike=0.8, nearest=0.5, most=10_000)
     assert set(zip(found.first.tolist(), found.second.tolist(), strict=True)) == slow(values, 0.8, 0.5)
@@ -39,7 +39,7 @@ def test_all_pairs_as_by_the_obvious_search(block, monkeypatch) -> None:
 
 
 def test_too_many_pairs_leave_the_most_similar(monkeypatch) -> None:
-    monkeypatch.setattr(neighbours, "_BLOCK", 7)
+    monkeypatch.setattr(neighbours, "BLOCK", 7)
     values = rows(80)
     full = values @ values.T
     ranked = np.sort(full[np.triu_indices(80, 1)])[::-1]

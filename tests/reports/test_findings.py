@@ -35,8 +35,8 @@ def cloud(n: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("block", [7, 4096])
 def test_distances_as_by_the_obvious_loop(block, monkeypatch) -> None:
-    monkeypatch.setattr(audit, "_BLOCK", block)
-    monkeypatch.setattr(audit, "_REFERENCES", 25)
+    monkeypatch.setattr(audit, "BLOCK", block)
+    monkeypatch.setattr(audit, "REFERENCES", 25)
     rows = cloud(40).astype(np.float32)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     for n, found in enumerate(distances(rows)):

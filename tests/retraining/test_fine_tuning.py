@@ -110,11 +110,11 @@ def test_no_more_of_the_trained_weights_is_kept_than_the_validation_images_bear(
 ) -> None:
     """Against the obvious: the averaged weights after the last epoch, mixed by hand, the most trained first."""
     method = replace(method_of(epochs=2, rate=2e-2), batch=16, precision="float32")
-    monkeypatch.setattr(tuning, "_SHARES", (1.0,))
+    monkeypatch.setattr(tuning, "SHARES", (1.0,))
     patient = world.validation  # everything is borne by images that are all wrong at the start
     worst = replace(patient, labels=(suffix_logits(fresh(), patient).argmin(1).numpy()).astype(np.intp))
     fine_tune(whole := fresh(), world.train, worst, method)
-    monkeypatch.setattr(tuning, "_SHARES", shares := (0.9, 0.6, 0.3))
+    monkeypatch.setattr(tuning, "SHARES", shares := (0.9, 0.6, 0.3))
     result = fine_tune(found := fresh(), world.train, world.validation, method)
     rights = {}
     for share in (0.0, *shares):
@@ -179,7 +179,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tuning, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(tuning, "CHECKPOINT_SECONDS", 0.0)
     expected, weights = undisturbed
 
     def kill(done: int, _steps: int, _kept: Candidate) -> None:

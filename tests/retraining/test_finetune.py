@@ -157,7 +157,7 @@ def test_what_is_no_better_than_the_linear_head_is_not_kept(
 def test_where_nothing_helps_the_model_is_the_linear_one_of_all_training_images(
     small: Backbone, photos: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning._Training, "_is_borne", lambda _self, candidate: candidate.epoch == 0)
+    monkeypatch.setattr(tuning.Training, "is_borne", lambda _self, candidate: candidate.epoch == 0)
     result = run(photos, cache, tmp_path / "m.onnx")
     plain = run(photos, cache, tmp_path / "plain.onnx", cut="features", method=None)
     assert result.tuning[0]["kept"]["epoch"] == 0
@@ -268,7 +268,7 @@ def test_kill_nine_in_the_midst_and_the_same_command_again(
 ) -> None:
     script = (
         "import sys; from pathlib import Path\n"
-        "from quickstudy.retraining import tuning; tuning._CHECKPOINT_SECONDS = 0.0\n"
+        "from quickstudy.retraining import tuning; tuning.CHECKPOINT_SECONDS = 0.0\n"
         "from quickstudy.retraining.retrain import retrain\n"
         "retrain(sys.argv[1], sys.argv[2], backbone='small', cut='block_1', cache=sys.argv[3],\n"
         "        epochs=int(sys.argv[4]), rate=3e-3)\n"

@@ -14,7 +14,7 @@ from quickstudy.scratch.layers import Dense
 def layers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[Dense, nn.Linear]:
     if request.param and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this PyTorch has no oneDNN")
-    monkeypatch.setattr(dense, "_onednn_is_faster", lambda: request.param)
+    monkeypatch.setattr(dense, "onednn_is_faster", lambda: request.param)
     torch.manual_seed(0)
     ours, theirs = Dense(37, 11), nn.Linear(37, 11)
     theirs.load_state_dict(ours.state_dict())

@@ -37,7 +37,7 @@ def export_module(module: torch.nn.Module, example: torch.Tensor) -> onnx.ModelP
     with torch.no_grad(), _quiet():
         # By way of TorchScript first: InceptionV3 takes 5 s so and 21 s the other way, and comes out the same once
         # it is cleaned. But that way does not know everything, and torch means to close it.
-        for export in (_by_torchscript, _by_dynamo):
+        for export in (by_torchscript, by_dynamo):
             try:
                 return export(module, example)
             except Exception as error:  # exporters raise towers of their own kinds
@@ -46,7 +46,8 @@ def export_module(module: torch.nn.Module, example: torch.Tensor) -> onnx.ModelP
     raise BackboneError(f"torch cannot export the network to ONNX: {why}") from reason
 
 
-def _by_torchscript(module: torch.nn.Module, example: torch.Tensor) -> onnx.ModelProto:
+def by_torchscript(module: torch.nn.Module, example: torch.Tensor) -> onnx.ModelProto:
+    """Export a module by following what an example does to it."""
     import onnx
     import torch
 
@@ -55,7 +56,8 @@ def _by_torchscript(module: torch.nn.Module, example: torch.Tensor) -> onnx.Mode
         return onnx.load(Path(folder) / "graph.onnx")
 
 
-def _by_dynamo(module: torch.nn.Module, example: torch.Tensor) -> onnx.ModelProto:
+def by_dynamo(module: torch.nn.Module, example: torch.Tensor) -> onnx.ModelProto:
+    """Export a module by reading its code; this needs onnxscript."""
     import torch
 
     program = torch.onnx.export(module, (example,), opset_version=_OPSET, dynamo=True, verbose=False)

@@ -117,7 +117,7 @@ def extract_on_cluster(
     reasons: dict[int, str] = {}
     progress.start("bottlenecks", len(images))
     try:
-        with contextlib.closing(_rows(order, blocks, workers)) as finished:
+        with contextlib.closing(finished_blocks(order, blocks, workers)) as finished:
             for row in finished:
                 if row["failure"]:
                     raise (ClusterError if row["workers_died"] else StoreError)(row["failure"])
@@ -155,8 +155,8 @@ def _block(images: Sequence[Path], start: int, stop: int) -> pa.Table:
     return pa.table({"number": numbers, "path": pa.array(paths, pa.binary())})
 
 
-def _rows(order: Order, blocks: list[pa.Table], workers: int) -> Generator[dict[str, Any], None, None]:
-    """Yield what became of each block, as workers finish them."""
+def finished_blocks(order: Order, blocks: list[pa.Table], workers: int) -> Generator[dict[str, Any], None, None]:
+    """Yield what became of each block of paths, as workers finish them."""
     if not blocks:
         return
     import ray

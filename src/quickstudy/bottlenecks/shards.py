@@ -92,7 +92,7 @@ class Shard:
     keys: list[bytes]
     """The keys, 32 bytes each, in the order of the rows."""
     spec: SourceSpec = field(repr=False)
-    """The source."""
+    """The source of the bottlenecks."""
     mapped: pa.Buffer = field(repr=False)
     """The bytes of the file, which stay mapped when it is deleted."""
 

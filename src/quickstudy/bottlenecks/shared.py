@@ -31,8 +31,8 @@ from quickstudy.records import read_record
 
 EXPECTED = "expected a folder, or a URI such as s3://bucket/path, gs://bucket/path or file:///folder"
 """The end of a message about a place that is no store."""
-# Here an object appears whole or not at all; elsewhere that takes a temporary name and a rename.
-_OBJECT_STORES = ("s3", "gcs", "abfs")
+OBJECT_STORES = ("s3", "gcs", "abfs")
+"""File systems in which an object appears whole or not at all; elsewhere that takes a temporary name and a rename."""
 _DESCRIPTION = "source.json"
 _LISTINGS = 3
 # Requests to object storage take tens of milliseconds each, nearly all of it waiting.
@@ -201,7 +201,7 @@ class SharedStore:
     def _put(self, path: str, data: bytes | memoryview) -> None:
         if self.folder is not None:
             write_bytes_atomically(Path(path), data)
-        elif self.filesystem.type_name in _OBJECT_STORES:
+        elif self.filesystem.type_name in OBJECT_STORES:
             self._write(path, data)
         else:
             folder, _, _ = path.rpartition("/")

@@ -31,7 +31,8 @@ from quickstudy.files import TEMPORARY_PREFIX, sha256_of_file, write_bytes_atomi
 from quickstudy.records import read_record
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_COMPACT_ABOVE = 8
+COMPACT_ABOVE = 8
+"""Number of small shards of a source, more than which are merged."""
 _MERGED_BYTES = 8 << 20
 _STALE_SECONDS = 3600
 _LISTINGS = 100
@@ -193,11 +194,11 @@ class Source:
         """Choose more than a few small shards that make one of full size together; none where there are not so many."""
         small = [shard for shard in self._shards if shard.mapped.size < _MERGED_BYTES // 4]
         batch: list[Shard] = []
-        for shard in small if len(small) > _COMPACT_ABOVE else []:
+        for shard in small if len(small) > COMPACT_ABOVE else []:
             # A damaged shard stays as it is: merged, its wrong values would get a hash that is right.
             if sum(member.mapped.size for member in batch) < _MERGED_BYTES and _is_whole(shard.path):
                 batch.append(shard)
-        return batch if len(batch) > _COMPACT_ABOVE else []
+        return batch if len(batch) > COMPACT_ABOVE else []
 
     def _write(self, data: bytes | memoryview) -> Path:
         path = self.folder / shard_name(data)

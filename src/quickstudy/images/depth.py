@@ -38,7 +38,7 @@ def significant_bits(census: Census, index: Path | None, *, told: int | None = N
     try:
         with ThreadPoolExecutor(usable_cores()) as pool:
             missing = [digest for digest in paths if digest not in known]
-            found = dict(zip(missing, pool.map(lambda digest: _bits_of(paths[digest], digest), missing), strict=True))
+            found = dict(zip(missing, pool.map(lambda digest: bits_of(paths[digest], digest), missing), strict=True))
         memory.remember_bits({digest: bits for digest, bits in found.items() if bits is not None})
     finally:
         memory.close()
@@ -51,7 +51,7 @@ def rounded(bits: Iterable[int | None]) -> int:
     return max(8, min(most + most % 2, USUAL_BITS))
 
 
-def _bits_of(path: Path, digest: bytes) -> int | None:
+def bits_of(path: Path, digest: bytes) -> int | None:
     """Count the bits that an image uses; None where that cannot be found out."""
     try:
         if format_of(start := first_bytes(path)) not in ("PNG", "TIFF") or (

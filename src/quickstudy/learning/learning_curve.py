@@ -42,7 +42,8 @@ _EXPONENTS = np.linspace(0.05, 1.5, 30)
 # Standard deviation of a class's own exponent around the common one: with it, on the clothing photos, forecasts for
 # single classes are no farther off than they say (benchmarks/trust.py).
 _CLASSES_DIFFER = 0.2
-_LARGEST_BATCH = 60_000_000  # logits of subsets that are fitted side by side: 240 MB in float32
+LARGEST_BATCH = 60_000_000
+"""The most logits of subsets that are fitted side by side: 240 MB in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +181,7 @@ def _fit_subsets(
 ) -> NDArray[np.bool_]:
     """Fit a head to each subset (columns), and say of each image (rows) whether it is wrong."""
     sample_weights: Floats = (subsets / subsets.sum(axis=0)).astype(np.float32)
-    together = max(1, _LARGEST_BATCH // (len(labels) * classes))
+    together = max(1, LARGEST_BATCH // (len(labels) * classes))
     wrong = np.empty(subsets.shape, np.bool_)
     for start in range(0, subsets.shape[1], together):
         batch = slice(start, start + together)

@@ -252,7 +252,7 @@ class SolvedSums:
     basis: NDArray[np.float64]
     """The directions in which the second moments are a diagonal, d×d."""
     ridge: Ridge
-    """The head."""
+    """The head in these coordinates."""
 
     @staticmethod
     def of(sums: Sums, grid: Grid, *, widths: Sequence[int]) -> SolvedSums:

@@ -273,9 +273,11 @@ LIMIT = 3.5
 It is the usual cut for such scores (Iglewicz and Hoaglin, 1993).
 """
 _NEIGHBOUR = 10
-_REFERENCES = 5000
+REFERENCES = 5000
+"""The most images that outliers are compared with."""
 _FEWEST = 30
-_BLOCK = 4096
+BLOCK = 4096
+"""Number of images that are compared with the references at a time."""
 
 
 def find_outliers(evidence: Evidence, *, limit: float = LIMIT) -> tuple[Outlier, ...]:
@@ -303,14 +305,14 @@ def distances(features: Floats) -> Floats:
     Where there are many rows, the first ones stand for all; rows in the order of content hashes come at random.
     """
     unit = unit_rows(features)
-    references = unit[:_REFERENCES]
+    references = unit[:REFERENCES]
     place = min(_NEIGHBOUR, len(references) - 1) - 1
     result = np.empty(len(unit), np.float32)
-    for start in range(0, len(unit), _BLOCK):
-        similarity = unit[start : start + _BLOCK] @ references.T
+    for start in range(0, len(unit), BLOCK):
+        similarity = unit[start : start + BLOCK] @ references.T
         own = np.arange(start, min(start + len(similarity), len(references)))
         similarity[own - start, own] = -2
-        result[start : start + _BLOCK] = 1 + np.partition(-similarity, place, axis=1)[:, place]
+        result[start : start + BLOCK] = 1 + np.partition(-similarity, place, axis=1)[:, place]
     return result
 
 

@@ -27,7 +27,8 @@ Integers = NDArray[np.intp]
 
 EXACT_UP_TO = 50_000
 """Number of images up to which all pairs are compared, whatever is installed."""
-_BLOCK = 4096
+BLOCK = 4096
+"""Number of images that are compared with all others at a time."""
 _NEIGHBOURS = 8
 _AXES = 128
 
@@ -112,19 +113,19 @@ def _search_all(rows: Floats, found: _Closest) -> tuple[Integers, Floats]:
     """Find each row's nearest other row and its similarity; pairs that are alike go to `found`."""
     n = len(rows)
     nearest, best = np.zeros(n, np.intp), np.full(n, -2, np.float32)
-    for top in range(0, n, _BLOCK):
-        for left in range(top, n, _BLOCK):
-            block = rows[top : top + _BLOCK] @ rows[left : left + _BLOCK].T
+    for top in range(0, n, BLOCK):
+        for left in range(top, n, BLOCK):
+            block = rows[top : top + BLOCK] @ rows[left : left + BLOCK].T
             if top == left:
                 np.fill_diagonal(block, -2)
             highest = block.max(axis=1)
             # Maxima are quick to find, their places are not; but few rows find a nearer neighbour in a later block.
-            better = np.flatnonzero(highest > best[top : top + _BLOCK])
+            better = np.flatnonzero(highest > best[top : top + BLOCK])
             nearest[top + better] = block[better].argmax(axis=1) + left
             best[top + better] = highest[better]
             if top != left:
                 deepest = block.max(axis=0)
-                better = np.flatnonzero(deepest > best[left : left + _BLOCK])
+                better = np.flatnonzero(deepest > best[left : left + BLOCK])
                 nearest[left + better] = block[:, better].argmax(axis=0) + top
                 best[left + better] = deepest[better]
             above = np.flatnonzero(highest >= found.least)
@@ -146,8 +147,8 @@ def _search_index(rows: Floats, found: _Closest) -> tuple[Integers, Floats]:
     index.add(np.arange(len(rows)), short, threads=usable_cores())
     keys = np.empty((len(rows), _NEIGHBOURS + 1), np.intp)
     similarity = np.empty(keys.shape, np.float32)
-    for start in range(0, len(rows), _BLOCK):
-        part = slice(start, start + _BLOCK)
+    for start in range(0, len(rows), BLOCK):
+        part = slice(start, start + BLOCK)
         keys[part] = index.search(short[part], _NEIGHBOURS + 1, threads=usable_cores()).keys
         similarity[part] = np.einsum("id,ikd->ik", rows[part], rows[keys[part]])
     similarity[keys == np.arange(len(rows))[:, None]] = -2
@@ -163,7 +164,7 @@ def _project(rows: Floats) -> Floats:
     """Project rows on their principal axes, as many as the index is quick with."""
     if rows.shape[1] <= _AXES:
         return rows
-    part = rows[:: max(1, len(rows) // _BLOCK)]
+    part = rows[:: max(1, len(rows) // BLOCK)]
     axes: Floats = np.linalg.eigh(part.T @ part)[1][:, -_AXES:]
     return rows @ axes
 

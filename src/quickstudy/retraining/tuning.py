@@ -36,8 +36,9 @@ from quickstudy.learning.checkpoints import Checkpoints, Interrupts
 from quickstudy.retraining.config import Method
 from quickstudy.retraining.network import SuffixNetwork
 
-_CHECKPOINT_SECONDS = 20.0
-_SHARES = (0.75, 0.5, 0.25)
+CHECKPOINT_SECONDS = 20.0
+"""Seconds between checkpoints of fine-tuning."""
+SHARES = (0.75, 0.5, 0.25)
 """Shares of the trained weights in the mean, most first; 1 was never better than 3/4 on images held out."""
 
 
@@ -114,12 +115,12 @@ def fine_tune(
         TrainingError: the loss is not a number any more.
         RunError: a checkpoint cannot be written.
     """
-    training = _Training(network, train, validation, method, class_weights, checkpoints)
+    training = Training(network, train, validation, method, class_weights, checkpoints)
     with Interrupts() as interrupts:
         return training.run(note, interrupts)
 
 
-class _Training:
+class Training:
     """Holds what the steps of one fine-tuning share, and makes them."""
 
     def __init__(
@@ -164,7 +165,7 @@ class _Training:
                 self._compare()
                 stopped = self._is_enough()
             note(self.step, self.steps, self._kept())
-            if interrupts.pending is not None or time.monotonic() - saved > _CHECKPOINT_SECONDS:
+            if interrupts.pending is not None or time.monotonic() - saved > CHECKPOINT_SECONDS:
                 self._save()
                 saved = time.monotonic()
                 interrupts.raise_pending()
@@ -223,7 +224,7 @@ class _Training:
         training_loss = float(np.mean(self.losses)) if self.losses else None
         with self.averages.applied():
             trained = [parameter.detach().clone() for parameter in self.network.parameters()]
-            for share in _SHARES if self.step else (0.0,):
+            for share in SHARES if self.step else (0.0,):
                 self._mix(trained, share)
                 logits = suffix_logits(self.network, self.validation)
                 candidate = Candidate(
@@ -234,7 +235,7 @@ class _Training:
                     log_loss=float(functional.cross_entropy(logits, labels)),
                     training_loss=training_loss,
                 )
-                if self._is_borne(candidate):
+                if self.is_borne(candidate):
                     self.kept_weights = copy.deepcopy(self.network.state_dict())
                     break
         self.candidates.append(candidate)
@@ -246,11 +247,12 @@ class _Training:
         for parameter, before, after in zip(self.network.parameters(), self.start, trained, strict=True):
             parameter.copy_(before.lerp(after, share))
 
-    def _is_borne(self, candidate: Candidate) -> bool:
+    def is_borne(self, candidate: Candidate) -> bool:
+        """Say whether a candidate gets no fewer validation images right than the head that it began from."""
         return not self.candidates or candidate.right >= self.candidates[0].right
 
     def _kept(self) -> Candidate:
-        return next(candidate for candidate in reversed(self.candidates) if self._is_borne(candidate))
+        return next(candidate for candidate in reversed(self.candidates) if self.is_borne(candidate))
 
     def _is_enough(self) -> bool:
         return self.step // self.per_epoch - self._kept().epoch >= self.method.patience

@@ -169,7 +169,7 @@ class Dense(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Take N×inputs to N×outputs."""
-        if x.ndim != 2 or x.dtype is not torch.float32 or x.device.type != "cpu" or not _onednn_is_faster():
+        if x.ndim != 2 or x.dtype is not torch.float32 or x.device.type != "cpu" or not onednn_is_faster():
             return super().forward(x)
         if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or torch._C._get_tracing_state():
             return super().forward(x)  # a graph for others has the standard operator
@@ -203,7 +203,8 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 @functools.cache
-def _onednn_is_faster() -> bool:
+def onednn_is_faster() -> bool:
+    """Say whether dense layers are to multiply in oneDNN on this processor, since MKL is slower there."""
     able = torch.cpu.get_capabilities()
     there = bool(torch.backends.mkldnn.enabled) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return there and bool(able.get("avx512_f")) and "intel" not in str(able.get("cpu_name", "intel")).lower()
