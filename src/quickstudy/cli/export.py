@@ -142,7 +142,7 @@ def _convert(
         model,
         output or model.with_suffix(f".{kind}.onnx"),
         kind,
-        calibrate=photos_for_calibration(calibrate, index) if calibrate else (),
+        calibrate=photos_for_calibration(calibrate, index, load(model).labelling) if calibrate else (),
         check=photos_for_checking(check, load(model), index) if check else (),
         force=force,
         progress=progress_for(quiet=quiet),

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.errors import HeadError
-from quickstudy.learning.calibration import probabilities_of
 from quickstudy.learning.features import Floats, in_small_space, prepare_features, signed_sqrt
-from quickstudy.learning.strengths import FOLDS, CrossValidation, Found, Integers, deal_out, find_strength, log_losses
+from quickstudy.learning.links import FOLDS, Kind, link_of
+from quickstudy.learning.strengths import CrossValidation, Found, Integers, deal_out, find_strength, log_losses
 
 _TEMPERATURES = (0.25, 16.0)
 _FEWEST_COMPARED = 50  # held-out images
@@ -43,8 +43,10 @@ class PathPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """A fitted classifier: class probabilities are softmax(signed_sqrt(bottleneck) · weights + biases)."""
+    """A fitted classifier: class probabilities are those of signed_sqrt(bottleneck) · weights + biases, by its kind."""
 
+    kind: Kind
+    """Whether images are of one class, and probabilities the softmax of the logits, or may have several labels."""
     weights: Floats
     """The weights, d×K, scale and temperature included."""
     biases: Floats
@@ -56,11 +58,12 @@ class Head:
     held_out: Integers
     """Row numbers (m) of the plain images that were held out, once each, in cross-validation."""
     held_out_classes: Integers
-    """Class numbers (m) of the held-out images as predicted by the fit that had not seen them."""
+    """Class numbers (m) of the held-out images as predicted by the fit that had not seen them; where there may be
+    several labels, the most probable ones."""
     held_out_logits: Floats
     """Calibrated logits (m×K) of the held-out images: those of the fit that had not seen them, by the temperature."""
     held_out_right: int
-    """Number of held-out images that were predicted right."""
+    """Number of held-out images that were predicted right, in all labels where there may be several."""
     temperature: float
     """The number by which logits were divided to calibrate them on the held-out images; above 1, to be less sure."""
     iterations: int
@@ -91,7 +94,8 @@ def fit_head(
 
     Args:
         bottlenecks: n×d, one row an image and view.
-        labels: n class numbers from 0 to `classes` - 1; each class has at least one row.
+        labels: n class numbers from 0 to `classes` - 1, each class with at least one row; or marks, n×K, 1 where the
+            image has the label, each label on some rows and not on others.
         keys: n content hashes; rows with the same key stay in one fold.
         classes: number of classes K.
         widths: number of features in each group, in their order, where groups are scaled each by a number of its own;
@@ -101,7 +105,7 @@ def fit_head(
         l2: take this strength instead of choosing one; cross-validation then scores it alone.
 
     Raises:
-        HeadError: fewer than two classes, a class without rows, or values that are not finite.
+        HeadError: fewer than two classes, a class without rows, a label on all rows, or values that are not finite.
     """
     return _Search(bottlenecks, labels, keys, classes, widths, plain, balanced, l2).head()
 
@@ -182,8 +186,15 @@ class _Search:
         near: float | None = None,
     ) -> None:
         """Take what `fit_head` takes, and a strength that was best for other features of the images."""
-        counts = np.bincount(labels, minlength=classes)
-        if classes < 2 or not counts.all():
+        self.link = link_of(labels)
+        counts = self.link.counts(labels, classes)
+        if self.link.kind == "several":
+            if not counts.all() or (counts == len(labels)).any() or balanced:
+                raise HeadError(
+                    "The head needs labels that are on some images and not on others, weighed as they are; got counts "
+                    f"{counts.tolist()} of {len(labels)}"
+                )
+        elif classes < 2 or not counts.all():
             raise HeadError(
                 f"The head needs at least 2 classes with at least 1 image each; got counts {counts.tolist()}"
             )
@@ -213,6 +224,7 @@ class _Search:
         weights = self.back(fit.weights[0]) / (self.features.scale[:, None] * self.temperature)
         predicted = self.logits.argmax(axis=1)
         return Head(
+            kind=self.link.kind,
             weights=weights.astype(np.float32),
             biases=(fit.biases[0] / self.temperature - self.features.mean @ weights).astype(np.float32),
             l2=self.found.best.l2,
@@ -220,7 +232,7 @@ class _Search:
             held_out=self.held_out,
             held_out_classes=predicted,
             held_out_logits=self.logits / np.float32(self.temperature),
-            held_out_right=int(np.sum(predicted == self.truth)),
+            held_out_right=int(self.link.right(self.logits, self.truth).sum()),
             temperature=self.temperature,
             iterations=fit.iterations,
             gap=fit.gap,
@@ -263,12 +275,11 @@ def fit_temperature(logits: NDArray[np.floating], labels: Integers) -> float:
     """
     if len(labels) < 50:
         return 1.0
-    z = logits.astype(np.float64)
-    z -= z[np.arange(len(z)), labels][:, None]
+    z, link = logits.astype(np.float64), link_of(labels)
     coldest, hottest = _TEMPERATURES
     while hottest > coldest * (1 + 1e-4):
         middle = (coldest * hottest) ** 0.5
-        if np.mean((probabilities_of(z / middle) * z).sum(axis=1)) > 0:
+        if link.slope(z, labels, middle) > 0:
             coldest = middle
         else:
             hottest = middle

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.learning.features import Features, Floats
+from quickstudy.learning.links import FOLDS, link_of
 from quickstudy.learning.softmax import Fit, fit_softmax
 
 Integers = NDArray[np.intp]
@@ -34,13 +35,13 @@ _T = TypeVar("_T", bound="Scout")
 
 STRENGTHS = tuple(10.0 ** (half / 2) for half in range(4, -13, -1))  # 100 down to 1e-6
 FIRST = 6  # 10^-1 is where the walk begins
-FOLDS = 5
 _PRECISION = 1e-4
 # What cross-validation tells apart: log losses that differ by a thousandth of a nat.
 _SELECTION_PRECISION = 1e-3
 _NOTICEABLE = 1e-3  # nats
 _LARGEST_BATCH = 60_000_000  # logits of the folds that are fitted side by side: 240 MB in float32
 _MANY = 5000  # plain images, from which one fold of them scouts
+_MANY_MARKS = 50_000  # plain images times labels, where an image may have several
 _LEAST_PART = 15_000  # rows
 _LARGEST_PART = 50_000  # rows
 _PART = 4  # times as many rows has the next part
@@ -53,22 +54,13 @@ def deal_out(labels: Integers, keys: Sequence[bytes]) -> tuple[Integers, Integer
     so that folds are even. The only image of a class is never held out, since nothing else could stand for it: its
     first number is -1.
 
+    Where an image may have several labels, folds are dealt out by iterative stratification, so that each has its share
+    of each label, and the numbers are those of a fold.
+
     Returns:
         Two numbers a row, each n; rows of the same key and class have the same ones.
     """
-    dealt, places = np.full(len(labels), -1, np.intp), np.zeros(len(labels), np.intp)
-    number = 0
-    rows_by_label: dict[int, dict[bytes, list[int]]] = {}
-    for row, (label, key) in enumerate(zip(labels.tolist(), keys, strict=True)):
-        rows_by_label.setdefault(label, {}).setdefault(key, []).append(row)
-    for label in sorted(rows_by_label):
-        rows_by_key = rows_by_label[label]
-        if len(rows_by_key) < 2:
-            continue
-        for place, key in enumerate(sorted(rows_by_key)):
-            dealt[rows_by_key[key]], places[rows_by_key[key]] = number, place
-            number += 1
-    return dealt, places
+    return link_of(labels).deal_out(labels, keys)
 
 
 def assign_folds(labels: Integers, keys: Sequence[bytes], *, folds: int = FOLDS) -> Integers:
@@ -119,6 +111,7 @@ class CrossValidation:
     ) -> None:
         """Take rows in the order of their folds, with their numbers from `deal_out`, and whether they are view 0."""
         self.features, self.labels, self.classes = features, labels, classes
+        self.link = link_of(labels)
         self.dealt, self.places, self.plain = dealt, places, plain
         folds = np.where(dealt < 0, -1, dealt % FOLDS)
         self.held_out = np.flatnonzero((folds >= 0) & plain)
@@ -126,6 +119,8 @@ class CrossValidation:
         self.importance = importance
         self.used = np.arange(max(int(folds.max(initial=-1)) + 1, 1))
         self.sample_weights = _normalise(importance[:, None] * (folds[:, None] != self.used))
+        images = len(self.held_out)
+        self.many = images * classes >= _MANY_MARKS if self.link.kind == "several" else images >= _MANY
         self.together = max(1, _LARGEST_BATCH // (len(labels) * classes))
 
     def score(self, l2: float, start: Start | None, first: Scout | None = None) -> Trial:
@@ -145,8 +140,8 @@ class CrossValidation:
         truth = self.labels[self.held_out]
         return Trial(
             l2=l2,
-            losses=log_losses(logits, truth),
-            right=logits.argmax(axis=1) == truth,
+            losses=self.link.log_losses(logits, truth),
+            right=self.link.right(logits, truth),
             logits=logits,
             weights=by_fold[0],
             biases=by_fold[1],
@@ -159,8 +154,8 @@ class CrossValidation:
         logits = self.features.logits(rows, fit.weights[0], fit.biases[0])
         return Scout(
             l2=l2,
-            losses=log_losses(logits, self.labels[rows]),
-            right=logits.argmax(axis=1) == self.labels[rows],
+            losses=self.link.log_losses(logits, self.labels[rows]),
+            right=self.link.right(logits, self.labels[rows]),
             weights=fit.weights,
             biases=fit.biases,
         )
@@ -230,7 +225,7 @@ def find_strength(validation: CrossValidation, *, l2: float | None, near: float 
         near: a strength that was best for much the same images; the walk begins one stronger.
     """
     first = FIRST if near not in STRENGTHS else max(STRENGTHS.index(near) - 1, 0)
-    many = len(validation.held_out) >= _MANY
+    many = validation.many
     if not many and (l2 is not None or not len(validation.held_out)):
         trial = validation.score(STRENGTHS[first] if l2 is None else l2, None)
         return Found(best=trial, trials=(trial,), scouts=())
@@ -296,8 +291,5 @@ def _normalise(weights: NDArray[np.float64]) -> Floats:
 
 
 def log_losses(logits: NDArray[np.floating], labels: Integers) -> NDArray[np.float64]:
-    """Work out the log loss of each row (m), in nats, from logits (m×K) and class numbers (m)."""
-    z = logits.astype(np.float64)
-    z -= z.max(axis=1, keepdims=True)
-    losses: NDArray[np.float64] = np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), labels]
-    return losses
+    """Work out the log loss of each row (m), in nats, from logits (m×K) and class numbers (m), or marks (m×K)."""
+    return link_of(labels).log_losses(logits, labels)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from quickstudy.errors import ImageSetError
 from quickstudy.images.census import take_census
 from quickstudy.images.imageset import list_images, load_image_set
+from quickstudy.images.manifests import ONE_EACH, Labelling
 from quickstudy.learning.scores import Paired
 from quickstudy.models.format import golden_images
 from quickstudy.models.model import Model
@@ -27,8 +28,8 @@ class Photo:
 
     path: Path
     """Path of the file."""
-    label: str | None = None
-    """The name of its class; None where that is not known."""
+    labels: tuple[str, ...] | None = None
+    """Names of its classes, sorted; None where they are not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class Agreement:
     n: int
     """Number of images that both could use."""
     same: int
-    """Number of these that both take for the same class."""
+    """Number of these that both take for the same class, or give the same labels."""
     largest_difference: float
     """Largest difference of a probability, over all images and classes, from 0 to 1."""
     mean_difference: float
@@ -132,13 +133,15 @@ def agreement_of(
                 continue
             difference = np.abs(new.probabilities - old.probabilities)
             largest, total = max(largest, float(difference.max())), total + float(difference.mean())
-            said, says = before.rank(old.probabilities, 1)[0][0], after.rank(new.probabilities, 1)[0][0]
+            said, says = (
+                tuple(sorted(one.labels(p))) for one, p in ((before, old.probabilities), (after, new.probabilities))
+            )
             n, same = n + 1, same + (said == says)
             refused[0] += before.is_none_of_these(old.strangeness)
             refused[1] += after.is_none_of_these(new.strangeness)
-            if photo.label in before.classes:
-                right_before.append(said == photo.label)
-                right_after.append(says == photo.label)
+            if photo.labels is not None and set(photo.labels) <= set(before.classes):
+                right_before.append(said == photo.labels)
+                right_after.append(says == photo.labels)
     finally:
         progress.finish()
     if not n:
@@ -180,7 +183,7 @@ def photos_for_checking(source: Path, model: Model, index: Path | None) -> list[
         ImageSetError: there are none.
     """
     try:
-        census = take_census(source, index)
+        census = take_census(source, index, labelling=model.labelling)
     except ImageSetError:
         return [Photo(path=path) for path in _all_images(source)]
     try:
@@ -188,17 +191,22 @@ def photos_for_checking(source: Path, model: Model, index: Path | None) -> list[
     except ImageSetError:
         return [Photo(path=content.path) for content in census.contents.values()]
     certain = judgement.is_test is True
-    return [Photo(path=content.path, label=content.label if certain else None) for content in judgement.contents]
+    return [Photo(path=content.path, labels=content.labels if certain else None) for content in judgement.contents]
 
 
-def photos_for_calibration(source: Path, index: Path | None) -> list[Path]:
+def photos_for_calibration(source: Path, index: Path | None, labelling: Labelling = ONE_EACH) -> list[Path]:
     """List the images under a folder or in a manifest, without those for the test, which are for checking.
+
+    Args:
+        source: the folder or manifest.
+        index: the stat index; none if left out.
+        labelling: how labels are to be read.
 
     Raises:
         ImageSetError: there are none.
     """
     try:
-        census = take_census(source, index)
+        census = take_census(source, index, labelling=labelling)
     except ImageSetError:
         return _all_images(source)
     return [content.path for content in census.contents.values() if not (census.given and content.role == "test")]

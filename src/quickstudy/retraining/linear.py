@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.cuts import LEVELS
 from quickstudy.bottlenecks.extraction import Extraction
 from quickstudy.errors import BackboneError
+from quickstudy.learning.answers import MOST_PROBABLE, Answer, choose_thresholds
 from quickstudy.learning.features import Floats
+from quickstudy.learning.links import Integers, link_of
 from quickstudy.learning.selection import Head, LevelsCompared, choose_head, fit_head
-from quickstudy.learning.strangeness import Strangeness, fit_strangeness
+from quickstudy.learning.strangeness import Strangeness, fit_strangeness, learn_examples
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.roles import Roles
 from quickstudy.retraining.config import RetrainConfig
@@ -32,6 +34,9 @@ class Linear:
     """Network, cut at what the head sees: `features` or `levels`."""
     extraction: Extraction
     train: list[bytes]
+    targets: Integers
+    """Class numbers of the training images (n), or marks of their labels (n×K)."""
+    answer: Answer
     compared: LevelsCompared | None = None
     """What was found of the last features and of all levels; None where they were not compared."""
     strangeness: Strangeness | None = None
@@ -54,6 +59,12 @@ class Linear:
         """Work out the calibrated logits (n×K) of images, given by content hash."""
         return self.head.logits(self.features(digests))
 
+    def strange(self, digests: list[bytes]) -> NDArray[np.floating]:
+        """Work out the strangeness (n) of images, given by content hash."""
+        if self.strangeness is None:
+            return np.zeros(len(digests))
+        return self.strangeness.of(self.extraction.gather(digests), self.logits(digests))
+
     @property
     def unseen(self) -> tuple[Unseen, ...]:
         """What cross-validation said of the training images."""
@@ -71,50 +82,76 @@ class Linear:
 
     def write(self, path: Path, *, classes: Sequence[str], training: dict[str, Any], roles: Roles | None) -> None:
         """Write it as a model."""
-        linear = LinearHead(weights=self.head.weights, biases=self.head.biases)
+        linear = LinearHead(weights=self.head.weights, biases=self.head.biases, link=self.answer.link)
         write_model(
-            path, self.net, linear, classes=classes, training=training, roles=roles, strangeness=self.strangeness
+            path,
+            self.net,
+            linear,
+            classes=classes,
+            training=training,
+            roles=roles,
+            strangeness=self.strangeness,
+            answer=self.answer,
         )
 
-    def with_strangeness(self, numbered: Mapping[bytes, int]) -> Linear:
+    def with_strangeness(self, examples: list[bytes]) -> Linear:
         """Learn, from the last features of the training images, what tells strange images from these.
 
+        Where an image may have several labels there is nothing to learn: one of none of them simply has none.
+
         Args:
-            numbered: class number of each training image, by content hash, in the order of `train`.
+            examples: content hashes of images of none of the classes; empty where there are none.
         """
+        if self.head.kind == "several":
+            return self
+        last = self.extraction.gather(self.train)
+        learned = None
+        if examples:
+            learned = learn_examples(
+                last,
+                self.train,
+                self.extraction.gather(examples),
+                examples,
+                self.logits(examples),
+                judged=self.head.held_out,
+                widths=self.extraction.backbone.widths,
+            )
         strangeness = fit_strangeness(
-            self.extraction.gather(self.train),
-            np.array(list(numbered.values()), np.intp),
+            last,
+            self.targets,
             self.head.held_out_logits,
             classes=len(self.head.biases),
             held_out=self.head.held_out,
+            examples=learned,
         )
         return replace(self, strangeness=strangeness)
 
 
-def learn_head(net: Backbone, extraction: Extraction, numbered: Mapping[bytes, int], config: RetrainConfig) -> Linear:
+def learn_head(
+    net: Backbone, extraction: Extraction, train: list[bytes], targets: Integers, config: RetrainConfig
+) -> Linear:
     """Fit the head to its optimum, on the last features or on all levels, as the configuration says.
 
     Args:
         net: the network, cut at the features.
         extraction: has the images' bottlenecks.
-        numbered: class number of each image, by content hash, in the order of the hashes; each class has an image.
+        train: content hashes of the images (n), sorted.
+        targets: their class numbers (n), each class with an image, or marks of their labels (n×K).
         config: what the head may see, and how it is fitted.
 
     Raises:
         BackboneError: levels were asked for of a network that has none.
     """
     views = range(extraction.views + 1)
-    train, numbers = list(numbered), np.array(list(numbered.values()), np.intp)
     if config.levels == "all" and not net.levels:
         raise BackboneError(
             f"'{net.name}' has no feature maps, so it has no levels; leave out --levels, or use another backbone"
         )
     levels = config.seen != "last" and bool(net.levels)
     bottlenecks = np.concatenate([extraction.gather(train, view, levels=levels) for view in views])
-    examples = np.tile(numbers, len(views)), train * len(views)
+    examples = np.concatenate([targets] * len(views)), train * len(views)
     options: dict[str, Any] = {
-        "classes": int(numbers.max()) + 1,
+        "classes": int(targets.max()) + 1 if targets.ndim == 1 else targets.shape[1],
         "plain": np.repeat(np.array([view == 0 for view in views]), len(train)),
         "balanced": config.class_weight == "balanced",
         "l2": config.l2,
@@ -124,4 +161,9 @@ def learn_head(net: Backbone, extraction: Extraction, numbered: Mapping[bytes, i
         head, compared = choose_head(bottlenecks, *examples, last=net.widths, widths=net.kept.widths, **options)
     else:
         head = fit_head(bottlenecks, *examples, widths=(net.kept if levels else net).widths, **options)
-    return Linear(head, net.kept if len(head.weights) > net.cut_shape[0] else net, extraction, train, compared)
+    answer, link = MOST_PROBABLE, link_of(targets)
+    if link.kind == "several":
+        unseen = link.probabilities(head.held_out_logits)
+        answer = choose_thresholds(unseen, targets[head.held_out], precision=config.least_precision)
+    seen = net.kept if len(head.weights) > net.cut_shape[0] else net
+    return Linear(head, seen, extraction, train, targets, answer, compared)
