@@ -137,9 +137,7 @@ def test_without_the_option_it_is_a_class_and_a_line_says_so(cached: Path, run: 
 def test_a_name_that_is_not_there_and_too_few_are_errors(folder: Path, tmp_path: Path) -> None:
     cache = folder / "cache"
     with pytest.raises(ImageSetError, match="labelled 'nothing'"):
-        quickstudy.retrain(
-            folder / "photos", tmp_path / "m.onnx", cache=folder / "cache", backbone="small", none="nothing"
-        )
+        quickstudy.retrain(folder / "photos", tmp_path / "m.onnx", cache=cache, backbone="small", none="nothing")
     for name in (*KINDS, "other"):
         (tmp_path / "few" / name).mkdir(parents=True)
         for file in sorted((folder / "photos" / name).iterdir())[: 5 if name == "other" else 20]:

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 from quickstudy.learning.drift import RATE, DriftWatch, simulate
-
-STEPS = np.concatenate([np.arange(0, 0.9, 0.05), np.arange(0.9, 0.99, 0.01), np.arange(0.99, 1.0001, 0.0025)])
+from quickstudy.learning.strangeness import SHARES
 
 
 def strangeness(own: np.ndarray, come: np.ndarray) -> list[float]:
     """The share of own scores that are below each score that comes, as models tell it."""
-    return np.interp(come, np.quantile(own, STEPS), STEPS).tolist()
+    return np.interp(come, np.quantile(own, SHARES), SHARES).tolist()
 
 
 def test_no_alarm_in_twenty_times_ten_thousand_ordinary_photos() -> None:

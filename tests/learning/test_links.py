@@ -10,7 +10,7 @@ import pytest
 from scipy import optimize, special
 
 from quickstudy.errors import HeadError
-from quickstudy.images.stratified import spread_evenly
+from quickstudy.images.drawn_roles import spread_evenly
 from quickstudy.learning.features import prepare_features
 from quickstudy.learning.links import FOLDS, ONE_OF, SEVERAL_OF, link_named, link_of
 from quickstudy.learning.selection import fit_head, fit_temperature

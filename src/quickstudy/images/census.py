@@ -20,7 +20,7 @@ import gc
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -32,23 +32,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.errors import ImageSetError, UnusableImageError
+from quickstudy.images.drawn_roles import RolesBefore, draw_tests, draw_tests_of_several, draw_validation
 from quickstudy.images.identity import Stamp, StatIndex, read_image_file, stamp_of
 from quickstudy.images.imageset import EXPECTED, ImageFile, ImageSet, Skipped, Split, as_label, load_image_set
 from quickstudy.images.listing import alike
 from quickstudy.images.manifests import ONE_EACH, Labelling
-from quickstudy.images.stratified import spread_evenly
 from quickstudy.process import usable_cores
 from quickstudy.progress import Progress, silent
 
-TEST_SHARE = 0.2
-"""Share of each class's images that is drawn for the test, between 0 and 1."""
 FEWEST_EXAMPLES = 10
 """The fewest examples of none of the classes to learn from."""
 LeftOut = Literal["unusable", "conflict", "unlabelled", "single"]
-RolesBefore = Callable[[bytes], Split | None]
-"""The role that an earlier model has for a content; None where it does not know it."""
 
-_MANY_IMAGES = 1000
 _MOST_NAMED = 3
 _HASHED_TOGETHER = 32
 _STRICTEST: tuple[Split, ...] = ("test", "validation", "train")
@@ -491,85 +486,3 @@ def _contents(
 def _given_roles(files: Sequence[ImageFile]) -> set[Split]:
     """List the roles that the files of a content came with; those without a split are for training."""
     return {file.split or "train" for file in files}
-
-
-def draw_tests(
-    labels: Mapping[bytes, Hashable], *, test_share: float = TEST_SHARE, before: RolesBefore | None = None
-) -> dict[bytes, Split]:
-    """Decide by their hashes which contents are for the test and which to train on.
-
-    About `test_share` of each class is for the test, and where a class has two images, each side gets at least one: the
-    image with the lowest or the highest hash changes sides for that.
-
-    Args:
-        labels: what is the same for images of one class, by content hash.
-        test_share: between 0 and 1.
-        before: the role of a content in an earlier model, whose tests stay tests and whose other images become none.
-    """
-    roles: dict[bytes, Split] = {}
-    for digests in _by_class(labels):
-        known = {digest: role for digest in digests if (role := before(digest))} if before is not None else {}
-        free = [digest for digest in digests if digest not in known] if known else digests
-        tested = {digest for digest in free if _position(digest) < test_share}
-        tested.update(digest for digest, role in known.items() if role == "test")
-        if len(digests) > 1 and free:
-            if not tested:
-                tested.add(free[0])
-            elif len(tested) == len(digests):
-                tested.remove(free[-1])
-        roles.update((digest, "test" if digest in tested else "train") for digest in digests)
-    return {digest: roles[digest] for digest in labels}
-
-
-def draw_tests_of_several(
-    labels: Mapping[bytes, tuple[str, ...]], *, test_share: float = TEST_SHARE, before: RolesBefore | None = None
-) -> dict[bytes, Split]:
-    """Decide which contents with several labels are for the test, so that each label has its share on either side.
-
-    See `spread_evenly`; which image of a label it is, the hashes decide. The roles of an earlier model stand.
-
-    Args:
-        labels: names by content hash.
-        test_share: between 0 and 1.
-        before: as for `draw_tests`.
-    """
-    known = {digest: role for digest in labels if (role := before(digest))} if before is not None else {}
-    parts = {digest: int(role == "test") for digest, role in known.items()}
-    drawn = spread_evenly(labels, (1 - test_share, test_share), given=parts)
-    return {digest: "test" if drawn[digest] else "train" for digest in labels}
-
-
-def draw_validation(labels: Mapping[bytes, Hashable]) -> dict[bytes, Split]:
-    """Decide by their hashes which of the contents to train on are chosen by instead.
-
-    About `held_out_share` of each class, at least one of a class that has two, and never all.
-    """
-    share = held_out_share(len(labels))
-    roles: dict[bytes, Split] = {}
-    for digests in _by_class(labels):
-        ranked = sorted(digests, key=_second_position)
-        wanted = sum(_second_position(digest) < share for digest in ranked)
-        chosen = ranked[: min(max(wanted, 1), len(ranked) - 1)]
-        roles.update((digest, "validation" if digest in chosen else "train") for digest in digests)
-    return {digest: roles[digest] for digest in labels}
-
-
-def held_out_share(images: int) -> float:
-    """Return the share of the images to train on that validates where no split is given: 0.1, or 0.2 of under 1,000."""
-    return 0.1 if images >= _MANY_IMAGES else 0.2
-
-
-def _by_class(labels: Mapping[bytes, Hashable]) -> list[list[bytes]]:
-    by_class: dict[Hashable, list[bytes]] = {}
-    for digest in sorted(labels):
-        by_class.setdefault(labels[digest], []).append(digest)
-    return list(by_class.values())
-
-
-def _position(digest: bytes) -> float:
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def _second_position(digest: bytes) -> float:
-    # Other bytes than those that decide about the test, so that one draw says nothing about the other.
-    return int.from_bytes(digest[8:16], "big") / 2**64

@@ -24,12 +24,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from quickstudy.learning.strangeness import SHARES
+
 RATE = 1e-6
 """False alarms an image that are tolerated, at most."""
 _POWERS = (0.1, 0.3, 0.5, 0.7, 0.9)
 _MOST_EVIDENCE = 1e100
-_EDGES = tuple(i / 20 for i in range(1, 18)) + tuple(i / 100 for i in range(90, 100)) + (0.9925, 0.995, 0.9975)
-"""Strangeness between these counts as equal: the knots of its scale, between which it is interpolated."""
+_EDGES: tuple[float, ...] = tuple(SHARES[1:-1].tolist())
+"""Strangeness between these counts as equal, since it is interpolated there."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from quickstudy.images.stratified import spread_evenly
+from quickstudy.images.drawn_roles import spread_evenly
 from quickstudy.learning.calibration import probabilities_of
 
 Integers = NDArray[np.intp]
@@ -41,12 +41,12 @@ class Link(Protocol):
         """Take away, in place, what parameters (sets×K×d) can all be shifted by without any effect; return them."""
 
     def given(self, logits: Real) -> tuple[Real, Real]:
-        """Work out probabilities (sets×K×rows), and what `losses` needs (sets×rows or sets×K×rows)."""
+        """Work out probabilities (sets×K×rows), and what `losses` and `residual` need besides."""
 
     def losses(self, logits: Real, more: Real, targets: Integers, weights: Real) -> NDArray[np.float64]:
         """Sum up the rows' losses (sets×units), each by its weight (sets×rows)."""
 
-    def residual(self, logits: Real, probabilities: Real, targets: Integers, weights: Real) -> Real:
+    def residual(self, probabilities: Real, more: Real, targets: Integers, weights: Real) -> Real:
         """Work out the weighted losses' derivative by the logits (sets×K×rows)."""
 
     def bend(self, moved: Real, probabilities: Real) -> Real:
@@ -107,7 +107,7 @@ class _OneOf:
         summed: NDArray[np.float64] = np.einsum("fn,fn->f", more - of_labels, weights, dtype=np.float64)
         return summed[:, None]
 
-    def residual(self, logits: Real, probabilities: Real, targets: Integers, weights: Real) -> Real:
+    def residual(self, probabilities: Real, more: Real, targets: Integers, weights: Real) -> Real:
         found: Real = probabilities * weights[:, None]
         # 1 - p of the label as the sum of the others: the difference keeps no digit where p is nearly 1.
         positions = np.arange(len(targets))
@@ -185,21 +185,23 @@ class _SeveralOf:
         return by_class
 
     def given(self, logits: Real) -> tuple[Real, Real]:
+        # 1 - p apart from p: the difference keeps no digit where p is nearly 1.
         less = np.exp(-np.abs(logits))
-        p = np.where(logits > 0, 1, less)
-        p /= 1 + less
-        return p, np.log1p(less)
+        rarer = less / (1 + less)
+        likely = 1 - rarer
+        above = logits > 0
+        return np.where(above, likely, rarer), np.where(above, rarer, likely)
 
     def losses(self, logits: Real, more: Real, targets: Integers, weights: Real) -> NDArray[np.float64]:
-        each = more + np.maximum(logits, 0) - logits * targets.T
-        found: NDArray[np.float64] = np.einsum("fkn,fn->fk", each, weights, dtype=np.float64)
+        each = np.abs(logits)  # the loss is log(1 + exp(-|z|)), and |z| more where the label is not what z says
+        loss = np.log1p(np.exp(-each))
+        each *= (logits > 0) != targets.T
+        loss += each
+        found: NDArray[np.float64] = np.matmul(loss, weights[:, :, None])[:, :, 0].astype(np.float64)
         return found
 
-    def residual(self, logits: Real, probabilities: Real, targets: Integers, weights: Real) -> Real:
-        # 1 - p as the probability of the opposite: the difference keeps no digit where p is nearly 1.
-        signs = np.where(targets.T, -1, 1).astype(logits.dtype)
-        found: Real = self.given(logits * signs)[0]
-        found *= signs
+    def residual(self, probabilities: Real, more: Real, targets: Integers, weights: Real) -> Real:
+        found: Real = np.where(targets.T, -more, probabilities)
         found *= weights[:, None]
         return found
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,16 @@ from numpy.typing import NDArray
 from quickstudy.errors import HeadError
 from quickstudy.learning.features import Floats, in_small_space, prepare_features, signed_sqrt
 from quickstudy.learning.links import FOLDS, Kind, link_of
-from quickstudy.learning.strengths import CrossValidation, Found, Integers, deal_out, find_strength, log_losses
+from quickstudy.learning.strengths import (
+    CrossValidation,
+    Found,
+    Integers,
+    Trial,
+    choose_strength,
+    deal_out,
+    fit_folds,
+    log_losses,
+)
 
 _TEMPERATURES = (0.25, 16.0)
 _FEWEST_COMPARED = 50  # held-out images
@@ -143,7 +153,8 @@ def choose_head(
     """Fit a head to the last features, another one to all levels, and take the one that cross-validation prefers.
 
     Of two that differ by no more than chance, it is the head on the last features. Nothing is compared where fewer than
-    50 images are held out.
+    50 images are held out. Where there are so many that one fold scouts for the strength, its images tell, before
+    calibration; the other folds are fitted for what was chosen alone.
 
     Args:
         kept: n×d, one row an image and view: the last features and behind them what earlier blocks know.
@@ -160,7 +171,7 @@ def choose_head(
     one = _Search(kept[:, : sum(last)], labels, keys, classes, widths=last, **options)
     if len(one.held_out) < _FEWEST_COMPARED:
         return one.head(), None
-    other = _Search(kept, labels, keys, classes, widths=widths, near=one.found.best.l2, **options)
+    other = _Search(kept, labels, keys, classes, widths=widths, near=one.chosen.l2, **options)
     before, after = one.log_losses(), other.log_losses()
     compared = LevelsCompared(
         log_loss_last=float(before.mean()),
@@ -208,14 +219,30 @@ class _Search:
         self.validation = CrossValidation(
             self.features, labels[order], dealt[order], places[order], plain[order], importance[order], classes
         )
-        self.found = find_strength(self.validation, l2=l2, near=near)
-        in_order = np.argsort(order[self.validation.held_out])  # of the rows, not of their folds
-        self.held_out = order[self.validation.held_out][in_order]
-        self.logits, self.truth = self.found.best.logits[in_order], labels[self.held_out]
-        self.temperature = fit_temperature(self.logits, self.truth)
+        self.chosen, self.tried = choose_strength(self.validation, l2=l2, near=near)
+        self._in_order = np.argsort(order[self.validation.held_out])  # of the rows, not of their folds
+        self.held_out = order[self.validation.held_out][self._in_order]
+        self.truth = labels[self.held_out]
+
+    @cached_property
+    def found(self) -> Found:
+        """The fits of all folds at the chosen strength."""
+        return fit_folds(self.validation, self.chosen, self.tried)
+
+    @cached_property
+    def logits(self) -> Floats:
+        """Logits of the held-out rows, by the fits that had not seen them."""
+        return self.found.best.logits[self._in_order]
+
+    @cached_property
+    def temperature(self) -> float:
+        """The number to divide logits by."""
+        return fit_temperature(self.logits, self.truth)
 
     def log_losses(self) -> NDArray[np.float64]:
-        """Work out the log losses of the held-out rows, in nats, after calibration."""
+        """Work out the log losses of the held-out rows, in nats, after calibration; a scout's are those of one fold."""
+        if not isinstance(self.chosen, Trial):
+            return self.chosen.losses
         return log_losses(self.logits / np.float32(self.temperature), self.truth)
 
     def head(self) -> Head:

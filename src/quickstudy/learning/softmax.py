@@ -355,7 +355,7 @@ class _Problem:
                         squares[sets] += np.square(mine - old).sum(axis=(1, 2), dtype=np.float64)
                 if len(trained):
                     losses[trained] += self.link.losses(z, more, block.labels, block.weights)
-                    residual = self.link.residual(z, p, block.labels, block.weights)
+                    residual = self.link.residual(p, more, block.labels, block.weights)
                     _add(gradient[:, :, block.columns], trained, residual, x)
             return gradient, losses, squares
 

@@ -51,7 +51,8 @@ _SPREAD_COUNTS = 0.5
 # the own images and 96.7, 95.8 and 97.5 % of the examples.
 _EXAMPLES_COUNT = 2
 _LEAST_VARIANCE = 0.05  # of the mean variance of a feature
-_SHARES = np.concatenate([np.arange(0, 0.9, 0.05), np.arange(0.9, 0.99, 0.01), np.arange(0.99, 1.0001, 0.0025)])
+SHARES = np.concatenate([np.arange(0, 0.9, 0.05), np.arange(0.9, 0.99, 0.01), np.arange(0.99, 1.0001, 0.0025)])
+"""The shares of the own images at which the scale of strangeness is told, rising; between them it is even."""
 _SINGLE_PRECISION = 1e-6  # by how much of its largest part a score is off when a graph computes it
 _STEP = 1e-3  # by how much strangeness may be off then
 _UPPER = 0.8413  # the quantile that is one standard deviation above the median, of a normal distribution
@@ -119,9 +120,9 @@ class Examples:
     bias: float
     """The number to add to that logit."""
     own_odds: Real
-    """That logit of the images to judge (m), by fits that had not seen them."""
+    """The same logit of the images to judge (m), by fits that had not seen them."""
     odds: Real
-    """That logit of the examples (e), by fits that had not seen them."""
+    """The same logit of the examples (e), by fits that had not seen them."""
 
 
 def learn_examples(
@@ -310,7 +311,7 @@ def _fit(
     directions = main.astype(np.float64) @ distances.directions / units[0] ** 0.5
     placed = np.square((rows - shift) @ distances.directions).sum(axis=1) / units[0]
     largest = float(placed.max() + np.abs(energy).max() / units[1] + spread.max() / units[2]) + farthest
-    knots, shares = _knots(np.quantile(scores, _SHARES), _SINGLE_PRECISION * largest)
+    knots, shares = _knots(np.quantile(scores, SHARES), _SINGLE_PRECISION * largest)
     if len(knots) < 2:
         return None
     found = Strangeness(
@@ -339,7 +340,7 @@ def _knots(quantiles: NDArray[np.float64], error: float) -> tuple[Real, Real]:
     """Choose of the quantiles those between which the scale is nowhere steeper than single precision can follow.
 
     Args:
-        quantiles: scores below which the shares `_SHARES` of the images lie, rising.
+        quantiles: scores below which the shares `SHARES` of the images lie, rising.
         error: by how much a score may be off.
 
     Returns:
@@ -348,14 +349,14 @@ def _knots(quantiles: NDArray[np.float64], error: float) -> tuple[Real, Real]:
     last = len(quantiles) - 1
 
     def is_far(one: int, other: int) -> bool:
-        return bool(quantiles[other] - quantiles[one] > (_SHARES[other] - _SHARES[one]) * error / _STEP)
+        return bool(quantiles[other] - quantiles[one] > (SHARES[other] - SHARES[one]) * error / _STEP)
 
     chosen = [0]
     for place in range(1, last):
         if is_far(chosen[-1], place) and is_far(place, last):
             chosen.append(place)
     chosen += [last] if is_far(chosen[-1], last) else []
-    return quantiles[chosen], _SHARES[chosen]
+    return quantiles[chosen], SHARES[chosen]
 
 
 class _Distances:

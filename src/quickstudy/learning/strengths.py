@@ -216,31 +216,41 @@ class Found:
     """The strengths that were tried on the first fold; empty where all were tried on all folds."""
 
 
-def find_strength(validation: CrossValidation, *, l2: float | None, near: float | None = None) -> Found:
-    """Choose the strength, or take the one that is given, and fit all folds at it.
+def choose_strength(
+    validation: CrossValidation, *, l2: float | None, near: float | None = None
+) -> tuple[Trial | Scout, Sequence[Trial | Scout]]:
+    """Choose the strength, or take the one that is given: on all folds, or on the first where there are many images.
 
     Args:
         validation: the rows and their folds.
         l2: take this strength instead of choosing one.
         near: a strength that was best for much the same images; the walk begins one stronger.
+
+    Returns:
+        What was chosen, and all that was tried.
     """
     first = FIRST if near not in STRENGTHS else max(STRENGTHS.index(near) - 1, 0)
     many = validation.many
     if not many and (l2 is not None or not len(validation.held_out)):
-        trial = validation.score(STRENGTHS[first] if l2 is None else l2, None)
-        return Found(best=trial, trials=(trial,), scouts=())
+        return _alone(validation.score(STRENGTHS[first] if l2 is None else l2, None))
     if not many:
         _, trials = walk(validation.score, first, None)
-        best = min(trials, key=lambda trial: float(trial.losses.mean()))
-        return Found(best=best, trials=trials, scouts=())
+        return min(trials, key=lambda trial: float(trial.losses.mean())), trials
     start: Start | None = None
     for part in [*validation.parts(), validation]:
         chosen, scouts = walk(part.scout, first, start) if l2 is None else _alone(part.scout(l2, start))
         start, first = (chosen.weights, chosen.biases), first if l2 is not None else STRENGTHS.index(chosen.l2)
+    return chosen, scouts
+
+
+def fit_folds(validation: CrossValidation, chosen: Trial | Scout, tried: Sequence[Trial | Scout]) -> Found:
+    """Fit all folds at the strength that `choose_strength` chose, unless they are."""
+    if isinstance(chosen, Trial):
+        return Found(best=chosen, trials=[one for one in tried if isinstance(one, Trial)], scouts=())
     folds = len(validation.used)
     start = np.repeat(chosen.weights, folds, axis=0), np.repeat(chosen.biases, folds, axis=0)
     trial = validation.score(chosen.l2, start, chosen)
-    return Found(best=trial, trials=(trial,), scouts=scouts)
+    return Found(best=trial, trials=(trial,), scouts=tried)
 
 
 def _alone(tried: _T) -> tuple[_T, list[_T]]:

@@ -25,8 +25,9 @@ from quickstudy.bottlenecks.extraction import Extraction
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ModelError, OptionError
 from quickstudy.files import as_path, cache_folder
-from quickstudy.images.census import Census, RolesBefore, take_census
+from quickstudy.images.census import Census, take_census
 from quickstudy.images.depth import significant_bits
+from quickstudy.images.drawn_roles import RolesBefore
 from quickstudy.learning.answers import Answer
 from quickstudy.learning.calibration import probabilities_of, suggest_abstention
 from quickstudy.learning.conformal import fit_sets
