@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from markdown import load, percent, ranged, table
+from markdown import load, ranged, table
 
 
 def audit_labels() -> str:
@@ -213,7 +213,7 @@ def several() -> str:
             shown(figures["average_precision"]),
             shown(figures["precision"]),
             shown(figures["recall"]),
-            percent(alone[name]["recall"]),
+            f"{100 * alone[name]['recall']:.1f} %",
         ]
         for name, figures in found["labels"].items()
     ]
