@@ -157,6 +157,14 @@ class Thresholds:
         return Thresholds(values=found, precision=None if precision is None else float(precision), n=int(values["n"]))
 
 
+def labels_given(answer: Answer, logits: Shares, classes: Sequence[str]) -> list[Labels]:
+    """Name for each image the labels that are given for its logits (n×K), sorted."""
+    if not len(logits):
+        return []
+    given = answer.given(answer.link.probabilities(logits))
+    return [tuple(sorted(classes[number] for number in np.flatnonzero(row).tolist())) for row in given]
+
+
 def marks_of(labels: Sequence[Labels], classes: Sequence[str]) -> Marks:
     """Write labels as marks (n×K): 1 where the image has the label; labels that are no class are left out."""
     number_of = {name: number for number, name in enumerate(classes)}

@@ -50,7 +50,7 @@ class Link(Protocol):
         """Work out the weighted losses' derivative by the logits (sets×K×rows)."""
 
     def bend(self, moved: Real, probabilities: Real) -> Real:
-        """Multiply a change of the logits by the losses' second derivative (sets×K×rows), in place; return it."""
+        """Multiply a change of the logits by the losses' second derivative (sets×K×rows)."""
 
     def wanted(self, targets: Integers, weights: NDArray[np.float64], classes: int) -> NDArray[np.float64]:
         """Sum up the weights (sets×rows) of each class's rows (sets×K)."""
@@ -116,9 +116,9 @@ class _OneOf:
         return found
 
     def bend(self, moved: Real, probabilities: Real) -> Real:
-        moved *= probabilities
-        moved -= moved.sum(axis=1, keepdims=True) * probabilities
-        return moved
+        bent: Real = moved * probabilities
+        bent -= bent.sum(axis=1, keepdims=True) * probabilities
+        return bent
 
     def wanted(self, targets: Integers, weights: NDArray[np.float64], classes: int) -> NDArray[np.float64]:
         return np.stack([np.bincount(targets, mine, minlength=classes) for mine in weights])
@@ -206,9 +206,9 @@ class _SeveralOf:
         return found
 
     def bend(self, moved: Real, probabilities: Real) -> Real:
-        moved *= probabilities
-        moved -= moved * probabilities
-        return moved
+        bent: Real = moved * probabilities
+        bent -= bent * probabilities
+        return bent
 
     def wanted(self, targets: Integers, weights: NDArray[np.float64], classes: int) -> NDArray[np.float64]:
         found: NDArray[np.float64] = weights @ targets

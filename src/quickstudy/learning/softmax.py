@@ -433,7 +433,7 @@ class _Problem:
                 added[number] = moved
                 if not len(block.training):
                     continue
-                bent = self.link.bend(moved.copy(), p)
+                bent = self.link.bend(moved, p)
                 bent *= block.weights[:, None]
                 _add(total[:, :, block.columns], block.training, bent, self.x[block.rows, block.columns])
             return (total,)

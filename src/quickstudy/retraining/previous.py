@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from quickstudy.errors import ModelError, WriteError
 from quickstudy.files import write_bytes_atomically
 from quickstudy.images.imageset import as_label
-from quickstudy.learning.answers import MOST_PROBABLE, Answer
+from quickstudy.learning.answers import MOST_PROBABLE, Answer, labels_given
 from quickstudy.learning.scores import Score
 from quickstudy.models.model import metadata_of_file
 from quickstudy.models.properties import answer_in
@@ -113,8 +111,7 @@ def _said(unseen: Sequence[Unseen], classes: tuple[str, ...], answer: Answer) ->
     """Give what each test image was called, as a text, by content hash."""
     said: dict[bytes, str] = {}
     for part in unseen:
-        if part.by == "test" and part.digests:
-            given = answer.given(answer.link.probabilities(part.logits))
-            for digest, row in zip(part.digests, given, strict=True):
-                said[digest] = as_label(tuple(classes[number] for number in np.flatnonzero(row))) or ""
+        if part.by == "test":
+            names = labels_given(answer, part.logits, classes)
+            said.update((digest, as_label(found) or "") for digest, found in zip(part.digests, names, strict=True))
     return said
