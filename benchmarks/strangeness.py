@@ -1,6 +1,7 @@
 """What tells images of none of the classes: scores compared on the clothing photos, near and far.
 
     python benchmarks/strangeness.py --data FOLDER [--kinds skirt,hat]
+    python benchmarks/strangeness.py --data FOLDER --int8
 
 FOLDER has `clothing/` with split folders, `cifar10_jpeg.npz` and MNIST's files. Each kind of garment is left out in
 turn; a head on Lite0's last features learns the other nine from the training images. Near is the kind that was left
@@ -12,7 +13,11 @@ left out.
 The scores: the largest probability and the energy of the logits; k nearest neighbours (k = 10, cosine, centred
 features; Sun et al., 2022, arXiv:2204.06507); the Mahalanobis distance to the nearest class with shrinkage (Lee et al.,
 2018, arXiv:1807.03888), and its relative form; the residual outside the 128 main directions, and ViM, which is it and
-the energy (arXiv:2203.10807); the spread. On all levels as well where it says so.
+the energy (arXiv:2203.10807); the spread. On all levels as well where it says so; the rule in use with the logits of a
+head that sees all levels, too.
+
+With --int8, a model of all ten kinds, as `retrain` makes it, is exported in 8 bits, calibrated on its training images,
+and both are asked about the test photos and the strangers.
 """
 
 from __future__ import annotations
@@ -23,11 +28,13 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+import quickstudy
 from common import save
 from quickstudy.backbones.backbone import load_backbone
 from quickstudy.bottlenecks.extraction import extract_census
@@ -38,8 +45,10 @@ from quickstudy.images.readers import read_mnist
 from quickstudy.learning.features import signed_sqrt
 from quickstudy.learning.selection import fit_head
 from quickstudy.learning.strangeness import fit_strangeness
+from quickstudy.models.conversion import convert
 
 _NEIGHBOURS, _MAIN = 10, 128
+_WIDE = "strangeness, head on all levels"
 _SHRINKAGE = 0.1
 _REFUSE = 0.02
 Array = NDArray[np.floating]
@@ -181,6 +190,13 @@ def compare(
     largest = float(head.held_out_logits.max(axis=1).mean())
     scores = scores_of(learned[:, :last], learned, numbers, widths, largest)
     scores["strangeness"] = lambda x, z: rule.score(x[:, :last], z)
+    wide = fit_head(learned, numbers, [keys[i] for i in np.flatnonzero(train)], classes=len(names), widths=widths)
+    wide_rule = fit_strangeness(
+        learned[:, :last], numbers, wide.held_out_logits, classes=len(names), held_out=wide.held_out
+    )
+    if wide_rule is None:
+        raise SystemExit("too few images for strangeness")
+    scores[_WIDE] = lambda x, _: wide_rule.score(x[:, :last], wide.logits(x))
     found: dict[str, dict[str, float]] = {}
     for name, score in scores.items():
         given = {part: score(seen, logits[part]) for part, seen in sets.items()}
@@ -195,12 +211,47 @@ def compare(
     return found
 
 
+def compare_int8(data: Path) -> dict[str, Any]:
+    """Ask a model and its export in 8 bits how strange the test photos and strangers are."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        result = quickstudy.retrain(data / "clothing", folder / "m.onnx")
+        learned = [result.census.contents[digest].path for digest in result.census.digests("train", "validation")]
+        convert(folder / "m.onnx", folder / "int8.onnx", "int8", calibrate=learned)
+        write_strangers(data, folder / "strangers")
+        sets = {"own, test": [result.census.contents[digest].path for digest in result.census.digests("test")]}
+        for kind in sorted((folder / "strangers").iterdir()):
+            sets[kind.name] = sorted(kind.iterdir())
+        models = [quickstudy.load(folder / name) for name in ("m.onnx", "int8.onnx")]
+        refusal = models[0].refusal
+        if refusal is None:
+            raise SystemExit("too few images for strangeness")
+        found: dict[str, Any] = {"threshold": refusal.threshold, "own": refusal.to_dict()}
+        for name, paths in sets.items():
+            before, after = (
+                np.array([one.strangeness for one in model.predict_each(paths)], np.float64) for model in models
+            )
+            found[name] = {
+                "images": len(paths),
+                "refused": float((before > refusal.threshold).mean()),
+                "refused in 8 bits": float((after > refusal.threshold).mean()),
+                "mean": float(before.mean()),
+                "mean in 8 bits": float(after.mean()),
+                "mean difference": float(np.abs(after - before).mean()),
+            }
+    return found
+
+
 def main() -> None:
     """Measure, and save the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--int8", action="store_true", help="compare a model with its export in 8 bits")
     parser.add_argument("--kinds", default="", help="kinds to leave out, with commas between [default: each]")
     arguments = parser.parse_args()
+    if arguments.int8:
+        save("strangeness_int8", compare_int8(arguments.data))
+        return
     folder = cache_folder(None)
     net, store = load_backbone("efficientnet_lite0", folder), Store(folder / "bottlenecks")
     parts: dict[str, Array] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from markdown import load, ranged, table
 
@@ -173,6 +174,69 @@ def strangeness() -> str:
     )
 
 
+def strangeness_int8() -> str:
+    """What a model and its export in 8 bits take for none of these."""
+    found = load("strangeness_int8")
+    rows = [
+        [
+            name,
+            str(figures["images"]),
+            f"{100 * figures['refused']:.1f} %",
+            f"{100 * figures['refused in 8 bits']:.1f} %",
+            f"{figures['mean difference']:.3f}",
+        ]
+        for name, figures in found.items()
+        if isinstance(figures, dict) and "refused in 8 bits" in figures
+    ]
+    return table(["images", "n", "refused", "in 8 bits", "mean difference of strangeness"], rows)
+
+
+def several() -> str:
+    """Figures of collages with several kinds of clothing in each, and of the kinds alone."""
+    found = load("several_quality")
+    alone = {row["name"]: row for row in found["one_class_a_part_by_class"]}
+
+    def shown(figure: dict[str, Any]) -> str:
+        low, high = figure["interval_95"]
+        return f"{100 * figure['value']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+    names = {"average_precision": "mean average precision", "f1_micro": "F1, micro", "f1_macro": "F1, macro"}
+    rows = [[called, shown(found[name])] for name, called in names.items()]
+    rows.append(["all labels right", shown(found["exact_match"])])
+    accuracy = found["one_class_a_part"]
+    low, high = accuracy["interval_95"]
+    one = f"{100 * accuracy['accuracy']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+    rows.append(["one class an image, the same photos each on its own: accuracy", one])
+    kinds = [
+        [
+            name,
+            shown(figures["average_precision"]),
+            shown(figures["precision"]),
+            shown(figures["recall"]),
+            f"{100 * alone[name]['recall']:.1f} %",
+        ]
+        for name, figures in found["labels"].items()
+    ]
+    return (
+        table([f"{found['test']:,} collages to test on, {found['train']:,} to learn from", "(95 % interval)"], rows)
+        + "\n"
+        + table(["kind", "average precision", "precision", "recall", "recall, photo on its own"], kinds)
+    )
+
+
+def drift() -> str:
+    """False alarms, and the photos that it takes until an alarm."""
+    found = load("drift")
+    rows = [
+        [
+            one["shift"],
+            *(f"{one['delays'][before]['median']:.0f} ({one['delays'][before]['most']})" for before in ("0", "10000")),
+        ]
+        for one in found["shifts"]
+    ]
+    return table(["shift", "photos until the alarm, from the start: median (most)", "after 10,000 ordinary ones"], rows)
+
+
 def sets() -> str:
     """How often prediction sets hold the right class, over draws."""
     values = load("sets")
@@ -200,5 +264,8 @@ TRUST_TABLES: dict[str, Callable[[], str]] = {
     "cold_start": cold_start,
     "exports": exports,
     "strangeness": strangeness,
+    "strangeness_int8": strangeness_int8,
+    "several": several,
+    "drift": drift,
     "sets": sets,
 }

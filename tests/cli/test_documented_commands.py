@@ -23,6 +23,7 @@ import typer.main
 from in_process import run_here
 from PIL import Image
 
+from drawn_photos import draw_photo
 from quickstudy.cli.main import app
 from small_backbones import small_graph
 
@@ -89,6 +90,14 @@ def world(photo_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).mkdir()
         shutil.copy(images[-1], folder / name / "second.jpg")
     shutil.copy(images[0], folder / "new.jpg")
+    # Several labels: the kind of each photo, and `even` for every other one; and two kinds with examples of others.
+    kinds = [(file.parent.name, file.name) for file in images]
+    rows = [f"photos/{kind}/{name},{kind}{'|even' * (n % 2)}" for n, (kind, name) in enumerate(kinds)]
+    (folder / "tags.csv").write_text("\n".join(["path,labels", *rows, ""]))
+    shutil.copytree(photo_source, folder / "garments")
+    for number in range(30):
+        draw_photo("stripes", 100 + number).save(folder / "garments" / "stripes" / f"more{number}.jpg")
+    (folder / "garments" / "stripes").rename(folder / "garments" / "other")
     Image.open(images[1]).save(folder / "frog.png")
     onnx.save(small_graph(), folder / "my_network.onnx")
     page = (ROOT / "docs" / "sweep.md").read_text()
@@ -108,7 +117,7 @@ def world(photo_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "data" / "mnist" / f"{name}-labels-idx1-ubyte").write_bytes(
             struct.pack(">HBBI", 0, 8, 1, count) + labels.tobytes()
         )
-    for line in ("retrain photos/", "train cifar10-fast", "train cifar10-classic"):
+    for line in ("retrain photos/", "retrain tags.csv --several", "train cifar10-fast", "train cifar10-classic"):
         run(folder, shortened(line))
     for name in ("old.onnx", "new.onnx", "other.onnx", "model.onnx"):
         shutil.copy(folder / "photos.onnx", folder / name)

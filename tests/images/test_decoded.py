@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from quickstudy.errors import ImageSetError
-from quickstudy.images.census import draw_tests
 from quickstudy.images.decoding import InputSpec, decode, to_input
+from quickstudy.images.drawn_roles import draw_tests
 from quickstudy.images.imageset import Split, load_image_set
 from quickstudy.images.pixels import DecodedImageSet, decode_image_set
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quickstudy.images.census import draw_tests, draw_validation, held_out_share
+from quickstudy.images.drawn_roles import draw_tests, draw_validation, held_out_share
 from quickstudy.images.imageset import Split
 
 

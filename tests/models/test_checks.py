@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,8 @@ import pytest
 from PIL import Image
 
 from quickstudy.errors import ImageSetError
+from quickstudy.images.manifests import ONE_EACH
+from quickstudy.learning.answers import MOST_PROBABLE
 from quickstudy.learning.scores import Paired, Score
 from quickstudy.models.checks import (
     Agreement,
@@ -23,7 +26,7 @@ from quickstudy.models.checks import (
     photos_for_calibration,
     photos_for_checking,
 )
-from quickstudy.models.model import Model, load
+from quickstudy.models.model import load
 from quickstudy.models.roles import Roles
 from small_models import write_small_model
 
@@ -37,7 +40,8 @@ class Parrot:
     def __init__(self, **says: float | None) -> None:
         self._says = says
 
-    rank = Model.rank
+    answer = MOST_PROBABLE
+    thresholds = types.MappingProxyType({})
     is_none_of_these = staticmethod(lambda strangeness: False)
 
     def predict_each(self, paths: Iterable[Path]) -> Iterator[Any]:
@@ -51,7 +55,7 @@ def test_counts_as_by_hand() -> None:
     #                                  same and right   lost        won         both wrong   unusable    of no class
     before, after = Parrot(p=0.9, q=0.8, r=0.4, s=0.2, t=None, u=0.7), Parrot(p=0.7, q=0.1, r=0.6, s=0.1, t=0.5, u=0.7)
     labels = {"p": "a", "q": "a", "r": "a", "s": "a", "t": "a", "u": "c"}
-    photos = [Photo(path=Path(name), label=label) for name, label in labels.items()]
+    photos = [Photo(path=Path(name), labels=label and (label,)) for name, label in labels.items()]
     seen = agreement_of(before, after, photos)  # type: ignore[arg-type]
     assert seen is not None
     assert (seen.n, seen.same) == (5, 3)
@@ -92,7 +96,7 @@ def test_complaints_name_the_numbers() -> None:
     assert tolerance.complaints(float("nan"), None) == ["on golden images a probability differs by nan (tolerance 0.1)"]
     assert tolerance.complaints(0.25, seen) == [
         "on golden images a probability differs by 0.25 (tolerance 0.1)",
-        "8 of 10 images are taken for the same class, 80.0 % (tolerance 90 %)",
+        "of 10 images, 80.0 % are taken for the same class (tolerance 90 %)",
         "accuracy falls by 10.0 points (tolerance 2)",
     ]
     unlabelled = Agreement(n=10, same=9, largest_difference=1, mean_difference=0)
@@ -116,11 +120,11 @@ def test_which_photos_are_for_what(tmp_path: Path) -> None:
     for split in ("train", "test"):
         for name in ("a", "b"):
             draw(tmp_path / "split" / split / name / "1.png")
-    model: Any = SimpleNamespace(classes=("a", "b"), roles=Roles.of((), (), ()))
+    model: Any = SimpleNamespace(classes=("a", "b"), roles=Roles.of((), (), ()), labelling=ONE_EACH)
     checked = photos_for_checking(tmp_path / "split", model, None)
-    assert sorted((p.path.relative_to(tmp_path / "split").as_posix(), p.label) for p in checked) == [
-        ("test/a/1.png", "a"),
-        ("test/b/1.png", "b"),
+    assert sorted((p.path.relative_to(tmp_path / "split").as_posix(), p.labels) for p in checked) == [
+        ("test/a/1.png", ("a",)),
+        ("test/b/1.png", ("b",)),
     ]
     calibrated = photos_for_calibration(tmp_path / "split", None)
     assert sorted(p.relative_to(tmp_path / "split").as_posix() for p in calibrated) == [
@@ -132,7 +136,7 @@ def test_which_photos_are_for_what(tmp_path: Path) -> None:
     for roles in (None, Roles.of([learned], (), ())):  # of accuracy nothing may be said, or not of this photo
         model.roles = roles
         checked = photos_for_checking(tmp_path / "split", model, None)
-        assert all(photo.label is None for photo in checked if roles is None or photo.path.parent.name == "a")
+        assert all(photo.labels is None for photo in checked if roles is None or photo.path.parent.name == "a")
         assert len(checked) == (2 if roles is None else 1)
 
     draw(tmp_path / "flat" / "1.png")

@@ -181,7 +181,7 @@ def test_fp16_of_the_real_network_on_real_photos(test_data: Path, tmp_path: Path
         for file in sorted((test_data / "clothing" / "train" / name).glob("*.jpg"))[:12]:
             (photos / name / file.name).symlink_to(file)
     model = quickstudy.retrain(photos, tmp_path / "model.onnx", cache=tmp_path / "cache").model
-    check = [Photo(path=path, label=path.parent.name) for path in sorted(photos.rglob("*.jpg"))]
+    check = [Photo(path=path, labels=(path.parent.name,)) for path in sorted(photos.rglob("*.jpg"))]
     done = convert(model, tmp_path / "half.onnx", "fp16", check=check)
     assert done.agreement is not None
     assert done.agreement.same == done.agreement.n == 24

@@ -59,7 +59,7 @@ def images(photo_source: Path) -> Images:
 
 def a_content(path: Path, label: str) -> Content:
     digest = hashlib.sha256(path.read_bytes() if path.exists() else str(path).encode()).digest()
-    return Content(digest, (ImageFile(str(path), label),), label=label, role="train")
+    return Content(digest, (ImageFile(str(path), (label,)),), labels=(label,), role="train")
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ def test_the_data_are_those_of_the_training(reported: Reported, page: str) -> No
     for way, name in ((0, "cross_validation"), (2, "test")):
         rows = [row for row, by in enumerate(images["by"]) if by == way]
         assert len(rows) == metadata[name]["n"]
-        assert sum(images["truth"][row] == images["predicted"][row] for row in rows) == metadata[name]["right"]
+        assert sum(images["has"][row] == images["gets"][row] for row in rows) == metadata[name]["right"]
     assert all(0 <= place <= 1 for axis in "xy" for place in images[axis])
 
 

@@ -286,7 +286,7 @@ def test_labels_that_are_noise_are_never_said_to_be_recognised(
     compared = quickstudy.compare(moved, result.model, source)
     assert (compared.first.right, compared.first.n) == (result.test.score.right, result.test.score.n)
     checked = photos_for_checking(source, quickstudy.load(moved), None)
-    assert len([photo for photo in checked if photo.label]) == result.test.score.n
+    assert len([photo for photo in checked if photo.labels]) == result.test.score.n
 
 
 def split(photos: Path, target: Path, *, test: int = 3) -> Path:

@@ -13,6 +13,9 @@ from PIL import Image
 from tests_of_serving import Running, Start
 
 import quickstudy
+from collages import make_collages, write_manifest
+from drawn_photos import draw_photo
+from small_backbones import add_small_backbone
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
@@ -244,3 +247,40 @@ def test_the_documentation_can_be_read_without_scripts(browser: sync_api.Browser
     for page in opened(browser, server, java_script_enabled=False):
         page.goto(f"{server.address}/docs")
         assert page.get_by_role("heading", name="POST /predict", exact=True).is_visible()
+
+
+def test_several_labels_are_all_named(browser: sync_api.Browser, start: Start, tmp_path: Path) -> None:
+    write_manifest(tmp_path / "tags.csv", make_collages(tmp_path / "img", 80, side=32), folder="img/")
+    add_small_backbone(tmp_path / "cache")
+    quickstudy.retrain(
+        tmp_path / "tags.csv", tmp_path / "m.onnx", cache=tmp_path / "cache", backbone="small", several=True
+    )
+    model = quickstudy.load(tmp_path / "m.onnx")
+    paths = [tmp_path / "img" / f"{number:05}.jpg" for number in range(8)]
+    for page in opened(browser, start(tmp_path / "m.onnx")):
+        sync_api.expect(page.locator("#about")).to_contain_text(
+            "Gives any of 3 labels: checks, discs, stripes. All labels"
+        )
+        page.get_by_label("Choose photos").set_input_files(paths)
+        page.locator(".result").nth(7).wait_for()
+        headings = page.locator(".result h2").all_inner_texts()[::-1]
+        for labels, heading in zip(model.predict_labels(paths), headings, strict=True):
+            assert heading == ", ".join(labels) or (not labels and heading.startswith("none of the labels"))
+        marked = page.locator(".result").last.locator(".classes .given").count()
+        assert marked == len(model.predict_labels(paths[0])[0])
+
+
+def test_a_shift_is_told_in_words(browser: sync_api.Browser, start: Start, tmp_path: Path) -> None:
+    for kind in ("checks", "discs"):
+        (tmp_path / "photos" / kind).mkdir(parents=True)
+        for number in range(40):
+            draw_photo(kind, number).save(tmp_path / "photos" / kind / f"{number}.jpg")
+    add_small_backbone(tmp_path / "cache")
+    quickstudy.retrain(tmp_path / "photos", tmp_path / "m.onnx", cache=tmp_path / "cache", backbone="small")
+    for number in range(60):
+        Image.new("RGB", (64, 64), (4 * number, 0, 255)).save(tmp_path / f"blue{number}.png")
+    for page in opened(browser, start(tmp_path / "m.onnx")):
+        assert not page.locator("#drift").is_visible()
+        page.get_by_label("Choose photos").set_input_files([tmp_path / f"blue{number}.png" for number in range(60)])
+        page.locator(".result").nth(59).wait_for()
+        sync_api.expect(page.locator("#drift")).to_contain_text("the photos look different from those that the model")

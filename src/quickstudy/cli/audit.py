@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quickstudy.cli.display import print_json
-from quickstudy.cli.options import Backbone, Cache, Engine, Json, Quiet
+from quickstudy.cli.options import Backbone, Cache, Engine, Json, NoneLabel, Quiet, Separator, Several
 from quickstudy.options import pasted
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ def command(
     backbone: Backbone = "efficientnet_lite0",
     engine: Engine = "onnxruntime",
     limit: Annotated[int, typer.Option(min=1, help="Show at most this many findings of each kind.")] = 10,
+    several: Several = False,
+    separator: Separator = None,
+    none: NoneLabel = None,
     cache: Cache = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -50,14 +53,20 @@ def command(
         return
     from quickstudy.bottlenecks.looks import view_gallery
     from quickstudy.cli.display import progress_for
+    from quickstudy.cli.options import labelling_told
     from quickstudy.reports.audit import draw_findings
     from quickstudy.reports.evidence import gather_evidence
     from quickstudy.reports.plan import make_plan, require_new, summarise, write_plan
 
+    if fix and several:
+        raise typer.BadParameter("--fix plans for images of one class each; with --several, mend the manifest by hand")
     if fix:
         require_new(fix)
     progress = progress_for(quiet=quiet)
-    evidence = gather_evidence(images, backbone=backbone, engine=engine, cache=cache, progress=progress)
+    labelling = labelling_told(several, separator, none)
+    evidence = gather_evidence(
+        images, backbone=backbone, engine=engine, labelling=labelling, cache=cache, progress=progress
+    )
     gallery = view_gallery(evidence.images, cache=cache, progress=progress)
     audit = draw_findings(evidence, gallery)
     steps = make_plan(evidence, gallery, audit) if fix else ()
@@ -71,7 +80,7 @@ def command(
         counts = ", ".join(f"{number:,} {action}" for action, number in summarise(steps).items() if number)
         print(f"\nPlan: {fix} ({counts or 'nothing to do'}); ", end="")
         print(f"review it, then: {pasted('audit', images, '--apply', fix)}")
-    else:
+    elif not several:
         print(f"\nNext: {pasted('audit', images, '--fix', 'plan.csv')}")
 
 

@@ -47,6 +47,9 @@ class _Filled:
 
 @offering(
     RetrainConfig(),
+    "several",
+    "separator",
+    "none",
     "preset",
     "backbone",
     "fit",
@@ -124,7 +127,7 @@ def _fill(
     if address is None:
         net = load_backbone(config.network, folder).at(config.cut)
         local = Store(folder / "bottlenecks")
-        census = take_census(images, local.index_path, progress=progress)
+        census = take_census(images, local.index_path, labelling=config.labelling, progress=progress)
         bits = significant_bits(census, local.index_path, told=config.bits)
         net = net.reading(bits, config.named_fit or fit_by_shape(census, config)[0])
         done = extract_census(
@@ -149,7 +152,7 @@ def _fill(
     place = place or str(folder / "bottlenecks")
     shown = open_shared_store(place).place
     with connected(address):
-        found = load_image_set(images)
+        found = load_image_set(images, labelling=config.labelling)
         net = load_backbone(config.network, folder).at(config.cut)
         net = net.reading(config.bits or USUAL_BITS, config.named_fit or "crop")
         paths = [file.path for file in found.files]

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quickstudy.cli.display import print_json
-from quickstudy.cli.options import Cache, Json, Quiet
+from quickstudy.cli.options import Cache, Json, NoneLabel, Quiet, Separator, Several, labelling_told
 
 if TYPE_CHECKING:
     from quickstudy.images.census import Census
-    from quickstudy.images.imageset import Split
+    from quickstudy.images.imageset import ImageFile, Split
 
 _ROLES: tuple[Split, ...] = ("train", "validation", "test")
 
@@ -28,6 +28,9 @@ def command(
         Path | None,
         typer.Option("--csv", help="Write a manifest of all files here: path, label, split, content, reason."),
     ] = None,
+    several: Several = False,
+    separator: Separator = None,
+    none: NoneLabel = None,
     cache: Cache = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -45,6 +48,7 @@ def command(
         stat_index(cache),
         to_learn=True,
         before=roles.role if roles else None,
+        labelling=labelling_told(several, separator, none),
         progress=progress_for(quiet=quiet),
     )
     if csv_file:
@@ -53,14 +57,16 @@ def command(
         print_json(_as_json(census))
         return
     counts = {role: census.counts(role) for role in _ROLES}
-    total = ", ".join(f"{sum(counts[role].values()):,} {role}" for role in _ROLES if counts[role])
+    total = ", ".join(f"{number:,} {role}" for role in _ROLES if (number := len(census.digests(role))))
     print(f"{images}: {count(len(census.contents), 'different image')}; {total}")
     print_census(census)
-    names = sorted(set(census.labels.values()))
+    names = sorted({name for found in set(census.names.values()) for name in found})
     width = max(5, *(len(name) for name in names)) if names else 5
     print(f"\n  {'class':<{width}}  " + "  ".join(f"{role:>10}" for role in _ROLES))
     for name in names:
         print(f"  {name:<{width}}  " + "  ".join(f"{counts[role][name]:>10,}" for role in _ROLES))
+    if any(without := [sum(not census.names[d] for d in census.digests(role)) for role in _ROLES]):
+        print(f"  {'(none)':<{width}}  " + "  ".join(f"{number:>10,}" for number in without))
     if not census.digests("test"):
         print("\nThere are no test images: only cross-validation will tell the model's accuracy")
     print_skipped(census.skipped)
@@ -71,12 +77,16 @@ def command(
 def _rows(census: Census) -> list[tuple[Path, str, str, str, str]]:
     """List path, label, role, digest and reason of every file, by path."""
     rows = [
-        (place.path, place.label or "", content.role or "", content.digest.hex(), content.reason)
+        (place.path, _cell(place), content.role or "", content.digest.hex(), content.reason)
         for content in census.contents.values()
         for place in content.places
     ]
     rows += [(item.path, "", "", "", item.reason) for item in census.unread]
     return sorted(rows, key=lambda row: str(row[0]))
+
+
+def _cell(place: ImageFile) -> str:
+    return "|".join(place.labels or ())
 
 
 def _manifest(census: Census, target: Path) -> str:

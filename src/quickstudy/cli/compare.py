@@ -32,6 +32,8 @@ def command(
     if as_json:
         print_json(found.to_dict())
         return
+    if found.average_precision:
+        print("Images all of whose labels are right:")
     width = max(len(str(first)), len(str(second)))
     print(f"{first!s:<{width}}  {format_score(found.first)}")
     print(f"{second!s:<{width}}  {format_score(found.second)}")
@@ -46,6 +48,11 @@ def command(
     )
     if found.p_value >= 0.05:
         print("This may be chance: two equally good models would often differ this much")
+    if (gain := found.average_precision) and gain.value is not None:
+        print(
+            f"Mean average precision: {100 * gain.value:+.1f} points for {second} "
+            f"(95 % interval {100 * gain.low:+.1f} to {100 * gain.high:+.1f}, paired bootstrap)"
+        )
     print_judgement(found.judgement)
     if found.differences:
         print(f"\nPredicted differently: {count(len(found.differences), 'image')}")

@@ -13,18 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from quickstudy.learning.scores import SEVERAL_FIGURES
 from quickstudy.progress import Bar, Progress, silent
 
 if TYPE_CHECKING:
     from quickstudy.images.census import Census
     from quickstudy.images.imageset import Skipped
-    from quickstudy.learning.scores import Score, Scores
+    from quickstudy.learning.scores import Interval, Score, Scores, SeveralScores
     from quickstudy.models.roles import Judgement
 
 
 _MOST_SKIPPED = 10
 _MOST_CONFUSIONS = 5
 _MOST_CONFLICTS = 5
+_LIKE_NONE = ("none", "other", "others", "unknown", "background")
+"""Names of classes, in lower case, that may stand for none of the classes."""
 
 
 def progress_for(*, quiet: bool) -> Progress:
@@ -56,6 +59,13 @@ def format_score(score: Score) -> str:
     return f"{100 * score.accuracy:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %, n = {score.n:,})"
 
 
+def format_interval(figure: Interval) -> str:
+    """Write a figure with its interval for people, such as `91.4 % (95 % interval 88.1 to 93.8 %)`."""
+    if figure.value is None:
+        return "not known"
+    return f"{100 * figure.value:.1f} % (95 % interval {100 * figure.low:.1f} to {100 * figure.high:.1f} %)"
+
+
 def print_skipped(skipped: Sequence[Skipped]) -> None:
     """Print how many files were left out, and the first of them with their reasons."""
     if skipped:
@@ -78,6 +88,11 @@ def print_census(census: Census) -> None:
     if strangers := census.strangers:
         listed = ", ".join(f"'{name}' ({number:,})" for name, number in strangers.items())
         print(f"WARNING: these classes have test images but no training images, so they are not scored: {listed}")
+    for name in census.everywhere:
+        print(f"WARNING: every image has the label '{name}', so there is nothing to tell it from; it is not learned")
+    for name in census.classes:
+        if name.casefold() in _LIKE_NONE and not census.several:
+            print(f"'{name}' is learned as a class; if its images are of none of the classes, add: --none {name}")
     for one, other in census.alike_classes:
         print(f"WARNING: the classes '{one}' and '{other}' differ only in capitals; rename one if they are the same")
     if census.copies:
@@ -117,7 +132,10 @@ def print_judgement(judged: Judgement) -> None:
 
 
 def print_evaluation(evaluation: Scores, *, train_counts: dict[str, int] | None = None) -> None:
-    """Print the table of classes and the most confused pairs."""
+    """Print the table of classes and the most confused pairs; of several labels an image, with intervals."""
+    if evaluation.several:
+        _print_labels(evaluation, evaluation.several, train_counts)
+        return
     names = [score.name for score in evaluation.classes]
     width = max(5, *(len(name) for name in names))
     columns = [*(["train"] if train_counts else []), "test", "precision", "recall"]
@@ -130,6 +148,43 @@ def print_evaluation(evaluation: Scores, *, train_counts: dict[str, int] | None 
         print("\nMost confused:")
         for pair in evaluation.confusions[:_MOST_CONFUSIONS]:
             print(f"  {count(pair.count, 'image')} of '{pair.truth}' taken for '{pair.predicted}'")
+
+
+def _print_labels(evaluation: Scores, several: SeveralScores, train_counts: dict[str, int] | None) -> None:
+    width = max(5, *(len(score.name) for score in evaluation.classes))
+    counted = ["train", "test"] if train_counts else ["test"]
+    print(
+        f"\n  {'label':<{width}}  "
+        + "  ".join(f"{column:>7}" for column in counted)
+        + "".join(f"  {column:<18}" for column in ("precision", "recall", "average precision")).rstrip()
+    )
+    for score in evaluation.classes:
+        counts = [*([train_counts.get(score.name, 0)] if train_counts else []), score.n]
+        figures = several.labels[score.name]
+        print(
+            f"  {score.name:<{width}}  "
+            + "  ".join(f"{number:>7,}" for number in counts)
+            + "".join(
+                f"  {_short(figures[name]):<18}" for name in ("precision", "recall", "average_precision")
+            ).rstrip()
+        )
+    if evaluation.confusions:
+        print("\nMost often missed with another given instead:")
+        for pair in evaluation.confusions[:_MOST_CONFUSIONS]:
+            print(f"  {count(pair.count, 'image')} with '{pair.truth}' missed and '{pair.predicted}' given")
+
+
+def _short(figure: Interval) -> str:
+    if figure.value is None:
+        return "–"
+    return f"{100 * figure.value:.0f} % ({100 * figure.low:.0f} to {100 * figure.high:.0f})"
+
+
+def print_figures(several: SeveralScores, n: int) -> None:
+    """Print what is measured over all of several labels, a line each."""
+    for name, called in SEVERAL_FIGURES.items():
+        known = f", n = {n:,}" if name == "exact_match" else ""
+        print(f"{called:<24}  {format_interval(getattr(several, name))}{known}")
 
 
 def _percent(share: float | None) -> str:

@@ -48,7 +48,14 @@ def command(
         return
     if images is None:
         raise typer.BadParameter("name the labelled images, as in: quickstudy evaluate photos.onnx held_out/")
-    from quickstudy.cli.display import format_score, print_evaluation, print_judgement, print_skipped, progress_for
+    from quickstudy.cli.display import (
+        format_score,
+        print_evaluation,
+        print_figures,
+        print_judgement,
+        print_skipped,
+        progress_for,
+    )
     from quickstudy.retraining.evaluation import evaluate
 
     evaluation = evaluate(model, images, everything=everything, progress=progress_for(quiet=quiet))
@@ -56,7 +63,11 @@ def command(
         print_json(evaluation.to_dict())
         return
     caution = ", NOT A TEST" if evaluation.is_test is False else ""
-    print(f"{model} on {images}: accuracy {format_score(evaluation.score)}{caution}")
+    if evaluation.several:
+        print(f"{model} on {images}: {evaluation.score.n:,} images{caution}")
+        print_figures(evaluation.several, evaluation.score.n)
+    else:
+        print(f"{model} on {images}: accuracy {format_score(evaluation.score)}{caution}")
     if evaluation.answered is not None:
         refused = evaluation.score.n - evaluation.answered.n
         print(f"Without {refused:,} that it takes for none of these: {format_score(evaluation.answered)}")

@@ -142,7 +142,7 @@ def _convert(
         model,
         output or model.with_suffix(f".{kind}.onnx"),
         kind,
-        calibrate=photos_for_calibration(calibrate, index) if calibrate else (),
+        calibrate=photos_for_calibration(calibrate, index, load(model).labelling) if calibrate else (),
         check=photos_for_checking(check, load(model), index) if check else (),
         force=force,
         progress=progress_for(quiet=quiet),
@@ -160,7 +160,7 @@ def _print_conversion(done: Conversion) -> None:
     print(f"       golden images: probabilities differ by at most {done.golden_difference:.2g}")
     if seen := done.agreement:
         print(
-            f"       {seen.n:,} photos: {100 * seen.same_share:.1f} % taken for the same class; "
+            f"       {seen.n:,} photos: {100 * seen.same_share:.1f} % {seen.told}; "
             f"probabilities differ by {seen.mean_difference:.2g} on average, {seen.largest_difference:.2g} at most"
         )
         if seen.refused:

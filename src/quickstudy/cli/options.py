@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from quickstudy.images.manifests import Labelling
 from quickstudy.options import Field, Option, fields_of
 from quickstudy.retraining.config import RetrainConfig
 
@@ -126,9 +127,23 @@ def _offered(field: Field) -> Option:
 def _shared(name: str) -> Any:
     """Offer an option of `retrain` in a command that shares it, with that command's own default."""
     option = _offered(next(one for one in fields_of(RetrainConfig()) if one.name == name))
-    return typer.Option(help=re.sub(r" \[default: .*?\]", "", option.help), metavar=option.metavar or None)
+    help_text = re.sub(r" \[default: .*?\]", "", option.help)
+    return typer.Option(option.flag_for(name), help=help_text, metavar=option.metavar or None)
 
 
+def labelling_told(several: bool, separator: str | None, none: str | None) -> Labelling:
+    """Make of these options how labels are to be read, with the same errors as `retrain`.
+
+    Raises:
+        OptionError: an option would do nothing beside the others.
+    """
+    given = {"several": several or None, "separator": separator, "none": none}
+    return RetrainConfig.told(given).labelling
+
+
+Several = Annotated[bool, _shared("several")]
+Separator = Annotated[str | None, _shared("separator")]
+NoneLabel = Annotated[str | None, _shared("none")]
 Backbone = Annotated[
     str,
     typer.Option(help="Take this pretrained network, or several side by side, such as a+b; backbone list shows them."),

@@ -66,7 +66,7 @@ def command(
     classifier, usual = _load(model, cache)
     answers = _Answers(
         model=classifier,
-        count=min(top or usual, len(classifier.classes)),
+        count=None if classifier.thresholds and top is None else min(top or usual, len(classifier.classes)),
         threshold=classifier.threshold() if abstain else None,
         level=None if sets is None else sets / 100,
         by_class=by_class,
@@ -163,8 +163,8 @@ class _Answers:
     """Decides what to say of an image, whatever it is written as."""
 
     model: Model
-    count: int
-    """Number of classes to name, at least 1."""
+    count: int | None
+    """Number of classes to name, at least 1; None names the labels that are given."""
     threshold: float | None
     """Probability below which the answer is "don't know"; None where that was not asked for."""
     level: float | None
@@ -173,8 +173,16 @@ class _Answers:
     """Whether the share is to hold for each class."""
 
     def ranked(self, prediction: Prediction) -> list[tuple[str, float]]:
-        """Rank the most probable classes; none where the image cannot be used."""
-        return [] if prediction.probabilities is None else self.model.rank(prediction.probabilities, self.count)
+        """Rank the most probable classes; none where the image cannot be used.
+
+        Of several labels an image, these are the ones that are given, unless a number was asked for.
+        """
+        if prediction.probabilities is None:
+            return []
+        if self.model.thresholds and self.count is None:
+            given = self.model.labels(prediction.probabilities)
+            return [one for one in self.model.rank(prediction.probabilities) if one[0] in given]
+        return self.model.rank(prediction.probabilities, self.count)
 
     def more(self, prediction: Prediction | None) -> dict[str, Any]:
         """Say what there is to say besides the ranked classes: only what the model tells, and what was asked for."""
@@ -182,6 +190,8 @@ class _Answers:
 
         found: dict[str, Any] = {}
         probabilities = prediction.probabilities if prediction else None
+        if self.model.thresholds:
+            found["labels"] = [] if probabilities is None else list(self.model.labels(probabilities))
         if self.threshold is not None:
             found["answered"] = probabilities is not None and is_answer(float(probabilities.max()), self.threshold)
         if self.model.refusal is not None:
@@ -208,6 +218,9 @@ def _write_text(answers: _Answers, predictions: Iterator[Prediction], wrong: lis
         done += 1
         more = answers.more(prediction)
         shown = ", ".join(f"{name} {100 * share:.1f} %" for name, share in answers.ranked(prediction))
+        if "labels" in more and not more["labels"]:
+            name, share = answers.model.rank(prediction.probabilities, 1)[0]
+            shown = f"none of the labels (nearest: {name} {100 * share:.1f} %)"
         if "set" in more:
             shown = f"{{{', '.join(more['set'])}}}"
         if more.get("none_of_these"):
@@ -237,6 +250,8 @@ def _write_csv(answers: _Answers, predictions: Iterator[Prediction], wrong: list
             writer.writerow([_path(prediction), "", "", "", prediction.reason, *more])
         else:
             done += 1
+            if not answers.ranked(prediction):
+                writer.writerow([_path(prediction), "", "", "", "", *more])
     for item in wrong:
         failed += 1
         none = answers.more(None)

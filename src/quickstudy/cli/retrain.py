@@ -15,6 +15,7 @@ from quickstudy.options import pasted, read_assignment
 from quickstudy.retraining.config import RetrainConfig
 
 if TYPE_CHECKING:
+    from quickstudy.learning.answers import Thresholds
     from quickstudy.retraining.previous import Previous
     from quickstudy.retraining.result import RetrainResult
 
@@ -74,13 +75,23 @@ def command(
 
 
 def _print_summary(result: RetrainResult, images: Path, seconds: float, *, ray: str | None, verbose: bool) -> None:
-    from quickstudy.cli.display import count, format_score, print_census, print_evaluation, print_skipped
+    from quickstudy.cli.display import (
+        count,
+        format_score,
+        print_census,
+        print_evaluation,
+        print_figures,
+        print_skipped,
+    )
     from quickstudy.learning.scores import score_predictions
 
-    train, test = sum(result.train_counts.values()), sum(result.test_counts.values())
-    print(
-        f"{images}: {train + test:,} images of {len(result.classes)} classes; {train:,} to train on, {test:,} to test"
+    train, test = (len(result.census.digests(*roles)) for roles in (("train", "validation"), ("test",)))
+    what = (
+        f"with {count(len(result.classes), 'label')}" if result.census.several else f"of {len(result.classes)} classes"
     )
+    examples = len(result.census.examples_of_none("train", "validation", "test"))
+    beside = f" and {count(examples, 'example')} of none of them" if examples else ""
+    print(f"{images}: {train + test - examples:,} images {what}{beside}; {train:,} to train on, {test:,} to test")
     passes = count(result.computed, "forward pass", "forward passes")
     print(f"{passes}, {count(result.cached, 'bottleneck')} from the store")
     print_census(result.census)
@@ -89,10 +100,14 @@ def _print_summary(result: RetrainResult, images: Path, seconds: float, *, ray: 
     print_evaluation(evaluation, train_counts=result.train_counts)
     if result.tuning:
         _print_tuning(result, seconds)
-    else:
+    elif not result.census.several:
         name = "Cross-validated accuracy " if ray is None else "Leave-one-out accuracy   "
         print(f"\n{name} {format_score(result.cross_validation)}")
-    print(f"Test accuracy             {format_score(evaluation.score)}")
+    if evaluation.several:
+        print("\nOn the test images:")
+        print_figures(evaluation.several, evaluation.score.n)
+    else:
+        print(f"Test accuracy             {format_score(evaluation.score)}")
     if result.census.given and not result.test_counts:
         print(f"For a test accuracy, put images into {images}/test/<class>/, or use class folders without splits")
     _print_strangeness(result)
@@ -124,8 +139,14 @@ def _print_levels(result: RetrainResult) -> None:
 
 
 def _print_strangeness(result: RetrainResult) -> None:
-    """Say how many images of its own the model takes for none of its classes."""
-    if (refusal := result.refusal) is None:
+    """Say how many images of its own the model takes for none of its classes; or how labels are given, if several."""
+    from quickstudy.cli.display import format_score
+    from quickstudy.learning.answers import Thresholds
+    from quickstudy.learning.scores import Score
+
+    if isinstance(result.answer, Thresholds):
+        _print_thresholds(result, result.answer)
+    elif (refusal := result.refusal) is None:
         print("None of these: too few images to tell what is strange, so the model takes everything for a class")
     elif refusal.threshold < 1:
         low, high = (100 * end for end in refusal.interval)
@@ -133,6 +154,25 @@ def _print_strangeness(result: RetrainResult) -> None:
             f"None of these: refuses {100 * refusal.share:.1f} % of its own kind "
             f"(95 % interval {low:.1f} to {high:.1f} %, n = {refusal.n:,})"
         )
+        if refusal.examples:
+            found = Score(right=refusal.examples_refused, n=refusal.examples)
+            print(f"               and of the examples, each judged without itself, {format_score(found)}")
+        if result.examples:
+            print(f"               and of those of the test {format_score(result.examples)}")
+
+
+def _print_thresholds(result: RetrainResult, thresholds: Thresholds) -> None:
+    goal = "best F1" if thresholds.precision is None else f"precision of {100 * thresholds.precision:g} %"
+    values = [value for value in thresholds.values if value <= 1]
+    if values:
+        print(
+            f"Thresholds chosen: labels are given from {100 * min(values):.0f} to {100 * max(values):.0f} % on, for "
+            f"the {goal} on {thresholds.n:,} images unseen in cross-validation"
+        )
+    never = [name for name, value in zip(result.classes, thresholds.values, strict=True) if value > 1]
+    if never:
+        names = ", ".join(f"'{name}'" for name in never[:_MOST_FEW]) + (", …" if len(never) > _MOST_FEW else "")
+        print(f"Never given, as no threshold has that precision: {names}")
 
 
 def _print_few(result: RetrainResult) -> None:

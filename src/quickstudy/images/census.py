@@ -1,8 +1,11 @@
 """The census of an image set: which images there are, by content, in which role, before any network runs.
 
 An image is its content: the SHA-256 of its file's bytes. The census brings files of one content together, gives each
-content its label, and its role: to train on, to choose by (validation), to test on, or none, with the reason. What
+content its labels, and its role: to train on, to choose by (validation), to test on, or none, with the reason. What
 comes after it takes contents, labels and roles from here; nothing else groups, sorts or splits images.
+
+An image has labels: one where each image is of one class, any number where it may have several, and none where it is
+known to be of no class. Where an image may have several, it has all those of its files.
 
 Where a set comes with split folders or a split column, these are the roles; a content that stands in several of them
 counts for the test before the validation before the training, so that nothing leaks. Otherwise roles are drawn by
@@ -17,7 +20,7 @@ import gc
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,20 +28,22 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from quickstudy.errors import ImageSetError, UnusableImageError
+from quickstudy.images.drawn_roles import RolesBefore, draw_tests, draw_tests_of_several, draw_validation
 from quickstudy.images.identity import Stamp, StatIndex, read_image_file, stamp_of
-from quickstudy.images.imageset import EXPECTED, ImageFile, ImageSet, Skipped, Split, load_image_set
+from quickstudy.images.imageset import EXPECTED, ImageFile, ImageSet, Skipped, Split, as_label, load_image_set
 from quickstudy.images.listing import alike
+from quickstudy.images.manifests import ONE_EACH, Labelling
 from quickstudy.process import usable_cores
 from quickstudy.progress import Progress, silent
 
-TEST_SHARE = 0.2
-"""Share of each class's images that is drawn for the test, between 0 and 1."""
+FEWEST_EXAMPLES = 10
+"""The fewest examples of none of the classes to learn from."""
 LeftOut = Literal["unusable", "conflict", "unlabelled", "single"]
-RolesBefore = Callable[[bytes], Split | None]
-"""The role that an earlier model has for a content; None where it does not know it."""
 
-_MANY_IMAGES = 1000
 _MOST_NAMED = 3
 _HASHED_TOGETHER = 32
 _STRICTEST: tuple[Split, ...] = ("test", "validation", "train")
@@ -51,14 +56,20 @@ class Content(NamedTuple):
     """SHA-256 of the bytes."""
     places: tuple[ImageFile, ...]
     """Its files, sorted by path; at least one."""
-    label: str | None = None
-    """The label on which all its labelled places agree; None where it has none, they contradict, or it is unusable."""
+    labels: tuple[str, ...] | None = None
+    """The labels on which all its labelled places agree, or all that they have where an image may have several; empty
+    where it is of none of the classes, and None where it has no label, they contradict, or it is unusable."""
     role: Split | None = None
     """What it is for; None where it is left out."""
     left_out: LeftOut | None = None
     """Why it has no role, in a word; None where it has one."""
     reason: str = ""
     """Why it has no role, in words that end a sentence; empty where it has one."""
+
+    @property
+    def label(self) -> str | None:
+        """Its labels as a text; None where it has none that is known."""
+        return as_label(self.labels)
 
     @property
     def path(self) -> Path:
@@ -92,23 +103,52 @@ class Census:
     before: RolesBefore | None = field(default=None, compare=False)
     """The roles that stand from an earlier model; None where there is no such model."""
 
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.listed.labelling.several
+
+    @cached_property
+    def names(self) -> dict[bytes, tuple[str, ...]]:
+        """The labels of each content that has a role, in the digests' order."""
+        return {d: c.labels for d, c in self.contents.items() if c.role is not None and c.labels is not None}
+
     @cached_property
     def labels(self) -> dict[bytes, str]:
-        """The label of each content that has a role, in the digests' order."""
-        return {d: c.label for d, c in self.contents.items() if c.role is not None and c.label is not None}
+        """The labels as a text of each content that has a role, in the digests' order."""
+        return {digest: as_label(names) or "" for digest, names in self.names.items()}
 
     def digests(self, *roles: Split) -> list[bytes]:
         """Return the contents in one of these roles, in the digests' order."""
         return [digest for digest, content in self.contents.items() if content.role in roles]
 
     def numbered(self, *roles: Split) -> dict[bytes, int]:
-        """Return the contents in one of these roles with their class numbers, in the digests' order."""
+        """Return the contents of a class in one of these roles with their class numbers, in the digests' order."""
         number_of = {name: number for number, name in enumerate(self.classes)}
-        return {digest: number_of[self.labels[digest]] for digest in self.digests(*roles)}
+        return {d: number_of[names[0]] for d in self.digests(*roles) if (names := self.names[d])}
+
+    def targets(self, *roles: Split) -> tuple[list[bytes], NDArray[np.intp]]:
+        """Return the contents in one of these roles that can be learned, in the digests' order, and what of them.
+
+        It is their class numbers (n), or, where an image may have several labels, a 1 for each that it has (n×K); then
+        all contents can be learned, otherwise those that have a class.
+        """
+        if not self.several:
+            numbered = self.numbered(*roles)
+            return list(numbered), np.array(list(numbered.values()), np.intp)
+        digests, number_of = self.digests(*roles), {name: number for number, name in enumerate(self.classes)}
+        marks = np.zeros((len(digests), len(self.classes)), np.intp)
+        for row, digest in enumerate(digests):
+            marks[row, [number_of[name] for name in self.names[digest] if name in number_of]] = 1
+        return digests, marks
+
+    def examples_of_none(self, *roles: Split) -> list[bytes]:
+        """Return the contents in one of these roles that are of no class where each image has one, in order."""
+        return [] if self.several else [digest for digest in self.digests(*roles) if not self.names[digest]]
 
     def counts(self, *roles: Split) -> Counter[str]:
-        """Count the contents in one of these roles by label."""
-        return Counter(self.labels[digest] for digest in self.digests(*roles))
+        """Count the contents in one of these roles by label; one with several labels counts for each."""
+        return Counter(name for digest in self.digests(*roles) for name in self.names[digest])
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
@@ -145,20 +185,28 @@ class Census:
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """The classes that there are images of to learn from, sorted."""
-        return tuple(sorted(self.counts("train", "validation")))
+        """The classes that there are images of to learn from, and where there may be several, without, sorted."""
+        counts = self.counts("train", "validation")
+        all_images = len(self.digests("train", "validation")) if self.several else None
+        return tuple(sorted(name for name, images in counts.items() if images != all_images))
+
+    @property
+    def everywhere(self) -> tuple[str, ...]:
+        """The labels that every image to learn from has, so that nothing can tell them, sorted."""
+        return tuple(sorted(set(self.counts("train", "validation")) - set(self.classes)))
 
     @cached_property
     def strangers(self) -> dict[str, int]:
         """Number of test images by label, of the classes that have no image to learn from."""
-        known = set(self.classes)
+        known = {*self.classes, *self.everywhere}
         return {name: n for name, n in sorted(self.counts("test").items()) if name not in known}
 
     @property
     def empty_classes(self) -> tuple[str, ...]:
         """Classes that were listed and have no usable image, sorted."""
         listed = {*self.listed.classes, *self.listed.empty_classes}
-        return tuple(sorted(listed - set(self.labels.values()) - set(self.single)))
+        there = {name for names in set(self.names.values()) for name in names}
+        return tuple(sorted(listed - there - set(self.single)))
 
     @property
     def single(self) -> dict[str, Content]:
@@ -169,7 +217,7 @@ class Census:
     @property
     def alike_classes(self) -> tuple[tuple[str, str], ...]:
         """Pairs of labels that differ by capitals only, sorted; they are not joined."""
-        return alike(set(self.labels.values()))
+        return alike({name for names in set(self.names.values()) for name in names})
 
     @property
     def passed_over(self) -> tuple[tuple[str, int], ...]:
@@ -201,7 +249,25 @@ class Census:
             ImageSetError: there is nothing to learn of two classes; with `strict`, a file or a whole class cannot be
                 used.
         """
-        if len(self.classes) < 2:
+        if self.several and not self.classes:
+            raise ImageSetError(
+                f"Nothing can be learned from '{self.source}': no label is on some images and not on others; expected "
+                "a manifest with columns path,labels, or path and a column of 0 and 1 for each class"
+            )
+        none = self.listed.labelling.none
+        if none is not None and all(self.names.values()):
+            listed = ", ".join(f"'{name}'" for name in self.classes[:_MOST_NAMED])
+            raise ImageSetError(
+                f"No usable image of '{self.source}' is labelled '{none}', whose images are to be of none of the "
+                f"classes; the labels are {listed}"
+            )
+        examples = self.examples_of_none("train", "validation")
+        if none is not None and not self.several and len(examples) < FEWEST_EXAMPLES:
+            raise ImageSetError(
+                f"'{self.source}' has {len(examples)} images labelled '{none}' to learn from, examples of none of the "
+                f"classes; at least {FEWEST_EXAMPLES} are needed. Add some, or leave out --none"
+            )
+        if not self.several and len(self.classes) < 2:
             names = ", ".join(f"'{name}'" for name in self.classes) or "none"
             alone = "".join(f"; '{name}' has a single image, add more" for name in [*self.single][:_MOST_NAMED])
             raise ImageSetError(
@@ -231,6 +297,7 @@ def take_census(
     to_learn: bool = False,
     hold_out: bool = False,
     before: RolesBefore | None = None,
+    labelling: Labelling = ONE_EACH,
     progress: Progress = silent,
 ) -> Census:
     """Make the census of an image set: list, hash, bring together by content, label, and give roles.
@@ -243,13 +310,18 @@ def take_census(
         hold_out: draw some of the images that are not for the test for the validation, where none come so; see
             `held_out_share`.
         before: roles that stand from an earlier model, where the set does not come with splits.
+        labelling: how labels are to be read, where the images are not listed yet.
         progress: is told how far it has come.
 
     Raises:
         ImageSetError: there are no images.
     """
     with _collector_paused():
-        listed = images if isinstance(images, ImageSet) else load_image_set(images, unlabelled=unlabelled)
+        listed = (
+            images
+            if isinstance(images, ImageSet)
+            else load_image_set(images, unlabelled=unlabelled, labelling=labelling)
+        )
         places, unread = _places(listed, index, progress)
         with contextlib.closing(StatIndex(index)) as known:
             unusable = known.unusable()
@@ -370,33 +442,37 @@ def _contents(
         places: the files of each content, sorted by path, by digest, in the digests' order.
         unusable: why contents cannot be decoded, by digest; others than these may be among them.
     """
-    labels: dict[bytes, str] = {}
+    labels: dict[bytes, tuple[str, ...]] = {}
     others: dict[bytes, Content] = {}
     for digest, files in places.items():
         if digest in unusable:
             others[digest] = Content(digest, files, None, None, "unusable", unusable[digest])
             continue
-        first = files[0].label
+        first = files[0].labels
         if len(files) == 1 and first is not None:
             labels[digest] = first
             continue
-        names = {file.label for file in files if file.label is not None}
+        names = {file.labels for file in files if file.labels is not None}
         if len(names) == 1:
             labels[digest] = names.pop()
+        elif names and census.several:
+            labels[digest] = tuple(sorted({name for found in names for name in found}))
         elif names:
-            listed = " and ".join(f"'{name}'" for name in sorted(names))
+            listed = " and ".join(f"'{as_label(name)}'" for name in sorted(names))
             reason = f"the same image is there under {listed}, so it teaches nothing"
             others[digest] = Content(digest, files, None, None, "conflict", reason)
         else:
             others[digest] = Content(digest, files, None, None, "unlabelled", "it has no label")
-    if census.to_learn and not census.given:
+    if census.to_learn and not census.given and not census.several:
         images_of = Counter(labels.values())
-        for digest in [digest for digest, label in labels.items() if images_of[label] == 1]:
+        for digest in [digest for digest, label in labels.items() if label and images_of[label] == 1]:
             reason = "it is the only image of its class, and at least two are needed, one to train on and one to test"
             others[digest] = Content(digest, places[digest], labels.pop(digest), None, "single", reason)
     if census.given:
         given = {digest: _given_roles(places[digest]) for digest in labels}
         roles = {digest: next(split for split in _STRICTEST if split in given[digest]) for digest in labels}
+    elif census.several:
+        roles = draw_tests_of_several(labels, before=census.before)
     else:
         roles = draw_tests(labels, before=census.before)
     if census.holds_out and "validation" not in roles.values():
@@ -410,67 +486,3 @@ def _contents(
 def _given_roles(files: Sequence[ImageFile]) -> set[Split]:
     """List the roles that the files of a content came with; those without a split are for training."""
     return {file.split or "train" for file in files}
-
-
-def draw_tests(
-    labels: Mapping[bytes, str], *, test_share: float = TEST_SHARE, before: RolesBefore | None = None
-) -> dict[bytes, Split]:
-    """Decide by their hashes which contents are for the test and which to train on.
-
-    About `test_share` of each class is for the test, and where a class has two images, each side gets at least one: the
-    image with the lowest or the highest hash changes sides for that.
-
-    Args:
-        labels: class name by content hash.
-        test_share: between 0 and 1.
-        before: the role of a content in an earlier model, whose tests stay tests and whose other images become none.
-    """
-    roles: dict[bytes, Split] = {}
-    for digests in _by_class(labels):
-        known = {digest: role for digest in digests if (role := before(digest))} if before is not None else {}
-        free = [digest for digest in digests if digest not in known] if known else digests
-        tested = {digest for digest in free if _position(digest) < test_share}
-        tested.update(digest for digest, role in known.items() if role == "test")
-        if len(digests) > 1 and free:
-            if not tested:
-                tested.add(free[0])
-            elif len(tested) == len(digests):
-                tested.remove(free[-1])
-        roles.update((digest, "test" if digest in tested else "train") for digest in digests)
-    return {digest: roles[digest] for digest in labels}
-
-
-def draw_validation(labels: Mapping[bytes, str]) -> dict[bytes, Split]:
-    """Decide by their hashes which of the contents to train on are chosen by instead.
-
-    About `held_out_share` of each class, at least one of a class that has two, and never all.
-    """
-    share = held_out_share(len(labels))
-    roles: dict[bytes, Split] = {}
-    for digests in _by_class(labels):
-        ranked = sorted(digests, key=_second_position)
-        wanted = sum(_second_position(digest) < share for digest in ranked)
-        chosen = ranked[: min(max(wanted, 1), len(ranked) - 1)]
-        roles.update((digest, "validation" if digest in chosen else "train") for digest in digests)
-    return {digest: roles[digest] for digest in labels}
-
-
-def held_out_share(images: int) -> float:
-    """Return the share of the images to train on that validates where no split is given: 0.1, or 0.2 of under 1,000."""
-    return 0.1 if images >= _MANY_IMAGES else 0.2
-
-
-def _by_class(labels: Mapping[bytes, str]) -> list[list[bytes]]:
-    by_class: dict[str, list[bytes]] = {}
-    for digest in sorted(labels):
-        by_class.setdefault(labels[digest], []).append(digest)
-    return list(by_class.values())
-
-
-def _position(digest: bytes) -> float:
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def _second_position(digest: bytes) -> float:
-    # Other bytes than those that decide about the test, so that one draw says nothing about the other.
-    return int.from_bytes(digest[8:16], "big") / 2**64

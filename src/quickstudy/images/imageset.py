@@ -33,22 +33,27 @@ from quickstudy.images.listing import (
     split_named,
     why_no_file,
 )
-from quickstudy.images.manifests import MANIFEST_SUFFIXES, read_manifest
+from quickstudy.images.manifests import MANIFEST_SUFFIXES, ONE_EACH, Labelling, read_manifest
 
 __all__ = [
     "EXPECTED",
     "IMAGE_SUFFIXES",
+    "NONE_OF_THESE",
     "SET_ASIDE",
     "SPLIT_FOLDERS",
     "UNLABELLED",
     "ImageFile",
     "ImageSet",
+    "Labelling",
     "Skipped",
     "Split",
+    "as_label",
     "list_images",
     "load_image_set",
 ]
 
+NONE_OF_THESE = "none of these"
+"""The text for the labels of an image that is of none of the classes."""
 EXPECTED = (
     "expected photos/<class>/*.jpg, photos/train|validation|test/<class>/*.jpg, "
     "or a .csv or .parquet manifest with columns path,label[,split]"
@@ -70,15 +75,27 @@ class ImageFile(NamedTuple):
 
     name: str
     """Path of the file, as text: a hundred thousand `Path`s take half a second to make."""
-    label: str | None
-    """The name of its class; None where it has none."""
+    labels: tuple[str, ...] | None
+    """Names of its classes, sorted; empty where it is of none of them, and None where that is not known."""
     split: Split | None = None
     """The split that it came in; None where it came in none."""
+
+    @property
+    def label(self) -> str | None:
+        """Its labels as a text; None where they are not known."""
+        return as_label(self.labels)
 
     @property
     def path(self) -> Path:
         """Path of the file."""
         return Path(self.name)
+
+
+def as_label(labels: tuple[str, ...] | None) -> str | None:
+    """Write labels as a text: the name, or names with ` | ` between; None where they are not known."""
+    if labels is None:
+        return None
+    return labels[0] if len(labels) == 1 else " | ".join(labels) or NONE_OF_THESE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,19 +116,24 @@ class ImageSet:
     """The classes that have a folder, or rows in the manifest, and not one file; sorted."""
     alike_classes: tuple[tuple[str, str], ...] = ()
     """Pairs of class names that differ only in upper and lower case; they are classes of their own."""
+    labelling: Labelling = ONE_EACH
+    """How the labels were read."""
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The class names, sorted."""
-        return tuple(sorted({file.label for file in self.files if file.label is not None}))
+        return tuple(sorted({name for labels in {file.labels for file in self.files} for name in labels or ()}))
 
 
-def load_image_set(source: str | os.PathLike[str], *, unlabelled: bool = False) -> ImageSet:
+def load_image_set(
+    source: str | os.PathLike[str], *, unlabelled: bool = False, labelling: Labelling = ONE_EACH
+) -> ImageSet:
     """Read an image set from a folder or a manifest.
 
     Args:
         source: the folder, or the manifest; `~` at its start is the home folder.
         unlabelled: take images without a label, too; otherwise they are among the skipped.
+        labelling: how labels are to be read.
 
     Raises:
         ImageSetError: the path is missing, holds no images, its folders may be classes or splits, or a manifest cannot
@@ -120,7 +142,9 @@ def load_image_set(source: str | os.PathLike[str], *, unlabelled: bool = False) 
     place = Path(os.path.expanduser(source))  # noqa: PTH111 (pathlib raises where there is no such user)
     if not os.path.exists(place):  # noqa: PTH110 (answers where pathlib raises)
         raise ImageSetError(f"No such file or folder: '{place}'; {EXPECTED}")
-    return _from_folder(place, unlabelled) if place.is_dir() else _from_manifest(place, unlabelled)
+    if labelling.separator == "":
+        raise ImageSetError("The separator between labels is empty; expected a character or more, such as ';'")
+    return (_from_folder if place.is_dir() else _from_manifest)(place, unlabelled, labelling)
 
 
 def list_images(folder: Path) -> tuple[list[Path], list[Skipped]]:
@@ -130,7 +154,7 @@ def list_images(folder: Path) -> tuple[list[Path], list[Skipped]]:
     return paths, _skipped(lister.unread)
 
 
-def _from_folder(root: Path, unlabelled: bool) -> ImageSet:
+def _from_folder(root: Path, unlabelled: bool, labelling: Labelling) -> ImageSet:
     lister = Lister()
     top = lister.scan(root)
     if top.unreadable:
@@ -140,7 +164,8 @@ def _from_folder(root: Path, unlabelled: bool) -> ImageSet:
     others: list[ImageFile] = []
     for group in arrangement.groups:
         found = others if group.label is None else files
-        found += [ImageFile(name, group.label, group.split) for name in group.images]
+        labels = None if group.label is None else labelling.of(group.label)
+        found += [ImageFile(name, labels, group.split) for name in group.images]
     skipped = _skipped(lister.unread) + _skipped(arrangement.skipped)
     advice = ""
     if not unlabelled and others:
@@ -156,10 +181,11 @@ def _from_folder(root: Path, unlabelled: bool) -> ImageSet:
         others,
         labels={group.label for group in arrangement.groups if group.label is not None},
         passed_over=lister.passed_over,
+        labelling=labelling,
     )
 
 
-def _from_manifest(source: Path, unlabelled: bool) -> ImageSet:
+def _from_manifest(source: Path, unlabelled: bool, labelling: Labelling) -> ImageSet:
     suffix = source.suffix.lower()
     if suffix not in MANIFEST_SUFFIXES:
         hint = "save the spreadsheet as CSV" if suffix in (".xls", ".xlsx", ".ods", ".numbers") else EXPECTED
@@ -171,7 +197,7 @@ def _from_manifest(source: Path, unlabelled: bool) -> ImageSet:
     skipped: list[Skipped] = []
     labels: set[str] = set()
     folder = source.parent
-    for row in read_manifest(source):
+    for row in read_manifest(source, labelling):
         split = split_named(row.split) if row.split else None
         if row.split and split is None:
             raise ImageSetError(
@@ -179,21 +205,31 @@ def _from_manifest(source: Path, unlabelled: bool) -> ImageSet:
                 "expected train, validation or test, or nothing"
             )
         path = place_of(folder, row.path)
-        labels.add(row.label)
-        if not row.path or not (row.label or unlabelled):
+        labels.update(row.labels or ())
+        if not row.path or (row.labels is None and not unlabelled):
             missing = "label" if row.path else "path"
             skipped.append(Skipped(path=path, reason=f"row {row.number} of the manifest has no {missing}"))
         elif reason := why_no_file(path):
             skipped.append(Skipped(path=path, reason=reason))
-        elif row.label:
-            files.append(ImageFile(str(path), row.label, split))
+        elif row.labels is not None:
+            files.append(ImageFile(str(path), row.labels, split))
         else:
             others.append(ImageFile(str(path), None, split))
     if not files and not others:
         raise ImageSetError(f"No images under '{source}'{_hint(Lister(), skipped)}; {EXPECTED}")
+    if labelling.several:
+        files = _brought_together(files)
     files.sort(key=attrgetter("name"))
     others.sort(key=attrgetter("name"))
-    return _image_set(source, files, skipped, others, labels=labels - {""}, passed_over={})
+    return _image_set(source, files, skipped, others, labels=labels, passed_over={}, labelling=labelling)
+
+
+def _brought_together(files: Sequence[ImageFile]) -> list[ImageFile]:
+    """Give each image all labels that it has in rows of its own."""
+    rows: dict[tuple[str, Split | None], set[str]] = {}
+    for file in files:
+        rows.setdefault((file.name, file.split), set()).update(file.labels or ())
+    return [ImageFile(name, tuple(sorted(labels)), split) for (name, split), labels in rows.items()]
 
 
 def _image_set(
@@ -204,6 +240,7 @@ def _image_set(
     *,
     labels: set[str],
     passed_over: Mapping[str, int],
+    labelling: Labelling,
 ) -> ImageSet:
     """Make the image set of what was found; `labels` are all that were named, also those without an image."""
     if unwritable := sorted(name for name in labels if not is_text(name)):
@@ -217,8 +254,13 @@ def _image_set(
         skipped=tuple(skipped),
         unlabelled=tuple(others),
         passed_over=tuple(sorted(passed_over.items())),
-        empty_classes=tuple(sorted(labels - {file.label for file in files})),
+        empty_classes=tuple(
+            sorted(
+                labels - {name for found in {file.labels for file in files} for name in found or ()} - {labelling.none}
+            )
+        ),
         alike_classes=alike(labels),
+        labelling=labelling,
     )
 
 

@@ -6,6 +6,10 @@ usual other name, in any case. What stands in them is text, numbers or bytes; li
 A table as text may be separated by commas, semicolons or tabs, begin with a byte order mark, be in UTF-16, end its
 lines as Windows does, and have blank rows. Cells stay as they are written; the names of columns are trimmed. A list
 names one path a line, as people pipe them.
+
+Where an image may have several labels, they stand in one cell with `|`, `,` or `;` between, or in several rows of the
+same path, or there is a column for each class with 0 and 1 in it, as at Kaggle. An empty cell, or a row of zeros, then
+says that the image has none of them. `Labelling` says how labels are to be read.
 """
 
 from __future__ import annotations
@@ -31,14 +35,40 @@ if TYPE_CHECKING:
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".parquet")
 """The suffixes of manifests, in lower case."""
-_Role = Literal["path", "label", "split"]
+SEPARATORS = ("|", ";", ",")
+"""What may stand between labels in a cell where nothing was said."""
+_Role = Literal["path", "label", "labels", "split"]
 _OTHER_NAMES: dict[_Role, str] = {
     "path": "file filename file_name filepath file_path image image_path image_file image_name img img_path",
     "label": "class category target classname class_name",
+    "labels": "label tags classes categories class category target classname class_name",
     "split": "set subset",
 }
 COLUMN_NAMES = frozenset(name for role, names in _OTHER_NAMES.items() for name in (role, *names.split()))
 """The names that a manifest's columns may have, in lower case."""
+
+
+_MARKS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelling:
+    """How labels are to be read: one an image or several, and which name stands for none of the classes."""
+
+    several: bool = False
+    """Whether an image may have any number of labels, none among them."""
+    separator: str | None = None
+    """What stands between labels in a cell of a manifest; None takes `|`, `;` or `,`, whichever there is."""
+    none: str | None = None
+    """Label of images that are of none of the classes; None where there is no such label."""
+
+    def of(self, name: str) -> tuple[str, ...]:
+        """Give the labels of an image that is called this, in a folder's name or a cell of its own."""
+        return () if name == self.none else (name,)
+
+
+ONE_EACH = Labelling()
+"""The way in which labels are read where nothing was said: one an image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,21 +91,85 @@ class Row:
     """The row's number, from 1, without the header and without blank rows."""
     path: str
     """The path as it is written."""
-    label: str
-    """The class name."""
+    labels: tuple[str, ...] | None
+    """Names of its classes; empty where it is of none of them, and None where that is not said."""
     split: str
     """The split as it is written."""
 
 
-def read_manifest(source: Path) -> Iterator[Row]:
+def read_manifest(source: Path, labelling: Labelling = ONE_EACH) -> Iterator[Row]:
     """Read a manifest, row by row.
 
+    Args:
+        source: the manifest.
+        labelling: how labels are to be read.
+
     Raises:
-        ImageSetError: it cannot be read, lacks a column, or a column holds what is no text.
+        ImageSetError: it cannot be read, lacks a column, or a column holds what is no text, or not what was said.
     """
-    if source.suffix.lower() == ".parquet":
-        yield from _read_parquet(source)
-        return
+    names, rows = _read_parquet(source, labelling) if source.suffix.lower() == ".parquet" else _read_csv(source)
+    path, split = _find(names, "path", source), _find(names, "split", source)
+    place = _find(names, "labels" if labelling.several else "label", source)
+    if path is None or (place is None and (not labelling.several or len(names) < 2 + (split is not None))):
+        expected = "path,labels or path and a column for each class" if labelling.several else "path,label"
+        others = len(names) - 1 - (split is not None)
+        may_be_several = path is not None and (others > 1 or _find(names, "labels", source) is not None)
+        hint = ". If an image may have several labels, add --several" * (may_be_several and not labelling.several)
+        raise ImageSetError(
+            f"The manifest '{source}' has the columns {', '.join(names) or 'none'}; expected {expected}[,split]{hint}"
+        )
+    if place is not None:
+        labels = _labels_of([row[place] for row in rows], labelling, source)
+    else:
+        labels = _marked(names, rows, [k for k in range(len(names)) if k not in (path, split)], source)
+    for number, (row, found) in enumerate(zip(rows, labels, strict=True), start=1):
+        yield Row(
+            number=number, path=row[path].strip(), labels=found, split="" if split is None else row[split].strip()
+        )
+
+
+def _labels_of(cells: Sequence[str], labelling: Labelling, source: Path) -> list[tuple[str, ...] | None]:
+    """Read the labels of each cell."""
+    if not labelling.several:
+        return [labelling.of(name) if (name := label_of(cell)) else None for cell in cells]
+    separator = labelling.separator
+    if separator is None:
+        there = [mark for mark in SEPARATORS if any(mark in cell for cell in cells)]
+        if len(there) > 1:
+            raise ImageSetError(
+                f"In the labels of '{source}' there are both '{there[0]}' and '{there[1]}'; say which of them stands "
+                f"between labels, such as --separator '{there[0]}'"
+            )
+        separator = there[0] if there else SEPARATORS[0]
+    return [
+        tuple(sorted({name for part in cell.split(separator) if (name := label_of(part))} - {labelling.none}))
+        for cell in cells
+    ]
+
+
+def _marked(
+    names: Sequence[str], rows: Sequence[Sequence[str]], places: Sequence[int], source: Path
+) -> list[tuple[str, ...] | None]:
+    """Read the labels of each row from columns, one a class, with 0 and 1."""
+    classes = [(label_of(names[place]), place) for place in places]
+    found: list[tuple[str, ...] | None] = []
+    for number, row in enumerate(rows, start=1):
+        mine = []
+        for name, place in classes:
+            mark = _MARKS.get(row[place].strip().lower())
+            if mark is None:
+                raise ImageSetError(
+                    f"Row {number} of '{source}' has '{row[place]}' in the column '{names[place]}'; expected 0 or 1 in "
+                    "a column for each class, or a column 'labels'. Leave out columns that are no class"
+                )
+            if mark:
+                mine.append(name)
+        found.append(tuple(sorted(mine)))
+    return found
+
+
+def _read_csv(source: Path) -> tuple[list[str], list[list[str]]]:
+    """Read the names of a CSV's columns, and its rows."""
     try:
         table = read_table(source.read_bytes(), COLUMN_NAMES)
     except UnicodeDecodeError as error:
@@ -84,10 +178,7 @@ def read_manifest(source: Path) -> Iterator[Row]:
         ) from None
     except (OSError, csv.Error) as error:
         raise ImageSetError(f"Cannot read the manifest '{source}' as CSV in UTF-8: {error}") from None
-    at = columns_of(table.header, source)
-    for number, row in enumerate(table.rows, start=1):
-        split = "" if at.split is None else row[at.split].strip()
-        yield Row(number=number, path=row[at.path].strip(), label=label_of(row[at.label]), split=split)
+    return table.header, table.rows
 
 
 def columns_of(names: Sequence[str], source: Path) -> Columns:
@@ -136,15 +227,21 @@ def _find(names: Sequence[str], role: _Role, source: Path) -> int | None:
     return None
 
 
-def _read_parquet(source: Path) -> Iterator[Row]:
+def _read_parquet(source: Path, labelling: Labelling) -> tuple[list[str], list[list[str]]]:
+    """Read the names of the columns that matter, and the rows in which anything stands."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         schema = pq.read_schema(source)
         names: list[str] = schema.names
-        at = columns_of(names, source)
-        chosen = [place for place in (at.path, at.label, at.split) if place is not None]
+        path, label = _find(names, "path", source), _find(names, "labels" if labelling.several else "label", source)
+        at = (path, label, _find(names, "split", source))
+        chosen = [place for place in at if place is not None]
+        if path is None or label is None:
+            if not labelling.several:
+                return names, []
+            chosen = list(range(len(names)))
         for place in chosen:
             _require_texts(source, schema.field(place))
         # By their folders' names alone, `partitioning` would add columns that are not in the file.
@@ -152,15 +249,12 @@ def _read_parquet(source: Path) -> Iterator[Row]:
     except (OSError, pa.ArrowException) as error:
         raise ImageSetError(f"Cannot read the manifest '{source}' as Parquet: {error}") from None
     cells = [_texts(table.column(names[place])) for place in chosen]
-    splits = cells[2] if len(cells) > 2 else [""] * table.num_rows
-    if "\0" in next(filter(None, cells[0]), ""):
+    if path is not None and "\0" in next(filter(None, cells[chosen.index(path)]), ""):
         raise ImageSetError(
-            f"The column '{names[at.path]}' of the manifest '{source}' holds bytes that are not a path, perhaps the "
+            f"The column '{names[path]}' of the manifest '{source}' holds bytes that are not a path, perhaps the "
             "images themselves; write them to files and name these"
         )
-    for number, (path, label, split) in enumerate(zip(cells[0], cells[1], splits, strict=True), start=1):
-        if path or label or split:
-            yield Row(number=number, path=path, label=label_of(label), split=split)
+    return [names[place] for place in chosen], [list(row) for row in zip(*cells, strict=True) if any(row)]
 
 
 def _texts(column: Iterable[object]) -> list[str]:

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.errors import ImageSetError
-from quickstudy.images.census import draw_tests
+from quickstudy.images.drawn_roles import draw_tests
 from quickstudy.images.pixels import PixelSet
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -79,8 +79,79 @@ class Confusion:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A figure with its 95 % interval."""
+
+    value: float | None
+    """The figure; None where there is nothing to tell it by."""
+    low: float
+    """Lower end of the interval."""
+    high: float
+    """Upper end of the interval."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give JSON values."""
+        return {"value": self.value, "interval_95": [self.low, self.high]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeveralScores:
+    """What is measured where an image may have several labels, from 0 to 1, with intervals by bootstrap over images."""
+
+    average_precision: Interval
+    """Mean over the labels of the average precision: how well probabilities put images in order."""
+    f1_micro: Interval
+    """F1 of all labels' answers together."""
+    f1_macro: Interval
+    """Mean over the labels of their F1."""
+    exact_match: Interval
+    """Share of the images all of whose labels are right."""
+    labels: Mapping[str, Mapping[str, Interval]]
+    """Figures of each label, by its name: `average_precision`, `precision`, `recall` and `f1`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give JSON values."""
+        return {
+            **{name: getattr(self, name).to_dict() for name in SEVERAL_FIGURES},
+            "labels": {
+                name: {what: figure.to_dict() for what, figure in figures.items()}
+                for name, figures in self.labels.items()
+            },
+        }
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> SeveralScores:
+        """Make them of what `to_dict` gave."""
+        return SeveralScores(
+            **{name: _interval_of(values[name]) for name in SEVERAL_FIGURES},
+            labels={
+                name: {what: _interval_of(figure) for what, figure in figures.items()}
+                for name, figures in values["labels"].items()
+            },
+        )
+
+
+SEVERAL_FIGURES = {
+    "average_precision": "Mean average precision",
+    "f1_micro": "F1, micro",
+    "f1_macro": "F1, macro",
+    "exact_match": "All labels right",
+}
+"""The figures over all labels, and what they are called."""
+
+
+def _interval_of(values: Mapping[str, Any]) -> Interval:
+    low, high = values["interval_95"]
+    return Interval(value=values["value"], low=low, high=high)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What came out on labelled images: in all, by class, and what was mistaken for what."""
+    """What came out on labelled images: in all, by class, and what was mistaken for what.
+
+    Where an image may have several labels, an answer is right if all of them are, an image of a class is one that has
+    the label, and what was mistaken for what are labels that were missed and others that were given instead.
+    """
 
     score: Score
     """The share of right answers in all."""
@@ -92,11 +163,14 @@ class Scores:
     """Classes of the model of which there was no image."""
     unknown: Mapping[str, int] = field(default_factory=dict)
     """Number of images of each class that the model does not know; they are not scored."""
+    several: SeveralScores | None = None
+    """What is measured besides where an image may have several labels; None where each has one."""
 
     def to_dict(self) -> dict[str, Any]:
         """Give JSON values."""
         return {
             **self.score.to_dict(),
+            **({"several": self.several.to_dict()} if self.several else {}),
             "classes": [{**asdict(c), "precision": c.precision, "recall": c.recall} for c in self.classes],
             "confusions": [asdict(confusion) for confusion in self.confusions],
             "missing_classes": list(self.missing),
@@ -115,6 +189,7 @@ class Scores:
             confusions=tuple(Confusion(**confusion) for confusion in values["confusions"]),
             missing=tuple(values["missing_classes"]),
             unknown=dict(values["unknown_images"]),
+            several=SeveralScores.from_dict(values["several"]) if "several" in values else None,
         )
 
 

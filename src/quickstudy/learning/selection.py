@@ -12,16 +12,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.errors import HeadError
-from quickstudy.learning.calibration import probabilities_of
 from quickstudy.learning.features import Floats, StoredRows, first_values, prepare_features, signed_sqrt
+from quickstudy.learning.links import FOLDS, Kind, link_of
 from quickstudy.learning.spaces import in_small_space
-from quickstudy.learning.strengths import FOLDS, CrossValidation, Found, Integers, deal_out, find_strength, log_losses
+from quickstudy.learning.strengths import (
+    CrossValidation,
+    Found,
+    Integers,
+    Trial,
+    choose_strength,
+    deal_out,
+    fit_folds,
+    log_losses,
+)
 
 _TEMPERATURES = (0.25, 16.0)
 _FEWEST_COMPARED = 50  # held-out images
@@ -44,8 +54,10 @@ class PathPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """A fitted classifier: class probabilities are softmax(signed_sqrt(bottleneck) · weights + biases)."""
+    """A fitted classifier: class probabilities are those of signed_sqrt(bottleneck) · weights + biases, by its kind."""
 
+    kind: Kind
+    """Whether images are of one class, and probabilities the softmax of the logits, or may have several labels."""
     weights: Floats
     """The weights, d×K, scale and temperature included."""
     biases: Floats
@@ -57,11 +69,12 @@ class Head:
     held_out: Integers
     """Row numbers (m) of the plain images that were held out, once each, in cross-validation."""
     held_out_classes: Integers
-    """Class numbers (m) of the held-out images as predicted by the fit that had not seen them."""
+    """Class numbers (m) of the held-out images as predicted by the fit that had not seen them; where there may be
+    several labels, the most probable ones."""
     held_out_logits: Floats
     """Calibrated logits (m×K) of the held-out images: those of the fit that had not seen them, by the temperature."""
     held_out_right: int
-    """Number of images that were predicted right when they were held out."""
+    """Number of images that were predicted right when they were held out, in all labels where there may be several."""
     held_out_count: int
     """Number of images that were held out; `held_out` are these, or some of them where they are too many to keep."""
     temperature: float
@@ -94,7 +107,8 @@ def fit_head(
 
     Args:
         bottlenecks: n×d, one row an image and view.
-        labels: n class numbers from 0 to `classes` - 1; each class has at least one row.
+        labels: n class numbers from 0 to `classes` - 1, each class with at least one row; or marks, n×K, 1 where the
+            image has the label, each label on some rows and not on others.
         keys: n content hashes; rows with the same key stay in one fold.
         classes: number of classes K.
         widths: number of features in each group, in their order, where groups are scaled each by a number of its own;
@@ -104,7 +118,7 @@ def fit_head(
         l2: take this strength instead of choosing one; cross-validation then scores it alone.
 
     Raises:
-        HeadError: fewer than two classes, a class without rows, or values that are not finite.
+        HeadError: fewer than two classes, a class without rows, a label on all rows, or values that are not finite.
     """
     return _Search(bottlenecks, labels, keys, classes, widths, plain, balanced, l2).head()
 
@@ -142,7 +156,8 @@ def choose_head(
     """Fit a head to the last features, another one to all levels, and take the one that cross-validation prefers.
 
     Of two that differ by no more than chance, it is the head on the last features. Nothing is compared where fewer than
-    50 images are held out.
+    50 images are held out. Where there are so many that one fold scouts for the strength, its images tell, before
+    calibration; the other folds are fitted for what was chosen alone.
 
     Args:
         kept: n×d, one row an image and view: the last features and behind them what earlier blocks know.
@@ -159,7 +174,7 @@ def choose_head(
     one = _Search(first_values(kept, sum(last)), labels, keys, classes, widths=last, **options)
     if len(one.held_out) < _FEWEST_COMPARED:
         return one.head(), None
-    other = _Search(kept, labels, keys, classes, widths=widths, near=one.found.best.l2, **options)
+    other = _Search(kept, labels, keys, classes, widths=widths, near=one.chosen.l2, **options)
     before, after = one.log_losses(), other.log_losses()
     compared = LevelsCompared(
         log_loss_last=float(before.mean()),
@@ -185,8 +200,15 @@ class _Search:
         near: float | None = None,
     ) -> None:
         """Take what `fit_head` takes, and a strength that was best for other features of the images."""
-        counts = np.bincount(labels, minlength=classes)
-        if classes < 2 or not counts.all():
+        self.link = link_of(labels)
+        counts = self.link.counts(labels, classes)
+        if self.link.kind == "several":
+            if not counts.all() or (counts == len(labels)).any() or balanced:
+                raise HeadError(
+                    "The head needs labels that are on some images and not on others, weighed as they are; got counts "
+                    f"{counts.tolist()} of {len(labels)}"
+                )
+        elif classes < 2 or not counts.all():
             raise HeadError(
                 f"The head needs at least 2 classes with at least 1 image each; got counts {counts.tolist()}"
             )
@@ -200,14 +222,30 @@ class _Search:
         self.validation = CrossValidation(
             self.features, labels[order], dealt[order], places[order], plain[order], importance[order], classes
         )
-        self.found = find_strength(self.validation, l2=l2, near=near)
-        in_order = np.argsort(order[self.validation.held_out])  # of the rows, not of their folds
-        self.held_out = order[self.validation.held_out][in_order]
-        self.logits, self.truth = self.found.best.logits[in_order], labels[self.held_out]
-        self.temperature = fit_temperature(self.logits, self.truth)
+        self.chosen, self.tried = choose_strength(self.validation, l2=l2, near=near)
+        self._in_order = np.argsort(order[self.validation.held_out])  # of the rows, not of their folds
+        self.held_out = order[self.validation.held_out][self._in_order]
+        self.truth = labels[self.held_out]
+
+    @cached_property
+    def found(self) -> Found:
+        """The fits of all folds at the chosen strength."""
+        return fit_folds(self.validation, self.chosen, self.tried)
+
+    @cached_property
+    def logits(self) -> Floats:
+        """Logits of the held-out rows, by the fits that had not seen them."""
+        return self.found.best.logits[self._in_order]
+
+    @cached_property
+    def temperature(self) -> float:
+        """The number to divide logits by."""
+        return fit_temperature(self.logits, self.truth)
 
     def log_losses(self) -> NDArray[np.float64]:
-        """Work out the log losses of the held-out rows, in nats, after calibration."""
+        """Work out the log losses of the held-out rows, in nats, after calibration; a scout's are those of one fold."""
+        if not isinstance(self.chosen, Trial):
+            return self.chosen.losses
         return log_losses(self.logits / np.float32(self.temperature), self.truth)
 
     def head(self) -> Head:
@@ -216,6 +254,7 @@ class _Search:
         weights = self.back(fit.weights[0]) / (self.features.scale[:, None] * self.temperature)
         predicted = self.logits.argmax(axis=1)
         return Head(
+            kind=self.link.kind,
             weights=weights.astype(np.float32),
             biases=(fit.biases[0] / self.temperature - self.features.mean @ weights).astype(np.float32),
             l2=self.found.best.l2,
@@ -223,7 +262,7 @@ class _Search:
             held_out=self.held_out,
             held_out_classes=predicted,
             held_out_logits=self.logits / np.float32(self.temperature),
-            held_out_right=int(np.sum(predicted == self.truth)),
+            held_out_right=int(self.link.right(self.logits, self.truth).sum()),
             held_out_count=len(self.held_out),
             temperature=self.temperature,
             iterations=fit.iterations,
@@ -267,12 +306,11 @@ def fit_temperature(logits: NDArray[np.floating], labels: Integers) -> float:
     """
     if len(labels) < 50:
         return 1.0
-    z = logits.astype(np.float64)
-    z -= z[np.arange(len(z)), labels][:, None]
+    z, link = logits.astype(np.float64), link_of(labels)
     coldest, hottest = _TEMPERATURES
     while hottest > coldest * (1 + 1e-4):
         middle = (coldest * hottest) ** 0.5
-        if np.mean((probabilities_of(z / middle) * z).sum(axis=1)) > 0:
+        if link.slope(z, labels, middle) > 0:
             coldest = middle
         else:
             hottest = middle

@@ -1,9 +1,10 @@
-"""Multinomial logistic regression (softmax regression) fitted to its optimum, several training sets at once.
+"""Logistic regression fitted to its optimum, several training sets at once: softmax regression, or one fit a label.
 
 The objective of one training set is  sum_i w_i CE(softmax(x_i W + b), y_i) + (l2 / 2) |W|^2  with weights w that sum
-to 1 and an unpenalised bias. Minimised over b, it is strongly convex in W with modulus l2, so there is one optimum, and
-where b is at its best for W, the loss is no further above it than |gradient|^2 / (2 l2) (Boyd and Vandenberghe, Convex
-Optimization, 9.1.2).
+to 1 and an unpenalised bias; for several labels an image, each label has a cross entropy, and so an objective, of its
+own (`links.py` has what differs). Minimised over b, it is strongly convex in W with modulus l2, so there is one
+optimum, and where b is at its best for W, the loss is no further above it than |gradient|^2 / (2 l2) (Boyd and
+Vandenberghe, Convex Optimization, 9.1.2).
 
 What is asked for is not a loss, however, but probabilities, of held-out rows too: with a weak penalty, a training loss
 within 0.001 nats of its optimum leaves them undetermined. "Converged" to a precision e therefore means both of these:
@@ -51,6 +52,7 @@ from quickstudy.learning.features import (
     in_threads,
     sample_of,
 )
+from quickstudy.learning.links import Link, link_of
 
 _T = TypeVar("_T")
 
@@ -123,11 +125,11 @@ def fit_softmax(
     precision: float,
     start: tuple[Real, Real] | None = None,
 ) -> Fit:
-    """Fit one softmax regression to each column of `sample_weights`, to the optimum.
+    """Fit one regression to each column of `sample_weights`, to the optimum.
 
     Args:
         features: n prepared feature rows.
-        labels: n class numbers, 0 to `classes` - 1.
+        labels: n class numbers, 0 to `classes` - 1, or marks, n×K, 1 where the image has the label.
         sample_weights: n×F, one column a training set, each summing to 1; 0 leaves a row out.
         classes: number of classes K.
         l2: strength of the penalty, per unit of mean loss and of prepared feature.
@@ -188,7 +190,7 @@ class _State:
     probabilities: list[tuple[Real, Real]]
     """Probabilities of each block's rows: of the sets that they train, and of those that they are held out of."""
     loss: NDArray[np.float64]
-    """Weighted mean of the rows' losses of each set (F), in nats."""
+    """Weighted mean of the rows' losses of each unit (F, or FK where labels stand alone), in nats."""
     gradient: Real
     """The objective's gradient, FK×(d+1)."""
     change: float = np.inf
@@ -212,6 +214,8 @@ class _Preconditioner:
     """Inverse of each class's block in the main directions, K×r×r."""
     others: Real
     """Inverse of each class's curvature in all other directions, K."""
+    link: Link
+    """What the classes have to do with each other."""
 
     def apply(self, gradient: Real) -> Real:
         """Multiply a gradient (FK×(d+1)), or what is shaped like one, by the inverse."""
@@ -222,8 +226,7 @@ class _Preconditioner:
         solved -= inside * others
         applied: Real = solved @ self.directions.T
         applied += gradient * others
-        by_class = applied.reshape(-1, classes, applied.shape[1])
-        by_class -= by_class.mean(axis=1, keepdims=True)
+        self.link.centred(applied.reshape(-1, classes, applied.shape[1]))
         return applied
 
 
@@ -240,9 +243,7 @@ class _Block:
     weights: Real
     """Weights of the rows in the sets that they train."""
     labels: NDArray[np.intp]
-    """Class numbers of the rows."""
-    positions: NDArray[np.intp]
-    """The numbers from 0 on, one a row."""
+    """Class numbers of the rows, or marks."""
     columns: slice
     """The features that are not all zero."""
     sample: NDArray[np.intp]
@@ -263,12 +264,14 @@ class _Problem:
         dtype: type[np.floating],
         threads: int,
     ) -> None:
+        self.link = link_of(labels)
+        self.units = sample_weights.shape[1] * self.link.units(classes)
         self.features = features.of_type(dtype)
         self.sets, self.classes, self.dtype, self.threads = sample_weights.shape[1], classes, dtype, threads
         # To the last digit of float64, since what sums to 1 in float32 does not in float64.
         weights = sample_weights.astype(np.float64)
         weights = (weights / weights.sum(axis=0)).T
-        self.wanted = np.stack([np.bincount(labels, mine, minlength=classes) for mine in weights])
+        self.wanted = self.link.wanted(labels, weights, classes)
         self.l2 = float(dtype(l2))
         n = len(labels)
         sampled = sample_of(n, max(LEAST_SAMPLE, _SAMPLE_PER_CLASS * classes))
@@ -315,11 +318,12 @@ class _Problem:
 
         Far from the optimum probabilities are 0 and 1, where the loss has no curvature for a step to go by.
         """
-        by_class = parameters.reshape(self.sets, self.classes, -1)
         # The same added to all classes changes no probability, and less of it means a smaller penalty.
-        parameters = (by_class - by_class.mean(axis=1, keepdims=True)).reshape(parameters.shape)
+        by_class = self.link.centred(parameters.reshape(self.sets, self.classes, -1).copy())
+        parameters = by_class.reshape(parameters.shape)
         state = self.state(parameters)
-        good = self.objective(state) <= np.log(self.classes) * (1 + 1e-6)  # zero itself, up to rounding
+        nothing = self.link.loss_of_nothing(self.classes)
+        good = self.objective(state) <= nothing * (1 + 1e-6)  # zero itself, up to rounding
         if good.all():
             return state
         return self.state(np.where(self.spread(good) > 0, parameters, self.dtype(0)))
@@ -335,14 +339,14 @@ class _Problem:
 
         def part(numbers: list[int]) -> tuple[Real, NDArray[np.float64], NDArray[np.float64]]:
             gradient = np.zeros_like(by_set)
-            losses, squares = np.zeros(self.sets), np.zeros(self.sets)
+            losses, squares = np.zeros((self.sets, self.units // self.sets)), np.zeros(self.sets)
             for number in numbers:
                 block = self.blocks[number]
                 x, trained = self.rows(block), block.training
                 if logits is None:
                     known[number] = self.product(by_set, trained, block, x)
-                z, p, total = known[number], *_softmax(known[number])
-                held_out, _ = _softmax(self.product(by_set, block.held_out, block, x))
+                z, p, more = known[number], *self.link.given(known[number])
+                held_out, _ = self.link.given(self.product(by_set, block.held_out, block, x))
                 probabilities[number] = p, held_out
                 if before is not None:
                     for sets, mine, old in zip(
@@ -350,20 +354,21 @@ class _Problem:
                     ):
                         squares[sets] += np.square(mine - old).sum(axis=(1, 2), dtype=np.float64)
                 if len(trained):
-                    of_labels = z[:, block.labels, block.positions]
-                    losses[trained] += np.einsum("fn,fn->f", total - of_labels, block.weights, dtype=np.float64)
-                    # The residual: the weighted losses' derivative by the logits.
-                    residual = p * block.weights[:, None]
-                    # 1 - p of the label as the sum of the others: the difference keeps no digit where p is nearly 1.
-                    residual[:, block.labels, block.positions] = 0
-                    residual[:, block.labels, block.positions] = -residual.sum(axis=1)
+                    losses[trained] += self.link.losses(z, more, block.labels, block.weights)
+                    residual = self.link.residual(p, more, block.labels, block.weights)
                     _add(gradient[:, :, block.columns], trained, residual, x)
             return gradient, losses, squares
 
         total, loss, squares = _sums(self.run(part))
         gradient = self.features.of_kept(total.reshape(parameters.shape))
         gradient[:, :-1] += self.dtype(self.l2) * parameters[:, :-1]
-        state = _State(parameters=parameters, logits=known, probabilities=probabilities, loss=loss, gradient=gradient)
+        state = _State(
+            parameters=parameters,
+            logits=known,
+            probabilities=probabilities,
+            loss=loss.reshape(-1),
+            gradient=gradient,
+        )
         if before is not None:
             state.change = float(np.sqrt(squares.max() / len(self.features)))
         return state
@@ -384,7 +389,7 @@ class _Problem:
                 end = ends[number]
                 p = state.probabilities[number][0]
                 weights = block.weights / self.dtype(self.sets * self.sample_share)
-                if len(block.sample) < len(block.positions):
+                if len(block.sample) < len(block.labels):
                     p, weights = p[:, :, block.sample], weights[:, block.sample]
                 curvatures[:, end - len(block.sample) : end] = (p * (1 - p) * weights[:, None]).sum(axis=0)
 
@@ -408,7 +413,7 @@ class _Problem:
 
         in_threads(build, range(self.classes), self.threads)
         others = 1 / (self.l2 + others / max(self.features.width - r, 1))
-        return _Preconditioner(directions=self.main, inverses=blocks, others=others.astype(self.dtype))
+        return _Preconditioner(directions=self.main, inverses=blocks, others=others.astype(self.dtype), link=self.link)
 
     def rows(self, block: _Block) -> Real:
         """Give a block's rows as they are kept, without the features that are all zero."""
@@ -432,8 +437,7 @@ class _Problem:
                 added[number] = moved = self.product(by_set, block.training, block, x)
                 if not len(block.training):
                     continue
-                bent = moved * p
-                bent -= bent.sum(axis=1, keepdims=True) * p
+                bent = self.link.bend(moved, p)
                 bent *= block.weights[:, None]
                 _add(total[:, :, block.columns], block.training, bent, x)
             return (total,)
@@ -444,8 +448,8 @@ class _Problem:
         return curved, added
 
     def shifted(self, logits: list[Real], added: list[Real], shares: NDArray[np.floating]) -> list[Real]:
-        """Add shares (F) of a change to logits, block by block."""
-        factors = shares.astype(self.dtype)[:, None, None]
+        """Add shares, one a unit, of a change to logits, block by block."""
+        factors = shares.astype(self.dtype).reshape(self.sets, -1, 1)
 
         def part(numbers: list[int]) -> list[Real]:
             return [logits[n] + added[n] * factors[self.blocks[n].training] for n in numbers]
@@ -513,7 +517,7 @@ class _Problem:
         shifts = np.zeros((self.sets, self.classes))
         last = np.inf
         for _ in range(_MOST_BIAS_STEPS):
-            factors = np.exp(shifts - shifts.max(axis=1, keepdims=True)).astype(self.dtype)
+            factors = np.exp(shifts).astype(self.dtype)
 
             def part(numbers: list[int], factors: Real = factors) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
                 sums, hessians = np.zeros(shifts.shape), np.zeros((*shifts.shape, self.classes))
@@ -521,11 +525,10 @@ class _Problem:
                     block = self.blocks[number]
                     if not len(block.training):
                         continue
-                    p = state.probabilities[number][0] * factors[block.training][:, :, None]
-                    p /= p.sum(axis=1, keepdims=True)
+                    p = self.link.shifted(state.probabilities[number][0], factors[block.training][:, :, None])
                     weighted = p * block.weights[:, None]
                     sums[block.training] += weighted.sum(axis=2)
-                    hessians[block.training] -= weighted @ p.swapaxes(1, 2)
+                    hessians[block.training] += self.link.curvature(weighted, p)
                 return sums, hessians
 
             sums, hessians = _sums(self.run(part))
@@ -535,14 +538,14 @@ class _Problem:
                 break
             last = largest
             for number in range(self.sets):
-                # Equal shifts of all classes change nothing, so the Hessian is singular along them: 1/K fills that in.
-                filled = hessians[number] + 1 / self.classes
-                filled[range(self.classes), range(self.classes)] += sums[number] + 1e-14
+                # Where equal shifts of all classes change nothing, the Hessian is singular: 1/K fills that in.
+                filled = hessians[number] + (1 / self.classes if self.units == self.sets else 0)
+                filled[range(self.classes), range(self.classes)] += 1e-14
                 shifts[number] -= np.clip(np.linalg.solve(filled, excess[number]), -1, 1)
         parameters = state.parameters.copy()
         parameters[:, -1] += shifts.astype(self.dtype).reshape(-1)
         of_biases = [shifts.astype(self.dtype)[block.training, :, None] for block in self.blocks]
-        settled = self.state(parameters, logits=self.shifted(state.logits, of_biases, np.ones(self.sets)))
+        settled = self.state(parameters, logits=self.shifted(state.logits, of_biases, np.ones(self.units)))
         settled.change = state.change
         settled.gap = self.longest(settled.gradient[:, :-1]) ** 2 / (2 * self.l2)
         return settled
@@ -552,22 +555,22 @@ class _Problem:
         return in_threads(part, self.parts, self.threads)
 
     def dot(self, a: Real, b: Real) -> NDArray[np.float64]:
-        """Work out the inner products (F) of two arrays of parameters, set by set."""
-        products: NDArray[np.float64] = np.einsum("ij,ij->i", a, b).reshape(self.sets, -1).sum(1, dtype=np.float64)
+        """Work out the inner products of two arrays of parameters, one a unit."""
+        products: NDArray[np.float64] = np.einsum("ij,ij->i", a, b).reshape(self.units, -1).sum(1, dtype=np.float64)
         return products
 
     def longest(self, gradient: Real) -> float:
-        """Measure the longest gradient of a training set."""
+        """Measure the longest gradient of a unit."""
         return float(np.sqrt(self.dot(gradient, gradient).max()))
 
     def objective(self, state: _State) -> NDArray[np.float64]:
-        """Work out the objective of each training set (F), in nats."""
+        """Work out the objective of each unit, in nats."""
         weights = state.parameters[:, :-1]
         return state.loss + self.l2 / 2 * self.dot(weights, weights)
 
-    def spread(self, by_set: NDArray[np.generic]) -> Real:
-        """Spread one number a training set (F) to a column of one number a row of parameters (FK×1)."""
-        column: Real = np.repeat(by_set, self.classes).astype(self.dtype)[:, None]
+    def spread(self, by_unit: NDArray[np.generic]) -> Real:
+        """Spread one number a unit to a column of one number a row of parameters (FK×1)."""
+        column: Real = np.repeat(by_unit, self.sets * self.classes // self.units).astype(self.dtype)[:, None]
         return column
 
 
@@ -596,21 +599,11 @@ def _blocks(
                     held_out=np.flatnonzero(~mine),
                     weights=np.ascontiguousarray(weights[mine, i:j]),
                     labels=labels[i:j],
-                    positions=np.arange(j - i),
                     columns=slice(n - j if triangular else 0, None),
                     sample=picked,
                 )
             )
     return blocks
-
-
-def _softmax(logits: Real) -> tuple[Real, Real]:
-    """Work out probabilities (sets×K×rows), and the logarithms of the sums (sets×rows) that logits are measured by."""
-    largest = logits.max(axis=1, initial=-np.inf, keepdims=True)
-    p = np.exp(logits - largest)
-    total = p.sum(axis=1, keepdims=True)
-    p /= total
-    return p, (np.log(total) + largest)[:, 0]
 
 
 def _logits(parameters: Real, x: Real) -> Real:

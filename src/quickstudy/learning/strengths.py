@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.learning.features import Features, Floats
+from quickstudy.learning.links import FOLDS, link_of
 from quickstudy.learning.softmax import Fit, fit_softmax
 
 Integers = NDArray[np.intp]
@@ -34,13 +35,13 @@ _T = TypeVar("_T", bound="Scout")
 
 STRENGTHS = tuple(10.0 ** (half / 2) for half in range(4, -13, -1))  # 100 down to 1e-6
 FIRST = 6  # 10^-1 is where the walk begins
-FOLDS = 5
 _PRECISION = 1e-4
 # What cross-validation tells apart: log losses that differ by a thousandth of a nat.
 _SELECTION_PRECISION = 1e-3
 _NOTICEABLE = 1e-3  # nats
 _LARGEST_BATCH = 24_000_000  # logits of the folds that are fitted side by side: 96 MB in float32, several times
 _MANY = 5000  # plain images, from which one fold of them scouts
+_MANY_MARKS = 50_000  # plain images times labels, where an image may have several
 _LEAST_PART = 15_000  # rows
 _LARGEST_PART = 50_000  # rows
 _PART = 4  # times as many rows has the next part
@@ -53,34 +54,13 @@ def deal_out(labels: Integers, keys: Sequence[bytes]) -> tuple[Integers, Integer
     so that folds are even. The only image of a class is never held out, since nothing else could stand for it: its
     first number is -1.
 
+    Where an image may have several labels, folds are dealt out by iterative stratification, so that each has its share
+    of each label, and the numbers are those of a fold.
+
     Returns:
         Two numbers a row, each n; rows of the same key and class have the same ones.
     """
-    dealt, places = np.full(len(labels), -1, np.intp), np.zeros(len(labels), np.intp)
-    if not len(labels):
-        return dealt, places
-    words = _words(keys)
-    order = np.lexsort((*words[::-1], labels))
-    new_label = np.diff(labels[order], prepend=-1) != 0
-    new_key = new_label | (np.diff(words[:, order], prepend=words[:, order[:1]]) != 0).any(axis=0)
-    number = np.cumsum(new_key) - 1  # of the distinct pairs of label and key, in order
-    of_label = np.cumsum(new_label) - 1
-    first = number[new_label]
-    place = number - first[of_label]
-    several = np.diff(first, append=number[-1] + 1) > 1
-    skipped = np.cumsum(~several)[of_label]
-    dealt[order] = np.where(several[of_label], number - skipped, -1)
-    places[order] = np.where(several[of_label], place, 0)
-    return dealt, places
-
-
-def _words(keys: Sequence[bytes]) -> NDArray[np.uint64]:
-    """Write n keys as columns of numbers, which come in the same order as the keys."""
-    longest = -(-max(map(len, keys)) // 8) * 8
-    joined = b"".join(key.ljust(longest, b"\0") for key in keys)
-    words = np.frombuffer(joined, ">u8").reshape(len(keys), -1).astype(np.uint64)
-    lengths = np.fromiter(map(len, keys), np.uint64, len(keys))
-    return np.vstack([words.T, lengths])
+    return link_of(labels).deal_out(labels, keys)
 
 
 def assign_folds(labels: Integers, keys: Sequence[bytes], *, folds: int = FOLDS) -> Integers:
@@ -131,6 +111,7 @@ class CrossValidation:
     ) -> None:
         """Take rows in the order of their folds, with their numbers from `deal_out`, and whether they are view 0."""
         self.features, self.labels, self.classes = features, labels, classes
+        self.link = link_of(labels)
         self.dealt, self.places, self.plain = dealt, places, plain
         folds = np.where(dealt < 0, -1, dealt % FOLDS)
         self.held_out = np.flatnonzero((folds >= 0) & plain)
@@ -138,6 +119,8 @@ class CrossValidation:
         self.importance = importance
         self.used = np.arange(max(int(folds.max(initial=-1)) + 1, 1))
         self.sample_weights = _normalise(importance[:, None] * (folds[:, None] != self.used))
+        images = len(self.held_out)
+        self.many = images * classes >= _MANY_MARKS if self.link.kind == "several" else images >= _MANY
         self.together = max(1, _LARGEST_BATCH // (len(labels) * classes))
 
     def score(self, l2: float, start: Start | None, first: Scout | None = None) -> Trial:
@@ -157,8 +140,8 @@ class CrossValidation:
         truth = self.labels[self.held_out]
         return Trial(
             l2=l2,
-            losses=log_losses(logits, truth),
-            right=logits.argmax(axis=1) == truth,
+            losses=self.link.log_losses(logits, truth),
+            right=self.link.right(logits, truth),
             logits=logits,
             weights=by_fold[0],
             biases=by_fold[1],
@@ -171,8 +154,8 @@ class CrossValidation:
         logits = self.features.logits(rows, fit.weights[0], fit.biases[0])
         return Scout(
             l2=l2,
-            losses=log_losses(logits, self.labels[rows]),
-            right=logits.argmax(axis=1) == self.labels[rows],
+            losses=self.link.log_losses(logits, self.labels[rows]),
+            right=self.link.right(logits, self.labels[rows]),
             weights=fit.weights,
             biases=fit.biases,
         )
@@ -233,31 +216,41 @@ class Found:
     """The strengths that were tried on the first fold; empty where all were tried on all folds."""
 
 
-def find_strength(validation: CrossValidation, *, l2: float | None, near: float | None = None) -> Found:
-    """Choose the strength, or take the one that is given, and fit all folds at it.
+def choose_strength(
+    validation: CrossValidation, *, l2: float | None, near: float | None = None
+) -> tuple[Trial | Scout, Sequence[Trial | Scout]]:
+    """Choose the strength, or take the one that is given: on all folds, or on the first where there are many images.
 
     Args:
         validation: the rows and their folds.
         l2: take this strength instead of choosing one.
         near: a strength that was best for much the same images; the walk begins one stronger.
+
+    Returns:
+        What was chosen, and all that was tried.
     """
     first = FIRST if near not in STRENGTHS else max(STRENGTHS.index(near) - 1, 0)
-    many = len(validation.held_out) >= _MANY
+    many = validation.many
     if not many and (l2 is not None or not len(validation.held_out)):
-        trial = validation.score(STRENGTHS[first] if l2 is None else l2, None)
-        return Found(best=trial, trials=(trial,), scouts=())
+        return _alone(validation.score(STRENGTHS[first] if l2 is None else l2, None))
     if not many:
         _, trials = walk(validation.score, first, None)
-        best = min(trials, key=lambda trial: float(trial.losses.mean()))
-        return Found(best=best, trials=trials, scouts=())
+        return min(trials, key=lambda trial: float(trial.losses.mean())), trials
     start: Start | None = None
     for part in [*validation.parts(), validation]:
         chosen, scouts = walk(part.scout, first, start) if l2 is None else _alone(part.scout(l2, start))
         start, first = (chosen.weights, chosen.biases), first if l2 is not None else STRENGTHS.index(chosen.l2)
+    return chosen, scouts
+
+
+def fit_folds(validation: CrossValidation, chosen: Trial | Scout, tried: Sequence[Trial | Scout]) -> Found:
+    """Fit all folds at the strength that `choose_strength` chose, unless they are."""
+    if isinstance(chosen, Trial):
+        return Found(best=chosen, trials=[one for one in tried if isinstance(one, Trial)], scouts=())
     folds = len(validation.used)
     start = np.repeat(chosen.weights, folds, axis=0), np.repeat(chosen.biases, folds, axis=0)
     trial = validation.score(chosen.l2, start, chosen)
-    return Found(best=trial, trials=(trial,), scouts=scouts)
+    return Found(best=trial, trials=(trial,), scouts=tried)
 
 
 def _alone(tried: _T) -> tuple[_T, list[_T]]:
@@ -308,8 +301,5 @@ def _normalise(weights: NDArray[np.float64]) -> Floats:
 
 
 def log_losses(logits: NDArray[np.floating], labels: Integers) -> NDArray[np.float64]:
-    """Work out the log loss of each row (m), in nats, from logits (m×K) and class numbers (m)."""
-    z = logits.astype(np.float64)
-    z -= z.max(axis=1, keepdims=True)
-    losses: NDArray[np.float64] = np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), labels]
-    return losses
+    """Work out the log loss of each row (m), in nats, from logits (m×K) and class numbers (m), or marks (m×K)."""
+    return link_of(labels).log_losses(logits, labels)

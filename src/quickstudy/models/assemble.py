@@ -28,7 +28,8 @@ from quickstudy.backbones.tiles import prefix_graph
 from quickstudy.errors import ModelError, WriteError
 from quickstudy.files import write_bytes_atomically
 from quickstudy.images.decoding import InputSpec
-from quickstudy.learning.calibration import probabilities_of
+from quickstudy.learning.answers import Answer, Thresholds
+from quickstudy.learning.links import ONE_OF, Link
 from quickstudy.learning.strangeness import Strangeness
 from quickstudy.models.format import (
     FORMAT,
@@ -50,18 +51,20 @@ _ROOTS, _LOGITS = "head/features", "logits"
 
 @dataclass(frozen=True, kw_only=True)
 class LinearHead:
-    """What follows the features: softmax(signed_sqrt(features) · weights + biases)."""
+    """What follows the features: the probabilities of signed_sqrt(features) · weights + biases."""
 
     weights: NDArray[np.float32]
     """The weights, features × classes."""
     biases: NDArray[np.float32]
     """The biases, one a class."""
+    link: Link = ONE_OF
+    """What makes probabilities of logits: the softmax, or the logistic function where there may be several labels."""
 
     def probabilities(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """Work out class probabilities (n×K) of features (n×d), in float64."""
         values = features.astype(np.float64)
         logits = np.copysign(np.sqrt(np.abs(values)), values) @ self.weights.astype(np.float64) + self.biases
-        return probabilities_of(logits)
+        return self.link.probabilities(logits)
 
 
 Tail = Callable[[NDArray[np.float32]], NDArray[np.floating]]
@@ -79,6 +82,7 @@ def write_model(
     training: dict[str, Any],
     roles: Roles | None = None,
     strangeness: Strangeness | None = None,
+    answer: Answer | None = None,
 ) -> None:
     """Merge, check and write a model.
 
@@ -94,6 +98,7 @@ def write_model(
         roles: which images it was made from; left out, the file does not say.
         strangeness: what tells strange images from its own, by the last features; left out, the model has no such
             output.
+        answer: what probabilities are answered by; the most probable class if left out.
 
     Raises:
         ModelError: the merged graph does not give what its parts give, what was frozen has changed, or the file cannot
@@ -132,7 +137,8 @@ def write_model(
                 "fingerprint": backbone.fingerprint,
                 "cut": backbone.cut,
                 "prefix_sha256": frozen,
-            }
+            },
+            "head": {"kind": head.link.kind, **(answer.to_dict() if isinstance(answer, Thresholds) else {})},
         },
         training=training,
         roles=roles,
@@ -250,7 +256,10 @@ def _merge(prefix: onnx.ModelProto, cut: str, suffix: onnx.ModelProto | None, he
         ("Gemm", [_ROOTS, HEAD_WEIGHTS, "head/biases"], _LOGITS),
     ):
         graph.node.append(helper.make_node(operator, inputs, [output], name=output))
-    graph.node.append(helper.make_node("Softmax", [_LOGITS], ["probabilities"], name="probabilities", axis=1))
+    if head.link.kind == "one":
+        graph.node.append(helper.make_node("Softmax", [_LOGITS], ["probabilities"], name="probabilities", axis=1))
+    else:
+        graph.node.append(helper.make_node("Sigmoid", [_LOGITS], ["probabilities"], name="probabilities"))
     classes = head.weights.shape[1]
     graph.output.insert(0, helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", classes]))
     return model
@@ -297,9 +306,11 @@ def _add_strangeness(model: onnx.ModelProto, strangeness: Strangeness, width: in
     energy = add(
         "Mul", [over_row("ReduceLogSumExp", _LOGITS, "evidence"), constant("energy", [-strangeness.energy])], "energies"
     )
-    score = add(
-        "Add", [add("Add", [add("Add", [nearest, background], "relative"), spread], "distance"), energy], "score"
-    )
+    distance = add("Add", [add("Add", [nearest, background], "relative"), spread], "distance")
+    score = add("Add", [distance, energy], "score")
+    if strangeness.odds is not None:
+        weights, bias = constant("odds", strangeness.odds[:, None]), constant("odds_bias", [strangeness.odds_bias])
+        score = add("Add", [score, add("Gemm", [seen, weights, bias], "of_examples")], "score_by_examples")
     # The share of own images below the score: from knot to knot it grows evenly.
     gaps = np.diff(strangeness.knots.astype(np.float64))
     above = add(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from quickstudy.images.decoding import MARGIN, InputSpec
+from quickstudy.learning.scores import SEVERAL_FIGURES
 from quickstudy.models.model import Model
 
 
@@ -20,11 +21,13 @@ def model_card(model: Model, name: str) -> str:
         [
             f"# {name}",
             "",
-            f"An image classifier of {len(model.classes)} classes, made by quickstudy.",
+            f"An image classifier that gives any number of {len(model.classes)} labels, made by quickstudy."
+            if model.thresholds
+            else f"An image classifier of {len(model.classes)} classes, made by quickstudy.",
             "",
             "## Accuracy",
             "",
-            *_accuracy(training),
+            *_accuracy(training, bool(model.thresholds)),
             *(
                 ["", "These are the scores of the model that it was exported from."]
                 if "export" in model.metadata
@@ -44,12 +47,15 @@ def model_card(model: Model, name: str) -> str:
             f"`image`: uint8, N×{'×'.join(map(str, model.input.shape))}, RGB from 0 to 255; normalisation is inside. "
             f"The image upright, {_fitted(model.input)}, each side halved while it is at least twice as long as "
             "wanted, then resized bilinearly without antialiasing.",
-            f"`probabilities`: float32, N×{len(model.classes)}, in the order of the classes above.",
+            f"`probabilities`: float32, N×{len(model.classes)}, in the order of the classes above."
+            + (" A label is given from its threshold in the table on." if model.thresholds else ""),
             *_strangeness(model),
             "",
             "## Limits",
             "",
-            "- It knows the classes above and no others: an image of anything else is taken for one of them"
+            "- It knows the labels above and no others."
+            if model.thresholds
+            else "- It knows the classes above and no others: an image of anything else is taken for one of them"
             + (", unless it is strange enough." if model.refusal else "."),
             "- The accuracy holds for images like those of the test split; for others, measure it: "
             "`quickstudy evaluate MODEL IMAGES`.",
@@ -75,13 +81,21 @@ def _strangeness(model: Model) -> list[str]:
     ]
 
 
-def _accuracy(training: dict[str, Any]) -> list[str]:
+def _accuracy(training: dict[str, Any], several: bool) -> list[str]:
     lines = []
+    for name, called in SEVERAL_FIGURES.items():
+        figure = _mapping(_mapping(training.get("figures")).get(name))
+        if figure.get("value") is not None:
+            low, high = (f"{100 * end:.1f}" for end in figure["interval_95"])
+            lines.append(
+                f"- {called}, on the test split: {100 * figure['value']:.1f} % (95 % interval {low} to {high} %)."
+            )
     for key, words in (
         ("test", "On the test split, looked at once"),
         ("cross_validation", "Cross-validated on the training images"),
     ):
         score = _mapping(training.get(key))
+        words += ", all labels right" if several else ""
         if score.get("n") and score.get("accuracy") is not None:
             ends = [f"{100 * end:.1f}" for end in score.get("interval_95", ())]
             interval = f"95 % interval {' to '.join(ends)} %, " if ends else ""
@@ -91,8 +105,17 @@ def _accuracy(training: dict[str, Any]) -> list[str]:
 
 def _classes(model: Model, training: dict[str, Any]) -> list[str]:
     counts = _mapping(training.get("train_counts"))
-    lines = ["| class | training images |", "|---|---:|"]
-    lines += [f"| {_cell(name)} | {counts.get(name, '–')} |" for name in model.classes]
+    if thresholds := model.thresholds:
+        lines = ["| label | training images | threshold |", "|---|---:|---:|"]
+        lines += [
+            f"| {_cell(name)} | {counts.get(name, '–')} | {value:.3f} |"
+            if value <= 1
+            else f"| {_cell(name)} | {counts.get(name, '–')} | never given |"
+            for name, value in thresholds.items()
+        ]
+    else:
+        lines = ["| class | training images |", "|---|---:|"]
+        lines += [f"| {_cell(name)} | {counts.get(name, '–')} |" for name in model.classes]
     facts = [
         ("Data", training.get("data")),
         ("Fingerprint of data, labels and split (SHA-256)", training.get("data_fingerprint")),

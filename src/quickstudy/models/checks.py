@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from quickstudy.errors import ImageSetError
 from quickstudy.images.census import take_census
 from quickstudy.images.imageset import list_images, load_image_set
+from quickstudy.images.manifests import ONE_EACH, Labelling
+from quickstudy.learning.answers import marks_of
 from quickstudy.learning.scores import Paired
 from quickstudy.models.format import golden_images
 from quickstudy.models.model import Model
@@ -27,8 +29,8 @@ class Photo:
 
     path: Path
     """Path of the file."""
-    label: str | None = None
-    """The name of its class; None where that is not known."""
+    labels: tuple[str, ...] | None = None
+    """Names of its classes, sorted; None where they are not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,21 +40,29 @@ class Agreement:
     n: int
     """Number of images that both could use."""
     same: int
-    """Number of these that both take for the same class."""
+    """Number of answers that are the same: one an image, its class, or one a label, whether it is given."""
     largest_difference: float
     """Largest difference of a probability, over all images and classes, from 0 to 1."""
     mean_difference: float
     """Mean difference of a probability, over all images and classes, from 0 to 1."""
+    each: int = 1
+    """Number of answers an image: 1, or the number of labels where an image may have several."""
     refused: tuple[int, int] | None = None
     """Number of images that the original, and that the export takes for none of its classes; None where the models do
     not tell."""
     labelled: Paired | None = None
-    """The original and the export on images whose class is known and is one of the model's; None where none are."""
+    """The original and the export on images whose class is known and is one of the model's, or on each label of images
+    whose labels are; None where none are."""
 
     @property
     def same_share(self) -> float:
-        """Share of the images that both take for the same class, between 0 and 1."""
-        return self.same / self.n
+        """Share of the answers that are the same, between 0 and 1."""
+        return self.same / (self.n * self.each)
+
+    @property
+    def told(self) -> str:
+        """What that share is of, in words that follow it."""
+        return "taken for the same class" if self.each == 1 else "of the labels given, or not, alike"
 
     @property
     def accuracy_loss(self) -> float | None:
@@ -73,6 +83,7 @@ class Agreement:
         return {
             "n": self.n,
             "same": self.same,
+            "answers_an_image": self.each,
             "largest_difference": self.largest_difference,
             "mean_difference": self.mean_difference,
             "refused": list(self.refused) if self.refused else None,
@@ -104,8 +115,8 @@ class Tolerance:
             found.append(f"on golden images a probability differs by {golden:.3g} (tolerance {self.golden:g})")
         if agreement and agreement.same_share < self.same:
             found.append(
-                f"{agreement.same} of {agreement.n} images are taken for the same class, "
-                f"{100 * agreement.same_share:.1f} % (tolerance {100 * self.same:g} %)"
+                f"of {agreement.n} images, {100 * agreement.same_share:.1f} % are {agreement.told} "
+                f"(tolerance {100 * self.same:g} %)"
             )
         loss = agreement.accuracy_loss if agreement else None
         if loss is not None and loss > self.accuracy_loss:
@@ -118,6 +129,7 @@ def agreement_of(
 ) -> Agreement | None:
     """Ask both models about the same photos; None where none of them can be used."""
     same = n = 0
+    each = 1
     largest = total = 0.0
     refused = [0, 0]
     right_before: list[bool] = []
@@ -132,19 +144,25 @@ def agreement_of(
                 continue
             difference = np.abs(new.probabilities - old.probabilities)
             largest, total = max(largest, float(difference.max())), total + float(difference.mean())
-            said, says = before.rank(old.probabilities, 1)[0][0], after.rank(new.probabilities, 1)[0][0]
-            n, same = n + 1, same + (said == says)
+            said, says = (
+                one.answer.given(p[None])[0] for one, p in ((before, old.probabilities), (after, new.probabilities))
+            )
+            # One answer an image, or one for each of several labels.
+            alike = said == says if before.thresholds else [bool((said == says).all())]
+            n, each, same = n + 1, len(alike), same + int(sum(alike))
             refused[0] += before.is_none_of_these(old.strangeness)
             refused[1] += after.is_none_of_these(new.strangeness)
-            if photo.label in before.classes:
-                right_before.append(said == photo.label)
-                right_after.append(says == photo.label)
+            if photo.labels is not None and set(photo.labels) <= set(before.classes):
+                truth = marks_of([photo.labels], before.classes)[0]
+                for found, given in ((right_before, said), (right_after, says)):
+                    found += (given == truth).tolist() if before.thresholds else [bool((given == truth).all())]
     finally:
         progress.finish()
     if not n:
         return None
     return Agreement(
         n=n,
+        each=each,
         same=same,
         largest_difference=largest,
         mean_difference=total / n,
@@ -180,7 +198,7 @@ def photos_for_checking(source: Path, model: Model, index: Path | None) -> list[
         ImageSetError: there are none.
     """
     try:
-        census = take_census(source, index)
+        census = take_census(source, index, labelling=model.labelling)
     except ImageSetError:
         return [Photo(path=path) for path in _all_images(source)]
     try:
@@ -188,17 +206,22 @@ def photos_for_checking(source: Path, model: Model, index: Path | None) -> list[
     except ImageSetError:
         return [Photo(path=content.path) for content in census.contents.values()]
     certain = judgement.is_test is True
-    return [Photo(path=content.path, label=content.label if certain else None) for content in judgement.contents]
+    return [Photo(path=content.path, labels=content.labels if certain else None) for content in judgement.contents]
 
 
-def photos_for_calibration(source: Path, index: Path | None) -> list[Path]:
+def photos_for_calibration(source: Path, index: Path | None, labelling: Labelling = ONE_EACH) -> list[Path]:
     """List the images under a folder or in a manifest, without those for the test, which are for checking.
+
+    Args:
+        source: the folder or manifest.
+        index: the stat index; none if left out.
+        labelling: how labels are to be read.
 
     Raises:
         ImageSetError: there are none.
     """
     try:
-        census = take_census(source, index)
+        census = take_census(source, index, labelling=labelling)
     except ImageSetError:
         return _all_images(source)
     return [content.path for content in census.contents.values() if not (census.given and content.role == "test")]

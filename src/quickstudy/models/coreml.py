@@ -99,6 +99,11 @@ def write_core_ml(model: Path, path: Path) -> CoreMLPackage:
     if path.suffix != ".mlpackage":
         raise ModelError(f"A Core ML package must be named *.mlpackage; got '{path}'")
     loaded = load(model)
+    if loaded.thresholds:
+        raise ModelError(
+            f"'{model}' gives any number of labels a photo, and a classifier of Core ML's gives one; export it with "
+            "--fp16, --int8 or --web"
+        )
     if loaded.input.fit not in _CROP_AND_SCALE:
         raise ModelError(
             f"'{model}' takes {loaded.input.tiles} squares of each photo, which Vision does not cut out; retrain with "

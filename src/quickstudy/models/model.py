@@ -22,6 +22,7 @@ from quickstudy.files import as_path
 from quickstudy.images.decoding import MOST_PIXELS, InputSpec, Pixels, decode, to_input
 from quickstudy.images.given import ImageLike, file_of, one_by_one, pixels_of
 from quickstudy.images.identity import read_image_file
+from quickstudy.learning.answers import MOST_PROBABLE, Answer, Thresholds
 from quickstudy.learning.conformal import Sets
 from quickstudy.learning.strangeness import Refusal
 from quickstudy.models.format import (
@@ -37,9 +38,11 @@ from quickstudy.models.format import (
     golden_images,
 )
 from quickstudy.models.properties import (
+    answer_in,
     check_signature,
     classes_in,
     input_in,
+    labelling_in,
     output_besides,
     outputs_of,
     properties_of,
@@ -88,6 +91,7 @@ class Model:
         features: str | None = None,
         refusal: Refusal | None = None,
         sets: Sets | None = None,
+        answer: Answer = MOST_PROBABLE,
     ) -> None:
         self._session = session
         self._again = again
@@ -102,12 +106,17 @@ class Model:
         """What the file says about itself: backbone, training, versions."""
         self.roles = roles
         """Which images it was made from, so that none of them is taken for a test; None where it does not say."""
+        self.answer = answer
+        """What its probabilities are answered by: the most probable class, or several labels by thresholds."""
+        self.labelling = labelling_in(metadata)
+        """How labels are to be read of images that are like those it was made from."""
 
     def __repr__(self) -> str:
         named = ", ".join(self.classes[:_MOST_NAMED]) + (", …" if len(self.classes) > _MOST_NAMED else "")
         training = self.metadata.get("training") or {}
         test, backbone = training.get("test") or {}, self.metadata.get("backbone") or {}
-        accuracy = f", {100 * test['accuracy']:.1f} % right of {test['n']:,} test images" if test.get("n") else ""
+        right = "all labels right" if self.thresholds else "right"
+        accuracy = f", {100 * test['accuracy']:.1f} % {right} of {test['n']:,} test images" if test.get("n") else ""
         on = f", on {backbone['name']}" if backbone.get("name") else ""
         return f"<quickstudy.Model of {len(self.classes):,} classes ({named}){accuracy}{on}>"
 
@@ -145,11 +154,29 @@ class Model:
         With `abstain`, it is None where its probability is below the model's threshold; see `threshold`.
 
         Raises:
-            ModelError: with `abstain`, the model has no threshold.
+            ModelError: with `abstain`, the model has no threshold; or it gives several labels, see `predict_labels`.
         """
+        if self.thresholds:
+            raise ModelError("The model gives any number of labels an image; ask predict_labels for them")
         threshold = self.threshold() if abstain else 0.0
         best = [self.rank(row, 1)[0] for row in self.predict_proba(images)]
         return [name if is_answer(share, threshold) else None for name, share in best]
+
+    def predict_labels(self, images: ImageLike | Iterable[ImageLike]) -> list[tuple[str, ...]]:
+        """Name the labels of each image, the most probable first: its class, or any number of several labels."""
+        return [self.labels(row) for row in self.predict_proba(images)]
+
+    def labels(self, probabilities: NDArray[np.float32]) -> tuple[str, ...]:
+        """Name the labels that are given for an image's probabilities (K), the most probable first."""
+        given = self.answer.given(probabilities[None])[0]
+        ranked = np.argsort(-probabilities, kind="stable").tolist()
+        return tuple(self.classes[number] for number in ranked if given[number])
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The least probability of each of several labels, 2 where it is never given; empty for one class an image."""
+        values = self.answer.values if isinstance(self.answer, Thresholds) else ()
+        return dict(zip(self.classes, values, strict=False))
 
     def rank(self, probabilities: NDArray[np.float32], count: int | None = None) -> list[tuple[str, float]]:
         """Rank classes by an image's probabilities (K), the most probable first; of equal ones, the first in `classes`.
@@ -172,6 +199,11 @@ class Model:
         Raises:
             ModelError: the model has none.
         """
+        if self.thresholds:
+            raise ModelError(
+                "The model gives any number of labels an image, each from a threshold of its own on; there is no one "
+                '"don\'t know". Leave out --abstain'
+            )
         try:
             return float(self.metadata["training"]["abstention"]["threshold"])
         except (KeyError, TypeError, ValueError):
@@ -207,6 +239,11 @@ class Model:
             ModelError: the model carries nothing to make sets of.
             OptionError: the level is no such share.
         """
+        if self.thresholds:
+            raise ModelError(
+                "The model gives any number of labels an image already, so there are no sets of which one class is "
+                "right. Leave out --sets; retrain with --least-precision for labels that are right more often"
+            )
         if self._sets is None:
             raise ModelError(
                 "The model cannot give sets: it is a network as it stands, was written before quickstudy made sets, or "
@@ -408,6 +445,7 @@ def load_bytes(data: bytes, path: Path, *, with_features: bool = False) -> Model
             raise ValueError("it does not end with a checksum")
         classes, spec, roles = classes_in(metadata), input_in(metadata), roles_in(metadata)
         features, refusal = features_in(graph) if with_features else None, refusal_in(metadata)
+        answer = answer_in(metadata, len(classes))
         check_graph(graph, path)
         session = open_session(data if features is None else data + output_besides(features))
         check_signature(session, spec, len(classes), outputs_of(features, refusal))
@@ -429,6 +467,7 @@ def load_bytes(data: bytes, path: Path, *, with_features: bool = False) -> Model
         features=features,
         refusal=refusal,
         sets=sets_in(metadata, len(classes)),
+        answer=answer,
     )
 
 

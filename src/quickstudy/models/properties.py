@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from quickstudy.images.decoding import InputSpec
+from quickstudy.images.manifests import Labelling
+from quickstudy.learning.answers import MOST_PROBABLE, Answer, Thresholds
 from quickstudy.learning.conformal import Sets
+from quickstudy.learning.links import link_named
 from quickstudy.learning.strangeness import Refusal
 from quickstudy.models.format import LARGEST_SIDE, MOST_CLASSES, PREFIX, STRANGENESS
 from quickstudy.models.roles import Roles
@@ -63,6 +66,28 @@ def sets_in(metadata: dict[str, Any], classes: int) -> Sets | None:
     if len(sets.given) != classes:
         raise ValueError(f"it has sets of {len(sets.given)} classes")
     return sets
+
+
+def answer_in(metadata: dict[str, Any], classes: int) -> Answer:
+    """Read what the probabilities are answered by, which the kind of head decides.
+
+    Raises:
+        ValueError: there is no such kind, or it has thresholds of another number of labels.
+    """
+    head = metadata.get("head") or {"kind": "one"}
+    if link_named(head["kind"]).kind == "one":
+        return MOST_PROBABLE
+    thresholds = Thresholds.from_dict(head)
+    if len(thresholds.values) != classes:
+        raise ValueError(f"it has thresholds of {len(thresholds.values)} labels")
+    return thresholds
+
+
+def labelling_in(metadata: dict[str, Any]) -> Labelling:
+    """Read how the labels of images were read from which the model was made."""
+    options = (metadata.get("training") or {}).get("options") or {}
+    several = (metadata.get("head") or {}).get("kind") == "several"
+    return Labelling(several=several, separator=options.get("separator"), none=options.get("none"))
 
 
 def outputs_of(features: str | None, refusal: Refusal | None) -> list[str]:

@@ -113,9 +113,13 @@ def may_judge(
     labelled = [content for content in census.contents.values() if content.role is not None]
     tested = [content for content in labelled if content.role == "test"] if census.given else []
     offered = labelled if everything or not tested else tested
-    candidates = [content for content in offered if content.label in classes]
-    unknown = Counter(content.label or "" for content in offered if content.label not in classes)
-    if not candidates:
+    if census.several:
+        candidates = offered  # also of an image without a label that is known, each label may be judged
+        unknown = Counter(name for content in offered for name in content.labels or () if name not in classes)
+    else:
+        candidates = [content for content in offered if content.label in classes]
+        unknown = Counter(content.label or "" for content in offered if content.label not in classes)
+    if not any(name in classes for content in candidates for name in content.labels or ()):
         raise ImageSetError(
             f"No image under '{census.source}' is of a class that the model knows: it knows {_some(sorted(classes))}; "
             f"the images are of {_some(sorted(unknown))}. Classes are matched by name"
@@ -136,7 +140,13 @@ def may_judge(
         is_test=False if everything and seen else None if unsaid else True,
         left_out=len(candidates) - len(scored),
         unknown=dict(sorted(unknown.items())),
-        strangers=tuple(content for content in offered if content.label not in classes),
+        strangers=()
+        if census.several
+        else tuple(
+            content
+            for content in offered
+            if content.label not in classes and (everything or kinds[content.digest] not in ("trained_on", "chosen_by"))
+        ),
     )
 
 

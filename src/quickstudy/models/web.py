@@ -89,6 +89,8 @@ def write_site(model: Path, folder: Path, *, runtime: Path | None = None, cache:
     description = {"title": model.stem, "classes": loaded.classes, **loaded.input.to_dict()}
     if test := (loaded.metadata.get("training") or {}).get("test"):
         description["test"] = test
+    if loaded.thresholds:
+        description["thresholds"] = loaded.thresholds
     if refusal := loaded.refusal:
         description["strangeness"] = refusal.to_dict()
     files = {

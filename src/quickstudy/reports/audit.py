@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from quickstudy.bottlenecks.looks import Gallery, view_gallery
 from quickstudy.images.depth import rounded
+from quickstudy.images.manifests import ONE_EACH, Labelling
 from quickstudy.learning.features import Floats, unit_rows
 from quickstudy.progress import Progress, silent
 from quickstudy.reports.duplicates import find_duplicates
@@ -39,6 +40,7 @@ def audit(
     *,
     backbone: str = "efficientnet_lite0",
     engine: str = "onnxruntime",
+    labelling: Labelling = ONE_EACH,
     cache: str | Path | None = None,
     progress: Progress = silent,
 ) -> Audit:
@@ -48,6 +50,7 @@ def audit(
         images: a folder or manifest as for `retrain`; images without a label are welcome.
         backbone: name of the pretrained network.
         engine: what computes bottlenecks: `onnxruntime`, `openvino` or `cuda`.
+        labelling: how labels are to be read: one an image, or several, and which name stands for none.
         cache: folder of the store and the backbones; see `quickstudy.files.cache_folder`.
         progress: is told how far things are.
 
@@ -55,7 +58,9 @@ def audit(
         ImageSetError: there are no images.
         QuickstudyError: the store or the backbone cannot be used; see the message.
     """
-    evidence = gather_evidence(images, backbone=backbone, engine=engine, cache=cache, progress=progress)
+    evidence = gather_evidence(
+        images, backbone=backbone, engine=engine, labelling=labelling, cache=cache, progress=progress
+    )
     return draw_findings(evidence, view_gallery(evidence.images, cache=cache, progress=progress))
 
 
@@ -69,7 +74,7 @@ def draw_findings(
         classes=count_classes(evidence),
         skipped=evidence.skipped,
         duplicates=find_duplicates(evidence, gallery) if duplicates is None else duplicates,
-        label_errors=find_label_errors(evidence),
+        label_errors=find_tag_errors(evidence) if evidence.several else find_label_errors(evidence),
         outliers=find_outliers(evidence),
         quality=find_flaws(gallery),
         alike=find_alike(evidence),
@@ -205,6 +210,36 @@ def find_label_errors(evidence: Evidence, *, least: float = LEAST) -> tuple[Labe
         )
         for k in named
     )
+
+
+def find_tag_errors(evidence: Evidence, *, least: float = LEAST) -> tuple[LabelError, ...]:
+    """Find which of several labels an image has, or has not, by mistake, the most probable mistakes first.
+
+    Each label is a question of its own, yes or no, to which Bayes' rule is put as for a label of one class: see
+    `probability_wrong`. What is named is one label of one image: a label too many (given `hat`, suggested `not hat`),
+    or one too few.
+    """
+    rows = np.flatnonzero(evidence.unseen)
+    if not evidence.probabilities.shape[1] or not len(rows):
+        return ()
+    found = []
+    for number, name in enumerate(evidence.classes):
+        share = evidence.probabilities[rows, number]
+        both, given = np.stack([1 - share, share], axis=1), evidence.marks[rows, number]
+        wrong = probability_wrong(both, given)
+        words = (f"not {name}", name)
+        found += [
+            LabelError(
+                image=int(rows[row]),
+                given=words[given[row]],
+                suggested=words[1 - given[row]],
+                probability_given=float(both[row, given[row]]),
+                probability_suggested=float(both[row, 1 - given[row]]),
+                score=float(wrong[row]),
+            )
+            for row in np.flatnonzero(wrong >= least)
+        ]
+    return tuple(sorted(found, key=lambda error: (-error.score, error.image, error.suggested)))
 
 
 def suggest_others(probabilities: Floats, labels: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -409,7 +444,12 @@ _FEWEST_CONFUSIONS = 2
 
 def count_classes(evidence: Evidence) -> tuple[ClassShare, ...]:
     """Count the images of each class, copies once, by name."""
-    distinct = {(image.label, image.digest) for image in evidence.images if image.label is not None}
+    distinct = {
+        (name, image.digest)
+        for image in evidence.images
+        for name in (image.labels if image.labels is not None else (image.label,))
+        if name is not None and (name in evidence.classes or not evidence.probabilities.shape[1])
+    }
     counts = Counter(label for label, _ in distinct)
     enough = max(SCARCE_IMAGES, SCARCE_SHARE * max(counts.values(), default=0))
     return tuple(ClassShare(name=name, images=counts[name], scarce=counts[name] < enough) for name in sorted(counts))

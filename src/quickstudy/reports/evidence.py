@@ -5,6 +5,7 @@ It is gathered from a folder (`gather_evidence`), or built from what a training 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,8 +22,10 @@ from quickstudy.files import as_path, cache_folder
 from quickstudy.images.census import Census, take_census
 from quickstudy.images.depth import significant_bits
 from quickstudy.images.imageset import Skipped, Split
-from quickstudy.learning.calibration import probabilities_of
+from quickstudy.images.manifests import ONE_EACH, Labelling
+from quickstudy.learning.answers import marks_of
 from quickstudy.learning.features import Floats, signed_sqrt
+from quickstudy.learning.links import link_named
 from quickstudy.learning.selection import Head, fit_head
 from quickstudy.progress import Progress, silent
 
@@ -35,9 +38,11 @@ class KnownImage:
     digest: bytes
     """SHA-256 of the file's bytes: equal where files are copies."""
     label: str | None
-    """Name of the class; None where the image has none."""
+    """Name of the class, or names of several labels as a text; None where the image has none that is known."""
     split: Split | None
     """Split that the image is in; None where the set came without splits."""
+    labels: tuple[str, ...] | None = None
+    """Names of its labels where an image may have several; None where each has one, or it has none that is known."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,10 +69,19 @@ class Evidence:
     """Hash of the network."""
     computed: int
     """Number of forward passes that it took."""
+    several: bool = False
+    """Whether an image may have several labels."""
+
+    @cached_property
+    def marks(self) -> NDArray[np.intp]:
+        """For each image and class, 1 where the image has the label (n×K); all 0 where an image has one."""
+        return marks_of([image.labels or () for image in self.images], self.classes)
 
     @cached_property
     def labels(self) -> NDArray[np.intp]:
-        """Class numbers (n), -1 where an image has no label, or none of the classes."""
+        """Class numbers (n), -1 where an image has no label, or none of the classes, or may have several."""
+        if self.several:
+            return np.full(len(self.images), -1, np.intp)
         number_of = {name: number for number, name in enumerate(self.classes)}
         return np.array([number_of.get(image.label or "", -1) for image in self.images], np.intp)
 
@@ -84,6 +98,7 @@ def gather_evidence(
     *,
     backbone: str = "efficientnet_lite0",
     engine: str = "onnxruntime",
+    labelling: Labelling = ONE_EACH,
     cache: str | Path | None = None,
     progress: Progress = silent,
 ) -> Evidence:
@@ -93,6 +108,7 @@ def gather_evidence(
         images: a folder or manifest, labelled, partly labelled or not.
         backbone: name of the pretrained network.
         engine: what computes bottlenecks: `onnxruntime`, `openvino` or `cuda`.
+        labelling: how labels are to be read.
         cache: folder of the store and the backbones; see `quickstudy.files.cache_folder`.
         progress: is told how far it has come.
 
@@ -102,7 +118,7 @@ def gather_evidence(
     """
     source, folder, runner = as_path(images), cache_folder(cache), engine_for(engine)
     net, store = load_backbone(backbone, folder), Store(folder / "bottlenecks")
-    census = take_census(source, store.index_path, unlabelled=True, progress=progress)
+    census = take_census(source, store.index_path, unlabelled=True, labelling=labelling, progress=progress)
     net = net.reading(significant_bits(census, store.index_path))
     extraction = extract_census(census, net, store, unlabelled=True, engine=runner, progress=progress)
     census = census.without(extraction.unusable)
@@ -147,11 +163,17 @@ def build_evidence(
             if (position := held_out.get(digest)) is not None:
                 logits[number] = head.held_out_logits[position]
             unseen[number] = position is not None or digest not in seen
-        probabilities = probabilities_of(logits).astype(np.float32)
+        probabilities = link_named(head.kind).probabilities(logits).astype(np.float32)
     return Evidence(
         source=census.source,
         images=tuple(
-            KnownImage(path=place.path, label=place.label, split=place.split, digest=content.digest)
+            KnownImage(
+                path=place.path,
+                label=place.label,
+                split=place.split,
+                digest=content.digest,
+                labels=content.labels if census.several else None,
+            )
             for place, content in usable
         ),
         skipped=census.skipped,
@@ -162,6 +184,7 @@ def build_evidence(
         backbone=net.name,
         fingerprint=net.fingerprint,
         computed=extraction.computed,
+        several=census.several,
     )
 
 
@@ -170,12 +193,14 @@ def _cross_validate(census: Census, extraction: Extraction) -> tuple[Head | None
 
     The same content under two labels teaches nothing and is left out, so it is predicted by a fit that has not seen it.
     """
-    classes = tuple(sorted(set(census.labels.values())))
-    if len(classes) < 2:
+    trained = [digest for digest, names in census.names.items() if names or census.several]
+    counts = Counter(name for names in census.names.values() for name in names)
+    everywhere = len(trained) if census.several else None
+    classes = tuple(sorted(name for name, images in counts.items() if images != everywhere))
+    if len(classes) < (1 if census.several else 2):
         places = (place for content in census.contents.values() for place in content.places)
         return None, [], tuple(sorted({place.label for place in places if place.label is not None}))
-    number_of = {name: number for number, name in enumerate(classes)}
-    trained = list(census.labels)
-    numbers = np.array([number_of[name] for name in census.labels.values()], np.intp)
+    targets = marks_of([census.names[digest] for digest in trained], classes)
+    targets = targets if census.several else targets.argmax(axis=1)
     bottlenecks, widths = extraction.gather(trained), extraction.backbone.widths
-    return fit_head(bottlenecks, numbers, trained, classes=len(classes), widths=widths), trained, classes
+    return fit_head(bottlenecks, targets, trained, classes=len(classes), widths=widths), trained, classes

@@ -25,9 +25,9 @@ from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ImageSetError, ModelError
 from quickstudy.images.census import Census, Content, take_census
 from quickstudy.images.imageset import Skipped
-from quickstudy.learning.calibration import probabilities_of
+from quickstudy.learning.answers import Answer, marks_of
 from quickstudy.learning.features import signed_sqrt
-from quickstudy.learning.scores import Score
+from quickstudy.learning.scores import Score, Scores
 from quickstudy.learning.selection import fit_head
 from quickstudy.models.model import Model, load
 from quickstudy.models.roles import may_judge
@@ -58,6 +58,8 @@ class JudgedImages:
     """Whether these are the images that the model was trained and tested on, with the same labels and split."""
     remembered: bool
     """Whether what was said of the images is what the training found."""
+    answer: Answer
+    """What probabilities are answered by: the most probable class, or several labels by thresholds."""
 
     @property
     def fine_tuned(self) -> bool:
@@ -75,23 +77,45 @@ class JudgedImages:
         found: NDArray[np.intp] = np.where(self.evidence.unseen, self.evidence.probabilities.argmax(axis=1), -1)
         return found
 
+    @cached_property
+    def marks(self) -> NDArray[np.bool_]:
+        """For each image and class, whether the image is of it or has the label (n×K)."""
+        if self.evidence.several:
+            return self.evidence.marks.astype(bool)
+        found = np.zeros((len(self.truth), len(self.evidence.classes)), np.bool_)
+        known = np.flatnonzero(self.truth >= 0)
+        found[known, self.truth[known]] = True
+        return found
+
+    @cached_property
+    def given(self) -> NDArray[np.bool_]:
+        """For each image and class, whether it was given, by a fit that had not seen the image (n×K)."""
+        return self.answer.given(self.evidence.probabilities) & self.evidence.unseen[:, None]
+
     def rows(self, by: By) -> NDArray[np.intp]:
         """Give the images predicted in this way that count: with a class that the model knows, each content once."""
         return self._rows_by[by]
 
     @cached_property
     def _rows_by(self) -> dict[By, NDArray[np.intp]]:
-        known = list(zip(self.by, self.truth.tolist(), strict=True))
+        counts = (self.truth >= 0) | self.evidence.several
+        known = list(zip(self.by, counts.tolist(), strict=True))
         ways: tuple[By, ...] = ("cross-validation", "validation", "test")
         return {
-            by: self.evidence.distinct(row for row, (how, truth) in enumerate(known) if how == by and truth >= 0)
+            by: self.evidence.distinct(row for row, (how, counting) in enumerate(known) if how == by and counting)
             for by in ways
         }
+
+    def scores(self, by: By) -> Scores:
+        """Compare what was said in this way with the labels."""
+        rows, classes = self.rows(by), self.evidence.classes
+        labels = [tuple(classes[number] for number in np.flatnonzero(self.marks[row])) for row in rows]
+        return self.answer.score(self.evidence.probabilities[rows], labels, classes)
 
     def score(self, by: By) -> Score | None:
         """Count how many images predicted in this way were right; None where there are none."""
         rows = self.rows(by)
-        right = int(np.sum(self.predicted[rows] == self.truth[rows]))
+        right = int((self.marks[rows] == self.given[rows]).all(axis=1).sum())
         return Score(right=right, n=len(rows)) if len(rows) else None
 
 
@@ -130,6 +154,7 @@ def judge_images(model: Path, images: Path | None, cache: Path, progress: Progre
         store.index_path,
         hold_out=bool(training.get("fine_tuning")),
         before=classifier.roles.role if classifier.roles else None,
+        labelling=classifier.labelling,
         progress=progress,
     )
     extraction = extract_census(
@@ -155,6 +180,7 @@ def judge_images(model: Path, images: Path | None, cache: Path, progress: Progre
         widths=seen.widths,
         unchanged=census.fingerprint == training.get("data_fingerprint"),
         remembered=remembered,
+        answer=classifier.answer,
     )
 
 
@@ -164,8 +190,8 @@ def _work_out(classifier: Model, census: Census, extraction: Extraction, seen: B
     Images that the model says it has learned or was chosen by, and all images where it does not say, are judged by
     cross-validation; images that are a test of it, by the model itself.
     """
-    number_of = {name: number for number, name in enumerate(classifier.classes)}
-    known = {digest: number_of[label] for digest, label in census.labels.items() if label in number_of}
+    of_class = set(classifier.classes)
+    known = [d for d, names in census.names.items() if census.several or not of_class.isdisjoint(names)]
     tested: list[Content] = []
     if classifier.roles is not None:
         with contextlib.suppress(ImageSetError):  # nothing is a test of it
@@ -175,18 +201,23 @@ def _work_out(classifier: Model, census: Census, extraction: Extraction, seen: B
         for digest in known
         if classifier.roles is None or classifier.roles.kind(digest) in ("trained_on", "chosen_by")
     ]
-    labels = np.array([known[digest] for digest in train], np.intp)
+    marks = marks_of([census.names[digest] for digest in train], classifier.classes)
     unseen: list[Unseen] = []
-    if len(np.unique(labels)) == len(classifier.classes):
+    on = marks.sum(axis=0)
+    if on.all() and (not census.several or (on < len(marks)).all()):
         training = classifier.metadata["training"]
         kept = extraction.gather(train, levels=seen.cut == LEVELS)
         classes = len(classifier.classes)
-        head = fit_head(kept, labels, train, classes=classes, widths=seen.widths, l2=training["l2"])
+        targets = marks if census.several else marks.argmax(axis=1)
+        head = fit_head(kept, targets, train, classes=classes, widths=seen.widths, l2=training["l2"])
         unseen.append(cross_validated(head, train))
     predictions = classifier.predict_each(content.path for content in tested)
     said = {c.digest: p.probabilities for c, p in zip(tested, predictions, strict=True) if p.probabilities is not None}
     if said:
-        logits = np.log(np.maximum(np.stack(list(said.values())), np.finfo(np.float32).tiny))
+        shares = np.maximum(np.stack(list(said.values())), np.finfo(np.float32).tiny)
+        logits = np.log(shares)
+        if census.several:
+            logits -= np.log(np.maximum(1 - shares, np.finfo(np.float32).eps))
         unseen.append(Unseen(by="test", digests=tuple(said), logits=logits))
     return Record(images=census.source, unseen=tuple(unseen))
 
@@ -203,12 +234,18 @@ def _bring_together(
     bottlenecks = extraction.gather(digests, levels=seen.cut == LEVELS)
     said: dict[bytes, tuple[By, NDArray[np.floating]]] = {}
     for part in record.unseen:
-        probabilities = probabilities_of(part.logits) if part.digests else part.logits
+        probabilities = classifier.answer.link.probabilities(part.logits) if part.digests else part.logits
         said.update((d, (part.by, row)) for d, row in zip(part.digests, probabilities, strict=True))
     blank = np.zeros(len(classifier.classes))
     table = [said.get(digest, (None, blank)) for digest in digests]
     images = [
-        KnownImage(path=place.path, digest=content.digest, label=place.label, split=place.split or content.role)
+        KnownImage(
+            path=place.path,
+            digest=content.digest,
+            label=place.label,
+            split=place.split or content.role,
+            labels=content.labels if census.several else None,
+        )
         for place, content in placed
     ]
     evidence = Evidence(
@@ -222,6 +259,7 @@ def _bring_together(
         backbone=seen.name,
         fingerprint=seen.fingerprint,
         computed=extraction.computed,
+        several=census.several,
     )
     return evidence, tuple(by for by, _ in table), bottlenecks
 

@@ -31,7 +31,7 @@ from quickstudy.learning.calibration import (
 )
 from quickstudy.learning.learning_curve import LearningCurve
 from quickstudy.learning.ridge import LeaveOneOut
-from quickstudy.learning.scores import Score, score_predictions
+from quickstudy.learning.scores import SEVERAL_FIGURES, Score
 from quickstudy.models.properties import refusal_in
 from quickstudy.options import pasted
 from quickstudy.reports import charts
@@ -109,8 +109,9 @@ def _shown(contents: Contents) -> dict[str, Any]:
     judged, audit = contents.judged, contents.audit
     training, evidence = judged.metadata["training"], judged.evidence
     test = _evaluate(judged, "test")
-    by = next((way for way in _CALIBRATING if len(judged.rows(way))), None)
+    by = next((way for way in _CALIBRATING if len(judged.rows(way)) and not evidence.several), None)
     return {
+        "several": evidence.several,
         "title": judged.model.name,
         "source": _source(judged),
         "images": len(evidence.images),
@@ -145,6 +146,8 @@ def _shown(contents: Contents) -> dict[str, Any]:
 def _scores(contents: Contents) -> list[dict[str, Any]]:
     """Gather accuracies with n and interval, each with what it is the accuracy of."""
     judged = contents.judged
+    if judged.evidence.several:
+        return _figures(judged)
     scores: list[tuple[str, Score | None, str]] = [
         ("Test", judged.score("test"), "images held out of training and of every choice, looked at once"),
         ("Validation", judged.score("validation"), "images held out of fine-tuning, used to choose its result"),
@@ -167,12 +170,31 @@ def _scores(contents: Contents) -> list[dict[str, Any]]:
     ]
 
 
+def _figures(judged: JudgedImages) -> list[dict[str, Any]]:
+    """Gather what is measured where an image may have several labels, on the test, or else in cross-validation."""
+    by: By = "test" if len(judged.rows("test")) else "cross-validation"
+    scores = judged.scores(by)
+    of = (
+        "images held out of training and of every choice, looked at once"
+        if by == "test"
+        else ("training images, each judged by heads that had not seen it, which the thresholds were chosen on")
+    )
+    return [
+        {
+            "name": called,
+            "accuracy": figure.value,
+            "n": scores.score.n,
+            "interval": (figure.low, figure.high),
+            "of": of,
+        }
+        for name, called in SEVERAL_FIGURES.items()
+        if scores.several and (figure := getattr(scores.several, name)).value is not None
+    ]
+
+
 def _evaluate(judged: JudgedImages, by: By) -> dict[str, tuple[int, float | None, float | None]]:
     """Count the images of each class, and work out its precision and recall."""
-    classes, rows = judged.evidence.classes, judged.rows(by)
-    truth = [classes[number] for number in judged.truth[rows]]
-    predicted = [classes[number] for number in judged.predicted[rows]]
-    return {c.name: (c.n, c.precision, c.recall) for c in score_predictions(truth, predicted, classes).classes}
+    return {c.name: (c.n, c.precision, c.recall) for c in judged.scores(by).classes}
 
 
 def _class_table(judged: JudgedImages, test: dict[str, tuple[int, float | None, float | None]]) -> list[dict[str, Any]]:
@@ -302,6 +324,7 @@ def _script_data(contents: Contents) -> dict[str, Any]:
     names = [_name(judged, image.path) for image in evidence.images]
     return {
         "classes": list(evidence.classes),
+        "several": evidence.several,
         "splits": list(_SPLITS),
         "ways": list(_WAYS),
         "sprites": {
@@ -313,8 +336,11 @@ def _script_data(contents: Contents) -> dict[str, Any]:
         "images": {
             "name": names,
             "label": [image.label or "" for image in evidence.images],
-            "truth": judged.truth.tolist(),
-            "predicted": judged.predicted.tolist(),
+            "has": [np.flatnonzero(row).tolist() for row in judged.marks],
+            "gets": [
+                np.flatnonzero(row).tolist() if seen else None
+                for row, seen in zip(judged.given, evidence.unseen, strict=True)
+            ],
             "split": [_SPLITS.index(image.split) if image.split else -1 for image in evidence.images],
             "by": [_WAYS.index(by) if by and row in first else -1 for row, by in enumerate(judged.by)],
             "top": [
@@ -345,8 +371,14 @@ def _script_data(contents: Contents) -> dict[str, Any]:
 def _confident_mistakes(judged: JudgedImages) -> list[int]:
     """Find the images that are called wrongly, those with the greatest confidence first."""
     rows = np.concatenate([judged.rows(by) for by in _WAYS])
-    wrong = rows[judged.predicted[rows] != judged.truth[rows]]
-    confidences = judged.evidence.probabilities[wrong].max(axis=1, initial=0)
+    mistaken = judged.marks[rows] != judged.given[rows]
+    wrong = rows[mistaken.any(axis=1)]
+    shares = judged.evidence.probabilities[wrong]
+    if judged.evidence.several:
+        shares = np.where(
+            judged.marks[wrong] != judged.given[wrong], np.where(judged.given[wrong], shares, 1 - shares), 0
+        )
+    confidences = shares.max(axis=1, initial=0)
     found: list[int] = wrong[np.argsort(-confidences, kind="stable")][:_MOST_SHOWN].tolist()
     return found
 

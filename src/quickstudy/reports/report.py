@@ -122,7 +122,7 @@ def _training_rows(judged: JudgedImages) -> NDArray[np.intp]:
 
 def _leave_one_out(judged: JudgedImages) -> LeaveOneOut | None:
     rows = _training_rows(judged)
-    if len(rows) < 2:
+    if len(rows) < 2 or judged.evidence.several:
         return None
     return leave_one_out(
         judged.bottlenecks[rows], judged.truth[rows], classes=len(judged.evidence.classes), widths=judged.widths
@@ -131,7 +131,7 @@ def _leave_one_out(judged: JudgedImages) -> LeaveOneOut | None:
 
 def _learning_curve(judged: JudgedImages) -> LearningCurve | None:
     rows = judged.rows("cross-validation")
-    if not len(rows):
+    if not len(rows) or judged.evidence.several:
         return None
     return learning_curve(
         judged.bottlenecks[rows],

@@ -16,6 +16,7 @@ from quickstudy.backbones.cuts import FEATURES
 from quickstudy.errors import OptionError
 from quickstudy.images.distortions import Distortions
 from quickstudy.images.fits import Fit
+from quickstudy.images.manifests import Labelling
 from quickstudy.learning.schedules import OneCycle
 from quickstudy.options import (
     Field,
@@ -115,6 +116,15 @@ _LIMITS = {
     "race_seconds": Range(0, above=True),
 }
 
+_FOR_ONE_CLASS = {
+    **dict.fromkeys(
+        ("cut", "progressive", "budget_seconds"),
+        "trains a network for one class an image, while several labels have linear heads of their own",
+    ),
+    "class_weight": "weighs classes against each other, while several labels are learned each on its own",
+    "refuse": "is about images of none of the classes, while an image may well have none of several labels",
+}
+"""The options that mean nothing where an image may have several labels, and why."""
 PRESETS = {
     "fast": Preset(backbone="efficientnet_lite0", levels="last"),
     "good": Preset(backbone="efficientnet_lite0", levels="auto"),
@@ -134,6 +144,37 @@ class RetrainConfig:
             "know, if cross-validation finds that better; best: the same with two networks side by side."
         ),
     ] = "good"
+    several: Annotated[
+        bool,
+        Option(
+            "Let images have any number of labels: one logistic head a label, with a threshold of its own, instead of "
+            "one class an image.",
+            flag="--several",
+        ),
+    ] = False
+    separator: Annotated[
+        str | None,
+        Option(
+            "With --several, split a manifest's labels at this [default: |, ; or ,, whichever there is].",
+            metavar="TEXT",
+        ),
+    ] = None
+    least_precision: Annotated[
+        float | None,
+        Option(
+            "With --several, give a label from the lowest probability on at which this many percent of what is given "
+            "are right [default: the best F1].",
+            percent=True,
+            metavar="PERCENT",
+        ),
+    ] = None
+    none: Annotated[
+        str | None,
+        Option(
+            "Take images with this label, such as other, for examples of none of the classes, not for a class.",
+            metavar="NAME",
+        ),
+    ] = None
     backbone: Annotated[
         str | None,
         Option(
@@ -230,12 +271,14 @@ class RetrainConfig:
         ),
     ] = "onnxruntime"
     refuse: Annotated[
-        float,
+        float | None,
         Option(
-            "Take this many percent of images of the known classes, the strangest, for none of these, 0 to 50.",
+            "Take this many percent of images of the known classes, the strangest, for none of these, 0 to 50 "
+            "[default: 2; with --none, as many as tell its examples apart best].",
             percent=True,
+            metavar="PERCENT",
         ),
-    ] = 0.02
+    ] = None
     strict: Annotated[bool, Option("Stop with an error if a file or a class cannot be used.", recorded=False)] = False
     keep_thumbnails: Annotated[
         bool, Option("Write thumbnails of the training images beside the model, for serve to show.", recorded=False)
@@ -256,8 +299,12 @@ class RetrainConfig:
     def __post_init__(self) -> None:
         numbers = {name: value for name in _LIMITS if (value := getattr(self, name)) is not None}
         require_in_range(numbers, _LIMITS)
-        if not 0 <= self.refuse <= 0.5:
+        if self.refuse is not None and not 0 <= self.refuse <= 0.5:
             raise OptionError(f"refuse is {100 * self.refuse:g} %; expected 0 to 50 %")
+        if self.least_precision is not None and not 0 < self.least_precision < 1:
+            raise OptionError(
+                f"least_precision is {100 * self.least_precision:g} %; expected above 0 and below 100 %, such as 90"
+            )
         if self.fit.startswith("tiles") and not self.may_tile:
             raise OptionError(
                 f"--fit {self.fit} averages the features of several squares, so nothing before them can be fine-tuned "
@@ -298,6 +345,11 @@ class RetrainConfig:
 
     def _with(self, options: Mapping[str, Any]) -> RetrainConfig:
         return with_options(self, options, owner="A retraining")
+
+    @property
+    def labelling(self) -> Labelling:
+        """How the labels of the images are to be read."""
+        return Labelling(several=self.several, separator=self.separator, none=self.none)
 
     @property
     def chooses_backbone(self) -> bool:
@@ -346,7 +398,11 @@ class RetrainConfig:
         """Find the options that would do nothing beside the others, and for each what to say about it."""
         why = {}
         for one in fields_of(self):
-            if one.name == "preset" and self.backbone is not None and (self.levels is not None or self.tunes):
+            if self.several and one.name in _FOR_ONE_CLASS:
+                why[one.name] = f"{one.flag} {_FOR_ONE_CLASS[one.name]}; leave out {one.flag}, or --several"
+            elif one.name in ("separator", "least_precision") and not self.several:
+                why[one.name] = f"{one.flag} goes with --several; add it, or leave out {one.flag}"
+            elif one.name == "preset" and self.backbone is not None and (self.levels is not None or self.tunes):
                 why[one.name] = f"{one.flag} chooses the backbone and the levels, but you name both; leave one out"
             elif one.name == "levels" and self.tunes:
                 why[one.name] = (

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from quickstudy.bottlenecks.store import Store
-from quickstudy.errors import ImageSetError
+from quickstudy.errors import ImageSetError, ModelError
 from quickstudy.files import as_path, cache_folder
 from quickstudy.images.census import Content, take_census
-from quickstudy.images.imageset import Skipped
-from quickstudy.learning.scores import Paired, Score, Scores, score_predictions
+from quickstudy.images.imageset import Skipped, as_label
+from quickstudy.learning.answers import compare_average_precision, marks_of
+from quickstudy.learning.scores import Interval, Paired, Score, Scores
 from quickstudy.models.model import Model, load
 from quickstudy.models.roles import Judgement, Kind, may_judge
 from quickstudy.progress import Progress, silent
@@ -62,8 +66,10 @@ class Evaluation(Scores):
 class Said:
     """What a model said of an image."""
 
-    label: str
-    """The most probable class."""
+    labels: tuple[str, ...]
+    """The most probable class, or the labels that are given, sorted."""
+    probabilities: NDArray[np.float32]
+    """Probabilities of the model's classes (K)."""
     none_of_these: bool
     """Whether the image is too strange to be of any class; False where the model does not tell."""
 
@@ -74,10 +80,11 @@ class Difference:
 
     path: Path
     label: str
+    """Labels of the image, as a text."""
     first: str
-    """Class that the first model gives."""
+    """Labels that the first model gives, as a text."""
     second: str
-    """Class that the second model gives."""
+    """Labels that the second model gives, as a text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +98,16 @@ class Comparison(Paired):
     out for that."""
     skipped: tuple[Skipped, ...]
     """Files that cannot be used, with the reason."""
+    average_precision: Interval | None = None
+    """Mean average precision of the second less that of the first, over labels that both know, with its interval by
+    paired bootstrap; None where each image is of one class."""
 
     def to_dict(self) -> dict[str, Any]:
         """Give everything as JSON values."""
         return {
             "first": self.first.to_dict(),
             "second": self.second.to_dict(),
+            "average_precision_difference": self.average_precision.to_dict() if self.average_precision else None,
             "difference": self.difference,
             "interval_95": list(self.interval),
             "only_first_right": self.only_first,
@@ -135,7 +146,7 @@ def evaluate(
         ImageSetError: no images, none of a class that the model knows, or none that it has not learned.
     """
     model = model if isinstance(model, Model) else load(model)
-    census = take_census(as_path(images), stat_index(cache), progress=progress)
+    census = take_census(as_path(images), stat_index(cache), labelling=model.labelling, progress=progress)
     judgement = may_judge(census, [model.roles], classes=model.classes, everything=everything)
     strangers = judgement.strangers if model.refusal else ()
     contents = (*judgement.contents, *strangers)
@@ -145,14 +156,14 @@ def evaluate(
     finally:
         progress.finish()
     scored = [content for content in judgement.contents if content.digest in said]
-    scores = score_predictions(
-        [content.label or "" for content in scored],
-        [said[content.digest].label for content in scored],
+    scores = model.answer.score(
+        _table(said, scored, len(model.classes)),
+        [content.labels or () for content in scored],
         model.classes,
         unknown=judgement.unknown,
     )
     kept = [content for content in scored if not said[content.digest].none_of_these]
-    right = sum(said[content.digest].label == content.label for content in kept)
+    right = sum(said[content.digest].labels == content.labels for content in kept)
     strange = [said[content.digest].none_of_these for content in strangers if content.digest in said]
     return Evaluation(
         **vars(scores),
@@ -186,10 +197,17 @@ def compare(
 
     Raises:
         ModelError: a model cannot be loaded.
+        ModelError: one gives one class an image, the other any number of labels.
         ImageSetError: there is no image that can be used, of a class that both models know, that is a test of both.
     """
     models = [model if isinstance(model, Model) else load(model) for model in (first, second)]
-    census = take_census(as_path(images), stat_index(cache), progress=progress)
+    several = models[0].labelling.several
+    if models[1].labelling.several != several:
+        raise ModelError(
+            f"The {'first' if several else 'second'} model gives any number of labels an image, the other one class; "
+            "compare two of a kind"
+        )
+    census = take_census(as_path(images), stat_index(cache), labelling=models[0].labelling, progress=progress)
     shared = set(models[0].classes) & set(models[1].classes)
     judgement = may_judge(census, [model.roles for model in models], classes=shared, everything=everything)
     contents = judgement.contents
@@ -206,18 +224,32 @@ def compare(
     scored = [content for content in contents if all(content.digest in names for names in predicted)]
     if not scored:
         raise ImageSetError(f"No image under '{images}' of a class that both models know can be used")
-    right = [[names[content.digest].label == content.label for content in scored] for names in predicted]
+    truth = {content.digest: _among(content.labels or (), shared) for content in scored}
+    answers = [{c.digest: _among(names[c.digest].labels, shared) for c in scored} for names in predicted]
+    if not several:  # a class that only one of them knows is wrong, and no answer at all would be as well
+        answers = [{c.digest: names[c.digest].labels for c in scored} for names in predicted]
+    right = [[names[digest] == labels for digest, labels in truth.items()] for names in answers]
     differences = (
         Difference(
             path=c.path,
             label=c.label or "",
-            first=predicted[0][c.digest].label,
-            second=predicted[1][c.digest].label,
+            first=as_label(answers[0][c.digest]) or "",
+            second=as_label(answers[1][c.digest]) or "",
         )
         for c in scored
     )
+    columns = [[model.classes.index(name) for name in sorted(shared)] for model in models]
+    tables = [
+        _table(names, scored, len(model.classes))[:, mine]
+        for names, model, mine in zip(predicted, models, columns, strict=True)
+    ]
     return Comparison(
         **vars(Paired.of(*right)),
+        average_precision=compare_average_precision(
+            tables[0], tables[1], marks_of(list(truth.values()), sorted(shared))
+        )
+        if several
+        else None,
         differences=tuple(sorted((d for d in differences if d.first != d.second), key=lambda d: str(d.path))),
         judgement=judgement,
         skipped=tuple(skipped.values()),
@@ -243,11 +275,22 @@ def ask(
             unusable.append(Skipped(path=content.path, reason=prediction.reason))
         else:
             said[content.digest] = Said(
-                label=model.rank(prediction.probabilities, 1)[0][0],
+                labels=tuple(sorted(model.labels(prediction.probabilities))),
+                probabilities=prediction.probabilities,
                 none_of_these=model.is_none_of_these(prediction.strangeness),
             )
         progress.update(done=before + number, note="")
     return said, unusable
+
+
+def _table(said: dict[bytes, Said], contents: Sequence[Content], classes: int) -> NDArray[np.float32]:
+    """Bring together the probabilities (n×K) of images."""
+    rows = [said[content.digest].probabilities for content in contents]
+    return np.stack(rows) if rows else np.empty((0, classes), np.float32)
+
+
+def _among(names: tuple[str, ...], classes: set[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if name in classes)
 
 
 def stat_index(cache: str | Path | None) -> Path:

@@ -25,10 +25,11 @@ from quickstudy.backbones.engines import device_of
 from quickstudy.bottlenecks.extraction import Extraction
 from quickstudy.errors import ImageSetError
 from quickstudy.images.census import Census
+from quickstudy.learning.answers import MOST_PROBABLE, Answer
 from quickstudy.learning.checkpoints import Checkpoints
 from quickstudy.learning.features import Floats
 from quickstudy.learning.selection import Head, fit_head, fit_temperature
-from quickstudy.learning.strangeness import Strangeness, fit_strangeness
+from quickstudy.learning.strangeness import Strangeness, fit_strangeness, learn_examples
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.roles import Roles
 from quickstudy.progress import Progress
@@ -89,11 +90,18 @@ class FineTunedClassifier:
     all_stages: tuple[Stage, ...]
     numbered: Mapping[bytes, int]
     """Class number of each training image, by content hash."""
+    examples: Sequence[bytes] = ()
+    """Content hashes of images to learn from that are of none of the classes."""
 
     @property
     def head(self) -> Head:
         """The linear head from which the first stage began."""
         return self.kept.head
+
+    @property
+    def answer(self) -> Answer:
+        """The most probable class."""
+        return MOST_PROBABLE
 
     @property
     def compared(self) -> None:
@@ -134,14 +142,30 @@ class FineTunedClassifier:
         learned = list(self.kept.learned)
         last = self.unseen[-1]
         beside = last.by == "validation"
+        seen = self.features(learned)
+        unseen = self.features(list(last.digests)) if beside else None
+        examples = None
+        if self.examples:
+            keys = list(self.examples)
+            held_out = None if beside else self.head.held_out
+            examples = learn_examples(
+                seen, learned, self.features(keys), keys, self.logits(keys), judged=held_out, beside=unseen
+            )
         return fit_strangeness(
-            self.features(learned),
+            seen,
             np.array([self.numbered[digest] for digest in learned], np.intp),
             last.logits,
             classes=last.logits.shape[1],
             held_out=None if beside else self.head.held_out,
-            unseen=self.features(list(last.digests)) if beside else None,
+            unseen=unseen,
+            examples=examples,
         )
+
+    def strange(self, digests: list[bytes]) -> NDArray[np.floating]:
+        """Work out the strangeness (n) of images, given by content hash."""
+        if self.strangeness is None:
+            return np.zeros(len(digests))
+        return self.strangeness.of(self.features(digests), self.logits(digests))
 
     @property
     def trained_on(self) -> Sequence[bytes]:
@@ -209,7 +233,8 @@ def fine_tune_in_stages(
         if not done[-1].is_better:
             break
     kept = next((stage for stage in reversed(done) if stage.is_better), done[0])
-    return FineTunedClassifier(kept, tuple(done), census.numbered("train", "validation"))
+    numbered, examples = census.numbered("train", "validation"), census.examples_of_none("train", "validation")
+    return FineTunedClassifier(kept, tuple(done), numbered, tuple(examples))
 
 
 def _stage(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.cuts import LEVELS
 from quickstudy.bottlenecks.extraction import Extraction
 from quickstudy.errors import BackboneError
+from quickstudy.learning.answers import MOST_PROBABLE, Answer, choose_thresholds
 from quickstudy.learning.features import Floats, sample_of
+from quickstudy.learning.links import Integers, link_of
 from quickstudy.learning.selection import Head, LevelsCompared, choose_head, fit_head
-from quickstudy.learning.strangeness import Strangeness, fit_strangeness
+from quickstudy.learning.strangeness import Strangeness, fit_strangeness, learn_examples
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.roles import Roles
 from quickstudy.retraining.config import RetrainConfig
@@ -35,6 +37,9 @@ class Linear:
     """Network, cut at what the head sees: `features` or `levels`."""
     extraction: Extraction
     train: list[bytes]
+    targets: Integers
+    """Class numbers of the training images (n), or marks of their labels (n×K)."""
+    answer: Answer
     compared: LevelsCompared | None = None
     """What was found of the last features and of all levels; None where they were not compared."""
     strangeness: Strangeness | None = None
@@ -59,6 +64,12 @@ class Linear:
         logits = [self.head.logits(self.features(digests[first : first + _MOST_AT_ONCE])) for first in parts]
         return np.concatenate(logits) if logits else np.empty((0, len(self.head.biases)), np.float32)
 
+    def strange(self, digests: list[bytes]) -> NDArray[np.floating]:
+        """Work out the strangeness (n) of images, given by content hash."""
+        if self.strangeness is None:
+            return np.zeros(len(digests))
+        return self.strangeness.of(self.extraction.gather(digests), self.logits(digests))
+
     @property
     def unseen(self) -> tuple[Unseen, ...]:
         """What cross-validation said of the training images."""
@@ -76,57 +87,84 @@ class Linear:
 
     def write(self, path: Path, *, classes: Sequence[str], training: dict[str, Any], roles: Roles | None) -> None:
         """Write it as a model."""
-        linear = LinearHead(weights=self.head.weights, biases=self.head.biases)
+        linear = LinearHead(weights=self.head.weights, biases=self.head.biases, link=self.answer.link)
         write_model(
-            path, self.net, linear, classes=classes, training=training, roles=roles, strangeness=self.strangeness
+            path,
+            self.net,
+            linear,
+            classes=classes,
+            training=training,
+            roles=roles,
+            strangeness=self.strangeness,
+            answer=self.answer,
         )
 
-    def with_strangeness(self, numbered: Mapping[bytes, int]) -> Linear:
+    def with_strangeness(self, examples: list[bytes]) -> Linear:
         """Learn, from the last features of the training images, what tells strange images from these.
 
+        Where an image may have several labels there is nothing to learn: one of none of them simply has none.
+
         Args:
-            numbered: class number of each training image, by content hash, in the order of `train`.
+            examples: content hashes of images of none of the classes; empty where there are none.
         """
-        numbers = np.array(list(numbered.values()), np.intp)
-        sampled, held_out = np.arange(len(numbers)), self.head.held_out
+        if self.head.kind == "several":
+            return self
+        sampled, held_out = np.arange(len(self.train)), self.head.held_out
         if len(sampled) > _MOST_FOR_STRANGENESS:  # with an image of each class
-            firsts = np.unique(numbers, return_index=True)[1]
-            sampled = np.union1d(sample_of(len(numbers), _MOST_FOR_STRANGENESS), firsts)
-        alone = np.bincount(numbers[sampled], minlength=len(self.head.biases)) < 2
-        judged = np.isin(held_out, sampled) & ~alone[numbers[held_out]]
+            firsts = np.unique(self.targets, return_index=True)[1]
+            sampled = np.union1d(sample_of(len(self.train), _MOST_FOR_STRANGENESS), firsts)
+        alone = np.bincount(self.targets[sampled], minlength=len(self.head.biases)) < 2
+        kept = np.isin(held_out, sampled) & ~alone[self.targets[held_out]]
+        judged = np.searchsorted(sampled, held_out[kept])
+        keys = [self.train[row] for row in sampled]
+        last = self.extraction.gather(keys)
+        learned = None
+        if examples:
+            learned = learn_examples(
+                last,
+                keys,
+                self.extraction.gather(examples),
+                examples,
+                self.logits(examples),
+                judged=judged,
+                widths=self.extraction.backbone.widths,
+            )
         strangeness = fit_strangeness(
-            self.extraction.gather([self.train[row] for row in sampled]),
-            numbers[sampled],
-            self.head.held_out_logits[judged],
+            last,
+            self.targets[sampled],
+            self.head.held_out_logits[kept],
             classes=len(self.head.biases),
-            held_out=np.searchsorted(sampled, held_out[judged]),
+            held_out=judged,
+            examples=learned,
         )
         return replace(self, strangeness=strangeness)
 
 
-def learn_head(net: Backbone, extraction: Extraction, numbered: Mapping[bytes, int], config: RetrainConfig) -> Linear:
+def learn_head(
+    net: Backbone, extraction: Extraction, train: list[bytes], targets: Integers, config: RetrainConfig
+) -> Linear:
     """Fit the head to its optimum, on the last features or on all levels, as the configuration says.
 
     Args:
         net: the network, cut at the features.
         extraction: has the images' bottlenecks.
-        numbered: class number of each image, by content hash, in the order of the hashes; each class has an image.
+        train: content hashes of the images (n), sorted.
+        targets: their class numbers (n), each class with an image, or marks of their labels (n×K).
         config: what the head may see, and how it is fitted.
 
     Raises:
         BackboneError: levels were asked for of a network that has none.
     """
     views = range(extraction.views + 1)
-    train, numbers = list(numbered), np.array(list(numbered.values()), np.intp)
     if config.levels == "all" and not net.levels:
         raise BackboneError(
             f"'{net.name}' has no feature maps, so it has no levels; leave out --levels, or use another backbone"
         )
     levels = config.seen != "last" and bool(net.levels)
     bottlenecks = extraction.rows(train, levels=levels)
-    examples = np.tile(numbers, len(views)), train * len(views)
+    examples = np.concatenate([targets] * len(views)), train * len(views)
     options: dict[str, Any] = {
-        "classes": int(numbers.max()) + 1,
+        "classes": int(targets.max()) + 1 if targets.ndim == 1 else targets.shape[1],
         "plain": np.repeat(np.array([view == 0 for view in views]), len(train)),
         "balanced": config.class_weight == "balanced",
         "l2": config.l2,
@@ -136,4 +174,9 @@ def learn_head(net: Backbone, extraction: Extraction, numbered: Mapping[bytes, i
         head, compared = choose_head(bottlenecks, *examples, last=net.widths, widths=net.kept.widths, **options)
     else:
         head = fit_head(bottlenecks, *examples, widths=(net.kept if levels else net).widths, **options)
-    return Linear(head, net.kept if len(head.weights) > net.cut_shape[0] else net, extraction, train, compared)
+    answer, link = MOST_PROBABLE, link_of(targets)
+    if link.kind == "several":
+        unseen = link.probabilities(head.held_out_logits)
+        answer = choose_thresholds(unseen, targets[head.held_out], precision=config.least_precision)
+    seen = net.kept if len(head.weights) > net.cut_shape[0] else net
+    return Linear(head, seen, extraction, train, targets, answer, compared)

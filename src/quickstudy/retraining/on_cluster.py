@@ -11,7 +11,7 @@ Ray is imported inside functions only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, TypeVar
@@ -26,7 +26,9 @@ from quickstudy.bottlenecks.shards import SourceSpec
 from quickstudy.bottlenecks.shared import SharedSource, open_shared_store
 from quickstudy.errors import ClusterError, OptionError, QuickstudyError
 from quickstudy.images.census import Census
+from quickstudy.learning.answers import MOST_PROBABLE
 from quickstudy.learning.features import Floats, Grid, blas_threads, joined_ranges, range_of, signed_sqrt
+from quickstudy.learning.links import Integers
 from quickstudy.learning.ridge import STRENGTHS, RidgePoint, SolvedSums, Sums, best_of, squared_errors
 from quickstudy.learning.selection import Head, fit_temperature
 from quickstudy.progress import Progress
@@ -50,6 +52,7 @@ def require_cluster_can(config: RetrainConfig) -> None:
     """
     wanted = {
         "--cut, --unfreeze or --budget": config.tunes,
+        "--several": config.several,
         "--views": config.distorted,
         f"--levels {config.levels}": config.levels in ("all", AUTO),
         "--backbone auto": config.chooses_backbone,
@@ -106,7 +109,8 @@ class ClusterPasses:
 def learn_on_cluster(
     net: Backbone,
     extraction: Extraction,
-    numbered: Mapping[bytes, int],
+    train: list[bytes],
+    targets: Integers,
     config: RetrainConfig,
     *,
     place: str,
@@ -117,7 +121,8 @@ def learn_on_cluster(
     Args:
         net: the network, cut at the features.
         extraction: what `ClusterPasses.at` gave.
-        numbered: class number of each training image, by content hash.
+        train: content hashes of the training images (n).
+        targets: their class numbers, n.
         config: the strength, where it is not to be chosen by leaving one out.
         place: the shared store.
         progress: is told how far it has come.
@@ -127,10 +132,10 @@ def learn_on_cluster(
         StoreError: a worker cannot read the store.
         ClusterError: the cluster was lost.
     """
-    classes = max(numbered.values()) + 1
+    classes = int(targets.max()) + 1
     width = net.cut_shape[0]
     work = _Work(place=place, spec=extraction.source.spec, width=width, classes=classes)
-    chunks = _chunks(extraction.source, numbered)
+    chunks = _chunks(extraction.source, train, targets)
     progress.start("sums, three times over the store", 3 * len(chunks))
     try:
         least, largest = reduce(joined_ranges, _each(_range_of_chunk, work, chunks, progress, 0))
@@ -143,15 +148,17 @@ def learn_on_cluster(
         progress.finish()
     errors, right = (np.sum(parts, axis=0) for parts in zip(*judged, strict=True))
     best = best_of(solved.ridge.path(strengths, errors, right))
-    return Linear(_calibrated(solved, best, extraction, numbered), net, extraction, list(numbered))
+    head = _calibrated(solved, best, extraction, train, targets)
+    return Linear(head, net, extraction, train, targets, MOST_PROBABLE)
 
 
-def _calibrated(solved: SolvedSums, best: RidgePoint, extraction: Extraction, numbered: Mapping[bytes, int]) -> Head:
+def _calibrated(
+    solved: SolvedSums, best: RidgePoint, extraction: Extraction, train: list[bytes], targets: Integers
+) -> Head:
     """Make the head at the best strength, calibrated on a sample of the images, each judged without itself."""
-    train = list(numbered)
     by_content = sorted(range(len(train)), key=lambda row: train[row])
     sample = np.sort(np.array(by_content[:_SAMPLE], np.intp))
-    labels = np.array([numbered[train[row]] for row in sample], np.intp)
+    labels = targets[sample]
     with blas_threads(worth=False):
         coordinates = solved.coordinates(signed_sqrt(extraction.gather([train[row] for row in sample])))
         [scores] = solved.ridge.left_out(coordinates, labels, (best.l2,))
@@ -159,6 +166,7 @@ def _calibrated(solved: SolvedSums, best: RidgePoint, extraction: Extraction, nu
     temperature = fit_temperature(logits, labels)
     weights, biases = (_SHARPNESS / temperature * values for values in solved.head(best.l2))
     return Head(
+        kind="one",
         weights=weights.astype(np.float32),
         biases=biases.astype(np.float32),
         l2=best.l2,
@@ -195,13 +203,11 @@ _Chunk = list[tuple[str, NDArray[np.intp], NDArray[np.intp]]]
 """Some shards, by name, with the rows that count in each and their class numbers."""
 
 
-def _chunks(source: Any, numbered: Mapping[bytes, int]) -> list[_Chunk]:
+def _chunks(source: Any, train: list[bytes], targets: Integers) -> list[_Chunk]:
     """Part the training images between pieces of work, a few for each worker, shard by shard."""
     import ray
 
-    keys = list(numbered)
-    numbers = np.array(list(numbered.values()), np.intp)
-    shards = [(name, rows, numbers[places]) for name, rows, places in source.shards_of(keys)]
+    shards = [(name, rows, targets[places]) for name, rows, places in source.shards_of(train)]
     workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
     size = max(1, -(-len(shards) // (workers * _CHUNKS_A_WORKER)))
     return [shards[first : first + size] for first in range(0, len(shards), size)]

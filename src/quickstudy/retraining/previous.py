@@ -14,8 +14,11 @@ from typing import Any
 
 from quickstudy.errors import ModelError, WriteError
 from quickstudy.files import write_bytes_atomically
+from quickstudy.images.imageset import as_label
+from quickstudy.learning.answers import MOST_PROBABLE, Answer, labels_given
 from quickstudy.learning.scores import Score
 from quickstudy.models.model import metadata_of_file
+from quickstudy.models.properties import answer_in
 from quickstudy.retraining.result import Unseen, load_record
 
 
@@ -53,28 +56,31 @@ class Predecessor:
         self._data: bytes | None = None
         self._said: dict[bytes, str] = {}
         self._classes: tuple[str, ...] = ()
+        self._answer = MOST_PROBABLE
         self._test: Score | None = None
         if not model.is_file():
             return
         self._data = model.read_bytes()
-        with contextlib.suppress(ModelError, KeyError, TypeError, AttributeError):
+        with contextlib.suppress(ModelError, KeyError, TypeError, AttributeError, ValueError):
             metadata = metadata_of_file(model)
             self._classes = tuple(metadata["classes"])
+            self._answer = answer_in(metadata, len(self._classes))
             if test := metadata["training"]["test"]:
                 self._test = Score(right=test["right"], n=test["n"])
         record = load_record(cache, model)
         if record and self._classes:
-            self._said = _said(record.unseen, self._classes)
+            self._said = _said(record.unseen, self._classes, self._answer)
 
     def compare(
-        self, tested: Sequence[Unseen], classes: tuple[str, ...], truth: Mapping[bytes, str]
+        self, tested: Sequence[Unseen], classes: tuple[str, ...], answer: Answer, truth: Mapping[bytes, str]
     ) -> Previous | None:
         """Keep it, now that the new model is there, and compare the two; None where there is nothing new.
 
         Args:
             tested: what the new model says of its test images.
             classes: classes of the new model.
-            truth: label of each image, by content hash.
+            answer: what the new model's probabilities are answered by.
+            truth: labels of each image as a text, by content hash.
 
         Raises:
             WriteError: it cannot be kept.
@@ -86,7 +92,7 @@ class Predecessor:
             write_bytes_atomically(kept, self._data)
         except OSError as error:
             raise WriteError(f"Cannot keep the previous model as '{kept}': {error.strerror}") from error
-        said = _said(tested, classes)
+        said = _said(tested, classes, answer)
         common = [digest for digest in said if digest in self._said]
         scores = [
             Score(right=sum(one[digest] == truth[digest] for digest in common), n=len(common))
@@ -101,11 +107,11 @@ class Predecessor:
         )
 
 
-def _said(unseen: Sequence[Unseen], classes: tuple[str, ...]) -> dict[bytes, str]:
-    """Give the class that each test image was called by, by content hash."""
-    return {
-        digest: classes[number]
-        for part in unseen
-        if part.by == "test"
-        for digest, number in zip(part.digests, part.logits.argmax(axis=1).tolist(), strict=True)
-    }
+def _said(unseen: Sequence[Unseen], classes: tuple[str, ...], answer: Answer) -> dict[bytes, str]:
+    """Give what each test image was called, as a text, by content hash."""
+    said: dict[bytes, str] = {}
+    for part in unseen:
+        if part.by == "test":
+            names = labels_given(answer, part.logits, classes)
+            said.update((digest, as_label(found) or "") for digest, found in zip(part.digests, names, strict=True))
+    return said

@@ -31,6 +31,7 @@ from quickstudy.images.census import Census
 from quickstudy.images.decoding import size_of
 from quickstudy.images.fits import FITS, Fit, tiles_for, tiles_in
 from quickstudy.images.identity import read_image_file
+from quickstudy.learning.links import Integers
 from quickstudy.learning.strengths import log_losses
 from quickstudy.process import usable_cores
 from quickstudy.retraining.config import PRESETS, RetrainConfig
@@ -144,7 +145,7 @@ def fit_by_shape(census: Census, config: RetrainConfig) -> tuple[Fit, Choice]:
 
 
 def _choose_fit(
-    net: Backbone, sample: Mapping[bytes, int], census: Census, config: RetrainConfig, passes: Passes
+    net: Backbone, sample: _Sample, census: Census, config: RetrainConfig, passes: Passes
 ) -> tuple[Fit, Choice]:
     if config.fit == "tiles":
         return fit_by_shape(census, config)
@@ -164,7 +165,7 @@ def _choose_fit(
 
 
 def _choose_backbone(
-    sample: Mapping[bytes, int], census: Census, config: RetrainConfig, passes: Passes, *, bits: int, cache: Path
+    sample: _Sample, census: Census, config: RetrainConfig, passes: Passes, *, bits: int, cache: Path
 ) -> tuple[Backbone, Choice]:
     nets: dict[str, Backbone] = {}
     usual = PRESETS[config.preset].backbone
@@ -198,7 +199,7 @@ class _Candidate:
 def _race(
     what: Literal["backbone", "fit"],
     candidates: Sequence[_Candidate],
-    sample: Mapping[bytes, int],
+    sample: _Sample,
     census: Census,
     config: RetrainConfig,
     passes: Passes,
@@ -224,10 +225,11 @@ def _race(
         if (computed := passes.computed - before) > 0:
             pace = (time.perf_counter() - began) / (computed * one.cost)
         began = time.perf_counter()
-        usable = _renumbered({d: sample[d] for d in extraction.digests if d is not None})
-        head = learn_head(one.net, extraction, usable, config).head
+        usable = [d for d in extraction.digests if d is not None]
+        targets = _renumbered(np.array([sample[d] for d in usable], np.intp))
+        head = learn_head(one.net, extraction, usable, targets, config).head
         spent_on_head = time.perf_counter() - began
-        truth = np.array(list(usable.values()), np.intp)[head.held_out]
+        truth = targets[head.held_out]
         losses[one.name] = log_losses(head.held_out_logits, truth)
         right[one.name] = head.held_out_right / max(len(truth), 1)
     chosen = _best([one for one in candidates if one.name in losses], losses)
@@ -269,11 +271,18 @@ def _standard_error(values: NDArray[np.float64]) -> float:
     return float(values.std(ddof=1) / len(values) ** 0.5)
 
 
-def _sample(census: Census, config: RetrainConfig) -> dict[bytes, int]:
-    """Take images to train on, the first of each class by content hash, with class numbers, in the order of the hashes.
+_Sample = Mapping[bytes, int | list[int]]
+"""Images to train on with their class numbers, or marks of their labels, in the order of the hashes."""
+
+
+def _sample(census: Census, config: RetrainConfig) -> _Sample:
+    """Take images to train on, the first of each class by content hash; of several labels an image, the first of all.
 
     Where something is fine-tuned, the validation images are left for what they are for.
     """
+    if census.several:
+        digests, marks = census.targets("train", "validation")
+        return dict(zip(digests[:SAMPLE], marks[:SAMPLE].tolist(), strict=True))
     numbered = census.numbered("train") if config.tunes else census.numbered("train", "validation")
     counts = np.bincount(np.array(list(numbered.values()), np.intp))
     quotas = np.maximum(2, np.rint(counts * min(1.0, SAMPLE / max(len(numbered), 1))).astype(np.intp))
@@ -285,10 +294,13 @@ def _sample(census: Census, config: RetrainConfig) -> dict[bytes, int]:
     return taken
 
 
-def _renumbered(numbered: Mapping[bytes, int]) -> dict[bytes, int]:
-    """Number classes anew, so that none is without an image: those of a class may all be unusable."""
-    places = {number: place for place, number in enumerate(sorted(set(numbered.values())))}
-    return {digest: places[number] for digest, number in numbered.items()}
+def _renumbered(targets: Integers) -> Integers:
+    """Number classes anew, so that none is without an image, nor a label on none or all: some may be unusable."""
+    if targets.ndim == 2:
+        on = targets.sum(axis=0)
+        return targets[:, (on > 0) & (on < len(targets))]
+    renumbered: Integers = np.unique(targets, return_inverse=True)[1]
+    return renumbered
 
 
 def _median_ratio(census: Census, digests: Sequence[bytes]) -> float:

@@ -22,6 +22,7 @@ from quickstudy.bottlenecks.extraction import Timings
 from quickstudy.files import is_text, sha256_of_file, write_bytes_atomically
 from quickstudy.images.census import Census
 from quickstudy.images.imageset import Skipped
+from quickstudy.learning.answers import Answer, Thresholds
 from quickstudy.learning.features import Floats
 from quickstudy.learning.scores import Score, Scores
 from quickstudy.learning.selection import Head, LevelsCompared, PathPoint
@@ -44,7 +45,10 @@ class RetrainResult:
     census: Census
     """Images by content, in their roles, and what became of the others."""
     cross_validation: Score
-    """Score of the linear head on training images, each held out once."""
+    """Score of the linear head on training images, each held out once; of several labels an image, all must be right,
+    each given from one half on."""
+    answer: Answer
+    """What the model's probabilities are answered by: the most probable class, or several labels by thresholds."""
     test: Scores | None
     """Scores on the test split, looked at once; None where the given splits have no test."""
     head: Head
@@ -56,6 +60,8 @@ class RetrainResult:
     refusal: Refusal | None
     """Strangeness above which the model takes an image for none of its classes; None where there were too few images to
     tell."""
+    examples: Score | None
+    """How many test images of none of the classes it takes for none of these; None where there are no such images."""
     cut: str
     """Name of the cut at which freezing ended: `features` or `levels` where only the head is trained."""
     tuning: tuple[dict[str, Any], ...]
@@ -117,6 +123,7 @@ class RetrainResult:
             "classes_without_images": list(self.census.empty_classes),
             "classes_of_one_image": list(self.census.single),
             "cross_validation": self.cross_validation.to_dict(),
+            "thresholds": self.answer.to_dict() if isinstance(self.answer, Thresholds) else None,
             "test": self.test.to_dict() if self.test else None,
             "head": {
                 "l2": self.head.l2,
@@ -128,6 +135,7 @@ class RetrainResult:
             },
             "choices": [choice.to_dict() for choice in self.choices],
             "strangeness": self.refusal.to_dict() if self.refusal else None,
+            "examples_refused": self.examples.to_dict() if self.examples else None,
             "cut": self.cut,
             "views": self.views,
             "options": self.config.recorded(),

@@ -25,12 +25,14 @@ from quickstudy.bottlenecks.extraction import Extraction
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ModelError, OptionError
 from quickstudy.files import as_path, cache_folder
-from quickstudy.images.census import Census, RolesBefore, take_census
+from quickstudy.images.census import Census, take_census
 from quickstudy.images.depth import significant_bits
+from quickstudy.images.drawn_roles import RolesBefore
+from quickstudy.learning.answers import Answer
 from quickstudy.learning.calibration import probabilities_of, suggest_abstention
 from quickstudy.learning.conformal import fit_sets
 from quickstudy.learning.features import Floats
-from quickstudy.learning.scores import Score, Scores, score_predictions
+from quickstudy.learning.scores import Score, Scores
 from quickstudy.learning.selection import Head, LevelsCompared
 from quickstudy.learning.strangeness import Strangeness
 from quickstudy.models.model import roles_of_file
@@ -115,7 +117,13 @@ def _retrain(
         local = Store(folder / "bottlenecks")
         before = _roles_before(config.roles_of, model_path)
         census = take_census(
-            images, local.index_path, to_learn=True, hold_out=config.tunes, before=before, progress=progress
+            images,
+            local.index_path,
+            to_learn=True,
+            hold_out=config.tunes,
+            before=before,
+            labelling=config.labelling,
+            progress=progress,
         )
         census.require_enough(strict=config.strict)
         bits = significant_bits(census, local.index_path, told=config.bits)
@@ -142,11 +150,13 @@ def _retrain(
         tested, scores = _judge(learned, census)
     with clock.stage("model"):
         training = _describe(census, learned, extraction, scores, choices, config)
-        roles = Roles.of(learned.trained_on, learned.chosen_by, census.digests("test")) if config.keep_roles else None
+        examples = census.examples_of_none("train", "validation")
+        trained_on = (*learned.trained_on, *examples)
+        roles = Roles.of(trained_on, learned.chosen_by, census.digests("test")) if config.keep_roles else None
         predecessor = Predecessor(model_path, folder)
         learned.write(model_path, classes=census.classes, training=training, roles=roles)
         save_record(folder, model_path, Record(images=images.resolve(), unseen=(*learned.unseen, *tested)))
-        previous = predecessor.compare(tested, census.classes, census.labels)
+        previous = predecessor.compare(tested, census.classes, learned.answer, census.labels)
     if config.keep_thumbnails:
         from quickstudy.models.neighbours import keep_neighbours
 
@@ -159,11 +169,13 @@ def _retrain(
         config=config,
         census=census,
         cross_validation=_cross_validated(learned.head),
+        answer=learned.answer,
         test=scores,
         head=learned.head,
         compared=learned.compared,
         choices=choices,
         refusal=learned.strangeness.refusal(config.refuse) if learned.strangeness else None,
+        examples=_refused_examples(learned, census, config),
         cut=learned.cut,
         tuning=learned.stages(),
         plan=plan.to_dict() if plan else None,
@@ -241,6 +253,10 @@ class Learned(Protocol):
         """The linear head at its optimum; fine-tuning, if there was any, began from it."""
 
     @property
+    def answer(self) -> Answer:
+        """What its probabilities are answered by: the most probable class, or several labels by thresholds."""
+
+    @property
     def cut(self) -> str:
         """Name of the cut at which freezing ended."""
 
@@ -256,6 +272,9 @@ class Learned(Protocol):
 
     def logits(self, digests: list[bytes]) -> Floats:
         """Compute the calibrated logits (n×K) of images, given by content hash."""
+
+    def strange(self, digests: list[bytes]) -> NDArray[np.floating]:
+        """Compute the strangeness (n) of images, given by content hash; 0 where it cannot be told."""
 
     @property
     def unseen(self) -> tuple[Unseen, ...]:
@@ -303,13 +322,14 @@ def _learn(
 ) -> Learned:
     """Fit the head to its optimum, and from there everything after a cut where that was asked for."""
     if not config.tunes:
-        numbered = census.numbered("train", "validation")
+        train, targets = census.targets("train", "validation")
         if place is not None:
             from quickstudy.retraining.on_cluster import learn_on_cluster
 
-            linear = learn_on_cluster(nets[0], extraction, numbered, config, place=place, progress=progress)
-            return linear.with_strangeness(numbered)
-        return learn_head(nets[0], extraction, numbered, config).with_strangeness(numbered)
+            linear = learn_on_cluster(nets[0], extraction, train, targets, config, place=place, progress=progress)
+        else:
+            linear = learn_head(nets[0], extraction, train, targets, config)
+        return linear.with_strangeness(census.examples_of_none("train", "validation"))
     from quickstudy.retraining.finetune import fine_tune_in_stages
 
     return fine_tune_in_stages(nets, extraction, extract_at, census, config, cache=cache, progress=progress)
@@ -318,17 +338,26 @@ def _learn(
 def _judge(learned: Learned, census: Census) -> tuple[list[Unseen], Scores | None]:
     """Look at the test images, once: what is said of those whose class is known, and the scores; None without any."""
     digests = census.digests("test")
-    known = [digest for digest in digests if census.labels[digest] in census.classes]
+    known = [d for d in digests if census.several or census.labels[d] in census.classes]
     logits = learned.logits(known) if known else np.empty((0, len(census.classes)), np.float32)
     tested = [Unseen(by="test", digests=tuple(known), logits=logits)] if known else []
     if not digests:
         return tested, None
-    return tested, score_predictions(
-        [census.labels[digest] for digest in known],
-        [census.classes[number] for number in logits.argmax(axis=1)],
+    return tested, learned.answer.score(
+        learned.answer.link.probabilities(logits),
+        [census.names[digest] for digest in known],
         census.classes,
         unknown=census.strangers,
     )
+
+
+def _refused_examples(learned: Learned, census: Census, config: RetrainConfig) -> Score | None:
+    """Count the test's examples of none of the classes that are refused; None where there are none."""
+    digests = census.examples_of_none("test")
+    if not digests or not learned.strangeness:
+        return None
+    threshold = learned.strangeness.refusal(config.refuse).threshold
+    return Score(right=int((learned.strange(digests) > threshold).sum()), n=len(digests))
 
 
 def _cross_validated(head: Head) -> Score:
@@ -359,6 +388,7 @@ def _describe(
     config: RetrainConfig,
 ) -> dict[str, Any]:
     """Summarise what was learned, from what, for the model file; the same data give the same text."""
+    numbers = {} if census.several else census.numbered("train", "validation")
     return {
         "data_fingerprint": census.fingerprint,
         "split": "given" if census.given else "by content",
@@ -371,10 +401,11 @@ def _describe(
         "choices": [choice.to_dict() for choice in choices],
         "cross_validation": _cross_validated(learned.head).to_dict(),
         "options": config.recorded(),
-        "abstention": _abstention(learned.unseen[-1], census.numbered("train", "validation")),
-        "sets": _sets(learned.unseen[-1], census.numbered("train", "validation"), len(census.classes)),
+        "abstention": _abstention(learned.unseen[-1], numbers) if numbers else None,
+        "sets": _sets(learned.unseen[-1], numbers, len(census.classes)) if numbers else None,
         "strangeness": learned.strangeness.refusal(config.refuse).to_dict() if learned.strangeness else None,
         "test": scores.score.to_dict() if scores else None,
+        **({"figures": scores.several.to_dict()} if scores and scores.several else {}),
         # Without what differs from run to run.
         "fine_tuning": [{k: v for k, v in stage.items() if k != "seconds"} for stage in learned.stages()],
     }

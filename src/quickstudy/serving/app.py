@@ -212,9 +212,13 @@ class _Service:
             return answer | {"error": f"{found.reason}{upload.hint}"}
         classes = [{"label": n, "probability": round(share, 6)} for n, share in model.rank(found.probabilities, top)]
         answer |= {**classes[0], "classes": classes}
+        if model.thresholds:
+            answer["labels"] = list(model.labels(found.probabilities))
         if found.strangeness is not None:
             answer["strangeness"] = round(found.strangeness, 6)
             answer["none_of_these"] = model.is_none_of_these(found.strangeness)
+            if version.watch:
+                version.watch.see(found.strangeness, time.time())
         if sets:
             answer["set"] = list(sets(found.probabilities[None])[0])
         if neighbours:

@@ -193,6 +193,11 @@ _SCHEMAS: dict[str, Any] = {
                 "type": "boolean",
                 "description": "Whether it is too strange to be of any class; then the label is only the nearest.",
             },
+            "labels": {
+                "type": "array",
+                "items": _TEXT,
+                "description": "The labels that are given, most probable first, of a model of several labels an image.",
+            },
             "set": {
                 "type": "array",
                 "items": _TEXT,
@@ -218,6 +223,14 @@ _SCHEMAS: dict[str, Any] = {
             "strangeness": {
                 **_MAYBE_OBJECT,
                 "description": "Above which threshold an image is none of these, and the share of own ones refused.",
+            },
+            "thresholds": {
+                **_MAYBE_OBJECT,
+                "description": "The probability from which on each of several labels is given; 2 where it never is.",
+            },
+            "drift": {
+                **_MAYBE_OBJECT,
+                "description": "Since when the photos look different from those learned from, and how sure that is.",
             },
             "test": {**_MAYBE_OBJECT, "description": "Accuracy on the test images."},
             "backbone": _MAYBE_OBJECT,

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from quickstudy.errors import ModelError, OptionError, QuickstudyError
+from quickstudy.learning.drift import Drift, DriftWatch
 from quickstudy.models.model import Model
 from quickstudy.models.neighbours import Neighbours, load_with_neighbours, neighbours_path
 from quickstudy.serving.metrics import Metrics
@@ -47,6 +48,8 @@ class Version:
     not."""
     loaded: float
     """Time at which the version was loaded, in seconds since 1970."""
+    watch: DriftWatch | None
+    """What compares the images that come with those it learned from; None where it tells no strangeness."""
 
 
 class Served:
@@ -78,6 +81,10 @@ class Served:
         self.version, self.problem = version, None
         return "reloaded"
 
+    def look_at_drift(self) -> Drift | None:
+        """Say what is known of a shift of the images that come; None where the model tells no strangeness."""
+        return self.version.watch.drift if self.version.watch else None
+
     def describe(self) -> dict[str, Any]:
         """Describe the model and its version as JSON values."""
         version = self.version
@@ -87,9 +94,11 @@ class Served:
             "classes": list(version.model.classes),
             "input": version.model.input.to_dict(),
             "sha256": version.sha256,
-            "loaded": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(version.loaded)),
+            "loaded": _date(version.loaded),
             "problem": self.problem,
             "neighbours": len(version.neighbours) if version.neighbours else 0,
+            "thresholds": version.model.thresholds or None,
+            "drift": _shown(version.watch.drift) if version.watch else None,
             "strangeness": refusal.to_dict() if (refusal := version.model.refusal) else None,
             "test": training.get("test"),
             "backbone": version.model.metadata.get("backbone"),
@@ -116,6 +125,7 @@ class Registry:
         self.models = {name: Served(name, path) for name, path in paths.items()}
         for served in self.models.values():
             metrics.model_loaded(served.name, served.version.loaded)
+            metrics.watch_drift(served.name, served.look_at_drift)
 
     @property
     def default(self) -> Served:
@@ -162,7 +172,17 @@ def parse_models(arguments: list[str]) -> dict[str, Path]:
 def _load(path: Path) -> Version:
     model, sha256, neighbours = load_with_neighbours(path)
     model.verify()
-    return Version(model=model, sha256=sha256, neighbours=neighbours, loaded=time.time())
+    watch = DriftWatch(model.refusal.n) if model.refusal else None
+    return Version(model=model, sha256=sha256, neighbours=neighbours, loaded=time.time(), watch=watch)
+
+
+def _shown(drift: Drift) -> dict[str, Any]:
+    """Describe drift as JSON values, with a date for people and programs."""
+    return {**drift.to_dict(), "since": None if drift.since is None else _date(drift.since)}
+
+
+def _date(when: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(when))
 
 
 Result = TypeVar("Result")

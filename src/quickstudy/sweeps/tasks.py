@@ -15,6 +15,7 @@ from quickstudy.backbones.engines import engine_for
 from quickstudy.errors import OptionError
 from quickstudy.files import cache_folder, write_json_atomically
 from quickstudy.images.fits import tiles_in
+from quickstudy.learning.answers import labels_given
 from quickstudy.options import options_of, with_options
 from quickstudy.retraining.config import RetrainConfig
 from quickstudy.retraining.result import RetrainResult, load_record
@@ -220,12 +221,13 @@ def _judged(result: RetrainResult, cache: Path) -> dict[str, str]:
     parts = [part for part in record.unseen if part.by != "test"] if record else []
     if not parts:
         return {}
-    said = dict(zip(parts[-1].digests, parts[-1].logits.argmax(axis=1).tolist(), strict=True))
-    labels, digests = result.census.labels, sorted(said)
+    found = labels_given(result.answer, parts[-1].logits, result.classes)
+    said = dict(zip(parts[-1].digests, found, strict=True))
+    labels, digests = result.census.names, sorted(said)
     return {
         "by": parts[-1].by,
         "digests": "".join(digest.hex()[:JUDGED_DIGITS] for digest in digests),
-        "right": "".join(str(int(result.classes[said[digest]] == labels[digest])) for digest in digests),
+        "right": "".join(str(int(said[digest] == labels[digest])) for digest in digests),
     }
 
 

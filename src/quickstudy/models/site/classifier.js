@@ -22,6 +22,8 @@ async function open() {
     classes.sort((a, b) => b.probability - a.probability);
     const strangeness = outputs.strangeness?.data[0];
     const more = strangeness === undefined ? {} : { strangeness, none_of_these: strangeness > spec.strangeness.threshold };
+    const given = ({ label, probability }) => probability >= spec.thresholds[label];
+    if (spec.thresholds) more.labels = classes.filter(given).map(({ label }) => label);
     return { ...classes[0], classes, ...more };
   }
   return { spec, classify, answer };
@@ -33,7 +35,7 @@ window.quickstudy = { classify: async (source) => (await opened).classify(source
 /** The models that there are, as the server's GET /models describes them; here it is one. */
 export async function models() {
   const { spec } = await opened;
-  return [{ name: spec.title, classes: spec.classes, test: spec.test }];
+  return [{ name: spec.title, classes: spec.classes, test: spec.test, thresholds: spec.thresholds }];
 }
 
 /** What there is to say about a photo (a File), in the form of the server's answers. */

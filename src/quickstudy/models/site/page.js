@@ -30,16 +30,36 @@ function describe() {
   const model = chosen();
   at("title").textContent = model.name;
   document.title = `${model.name} – quickstudy`;
+  const right = model.thresholds ? " All labels right" : " Right";
   const accuracy = model.test && model.test.accuracy !== undefined
-    ? ` Right on ${percent(model.test.accuracy)} of ${model.test.n} test images.` : "";
+    ? `${right} on ${percent(model.test.accuracy)} of ${model.test.n} test images.` : "";
   const names = model.classes.length > 12 ? `${model.classes.slice(0, 12).join(", ")} and ${model.classes.length - 12} more`
     : model.classes.join(", ");
-  at("about").textContent = `Tells ${model.classes.length} classes apart: ${names}.${accuracy}`;
+  at("about").textContent = model.thresholds ? `Gives any of ${model.classes.length} labels: ${names}.${accuracy}`
+    : `Tells ${model.classes.length} classes apart: ${names}.${accuracy}`;
   at("note").textContent = home.note(model);
+  warn();
+}
+
+// Whether photos have come to look different from those that the model learned from; only a server knows.
+async function watch() {
+  if (!chosen().drift) return;
+  models = await home.models();
+  warn();
+}
+
+function warn() {
+  const { drift } = chosen();
+  at("drift").hidden = !(drift && drift.since);
+  if (at("drift").hidden) return;
+  const since = new Date(drift.since).toLocaleString("en-GB", { weekday: "long", day: "numeric", month: "long", hour: "2-digit", minute: "2-digit" });
+  at("drift").textContent = `Since ${since}, the photos look different from those that the model learned from.`;
 }
 
 const chosen = () => models.find((model) => model.name === at("model").value) || models[0];
-const says = ({ error, label, probability, none_of_these }) => error
+const says = ({ error, label, probability, none_of_these, labels }) => error
+  || (labels && labels.length ? labels.join(", ") : "")
+  || (labels ? `none of the labels (nearest: ${label}, ${percent(probability)})` : "")
   || (none_of_these ? `none of these (nearest: ${label}, ${percent(probability)})` : `${label}, ${percent(probability)}`);
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
@@ -52,6 +72,7 @@ async function classify(photos) {
     show(photo, prediction);
     say(`${photo.name}: ${says(prediction)}`);
   }
+  await watch();
 }
 
 function show(photo, prediction) {
@@ -64,7 +85,9 @@ function show(photo, prediction) {
   result.classList.toggle("unusable", Boolean(prediction.error));
   result.classList.toggle("strange", Boolean(prediction.none_of_these));
   result.querySelector("h2").textContent = says(prediction);
-  result.querySelector(".classes").append(...(prediction.classes || []).slice(0, SHOWN_CLASSES).map(bar));
+  const given = prediction.labels || [];
+  const bars = (prediction.classes || []).filter(({ label }, place) => place < SHOWN_CLASSES || given.includes(label));
+  result.querySelector(".classes").append(...bars.map((one) => bar(one, given.includes(one.label))));
   const neighbours = prediction.neighbours || [];
   result.querySelector(".neighbours").hidden = !neighbours.length;
   result.querySelector(".neighbours ul").append(...neighbours.map(neighbour));
@@ -72,8 +95,9 @@ function show(photo, prediction) {
   while (at("results").children.length > MOST_RESULTS) at("results").lastElementChild.remove();
 }
 
-function bar({ label, probability }) {
+function bar({ label, probability }, given) {
   const row = document.createElement("li");
+  row.classList.toggle("given", given);
   const length = document.createElement("progress");
   length.max = 1;
   length.value = probability;

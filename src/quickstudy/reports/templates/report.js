@@ -36,11 +36,17 @@
   }
 
   const percent = (share) => `${(100 * share).toFixed(0)}\u00a0%`;
-  const isMistake = (image) => images.predicted[image] >= 0 && images.truth[image] >= 0 && images.predicted[image] !== images.truth[image];
+  // An image has labels, one or several, and gets some where it was predicted by what had not seen it.
+  const counts = (image) => images.gets[image] !== null && (data.several || images.has[image].length > 0);
+  const missed = (image) => images.has[image].filter((label) => !images.gets[image].includes(label));
+  const wrong = (image) => images.gets[image].filter((label) => !images.has[image].includes(label));
+  const isMistake = (image) => counts(image) && missed(image).length + wrong(image).length > 0;
+  const named = (labels) => labels.map((label) => classes[label]).join(" | ") || "none of these";
+  const first = (image) => images.has[image][0] ?? -1;
 
   function describe(image) {
     const parts = [images.name[image], `labelled ${images.label[image] || "not at all"}`];
-    if (images.predicted[image] >= 0) parts.push(`predicted ${classes[images.predicted[image]]}`);
+    if (images.gets[image] !== null) parts.push(`predicted ${named(images.gets[image])}`);
     return parts.join(", ");
   }
 
@@ -72,7 +78,7 @@
   // Filters: what they leave, and everything that is drawn anew when they change.
   const chosen = { label: "", split: "", mistakes: false };
   const passes = (image) =>
-    (chosen.label === "" || images.truth[image] === Number(chosen.label)) &&
+    (chosen.label === "" || images.has[image].includes(Number(chosen.label))) &&
     (chosen.split === "" || images.split[image] === Number(chosen.split)) &&
     (!chosen.mistakes || isMistake(image));
   const redrawn = [];
@@ -98,7 +104,7 @@
   }
 
   const probable = (image) => (images.top[image].length ? percent(images.top[image][0][1]) : "");
-  const mistakes = data.mistakes.map((image) => ({ image, caption: caption(images.label[image], classes[images.predicted[image]], probable(image)) }));
+  const mistakes = data.mistakes.map((image) => ({ image, caption: caption(images.label[image], named(images.gets[image]), data.several ? "" : probable(image)) }));
   list("mistakes-images", () => mistakes, () => 0);
   const errors = data.labelErrors.map(([image, given, suggested, probability]) => ({ image, caption: caption(given, suggested, percent(probability)) }));
   list("label-errors-images", () => errors, () => data.totals.labelErrors);
@@ -136,11 +142,30 @@
     byId("cell").hidden = opened === null;
     if (opened === null) return;
     button.setAttribute("aria-expanded", "true");
-    const what = truth === predicted ? "recognised" : `taken for ‘${classes[predicted]}’`;
-    byId("cell-title").textContent = `${members.length} of ‘${classes[truth]}’ ${what}`;
+    byId("cell-title").textContent = saying(members.length, truth, predicted, (name) => `‘${name}’`);
     inCell = members.map((image) => ({ image, caption: caption(probable(image), null, "") }));
     cellList.reset();
     cellList.draw();
+  }
+
+  const NOTHING = classes.length; // the last row and column, where labels were missed or given on their own
+  const sides = data.several ? [...classes, "–"] : classes;
+
+  function saying(number, truth, predicted, quoted) {
+    if (truth === predicted) return `${number} of ${quoted(classes[truth])} recognised`;
+    if (!data.several) return `${number} of ${quoted(classes[truth])} taken for ${quoted(classes[predicted])}`;
+    if (truth === NOTHING) return `${number} given ${quoted(classes[predicted])} and nothing missed`;
+    return `${number} of ${quoted(classes[truth])} missed, ${predicted === NOTHING ? "nothing" : quoted(classes[predicted])} given instead`;
+  }
+
+  // The cells that an image is in: one for each label found, and one for each pair of a missed and a wrong one.
+  function cellsOf(image) {
+    const found = images.has[image].filter((label) => images.gets[image].includes(label)).map((label) => [label, label]);
+    const [none, extra] = [missed(image), wrong(image)];
+    for (const truth of none.length || !extra.length ? none : [NOTHING]) {
+      for (const predicted of extra.length ? extra : [NOTHING]) found.push([truth, predicted]);
+    }
+    return found;
   }
 
   function drawMatrix() {
@@ -148,19 +173,21 @@
     byId("cell").hidden = true;
     const cells = new Map();
     for (let image = 0; image < total; image += 1) {
-      if (images.by[image] < 0 || !passes(image)) continue;
-      const key = `${images.truth[image]} ${images.predicted[image]}`;
-      if (!cells.has(key)) cells.set(key, []);
-      cells.get(key).push(image);
+      if (images.by[image] < 0 || !counts(image) || !passes(image)) continue;
+      for (const [truth, predicted] of cellsOf(image)) {
+        const key = `${truth} ${predicted}`;
+        if (!cells.has(key)) cells.set(key, []);
+        cells.get(key).push(image);
+      }
     }
-    const head = make("tr", {}, make("td"), ...classes.map((name) => make("th", { scope: "col", title: name }, make("bdi", {}, name))));
-    const rows = classes.map((name, truth) => {
-      const counts = classes.map((_, predicted) => (cells.get(`${truth} ${predicted}`) || []).length);
-      const sum = counts.reduce((a, b) => a + b, 0);
-      return make("tr", {}, make("th", { scope: "row", title: name }, make("bdi", {}, name)), ...classes.map((other, predicted) => {
+    const head = make("tr", {}, make("td"), ...sides.map((name) => make("th", { scope: "col", title: name }, make("bdi", {}, name))));
+    const rows = sides.map((name, truth) => {
+      const sizes = sides.map((_, predicted) => (cells.get(`${truth} ${predicted}`) || []).length);
+      const sum = sizes.reduce((a, b) => a + b, 0);
+      return make("tr", {}, make("th", { scope: "row", title: name }, make("bdi", {}, name)), ...sides.map((_, predicted) => {
         const members = cells.get(`${truth} ${predicted}`) || [];
         if (!members.length) return make("td", {}, make("span", { class: "zero" }));
-        const label = truth === predicted ? `${members.length} of ${name} recognised` : `${members.length} of ${name} taken for ${other}`;
+        const label = saying(members.length, truth, predicted, (words) => words);
         const button = make("button", { type: "button", "aria-expanded": "false", "aria-label": label, title: label }, String(members.length));
         button.addEventListener("click", () => openCell(truth, predicted, members, button));
         const strength = truth === predicted ? 0.08 + 0.4 * (members.length / sum) : 0.12 + 0.88 * Math.sqrt(members.length / sum);
@@ -195,7 +222,7 @@
         pen.globalAlpha = visible ? 0.85 : 0.07;
         pen.beginPath();
         pen.arc(x, y, radius, 0, 2 * Math.PI);
-        pen.fillStyle = colour(images.truth[image]);
+        pen.fillStyle = colour(first(image));
         pen.fill();
         if (visible && isMistake(image)) {
           pen.beginPath();

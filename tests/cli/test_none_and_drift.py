@@ -1,0 +1,192 @@
+"""Examples of none of the classes, and photos that come to look different."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from in_process import Run
+from PIL import Image
+from starlette.testclient import TestClient
+
+import quickstudy
+from drawn_photos import draw_photo
+from quickstudy.errors import ImageSetError
+from quickstudy.images.census import take_census
+from quickstudy.images.manifests import Labelling
+from quickstudy.models.conversion import convert
+from quickstudy.serving.app import make_app
+from quickstudy.serving.limits import ServerSettings
+from small_backbones import add_small_backbone
+
+KINDS = ("checks", "discs")
+
+
+def draw_other(number: int) -> Image.Image:
+    """A photo of stripes, which are none of the kinds."""
+    return draw_photo("stripes", number)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`photos/` with 32 of two kinds and 24 of `other`, `new/` with 8 more of each; `m.onnx` knows of `other`."""
+    folder = tmp_path_factory.mktemp("none")
+    for name in (*KINDS, "other"):
+        for number in range(40):
+            part = "photos" if number < (24 if name == "other" else 32) else "new"
+            place = folder / part / name / f"{number:02}.jpg"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            (draw_other(number) if name == "other" else draw_photo(name, number)).save(place, quality=90)
+    add_small_backbone(folder / "cache")
+    quickstudy.retrain(folder / "photos", folder / "m.onnx", cache=folder / "cache", backbone="small", none="other")
+    return folder
+
+
+@pytest.fixture
+def cached(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("QUICKSTUDY_CACHE", str(folder / "cache"))
+    return folder
+
+
+def test_examples_are_no_class_and_are_used(folder: Path) -> None:
+    model = quickstudy.load(folder / "m.onnx")
+    model.verify()
+    assert model.classes == KINDS
+    assert model.refusal is not None
+    assert model.refusal.examples >= 15
+    assert model.refusal.examples_refused / model.refusal.examples > 0.8
+    given = {
+        name: [
+            model.is_none_of_these(p.strangeness) for p in model.predict_each(sorted((folder / "new" / name).iterdir()))
+        ]
+        for name in (*KINDS, "other")
+    }
+    assert np.mean(given["other"]) > 0.8
+    assert np.mean([*given["checks"], *given["discs"]]) < 0.3
+
+
+def test_they_tell_what_would_be_accepted_without(folder: Path, tmp_path: Path) -> None:
+    for name in KINDS:
+        (tmp_path / "two").mkdir(exist_ok=True)
+        (tmp_path / "two" / name).symlink_to(folder / "photos" / name)
+    quickstudy.retrain(tmp_path / "two", tmp_path / "two.onnx", cache=folder / "cache", backbone="small")
+    refused = []
+    for path in (tmp_path / "two.onnx", folder / "m.onnx"):
+        model = quickstudy.load(path)
+        others = list(model.predict_each(sorted((folder / "new" / "other").iterdir())))
+        refused.append(np.mean([model.is_none_of_these(one.strangeness) for one in others]))
+    assert refused[1] >= refused[0]
+
+
+def test_they_have_roles_and_are_never_tested_on(cached: Path, run: Run) -> None:
+    model = quickstudy.load(cached / "m.onnx")
+    census = take_census(cached / "photos", None, to_learn=True, labelling=Labelling(none="other"))
+    assert model.roles is not None
+    for role, kind in (("train", "trained_on"), ("test", "tested_on")):
+        digests = census.examples_of_none(role)  # type: ignore[arg-type]
+        assert digests
+        assert {model.roles.kind(digest) for digest in digests} == {kind}
+    found = json.loads(run("evaluate", str(cached / "m.onnx"), str(cached / "photos"), "--json").out)
+    assert found["strangers_refused"]["n"] == len(census.examples_of_none("test"))
+    assert found["unknown_images"] == {"none of these": 24}
+    other = json.loads(run("evaluate", str(cached / "m.onnx"), str(cached / "new"), "--json").out)
+    assert other["strangers_refused"]["n"] == 16
+    assert other["strangers_refused"]["right"] > 12
+
+
+def test_the_share_to_refuse_may_be_said(folder: Path, tmp_path: Path) -> None:
+    result = quickstudy.retrain(
+        folder / "photos", tmp_path / "m.onnx", cache=folder / "cache", backbone="small", none="other", refuse=0.25
+    )
+    assert result.refusal is not None
+    assert result.refusal.threshold == 0.75
+    assert result.refusal.share == pytest.approx(0.25, abs=0.05)
+    assert result.examples is not None
+    assert result.examples.n == len(result.census.examples_of_none("test"))
+
+
+def test_retrain_and_report_and_predict_tell(cached: Path, tmp_path: Path, run: Run) -> None:
+    text = run(
+        "retrain", str(cached / "photos"), "--none", "other", "--backbone", "small", "-o", str(tmp_path / "m.onnx")
+    ).out
+    assert re.search(r"photos: 64 images of 2 classes and 24 examples of none of them;", text)
+    assert "and of the examples, each judged without itself," in text
+    assert run("report", str(tmp_path / "m.onnx")).code == 0
+    assert "examples of none of the classes, each judged without itself" in (tmp_path / "m.report.html").read_text()
+    assert "none of these (nearest:" in run("predict", str(tmp_path / "m.onnx"), str(cached / "new" / "other")).out
+
+
+def test_exports_keep_it(folder: Path, tmp_path: Path) -> None:
+    convert(folder / "m.onnx", tmp_path / "half.onnx", "fp16")
+    assert quickstudy.load(tmp_path / "half.onnx").refusal == quickstudy.load(folder / "m.onnx").refusal
+
+
+def test_without_the_option_it_is_a_class_and_a_line_says_so(cached: Path, run: Run) -> None:
+    text = run("census", str(cached / "photos")).out
+    assert text.count("--none other") == 1
+    assert "other" in json.loads(run("census", str(cached / "photos"), "--json").out)["classes"]
+    with_option = run("census", str(cached / "photos"), "--none", "other")
+    assert "--none" not in with_option.out
+    assert re.search(r"\(none\) +\d+", with_option.out)
+
+
+def test_a_name_that_is_not_there_and_too_few_are_errors(folder: Path, tmp_path: Path) -> None:
+    cache = folder / "cache"
+    with pytest.raises(ImageSetError, match="labelled 'nothing'"):
+        quickstudy.retrain(folder / "photos", tmp_path / "m.onnx", cache=cache, backbone="small", none="nothing")
+    for name in (*KINDS, "other"):
+        (tmp_path / "few" / name).mkdir(parents=True)
+        for file in sorted((folder / "photos" / name).iterdir())[: 5 if name == "other" else 20]:
+            (tmp_path / "few" / name / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ImageSetError, match="at least 10 are needed"):
+        quickstudy.retrain(
+            tmp_path / "few", tmp_path / "m.onnx", cache=folder / "cache", backbone="small", none="other"
+        )
+
+
+def test_after_fine_tuning_they_are_used_as_well(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    result = quickstudy.retrain(
+        folder / "photos",
+        tmp_path / "tuned.onnx",
+        cache=folder / "cache",
+        backbone="small",
+        none="other",
+        cut="block_2",
+        epochs=2,
+    )
+    tuned = quickstudy.load(tmp_path / "tuned.onnx")
+    tuned.verify()
+    if result.refusal is not None:  # with few validation images there is no strangeness
+        assert result.refusal.examples > 0
+
+
+@pytest.fixture(scope="module")
+def watched(folder: Path) -> Any:
+    app = make_app({"m": folder / "m.onnx"}, ServerSettings())
+    with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+        yield client
+
+
+def test_the_server_tells_since_when_photos_look_different(folder: Path, watched: TestClient) -> None:
+    ordinary = [file.read_bytes() for name in KINDS for file in sorted((folder / "new" / name).iterdir())]
+    strange = [file.read_bytes() for file in sorted((folder / "new" / "other").iterdir())]
+    for photo in ordinary:
+        watched.post("/predict", content=photo)
+    before = watched.get("/model").json()["drift"]
+    assert (before["images"], before["since"], before["noticed_after"]) == (len(ordinary), None, None)
+    assert 'quickstudy_drift_since_timestamp_seconds{model="m"} 0.0' in watched.get("/metrics").text
+    for _ in range(6):
+        for photo in strange:
+            watched.post("/predict", content=photo)
+    after = watched.get("/model").json()["drift"]
+    assert after["evidence"] > after["limit"] == 1_000_000
+    assert len(ordinary) < after["noticed_after"] <= len(ordinary) + 6 * len(strange)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", after["since"])
+    metrics = watched.get("/metrics").text
+    assert not re.search(r'drift_since_timestamp_seconds\{model="m"\} 0\.0', metrics)
+    assert float(re.findall(r'drift_evidence\{model="m"\} (\S+)', metrics)[0]) > 1_000_000
