@@ -96,7 +96,7 @@ def test_complaints_name_the_numbers() -> None:
     assert tolerance.complaints(float("nan"), None) == ["on golden images a probability differs by nan (tolerance 0.1)"]
     assert tolerance.complaints(0.25, seen) == [
         "on golden images a probability differs by 0.25 (tolerance 0.1)",
-        "of 10 images, 80.0 % are taken for the same class (tolerance 90 %)",
+        "8 of 10 images are taken for the same class, 80.0 % (tolerance 90 %)",
         "accuracy falls by 10.0 points (tolerance 2)",
     ]
     unlabelled = Agreement(n=10, same=9, largest_difference=1, mean_difference=0)

@@ -160,7 +160,7 @@ def _print_conversion(done: Conversion) -> None:
     print(f"       golden images: probabilities differ by at most {done.golden_difference:.2g}")
     if seen := done.agreement:
         print(
-            f"       {seen.n:,} photos: {100 * seen.same_share:.1f} % {seen.told}; "
+            f"       {seen.n:,} photos: {100 * seen.same_share:.1f} % {'of labels ' * (seen.each > 1)}{seen.told}; "
             f"probabilities differ by {seen.mean_difference:.2g} on average, {seen.largest_difference:.2g} at most"
         )
         if seen.refused:

@@ -62,7 +62,7 @@ class Agreement:
     @property
     def told(self) -> str:
         """What that share is of, in words that follow it."""
-        return "taken for the same class" if self.each == 1 else "of the labels given, or not, alike"
+        return "taken for the same class" if self.each == 1 else "given, or not, by both alike"
 
     @property
     def accuracy_loss(self) -> float | None:
@@ -115,8 +115,9 @@ class Tolerance:
             found.append(f"on golden images a probability differs by {golden:.3g} (tolerance {self.golden:g})")
         if agreement and agreement.same_share < self.same:
             found.append(
-                f"of {agreement.n} images, {100 * agreement.same_share:.1f} % are {agreement.told} "
-                f"(tolerance {100 * self.same:g} %)"
+                f"{agreement.same} of {agreement.n * agreement.each} "
+                f"{'images' if agreement.each == 1 else 'labels'} are {agreement.told}, "
+                f"{100 * agreement.same_share:.1f} % (tolerance {100 * self.same:g} %)"
             )
         loss = agreement.accuracy_loss if agreement else None
         if loss is not None and loss > self.accuracy_loss:
