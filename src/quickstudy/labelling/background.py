@@ -33,8 +33,6 @@ from quickstudy.labelling.teacher import (
 from quickstudy.learning.features import signed_sqrt
 from quickstudy.learning.scores import Score
 from quickstudy.process import give_way
-from quickstudy.reports.duplicates import near_duplicates
-from quickstudy.reports.neighbours import place_images
 
 _PICKS = 24
 _MANIFEST_SECONDS = 0.5
@@ -60,7 +58,7 @@ class Background:
 
     def start(self) -> None:
         """Set the threads going."""
-        for work in (self._extract, self._teach, self._examine, self._survey, self._write_manifests):
+        for work in (self._extract, self._write_manifests, self._teach, self._examine, self._survey):
             self._threads.append(threading.Thread(target=work, name=work.__name__, daemon=True))
             self._threads[-1].start()
 
@@ -70,7 +68,7 @@ class Background:
             self._closing = True
             self._session.changed.notify_all()
             self._learned.notify_all()
-        for thread in self._threads:
+        for thread in self._threads[:2]:  # those that write; the others only read, and may be in the middle of a step
             thread.join(_END_SECONDS)
         self._session.close()
 
@@ -197,8 +195,12 @@ class Background:
             classes = tuple(names[k] for k in present)
             head = before.head
             if head is None or head.space is not space or before.number != number or before.labels != len(learned):
+                clock.start()
                 head = fit_live(rows[learned], labels, classes, space, before.head)
-            clock.note("fit")
+                clock.note("fit")
+            else:
+                clock.milliseconds |= before.milliseconds
+                clock.start()
             judged = session.figures.judged
             probabilities = head.probabilities(rows, judged.temperature if judged is not None else 1.0)
             clock.note("suggest")
@@ -286,6 +288,9 @@ class Background:
 
     # The survey: thumbnails of all photos, pictures that are the same, and the map
     def _survey(self) -> None:
+        from quickstudy.reports.duplicates import near_duplicates
+        from quickstudy.reports.neighbours import place_images
+
         session = self._session
         give_way()
         with session.lock:
@@ -336,6 +341,9 @@ class _Clock:
 
     def __init__(self) -> None:
         self.milliseconds: dict[str, float] = {}
+        self.start()
+
+    def start(self) -> None:
         self._last = time.perf_counter()
 
     def note(self, name: str) -> None:

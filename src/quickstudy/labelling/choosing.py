@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from quickstudy.learning.features import Floats, unit_rows
+from quickstudy.learning.features import Floats, sample_of, unit_rows
 
 Reason = Literal["typical", "between", "few", "unlike", "check", "any"]
 """Why a photo is asked for: it is typical; between two classes; perhaps of a class that has few labels; unlike all that
@@ -32,6 +32,8 @@ STARTING = 30
 _CLUSTERED = 5000  # photos, of more only so many are clustered
 _AXES = 64  # directions that distances are taken in
 _UNLIKE = 8  # one pick in so many
+_MOST_WANTED = 512  # photos, of which picks between classes are made
+_SEARCHED = 1024  # photos, in which those unlike all others are looked for
 _SURE = 0.9  # margin from which on a photo is not called doubtful
 _FEW = 0.5  # of the mean number of labels a class
 
@@ -88,45 +90,49 @@ def doubtful_rows(
         classes: names of the classes.
         count: number of picks.
     """
-    unit = unit_rows(rows[:, :_AXES])
-    top = np.argpartition(-probabilities, 1, axis=1)[:, :2]
-    pair = np.take_along_axis(probabilities, top, axis=1)
+    places = np.flatnonzero(free)
+    if not len(places):
+        return []
+    shares = probabilities[places]
+    top = np.argpartition(-shares, 1, axis=1)[:, :2]
+    pair = np.take_along_axis(shares, top, axis=1)
     swapped = pair[:, 0] < pair[:, 1]
     top[swapped], pair[swapped] = top[swapped][:, ::-1], pair[swapped][:, ::-1]
     margin = pair[:, 0] - pair[:, 1]
-    lacking = np.clip(probabilities @ (counts.mean() / (counts + 1)).astype(np.float32), 0.3, 3)
+    lacking = np.clip(shares @ (counts.mean() / (counts + 1)).astype(np.float32), 0.3, 3)
     wanted = (1 - margin) * np.sqrt(lacking)
-    novelty = _novelty(unit, labelled)
-    closeness = np.zeros(len(rows), np.float32)  # to the nearest photo that was picked, 0 to 1
-    left = free.copy()
+    # Only some can be picked: the most wanted, and a sample in which to look for the unlike.
+    some = np.unique(np.append(np.argsort(-wanted, kind="stable")[:_MOST_WANTED], sample_of(len(places), _SEARCHED)))
+    places, top, margin, wanted = places[some], top[some], margin[some], wanted[some]
+    unit = unit_rows(rows[places, :_AXES])
+    novelty = _novelty(unit, unit_rows(rows[labelled, :_AXES]))
+    closeness = np.zeros(len(places), np.float32)  # to the nearest photo that was picked, 0 to 1
+    left = np.ones(len(places), np.bool_)
     picks: list[Pick] = []
-    for place in range(min(count, int(free.sum()))):
-        by_novelty = place % _UNLIKE == _UNLIKE - 1
+    for turn in range(min(count, len(places))):
+        by_novelty = turn % _UNLIKE == _UNLIKE - 1
         score = np.where(left, (novelty if by_novelty else wanted) * (1 - closeness), -1)
-        row = int(score.argmax())
-        first, second = (classes[k] for k in top[row])
+        place = int(score.argmax())
+        row, (first, second) = int(places[place]), (classes[k] for k in top[place])
         if by_novelty:
             picks.append(Pick(row=row, reason="unlike"))
-        elif margin[row] > _SURE:
+        elif margin[place] > _SURE:
             picks.append(Pick(row=row, reason="any", of=(first,)))
-        elif counts[top[row, 0]] < _FEW * counts.mean():
+        elif counts[top[place, 0]] < _FEW * counts.mean():
             picks.append(Pick(row=row, reason="few", of=(first, second)))
         else:
             picks.append(Pick(row=row, reason="between", of=(first, second)))
-        left[row] = False
-        closeness = np.maximum(closeness, np.clip(unit @ unit[row], 0, 1))
+        left[place] = False
+        closeness = np.maximum(closeness, np.clip(unit @ unit[place], 0, 1))
     return picks
 
 
-def _novelty(unit: Floats, labelled: NDArray[np.intp]) -> Floats:
+def _novelty(unit: Floats, labelled: Floats) -> Floats:
     """Measure how unlike each photo (n×r, of length 1) is to the nearest that has a label, 0 to 1; 1 where none has."""
     if not len(labelled):
         return np.ones(len(unit), np.float32)
-    known = unit[labelled[:: len(labelled) // _CLUSTERED + 1]].T
-    nearest = np.empty(len(unit), np.float32)
-    for start in range(0, len(unit), _CLUSTERED):
-        nearest[start : start + _CLUSTERED] = (unit[start : start + _CLUSTERED] @ known).max(axis=1)
-    return np.clip(1 - nearest, 0, 1)
+    novelty: Floats = np.clip(1 - (unit @ labelled.T).max(axis=1), 0, 1)
+    return novelty
 
 
 def with_checks(chosen: list[Pick], checks: list[int], *, asked: int, answered: int, most: int) -> list[Pick]:

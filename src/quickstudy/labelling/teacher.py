@@ -28,7 +28,6 @@ from quickstudy.learning.scores import Score
 from quickstudy.learning.selection import fit_temperature
 from quickstudy.learning.softmax import Fit, fit_softmax
 from quickstudy.learning.strengths import FOLDS, assign_folds
-from quickstudy.reports.audit import choose_surprising, probability_wrong, suggest_others
 
 DIRECTIONS = 256
 """The number of directions in which the live head sees photos."""
@@ -222,6 +221,8 @@ class Mistake:
 
 def find_mistakes(judged: Judged) -> list[Mistake]:
     """Find the labels that are probably wrong, the most surprising first."""
+    from quickstudy.reports.audit import choose_surprising, probability_wrong, suggest_others
+
     if judged.probabilities.shape[1] < 2 or not len(judged.truth):
         return []
     wrong = probability_wrong(judged.probabilities, judged.truth)

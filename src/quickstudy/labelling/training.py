@@ -6,13 +6,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from quickstudy.errors import QuickstudyError, UnusableImageError
 from quickstudy.labelling.session import Session
-from quickstudy.models.model import Model, load
-from quickstudy.reports.report import report
-from quickstudy.retraining.retrain import retrain
+
+if TYPE_CHECKING:
+    from quickstudy.models.model import Model
 
 _MOST_PIXELS = 64_000_000
 _SHOWN_CLASSES = 8
@@ -42,14 +42,22 @@ class Trainer:
         return True
 
     def _run(self) -> None:
+        from quickstudy.models.model import load
+        from quickstudy.reports.report import report
+        from quickstudy.retraining.retrain import retrain
+
         session, started = self._session, time.perf_counter()
         try:
             manifest = session.write_manifest()
             steps = _Steps(self._tell)
             self._tell("training")
-            options: dict[str, Any] = {} if session.backbone is None else {"backbone": session.backbone}
             result = retrain(
-                manifest, session.model, cache=session.cache, progress=steps, engine=session.engine, **options
+                manifest,
+                session.model,
+                cache=session.cache,
+                progress=steps,
+                backbone=session.backbone,
+                engine=session.engine,
             )
             self._tell("writing the report")
             written = report(session.model, manifest, cache=session.cache, progress=steps)

@@ -14,6 +14,8 @@ export function make(tag, attributes = {}, ...children) {
   return element;
 }
 export const percent = (share) => `${Math.round(100 * share)}\u00a0%`;
+/** A probability that the head gives: it is never certain. */
+export const sure = (share) => (share < 0.995 ? percent(share) : "> 99\u00a0%");
 export const counted = (n, one, many = `${one}s`) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
 /** Tells a screen reader what has happened. */
 export const say = (text) => { at("said").textContent = text; };

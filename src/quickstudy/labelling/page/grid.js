@@ -2,7 +2,7 @@
 // that have a label. A sweep over tiles selects them; with nothing selected, all are meant.
 
 import * as server from "./server.js";
-import { at, classButtons, counted, dot, make, paint, percent, say, tile } from "./common.js";
+import { at, classButtons, counted, dot, make, paint, say, sure, tile } from "./common.js";
 
 const COUNT = 48;
 let view = { view: "suggested", class: "" };
@@ -48,7 +48,7 @@ export async function load() {
 const state = () => JSON.stringify([view, at("least").value]);
 function caption(photo) {
   if (view.view === "labelled") return photo.label || "";
-  return photo.guess.length ? `${suggested() ? "" : `${photo.guess[0][0]} `}${percent(photo.guess[0][1])}` : "";
+  return photo.guess.length ? `${suggested() ? "" : `${photo.guess[0][0]} `}${sure(photo.guess[0][1])}` : "";
 }
 
 function drawGroups() {

@@ -2,7 +2,7 @@
 // pale. A line around photos selects them; the keyboard moves a ring that does the same.
 
 import * as server from "./server.js";
-import { at, classButtons, colour, counted, dot, make, onColours, paint, percent, say, tile } from "./common.js";
+import { at, classButtons, colour, counted, dot, make, onColours, paint, say, sure, tile } from "./common.js";
 
 const SHOWN = 48;
 let data = null;
@@ -114,7 +114,7 @@ async function describe() {
     : "Nothing is selected.";
   at("map-clear").hidden = !chosen.length;
   const ids = chosen.slice(0, SHOWN).map(data.id);
-  const tiles = chosen.slice(0, SHOWN).map((k) => tile({ id: data.id(k), name: "photo" }, data.guess[k] >= 0 ? `${server.state.classes[data.guess[k]].name} ${percent(data.sure[k] / 100)}` : ""));
+  const tiles = chosen.slice(0, SHOWN).map((k) => tile({ id: data.id(k), name: "photo" }, data.guess[k] >= 0 ? `${server.state.classes[data.guess[k]].name} ${sure(data.sure[k] / 100)}` : ""));
   at("map-tiles").replaceChildren(...tiles);
   await paint(tiles, ids);
 }
@@ -155,7 +155,7 @@ export function begin() {
   };
   canvas.addEventListener("pointerup", finish);
   canvas.addEventListener("pointercancel", finish);
-  canvas.addEventListener("focus", () => { ring = ring || { x: canvas.clientWidth / 2, y: canvas.clientHeight / 2, r: 50 }; draw(); });
+  canvas.addEventListener("focus", () => { if (canvas.matches(":focus-visible")) ring = ring || { x: canvas.clientWidth / 2, y: canvas.clientHeight / 2, r: 50 }; draw(); });
   canvas.addEventListener("blur", draw);
   at("map-clear").addEventListener("click", () => { chosen = []; draw(); describe(); });
   new ResizeObserver(draw).observe(canvas);
@@ -167,7 +167,8 @@ export function key(event) {
     give("none", "");
     return true;
   }
-  if (document.activeElement !== canvas || !ring || !data) return false;
+  if (document.activeElement !== canvas || !data) return false;
+  ring = ring || { x: canvas.clientWidth / 2, y: canvas.clientHeight / 2, r: 50 };
   const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   if (event.key in moves) {
     ring.x = Math.max(0, Math.min(canvas.clientWidth, ring.x + 14 * moves[event.key][0]));

@@ -1,7 +1,7 @@
 // One photo at a time: the photo, why it is asked for, what the head takes it for, and keys that answer.
 
 import * as server from "./server.js";
-import { at, classButtons, classNumber, counted, dot, keyOf, make, percent, say } from "./common.js";
+import { at, classButtons, classNumber, counted, dot, keyOf, make, percent, say, sure } from "./common.js";
 
 const AHEAD = 5; // pictures that are fetched before they are needed
 let queue = []; // photos to ask, the first being shown
@@ -89,7 +89,7 @@ function drawSuggestion() {
   }
   const [name, share] = guess[0];
   const best = make("button", { type: "button", id: "take", class: "primary suggestion", "aria-keyshortcuts": "Enter", onclick: accept },
-    make("kbd", {}, "Enter"), make("bdi", {}, name), make("span", { class: "share" }, percent(share)));
+    make("kbd", {}, "Enter"), make("bdi", {}, name), make("span", { class: "share" }, sure(share)));
   const others = guess.slice(1).filter(([, p]) => p >= 0.05).map(([other, p]) => make("span", { class: "other" },
     make("kbd", {}, keyOf(classNumber(other)).toUpperCase()), dot(classNumber(other)), make("bdi", {}, other), ` ${percent(p)}`));
   place.replaceChildren(best, ...others);
@@ -103,7 +103,7 @@ function answer(kind, name) {
   shown = null;
   next();
   const told = kind === "label" ? `${name}.` : kind === "none" ? "None of these." : "Skipped.";
-  const following = shown ? ` Next: ${shown.name}. ${at("reason").textContent}.${shown.guess.length ? ` Suggestion: ${shown.guess[0][0]}, ${percent(shown.guess[0][1])}.` : ""}` : "";
+  const following = shown ? ` Next: ${shown.name}. ${at("reason").textContent}.${shown.guess.length ? ` Suggestion: ${shown.guess[0][0]}, ${sure(shown.guess[0][1])}.` : ""}` : "";
   say(told + following);
   server.act(kind, [photo], name, "one").catch((error) => {
     answered.delete(photo.id);

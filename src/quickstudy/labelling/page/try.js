@@ -2,7 +2,7 @@
 // labelled on the spot.
 
 import * as server from "./server.js";
-import { at, classNumber, counted, dot, make, percent, say } from "./common.js";
+import { at, classNumber, counted, dot, make, percent, say, sure } from "./common.js";
 
 const MOST_RESULTS = 30;
 let stream = null;
@@ -45,7 +45,7 @@ async function examine(blob, name) {
   try {
     const { classes, strange } = await server.tryOut(blob);
     const [best, share] = classes[0];
-    const says = strange ? `None of these (nearest: ${best}, ${percent(share)})` : `${best}, ${percent(share)}`;
+    const says = strange ? `None of these (nearest: ${best}, ${percent(share)})` : `${best}, ${sure(share)}`;
     const others = classes.slice(1, 4).map(([other, p]) => `${other} ${percent(p)}`).join(", ");
     const wrong = make("div", { class: "acts" }, ...server.state.classes.map((one) => make("button", {
       type: "button", class: "small", onclick: () => keep(blob, one.name, wrong, name),
