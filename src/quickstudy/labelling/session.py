@@ -366,6 +366,8 @@ class Session:
             if len(picks) < count:
                 have = {pick.row for pick in picks} | others
                 picks += self._fillers(count - len(picks), have)
+            if not picks and others:  # nobody has to wait for somebody who has gone away
+                picks = self._fillers(count, set())
             for pick in picks[:count]:
                 self._handed[pick.row] = who, now
                 if not self.have[pick.row]:

@@ -80,6 +80,10 @@ addEventListener("keydown", (event) => {
   if (meant) event.preventDefault();
 });
 
+at("token-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  location.href = `./?${new URLSearchParams({ token: at("token").value.trim() })}`;
+});
 at("train").addEventListener("click", () => startTraining().catch((error) => say(error.message)));
 addEventListener("hashchange", () => { turn(); at("work").focus({ preventScroll: true }); });
 addEventListener("beforeunload", (event) => { if (server.unsaved) event.preventDefault(); });
