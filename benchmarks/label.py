@@ -5,10 +5,9 @@
     python benchmarks/label.py page --data ../shared/data        # a driven browser: load, keypress to next photo
 
 An oracle answers with the true labels; the photos that are asked for come from the code that the page uses, one refit
-after each ten answers, where the page refits after each, and one in five is drawn at random as a check, as in the page: it counts as a label and teaches
-nothing. The others are asked in random order, and by modAL's or scikit-activeml's margin sampling with the same head;
-they have no check, and learn from all that they ask for. All accuracies are those of the same live head on photos
-that were held out of it all.
+after each ten answers, where the page refits after each. One in five is drawn at random as a check, as in the page. The
+others are asked for in random order, and by modAL's or scikit-activeml's margin sampling with the same head. All
+accuracies are those of the live head on photos that were held out of it all.
 """
 
 from __future__ import annotations
@@ -33,13 +32,14 @@ from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.files import cache_folder
 from quickstudy.labelling.choosing import Pick, doubtful_rows, typical_rows, with_checks
-from quickstudy.labelling.teacher import LiveHead, find_space, fit_live
+from quickstudy.labelling.teacher import LiveHead, find_space, fit_live, judge_checks
 from quickstudy.learning.scores import share_interval
 
 EVERY = 10
 MOST = 600
 HELD_OUT = 0.25
 GOALS = (0.7, 0.75, 0.8, 0.85, 0.9)
+CHECKS = (20, 40, 60, 100)
 _PICKS = 24
 
 
@@ -151,18 +151,18 @@ def run_page(simulation: Simulation, most: int) -> dict[int, dict[str, Any]]:
         picks = with_checks(chosen, waiting, asked=len(control), answered=int(answered.sum()), most=EVERY)
         for pick in picks:
             answered[pick.row] = True
-            (control if pick.reason == "check" else learned).append(pick.row)
+            learned.append(pick.row)
+            if pick.reason == "check":
+                control.append(pick.row)
         head = simulation.fit(learned, head)
         if head is not None:
-            said = (
-                np.array(head.classes)[head.probabilities(simulation.rows[control]).argmax(axis=1)] if control else []
-            )
-            points[int(answered.sum())] = {
-                "accuracy": simulation.accuracy(head),
-                "learned": len(learned),
-                "control_right": int(np.sum(said == simulation.truth[control])),
-                "control": len(control),
-            }
+            point: dict[str, Any] = {"accuracy": simulation.accuracy(head), "control": len(control)}
+            if any(len(control) - 2 <= checks <= len(control) for checks in CHECKS):
+                names = {name: k for k, name in enumerate(head.classes)}
+                labels = np.array([names[name] for name in simulation.truth[learned]], np.intp)
+                where = np.array([learned.index(k) for k in control], np.intp)
+                point["right"] = int(judge_checks(simulation.rows[learned], labels, where, head).sum())
+            points[int(answered.sum())] = point
     return points
 
 
@@ -227,7 +227,8 @@ def measure_labels(data: Path, seeds: int, sets: list[str], library: str) -> Non
         features, labels = SETS[name](data)
         labels = np.array(labels)
         curves: dict[str, list[dict[int, Any]]] = {"label": [], "random": [], "margin": []}
-        everything, covered = [], {30: [], 60: [], 100: [], 150: []}
+        everything: list[float] = []
+        covered: dict[int, list[bool]] = {checks: [] for checks in CHECKS}
         for seed in range(seeds):
             curves["label"].append(run_page(Simulation(features, labels, seed), MOST))
             simulation = Simulation(features, labels, seed)
@@ -240,7 +241,7 @@ def measure_labels(data: Path, seeds: int, sets: list[str], library: str) -> Non
             for checks in covered:
                 point = next((p for _, p in sorted(curves["label"][-1].items()) if p["control"] >= checks), None)
                 if point is not None:
-                    low, high = share_interval(point["control_right"], point["control"])
+                    low, high = share_interval(point["right"], point["control"])
                     covered[checks].append(low <= point["accuracy"] <= high)
             print(name, seed, {k: round(v[-1][max(v[-1])]["accuracy"], 3) for k, v in curves.items()}, flush=True)
         at = (50, 100, 200, 300, 400, 500, 600)

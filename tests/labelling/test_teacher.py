@@ -73,6 +73,31 @@ def test_cross_validation_judges_each_label_by_fits_that_had_not_seen_it() -> No
     assert honest.score.right > 75
 
 
+def test_checks_are_judged_by_fits_that_had_not_seen_them() -> None:
+    features, truth = clouds(120, apart=1.0)
+    random = np.random.Generator(np.random.Philox(9))
+    noise = random.permutation(truth)
+    space = teacher.find_space(features)
+    assert space is not None
+    rows = space.project(features)
+    checks = np.arange(0, 120, 4)
+    for given, least, most in ((truth, 0.7, 1.0), (noise, 0.0, 0.65)):
+        head = teacher.fit_live(rows, given, CLASSES, space)
+        assert np.mean(head.probabilities(rows).argmax(axis=1) == given) > 0.9
+        assert least <= np.mean(teacher.judge_checks(rows, given, checks, head)) <= most
+    one = checks[:6]
+    head = teacher.fit_live(rows, truth, CLASSES, space)
+    kept = np.setdiff1d(np.arange(120), one[:1])
+    alone = teacher.fit_live(rows[kept], truth[kept], CLASSES, space)
+    expected = alone.probabilities(rows[one[:1]]).argmax(axis=1) == truth[one[:1]]
+    assert teacher.judge_checks(rows, truth, one[:1], head).tolist() == expected.tolist()
+    given = truth.copy()
+    given[given == 2] = 1
+    given[one[0]] = 2  # the only one of its class: nobody could know it
+    head = teacher.fit_live(rows, given, CLASSES, space)
+    assert not teacher.judge_checks(rows, given, one, head)[0]
+
+
 def test_planted_mistakes_are_found_first() -> None:
     features, truth = clouds(apart=2.5)
     given = truth.copy()

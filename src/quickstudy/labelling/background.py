@@ -29,6 +29,7 @@ from quickstudy.labelling.teacher import (
     find_space,
     fit_live,
     forecast,
+    judge_checks,
 )
 from quickstudy.learning.features import signed_sqrt
 from quickstudy.learning.scores import Score
@@ -205,14 +206,17 @@ class Background:
             probabilities = head.probabilities(rows, judged.temperature if judged is not None else 1.0)
             clock.note("suggest")
         candidates = session.candidates[free[session.candidates]]
-        rest = free & have
-        rest[candidates] = False
+        others = free.copy()
+        others[candidates] = False
+        rest = others & have
         starting = [pick for pick in self._starting if rest[pick.row]]
         if head is None or probabilities is None or (starting and len(learned) < len(self._starting)):
             chosen = starting or [Pick(row=n, reason="any") for n in np.flatnonzero(rest)[:_PICKS].tolist()]
         else:
             chosen = doubtful_rows(rows, probabilities, rest, learned, counts, head.classes, _PICKS)
-        picks = with_checks(chosen, candidates.tolist(), asked=len(control), answered=answered, most=_PICKS)
+        picks: list[Pick] = []
+        if chosen or not others.any():  # else the session picks some that nothing is known of yet
+            picks = with_checks(chosen, candidates.tolist(), asked=len(control), answered=answered, most=_PICKS)
         clock.note("choose")
         return Knowledge(
             number=number,
@@ -255,13 +259,19 @@ class Background:
             known = np.array([head.classes.index(name) if name in head.classes else -1 for name in names], np.intp)
             learned, control = (numbers[session.have[numbers]] for numbers in session.training_rows())
             learned = learned[known[session.label_numbers[learned]] >= 0]
+            if not session.photos.splits_given:
+                control = control[np.isin(control, learned)]
             labels, truth = known[session.label_numbers[learned]], known[session.label_numbers[control]]
             truth_names = [names[k] for k in session.label_numbers[control].tolist()]
         if len(np.unique(labels)) < len(head.classes):
             return before  # a class has lost its last label since; another head is on its way
         keys = [session.photos.photos[n].digest for n in learned.tolist()]
         judged = cross_validate(rows[learned], labels, keys, head)
-        right = head.probabilities(rows[control]).argmax(axis=1) == truth
+        if session.photos.splits_given:
+            right = head.probabilities(rows[control]).argmax(axis=1) == truth
+        else:
+            checks = np.searchsorted(learned, control)
+            right = judge_checks(rows[learned], labels, checks, head)
         gains, gains_at = before.gains, before.gains_at
         if judged is not None and not gains_at / _FORECAST_EVERY < len(learned) < gains_at * _FORECAST_EVERY:
             gains, gains_at = forecast(raw[learned], labels, keys, head.classes, judged), len(learned)

@@ -152,7 +152,8 @@ def with_checks(chosen: list[Pick], checks: list[int], *, asked: int, answered: 
             picks.append(Pick(row=number, reason="check"))
             asked += 1
         picks.append(pick)
-    picks += [Pick(row=number, reason="check") for number in left]
+    if not chosen:  # nothing else is left
+        picks = [Pick(row=number, reason="check") for number in checks]
     return picks[:most]
 
 

@@ -55,7 +55,7 @@ class Act:
     of: int = 0
     """Number of the act that is taken back; 0 elsewhere."""
     way: str = ""
-    """Where it was done: `one`, `grid`, `map`, `review`, `try`, `manifest`; empty where that is not known."""
+    """The view in which it was done: `one`, `grid`, `map`, `review`, `try` or `manifest`; empty where not known."""
     time: float = 0.0
     """When it was done, in seconds since 1970."""
 
@@ -73,7 +73,7 @@ class Mark(NamedTuple):
     seen: int
     """Number of the last act on the photo that they had seen; 0 for none."""
     way: str
-    """Where it was done; see `Act`."""
+    """The view in which it was done; see `Act`."""
 
     @property
     def value(self) -> tuple[str, str]:

@@ -338,13 +338,18 @@ class Session:
         return found[self.label_numbers[found] >= 0]
 
     def training_rows(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """List the photos that are learned from, each picture once, and those that check the model."""
-        control = self.control()
+        """List the photos that are learned from, each picture once, and those that check the head.
+
+        Checks are learned from, too, and judged by fits that had not seen them; only what came for the test is not.
+        """
         learned = self.label_numbers >= 0
-        learned[np.isin(self.group, self.group[control])] = False
         learned[self._tests] = False
+        control = self.control()
+        if self.photos.splits_given:
+            learned[np.isin(self.group, self.group[control])] = False
         rows = np.flatnonzero(learned)
-        return rows[np.unique(self.group[rows], return_index=True)[1]], control
+        rows = rows[np.unique(self.group[rows], return_index=True)[1]]
+        return rows, control if self.photos.splits_given else control[np.isin(control, rows)]
 
     def classes(self) -> list[tuple[int, str, int]]:
         """List the classes that there are: number in `labels.classes`, name, and number of labels.

@@ -8,8 +8,10 @@ precise as suggestions need to be, to a hundredth in probability, where the fina
 
 What the head is worth is said in two ways. Five-fold cross-validation judges every label by fits that had not seen it;
 but photos that were chosen since they are doubtful are harder than most, so that this is too modest a figure for the
-folder as a whole. So some photos, drawn at random, are labelled along the way and never learned from: their share of
-right ones is the honest figure.
+folder as a whole. So some photos, the checks, are drawn at random and labelled along the way. The head learns from them
+as from all others, or a fifth of all answers would teach nothing: on the clothing photos that took 390 labels instead
+of 310 to 85 %. But each is judged by a fit to all labels but a fifth of the checks, its own among these, which is 96 %
+of what the head has: the share of right ones is the honest figure.
 """
 
 from __future__ import annotations
@@ -205,6 +207,41 @@ def cross_validate(rows: Floats, labels: NDArray[np.intp], keys: Sequence[bytes]
         truth=labels[where],
         temperature=temperature,
     )
+
+
+def judge_checks(rows: Floats, labels: NDArray[np.intp], checks: NDArray[np.intp], head: LiveHead) -> NDArray[np.bool_]:
+    """Tell of each check whether a fit to all labels but a fifth of the checks, its own included, predicts it right.
+
+    A check that is the only photo of its class counts as wrong: without it, nobody knows the class.
+
+    Args:
+        rows: n×r, checks and others.
+        labels: n class numbers of the head.
+        checks: numbers (m) of the rows that are checks.
+        head: the head of all labels, from which the fits start.
+
+    Returns:
+        Whether each is right (m).
+    """
+    right = np.zeros(len(checks), np.bool_)
+    alone = np.bincount(labels, minlength=len(head.classes))[labels[checks]] < 2
+    dealt = np.flatnonzero(~alone)
+    dealt = dealt[np.argsort(labels[checks[dealt]], kind="stable")]  # the checks of a class go to different folds
+    if not len(dealt):
+        return right
+    count = min(FOLDS, len(dealt))
+    fold = np.arange(len(dealt)) % count
+    weights = np.ones((len(rows), count), np.float32)
+    weights[checks[dealt], fold] = 0
+    start = (
+        np.repeat(head.weights[None].astype(np.float64), count, axis=0),
+        np.repeat(head.biases[None].astype(np.float64), count, axis=0),
+    )
+    fit = _fit(_features(rows), labels, weights / weights.sum(axis=0), len(head.classes), start)
+    for number in range(count):
+        mine = dealt[fold == number]
+        right[mine] = fit.logits_of(checks[mine], number).argmax(axis=1) == labels[checks[mine]]
+    return right
 
 
 @dataclass(frozen=True, kw_only=True)

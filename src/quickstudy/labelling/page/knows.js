@@ -20,11 +20,11 @@ function honest(state) {
   const score = state.control;
   if (!score) {
     return [make("p", { class: "big" }, "–"), make("p", { class: "quiet" }, state.control_wanted
-      ? "One photo in five is drawn at random and never learned from. They will tell how good it is."
+      ? "One photo in five is drawn at random. They will tell how good it is, each by a head that had not seen it."
       : "There are too few photos to keep some for a check.")];
   }
   return [make("p", { class: "big" }, percent(score.right / score.n)), scale(score),
-    make("p", { class: "quiet" }, `${between(score)}, by ${counted(score.n, "photo")} drawn at random and never learned from`)];
+    make("p", { class: "quiet" }, `${between(score)}, by ${counted(score.n, "photo")} drawn at random, each judged by a head that had not seen it`)];
 }
 
 function cross(state) {

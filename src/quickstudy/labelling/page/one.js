@@ -13,7 +13,7 @@ let drawClasses = () => {};
 let moreLike = () => {};
 
 const REASONS = {
-  check: () => "Drawn at random, as a check: it is never learned from",
+  check: () => "Drawn at random, as a check",
   typical: (photo) => `Typical of ${counted(photo.alike, "photo")}`,
   between: (photo) => `Between ${photo.of[0]} and ${photo.of[1]}`,
   few: (photo) => `Perhaps ${photo.of[0]}, of which there are few`,
