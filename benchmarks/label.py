@@ -3,6 +3,7 @@
     python benchmarks/label.py labels --data ../shared/data      # oracle against random order, margins, all labelled
     python benchmarks/label.py speed                             # refits, suggestions, choosing
     python benchmarks/label.py page --data ../shared/data        # a driven browser: load, keypress to next photo
+    python benchmarks/label.py minutes --keys 400 --data ../shared/data   # a key a second, to a model and its test
 
 An oracle answers with the true labels; the photos that are asked for come from the code that the page uses, one refit
 after each ten answers, where the page refits after each. One in five is drawn at random as a check, as in the page. The
@@ -13,8 +14,12 @@ accuracies are those of the live head on photos that were held out of it all.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
+import re
+import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -26,6 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import quickstudy
 from common import photos, repeat_photos, save, spread
 from quickstudy.backbones.backbone import load_backbone
 from quickstudy.bottlenecks.extraction import extract
@@ -311,79 +317,92 @@ def measure_speed(repeats: int) -> None:
     save("label_speed", {"features": 1280, "classes": 10, "repeats": repeats, "labels": values})
 
 
-def measure_page(data: Path, count: int, keys: int) -> None:
-    """A driven browser: load with many photos, and the time from a key to the next photo on the screen."""
-    import re
-    import shutil
-    import subprocess
+@contextlib.contextmanager
+def labelling(folder: Path) -> Iterator[tuple[str, int]]:
+    """The address and the process of `quickstudy label photos`, run in a folder."""
+    command = [sys.executable, "-m", "quickstudy", "label", "photos", "--port", "0", "--no-open", "--quiet"]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        line = ""
+        while not line.startswith("http"):
+            line = process.stdout.readline()
+        threading.Thread(target=process.stdout.read, daemon=True).start()
+        yield line.strip(), process.pid
+    finally:
+        process.terminate()
+        process.wait()
 
+
+def pile(source: Path, target: Path) -> None:
+    """Put the photos of class folders into one folder, each with its class at the beginning of its name."""
+    target.mkdir()
+    for number, path in enumerate(photos(source)):
+        shutil.copy(path, target / f"{path.parent.name}-{number:06}.jpg")
+
+
+def press(page: Any) -> None:
+    """Label the photo that is shown, as an oracle would by the keyboard."""
+    page.locator("#picture img").wait_for()
+    truth = re.sub(r"-\d+\.jpg$", "", page.locator("#name").inner_text().split("/")[-1])
+    names = page.locator("#one-classes .class bdi").all_inner_texts()
+    page.evaluate("document.activeElement.blur()")
+    if truth in names:
+        page.keyboard.press("123456789abcdef"[names.index(truth)])
+    else:
+        page.keyboard.press("+")
+        page.keyboard.type(truth)
+        page.keyboard.press("Enter")
+
+
+_WATCH = """() => {
+    window.times = [];
+    let begun = 0;
+    addEventListener("keydown", () => { begun = performance.now(); }, true);
+    new MutationObserver(() => {
+        if (!begun || !document.querySelector("#picture img")) return;
+        const from = begun;
+        begun = 0;
+        const shown = () => times.push(performance.now() - from);
+        requestAnimationFrame(() => requestAnimationFrame(shown));
+    }).observe(document.getElementById("picture"), { childList: true });
+}"""
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
+    with sync_playwright() as driver:
+        arguments = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
+        yield browser
+        browser.close()
+
+
+def measure_page(data: Path, count: int, keys: int) -> None:
+    """A driven browser: load with many photos, and the time from a key to the next photo on the screen."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        source = data / "clothing" / "train"
-        repeat_photos(source, place / "sorted", count)
-        (place / "photos").mkdir()
-        for number, path in enumerate(photos(place / "sorted")):
-            path.rename(place / "photos" / f"{path.parent.name}-{number:06}.jpg")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "quickstudy", "label", "photos", "--port", "0", "--no-open", "--quiet"],
-            cwd=place,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            assert process.stdout
-            line = ""
-            while not line.startswith("http"):
-                line = process.stdout.readline()
-            address = line.strip()
-            threading.Thread(target=process.stdout.read, daemon=True).start()
-            with sync_playwright() as driver:
-                browser = driver.chromium.launch(
-                    executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu", "--no-first-run"]
-                )
-                page = browser.new_page()
-                loads = []
-                for _ in range(5):
-                    started = time.perf_counter()
-                    page.goto(address)
-                    page.locator("#picture img").wait_for()
-                    loads.append(time.perf_counter() - started)
-                page.evaluate(
-                    """() => {
-                        window.times = [];
-                        let begun = 0;
-                        addEventListener("keydown", () => { begun = performance.now(); }, true);
-                        new MutationObserver(() => {
-                            if (!begun || !document.querySelector("#picture img")) return;
-                            const from = begun;
-                            begun = 0;
-                            const shown = () => times.push(performance.now() - from);
-                            requestAnimationFrame(() => requestAnimationFrame(shown));
-                        }).observe(document.getElementById("picture"), { childList: true });
-                    }"""
-                )
-                for _ in range(keys):
-                    truth = re.sub(r"-\\d+\\.jpg$", "", page.locator("#name").inner_text().split("/")[-1])
-                    names = page.locator("#one-classes .class bdi").all_inner_texts()
-                    page.evaluate("document.activeElement.blur()")
-                    if truth in names:
-                        page.keyboard.press("123456789abcdef"[names.index(truth)])
-                    else:
-                        page.keyboard.press("+")
-                        page.keyboard.type(truth)
-                        page.keyboard.press("Enter")
-                    page.wait_for_timeout(1000)
-                times = sorted(page.evaluate("times"))
-                heap = page.evaluate("performance.memory ? performance.memory.usedJSHeapSize / 1e6 : null")
-                elements = page.evaluate("document.querySelectorAll('*').length")
-                browser.close()
-            status = Path(f"/proc/{process.pid}/status").read_text()
+        repeat_photos(data / "clothing" / "train", place / "sorted", count)
+        pile(place / "sorted", place / "photos")
+        with labelling(place) as (address, process), chromium() as browser:
+            page = browser.new_page()
+            loads = []
+            for _ in range(5):
+                started = time.perf_counter()
+                page.goto(address)
+                page.locator("#picture img").wait_for()
+                loads.append(time.perf_counter() - started)
+            page.evaluate(_WATCH)
+            for _ in range(keys):
+                press(page)
+                page.wait_for_timeout(1000)
+            times = sorted(page.evaluate("times"))
+            heap = page.evaluate("performance.memory ? performance.memory.usedJSHeapSize / 1e6 : null")
+            elements = page.evaluate("document.querySelectorAll('*').length")
+            status = Path(f"/proc/{process}/status").read_text()
             peak = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
-        finally:
-            process.terminate()
-            process.wait()
     save(
         "label_page",
         {
@@ -402,9 +421,44 @@ def measure_page(data: Path, count: int, keys: int) -> None:
     )
 
 
+def measure_minutes(data: Path, keys: int) -> None:
+    """By a person's pace, a key a second: the clock from an unlabelled folder to a model, and `evaluate`'s figure."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        pile(data / "clothing" / "train", place / "photos")
+        started = time.perf_counter()
+        with labelling(place) as (address, _), chromium() as browser:
+            page = browser.new_page()
+            page.set_default_timeout(120_000)
+            page.goto(address)
+            for _ in range(keys):
+                due = time.perf_counter() + 1
+                press(page)
+                page.wait_for_timeout(max(0.0, 1000 * (due - time.perf_counter())))
+            honest = page.locator("#honest").inner_text()
+            labelled = time.perf_counter() - started
+            page.locator("#train").click()
+            page.locator("#drop").wait_for()
+            finished = time.perf_counter() - started
+            told = page.locator("#training").inner_text()
+        found = quickstudy.evaluate(place / "photos.onnx", data / "clothing" / "test")
+    save(
+        "label_minutes",
+        {
+            "photos": len(photos(data / "clothing" / "train")),
+            "keys": keys,
+            "seconds_labelling": labelled,
+            "seconds_in_all": finished,
+            "page_says": honest,
+            "training_says": told,
+            "held_back": found.score.to_dict(),
+        },
+    )
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("labels", "speed", "page"))
+    parser.add_argument("what", choices=("labels", "speed", "page", "minutes"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--sets", default="clothing,cifar10,mnist")
@@ -417,5 +471,7 @@ if __name__ == "__main__":
         measure_labels(given.data, given.seeds, given.sets.split(","), given.library)
     elif given.what == "speed":
         measure_speed(given.repeats)
-    else:
+    elif given.what == "page":
         measure_page(given.data, given.photos, given.keys)
+    else:
+        measure_minutes(given.data, given.keys)

@@ -161,17 +161,17 @@ def shoot(browser: Any, address: str, truth: dict[str, str], labels: int) -> Non
             page.keyboard.press("Space")
             page.wait_for_timeout(1500)
         page.wait_for_timeout(1500)
-        page.screenshot(path=PICTURES / f"label_{scheme}.png")
+        still(page, f"label_{scheme}")
         if scheme == "light":
             page.goto(f"{base}#grid")
             page.wait_for_timeout(2500)
-            page.screenshot(path=PICTURES / "label_grid.png")
+            still(page, "label_grid")
         else:
             page.goto(f"{base}#map")
             page.wait_for_timeout(2500)
             lasso(page)
             page.wait_for_timeout(1500)
-            page.screenshot(path=PICTURES / "label_map.png")
+            still(page, "label_map")
         page.close()
     page = browser.new_page(
         viewport={"width": 390, "height": 844}, device_scale_factor=2, is_mobile=True, has_touch=True
@@ -179,14 +179,15 @@ def shoot(browser: Any, address: str, truth: dict[str, str], labels: int) -> Non
     page.goto(address)
     page.locator("#picture img").wait_for()
     page.wait_for_timeout(2000)
-    page.screenshot(path=PICTURES / "label_phone.png")
+    still(page, "label_phone")
     page.close()
-    for path in PICTURES.glob("label_*.png"):
-        with Image.open(path) as picture:
-            picture.convert("RGB").quantize(200, Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG).save(
-                path, optimize=True
-            )
-        print(path, path.stat().st_size)
+
+
+def still(page: Page, name: str) -> None:
+    """Keeps a screenshot."""
+    path = PICTURES / f"{name}.webp"
+    Image.open(io.BytesIO(page.screenshot())).convert("RGB").save(path, quality=82, method=6)
+    print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -50,9 +50,9 @@ function byClass(one, number, most) {
 function forecast(state) {
   if (!state.gain) return [make("p", { class: "quiet" }, "A forecast comes with 80 labels.")];
   const best = state.classes.filter((one) => one.gain).sort((a, b) => b.gain.points - a.gain.points)[0];
-  const line = (gain, of) => make("p", {}, `${gain.more} more ${of}: `, make("b", {}, `+${gain.points} ± ${gain.deviation}`), " points");
-  return [line(state.gain, "labels"),
-    ...(best && best.gain.points > 0 ? [line(best.gain, `of ${best.name}`), make("p", { class: "quiet" }, `of ${best.name} recognised`)] : []),
+  const line = (gain, of, where) => make("p", {}, `${gain.more} more ${of}: `, make("b", {}, `+${gain.points} ± ${gain.deviation}`), ` points${where}`);
+  return [line(state.gain, "labels", ""),
+    ...(best && best.gain.points > 0 ? [line(best.gain, `of ${best.name}`, " in recognising it")] : []),
     ...(state.enough ? [make("p", { class: "enough" }, "More labels would bring little now. It is time to train.")] : [])];
 }
 
