@@ -73,6 +73,10 @@ class AuditError(InputError):
     """A plan of an audit cannot be read or carried out."""
 
 
+class LabellingError(InputError):
+    """Labels cannot be taken: the journal is damaged or in use, or what was sent names no photo or class."""
+
+
 class MissingExtraError(InstallationError):
     """An optional part of the installation is asked for and missing."""
 

@@ -14,11 +14,12 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 _LOCK = threading.Lock()
+_LOW_PRIORITY = 5  # of -20, first, to 19, last; at 15, other programs on the cores left next to nothing
 _INSIDE: Counter[str] = Counter()
 """Number of contexts that hold each environment variable, by its name."""
 
@@ -139,6 +140,13 @@ def settle_own_process() -> None:
 
 def _end(number: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
+
+
+def give_way() -> None:
+    """Let all other threads go before the calling one, where priorities are a thread's own, as on Linux."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOW_PRIORITY)
 
 
 def usable_cores() -> int:

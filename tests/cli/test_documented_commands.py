@@ -35,7 +35,7 @@ ONLY_PARSED = (
     r"backbone add (keras|timm):|--preprocessing",  # weights to download, a network that needs to be told
     r"data get",
     r"--ray|s3://|/data/photos",  # a cluster, an object store
-    r"--watch|^serve",  # never ends
+    r"--watch|^serve|^label",  # never ends
     r"--web|--coreml",  # npm's registry, another framework
     r"--devices",
     r"--abstain",  # wants more photos than there are here

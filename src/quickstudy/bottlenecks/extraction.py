@@ -32,7 +32,7 @@ from quickstudy.images.decoding import InputSpec, decode
 from quickstudy.images.distortions import Distortions
 from quickstudy.images.identity import Stamp, StatIndex, read_image_file, stamp_of
 from quickstudy.images.views import render_view, view_key
-from quickstudy.process import usable_cores
+from quickstudy.process import give_way, usable_cores
 from quickstudy.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -132,6 +132,8 @@ class _Job:
     distortions: Distortions
     numbers: Iterator[int]
     digests: list[bytes | None]
+    kept: Callable[[Sequence[bytes], Sequence[NDArray[np.floating]]], object] | None
+    background: bool
     lock: threading.Lock = field(default_factory=threading.Lock)
     reasons: dict[int, str] = field(default_factory=dict)
     unusable: dict[int, bytes] = field(default_factory=dict)
@@ -178,6 +180,9 @@ def extract(
     dtype: str = "float16",
     engine: Engine = ONNX_RUNTIME,
     threads: int | None = None,
+    order: Iterator[int] | None = None,
+    kept: Callable[[Sequence[bytes], Sequence[NDArray[np.floating]]], object] | None = None,
+    background: bool = False,
     progress: Progress = silent,
 ) -> Extraction:
     """Make sure that the store holds the bottlenecks of these images, computing those that are missing.
@@ -193,6 +198,10 @@ def extract(
         dtype: `float16` or `float32`, as the store keeps them.
         engine: what runs the network.
         threads: number of threads; as many as the engine asks for, or else as there are cores, if left out.
+        order: the images' numbers in the order in which to take them, asked for one at a time, by one thread at a time;
+            images that it leaves out are left out.
+        kept: is told the keys and bottlenecks that have just been written to the store, by the calling thread.
+        background: let the rest of the process go first, where the system has priorities of threads, as Linux has.
         progress: is told how far it has come.
 
     Raises:
@@ -211,8 +220,10 @@ def extract(
         prefix=_LazyPrefix(engine, backbone),
         views=views,
         distortions=distortions,
-        numbers=iter(range(len(images))),
+        numbers=iter(range(len(images))) if order is None else order,
         digests=[None] * len(images),
+        kept=kept,
+        background=background,
     )
     tiles = backbone.input.tiles
     progress.start("bottlenecks" if tiles == 1 else f"bottlenecks, {tiles} passes an image", len(images))
@@ -338,6 +349,8 @@ def _flush(job: _Job, index: StatIndex) -> None:
     started = time.perf_counter()
     if keys:
         job.source.append(keys, np.stack(values))
+        if job.kept is not None:
+            job.kept(keys, values)
     if remembered:
         index.remember(remembered)
     job.timings.store += time.perf_counter() - started
@@ -345,6 +358,8 @@ def _flush(job: _Job, index: StatIndex) -> None:
 
 def _work(job: _Job) -> None:
     timings = Timings()
+    if job.background:
+        give_way()
     try:
         while not job.stop:
             with job.lock:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
@@ -35,6 +37,8 @@ THUMBNAIL_SIDE = 96
 VERSION = "4"
 """The version of the arithmetic below; it is to change with it."""
 
+_SMALL = InputSpec(size=THUMBNAIL_SIDE)
+_MOST_MADE = 4096  # thumbnails in memory, about 3 kB each
 _MEASURED = InputSpec(size=192)  # the shorter side at which sharpness and brightness are measured
 _GREY, _NEAR_GREY = 128, 6  # the level of blocks that nothing came for, and how far from it JPEG takes them
 _SAME_COLOUR, _OF_A_BAR, _BEHIND_A_BAR = 8, 0.7, 0.3  # levels; shares of a row, which text may stand in
@@ -236,6 +240,67 @@ def view_gallery(images: Sequence[Seen], *, cache: str | Path | None = None, pro
     return Gallery(**columns, thumbnails=tuple(row["thumbnail"] for row in rows))
 
 
+class Thumbnails:
+    """Thumbnails of images as they are asked for: from the store, or made at once from a small decoding.
+
+    Its methods may be called from several threads.
+    """
+
+    def __init__(self, cache: str | Path | None = None) -> None:
+        self._source = _source(cache)
+        self._made: OrderedDict[bytes, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, images: Sequence[Seen]) -> list[bytes]:
+        """Give the thumbnails of these images, in their order, as JPEG files; empty where one cannot be looked at."""
+        with self._lock:
+            kept = [image.digest for image in images if self._source is not None and image.digest in self._source]
+            records = self._source.records(kept) if self._source is not None and kept else []
+            known = {digest: record["thumbnail"] for digest, record in zip(kept, records, strict=True)}
+            known |= {image.digest: self._made[image.digest] for image in images if image.digest in self._made}
+        missing = {image.digest: image.path for image in images if image.digest not in known}
+        if missing:
+            with ThreadPoolExecutor(usable_cores()) as pool:
+                made = dict(zip(missing, pool.map(_quick_thumbnail, missing.items()), strict=True))
+            known |= made
+            with self._lock:
+                self._made |= made
+                while len(self._made) > _MOST_MADE:
+                    self._made.popitem(last=False)
+        return [known[image.digest] for image in images]
+
+    def keep(self, images: Sequence[Seen]) -> None:
+        """Look at those of these images that nobody has looked at, and keep their looks in the store."""
+        source = self._source
+        if source is None:
+            return
+        looks = _look_at_all([(image.digest, image.path) for image in images if image.digest not in source])
+        with self._lock, contextlib.suppress(StoreError):
+            source.append(list(looks), list(looks.values()))
+
+    def compact(self) -> None:
+        """Merge what was kept in small parts."""
+        if self._source is not None:
+            with self._lock, contextlib.suppress(StoreError):
+                self._source.compact()
+
+
+def _quick_thumbnail(image: tuple[bytes, Path]) -> bytes:
+    """Make a thumbnail of a decoding that is hardly larger, which takes a fourth of a look."""
+    expected, path = image
+    try:
+        data, digest = read_image_file(path)
+        return _thumbnail(Image.fromarray(decode(data, _SMALL))) if digest == expected else b""
+    except UnusableImageError:
+        return b""
+
+
+def _look_at_all(images: Sequence[tuple[bytes, Path]]) -> dict[bytes, dict[str, Any]]:
+    """Look at images on all cores; those that cannot be looked at are left out."""
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        return {d: look for (d, _), look in zip(images, pool.map(_look, images), strict=True) if look is not None}
+
+
 def _source(cache: str | Path | None) -> Source | None:
     """Open the looks in the store; None where it cannot be read."""
     try:
@@ -250,15 +315,12 @@ def _look_and_keep(
     looks: dict[bytes, dict[str, Any]] = {}
     progress.start("looks", len(images))
     try:
-        with ThreadPoolExecutor(usable_cores()) as pool:
-            for start in range(0, len(images), _BATCH):
-                some = images[start : start + _BATCH]
-                found = {d: look for (d, _), look in zip(some, pool.map(_look, some), strict=True) if look is not None}
-                looks |= found
-                if source is not None:
-                    with contextlib.suppress(StoreError):
-                        source.append(list(found), list(found.values()))
-                progress.update(done=min(start + _BATCH, len(images)), note="")
+        for start in range(0, len(images), _BATCH):
+            looks |= (found := _look_at_all(images[start : start + _BATCH]))
+            if source is not None:
+                with contextlib.suppress(StoreError):
+                    source.append(list(found), list(found.values()))
+            progress.update(done=min(start + _BATCH, len(images)), note="")
     finally:
         progress.finish()
     if source is not None:

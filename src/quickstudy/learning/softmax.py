@@ -124,6 +124,7 @@ def fit_softmax(
     l2: float,
     precision: float,
     start: tuple[Real, Real] | None = None,
+    rough: bool = False,
 ) -> Fit:
     """Fit one regression to each column of `sample_weights`, to the optimum.
 
@@ -136,6 +137,7 @@ def fit_softmax(
         precision: largest root mean square by which the rows' probabilities, held-out rows' among them, may differ
             from those at the optimum; small problems go to 1e-6 at any rate. See the module for what is proven of it.
         start: weights and biases to start from, shaped as in `Fit` (a neighbour on the regularisation path).
+        rough: stop at `precision` where the problem is small, too.
 
     Raises:
         HeadError: no optimum was reached, in float64 and from zero weights either: the strength is too weak for these
@@ -145,15 +147,15 @@ def fit_softmax(
     width = features.width
     begin = np.zeros((sets, classes, width))
     small = n * width * sets * classes <= _SMALL
-    if start is None and not small and (rough := features.in_main_directions) is not None:
-        near = fit_softmax(rough, labels, sample_weights, classes=classes, l2=l2, precision=_ROUGH_PRECISION)
+    if start is None and not small and (few := features.in_main_directions) is not None:
+        near = fit_softmax(few, labels, sample_weights, classes=classes, l2=l2, precision=_ROUGH_PRECISION)
         main = features.main_directions[:-1, :-1]
         start = main @ near.weights, near.biases
     if start is not None:
         begin[:, :, :-1], begin[:, :, -1] = np.moveaxis(start[0], 1, 2), start[1]
     parameters: Real = begin.reshape(sets * classes, width)
     iterations = 0
-    precision = min(precision, _SMALL_PRECISION) if small else precision
+    precision = min(precision, _SMALL_PRECISION) if small and not rough else precision
     with blas_threads(not small and n * width * sets * classes >= WORTH_THREADS) as threads:
         for dtype, warm in ((np.float32, 1), (np.float64, 1), (np.float64, 0))[small:]:
             problem = _Problem(features, labels, sample_weights, classes, l2, precision, dtype, threads)

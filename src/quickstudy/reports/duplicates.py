@@ -46,7 +46,8 @@ def find_duplicates(evidence: Evidence, gallery: Gallery) -> tuple[DuplicateGrou
     for number, image in enumerate(evidence.images):
         rows_of.setdefault(image.digest, []).append(number)
     members = list(rows_of.values())
-    links = near_duplicates(evidence, gallery, [numbers[0] for numbers in members])
+    first = [numbers[0] for numbers in members]
+    links = near_duplicates(evidence.features[first], [gallery.thumbnails[number] for number in first])
     graph = coo_matrix((np.ones(len(links)), (links[:, 0], links[:, 1])), shape=(len(members),) * 2)
     component = connected_components(graph, directed=False)[1] if members else np.zeros(0, np.intp)
     groups: dict[int, list[int]] = {}
@@ -56,17 +57,21 @@ def find_duplicates(evidence: Evidence, gallery: Gallery) -> tuple[DuplicateGrou
     return tuple(sorted(found, key=lambda g: (not g.leaks, not g.conflicts, -len(g.members), g.members)))
 
 
-def near_duplicates(evidence: Evidence, gallery: Gallery, distinct: Sequence[int]) -> NDArray[np.intp]:
-    """Find the pairs (m×2) whose pictures are one, as positions in `distinct`, which has image numbers."""
-    n = len(distinct)
+def near_duplicates(features: Floats, thumbnails: Sequence[bytes]) -> NDArray[np.intp]:
+    """Find the pairs of rows (m×2) whose pictures are one.
+
+    Args:
+        features: signed square roots of the bottlenecks of different files, n×d.
+        thumbnails: their thumbnails, as JPEG files; an image without one is in no pair.
+    """
+    n = len(features)
     few = n * (n - 1) // 2 <= _FEW
     pairs = alike_pairs(
-        centred_rows(evidence.features[list(distinct)]),
+        centred_rows(features),
         alike=-1.5 if few else _ALIKE,
         nearest=_NEAREST,
         most=max(n, _FEW),
     )
-    thumbnails = [gallery.thumbnails[number] for number in distinct]
     visible = np.array([bool(thumbnail) for thumbnail in thumbnails], np.bool_)
     seen = visible[pairs.first] & visible[pairs.second]
     first, second, similarity = pairs.first[seen], pairs.second[seen], pairs.similarity[seen]

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.requests import Request, cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quickstudy.errors import OptionError
@@ -59,8 +59,28 @@ _HEADERS = [
 class Guard:
     """Wraps an application, and refuses what must not reach it."""
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: ServerSettings,
+        metrics: Metrics,
+        *,
+        open_paths: frozenset[str] = OPEN_PATHS,
+        cookie: str | None = None,
+    ) -> None:
+        """Wrap an application.
+
+        Args:
+            app: what answers.
+            settings: names and token.
+            metrics: where requests are counted.
+            open_paths: paths that are answered without a token.
+            cookie: name of a cookie that may hold the token instead of a header, since pages cannot send headers for
+                their pictures; none may if left out.
+        """
         self._app = app
+        self._open_paths = open_paths
+        self._token, self._cookie = settings.token or "", cookie
         self._names = settings.names
         self._allowed = {name.lower() for name in settings.allowed_hosts}
         self._authorization = f"Bearer {settings.token}".encode() if settings.token else None
@@ -77,7 +97,8 @@ class Guard:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *_HEADERS]
+                own = {name for name, _ in message["headers"]}
+                message["headers"] = [*message["headers"], *(header for header in _HEADERS if header[0] not in own)]
                 self._metrics.requests.labels(path, message["status"]).inc()
             await send(message)
 
@@ -115,11 +136,17 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and not self._is_own(origin, host):
             return 403, "pages of other sites cannot use this server"
-        if self._authorization is not None and path not in OPEN_PATHS:
+        if self._authorization is not None and path not in self._open_paths:
             given = headers.get("authorization", "").encode("latin-1")
-            if not hmac.compare_digest(given, self._authorization):
+            if not hmac.compare_digest(given, self._authorization) and not self._has_cookie(headers):
                 return 401, "this needs the header 'Authorization: Bearer TOKEN' with the server's token"
         return None
+
+    def _has_cookie(self, headers: Headers) -> bool:
+        if self._cookie is None:
+            return False
+        given = cookie_parser(headers.get("cookie", "")).get(self._cookie, "")
+        return hmac.compare_digest(given.encode("utf-8", "replace"), self._token.encode())
 
     def _is_own(self, origin: str, host: str) -> bool:
         try:

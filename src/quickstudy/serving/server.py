@@ -15,9 +15,11 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from quickstudy.errors import ServingError
@@ -39,7 +41,27 @@ def serve(models: Mapping[str, Path], settings: ServerSettings, *, announce: Cal
         ModelError: a model is missing, damaged or fails its golden checks.
         ServingError: the address cannot be listened on.
     """
-    app = make_app(models, settings)
+    run(make_app(models, settings), settings, announce=announce)
+
+
+def run(
+    app: ASGIApp,
+    settings: ServerSettings,
+    *,
+    announce: Callable[[str], object],
+    ending: Callable[[], object] = lambda: None,
+) -> None:
+    """Run an application until the process is told to end; see `serve`.
+
+    Args:
+        app: the application.
+        settings: where to listen, and within which limits.
+        announce: is told the address once requests are taken.
+        ending: is called when the process is told to end, so that answers that wait for news need not wait any more.
+
+    Raises:
+        ServingError: the address cannot be listened on.
+    """
     listener = _listen(settings)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it quotes what it cannot parse
@@ -60,7 +82,13 @@ def serve(models: Mapping[str, Path], settings: ServerSettings, *, announce: Cal
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
     announce(f"http://{_shown(listener)}")
-    uvicorn.Server(config).run(sockets=[listener])
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            super().handle_exit(sig, frame)
+            ending()
+
+    Server(config).run(sockets=[listener])
 
 
 def _listen(settings: ServerSettings) -> socket.socket:

@@ -1,0 +1,199 @@
+"""Makes the pictures of docs/label.md: a film of screenshots, and the page in light, dark and on a phone.
+
+    python benchmarks/label_pictures.py --data ../shared/data
+
+The clothing photos are labelled in a driven browser by an oracle, in a folder without labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+from common import photos
+
+PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+KEYS = "123456789abcdefghijkl"
+FILM = (1100, 680)
+
+
+class Film:
+    """Gathers screenshots with the time that each is shown."""
+
+    def __init__(self) -> None:
+        self.frames: list[Image.Image] = []
+        self.milliseconds: list[int] = []
+
+    def shoot(self, page: Page, milliseconds: int) -> None:
+        self.frames.append(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
+        self.milliseconds.append(milliseconds)
+
+    def save(self, path: Path) -> None:
+        first, *rest = self.frames
+        first.save(path, save_all=True, append_images=rest, duration=self.milliseconds, loop=0, quality=70, method=4)
+        print(f"{path}: {len(self.frames)} pictures, {path.stat().st_size / 1e6:.2f} MB")
+
+
+def answer(page: Page, truth: dict[str, str], film: Film | None = None, milliseconds: int = 250) -> None:
+    """Labels the photo that is shown, by the keyboard."""
+    page.locator("#picture img").wait_for()
+    name = page.locator("#name").inner_text()
+    classes = page.locator("#one-classes .class bdi").all_inner_texts()
+    wanted = truth[name]
+    if wanted not in classes:
+        page.keyboard.press("+")
+        page.keyboard.type(wanted)
+        if film:
+            film.shoot(page, 600)
+        page.keyboard.press("Enter")
+    else:
+        page.keyboard.press("Escape")
+        page.keyboard.press(KEYS[classes.index(wanted)])
+    page.wait_for_timeout(400)
+    if film:
+        film.shoot(page, milliseconds)
+
+
+def lasso(page: Page, *, finish: bool = True) -> None:
+    box = page.locator("#canvas").bounding_box()
+    assert box is not None
+    ring = [(0.72, 0.08), (0.95, 0.12), (0.97, 0.4), (0.78, 0.5), (0.68, 0.3), (0.72, 0.1)]
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in ring]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place, steps=8)
+    if finish:
+        page.mouse.up()
+
+
+def make(data: Path, folder: Path, labels: int) -> None:
+    pile = folder / "photos"
+    pile.mkdir()
+    truth: dict[str, str] = {}
+    for number, path in enumerate(photos(data / "clothing" / "train")):
+        name = f"IMG_{(number * 7919) % 9973:04}.jpg"
+        shutil.copy(path, pile / name)
+        truth[name] = path.parent.name
+    process = subprocess.Popen(
+        [sys.executable, "-m", "quickstudy", "label", "photos", "--port", "0", "--no-open", "--quiet"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout
+        address = ""
+        while not address.startswith("http"):
+            address = process.stdout.readline().strip()
+        threading.Thread(target=process.stdout.read, daemon=True).start()
+        with sync_playwright() as driver:
+            browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
+            shoot(browser, address, truth, labels)
+            browser.close()
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def shoot(browser: Any, address: str, truth: dict[str, str], labels: int) -> None:
+    film = Film()
+    page = browser.new_page(viewport={"width": FILM[0], "height": FILM[1]})
+    page.set_default_timeout(300_000)
+    page.goto(address)
+    page.locator("#picture img").wait_for()
+    page.wait_for_timeout(3000)
+    film.shoot(page, 1500)
+    for _ in range(10):
+        answer(page, truth, film, 350)
+    for number in range(labels):
+        answer(page, truth, film if number % 12 == 0 else None, 350)
+    while "Looked at" in page.locator("#speed").inner_text():
+        page.wait_for_timeout(500)
+    for _ in range(6):
+        answer(page, truth, film, 700)
+    page.locator("nav a", has_text="Map").click()
+    page.locator("#map-clear").wait_for(state="attached")
+    while "Nothing" not in page.locator("#map-title").inner_text():
+        page.wait_for_timeout(500)
+    base = page.url.partition("#")[0]
+    page.goto(f"{base}#grid")
+    page.wait_for_timeout(2500)
+    film.shoot(page, 1500)
+    page.locator("#accept").click()
+    page.wait_for_timeout(1500)
+    film.shoot(page, 1200)
+    page.keyboard.press("u")
+    page.goto(f"{base}#map")
+    page.wait_for_timeout(1500)
+    film.shoot(page, 900)
+    lasso(page, finish=False)
+    film.shoot(page, 900)
+    page.mouse.up()
+    page.wait_for_timeout(1500)
+    film.shoot(page, 1200)
+    page.goto(f"{base}#one")
+    page.wait_for_timeout(800)
+    page.locator("#train").click()
+    page.wait_for_timeout(500)
+    film.shoot(page, 600)
+    page.locator("#drop").wait_for()
+    page.wait_for_timeout(500)
+    film.shoot(page, 2500)
+    film.save(PICTURES / "label.webp")
+    page.close()
+    for scheme in ("light", "dark"):
+        page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme=scheme)
+        page.goto(address)
+        page.locator("#picture img").wait_for()
+        while not page.locator("#take").count():  # a photo drawn as a check has no suggestion
+            page.keyboard.press("Space")
+            page.wait_for_timeout(1500)
+        page.wait_for_timeout(1500)
+        still(page, f"label_{scheme}")
+        if scheme == "light":
+            page.goto(f"{base}#grid")
+            page.wait_for_timeout(2500)
+            still(page, "label_grid")
+        else:
+            page.goto(f"{base}#map")
+            page.wait_for_timeout(2500)
+            lasso(page)
+            page.wait_for_timeout(1500)
+            still(page, "label_map")
+        page.close()
+    page = browser.new_page(
+        viewport={"width": 390, "height": 844}, device_scale_factor=2, is_mobile=True, has_touch=True
+    )
+    page.goto(address)
+    page.locator("#picture img").wait_for()
+    page.wait_for_timeout(2000)
+    still(page, "label_phone")
+    page.close()
+
+
+def still(page: Page, name: str) -> None:
+    """Keeps a screenshot."""
+    path = PICTURES / f"{name}.webp"
+    Image.open(io.BytesIO(page.screenshot())).convert("RGB").save(path, quality=82, method=6)
+    print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--labels", type=int, default=110)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        make(given.data, Path(place), given.labels)

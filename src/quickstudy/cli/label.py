@@ -1,0 +1,81 @@
+"""`quickstudy label`: from unlabelled photos to a classifier, in the browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quickstudy.cli.options import Backbone, Cache, Engine, Quiet
+from quickstudy.cli.report import Open, sees_browser
+from quickstudy.extras import require
+
+
+def command(
+    images: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder of photos, labelled, half labelled or not at all; or a .csv or .parquet manifest.",
+            show_default=False,
+        ),
+    ],
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="The manifest to write [default: <name of IMAGES>.labels.csv]."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The model that the page trains [default: <name of IMAGES>.onnx]."),
+    ] = None,
+    backbone: Backbone = "efficientnet_lite0",
+    engine: Engine = "onnxruntime",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")] = 8640,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="QUICKSTUDY_TOKEN",
+            show_envvar=True,
+            help="The secret in the address [default: a new one]; better set in the environment.",
+        ),
+    ] = None,
+    open_: Open = None,
+    cache: Cache = None,
+    quiet: Quiet = False,
+) -> None:
+    """Label photos in the browser while a classifier learns; on this machine only."""
+    for module in ("starlette", "uvicorn", "httptools", "python_multipart", "prometheus_client"):
+        require(module, extra="serve")
+    import secrets
+
+    from quickstudy.cli.display import count, progress_for
+    from quickstudy.files import cache_folder
+    from quickstudy.labelling.app import make_label_app
+    from quickstudy.labelling.session import Session, places_beside
+    from quickstudy.serving.limits import ServerSettings
+    from quickstudy.serving.server import run
+
+    settings = ServerSettings(port=port, token=token or secrets.token_urlsafe(24))
+    manifest, model = places_beside(images, labels, output)
+    session = Session(
+        images,
+        manifest,
+        model,
+        cache=cache_folder(cache),
+        backbone=backbone,
+        engine=engine,
+        progress=progress_for(quiet=quiet),
+    )
+
+    def announce(address: str) -> None:
+        known = int((session.label_numbers >= 0).sum())
+        print(f"{images}: {count(len(session.photos), 'photo')}, {known:,} with a label; labels go to {manifest}")
+        print(f"{address}/?token={settings.token}", flush=True)
+        print("Ctrl-C ends it; what was labelled stays", flush=True)
+        if sees_browser() if open_ is None else open_:
+            import webbrowser
+
+            webbrowser.open(f"{address}/?token={settings.token}")
+
+    app, end = make_label_app(session, settings)
+    run(app, settings, announce=announce, ending=end)

@@ -1,0 +1,1 @@
+"""Labelling in the browser: photos become a classifier while somebody looks at them."""

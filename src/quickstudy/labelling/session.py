@@ -1,0 +1,515 @@
+"""A session of labelling: the photos, what people say of them, and what is known of them at this moment.
+
+Nobody waits for learning. An act is written to the journal, counts, and is acknowledged; the threads of `background.py`
+follow. What they find is published as a whole (`Knowledge`, `Figures`), never changed in place, so that readers need no
+lock. All else that threads share is changed under `lock`.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickstudy.backbones.backbone import load_backbone
+from quickstudy.backbones.engines import engine_for
+from quickstudy.bottlenecks.extraction import extract
+from quickstudy.bottlenecks.store import Store
+from quickstudy.errors import LabellingError
+from quickstudy.files import write_bytes_atomically
+from quickstudy.images.depth import significant_bits
+from quickstudy.images.listing import label_of
+from quickstudy.labelling.choosing import CONTROL_SHARE, Pick, with_checks
+from quickstudy.labelling.journal import MARKING, Act, Journal, Kind, Labels, digest_of
+from quickstudy.labelling.photos import PhotoSet
+from quickstudy.labelling.teacher import (
+    Gain,
+    Judged,
+    LiveHead,
+    Mistake,
+    Space,
+)
+from quickstudy.learning.features import Floats
+from quickstudy.learning.scores import Score
+from quickstudy.progress import Progress, silent
+
+CONTROL_MOST = 200
+"""The largest number of photos drawn at random; their 95 % interval then reaches at most 7 points to either side."""
+LONGEST_NAME = 80
+"""The largest number of characters in the name of a class."""
+MOST_PHOTOS = 20_000
+"""The largest number of photos of one act."""
+MOST_CLASSES = 1000
+"""The largest number of classes."""
+_HANDED_SECONDS = 30.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Knowledge:
+    """What the teacher knows of all photos after one refit."""
+
+    number: int = 0
+    """Number of the last act that it has learned from."""
+    head: LiveHead | None = None
+    """The head; None before there are two classes."""
+    probabilities: Floats | None = None
+    """Calibrated probabilities (n×K) of all photos; of those without a bottleneck they mean nothing."""
+    best: NDArray[np.intp] | None = None
+    """Number of the most probable class (n)."""
+    known: NDArray[np.bool_] | None = None
+    """Whether a photo's bottleneck was there (n)."""
+    picks: tuple[Pick, ...] = ()
+    """What to ask next, in order."""
+    labels: int = 0
+    """Number of labels that the head was fitted to."""
+    milliseconds: dict[str, float] = field(default_factory=dict)
+    """How long it took: `fit`, `suggest`, `choose`."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Figures:
+    """What the examiner says of the labels."""
+
+    number: int = 0
+    """Number of the last act that it judges."""
+    judged: Judged | None = None
+    """What cross-validation says; None where nothing could be held out."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes that were told apart."""
+    control: Score = field(default_factory=lambda: Score(right=0, n=0))
+    """Share of the photos drawn at random that the head gets right."""
+    control_classes: dict[str, Score] = field(default_factory=dict)
+    """The same by class."""
+    mistakes: tuple[Mistake, ...] = ()
+    """Labels to look at again; a mistake's row is a photo's number."""
+    gains: tuple[Gain, ...] = ()
+    """What more labels would bring."""
+    gains_at: int = 0
+    """Number of labels when that was forecast."""
+
+
+class Session:
+    """Photos and labels while they are labelled. Its methods may be called from several threads."""
+
+    def __init__(
+        self,
+        source: Path,
+        manifest: Path,
+        model: Path,
+        *,
+        cache: Path,
+        backbone: str,
+        engine: str,
+        progress: Progress = silent,
+    ) -> None:
+        """List the photos, and read what was said of them.
+
+        Args:
+            source: a folder or manifest of photos.
+            manifest: where labels are written; the journal lies beside it.
+            model: where the trained model is written.
+            cache: folder of the store and the backbones.
+            backbone: name of the pretrained network.
+            engine: what computes bottlenecks.
+            progress: is told how far hashing has come.
+
+        Raises:
+            ImageSetError: there are no images.
+            LabellingError: another process labels them, the journal is damaged, or the manifest is of other photos.
+            QuickstudyError: the backbone, the engine or the journal's place cannot be used.
+        """
+        self.photos = PhotoSet(source, manifest, cache=cache, progress=progress)
+        self.model, self.cache, self.backbone, self.engine = model, cache, backbone, engine
+        self.net = load_backbone(backbone, cache).reading(significant_bits(self.photos.census, self.photos.index))
+        self.store, self.runner = Store(cache / "bottlenecks"), engine_for(engine)
+        self.id = secrets.token_hex(8)
+        """Name of this session, by which a page notices that the server has started anew."""
+        self.labels = Labels({photo.id: photo.label for photo in self.photos.photos if photo.label is not None})
+        self.journal = Journal.open(manifest.with_name(f"{manifest.name.removesuffix('.csv')}.journal"))
+        try:
+            for act in self.journal.acts:
+                self.labels.apply(act)
+            self._take_over()
+        except BaseException:
+            self.journal.close()
+            raise
+        n = len(self.photos)
+        self.began = self.labels.number
+        """Number of the last act before this session."""
+        self.raw = np.zeros((n, self.net.cut_shape[0]), np.float16)
+        """Bottlenecks, n×d; zeros where there is none yet."""
+        self.have = np.zeros(n, np.bool_)
+        """Whether a photo's bottleneck is there (n)."""
+        self.projected: Floats = np.zeros((n, 0), np.float32)
+        """The photos in the directions of `space`, n×r."""
+        self.space: Space | None = None
+        """The directions in which the photos vary most; None until a few bottlenecks are there."""
+        self.label_numbers = np.full(n, -1, np.intp)
+        """Number of each photo's class in `labels.classes`; -1 for none."""
+        self.answered = np.zeros(n, np.bool_)
+        """Whether something was said of a photo, so that it is not asked for again."""
+        self._tests = np.array([photo.tests for photo in self.photos.photos], np.bool_)
+        most = min(CONTROL_MOST, int(CONTROL_SHARE * n))
+        untouched = np.flatnonzero([not photo.added for photo in self.photos.photos])
+        self.candidates = np.flatnonzero(self._tests) if self.photos.splits_given else untouched[:most]
+        """Numbers of the photos that are drawn at random as a check, in the order in which they are asked for.
+
+        They are the photos that came in a split for the test; where none did, the first by content hash."""
+        self.unusable: dict[int, str] = {}
+        """Why photos cannot be shown, by number."""
+        self.group = np.arange(n)
+        """Number of the first photo of the same picture, by photo."""
+        self.places: NDArray[np.float64] | None = None
+        """Places on the map (n×2); None until it is drawn."""
+        self.extracted = False
+        """Whether the extraction has ended."""
+        self.trouble = ""
+        """What went wrong in the background, in words; empty where nothing did."""
+        self.knowledge, self.figures = Knowledge(), Figures()
+        self.urgent: deque[int] = deque()
+        """Numbers of photos that are shown soon, whose bottlenecks are wanted first."""
+        self._handed: dict[int, tuple[str, float]] = {}
+        self.lock = threading.RLock()
+        self._acting = threading.Lock()
+        self.changed = threading.Condition(self.lock)
+        """Is notified of new acts and bottlenecks."""
+        self.dirty = True
+        """Whether the manifest is behind the acts."""
+        self._note(range(n))
+        self.version = 0
+        """Rises whenever a page would show something else."""
+        self.listener: Callable[[], object] = lambda: None
+        """Is called whenever `version` rises, from any thread."""
+
+    # What people do
+    def act(
+        self,
+        kind: Kind,
+        photos: Sequence[str],
+        *,
+        name: str = "",
+        seen: Sequence[int] = (),
+        who: str,
+        key: str = "",
+        way: str = "",
+    ) -> Act | None:
+        """Write down what somebody says of photos; it is durable when this returns.
+
+        Pictures that are the same as one of them, and of which nothing was said, are told the same.
+
+        Args:
+            kind: `label`, `none`, `skip`, `clear` or `class`.
+            photos: content hashes.
+            name: name of the class, for `label` and `class`.
+            seen: number of the last act on each photo that they had seen.
+            who: name of their browser.
+            key: name of the act, by which it is known if it is sent twice.
+            way: where in the page it was done.
+
+        Returns:
+            The act; None where it had been written already.
+
+        Raises:
+            LabellingError: there is no such photo, or the name cannot be one of a class.
+            WriteError: it cannot be written; then it does not count.
+        """
+        if kind in ("label", "class"):
+            name = class_name(name)
+        if kind in MARKING and not 0 < len(photos) <= MOST_PHOTOS:
+            raise LabellingError(f"An act is of 1 to {MOST_PHOTOS:,} photos; got {len(photos):,}")
+        if len(seen) != len(photos):
+            raise LabellingError(f"For {len(photos)} photos, 'seen' needs as many numbers; got {len(seen)}")
+        with self._acting:
+            if key and key in self.labels.keys:
+                return None
+            chosen = dict(zip(photos, seen, strict=True))
+            if unknown := [photo for photo in chosen if photo not in self.photos.number_of]:
+                raise LabellingError(f"There is no photo '{unknown[0][:64]}'; load the page again")
+            if name and name not in self.labels.classes and len(self.labels.classes) >= MOST_CLASSES:
+                raise LabellingError(f"There are {MOST_CLASSES:,} classes already, which is the limit")
+            if kind in ("label", "none"):
+                chosen |= {twin: 0 for twin in self._twins(chosen) if self.labels.mark(twin) is None}
+            act = self.journal.append(
+                kind, who=who, key=key, photos=tuple(chosen), seen=tuple(chosen.values()), name=name, way=way
+            )
+            self._count(act)
+        return act
+
+    def undo(self, *, who: str, key: str = "") -> Act | None:
+        """Take back what somebody did last; give the act that was taken back, None where there is none.
+
+        Raises:
+            WriteError: it cannot be written; then nothing is taken back.
+        """
+        with self._acting:
+            if key and key in self.labels.keys:
+                return None
+            act = self.labels.to_undo(who, before=self.began)
+            if act is not None:
+                self._count(self.journal.append("undo", who=who, key=key, of=act.number))
+        return act
+
+    def add_photo(self, data: bytes) -> str:
+        """Take in a photo that was handed to the page, and give its content hash.
+
+        Raises:
+            UnusableImageError: it is no image that can be used.
+            WriteError: it cannot be kept.
+        """
+        number = self.photos.add(data)
+        with self.lock:
+            if number >= len(self.have):
+                self.raw = np.concatenate([self.raw, np.zeros((1, self.raw.shape[1]), np.float16)])
+                self.projected = np.concatenate([self.projected, np.zeros((1, self.projected.shape[1]), np.float32)])
+                self.have = np.append(self.have, False)
+                self.group = np.append(self.group, number)
+                self.label_numbers, self.answered = np.append(self.label_numbers, -1), np.append(self.answered, False)
+                self._tests = np.append(self._tests, False)
+                if self.places is not None:
+                    self.places = np.concatenate([self.places, [[0.5, 0.5]]])
+        photo = self.photos.photos[number]
+        found = extract([photo.path], self.net, self.store, digests=[photo.digest], engine=self.runner)
+        if not found.reasons:
+            self.arrive([photo.digest], found.gather([photo.digest]))
+        return photo.id
+
+    def _twins(self, photos: dict[str, int]) -> list[str]:
+        chosen = {self.photos.number_of[photo] for photo in photos}
+        wanted = np.unique(self.group[list(chosen)])
+        same = np.flatnonzero(np.isin(self.group, wanted))
+        return [self.photos.photos[n].id for n in same.tolist() if n not in chosen]
+
+    def _count(self, act: Act) -> None:
+        with self.lock:
+            self._note([n for id_ in self.labels.apply(act) if (n := self.photos.number_of.get(id_)) is not None])
+            self.dirty = True
+            self.changed.notify_all()
+        self.tell()
+
+    def tell(self) -> None:
+        """Let pages know that there is something new."""
+        with self.lock:
+            self.version += 1
+        self.listener()
+
+    def _take_over(self) -> None:
+        """Take over what somebody has written into the manifest by other means."""
+        by_label: dict[str, list[str]] = {}
+        for photo, label in self.photos.labels_in_manifest(self.labels.manifests).items():
+            if self.labels.label(photo) != label:
+                by_label.setdefault(label, []).append(photo)
+        for label, photos in sorted(by_label.items()):
+            seen = tuple(mark.number if (mark := self.labels.mark(photo)) else 0 for photo in photos)
+            self.labels.apply(self.journal.append("label", photos=tuple(photos), seen=seen, name=label, way="manifest"))
+
+    # What is known of photos
+    def label_of(self, number: int) -> str | None:
+        """Give the class that a photo has; None where it has none, or people contradict each other."""
+        return self.labels.classes[self.label_numbers[number]] if self.label_numbers[number] >= 0 else None
+
+    def _note(self, numbers: Sequence[int]) -> None:
+        """Note what stands of some photos, so that nothing has to go through all."""
+        class_of = {name: k for k, name in enumerate(self.labels.classes)}
+        for number in numbers:
+            photo = self.photos.photos[number]
+            mark = self.labels.mark(photo.id)
+            self.label_numbers[number] = class_of.get(self.labels.label(photo.id) or "", -1)
+            self.answered[number] = photo.label is not None if mark is None else mark.kind != "clear"
+
+    def control(self) -> NDArray[np.intp]:
+        """List the photos that check the model: of the candidates, those with a label up to the first that waits.
+
+        So it is the beginning of a random order, whatever else was labelled by whatever choice, and a fair sample.
+        Where photos came in a split for the test, it is all of these.
+        """
+        found = self.candidates
+        if not self.photos.splits_given:
+            waiting = ~self.answered[found]
+            waiting[np.isin(found, list(self.unusable))] = False
+            found = found[: int(waiting.argmax())] if waiting.any() else found
+        return found[self.label_numbers[found] >= 0]
+
+    def training_rows(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """List the photos that are learned from, each picture once, and those that check the head.
+
+        Checks are learned from, too, and judged by fits that had not seen them; only what came for the test is not.
+        """
+        learned = self.label_numbers >= 0
+        learned[self._tests] = False
+        control = self.control()
+        if self.photos.splits_given:
+            learned[np.isin(self.group, self.group[control])] = False
+        rows = np.flatnonzero(learned)
+        rows = rows[np.unique(self.group[rows], return_index=True)[1]]
+        return rows, control if self.photos.splits_given else control[np.isin(control, rows)]
+
+    def classes(self) -> list[tuple[int, str, int]]:
+        """List the classes that there are: number in `labels.classes`, name, and number of labels.
+
+        A class whose last label was taken away is gone, unless it was added, or came with the photos.
+        """
+        label, names = self.label_numbers, list(self.labels.classes)  # more may be added meanwhile
+        counts = np.bincount(label[label >= 0], minlength=len(names)).tolist()
+        lasting = {*self.labels.added, *self.labels.given.values()}
+        return [(k, name, counts[k]) for k, name in enumerate(names) if counts[k] or name in lasting]
+
+    def next_for(self, who: str, count: int) -> list[Pick]:
+        """Choose what to ask somebody next; photos that others have in front of them are left to them."""
+        now = time.monotonic()
+        knowledge = self.knowledge
+        with self.lock:
+            others = {n for n, (owner, when) in self._handed.items() if owner != who and now - when < _HANDED_SECONDS}
+            picks = [pick for pick in knowledge.picks if self._may_ask(pick.row) and pick.row not in others]
+            if len(picks) < count:
+                have = {pick.row for pick in picks} | others
+                picks += self._fillers(count - len(picks), have)
+            if not picks and others:  # nobody has to wait for somebody who has gone away
+                picks = self._fillers(count, set())
+            for pick in picks[:count]:
+                self._handed[pick.row] = who, now
+                if not self.have[pick.row]:
+                    self.urgent.append(pick.row)
+        return picks[:count]
+
+    def _may_ask(self, number: int) -> bool:
+        return not self.answered[number] and number not in self.unusable
+
+    def _fillers(self, count: int, but: set[int]) -> list[Pick]:
+        """Pick photos before anything is known of them, one in five as a check; at the end those that were skipped."""
+        free = self.free()
+        free[[number for number in but if number < len(free)]] = False
+        checks = self.candidates[free[self.candidates]].tolist()
+        free[self.candidates] = False
+        others = [Pick(row=number, reason="any") for number in np.flatnonzero(free)[:count].tolist()]
+        picks = with_checks(others, checks, asked=len(self.control()), answered=int(self.answered.sum()), most=count)
+        if not picks and not but:
+            picks = [Pick(row=n, reason="any") for n in self.marked("skip") if n not in self.unusable][:count]
+        return picks
+
+    def set_unusable(self, number: int, reason: str) -> None:
+        """Note that a photo cannot be shown."""
+        with self.lock:
+            new = number not in self.unusable
+            self.unusable[number] = reason
+            self.changed.notify_all()
+        if new:
+            self.tell()
+
+    def marked(self, kind: Kind) -> list[int]:
+        """List the photos of which this was said last."""
+        found = []
+        for number in np.flatnonzero(self.answered & (self.label_numbers < 0)).tolist():
+            mark = self.labels.mark(self.photos.photos[number].id)
+            if mark is not None and mark.kind == kind:
+                found.append(number)
+        return found
+
+    def rows(self) -> tuple[Floats, NDArray[np.bool_]]:
+        """Give the photos in the directions in which they vary most (n×r), and which of them are known (n)."""
+        with self.lock:
+            return self.projected, self.have.copy() if self.space else np.zeros(len(self.have), np.bool_)
+
+    @property
+    def computed(self) -> int:
+        """Number of photos whose bottleneck is there."""
+        return int(self.have.sum())
+
+    def arrive(self, digests: Sequence[bytes], bottlenecks: NDArray[np.floating]) -> None:
+        """Take in bottlenecks (at least n×d, of which the features come first) of photos by content hash."""
+        width = self.raw.shape[1]
+        numbers = [self.photos.number_of[digest.hex()] for digest in digests]
+        with self.lock:
+            self.raw[numbers] = bottlenecks[:, :width]
+            self.have[numbers] = True
+            if self.space is not None:
+                self.projected[numbers] = self.space.project(self.raw[numbers])
+            self.changed.notify_all()
+        self.tell()
+
+    def free(self) -> NDArray[np.bool_]:
+        """Tell which photos may be asked for (n)."""
+        free = ~self.answered
+        free[list(self.unusable)] = False
+        return free
+
+    def is_confirmed(self, number: int) -> bool:
+        """Tell whether a label was given by somebody who had been asked whether it is wrong."""
+        mark = self.labels.mark(self.photos.photos[number].id)
+        return mark is not None and mark.way == "review"
+
+    def close(self) -> None:
+        """Write the manifest, and let go of the journal."""
+        self.write_manifest()
+        self.journal.close()
+
+    # The manifest
+    def roles(self) -> dict[str, str]:
+        """Give the split of each photo that has a label and came without one; empty where nothing checks the model."""
+        control = self.control().tolist()
+        if not control or self.photos.splits_given:
+            return {}
+        return {self.photos.photos[n].id: "test" for n in control}
+
+    def write_manifest(self) -> Path:
+        """Write the manifest, all or nothing; gives its path.
+
+        Raises:
+            WriteError: the journal refuses.
+            OSError: the manifest's place does.
+        """
+        with self.lock:
+            self.dirty = False
+            data = self.photos.manifest_bytes(self.labels, self.roles())
+        try:
+            if digest_of(data) not in self.labels.manifests:
+                with self._acting:
+                    act = self.journal.append("manifest", name=digest_of(data))
+                    with self.lock:
+                        self.labels.apply(act)
+            write_bytes_atomically(self.photos.manifest, data)
+        except BaseException:
+            self.dirty = True
+            raise
+        return self.photos.manifest
+
+
+def places_beside(images: Path, labels: Path | None, output: Path | None) -> tuple[Path, Path]:
+    """Say where the manifest and the model go: where they were told to, or else into the working folder.
+
+    Raises:
+        LabellingError: the manifest is the image set itself, or no `.csv`, or the model no `.onnx`.
+    """
+    name = images.resolve().stem if images.is_file() else images.resolve().name
+    manifest = labels if labels is not None else Path(f"{name.removesuffix('.labels')}.labels.csv")
+    model = output if output is not None else Path(f"{name.removesuffix('.labels')}.onnx")
+    if manifest.suffix != ".csv":
+        raise LabellingError(f"The manifest must be named *.csv; got '{manifest}'")
+    if model.suffix != ".onnx":
+        raise LabellingError(f"The model must be named *.onnx; got '{model}'")
+    if images.is_file() and manifest.resolve() == images.resolve():
+        raise LabellingError(
+            f"'{images}' would be written over with its own labels; name another manifest with --labels"
+        )
+    return manifest, model
+
+
+def class_name(text: Any) -> str:
+    """Make the name of a class of what somebody typed.
+
+    Raises:
+        LabellingError: it is empty, too long, or has characters that cannot be shown.
+    """
+    name = label_of(text) if isinstance(text, str) else ""
+    if not name or len(name) > LONGEST_NAME or not name.isprintable():
+        raise LabellingError(
+            f"{text!r:.100} cannot be the name of a class; it needs 1 to {LONGEST_NAME} characters that can be shown"
+        )
+    return name

@@ -1,0 +1,102 @@
+"""What the tests of labelling share: drawn photos in one folder, sessions, servers as processes of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+from tests_of_labelling import TOKEN, Labelling, Start, truth_of
+
+from quickstudy.backbones.backbone import Backbone
+from quickstudy.labelling.app import make_label_app
+from quickstudy.labelling.session import Session
+from quickstudy.serving.limits import ServerSettings
+
+
+@pytest.fixture(scope="session")
+def label_cache(tmp_path_factory: pytest.TempPathFactory, backbone: Backbone) -> Path:
+    """A cache folder that all tests of labelling share, with the backbone in it."""
+    folder = tmp_path_factory.mktemp("label-cache")
+    shutil.copytree(backbone.path.parent, folder / "backbones")
+    return folder
+
+
+@pytest.fixture
+def pile(tmp_path: Path, photo_source: Path) -> Path:
+    """A folder of 36 photos without labels, each with its class at the beginning of its name."""
+    folder = tmp_path / "pile"
+    folder.mkdir()
+    for path in photo_source.rglob("*.jpg"):
+        shutil.copy(path, folder / f"{path.parent.name}-{path.name}")
+    return folder
+
+
+@pytest.fixture
+def session(pile: Path, tmp_path: Path, label_cache: Path) -> Iterator[Session]:
+    """A session on the pile; no thread runs."""
+    session = Session(
+        pile,
+        tmp_path / "pile.labels.csv",
+        tmp_path / "pile.onnx",
+        cache=label_cache,
+        backbone="efficientnet_lite0",
+        engine="onnxruntime",
+    )
+    yield session
+    session.close()
+
+
+@pytest.fixture
+def client(session: Session) -> Iterator[TestClient]:
+    """A client with the token, on the session with all its threads; the app closes the session."""
+    app, end = make_label_app(session, ServerSettings(port=8640, token=TOKEN))
+    session.close = lambda: None  # type: ignore[method-assign]  # the fixture of the session closes it
+    with TestClient(app, base_url="http://127.0.0.1:8640") as client:
+        client.get("/", params={"token": TOKEN})
+        yield client
+        end()
+    del session.close
+
+
+@pytest.fixture
+def start(tmp_path: Path, label_cache: Path) -> Iterator[Start]:
+    """Starts `quickstudy label` in the test's folder on a free port; ends what is left at the end."""
+    running: list[Labelling] = []
+
+    def start_server(*arguments: object, port: int = 0) -> Labelling:
+        log = tmp_path / f"label-{len(running)}.log"
+        environment = {**os.environ, "QUICKSTUDY_CACHE": str(label_cache), "QUICKSTUDY_TOKEN": TOKEN}
+        with log.open("w") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "quickstudy", "label", *map(str, arguments), "--port", str(port), "--no-open"],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                cwd=tmp_path,
+                env=environment,
+            )
+        assert process.stdout
+        process.stdout.readline()
+        address = process.stdout.readline().strip()
+        assert address.startswith("http"), log.read_text()
+        running.append(Labelling(process=process, address=address.partition("/?")[0], log=log))
+        return running[-1]
+
+    yield start_server
+    for server in running:
+        server.process.kill()
+        server.process.wait()
+        assert server.process.stdout
+        server.process.stdout.close()
+
+
+@pytest.fixture
+def answers(pile: Path) -> dict[str, str]:
+    """The class of each photo of the pile by file name."""
+    return {path.name: truth_of(path.name) for path in pile.iterdir()}

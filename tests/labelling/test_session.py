@@ -1,0 +1,210 @@
+"""A session: what it takes over, what it learns from and what it does not, and the manifest that it writes."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from quickstudy.errors import ImageSetError, LabellingError
+from quickstudy.images.census import take_census
+from quickstudy.labelling.session import LONGEST_NAME, Session, class_name, places_beside
+
+Open = Callable[..., Session]
+
+
+@pytest.fixture
+def opened(tmp_path: Path, label_cache: Path) -> Open:
+    def open_session(source: Path) -> Session:
+        places = tmp_path / "x.labels.csv", tmp_path / "x.onnx"
+        return Session(source, *places, cache=label_cache, backbone="efficientnet_lite0", engine="onnxruntime")
+
+    return open_session
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_labels_are_there_again_after_a_restart(opened: Open, pile: Path, tmp_path: Path) -> None:
+    session = opened(pile)
+    ids = [photo.id for photo in session.photos.photos]
+    for number, name in enumerate(["hat", "shoe", "hat"]):
+        session.act("label", [ids[number]], name=name, seen=[0], who="me")
+    session.act("none", [ids[3]], seen=[0], who="me")
+    session.undo(who="me")
+    session.close()
+    again = opened(pile)
+    assert [again.label_of(number) for number in range(4)] == ["hat", "shoe", "hat", None]
+    undone = again.undo(who="another browser")  # of before the restart: whoever comes may go on
+    assert undone is not None
+    assert undone.photos == (ids[2],)
+    again.close()
+    assert sorted(row["label"] for row in rows(tmp_path / "x.labels.csv")) == ["hat", "shoe"]
+    assert {Path(row["path"]).is_absolute() for row in rows(tmp_path / "x.labels.csv")} == {False}
+
+
+def test_an_act_that_is_sent_twice_counts_once(session: Session) -> None:
+    photo = session.photos.photos[0].id
+    assert session.act("label", [photo], name="hat", seen=[0], who="me", key="k1") is not None
+    assert session.act("label", [photo], name="hat", seen=[0], who="me", key="k1") is None
+    assert session.undo(who="me", key="k2") is not None
+    assert session.undo(who="me", key="k2") is None
+    assert session.label_of(0) is None
+
+
+def test_the_check_is_the_beginning_of_a_random_order(session: Session) -> None:
+    ids = [photo.id for photo in session.photos.photos]
+    assert session.candidates.tolist() == list(range(7))  # a fifth of 36
+    for number in (0, 1, 3, 20, 21):
+        session.act("label", [ids[number]], name="hat" if number % 2 else "shoe", seen=[0], who="me")
+    learned, control = session.training_rows()
+    assert control.tolist() == [0, 1]  # 2 waits, so 3 is no fair choice yet
+    assert learned.tolist() == [0, 1, 3, 20, 21]
+    session.act("skip", [ids[2]], seen=[0], who="me")
+    learned, control = session.training_rows()
+    assert control.tolist() == [0, 1, 3]
+    assert learned.tolist() == [0, 1, 3, 20, 21]
+    session.write_manifest()
+    splits = {row["path"]: row["split"] for row in rows(session.photos.manifest)}
+    assert splits[f"pile/{session.photos.title(3)}"] == "test"
+    assert sorted(splits.values()) == ["test"] * 3 + ["train"] * 2
+
+
+def test_retrain_reads_the_roles_from_the_manifest(session: Session) -> None:
+    for number, photo in enumerate(session.photos.photos):
+        session.act("label", [photo.id], name=photo.path.name.partition("-")[0], seen=[0], who="me")
+        if number > 12:
+            break
+    census = take_census(session.write_manifest(), None)
+    assert sorted(census.digests("test")) == [session.photos.photos[n].digest for n in session.control().tolist()]
+
+
+def test_class_folders_half_labelled_and_given_splits(opened: Open, photo_source: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    shutil.copytree(photo_source / "discs", half / "discs")
+    shutil.copytree(photo_source / "checks", half / "unlabelled")
+    session = opened(half)
+    assert [name for _, name, _ in session.classes()] == ["discs"]
+    assert int((session.label_numbers >= 0).sum()) == 12
+    discs = next(n for n in range(24) if session.label_of(n) == "discs")
+    session.act("label", [session.photos.photos[discs].id], name="checks", seen=[0], who="me")
+    assert session.label_of(discs) == "checks"
+    session.close()
+    (tmp_path / "x.labels.journal").unlink()
+    (tmp_path / "x.labels.csv").unlink()
+    split = tmp_path / "split"
+    shutil.copytree(photo_source, split / "train")
+    (split / "test").mkdir()
+    shutil.move(split / "train" / "discs", split / "test" / "discs")
+    session = opened(split)
+    learned, control = session.training_rows()
+    assert {session.label_of(n) for n in control.tolist()} == {"discs"}
+    assert {session.label_of(n) for n in learned.tolist()} == {"checks", "stripes"}
+    session.close()
+
+
+def test_what_others_wrote_into_the_manifest_is_taken_over(opened: Open, pile: Path, tmp_path: Path) -> None:
+    session = opened(pile)
+    session.act("label", [session.photos.photos[0].id], name="hat", seen=[0], who="me")
+    session.close()
+    manifest = tmp_path / "x.labels.csv"
+    title = session.photos.title(1)
+    manifest.write_text(manifest.read_text().replace("hat", "cap") + f"pile/{title},shoe,train\n")
+    again = opened(pile)
+    assert [again.label_of(n) for n in (0, 1)] == ["cap", "shoe"]
+    again.act("label", [again.photos.photos[2].id], name="cap", seen=[0], who="me")
+    data = manifest.read_bytes()
+    again.journal.close()  # as a kill would, before the manifest was written
+    third = opened(pile)
+    assert third.label_of(2) == "cap"  # the manifest is older than the journal, and its own
+    third.close()
+    assert manifest.read_bytes() != data
+
+
+def test_a_manifest_of_other_photos_is_not_written_over(opened: Open, pile: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.labels.csv").write_text("path,label\nelsewhere/1.jpg,hat\n")
+    with pytest.raises(LabellingError, match="elsewhere/1"):
+        opened(pile)
+    assert (tmp_path / "x.labels.csv").read_text() == "path,label\nelsewhere/1.jpg,hat\n"
+
+
+def test_an_added_photo_is_kept_beside_the_manifest_and_is_no_check(opened: Open, pile: Path, photo: bytes) -> None:
+    session = opened(pile)
+    added = session.add_photo(photo)
+    assert session.add_photo(photo) == added
+    session.act("label", [added], name="hat", seen=[0], who="me", way="try")
+    number = session.photos.number_of[added]
+    assert bool(session.have[number])
+    assert number not in session.candidates
+    session.close()
+    again = opened(pile)
+    assert again.label_of(again.photos.number_of[added]) == "hat"
+    assert again.photos.photos[again.photos.number_of[added]].added
+    assert again.photos.number_of[added] not in again.candidates
+    assert len(list(pile.iterdir())) == 36
+    again.close()
+
+
+@pytest.fixture
+def photo() -> bytes:
+    import io
+
+    from drawn_photos import draw_photo
+
+    target = io.BytesIO()
+    draw_photo("discs", 99).save(target, "PNG")
+    return target.getvalue()
+
+
+def test_pictures_that_are_the_same_are_labelled_once(session: Session) -> None:
+    session.group[9] = session.group[30] = 4
+    ids = [photo.id for photo in session.photos.photos]
+    session.act("skip", [ids[30]], seen=[0], who="me")
+    act = session.act("label", [ids[4]], name="hat", seen=[0], who="me")
+    assert act is not None
+    assert set(act.photos) == {ids[4], ids[9]}  # of the third, something had been said
+    session.act("label", [ids[20]], name="shoe", seen=[0], who="me")
+    learned, _ = session.training_rows()
+    assert learned.tolist() == [4, 20]
+    for number in (0, 1, 2, 3):
+        session.act("label", [ids[number]], name="shoe", seen=[0], who="me")
+    learned, control = session.training_rows()
+    assert control.tolist() == [0, 1, 2, 3, 4]
+    assert learned.tolist() == [0, 1, 2, 3, 4, 20]  # 9 is the picture of 4, which checks
+    session.undo(who="me")
+    session.undo(who="me")
+
+
+def test_two_people_get_different_photos(session: Session) -> None:
+    mine = {pick.row for pick in session.next_for("me", 10)}
+    yours = {pick.row for pick in session.next_for("you", 10)}
+    assert len(mine) == len(yours) == 10
+    assert not mine & yours
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a" * (LONGEST_NAME + 1), "a\nb", None, 7, "\ud800"])
+def test_what_cannot_be_the_name_of_a_class(name: object) -> None:
+    with pytest.raises(LabellingError):
+        class_name(name)
+    assert class_name(" Mütze ") == "Mütze"
+
+
+def test_places_follow_the_name_of_the_photos(tmp_path: Path) -> None:
+    assert places_beside(tmp_path / "my photos", None, None) == (Path("my photos.labels.csv"), Path("my photos.onnx"))
+    manifest = tmp_path / "a.labels.csv"
+    manifest.write_text("path,label\n")
+    with pytest.raises(LabellingError):
+        places_beside(manifest, manifest, None)
+    with pytest.raises(LabellingError):
+        places_beside(tmp_path, Path("x.txt"), None)
+
+
+def test_there_must_be_photos(opened: Open, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImageSetError):
+        opened(tmp_path / "empty")

@@ -1,0 +1,61 @@
+"""Helpers that tests of labelling import."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+
+TOKEN = "correct-horse-battery-staple"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelling:
+    """A server that runs."""
+
+    process: subprocess.Popen[str]
+    address: str
+    log: Path
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
+    @property
+    def opened(self) -> str:
+        return f"{self.address}/?token={TOKEN}"
+
+
+Start = Callable[..., Labelling]
+"""Starts a server with the arguments of `quickstudy label`."""
+
+
+def truth_of(name: str) -> str:
+    return name.partition("-")[0]
+
+
+def api(address: str) -> httpx.Client:
+    return httpx.Client(base_url=address, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60)
+
+
+def act(client: Any, photo: dict[str, Any], name: str = "", kind: str = "label", **more: Any) -> Any:
+    values = {"kind": kind, "photos": [photo["id"]], "seen": [photo["seen"]], "who": "me", **more}
+    return client.post("/api/act", json=values | ({"name": name} if name else {}))
+
+
+def state(client: Any, who: str = "me", **query: Any) -> dict[str, Any]:
+    return client.get("/api/state", params={"who": who, **query}).json()
+
+
+def wait_for(client: Any, condition: Callable[[dict[str, Any]], object], *, seconds: float = 120) -> dict[str, Any]:
+    """The first state in which the condition holds; long before the limit, or something is broken."""
+    until = time.monotonic() + seconds
+    while not condition(found := state(client)):
+        assert time.monotonic() < until, f"it never happened: {found}"
+        time.sleep(0.05)
+    return found
