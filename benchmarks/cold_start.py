@@ -15,9 +15,9 @@ from common import quickstudy, run_measured, save, spread
 _STAGES = {
     "python": "",
     "command line": "import quickstudy.cli.main",
-    "numpy, pillow, onnx": "import quickstudy.models.model",
+    "numpy, pillow, onnx": "import quickstudy.models.loading",
     "onnxruntime": "import onnxruntime",
-    "load": "model = quickstudy.models.model.load(sys.argv[1])",
+    "load": "model = quickstudy.models.loading.load(sys.argv[1])",
     "predict": "model.predict(sys.argv[2])",
 }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from common import save, spread
 from quickstudy.models.checks import images_per_second, photos_for_calibration, photos_for_checking
 from quickstudy.models.conversion import convert
-from quickstudy.models.model import load
+from quickstudy.models.loading import load
 
 _ROUNDS = 200
 _REPEATS = 5

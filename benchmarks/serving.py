@@ -30,7 +30,8 @@ import psutil
 
 from common import backbone_from_graph, photos, quickstudy, save, spread
 from quickstudy.models.assemble import LinearHead, write_model
-from quickstudy.models.model import Model, load
+from quickstudy.models.loading import load
+from quickstudy.models.model import Model
 from quickstudy.process import usable_cores
 
 _PEERS = Path(__file__).parent / "peers"

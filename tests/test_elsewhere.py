@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from quickstudy.models.model import load
+from quickstudy.models.loading import load
 from quickstudy.process import begin_own_processes, own_processes
 
 WITHOUT = """

@@ -37,7 +37,8 @@ __all__ = [
 
 if TYPE_CHECKING:
     from quickstudy.errors import InputError, InstallationError, MachineError, QuickstudyError
-    from quickstudy.models.model import Model, load
+    from quickstudy.models.loading import load
+    from quickstudy.models.model import Model
     from quickstudy.reports.audit import audit
     from quickstudy.reports.findings import Audit
     from quickstudy.reports.report import report
@@ -59,7 +60,7 @@ _HOMES = {
     "audit": "quickstudy.reports.audit",
     "compare": "quickstudy.retraining.evaluation",
     "evaluate": "quickstudy.retraining.evaluation",
-    "load": "quickstudy.models.model",
+    "load": "quickstudy.models.loading",
     "report": "quickstudy.reports.report",
     "retrain": "quickstudy.retraining.retrain",
 }

@@ -23,7 +23,7 @@ from quickstudy.backbones.speed import known_speed, measure_speed
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import BackboneError, MissingExtraError, OptionError
-from quickstudy.models.model import load
+from quickstudy.models.loading import load
 from quickstudy.reports.audit import audit
 from quickstudy.reports.report import report
 from quickstudy.retraining.result import load_record

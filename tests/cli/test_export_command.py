@@ -17,7 +17,7 @@ from in_process import Run
 from PIL import Image, ImageOps
 
 from quickstudy.models.conversion import TOLERANCES
-from quickstudy.models.model import load
+from quickstudy.models.loading import load
 from small_models import CLASSES, write_small_model
 
 ROOT = Path(__file__).parents[2]

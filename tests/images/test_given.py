@@ -16,7 +16,8 @@ from PIL import Image
 
 from quickstudy.errors import UnusableImageError
 from quickstudy.images.given import file_of, one_by_one, pixels_of
-from quickstudy.models.model import Model, load
+from quickstudy.models.loading import load
+from quickstudy.models.model import Model
 from small_models import CLASSES, write_small_model
 
 

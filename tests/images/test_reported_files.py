@@ -13,7 +13,7 @@ from PIL import Image
 
 from quickstudy.errors import UnusableImageError
 from quickstudy.images.decoding import InputSpec, decode, size_of
-from quickstudy.models.model import load
+from quickstudy.models.loading import load
 from small_models import write_small_model
 
 SPEC = InputSpec(size=224)

@@ -9,7 +9,7 @@ import numpy as np
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.models.card import model_card
 from quickstudy.models.conversion import convert
-from quickstudy.models.model import from_backbone, load
+from quickstudy.models.loading import from_backbone, load
 from small_models import write_small_model
 
 

@@ -26,7 +26,7 @@ from quickstudy.models.checks import (
     photos_for_calibration,
     photos_for_checking,
 )
-from quickstudy.models.model import load
+from quickstudy.models.loading import load
 from quickstudy.models.roles import Roles
 from small_models import write_small_model
 

@@ -18,7 +18,7 @@ from quickstudy.models import conversion
 from quickstudy.models.checks import Photo, photos_for_checking
 from quickstudy.models.conversion import TOLERANCES, convert, halved, quantised
 from quickstudy.models.format import golden_images
-from quickstudy.models.model import load
+from quickstudy.models.loading import load
 from small_backbones import SIDE, small_graph
 from small_models import CLASSES, write_small_model
 

@@ -13,9 +13,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from quickstudy.errors import ModelError
-from quickstudy.models import model as model_module
+from quickstudy.models import loading as model_module
 from quickstudy.models.format import sealed
-from quickstudy.models.model import load
+from quickstudy.models.loading import load
 from small_backbones import SIDE
 from small_models import write_small_model
 
@@ -263,7 +263,7 @@ def run_apart(code: str, *arguments: str) -> str:
 LOAD_ALL = """
 import sys
 from quickstudy.errors import ModelError
-from quickstudy.models.model import load
+from quickstudy.models.loading import load
 for path in sys.argv[1:]:
     try:
         load(path).verify()
@@ -298,7 +298,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from quickstudy.errors import ModelError
-from quickstudy.models.model import load
+from quickstudy.models.loading import load
 from quickstudy.models.format import sealed
 original = Path(sys.argv[1]).read_bytes()[:-89]
 draws = np.random.Generator(np.random.PCG64(2))

@@ -29,7 +29,8 @@ from quickstudy.errors import ModelError, UnusableImageError, WriteError
 from quickstudy.images.decoding import InputSpec, decode, to_input
 from quickstudy.models.assemble import LinearHead, fingerprint_of, write_model
 from quickstudy.models.format import golden_images, sealed
-from quickstudy.models.model import Model, from_backbone, load
+from quickstudy.models.loading import from_backbone, load
+from quickstudy.models.model import Model
 from small_models import write_small_model
 
 CLASSES = ("Äpfel", "location", 'qu"ote', "zebra")

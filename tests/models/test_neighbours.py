@@ -23,7 +23,8 @@ from quickstudy.images.census import Content
 from quickstudy.images.decoding import decode, to_input
 from quickstudy.images.imageset import ImageFile
 from quickstudy.models.assemble import LinearHead, write_model
-from quickstudy.models.model import Model, load
+from quickstudy.models.loading import load
+from quickstudy.models.model import Model
 from quickstudy.models.neighbours import (
     Neighbours,
     keep_neighbours,

@@ -11,9 +11,9 @@ import onnx
 import pytest
 
 from quickstudy.errors import ModelError
-from quickstudy.models import model as model_module
+from quickstudy.models import loading as model_module
 from quickstudy.models.format import examine_seal, sealed
-from quickstudy.models.model import load
+from quickstudy.models.loading import load
 from small_models import write_small_model
 
 

@@ -27,7 +27,8 @@ from quickstudy.images.decoding import InputSpec, decode, to_input
 from quickstudy.images.fits import FITS, Fit
 from quickstudy.models import web
 from quickstudy.models.assemble import LinearHead, write_model
-from quickstudy.models.model import Model, load
+from quickstudy.models.loading import load
+from quickstudy.models.model import Model
 from quickstudy.models.web import RUNTIME, write_site
 from small_backbones import add_small_backbone
 from small_models import CLASSES, write_small_model

@@ -18,7 +18,7 @@ import pytest
 from quickstudy import report, retrain
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.errors import ImageSetError, ModelError, WriteError
-from quickstudy.models.model import load
+from quickstudy.models.loading import load
 from quickstudy.progress import silent
 from quickstudy.reports.judged import judge_images
 from quickstudy.retraining.result import load_record

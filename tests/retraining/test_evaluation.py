@@ -17,7 +17,8 @@ from quickstudy.images.decoding import decode, to_input
 from quickstudy.learning.scores import Score, score_predictions
 from quickstudy.learning.selection import fit_head
 from quickstudy.models.assemble import LinearHead, write_model
-from quickstudy.models.model import Model, load
+from quickstudy.models.loading import load
+from quickstudy.models.model import Model
 from quickstudy.retraining.evaluation import evaluate
 from quickstudy.retraining.retrain import retrain
 from small_backbones import add_small_backbone

@@ -22,7 +22,7 @@ from quickstudy.backbones.runtime import Prefix
 from quickstudy.errors import BackboneError, ImageSetError, PlanError
 from quickstudy.images.identity import read_image_file
 from quickstudy.models.assemble import fingerprint_of
-from quickstudy.models.model import load
+from quickstudy.models.loading import load
 from quickstudy.retraining import finetune, planning, tuning
 from quickstudy.retraining.result import RetrainResult, load_record
 from quickstudy.retraining.retrain import retrain

@@ -14,7 +14,7 @@ from PIL import Image
 from small_runs import CLASSES, CLASSIC, FAST, differences, newest, small_data, train_until, train_whole
 
 from quickstudy.errors import RunError
-from quickstudy.models.model import load
+from quickstudy.models.loading import load
 from quickstudy.scratch.data import TrainingData
 from quickstudy.scratch.evaluation import logits_of
 from quickstudy.scratch.export import export

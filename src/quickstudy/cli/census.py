@@ -39,7 +39,7 @@ def command(
     from quickstudy.cli.display import count, print_census, print_skipped, progress_for
     from quickstudy.files import write_bytes_atomically
     from quickstudy.images.census import take_census
-    from quickstudy.models.model import roles_of_file
+    from quickstudy.models.loading import roles_of_file
     from quickstudy.retraining.evaluation import stat_index
 
     roles = roles_of_file(roles_of) if roles_of else None

@@ -134,7 +134,7 @@ def _convert(
     from quickstudy.cli.display import progress_for
     from quickstudy.models.checks import photos_for_calibration, photos_for_checking
     from quickstudy.models.conversion import convert
-    from quickstudy.models.model import load
+    from quickstudy.models.loading import load
     from quickstudy.retraining.evaluation import stat_index
 
     index = stat_index(None)
@@ -188,7 +188,7 @@ def _write_texts(
     from quickstudy.errors import ModelError, WriteError
     from quickstudy.files import write_bytes_atomically
     from quickstudy.models.card import model_card
-    from quickstudy.models.model import load
+    from quickstudy.models.loading import load
 
     loaded = load(model)
     if labels is not None and any("\n" in name or "\r" in name for name in loaded.classes):

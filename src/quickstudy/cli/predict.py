@@ -89,7 +89,7 @@ def command(
 def _load(model: str, cache: Path | None) -> tuple[Model, int]:
     """Load the classifier; gives it, and how many classes to print unless told."""
     from quickstudy.errors import ModelError
-    from quickstudy.models.model import from_backbone, load
+    from quickstudy.models.loading import from_backbone, load
 
     if Path(model).is_dir():
         if not (Path(model) / "config.json").is_file():  # known without PyTorch

@@ -6,6 +6,7 @@ spaces that the shell took for ends of words, the command as it was meant is sho
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
 from collections.abc import Sequence
@@ -83,12 +84,18 @@ def _reworded(error: Any) -> str:
     if extra := re.fullmatch(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", message):
         return f"Unexpected argument '{extra[1]}'"
     if option := getattr(error, "option_name", None):
-        near = getattr(error, "possibilities", None)
+        near = _nearest(option, getattr(error, "possibilities", None) or ())
         return f"There is no option '{option}'" + (f"; did you mean {' or '.join(sorted(near))}?" if near else "")
     if command := re.match(r"No such command '(.*?)'", message):
         near = re.findall(r"'(\S+?)'", message[command.end() :])
         return f"There is no command '{command[1]}'" + (f"; did you mean {' or '.join(near)}?" if near else "")
     return _ended(message)
+
+
+def _nearest(word: str, known: Sequence[str]) -> list[str]:
+    """Choose of the known words those that are about as much like a word as the most similar one."""
+    alike = {other: difflib.SequenceMatcher(None, word, other).ratio() for other in known}
+    return [other for other in known if alike[other] > max(alike.values()) - 0.1]
 
 
 def _ended(message: str) -> str:

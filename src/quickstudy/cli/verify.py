@@ -34,7 +34,7 @@ def command(
 def _verify(path: Path) -> dict[str, Any]:
     from quickstudy.errors import QuickstudyError
     from quickstudy.files import sha256_of_file
-    from quickstudy.models.model import load
+    from quickstudy.models.loading import load
 
     try:
         model = load(path)

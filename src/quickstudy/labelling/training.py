@@ -42,7 +42,7 @@ class Trainer:
         return True
 
     def _run(self) -> None:
-        from quickstudy.models.model import load
+        from quickstudy.models.loading import load
         from quickstudy.reports.report import report
         from quickstudy.retraining.retrain import retrain
 

@@ -36,7 +36,7 @@ from quickstudy.images.identity import read_image_file
 from quickstudy.models.assemble import model_bytes, write_model_file
 from quickstudy.models.checks import Agreement, Photo, Tolerance, agreement_of, images_per_second, on_golden_images
 from quickstudy.models.format import GOLDEN_TOLERANCE, STRANGENESS, golden_images
-from quickstudy.models.model import load, load_bytes
+from quickstudy.models.loading import load, load_bytes
 from quickstudy.progress import Progress, silent
 
 Kind = Literal["int8", "fp16"]

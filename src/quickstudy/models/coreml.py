@@ -33,7 +33,7 @@ from quickstudy.backbones.runtime import optimised
 from quickstudy.errors import ModelError, WriteError
 from quickstudy.images.decoding import MARGIN
 from quickstudy.models.format import GOLDEN_TOLERANCE, golden_images
-from quickstudy.models.model import load
+from quickstudy.models.loading import load
 from quickstudy.version import VERSION
 
 _CROP_AND_SCALE = {"crop": "centerCrop", "pad": "scaleFit", "squash": "scaleFill"}

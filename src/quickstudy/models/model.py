@@ -1,4 +1,4 @@
-"""A model in use: load the one file, predict, verify."""
+"""A model in use: predict, answer, verify."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -14,11 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.runtime import open_session
-from quickstudy.backbones.untrusted import parse_onnx
-from quickstudy.errors import BackboneError, ModelError, UnusableImageError
-from quickstudy.files import as_path
+from quickstudy.errors import ModelError, UnusableImageError
 from quickstudy.images.decoding import MOST_PIXELS, InputSpec, Pixels, decode, to_input
 from quickstudy.images.given import ImageLike, file_of, one_by_one, pixels_of
 from quickstudy.images.identity import read_image_file
@@ -26,29 +21,15 @@ from quickstudy.learning.answers import MOST_PROBABLE, Answer, Thresholds
 from quickstudy.learning.conformal import Sets
 from quickstudy.learning.strangeness import Refusal
 from quickstudy.models.format import (
-    FORMAT,
     GOLDEN_TOLERANCE,
     LOOSEST_TOLERANCE,
-    MOST_BYTES,
     STRANGENESS,
     STRANGENESS_LOOSER,
-    check_graph,
-    examine_seal,
-    features_in,
     golden_images,
 )
 from quickstudy.models.properties import (
-    answer_in,
-    check_signature,
-    classes_in,
-    input_in,
     labelling_in,
-    output_besides,
     outputs_of,
-    properties_of,
-    refusal_in,
-    roles_in,
-    sets_in,
 )
 from quickstudy.models.roles import Roles
 from quickstudy.process import usable_cores
@@ -385,133 +366,6 @@ class Model:
 def is_answer(probability: float, threshold: float) -> bool:
     """Decide whether the most probable class is believed, or the answer is "don't know"."""
     return probability >= threshold
-
-
-def load(path: str | Path, *, with_features: bool = False) -> Model:
-    """Load a model file that quickstudy wrote.
-
-    Args:
-        path: the `.onnx` file.
-        with_features: let it give what its head sees besides the probabilities, in the same pass.
-
-    Raises:
-        ModelError: there is no such file, or it is not such a model.
-    """
-    path = as_path(path)
-    return load_bytes(read_model_file(path), path, with_features=with_features)
-
-
-def read_model_file(path: Path) -> bytes:
-    """Read the bytes of a file that may be a model.
-
-    Raises:
-        ModelError: there is no such file, or it is too large, or cannot be read.
-    """
-    if not path.is_file():
-        raise ModelError(f"No such model: '{path}'; make one with: quickstudy retrain photos/")
-    if path.stat().st_size > MOST_BYTES:
-        raise ModelError(f"'{path}' is larger than {MOST_BYTES >> 30} GiB; no model of quickstudy's is")
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"Cannot read '{path}': {error.strerror}") from None
-
-
-def load_bytes(data: bytes, path: Path, *, with_features: bool = False) -> Model:
-    """Load a model from a file's bytes, as `load` does; `path` is for messages.
-
-    Nothing is run, and ONNX Runtime sees nothing, before the checksum fits and the graph is found harmless.
-
-    Raises:
-        ModelError: it is not such a model, or has changed since it was written, or holds what is not allowed.
-    """
-    state = examine_seal(data)
-    if state == "broken":
-        raise ModelError(
-            f"'{path}' has changed since it was written: its checksum does not fit. It was not run; copy it anew"
-        )
-    try:
-        graph = parse_onnx(data, path)
-        metadata = properties_of(graph)
-        if metadata.get("format") in range(1, FORMAT):
-            raise ModelError(
-                f"'{path}' was written by an earlier version of quickstudy (format {metadata['format']}), which does "
-                "not say which images it was made from. Make it again with quickstudy retrain; bottlenecks in the "
-                "cache make it a matter of seconds"
-            )
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"its format is {metadata.get('format')!r}, this version reads {FORMAT}")
-        if state == "missing":
-            raise ValueError("it does not end with a checksum")
-        classes, spec, roles = classes_in(metadata), input_in(metadata), roles_in(metadata)
-        features, refusal = features_in(graph) if with_features else None, refusal_in(metadata)
-        answer = answer_in(metadata, len(classes))
-        check_graph(graph, path)
-        session = open_session(data if features is None else data + output_besides(features))
-        check_signature(session, spec, len(classes), outputs_of(features, refusal))
-    except BackboneError as error:
-        reason = str(error)
-        raise ModelError(reason if str(path) in reason else f"'{path}' cannot be loaded: {reason}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise ModelError(
-            f"'{path}' is an ONNX file, but not a model that quickstudy wrote ({_first_line(error)}); "
-            "retrain, or use its own tools"
-        ) from None
-    return Model(
-        session,
-        classes=classes,
-        input_spec=spec,
-        metadata=metadata,
-        again=partial(load_bytes, data, path, with_features=with_features),
-        roles=roles,
-        features=features,
-        refusal=refusal,
-        sets=sets_in(metadata, len(classes)),
-        answer=answer,
-    )
-
-
-def roles_of_file(path: Path) -> Roles | None:
-    """Read the roles that a model file carries, without running anything; None where it carries none.
-
-    Raises:
-        ModelError: there is no such file, or it is not a whole model of this version.
-    """
-    try:
-        return roles_in(metadata_of_file(path))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"'{path}' is not a model that retrain wrote ({_first_line(error)}); name one") from None
-
-
-def metadata_of_file(path: Path) -> dict[str, Any]:
-    """Read what a model file says about itself, without running anything.
-
-    Raises:
-        ModelError: there is no such file, or it is not a whole model of this version.
-    """
-    try:
-        data = path.read_bytes()
-        if examine_seal(data) != "intact":
-            raise ValueError("its checksum is missing or does not fit")
-        metadata = properties_of(parse_onnx(data, path))
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"its format is {metadata.get('format')!r}, this version reads {FORMAT}")
-        return metadata
-    except OSError as error:
-        raise ModelError(f"Cannot read the model '{path}': {error.strerror}") from None
-    except (BackboneError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"'{path}' is not a model that retrain wrote ({_first_line(error)}); name one") from None
-
-
-def from_backbone(backbone: Backbone) -> Model:
-    """Make a model of a backbone as it stands, a classifier of its own classes."""
-    return Model(
-        open_session(backbone.path),
-        classes=backbone.classes,
-        input_spec=backbone.input,
-        metadata={"format": FORMAT},
-        again=partial(from_backbone, backbone),
-    )
 
 
 def _open(image: ImageLike, spec: InputSpec) -> Pixels:

@@ -28,7 +28,8 @@ from quickstudy.files import write_bytes_atomically
 from quickstudy.images.census import Content
 from quickstudy.learning.features import signed_sqrt, unit_rows
 from quickstudy.models.format import HEAD_WEIGHTS, features_in
-from quickstudy.models.model import Model, load_bytes, read_model_file
+from quickstudy.models.loading import load_bytes, read_model_file
+from quickstudy.models.model import Model
 from quickstudy.progress import Progress, silent
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from quickstudy.errors import ModelError, WriteError
 from quickstudy.files import cache_folder, write_bytes_atomically
-from quickstudy.models.model import load_bytes
+from quickstudy.models.loading import load_bytes
 
 RUNTIME = "onnxruntime-web@1.30.0"
 """Name and version of the npm package of ONNX Runtime for the web."""

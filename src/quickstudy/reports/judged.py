@@ -29,7 +29,8 @@ from quickstudy.learning.answers import Answer, marks_of
 from quickstudy.learning.features import signed_sqrt
 from quickstudy.learning.scores import Score, Scores
 from quickstudy.learning.selection import fit_head
-from quickstudy.models.model import Model, load
+from quickstudy.models.loading import load
+from quickstudy.models.model import Model
 from quickstudy.models.roles import may_judge
 from quickstudy.options import pasted
 from quickstudy.progress import Progress

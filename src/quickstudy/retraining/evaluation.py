@@ -17,7 +17,8 @@ from quickstudy.images.census import Content, take_census
 from quickstudy.images.imageset import Skipped, as_label
 from quickstudy.learning.answers import compare_average_precision, marks_of
 from quickstudy.learning.scores import Interval, Paired, Score, Scores
-from quickstudy.models.model import Model, load
+from quickstudy.models.loading import load
+from quickstudy.models.model import Model
 from quickstudy.models.roles import Judgement, Kind, may_judge
 from quickstudy.progress import Progress, silent
 

@@ -17,7 +17,7 @@ from quickstudy.files import write_bytes_atomically
 from quickstudy.images.imageset import as_label
 from quickstudy.learning.answers import MOST_PROBABLE, Answer, labels_given
 from quickstudy.learning.scores import Score
-from quickstudy.models.model import metadata_of_file
+from quickstudy.models.loading import metadata_of_file
 from quickstudy.models.properties import answer_in
 from quickstudy.retraining.result import Unseen, load_record
 

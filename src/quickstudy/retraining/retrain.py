@@ -35,7 +35,7 @@ from quickstudy.learning.features import Floats
 from quickstudy.learning.scores import Score, Scores
 from quickstudy.learning.selection import Head, LevelsCompared
 from quickstudy.learning.strangeness import Strangeness
-from quickstudy.models.model import roles_of_file
+from quickstudy.models.loading import roles_of_file
 from quickstudy.models.roles import Roles
 from quickstudy.options import with_arguments_of
 from quickstudy.progress import Progress, silent
