@@ -144,7 +144,7 @@ class _Service:
         if since == self._session.version and not self._ending:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), _WAIT_SECONDS)
-        return _json(await asyncio.to_thread(describe, self._session, self._trainer, who, shown))
+        return _json(await self._locked(describe, self._session, self._trainer, who, shown))
 
     async def act(self, request: Request) -> Response:
         """Answer POST /api/act: what somebody says of photos; it is on the disk when this is answered."""
@@ -189,11 +189,11 @@ class _Service:
     async def photos(self, request: Request) -> Response:
         """Answer GET /api/photos: some photos for the grid."""
         query = dict(request.query_params)
-        return _json(await asyncio.to_thread(list_photos, self._session, query))
+        return _json(await self._locked(list_photos, self._session, query))
 
     async def map(self, _: Request) -> Response:
         """Answer GET /api/map: all photos with their places."""
-        return _json(await asyncio.to_thread(map_of, self._session))
+        return _json(await self._locked(map_of, self._session))
 
     async def train(self, request: Request) -> Response:
         """Answer POST /api/train: begin a training."""
@@ -243,6 +243,15 @@ class _Service:
             raise RefusedError(404, "there is no report yet; train a model first")
         data = await asyncio.to_thread(path.read_bytes)
         return Response(data, media_type="text/html", headers={"content-security-policy": _REPORT_POLICY})
+
+    async def _locked(self, answer: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+        """Work out an answer in a thread, while nothing changes."""
+
+        def work() -> dict[str, Any]:
+            with self._session.lock:
+                return answer(*arguments)
+
+        return await asyncio.to_thread(work)
 
     async def _body(self, request: Request) -> bytes:
         with self._bodies.hold() as holder:
