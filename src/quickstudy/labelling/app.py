@@ -45,6 +45,7 @@ _PAGE = Path(__file__).parent / "page"
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".html": "text/html"}
 _WAIT_SECONDS = 20.0
 _LONGEST_WORD = 64
+_MOST_ACTS = 1 << 53  # whole numbers that browsers hold
 _REPORT_POLICY = (
     "sandbox allow-scripts; default-src 'none'; img-src data:; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
 )
@@ -152,7 +153,7 @@ class _Service:
         kind, ids, seen = values.get("kind"), values.get("photos", []), values.get("seen", [])
         if kind not in ("label", "none", "skip", "clear", "class"):
             raise RefusedError(400, "'kind' must be label, none, skip, clear or class")
-        if not _is_list(ids, str) or not _is_list(seen, int):
+        if not _is_list(ids, str) or not _is_list(seen, int) or not all(0 <= one < _MOST_ACTS for one in seen):
             raise RefusedError(400, f"'photos' must be at most {MOST_PHOTOS:,} names of photos, 'seen' as many numbers")
         photos = [self._session.photos.photos[photo_number(self._session, one)].id for one in ids]
         act = await asyncio.to_thread(

@@ -217,8 +217,7 @@ class Session:
             LabellingError: there is no such photo, or the name cannot be one of a class.
             WriteError: it cannot be written; then it does not count.
         """
-        if kind in ("label", "class"):
-            name = class_name(name)
+        name = class_name(name) if kind in ("label", "class") else ""
         if kind in MARKING and not 0 < len(photos) <= MOST_PHOTOS:
             raise LabellingError(f"An act is of 1 to {MOST_PHOTOS:,} photos; got {len(photos):,}")
         if len(seen) != len(photos):
