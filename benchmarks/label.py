@@ -271,7 +271,14 @@ def measure_labels(data: Path, seeds: int, sets: list[str], library: str) -> Non
         }
     save(
         "label_labels",
-        {"seeds": seeds, "refit_every": EVERY, "margin_library": library, "held_out": HELD_OUT, "sets": results},
+        {
+            "seeds": seeds,
+            "refit_every": EVERY,
+            "most": MOST,
+            "margin_library": library,
+            "held_out": HELD_OUT,
+            "sets": results,
+        },
     )
 
 

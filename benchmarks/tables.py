@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from choice_tables import CHOICE_TABLES
+from label_tables import LABEL_TABLES
 from markdown import load, percent, ranged, table
 from trust_tables import TRUST_TABLES
 
@@ -30,6 +31,7 @@ def main() -> None:
         ROOT / "docs" / "finetune.md",
         ROOT / "docs" / "ship.md",
         ROOT / "docs" / "answers.md",
+        ROOT / "docs" / "label.md",
     ):
         text = page.read_text(encoding="utf-8")
         for name, make in TABLES.items():
@@ -530,6 +532,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "serving": serving,
     "serving_peers": serving_peers,
     **CHOICE_TABLES,
+    **LABEL_TABLES,
     **TRUST_TABLES,
 }
 

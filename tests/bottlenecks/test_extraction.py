@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.runtime import Prefix
-from quickstudy.bottlenecks.extraction import Extraction, extract
+from quickstudy.bottlenecks.extraction import Extraction, extract, source_spec
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import StoreError
 from quickstudy.images.decoding import decode, to_input
@@ -94,6 +94,23 @@ def test_the_number_of_threads_does_not_change_a_bit(paths: list[Path], backbone
 def test_the_order_of_the_files_does_not_matter(paths: list[Path], backbone: Backbone, tmp_path: Path) -> None:
     forth, back = (extract(these, backbone, Store(tmp_path / f"{these[0].stem}")) for these in (paths, paths[::-1]))
     np.testing.assert_array_equal(all_of(forth), all_of(back)[::-1])
+
+
+def test_images_are_taken_in_the_order_that_is_asked_for_and_told_once_they_are_kept(
+    paths: list[Path], backbone: Backbone, store: Store
+) -> None:
+    told: list[bytes] = []
+
+    def kept(keys: Sequence[bytes], values: Sequence[NDArray[np.floating]]) -> None:
+        source = store.source(source_spec(backbone, "float16"))
+        assert np.array_equal(source.gather(keys), np.stack(values))
+        told.extend(keys)
+
+    found = extract(paths, backbone, store, order=iter([2, 0]), kept=kept, background=True, threads=1)
+    digests = [hashlib.sha256(path.read_bytes()).digest() for path in paths]
+    assert told == [digests[2], digests[0]]
+    assert [digest is not None for digest in found.digests] == [number in (0, 2) for number in range(len(paths))]
+    assert found.computed == 2
 
 
 def test_copies_are_computed_once(paths: list[Path], backbone: Backbone, store: Store, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from drawn_photos import draw_photo
 from quickstudy.bottlenecks import looks as module
 from quickstudy.bottlenecks import store
-from quickstudy.bottlenecks.looks import THUMBNAIL_SIDE, Gallery, look_at, sharpness, view_gallery
+from quickstudy.bottlenecks.looks import THUMBNAIL_SIDE, Gallery, Thumbnails, look_at, sharpness, view_gallery
 from quickstudy.errors import UnusableImageError
 from quickstudy.images.identity import read_image_file
 from quickstudy.reports.audit import LIMITS
@@ -141,6 +141,20 @@ def test_looks_are_computed_once(images, tmp_path, monkeypatch) -> None:
     again = view_gallery(images[::-1], cache=tmp_path)
     assert columns(again) == [column[::-1] for column in columns(first)]
     assert again.thumbnails == first.thumbnails[::-1]
+
+
+def test_thumbnails_come_at_once_and_from_the_store_once_looks_are_kept(images, tmp_path, monkeypatch) -> None:
+    thumbnails = Thumbnails(tmp_path)
+    quick = thumbnails.of(images)
+    sizes = [Image.open(io.BytesIO(data)).size for data in quick]
+    assert sizes == [(96, 84)] * 6
+    assert view_gallery(images[:1], cache=tmp_path / "other").width.tolist() == [320]
+    thumbnails.keep(images[:4])
+    thumbnails.compact()
+    gone = KnownImage(path=tmp_path / "gone.jpg", digest=b"x" * 32, label=None, split=None)
+    monkeypatch.setattr(module, "look_at", refuse)
+    assert thumbnails.of([*images, gone])[:4] == list(view_gallery(images[:4], cache=tmp_path).thumbnails)
+    assert thumbnails.of([gone]) == [b""]
 
 
 def test_a_damaged_file_is_passed_over_and_what_it_held_looked_at_again(images, tmp_path) -> None:

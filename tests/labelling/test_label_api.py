@@ -17,7 +17,9 @@ from PIL import Image
 from starlette.testclient import TestClient
 from tests_of_labelling import TOKEN, act, state, truth_of, wait_for
 
+from quickstudy.labelling.journal import Act
 from quickstudy.labelling.session import Session
+from quickstudy.records import read_record
 
 
 def test_the_token_in_the_address_becomes_a_cookie(client: TestClient) -> None:
@@ -239,7 +241,7 @@ BODIES = (
         {
             "kind": KINDS,
             "photos": st.lists(WORDS | st.just("FIRST"), max_size=3),
-            "seen": st.lists(st.integers() | VALUES),
+            "seen": st.lists(st.integers(0, 9) | VALUES, max_size=3),
         },
         optional={"name": VALUES, "who": VALUES, "key": VALUES, "way": VALUES},
     )
@@ -283,4 +285,6 @@ def test_whatever_is_sent_is_answered_and_never_by_a_failure(
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
         answer = client.request(method, path, params=query, content=content, headers=headers, follow_redirects=False)
         assert answer.status_code < 500, (answer.status_code, answer.text)
+    for line in session.journal.path.read_bytes().splitlines()[1:][-3:]:
+        read_record(Act, json.loads(line))  # whatever was written can be read again
     assert client.get("/api/state").status_code == 200

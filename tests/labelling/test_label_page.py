@@ -18,6 +18,7 @@ import quickstudy
 from drawn_photos import draw_photo
 
 sync_api = pytest.importorskip("playwright.sync_api")
+sync_api.expect.set_options(timeout=60_000)
 
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
@@ -176,7 +177,7 @@ def test_what_is_said_while_the_server_is_away_is_sent_when_it_is_back(
     first = start("pile", port=port)
     for page in opened(browser, first):
         answer(page, "discs")
-        saved(page)
+        expect(page.locator("#progress-words")).to_have_text("1 of 36")
         first.process.kill()
         first.process.wait()
         page.keyboard.press("Escape")

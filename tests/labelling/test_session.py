@@ -11,7 +11,9 @@ import pytest
 
 from quickstudy.errors import ImageSetError, LabellingError
 from quickstudy.images.census import take_census
-from quickstudy.labelling.session import LONGEST_NAME, Session, class_name, places_beside
+from quickstudy.labelling.journal import LONGEST_NAME, class_name
+from quickstudy.labelling.photos import places_beside
+from quickstudy.labelling.session import Session
 
 Open = Callable[..., Session]
 

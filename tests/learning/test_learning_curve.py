@@ -57,6 +57,9 @@ def test_a_power_law_is_continued() -> None:
     accuracy, deviation = curve.forecast(3200)
     assert accuracy == pytest.approx(1 - 0.04 - 2 * 3200**-0.5, abs=1e-3)
     assert deviation < 2e-3
+    points, deviation = curve.gain(2400)
+    assert points == pytest.approx(100 * 2 * (800**-0.5 - 3200**-0.5), abs=0.1)
+    assert deviation < 0.2
 
 
 def test_floor_and_height_are_never_below_nothing() -> None:

@@ -256,8 +256,8 @@ class Thumbnails:
         with self._lock:
             kept = [image.digest for image in images if self._source is not None and image.digest in self._source]
             records = self._source.records(kept) if self._source is not None and kept else []
-            known = {digest: record["thumbnail"] for digest, record in zip(kept, records, strict=True)}
-            known |= {image.digest: self._made[image.digest] for image in images if image.digest in self._made}
+            known = {image.digest: self._made[image.digest] for image in images if image.digest in self._made}
+            known |= {digest: record["thumbnail"] for digest, record in zip(kept, records, strict=True)}
         missing = {image.digest: image.path for image in images if image.digest not in known}
         if missing:
             with ThreadPoolExecutor(usable_cores()) as pool:

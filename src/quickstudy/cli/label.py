@@ -51,7 +51,8 @@ def command(
     from quickstudy.cli.display import count, progress_for
     from quickstudy.files import cache_folder
     from quickstudy.labelling.app import make_label_app
-    from quickstudy.labelling.session import Session, places_beside
+    from quickstudy.labelling.photos import places_beside
+    from quickstudy.labelling.session import Session
     from quickstudy.serving.limits import ServerSettings
     from quickstudy.serving.server import run
 

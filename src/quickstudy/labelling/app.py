@@ -45,6 +45,7 @@ _PAGE = Path(__file__).parent / "page"
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".html": "text/html"}
 _WAIT_SECONDS = 20.0
 _LONGEST_WORD = 64
+_MOST_ACTS = 1 << 53  # whole numbers that browsers hold
 _REPORT_POLICY = (
     "sandbox allow-scripts; default-src 'none'; img-src data:; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
 )
@@ -144,7 +145,7 @@ class _Service:
         if since == self._session.version and not self._ending:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), _WAIT_SECONDS)
-        return _json(await asyncio.to_thread(describe, self._session, self._trainer, who, shown))
+        return _json(await self._locked(describe, self._session, self._trainer, who, shown))
 
     async def act(self, request: Request) -> Response:
         """Answer POST /api/act: what somebody says of photos; it is on the disk when this is answered."""
@@ -152,7 +153,7 @@ class _Service:
         kind, ids, seen = values.get("kind"), values.get("photos", []), values.get("seen", [])
         if kind not in ("label", "none", "skip", "clear", "class"):
             raise RefusedError(400, "'kind' must be label, none, skip, clear or class")
-        if not _is_list(ids, str) or not _is_list(seen, int):
+        if not _is_list(ids, str) or not _is_list(seen, int) or not all(0 <= one < _MOST_ACTS for one in seen):
             raise RefusedError(400, f"'photos' must be at most {MOST_PHOTOS:,} names of photos, 'seen' as many numbers")
         photos = [self._session.photos.photos[photo_number(self._session, one)].id for one in ids]
         act = await asyncio.to_thread(
@@ -189,11 +190,11 @@ class _Service:
     async def photos(self, request: Request) -> Response:
         """Answer GET /api/photos: some photos for the grid."""
         query = dict(request.query_params)
-        return _json(await asyncio.to_thread(list_photos, self._session, query))
+        return _json(await self._locked(list_photos, self._session, query))
 
     async def map(self, _: Request) -> Response:
         """Answer GET /api/map: all photos with their places."""
-        return _json(await asyncio.to_thread(map_of, self._session))
+        return _json(await self._locked(map_of, self._session))
 
     async def train(self, request: Request) -> Response:
         """Answer POST /api/train: begin a training."""
@@ -243,6 +244,15 @@ class _Service:
             raise RefusedError(404, "there is no report yet; train a model first")
         data = await asyncio.to_thread(path.read_bytes)
         return Response(data, media_type="text/html", headers={"content-security-policy": _REPORT_POLICY})
+
+    async def _locked(self, answer: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+        """Work out an answer in a thread, while nothing changes."""
+
+        def work() -> dict[str, Any]:
+            with self._session.lock:
+                return answer(*arguments)
+
+        return await asyncio.to_thread(work)
 
     async def _body(self, request: Request) -> bytes:
         with self._bodies.hold() as holder:

@@ -25,6 +25,7 @@ from typing import Any, Literal, NamedTuple
 
 from quickstudy.errors import LabellingError, WriteError
 from quickstudy.files import flush_folder
+from quickstudy.images.listing import label_of
 from quickstudy.records import as_values, read_record
 
 Kind = Literal["label", "none", "skip", "clear", "class", "undo", "manifest"]
@@ -33,6 +34,8 @@ or note the manifest that is about to be written."""
 MARKING = frozenset({"label", "none", "skip", "clear"})
 """The kinds of acts that say something of photos."""
 FORMAT = 1
+LONGEST_NAME = 80
+"""The largest number of characters in the name of a class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +173,7 @@ class Labels:
             who: name of the browser.
             before: number of the last act before the server started: who opens another browser may go on undoing.
         """
-        standing = [act for number, act in reversed(self._acts.items()) if number not in self._undone and act.who]
+        standing = [act for number, act in reversed(list(self._acts.items())) if number not in self._undone and act.who]
         own = next((act for act in standing if act.who == who), None)
         return own or next((act for act in standing if act.number <= before), None)
 
@@ -241,6 +244,20 @@ class Journal:
     def close(self) -> None:
         """Let others have it."""
         os.close(self._descriptor)
+
+
+def class_name(text: Any) -> str:
+    """Make the name of a class of what somebody typed.
+
+    Raises:
+        LabellingError: it is empty, too long, or has characters that cannot be shown.
+    """
+    name = label_of(text) if isinstance(text, str) else ""
+    if not name or len(name) > LONGEST_NAME or not name.isprintable():
+        raise LabellingError(
+            f"{text!r:.100} cannot be the name of a class; it needs 1 to {LONGEST_NAME} characters that can be shown"
+        )
+    return name
 
 
 def digest_of(data: bytes) -> str:

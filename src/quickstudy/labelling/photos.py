@@ -273,6 +273,26 @@ def _places(files: Iterable[ImageFile], folder: Path) -> list[tuple[str, str]]:
     return found
 
 
+def places_beside(images: Path, labels: Path | None, output: Path | None) -> tuple[Path, Path]:
+    """Say where the manifest and the model go: where they were told to, or else into the working folder.
+
+    Raises:
+        LabellingError: the manifest is the image set itself, or no `.csv`, or the model no `.onnx`.
+    """
+    name = images.resolve().stem if images.is_file() else images.resolve().name
+    manifest = labels if labels is not None else Path(f"{name.removesuffix('.labels')}.labels.csv")
+    model = output if output is not None else Path(f"{name.removesuffix('.labels')}.onnx")
+    if manifest.suffix != ".csv":
+        raise LabellingError(f"The manifest must be named *.csv; got '{manifest}'")
+    if model.suffix != ".onnx":
+        raise LabellingError(f"The model must be named *.onnx; got '{model}'")
+    if images.is_file() and manifest.resolve() == images.resolve():
+        raise LabellingError(
+            f"'{images}' would be written over with its own labels; name another manifest with --labels"
+        )
+    return manifest, model
+
+
 def shown_picture(data: bytes) -> bytes:
     """Encode an image file anew as a JPEG file for a browser, its longest side at most `SHOWN_SIDE` pixels.
 

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +25,8 @@ from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import LabellingError
 from quickstudy.files import write_bytes_atomically
 from quickstudy.images.depth import significant_bits
-from quickstudy.images.listing import label_of
 from quickstudy.labelling.choosing import CONTROL_SHARE, Pick, with_checks
-from quickstudy.labelling.journal import MARKING, Act, Journal, Kind, Labels, digest_of
+from quickstudy.labelling.journal import MARKING, Act, Journal, Kind, Labels, class_name, digest_of
 from quickstudy.labelling.photos import PhotoSet
 from quickstudy.labelling.teacher import (
     Gain,
@@ -43,8 +41,6 @@ from quickstudy.progress import Progress, silent
 
 CONTROL_MOST = 200
 """The largest number of photos drawn at random; their 95 % interval then reaches at most 7 points to either side."""
-LONGEST_NAME = 80
-"""The largest number of characters in the name of a class."""
 MOST_PHOTOS = 20_000
 """The largest number of photos of one act."""
 MOST_CLASSES = 1000
@@ -221,8 +217,7 @@ class Session:
             LabellingError: there is no such photo, or the name cannot be one of a class.
             WriteError: it cannot be written; then it does not count.
         """
-        if kind in ("label", "class"):
-            name = class_name(name)
+        name = class_name(name) if kind in ("label", "class") else ""
         if kind in MARKING and not 0 < len(photos) <= MOST_PHOTOS:
             raise LabellingError(f"An act is of 1 to {MOST_PHOTOS:,} photos; got {len(photos):,}")
         if len(seen) != len(photos):
@@ -479,37 +474,3 @@ class Session:
             self.dirty = True
             raise
         return self.photos.manifest
-
-
-def places_beside(images: Path, labels: Path | None, output: Path | None) -> tuple[Path, Path]:
-    """Say where the manifest and the model go: where they were told to, or else into the working folder.
-
-    Raises:
-        LabellingError: the manifest is the image set itself, or no `.csv`, or the model no `.onnx`.
-    """
-    name = images.resolve().stem if images.is_file() else images.resolve().name
-    manifest = labels if labels is not None else Path(f"{name.removesuffix('.labels')}.labels.csv")
-    model = output if output is not None else Path(f"{name.removesuffix('.labels')}.onnx")
-    if manifest.suffix != ".csv":
-        raise LabellingError(f"The manifest must be named *.csv; got '{manifest}'")
-    if model.suffix != ".onnx":
-        raise LabellingError(f"The model must be named *.onnx; got '{model}'")
-    if images.is_file() and manifest.resolve() == images.resolve():
-        raise LabellingError(
-            f"'{images}' would be written over with its own labels; name another manifest with --labels"
-        )
-    return manifest, model
-
-
-def class_name(text: Any) -> str:
-    """Make the name of a class of what somebody typed.
-
-    Raises:
-        LabellingError: it is empty, too long, or has characters that cannot be shown.
-    """
-    name = label_of(text) if isinstance(text, str) else ""
-    if not name or len(name) > LONGEST_NAME or not name.isprintable():
-        raise LabellingError(
-            f"{text!r:.100} cannot be the name of a class; it needs 1 to {LONGEST_NAME} characters that can be shown"
-        )
-    return name

@@ -1,0 +1,77 @@
+"""Tables of labelling in the browser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from markdown import load, percent, ranged, table
+
+_NAMES = {"clothing": "clothing photos", "cifar10": "CIFAR-10, its JPEGs", "mnist": "MNIST, as PNG files"}
+
+
+def labels() -> str:
+    """Labels needed, against other orders, and whether the checks' figure covers the truth."""
+    found = load("label_labels")
+    rows, covered = [], []
+    most = found.get("most", 600)
+    for name, values in found["sets"].items():
+        for goal, ways in values["labels_to_reach"].items():
+            if any(count is not None for count in ways.values()):
+                cells = [str(ways[way] or f"> {most}") for way in ("label", "random", "margin")]
+                share = f"{100 * ways['label'] / ways['random']:.0f} %" if ways["label"] and ways["random"] else "–"
+                rows.append([_NAMES[name], f"{100 * float(goal):.0f} %", *cells, share])
+        everything = values["all_labelled"]
+        rows.append(
+            [_NAMES[name], f"{100 * everything['accuracy']:.1f} %", f"all {everything['labels']:,}", "", "", ""]
+        )
+        hits = values["control_covers_truth"].values()
+        covered.append((sum(hit["times"] for hit in hits), sum(hit["of"] for hit in hits), _NAMES[name]))
+    header = ["photos", "accuracy, held out", "`label`", "random order", f"margins ({found['margin_library']})"]
+    told = "; ".join(f"{times} of {of} ({name})" for times, of, name in covered)
+    return table([*header, "of random's"], rows) + (
+        f"\nMeans of {found['seeds']} seeds, one refit after each {found['refit_every']} labels. The checks' interval, "
+        f"with 20, 40, 60 and 100 of them, covers the accuracy on the photos held out in {told}; it should in 95 %, "
+        "and the held-out photos' own accuracy is off by chance, too.\n"
+    )
+
+
+def speed() -> str:
+    """Milliseconds of the server, and of the page in a driven browser."""
+    found, page = load("label_speed")["labels"], load("label_page")
+    rows = [
+        [
+            f"{int(n):,}",
+            ranged(values["refit_ms"]),
+            ranged(values["cold_ms"]),
+            ranged(values["suggestions_20000_ms"]),
+            ranged(values["choosing_20000_ms"]),
+        ]
+        for n, values in found.items()
+    ]
+    key = page["key_to_next_photo_ms"]
+    header = ["labels", "refit, ms", "from nothing, ms", "suggestions for 20,000 photos, ms", "choosing, ms"]
+    return table(header, rows) + (
+        "\nMedian, least and most, for 1,280 features and 10 classes. In Chromium, with "
+        f"{page['photos']:,} photos whose bottlenecks were being computed meanwhile: the page shows its first photo "
+        f"after {ranged(page['load_seconds'], 2)} s; from a key to the next photo on the screen it takes "
+        f"{key['median']:.0f} ms, {key['p95']:.0f} ms at the 95th percentile of {page['keys']} keys. The page has "
+        f"{page['page_elements']} elements, the server {page['server_peak_megabytes']:.0f} MB at its peak.\n"
+    )
+
+
+def minutes() -> str:
+    """A whole run by a key a second."""
+    found = load("label_minutes")
+    return (
+        f"A whole run in a driven browser, at a key a second: {found['photos']:,} clothing photos without labels, "
+        f"{found['keys']} keys; {found['seconds_in_all'] / 60:.1f} minutes from the first photo to `photos.onnx` and "
+        f"its report, training included. On {found['held_back']['n']} photos held back from it all, `evaluate` gives "
+        f"{percent(found['held_back'])}.\n"
+    )
+
+
+LABEL_TABLES: dict[str, Callable[[], str]] = {
+    "label-labels": labels,
+    "label-speed": speed,
+    "label-minutes": minutes,
+}
