@@ -1,13 +1,14 @@
 """A device that is none: tensors on `standin` compute on the processor, and refuse those that were left there.
 
 It is made with PyTorch's Python backend, so tensors say `standin:0`, `.to` and factories bring them there, and
-gradients flow as on a GPU. An operator that meets tensors of both places raises, like a GPU's, with one exception: as on
-a GPU, single numbers may come from the processor. Indices may not, which a GPU allows: they make it wait. What comes
+gradients flow as on a GPU. An operator that meets tensors of both places raises, like a GPU's, with one exception: as
+on a GPU, single numbers may come from the processor. Indices may not, which a GPU allows: they make it wait. What comes
 back to the processor is counted by `waits`. It cannot be unmade, so only tests that need it import this.
 """
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -139,6 +140,9 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-_multiplying = torch.library.Library("aten", "IMPL")
+_aten = torch.library.Library("aten", "IMPL")
 for _name in ("conv2d", "linear", "matmul"):
-    _multiplying.impl(_name, _lowered(getattr(torch.ops.aten, _name).default), "AutocastPrivateUse1")
+    _aten.impl(_name, _lowered(getattr(torch.ops.aten, _name).default), "AutocastPrivateUse1")
+for _operator in (torch.ops.aten.arange.default, torch.ops.aten.arange.start, torch.ops.aten.arange.start_step):
+    # torch's own changes the size of an empty tensor, which one that stands around another cannot follow.
+    _aten.impl(_operator, functools.partial(_run, _operator), "PrivateUse1")

@@ -1,10 +1,10 @@
 """An image on its way to a network: read, hashed, decoded and rendered, here or by processes beside this one.
 
 Threads do not scale for it (3,642 images a second on 16 cores, where one core takes 0.85 ms an image). Counted on two
-busy cores: of 2.3 ms of a core an image, 0.5 to 0.7 went into 400 page faults, for which the threads of a process wait in
-one line, since the memory of every array went back to the system and came again; `process.keep_memory` ends that, and
-an image then takes 1.7 ms. About a tenth of that is Python's, which runs one thread at a time. So a GPU's images are
-made ready by processes, which write into memory that they share with this one.
+busy cores: of 2.3 ms of a core an image, 0.5 to 0.7 went into 400 page faults, for which the threads of a process wait
+in one line, since the memory of every array went back to the system and came again; `process.keep_memory` ends that,
+and an image then takes 1.7 ms. About a tenth of that is Python's, which runs one thread at a time. So a GPU's images
+are made ready by processes, which write into memory that they share with this one.
 
 They are started as programs of their own, so that a program which uses quickstudy needs no `__main__` that can be
 imported again, and end when their input does: with this process, however it ends. The memory has no name in the file
