@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +15,11 @@ import pytest
 pytest.importorskip("torch")
 import torch
 
+from quickstudy.backbones import batched as batched_module
+from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.batched import BatchedPrefix, engine_on
+from quickstudy.backbones.engine import AnyPrefix
 from quickstudy.backbones.engines import device_of, engine_for
 from quickstudy.backbones.runtime import ONNX_RUNTIME, Prefix
 from quickstudy.bottlenecks.extraction import extract
@@ -76,6 +82,77 @@ def test_the_store_keeps_engines_apart(net: Backbone, photos: Path, tmp_path: Pa
     digests = [digest for digest in usual.digests if digest is not None]
     np.testing.assert_allclose(other.gather(digests), usual.gather(digests), rtol=2e-3, atol=1e-3)  # float16
     assert usual.source.spec.to_dict().keys() ^ other.source.spec.to_dict().keys() == {"engine"}
+
+
+@pytest.mark.parametrize("census", [False, True])
+def test_extraction_in_batches_is_extraction(net: Backbone, photos: Path, tmp_path: Path, census: bool) -> None:
+    """Copies, broken files, views, images that are in memory, and what the store has: as one by one."""
+    paths = sorted(photos.rglob("*.jpg"))
+    (tmp_path / "broken.jpg").write_bytes(paths[0].read_bytes()[:3000])
+    copy = Path(shutil.copy(paths[3], tmp_path / "copy.jpg"))
+    mixed = [tmp_path / "broken.jpg", *paths[:20], tmp_path / "missing.jpg", copy, paths[30].read_bytes()]
+    digests = None
+    if census:
+        mixed = [image for image in mixed if isinstance(image, Path) and image.exists()]
+        digests = [hashlib.sha256(image.read_bytes()).digest() for image in mixed if isinstance(image, Path)]
+    runs = []
+    for engine in (ONNX_RUNTIME, engine_on("cpu")):
+        store = Store(tmp_path / engine.name)
+        first = extract(mixed[:9], net, store, digests=None if digests is None else digests[:9], views=2, engine=engine)
+        found = extract(mixed, net, store, digests=digests, views=2, engine=engine)
+        more = extract(mixed, net, store, digests=digests, views=45, engine=engine)  # more than a batch takes
+        assert extract(mixed, net, store, digests=digests, views=45, engine=engine).computed == 0
+        runs.append([(run.digests, run.reasons, run.computed, run.cached) for run in (first, found, more)])
+        usable = [digest for digest in more.digests if digest is not None]
+        runs[-1].append([more.gather(usable, view) for view in (0, 1, 45)])
+        assert found.timings.decode > 0
+    assert runs[0][:3] == runs[1][:3]
+    for one, other in zip(runs[0][3], runs[1][3], strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-3, atol=1e-3)
+
+
+def test_an_engine_that_fails_ends_the_extraction_with_its_error(net: Backbone, photos: Path, tmp_path: Path) -> None:
+    def fail(*_: object) -> AnyPrefix:
+        raise DeviceError("no room")
+
+    engine = replace(engine_on("cpu"), open=fail)
+    with pytest.raises(DeviceError, match="no room"):
+        extract(sorted(photos.rglob("*.jpg")), net, Store(tmp_path / "store"), engine=engine)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_on_a_device_that_refuses_what_was_left_behind(net: Backbone, precision: torch.dtype) -> None:
+    from stand_in import DEVICE, waits
+
+    at = net.at("features")
+    prefix = BatchedPrefix(at, at.cut, at.cut_shape, device=DEVICE, precision=precision, batch=8)
+    with waits() as found:
+        there = prefix(images(20))
+    prefix.close()
+    assert len(found) == 3  # a batch's bottlenecks come back, and nothing else
+    expected = Prefix(at, at.cut, at.cut_shape)(images(20))
+    assert np.abs(there - expected).max() < (1e-4 if precision is torch.float32 else 0.05) * np.abs(expected).max()
+
+
+def test_fewer_images_at_once_where_memory_is_short(net: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Small(GraphModule):
+        most = 20
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if len(x) > self.most:
+                raise torch.OutOfMemoryError
+            return super().forward(x)
+
+    monkeypatch.setattr(batched_module, "GraphModule", Small)
+    prefix = batched(net, 64)
+    assert prefix.batch == 16
+    np.testing.assert_allclose(
+        prefix(images(40)), Prefix(net, net.cut, net.cut_shape)(images(40)), rtol=1e-5, atol=1e-5
+    )
+    prefix.close()
+    Small.most = 3
+    with pytest.raises(DeviceError, match="too little free memory for 8 images"):
+        batched(net, 64)
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:

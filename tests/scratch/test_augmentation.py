@@ -127,11 +127,11 @@ def test_brightness_and_contrast_by_hand() -> None:
     pixels = np.array([[[20, 100], [40, 100]]], np.uint8).reshape(1, 1, 2, 2).repeat(2, axis=1)
     pixels = np.concatenate([pixels, pixels[..., :1]], axis=3)
     draws = Draws(
-        tops=np.zeros(1, np.int64),
-        lefts=np.zeros(1, np.int64),
-        mirrored=np.array([True]),
-        brightness=np.array([-10], np.float32),
-        contrast=np.array([0.5], np.float32),
+        tops=torch.tensor([0]),
+        lefts=torch.tensor([0]),
+        mirrored=torch.tensor([True]),
+        brightness=torch.tensor([-10.0]),
+        contrast=torch.tensor([0.5]),
     )
     found = make(
         torch.from_numpy(pixels),
@@ -151,11 +151,11 @@ def test_padding_mirrors_at_the_border_pixel(side: int, pad: int) -> None:
     augmentation = Augmentation(pad=pad, flip=False, standardise="none")
     places = [(top, left) for top in range(2 * pad + 1) for left in range(2 * pad + 1)]
     draws = Draws(
-        tops=np.array([top for top, _ in places]),
-        lefts=np.array([left for _, left in places]),
-        mirrored=np.zeros(len(places), np.bool_),
-        brightness=np.zeros(len(places), np.float32),
-        contrast=np.ones(len(places), np.float32),
+        tops=torch.tensor([top for top, _ in places]),
+        lefts=torch.tensor([left for _, left in places]),
+        mirrored=torch.zeros(len(places), dtype=torch.bool),
+        brightness=torch.zeros(len(places)),
+        contrast=torch.ones(len(places)),
     )
     rows = torch.zeros(len(places), dtype=torch.int64)
     found = make(torch.from_numpy(pixels), rows, draws, augmentation, MOMENTS)
@@ -196,9 +196,7 @@ def test_images_of_one_colour_give_numbers(level: int, standardise: str, side: i
     draws = some_draws(augmentation, 4, side=side)
     found = make(torch.from_numpy(pixels), torch.arange(4), draws, augmentation, Moments.of(pixels))
     assert found.isfinite().all()
-    expected = torch.from_numpy(draws.brightness)[:, None, None, None].expand_as(
-        found
-    )  # set: of deviation 0, taken as 1
+    expected = draws.brightness[:, None, None, None].expand_as(found)  # set: of deviation 0, taken as 1
     if standardise == "image":
         # Nothing but rounding is left, times √N, by the floor.
         torch.testing.assert_close(found, torch.zeros_like(found), atol=255 * 2**-22 * math.sqrt(3) * side, rtol=0)
@@ -270,13 +268,13 @@ def test_draws_cover_the_whole_range() -> None:
     places = Counter(zip(draws.tops.tolist(), draws.lefts.tolist(), strict=True))
     assert set(places) == {(top, left) for top in range(9) for left in range(9)}
     assert max(places.values()) < 1.4 * n / 81 and min(places.values()) > 0.6 * n / 81
-    assert abs(draws.mirrored.mean() - 0.5) < 0.02
+    assert abs(draws.mirrored.float().mean() - 0.5) < 0.02
     for values, low, high in ((draws.brightness, -63, 63), (draws.contrast, 0.2, 1.8)):
-        assert values.dtype == np.float32
+        assert values.dtype == torch.float32
         assert low <= values.min() < low + 0.01 * (high - low)
         assert high >= values.max() > high - 0.01 * (high - low)
         assert abs(values.mean() - (low + high) / 2) < 0.02 * (high - low)
-        assert values.std() == pytest.approx((high - low) / math.sqrt(12), rel=0.02)
+        assert values.std().item() == pytest.approx((high - low) / math.sqrt(12), rel=0.02)
     together = np.corrcoef([draws.tops, draws.lefts, draws.mirrored, draws.brightness, draws.contrast])
     assert abs(together - np.eye(5)).max() < 0.03
 

@@ -18,6 +18,22 @@ from quickstudy.backbones.graphs import weights_of
 from quickstudy.backbones.operators import OPERATORS
 from quickstudy.errors import BackboneError
 
+_NUMBERS: dict[str, tuple[int, ...]] = {
+    "Clip": (1, 2),
+    "Pad": (1, 2, 3),
+    "ReduceL2": (1,),
+    "ReduceMax": (1,),
+    "ReduceMean": (1,),
+    "ReduceSum": (1,),
+    "Reshape": (1,),
+    "Resize": (2,),
+    "Slice": (1, 2, 3, 4),
+    "Split": (1,),
+    "Squeeze": (1,),
+    "Unsqueeze": (1,),
+}
+"""Places of the inputs that operators read as numbers, by the operators' names."""
+
 
 class GraphModule(nn.Module):
     """An ONNX graph with one input and one output as a PyTorch module.
@@ -50,13 +66,20 @@ class GraphModule(nn.Module):
                 self.register_parameter(place, nn.Parameter(value))
             else:
                 self.register_buffer(place, value, persistent=False)
+        # What operators read as numbers stays with the processor: a GPU would be waited for at every one of them.
+        self._numbers = {
+            _as_numbers(name): getattr(self, self._places[name])
+            for node in graph.node
+            for name in map(node.input.__getitem__, _places_of_numbers(node))
+            if name in self._places and name not in trained
+        }
         # In the order in which the image meets them, so that depth can be told from the order.
         self.weight_names = tuple(trained)
         self._input, self._output = graph.input[0].name, graph.output[0].name
         self._steps = [
             (
                 OPERATORS[node.op_type],
-                tuple(node.input),
+                self._inputs(node),
                 tuple(node.output),
                 {
                     "opset": self._opset,
@@ -68,9 +91,17 @@ class GraphModule(nn.Module):
         ]
         uses = {name: number for number, step in enumerate(self._steps) for name in step[1]}
         self._last_uses = [
-            tuple({name for name in step[1] if uses[name] == number and name not in self._places} - {self._output, ""})
+            tuple(
+                {name for name in step[1] if uses[name] == number} - {self._output, "", *self._places, *self._numbers}
+            )
             for number, step in enumerate(self._steps)
         ]
+
+    def _inputs(self, node: onnx.NodeProto) -> tuple[str, ...]:
+        """Name what a node takes, constants that it reads as numbers by their other name."""
+        numbers = _places_of_numbers(node)
+        names = [_as_numbers(name) if place in numbers else name for place, name in enumerate(node.input)]
+        return tuple(name if name in self._numbers else given for name, given in zip(names, node.input, strict=True))
 
     def weight(self, name: str) -> nn.Parameter:
         """Return the parameter that was made of an initializer."""
@@ -79,7 +110,7 @@ class GraphModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the graph: its output for its input."""
-        values: dict[str, Any] = {"": None, self._input: x}
+        values: dict[str, Any] = {"": None, self._input: x, **self._numbers}
         for name, place in self._places.items():
             values[name] = getattr(self, place)
         for (operator, inputs, outputs, attributes), done in zip(self._steps, self._last_uses, strict=True):
@@ -100,3 +131,12 @@ class GraphModule(nn.Module):
                 dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
                 tensor.CopyFrom(numpy_helper.from_array(now.astype(dtype), tensor.name))
         return model
+
+
+def _places_of_numbers(node: onnx.NodeProto) -> list[int]:
+    return [place for place in _NUMBERS.get(node.op_type, ()) if place < len(node.input)]
+
+
+def _as_numbers(name: str) -> str:
+    """Name a constant where an operator reads it as numbers; no name in a graph has such an end."""
+    return f"{name}\0numbers"

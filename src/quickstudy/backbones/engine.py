@@ -33,3 +33,6 @@ class Engine:
     """Loads a backbone up to a cut, given by its name and the shape of a bottleneck there."""
     threads: int | None = None
     """Number of threads to call it from; as many as there are cores where it is None."""
+    batch: int | None = None
+    """Number of images to call it with at once, which processes make ready; one, made ready by the thread that calls
+    it, where it is None."""

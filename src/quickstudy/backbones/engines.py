@@ -7,6 +7,9 @@ from quickstudy.backbones.runtime import ONNX_RUNTIME
 from quickstudy.errors import BackboneError, DeviceError, MissingExtraError
 from quickstudy.extras import require
 
+GPUS = ("cuda",)
+"""Kinds of GPUs that bottlenecks are computed on, as PyTorch names them."""
+
 
 def engine_for(name: str) -> Engine:
     """Open the engine that somebody asks for.
@@ -26,7 +29,7 @@ def engine_for(name: str) -> Engine:
         from quickstudy.backbones.openvino import openvino_engine
 
         return openvino_engine()
-    if name.partition(":")[0] != "cuda":
+    if not is_gpu(name):
         raise BackboneError(f"The engine is '{name}'; expected onnxruntime, openvino or cuda")
     require("torch", extra="train", what=f"Engine '{name}'")
     from quickstudy.backbones.batched import engine_on
@@ -34,9 +37,14 @@ def engine_for(name: str) -> Engine:
     return engine_on(name)
 
 
+def is_gpu(name: str) -> bool:
+    """Say whether an engine is a GPU, named as PyTorch names it."""
+    return name.partition(":")[0] in GPUS
+
+
 def device_of(engine: str) -> str:
     """Say where PyTorch trains when this engine computes bottlenecks: on the GPU that it names, or on the processor."""
-    return engine if engine.partition(":")[0] == "cuda" else "cpu"
+    return engine if is_gpu(engine) else "cpu"
 
 
 def engine_named(name: str) -> Engine:

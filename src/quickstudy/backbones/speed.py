@@ -41,13 +41,13 @@ def measure_speed(backbone: Backbone, *, seconds: float = SECONDS, engine: Engin
     """
     prefix = engine.open(backbone, backbone.cuts[-1].name, backbone.cuts[-1].shape)
     shape, threads = backbone.input.shape, engine.threads or usable_cores()
-    pixels = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (1, *shape), np.uint8)
+    pixels = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (engine.batch or 1, *shape), np.uint8)
 
     def run_for_a_while(_: int) -> int:
         began, count = time.perf_counter(), 0
         while time.perf_counter() - began < seconds:
             prefix(pixels)
-            count += 1
+            count += len(pixels)
         return count
 
     prefix(pixels)  # the first one is slower

@@ -29,7 +29,8 @@ import pyarrow as pa
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.runtime import Prefix
-from quickstudy.bottlenecks.extraction import Timings, compute_bottlenecks, source_spec
+from quickstudy.bottlenecks.extraction import source_spec
+from quickstudy.bottlenecks.preparing import Timings, compute_bottlenecks
 from quickstudy.bottlenecks.shards import SourceSpec
 from quickstudy.bottlenecks.shared import SharedStore, open_shared_store
 from quickstudy.bottlenecks.store import Store

@@ -93,7 +93,7 @@ class Background:
                     digests=[photo.digest for photo in photos],
                     engine=session.runner,
                     order=self._order(missing),
-                    kept=lambda keys, values: session.arrive(keys, np.stack(values)),
+                    kept=session.arrive,
                     background=True,
                 )
                 for place, reason in found.reasons.items():

@@ -69,10 +69,10 @@ def _averaged(network: nn.Module) -> dict[str, Tensor]:
 def choose_precision(name: str, device_type: str) -> torch.dtype:
     """Choose the type in which layers multiply; `auto` is bfloat16 where the machine has instructions for it."""
     if name == "auto":
-        if device_type == "cuda":
-            fast = torch.cuda.is_bf16_supported()
-        else:
+        if device_type == "cpu":
             able = torch.cpu.get_capabilities()
             fast = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+        else:
+            fast = device_type == "cuda" and torch.cuda.is_bf16_supported()
         return torch.bfloat16 if fast else torch.float32
     return torch.bfloat16 if name == "bfloat16" else torch.float32

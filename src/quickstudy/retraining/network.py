@@ -40,11 +40,12 @@ class SuffixNetwork(nn.Module):
     """Makes logits (N×classes) of activations at a cut (N × its shape): suffix, signed square root, linear head."""
 
     def __init__(self, suffix: GraphModule, weights: NDArray[np.float32], biases: NDArray[np.float32]) -> None:
-        """Begin with a head that has been fitted to the features (weights d×K, biases K)."""
+        """Begin with a head that has been fitted to the features (weights d×K, biases K), where the suffix is."""
         super().__init__()
         self.suffix = suffix
-        self.weights = nn.Parameter(torch.from_numpy(weights.copy()))
-        self.biases = nn.Parameter(torch.from_numpy(biases.copy()))
+        device = device_of_module(suffix)
+        self.weights = nn.Parameter(torch.from_numpy(weights.copy()).to(device))
+        self.biases = nn.Parameter(torch.from_numpy(biases.copy()).to(device))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, activations: Tensor) -> Tensor:
@@ -85,10 +86,15 @@ class SuffixNetwork(nn.Module):
 
 def features_of(suffix: GraphModule, batches: Iterable[Tensor]) -> NDArray[np.float32]:
     """Compute the features (n×d) that a suffix gives for batches of activations at its cut."""
-    device = next((weight.device for weight in suffix.parameters()), torch.device("cpu"))
+    device = device_of_module(suffix)
     with torch.inference_mode():
         rows = [suffix(channels_last(batch.to(device))).float().cpu().numpy() for batch in batches]
     return np.concatenate(rows)
+
+
+def device_of_module(module: nn.Module) -> torch.device:
+    """Say where a network computes; one without any values computes where its input is, and counts as the processor."""
+    return next((value.device for value in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
 
 def channels_last(activations: Tensor) -> Tensor:

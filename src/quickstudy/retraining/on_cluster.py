@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.bottlenecks.distributed import extract_on_cluster
-from quickstudy.bottlenecks.extraction import Extraction, Timings, source_spec
+from quickstudy.bottlenecks.extraction import Extraction, source_spec
+from quickstudy.bottlenecks.preparing import Timings
 from quickstudy.bottlenecks.shards import SourceSpec
 from quickstudy.bottlenecks.shared import SharedSource, open_shared_store
 from quickstudy.errors import ClusterError, OptionError, QuickstudyError

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from quickstudy.bottlenecks.extraction import Timings
+from quickstudy.bottlenecks.preparing import Timings
 from quickstudy.files import is_text, sha256_of_file, write_bytes_atomically
 from quickstudy.images.census import Census
 from quickstudy.images.imageset import Skipped

@@ -18,10 +18,11 @@ number.
 from __future__ import annotations
 
 import copy
-import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,10 @@ CHECKPOINT_SECONDS = 20.0
 """Seconds between checkpoints of fine-tuning."""
 SHARES = (0.75, 0.5, 0.25)
 """Shares of the trained weights in the mean, most first; 1 was never better than 3/4 on images held out."""
+_LOOK_EVERY = 50
+"""Steps on a GPU from one look at the losses to the next."""
+RESIDENT_SHARE = 0.5
+"""Most of a GPU's free memory that activations may take which stay there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +137,10 @@ class Training:
         class_weights: NDArray[np.float32] | None,
         checkpoints: Checkpoints | None,
     ) -> None:
-        self.network, self.train, self.validation, self.method = network, train, validation, method
+        self.network, self.method = network, method
         self.checkpoints = checkpoints
         self.device = network.weights.device
+        self.train, self.validation = train.on(self.device), validation.on(self.device)
         self.class_weights = None if class_weights is None else torch.from_numpy(class_weights).to(self.device)
         self.precision = choose_precision(method.precision, self.device.type)
         self.per_epoch = train.steps_per_epoch(method.batch)
@@ -148,7 +154,10 @@ class Training:
         )
         self.averages = ParameterAverages(network, method.average_decay)
         self.step, self.seconds_before, self.started = 0, 0.0, time.perf_counter()
-        self.losses: list[float] = []
+        self.losses: list[Tensor] = []
+        """Losses of the steps since the newest candidate."""
+        # A look at a loss makes a GPU wait for all that is queued, so there many are looked at together.
+        self.look_every = 1 if self.device.type == "cpu" else _LOOK_EVERY
         self.candidates: list[Candidate] = []
         self.start = [parameter.detach().clone() for parameter in network.parameters()]
         self.kept_weights: dict[str, Tensor] = {}
@@ -183,32 +192,44 @@ class Training:
         """Make one step."""
         method = self.method
         activations, labels = self.train.batch(self.step, size=method.batch, seed=method.seed)
-        activations, labels = activations.to(self.device), labels.to(self.device)
         others, share = self._partners(len(labels))
-        if share < 1:
+        if others is not None:
             activations = torch.lerp(activations[others], activations, share)
         rate = method.schedule.at(self.step, steps=self.steps, steps_per_epoch=self.per_epoch)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["rate_factor"]
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32):
             logits = self.network(activations)
-        loss = share * self._loss(logits, labels) + (1 - share) * self._loss(logits, labels[others])
+        loss = self._loss(logits, labels)
+        if others is not None:
+            loss = share * loss + (1 - share) * self._loss(logits, labels[others])
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
         self.averages.update()
-        self.losses.append(loss.item())
-        if not math.isfinite(self.losses[-1]):
+        self.losses.append(loss.detach())
+        self.step += 1
+        if self.step % self.look_every == 0 or self.step % self.per_epoch == 0:
+            self._check_losses()
+
+    def _check_losses(self) -> None:
+        """Raise a TrainingError where a loss since the newest candidate is not a number."""
+        finite = torch.isfinite(torch.stack(self.losses)).tolist() if self.losses else []
+        if not all(finite):
+            step = self.step - len(finite) + finite.index(False)
+            rate = self.method.schedule.at(step, steps=self.steps, steps_per_epoch=self.per_epoch)
             raise TrainingError(
-                f"The loss is not a number in step {self.step} of fine-tuning, at a learning rate of {rate:.2g}; "
+                f"The loss is not a number in step {step} of fine-tuning, at a learning rate of {rate:.2g}; "
                 "a lower --rate may help"
             )
-        self.step += 1
 
-    def _partners(self, count: int) -> tuple[Tensor, float]:
-        """Draw with which image of the batch each one is mixed, and the share of its own, from 1/2 to 1."""
+    def _partners(self, count: int) -> tuple[Tensor | None, float]:
+        """Draw with which image of the batch each one is mixed, and the share of its own, from 1/2 to 1.
+
+        There are no partners where images are not mixed.
+        """
         if not self.method.mixup:
-            return torch.arange(count), 1.0
+            return None, 1.0
         draws = np.random.Generator(np.random.Philox(key=[self.method.seed, 1 << 32 | self.step]))
         share = draws.beta(self.method.mixup, self.method.mixup)
         return torch.from_numpy(draws.permutation(count)).to(self.device), float(max(share, 1 - share))
@@ -221,7 +242,7 @@ class Training:
     def _compare(self) -> None:
         """Find out how much of the trained weights the validation images bear, and note what they say of that."""
         labels = torch.from_numpy(self.validation.labels.astype(np.int64))
-        training_loss = float(np.mean(self.losses)) if self.losses else None
+        training_loss = torch.stack(self.losses).double().mean().item() if self.losses else None
         with self.averages.applied():
             trained = [parameter.detach().clone() for parameter in self.network.parameters()]
             for share in SHARES if self.step else (0.0,):
@@ -263,13 +284,14 @@ class Training:
     def _save(self) -> None:
         if self.checkpoints is None:
             return
+        self._check_losses()
         state: dict[str, Any] = {
             "network": self.network.state_dict(),
             "kept": self.kept_weights,
             "averages": self.averages.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "candidates": [vars(candidate) for candidate in self.candidates],
-            "losses": self.losses,
+            "losses": torch.stack(self.losses).tolist() if self.losses else [],
             "seconds": self._seconds(),
         }
         self.checkpoints.save(self.step, state)
@@ -285,7 +307,8 @@ class Training:
         self.averages.load_state_dict(state["averages"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.candidates = [Candidate(**values) for values in state["candidates"]]
-        self.losses, self.seconds_before = state["losses"], state["seconds"]
+        self.losses = list(torch.tensor(state["losses"]).to(self.device))
+        self.seconds_before = state["seconds"]
         self.step = checkpoint.step
         return True
 
@@ -325,15 +348,11 @@ class Examples:
 
         Each epoch goes through all images once, in an order of its own, and takes one view of each.
         """
-        per_epoch = self.steps_per_epoch(size)
-        epoch, place = divmod(step, per_epoch)
-        draws = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-        order = draws.permutation(len(self))
-        views = draws.integers(0, self.views + 1, len(self))
-        rows = order[place * size : (place + 1) * size]
+        epoch, place = divmod(step, self.steps_per_epoch(size))
+        rows, views = (values[place * size : (place + 1) * size] for values in self.drawn(epoch, seed=seed))
         activations = None
-        for view in np.unique(views[rows]):
-            places = np.flatnonzero(views[rows] == view)
+        for view in np.unique(views):
+            places = np.flatnonzero(views == view)
             found = self.gather([self.digests[row] for row in rows[places]], int(view))
             if activations is None:
                 activations = np.empty((len(rows), *found.shape[1:]), np.float32)
@@ -341,9 +360,74 @@ class Examples:
         assert activations is not None  # noqa: S101 (an epoch has no empty steps)
         return torch.from_numpy(activations), torch.from_numpy(self.labels[rows].astype(np.int64))
 
+    def drawn(self, epoch: int, *, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Draw in which order an epoch takes the images, given by number, and which view of each."""
+        draws = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+        order = draws.permutation(len(self))
+        return order, draws.integers(0, self.views + 1, len(self))[order]
+
+    def on(self, device: torch.device) -> Examples:
+        """Give these examples with their batches on a device, where all activations stay if it has room for them."""
+        return self if device.type == "cpu" or not len(self) else _ExamplesOn(**vars(self), device=device)
+
     def steps_per_epoch(self, size: int) -> int:
         """Count the batches of this size in an epoch, the last of which may be smaller."""
         return -(-len(self) // size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ExamplesOn(Examples):
+    """Examples whose batches are made on a GPU, the same to the bit."""
+
+    device: torch.device
+    drawn_there: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    """Places of an epoch's activations and labels on the device, by seed and epoch; those of the newest epoch."""
+
+    def batch(self, step: int, *, size: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Pick what stays on the device, or bring it there; see `Examples.batch`."""
+        if self.resident is None:
+            activations, labels = super().batch(step, size=size, seed=seed)
+            return activations.to(self.device), labels.to(self.device)
+        epoch, place = divmod(step, self.steps_per_epoch(size))
+        if (seed, epoch) not in self.drawn_there:
+            rows, views = self.drawn(epoch, seed=seed)
+            self.drawn_there.clear()
+            places = torch.from_numpy(np.stack([views * len(self) + rows, rows]))
+            self.drawn_there[seed, epoch] = places.to(self.device)
+        places = self.drawn_there[seed, epoch][:, place * size : (place + 1) * size]
+        activations, labels = self.resident
+        return activations.index_select(0, places[0]).float(), labels.index_select(0, places[1])
+
+    def plain(self, *, batch: int = 64) -> Iterator[Tensor]:
+        """Go through the activations of all plain images; see `Examples.plain`."""
+        if self.resident is None:
+            yield from super().plain(batch=batch)
+            return
+        for start in range(0, len(self), batch):
+            yield self.resident[0][start : min(start + batch, len(self))].float()
+
+    @cached_property
+    def resident(self) -> tuple[Tensor, Tensor] | None:
+        """All activations, view by view, and the labels, on the device; None where it has no room."""
+        first = self.gather(self.digests[:1], 0)
+        count = (self.views + 1) * len(self)
+        if count * first.nbytes > RESIDENT_SHARE * _free_bytes(self.device):
+            return None
+        kept = torch.empty((count, *first.shape[1:]), dtype=torch.from_numpy(first).dtype, device=self.device)
+        for view in range(self.views + 1):
+            for start in range(0, len(self), _GATHERED):
+                part = torch.from_numpy(self.gather(self.digests[start : start + _GATHERED], view))
+                kept[view * len(self) + start :][: len(part)] = part.to(self.device)
+        return kept, torch.from_numpy(self.labels.astype(np.int64)).to(self.device)
+
+
+_GATHERED = 256
+"""Images whose activations are brought to a device at once."""
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Count the bytes of a device's memory that are free; as many as anybody has where it does not say."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else sys.maxsize
 
 
 def _tensor(values: NDArray[np.floating]) -> Tensor:

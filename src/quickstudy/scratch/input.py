@@ -7,6 +7,7 @@ be saved to go on with the same batches.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from torch import Tensor
 from quickstudy.errors import OptionError
 from quickstudy.images.pixels import PixelSet
 
+_DRAWN_AHEAD = 50
+"""Steps whose random numbers are brought to a GPU together: 4 MB at 2,000 images a step."""
 _ORDER, _DISTORTION, _FIRST_FLIP = 1, 2, 3
 """Purposes of random numbers, so that no two draw from the same stream."""
 
@@ -73,6 +76,8 @@ class Pipeline:
         self.labels = torch.from_numpy(data.labels).to(device)
         self.side = data.pixels.shape[1]
         self._orders: dict[int, NDArray[np.int64]] = {}
+        self._ahead: dict[int, tuple[Tensor, Draws]] = {}
+        """Rows and random numbers of the next steps, on a GPU; empty elsewhere."""
         self._first = _generator(seed, _FIRST_FLIP, 0).random(len(data)) < 0.5
 
     def batches(self, steps: range) -> Iterator[Batch]:
@@ -98,6 +103,27 @@ class Pipeline:
 
     def make(self, step: int) -> Batch:
         """Make this replica's part of the batch of one step."""
+        if self.pixels.device.type == "cpu":
+            chosen, draws = self._draw(step)
+        else:
+            if step not in self._ahead:
+                self._draw_ahead(step)
+            chosen, draws = self._ahead.pop(step)
+        return Batch(
+            step=step,
+            images=augment(
+                self.pixels,
+                chosen,
+                draws,
+                self.augmentation,
+                self.moments,
+                side=self.augmentation.output_side(self.side),
+            ),
+            labels=self.labels[chosen],
+        )
+
+    def _draw(self, step: int) -> tuple[Tensor, Draws]:
+        """Draw this replica's rows and random numbers of a step, on the processor."""
         epochs, rows = self._places(step)
         draws = draw(
             self.augmentation,
@@ -106,20 +132,22 @@ class Pipeline:
             epochs=epochs,
             first=self._first[rows],
         )
-        rows = rows[self.part]
-        chosen = torch.from_numpy(rows).to(self.pixels.device)
-        return Batch(
-            step=step,
-            images=augment(
-                self.pixels,
-                chosen,
-                draws[self.part],
-                self.augmentation,
-                self.moments,
-                side=self.augmentation.output_side(self.side),
-            ),
-            labels=self.labels[chosen],
-        )
+        return torch.from_numpy(rows[self.part]), draws[self.part]
+
+    def _draw_ahead(self, step: int) -> None:
+        """Draw those of many steps, and bring them to the GPU together: each transfer waits for all that is queued."""
+        device = self.pixels.device
+        found = [self._draw(number) for number in range(step, step + _DRAWN_AHEAD)]
+        size = len(found[0][0])
+        rows = torch.cat([rows for rows, _ in found]).to(device).split(size)
+        together = {
+            name: torch.cat([vars(draws)[name] for _, draws in found]).to(device).split(size)
+            for name in vars(found[0][1])
+        }
+        self._ahead = {
+            step + number: (rows[number], Draws(**{name: values[number] for name, values in together.items()}))
+            for number in range(_DRAWN_AHEAD)
+        }
 
     def rows(self, step: int) -> NDArray[np.int64]:
         """Numbers of the training images in the batch of a step, over all replicas."""
@@ -156,7 +184,7 @@ def evaluation_batches(
         part = torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch])).to(device)
         rows = torch.arange(len(part), device=device)
         side = part.shape[1]
-        draws = centred(augmentation, len(part), side=side)
+        draws = centred(augmentation, len(part), side=side).on(device)
         yield augment(part, rows, draws, augmentation, moments, side=augmentation.output_side(side))
 
 
@@ -208,22 +236,26 @@ class Augmentation:
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """The random numbers of one batch of n images."""
+    """The random numbers of one batch of n images, on the device where it is made."""
 
-    tops: NDArray[np.int64]
+    tops: Tensor
     """First row of each crop, in pixels from the upper end of the margin."""
-    lefts: NDArray[np.int64]
+    lefts: Tensor
     """First column of each crop, in pixels from the left end of the margin."""
-    mirrored: NDArray[np.bool_]
+    mirrored: Tensor
     """Whether each image is mirrored."""
-    brightness: NDArray[np.float32]
+    brightness: Tensor
     """Value that is added to each image's pixels, of 255."""
-    contrast: NDArray[np.float32]
+    contrast: Tensor
     """Factor of each image's differences from the means of its channels."""
 
     def __getitem__(self, part: slice) -> Draws:
         """Take the numbers of some of the images."""
         return Draws(**{name: values[part] for name, values in vars(self).items()})
+
+    def on(self, device: torch.device | str) -> Draws:
+        """Give the same numbers on a device."""
+        return Draws(**{name: values.to(device) for name, values in vars(self).items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,24 +307,25 @@ def draw(
     if augmentation.alternate:
         coins = first ^ (epochs % 2 == 1)
     low, high = augmentation.contrast
+    brightness = generator.uniform(-augmentation.brightness, augmentation.brightness, n).astype(np.float32)
     return Draws(
-        tops=tops,
-        lefts=lefts,
-        mirrored=coins & augmentation.flip,
-        brightness=generator.uniform(-augmentation.brightness, augmentation.brightness, n).astype(np.float32),
-        contrast=generator.uniform(low, high, n).astype(np.float32),
+        tops=torch.from_numpy(tops),
+        lefts=torch.from_numpy(lefts),
+        mirrored=torch.from_numpy(coins & augmentation.flip),
+        brightness=torch.from_numpy(brightness),
+        contrast=torch.from_numpy(generator.uniform(low, high, n).astype(np.float32)),
     )
 
 
 def centred(augmentation: Augmentation, n: int, *, side: int) -> Draws:
     """What evaluation uses instead of random numbers, for n images of this side without a margin: the plain centre."""
-    offset = np.full(n, (side - augmentation.output_side(side)) // 2)
+    offset = torch.full((n,), (side - augmentation.output_side(side)) // 2)
     return Draws(
         tops=offset,
         lefts=offset,
-        mirrored=np.zeros(n, np.bool_),
-        brightness=np.zeros(n, np.float32),
-        contrast=np.ones(n, np.float32),
+        mirrored=torch.zeros(n, dtype=torch.bool),
+        brightness=torch.zeros(n),
+        contrast=torch.ones(n),
     )
 
 
@@ -315,7 +348,7 @@ def augment(
     Args:
         pixels: all images, N×H×W×C with their margins, uint8, on any device.
         rows: numbers of the images to pick, n on the same device.
-        draws: random numbers for these n; their places count from the corner of the margin.
+        draws: random numbers for these n, on the same device; their places count from the corner of the margin.
         augmentation: how the random numbers are used.
         moments: mean and deviation of the training set's channels, for `standardise="set"`.
         side: height and width of the squares that are cut out, in pixels.
@@ -324,17 +357,19 @@ def augment(
         n×C×side×side float32, channels last in memory.
     """
     device, (_, height, width, channels) = pixels.device, pixels.shape
-    tops, lefts = torch.from_numpy(draws.tops).to(device), torch.from_numpy(draws.lefts).to(device)
     # A line of a crop is one piece of memory: a view that has such a piece at every pixel makes picking them a copy of
     # whole lines, twenty times as fast as picking pixels.
     length = side * channels
     pieces = pixels.reshape(-1).as_strided((pixels.numel() // channels - side + 1, length), (channels, 1))
-    lines = (rows * height + tops)[:, None] + torch.arange(side, device=device)
-    crops = pieces.index_select(0, (lines * width + lefts[:, None]).reshape(-1))
+    lines = (rows * height + draws.tops)[:, None] + torch.arange(side, device=device)
+    crops = pieces.index_select(0, (lines * width + draws.lefts[:, None]).reshape(-1))
     crops = crops.reshape(len(rows), side, side, channels)
-    flipped = torch.from_numpy(np.flatnonzero(draws.mirrored)).to(device)
-    if len(flipped):
-        crops[flipped] = crops[flipped].flip(2)
+    if device.type == "cpu":
+        flipped = draws.mirrored.nonzero().flatten()
+        if len(flipped):
+            crops[flipped] = crops[flipped].flip(2)
+    else:  # the number of those would have to be waited for
+        crops = torch.where(draws.mirrored[:, None, None, None], crops.flip(2), crops)
     scale, offset = _affine(crops.reshape(len(rows), side * side, channels), draws, augmentation, moments)
     images = crops.reshape(len(rows), side, length).to(torch.float32)
     images.mul_(scale.repeat(1, side)[:, None]).add_(offset.repeat(1, side)[:, None])
@@ -344,8 +379,7 @@ def augment(
 def _affine(crops: Tensor, draws: Draws, augmentation: Augmentation, moments: Moments) -> tuple[Tensor, Tensor]:
     """Factors and offsets, n×C each, that amount to brightness, contrast and standardisation of n×(H·W)×C crops."""
     device = crops.device
-    brightness = torch.from_numpy(draws.brightness).to(device)[:, None]
-    contrast = torch.from_numpy(draws.contrast).to(device)[:, None]
+    brightness, contrast = draws.brightness[:, None], draws.contrast[:, None]
     n, places, channels = crops.shape
     if augmentation.standardise == "image" or augmentation.contrast != (1.0, 1.0):
         # Exact sums, so that the result does not depend on the order in which a machine adds.
@@ -364,9 +398,15 @@ def _affine(crops: Tensor, draws: Draws, augmentation: Augmentation, moments: Mo
         deviation = deviation.clamp(min=1 / math.sqrt(places * channels))
         scale, offset = scale / deviation, (offset - overall) / deviation
     elif augmentation.standardise == "set":
-        centre = torch.tensor(moments.mean, dtype=torch.float64, device=device)
-        spread = torch.tensor(moments.deviation, dtype=torch.float64, device=device)
+        centre, spread = _placed(moments, device)
         scale, offset = scale / spread, (offset - centre) / spread
     else:
         scale, offset = scale / 255, offset / 255
     return scale.float(), offset.float()
+
+
+@functools.lru_cache(maxsize=16)
+def _placed(moments: Moments, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Bring moments to a device, once."""
+    mean, deviation = (torch.tensor(values, dtype=torch.float64) for values in (moments.mean, moments.deviation))
+    return mean.to(device), deviation.to(device)

@@ -70,7 +70,7 @@ class Replica:
     @property
     def device(self) -> torch.device:
         """The device that this replica computes on."""
-        return torch.device(self.device_type, self.local_rank) if self.device_type == "cuda" else torch.device("cpu")
+        return torch.device("cpu") if self.device_type == "cpu" else torch.device(self.device_type, self.local_rank)
 
 
 def choose_device(name: str = "auto") -> str:

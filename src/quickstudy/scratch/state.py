@@ -101,6 +101,8 @@ class TrainingState:
             classes: number of classes.
             device: where the network computes.
         """
+        self.recipe = recipe
+        """What is trained, and how."""
         self.clock = Clock()
         """Time that the run takes; only the training loop tells it anything."""
         torch.manual_seed(recipe.seed)
@@ -146,8 +148,9 @@ class TrainingState:
     def decay_loss(self, weight_decay: float) -> Tensor:
         """What weight decay adds to the loss: its factor times half the sum of squares."""
         flat = [weight.detach().flatten() for weight in self.decayed] if weight_decay else []
-        squares = [weights.dot(weights) for weights in flat]
-        return weight_decay / 2 * torch.stack(squares).sum() if squares else torch.zeros(())
+        if not flat:
+            return torch.zeros((), device=self.smoothed.device)
+        return weight_decay / 2 * torch.stack([weights.dot(weights) for weights in flat]).sum()
 
     def gradient_norms(self) -> dict[str, float]:
         """Norm of each trained parameter's gradient in the last step, by name; brought from a GPU in one piece."""
@@ -157,13 +160,13 @@ class TrainingState:
 
     def smooth_losses(self, cross_entropy: Tensor, decay: Tensor) -> Tensor:
         """Take a step's losses into their moving averages; the result is the losses themselves, as in `LOSS_TERMS`."""
-        losses = torch.stack((cross_entropy + decay, cross_entropy, decay.to(cross_entropy.device)))
+        losses = torch.stack((cross_entropy + decay, cross_entropy, decay))
         self.smoothed = torch.lerp(losses, self.smoothed, _LOSS_DECAY) if len(self.smoothed) else losses.clone()
         return losses
 
     def is_finite(self) -> bool:
         """Whether all parameters are numbers."""
-        return all(bool(torch.isfinite(parameter).all()) for parameter in self.network.parameters())
+        return bool(torch.stack([torch.isfinite(parameter).all() for parameter in self.network.parameters()]).all())
 
     def averages_applied(self, wanted: bool = True) -> AbstractContextManager[None]:
         """The network has the averages inside this context, where the recipe has them and they are wanted."""

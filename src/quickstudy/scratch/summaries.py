@@ -7,6 +7,7 @@ faster than by `SummaryWriter.add_histogram`.
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -122,6 +123,7 @@ class RunLog:
         """
         self.state, self.settings, self.report = state, settings, report if writes else None
         self.batch_size = pipeline.batch
+        self.compiled = state.recipe.optimiser.compiled
         self.summaries: Summaries | None = None
         if not writes:
             return
@@ -142,6 +144,12 @@ class RunLog:
         step = batch.step + 1
         if self.summaries is not None and self._summary_is_due(step):
             self.summaries.images(step, "images", batch.images)
+            if self.compiled:  # nobody can look into compiled code, so a copy of the network does the same
+                network = copy.deepcopy(self.state.network)
+                with torch.no_grad(), self.summaries.activations(step, network):
+                    network(batch.images)
+                yield
+                return
             with self.summaries.activations(step, self.state.network):
                 yield
         else:
@@ -290,12 +298,13 @@ class Summaries:
         self.scalars(step, sparsity)
 
     def graph(self, network: nn.Module, images: Tensor) -> None:
-        """Write the network's graph, traced with one image in evaluation mode."""
+        """Write the network's graph, traced on the processor with one image in evaluation mode."""
         if self.writer is None:
             return
+        network = copy.deepcopy(network).to("cpu")
         with evaluation_mode(network), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the tracer: shapes become constants, as they should in a picture
-            self.writer.add_graph(network, images[:1])
+            self.writer.add_graph(network, images[:1].cpu())
 
 
 def _bucket(values: Tensor) -> Tensor:

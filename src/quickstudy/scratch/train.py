@@ -256,7 +256,7 @@ class _Training:
             for batch in self.pipeline.batches(range(state.step, state.step if state.ended else self.steps)):
                 rate = recipe.schedule.at(batch.step, steps=self.steps, steps_per_epoch=steps_per_epoch)
 
-                with log.forward(batch), self._autocast():
+                with self._autocast(), log.forward(batch):
                     logits = network(batch.images)
                 cross_entropy = functional.cross_entropy(
                     logits.float(), batch.labels, label_smoothing=recipe.optimiser.label_smoothing
@@ -309,11 +309,12 @@ class _Training:
     def _wrapped_network(self) -> nn.Module:
         """The network as steps call it: compiled where asked for, and averaging gradients where there are replicas."""
         network: nn.Module = self.state.network
-        if self.recipe.optimiser.compiled and self.device.type == "cuda":
-            network.compile()
         if self.replica.world > 1:
-            places = [self.device.index] if self.device.type == "cuda" else None
+            places = None if self.device.type == "cpu" else [self.device.index]
             network = nn.parallel.DistributedDataParallel(network, device_ids=places)
+        if self.recipe.optimiser.compiled:
+            # Beside the network, which stays as it is for all else: summaries trace it, and evaluation has other sizes.
+            network = torch.compile(network)  # type: ignore[assignment]
         return network
 
     def _autocast(self) -> AbstractContextManager[object]:

@@ -1,0 +1,148 @@
+"""A device that is none: tensors on `standin` compute on the processor, and refuse those that were left there.
+
+It is made with PyTorch's Python backend, so tensors say `standin:0`, `.to` and factories bring them there, and
+gradients flow as on a GPU. An operator that meets tensors of both places raises, like a GPU's, with one exception: as
+on a GPU, single numbers may come from the processor. Indices may not, which a GPU allows: they make it wait. What comes
+back to the processor is counted by `waits`. It cannot be unmade, so only tests that need it import this.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import return_and_correct_aliasing
+from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
+
+DEVICE = "standin"
+_CROSSING = ("aten::copy_", "aten::_copy_from")
+"""Operators whose tensors may be in two places: they bring values from one to the other."""
+_counted: list[str] = []
+
+
+class _Module(_DummyBackendModule):
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16]
+
+    def get_rng_state(self, device: object = None) -> Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: Tensor, device: object = None) -> None:
+        torch.set_rng_state(state)
+
+    def is_autocast_enabled(self) -> bool:
+        return torch.is_autocast_enabled(DEVICE)
+
+
+class StandIn(Tensor):
+    """A tensor on the stand-in device, around one on the processor that has its values."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> StandIn:
+        made: StandIn = torch.Tensor._make_wrapper_subclass(
+            cls,
+            inner.shape,
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            device=torch.device(DEVICE, 0),
+        )
+        made.inner = inner
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["inner"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner: dict[str, Tensor], *_: object) -> StandIn:
+        return StandIn(inner["inner"])
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.inner.detach().__reduce_ex__(protocol)  # a checkpoint is read onto the processor
+
+    def __repr__(self, **_: object) -> str:
+        return f"StandIn({self.inner!r})"
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(operator, *args, **kwargs or {})
+
+
+def _run(operator: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run an operator on the processor, and say where its results are."""
+    name = operator._schema.name
+    tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
+    here = [isinstance(tensor, StandIn) for tensor in tensors]
+    left = [tuple(tensor.shape) for tensor, is_here in zip(tensors, here, strict=True) if not is_here and tensor.ndim]
+    if left and any(here) and name not in _CROSSING:
+        raise RuntimeError(f"{name} got tensors on {DEVICE}:0 and on cpu, of the shapes {left}")
+    devices = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, torch.device)]
+    back = bool(devices) and devices[0].type == "cpu"  # from the device to the processor
+    if name == "aten::_local_scalar_dense" or back or (name == "aten::copy_" and not here[0]):
+        _counted.append(name)
+    inside = {key: value for key, value in kwargs.items() if key != "pin_memory"}
+    result = operator(*tree_map(_inner, args), **tree_map(_inner, inside))
+    if back:
+        return result.clone()
+    wrapped = tree_map(lambda value: StandIn(value) if isinstance(value, Tensor) else value, result)
+    if name == "aten::copy_" and not here[0]:
+        return args[0]
+    return return_and_correct_aliasing(operator, args, kwargs, wrapped)
+
+
+def _inner(value: Any) -> Any:
+    """Give what a value is on the processor."""
+    if isinstance(value, torch.device):
+        return torch.device("cpu")
+    return value.inner if isinstance(value, StandIn) else value
+
+
+@contextmanager
+def waits() -> Iterator[list[str]]:
+    """Note inside this context, by operator, what made the processor wait for the device."""
+    before = len(_counted)
+    found: list[str] = []
+    yield found
+    found += _counted[before:]
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    _setup_privateuseone_for_python_backend(DEVICE, backend_module=_Module())
+_library = torch.library.Library("_", "IMPL")
+_library.fallback(_run, "PrivateUse1")
+_library.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+
+
+def _lowered(operator: Any) -> Any:
+    """Make an operator that multiplies in the type that autocast asks for, as GPUs do."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        dtype = torch.get_autocast_dtype(DEVICE)
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)):
+            return operator(*tree_map(lambda value: _cast(value, dtype), args), **kwargs)
+
+    return run
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+_aten = torch.library.Library("aten", "IMPL")
+for _name in ("conv2d", "linear", "matmul"):
+    _aten.impl(_name, _lowered(getattr(torch.ops.aten, _name).default), "AutocastPrivateUse1")
+for _operator in (torch.ops.aten.arange.default, torch.ops.aten.arange.start, torch.ops.aten.arange.start_step):
+    # torch's own changes the size of an empty tensor, which one that stands around another cannot follow.
+    _aten.impl(_operator, functools.partial(_run, _operator), "PrivateUse1")
