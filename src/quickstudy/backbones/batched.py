@@ -140,7 +140,7 @@ class BatchedPrefix:
         if kept is None or kept[0].shape[1:] != shape:
             on_a_gpu = self._device.type == "cuda"
             buffer = torch.zeros((self.batch, *shape), dtype=torch.uint8, pin_memory=on_a_gpu)
-            stream = torch.cuda.Stream(self._device) if on_a_gpu else None
+            stream = torch.cuda.Stream(self._device) if on_a_gpu else None  # type: ignore[no-untyped-call]
             kept = self._of_thread.kept = (buffer, stream)
         buffer, stream = kept
         return buffer, contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
