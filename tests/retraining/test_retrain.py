@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import quickstudy
-from quickstudy.bottlenecks import extraction, looks
+from quickstudy.bottlenecks import carrying, looks
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import HeadError, ImageSetError, ModelError, OptionError, QuickstudyError
 from quickstudy.images import census
@@ -586,6 +586,6 @@ def test_the_second_run_of_anything_reads_no_image_file(
         return model.read_bytes(), len(audit.images), quickstudy.report(model, cache=cache).name
 
     first = run()
-    for module in (census, extraction, looks):
+    for module in (census, carrying, looks):
         monkeypatch.setattr(module, "read_image_file", lambda path: pytest.fail(f"{path} is read again"))
     assert run() == first

@@ -108,6 +108,13 @@ class BatchedPrefix:
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
 
+    def network(self, images: Tensor) -> Tensor:
+        """Compute bottlenecks (N × shape of the cut) of images on the device (uint8, N × the shape of an input)."""
+        lower = self._precision is not torch.float32
+        with torch.inference_mode(), torch.autocast(self._device.type, self._precision, enabled=lower):
+            result: Tensor = self._run(images)
+        return result
+
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Compute the bottlenecks (N × shape of the cut) of images (uint8, N × the shape of an input)."""
         parts = [self._compute(images[start : start + self.batch]) for start in range(0, len(images), self.batch)]
@@ -122,9 +129,8 @@ class BatchedPrefix:
         there = whole.numpy()
         there[: len(images)] = images
         there[len(images) :] = 0
-        lower = self._precision is not torch.float32
-        with torch.inference_mode(), stream, torch.autocast(self._device.type, self._precision, enabled=lower):
-            bottlenecks = self._run(whole.to(self._device, non_blocking=True))[: len(images)].float()
+        with torch.inference_mode(), stream:
+            bottlenecks = self.network(whole.to(self._device, non_blocking=True))[: len(images)].float()
             result: NDArray[np.float32] = bottlenecks.cpu().numpy()  # which waits, so the buffer may be filled again
         return result
 
@@ -134,7 +140,7 @@ class BatchedPrefix:
         if kept is None or kept[0].shape[1:] != shape:
             on_a_gpu = self._device.type == "cuda"
             buffer = torch.zeros((self.batch, *shape), dtype=torch.uint8, pin_memory=on_a_gpu)
-            stream = torch.cuda.Stream(self._device) if on_a_gpu else None
+            stream = torch.cuda.Stream(self._device) if on_a_gpu else None  # type: ignore[no-untyped-call]
             kept = self._of_thread.kept = (buffer, stream)
         buffer, stream = kept
         return buffer, contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)

@@ -17,6 +17,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import math
 import mmap
 import os
 import signal
@@ -174,16 +175,17 @@ class Preparers:
             apart: whether processes do the work, where the system can; threads of this one do it if not.
         """
         self._spec, self._distortions = spec, distortions
-        self._order = {"spec": spec.to_dict(), "distortions": asdict(distortions), "shape": (blocks, rows, *spec.shape)}
+        shape = (blocks, rows, *spec.shape)
+        self._order = {"spec": spec.to_dict(), "distortions": asdict(distortions), "shape": shape}
         apart = apart and hasattr(os, "memfd_create") and bool(sys.executable)
-        size = int(np.prod(self._order["shape"]))
+        size = math.prod(shape)
         self._memory = os.memfd_create("quickstudy-views") if apart else None
         if self._memory is None:
             mapped = mmap.mmap(-1, size)
         else:
             os.ftruncate(self._memory, size)
             mapped = mmap.mmap(self._memory, size)
-        self.blocks: NDArray[np.uint8] = np.frombuffer(mapped, np.uint8).reshape(self._order["shape"])
+        self.blocks: NDArray[np.uint8] = np.frombuffer(mapped, np.uint8).reshape(shape)
         """Memory of the blocks: blocks × rows × the shape of an input."""
         self._mine = threading.local()
         self._lock = threading.Lock()
@@ -283,7 +285,7 @@ def serve() -> None:
     settle_own_process()
     order = json.loads(sys.stdin.buffer.readline())
     spec, distortions = InputSpec.from_dict(order["spec"]), Distortions(**order["distortions"])
-    memory = mmap.mmap(int(sys.argv[1]), int(np.prod(order["shape"])))
+    memory = mmap.mmap(int(sys.argv[1]), math.prod(order["shape"]))
     blocks = np.frombuffer(memory, np.uint8).reshape(order["shape"])
     sys.stdout.buffer.write(_BEGUN)
     sys.stdout.buffer.flush()

@@ -38,7 +38,10 @@ def command(
         list[str] | None, typer.Option("--set", help="Change any option of the recipe: NAME=VALUE.")
     ] = None,
     devices: Annotated[
-        int, typer.Option(min=1, help="Number of devices on this machine to train on, in data parallel.")
+        int,
+        typer.Option(
+            "--devices", "--num_gpus", min=1, help="Number of devices on this machine to train on, in data parallel."
+        ),
     ] = 1,
     device: Annotated[str, typer.Option(help="Kind of device: auto, cpu or cuda.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Threads that prepare batches.")] = 16,

@@ -139,9 +139,9 @@ class Pipeline:
         device = self.pixels.device
         found = [self._draw(number) for number in range(step, step + _DRAWN_AHEAD)]
         size = len(found[0][0])
-        rows = torch.cat([rows for rows, _ in found]).to(device).split(size)
+        rows = torch.split(torch.cat([rows for rows, _ in found]).to(device), size)
         together = {
-            name: torch.cat([vars(draws)[name] for _, draws in found]).to(device).split(size)
+            name: torch.split(torch.cat([vars(draws)[name] for _, draws in found]).to(device), size)
             for name in vars(found[0][1])
         }
         self._ahead = {

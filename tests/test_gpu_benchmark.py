@@ -1,0 +1,98 @@
+"""The benchmark for GPUs runs on a processor in miniature, keeps to its limits, and goes on where a section fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
+SECTIONS = ["extract", "finetune", "cifar94", "sweep", "classic", "scaling"]
+
+PEER = """
+import torch
+import torchvision.transforms as T
+
+normalize = T.Normalize(torch.tensor((0.5, 0.5, 0.5)), torch.tensor((0.2, 0.2, 0.2)))
+data = torch.load("cifar10/test.pt")
+images = normalize((data["images"].half() / 255).permute(0, 3, 1, 2))
+assert images.shape[1:] == (3, 32, 32) and len(data["labels"]) == len(images)
+print("|  run     |  epoch  |  train_acc  |  val_acc  |  tta_val_acc  |  time_seconds  |")
+for run in ["warmup", *range(200)]:
+    print(f"|  {run}  |  0  |  0.1  |  0.2  |    |  1.0  |")
+    print("|    |  eval  |  0.1000  |  0.2000  |  0.9400  |  2.5000  |")
+"""
+
+
+def write_cifar10(folder: Path) -> Path:
+    folder.mkdir()
+    draws = np.random.Generator(np.random.PCG64(0))
+    for name in (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"):
+        records = draws.integers(0, 256, (40, 3073), np.uint8)
+        records[:, 0] = np.arange(40) % 10
+        (folder / name).write_bytes(records.tobytes())
+    return folder
+
+
+def write_mnist(folder: Path) -> Path:
+    folder.mkdir()
+    draws = np.random.Generator(np.random.PCG64(1))
+    for kind in ("train", "t10k"):
+        pixels = draws.integers(0, 256, (60, 28, 28), np.uint8)
+        labels = (np.arange(60) % 10).astype(np.uint8)
+        head = np.array([2051, 60, 28, 28], ">u4").tobytes()
+        (folder / f"{kind}-images-idx3-ubyte").write_bytes(head + pixels.tobytes())
+        (folder / f"{kind}-labels-idx1-ubyte").write_bytes(np.array([2049, 60], ">u4").tobytes() + labels.tobytes())
+    return folder
+
+
+def measured(photos: Path, tmp_path: Path, *options: str) -> dict[str, Any]:
+    (tmp_path / "peer.py").write_text(PEER)
+    places = {
+        "photos": photos,
+        "cifar": write_cifar10(tmp_path / "cifar"),
+        "mnist": write_mnist(tmp_path / "mnist"),
+        "peer": tmp_path / "peer.py",
+        "json": tmp_path / "gpu.json",
+    }
+    given = [part for name, place in places.items() for part in (f"--{name}", str(place))]
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--small", *given, *options]
+    subprocess.run(command, check=True, timeout=590)
+    values: dict[str, Any] = json.loads((tmp_path / "gpu.json").read_text())
+    assert values["machine"]["cores"] >= 1
+    return values["sections"]
+
+
+def test_a_section_tells_what_it_finds(photos: Path, tmp_path: Path) -> None:
+    found = measured(photos, tmp_path, "--only", "scaling")["scaling"]
+    assert "error" not in found
+    assert found["images_per_second"]["decoding_processes"]["1"] > 0
+    assert found["share_of_linear"]["decoding_processes"]["1"] == 1
+
+
+def test_a_section_that_takes_too_long_is_ended_and_the_next_one_told(photos: Path, tmp_path: Path) -> None:
+    found = measured(photos, tmp_path, "--only", "classic", "--only", "sweep", "--limit", "1.5")
+    assert found["classic"]["error"].startswith("took longer")
+    assert "no time was left" in found["sweep"]["error"]
+
+
+@pytest.mark.slow
+def test_all_of_it_in_miniature(photos: Path, tmp_path: Path) -> None:
+    found = measured(photos, tmp_path)
+    assert list(found) == SECTIONS
+    assert {name: values["error"] for name, values in found.items() if "error" in values} == {}
+    assert {"bare_images_per_second", "from_memory_3_threads_images_per_second"} <= found["extract"].keys()
+    assert found["extract"]["folder_to_store_1_images_per_second"] > 0
+    assert found["finetune"]["processor_seconds_an_epoch"] > 0
+    cifar = found["cifar94"]
+    assert (cifar["peer_accuracy"], cifar["peer_training_seconds"]["median"]) == (0.94, 2.5)
+    assert len(cifar["eager_rows"]) == 2
+    assert found["sweep"]["workers_1_seconds"] > 0
+    assert found["classic"]["cpu_images_per_second"] > 0
