@@ -67,16 +67,17 @@ def test_without_a_class_token_it_is_the_mean(tmp_path: Path) -> None:
         import_onnx(path, preprocessing=TORCH, tokens=Tokens(take="cls"))
 
 
-def test_blocks_are_cuts_and_levels_are_of_patches(tmp_path: Path) -> None:
-    path, images = save_vit(tmp_path / "vit.onnx", blocks=3), photos()
+@pytest.mark.parametrize("registers", [0, 4])
+def test_blocks_are_cuts_and_levels_are_of_patches(tmp_path: Path, registers: int) -> None:
+    path, images = save_vit(tmp_path / "vit.onnx", blocks=3, registers=registers), photos()
     added, imported = add_from(BackboneSource(place=str(path), preprocessing=TORCH), tmp_path / "cache")
     assert imported.cuts == ("stem", "block_1", "block_2", "block_3", "features")
-    assert [cut.shape for cut in added.cuts[1:]] == [(17, WIDTH)] * 3 + [(2 * WIDTH,)]
+    assert [cut.shape for cut in added.cuts[1:]] == [(17 + registers, WIDTH)] * 3 + [(2 * WIDTH,)]
     work = [cut.multiply_adds for cut in added.cuts]
     assert work == sorted(work)
     assert work[1] < work[2] < work[3]
     graph = onnx.load(added.path)
-    block = run(graph, "block_2", images).astype(np.float64)[:, 1:]
+    block = run(graph, "block_2", images).astype(np.float64)[:, 1 + registers :]
     names = [level.name for level in added.levels]
     starts = np.cumsum([0, *(level.width for level in added.levels)])
     levels = run(graph, "levels", images)

@@ -231,7 +231,7 @@ def _token_blocks(graph: onnx.GraphProto, sums: Sequence[str]) -> list[str]:
         added = [node for node in ancestors(graph, name) if node.output[0] not in before]
         before.update(node.output[0] for node in added)
         operators = {node.op_type for node in added}
-        if not operators & {"Softmax", "Attention"} and operators & set(WEIGHTED):
+        if not operators & {"Softmax", "Attention"} and operators & {"MatMul", "Gemm"}:
             ends.append(name)
     return ends or list(sums)
 

@@ -218,7 +218,8 @@ def import_onnx(
     widen(model)
     image = find_image_input(model, size=size, usual_size=usual_size, layout=layout)
     given_by = model.graph.output[0].name
-    pooling = _pooling(model, image, features or given_by, tokens or Tokens())
+    tokens_in = features or given_by
+    pooling = _pooling(model, image, tokens_in, tokens or Tokens())
     session = open_session(model.SerializeToString())
     pools_output = pooling is not None and not features
 
@@ -229,7 +230,7 @@ def import_onnx(
         return pooling.apply(results) if pooling is not None and pools_output else results
 
     if pooling is not None:
-        pooled = append_pooling(model, features or given_by, pooling)
+        pooled = append_pooling(model, tokens_in, pooling)
         if pools_output:
             model.graph.output[0].CopyFrom(onnx.ValueInfoProto(name=pooled))
         features = pooled
@@ -244,7 +245,10 @@ def import_onnx(
         classes=classes,
         own_classes=own,
     )
-    said = {"output": of_several, "tokens": "" if pooling is None else str(pooling)}
+    said = {"output": of_several}
+    if pooling is not None:
+        width = imported.found["features"].partition(", from ")[0]
+        said |= {"features": f"{width}, from '{tokens_in}'", "tokens": str(pooling)}
     return replace(
         imported,
         name=name_of(path.stem),

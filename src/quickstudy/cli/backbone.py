@@ -36,7 +36,8 @@ def add(
     source: Annotated[
         str,
         typer.Argument(
-            help="keras:NAME (in keras.applications), timm:NAME, hf:OWNER/REPO[@REVISION][:FILE], FILE.onnx or packed FILE."
+            help="keras:NAME (in keras.applications), timm:NAME, hf:OWNER/REPO[@REVISION][:FILE], or a file: .onnx, or what "
+            "'backbone pack' has written."
         ),
     ],
     name: Annotated[str | None, typer.Option(help="Name of the new backbone [default: made from SOURCE].")] = None,
