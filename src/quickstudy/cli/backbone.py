@@ -36,7 +36,7 @@ def add(
     source: Annotated[
         str,
         typer.Argument(
-            help="keras:NAME (in keras.applications), timm:NAME, hf:OWNER/REPO[@REVISION][:FILE], or a file: .onnx, or what "
+            help="keras:NAME (in keras.applications), timm:NAME, hf:OWNER/REPO[@REVISION][:FILE], FILE.onnx, or what "
             "'backbone pack' has written."
         ),
     ],
