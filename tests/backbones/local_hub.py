@@ -23,6 +23,8 @@ class Repository:
     """What requests for it are answered with."""
     code: str = ""
     """The header X-Error-Code beside it."""
+    gated_files: bool = False
+    """Whether everybody may see the listing, but not fetch files."""
     cut_once: bool = False
     """Whether the first answer with a large file ends in the middle."""
     served: Mapping[str, bytes] = field(default_factory=dict)
@@ -111,6 +113,8 @@ class LocalHub:
 
     def _resolve(self, request: BaseHTTPRequestHandler, name: str, found: Repository, revision: str, file: str) -> None:
         headers = {"X-Repo-Commit": found.commit}
+        if found.gated_files:
+            return self._send(request, 403, b"", {**headers, "X-Error-Code": "GatedRepo"})
         if revision not in (*found.revisions, found.commit):
             return self._send(request, 404, b"", {**headers, "X-Error-Code": "RevisionNotFound"})
         if file not in found.files:

@@ -91,6 +91,8 @@ def test_a_network_comes_with_all_that_its_repository_says(tmp_path: Path, hub: 
     assert added.licence == "apache-2.0"
     assert added.input.size == SIZE
     assert added.input.crop == SIZE / 40
+    assert added.reading(16, "crop").input == added.input
+    assert added.reading(16, "squash").input.crop == 1
     assert added.cut_shape == (2 * WIDTH,)
     assert "bicubic" in imported.found["resizing"]
     assert "4 registers" in imported.found["tokens"]
@@ -223,6 +225,7 @@ def test_a_file_of_another_size_is_refused(tmp_path: Path, hub: LocalHub) -> Non
         (Repository({}, status=404, code="RepoNotFound"), BackboneError, "check the name"),
         (Repository({}, status=401), BackboneError, "hf auth login"),
         (Repository({}, status=403, code="GatedRepo"), BackboneError, "accept its terms"),
+        (Repository({"model.onnx": b"0"}, gated_files=True), BackboneError, "accept its terms"),
         (Repository({}, status=429), DownloadError, "wait"),
         (Repository({"model.safetensors": b"0"}), BackboneError, "optimum-cli export onnx"),
         (Repository({}, revisions=("main",)), BackboneError, "commit, branch or tag"),
