@@ -30,8 +30,9 @@ _PLACE = re.compile(r"hf:(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[^:@\s]+)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CONFIGS = ("config.json", "preprocessor_config.json")
 _MOST_JSON_BYTES = 10 << 20
-# An import holds the graph as it came, as it becomes, in a message and in two sessions at once.
-_COPIES = 5
+# An import holds the graph as it came, as it becomes, in messages and in sessions: measured, the 88 MB of a ViT-S/14
+# take 1.0 GB.
+_COPIES = 10
 # Files that a repository of several is likely to mean, best first; towers for images before whole two-tower networks.
 _USUAL = ("onnx/vision_model.onnx", "vision_model.onnx", "onnx/model.onnx", "model.onnx")
 
