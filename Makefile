@@ -15,7 +15,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-versio
 	touch $@
 
 .venv/dev: .venv/core
-	$(INSTALL) --editable '.[dev,train,ray,keras,lite2,audit,serve,coreml,openvino,heic]'
+	$(INSTALL) --editable '.[dev,train,ray,keras,lite2,audit,serve,coreml,openvino,heic,hub]'
 	touch $@
 
 demo: .venv/core

@@ -86,8 +86,8 @@ def photos(count: int = 3, size: int = SIZE) -> Array:
     return np.random.Generator(np.random.PCG64(5)).integers(0, 256, (count, size, size, 3), np.uint8)
 
 
-def run(model: onnx.ModelProto | Path, tensor: str, given: Array) -> Array:
-    """What a tensor of a graph with one input holds, in ONNX Runtime, without any of quickstudy's code."""
+def run(model: onnx.ModelProto | Path, tensor: str, given: Array | dict[str, Array]) -> Array:
+    """What a tensor of a graph holds, in ONNX Runtime, without any of quickstudy's code; inputs go by name or alone."""
     import onnxruntime
 
     model = onnx.load(model) if isinstance(model, Path) else model
@@ -95,7 +95,7 @@ def run(model: onnx.ModelProto | Path, tensor: str, given: Array) -> Array:
         model = onnx.ModelProto.FromString(model.SerializeToString())
         model.graph.output.append(onnx.ValueInfoProto(name=tensor))
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run([tensor], {session.get_inputs()[0].name: given})[0]
+    return session.run([tensor], given if isinstance(given, dict) else {session.get_inputs()[0].name: given})[0]
 
 
 def softmax(x: Array) -> Array:

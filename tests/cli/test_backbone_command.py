@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import sys
 from dataclasses import replace
@@ -55,6 +56,31 @@ def write_network(path: Path, *, size: int | str = 32, classes: int = 3) -> None
         "net",
         [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["N", 3, size, size])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", classes])],
+        constants,
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def write_tokens(path: Path) -> None:
+    """N×3×32×32 to N×17×8: patches of 8×8 pixels, and a class token before them."""
+    draws = np.random.Generator(np.random.PCG64(0))
+    shapes = {"kernel": (8, 3, 8, 8), "class": (1, 1, 8), "scale": (8,)}
+    constants = [numpy_helper.from_array(draws.normal(0, 0.2, s).astype(np.float32), n) for n, s in shapes.items()]
+    lists = {"grid": [0, 8, 16], "room": [0, 1, 0, 0, 0, 0]}
+    constants += [numpy_helper.from_array(np.array(values), name) for name, values in lists.items()]
+    nodes = [
+        helper.make_node("Conv", ["pixel_values", "kernel"], ["map"], strides=[8, 8]),
+        helper.make_node("Reshape", ["map", "grid"], ["rows"]),
+        helper.make_node("Transpose", ["rows"], ["patches"], perm=[0, 2, 1]),
+        helper.make_node("Pad", ["patches", "room"], ["padded"]),
+        helper.make_node("Add", ["padded", "class"], ["embedded"]),
+        helper.make_node("LayerNormalization", ["embedded", "scale"], ["last_hidden_state"], axis=-1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tokens",
+        [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["N", 3, 32, 32])],
+        [helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, ["N", 17, 8])],
         constants,
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
@@ -230,3 +256,33 @@ def test_a_keras_application_is_asked_for_with_its_options(
     done = run("backbone", "add", "keras:VGG16", "--weights", "own.h5", "--no-top", "--size", "64")
     assert done.out.splitlines()[0].startswith("Added vgg16 from keras:VGG16 (")
     assert asked == {"application": "VGG16", "weights": Path("own.h5"), "top": False, "size": 64, "classes": None}
+
+
+def test_tokens_packed_and_taken_elsewhere(here: Path, run: Run) -> None:
+    write_tokens(here / "tokens.onnx")
+    told = ("--preprocessing", "tf", "--tokens", "mean")
+    added = json.loads(run("backbone", "add", "tokens.onnx", *told, "--json").out)
+    assert added["features"] == "8, from 'last_hidden_state'"
+    assert added["tokens"].startswith("the mean of the patches, of 17 tokens")
+    packed = json.loads(run("backbone", "pack", "tokens", "-o", "one.backbone", "--json").out)
+    assert packed["bytes"] == (here / "one.backbone").stat().st_size
+    done = run("backbone", "add", "one.backbone", "--name", "same")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("Added same from tokens.onnx (")
+    assert json.loads(run("backbone", "show", "same", "--json").out)["fingerprint"] == added["fingerprint"]
+    wrong = run("backbone", "add", "one.backbone", "--size", "32")
+    assert wrong.code == 2
+    assert "leave out all options but --name" in wrong.err
+    unknown = run("backbone", "add", "tokens.onnx", "--preprocessing", "tf", "--tokens", "last")
+    assert unknown.code == 2
+    assert "there are: cls: the class token; mean: the mean of the patches" in unknown.err
+
+
+def test_a_network_of_the_hub_needs_its_extra(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "huggingface_hub" else find(name))
+    done = run("backbone", "add", "hf:somebody/network")
+    assert done.code == 2
+    assert installation_of("hub") in done.err
+    misnamed = run("backbone", "add", "hf:network")
+    assert "hf:OWNER/REPO" in misnamed.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,15 @@ def test_several_squares_are_refused(tmp_path: Path) -> None:
         write_core_ml(fitted(tmp_path, "tiles2"), tmp_path / "small.mlpackage")
 
 
-def fitted(folder: Path, fit: Fit) -> Path:
+def test_the_middle_of_the_square_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"the middle 87.5 % of each photo, which Vision does not cut out; retrain"):
+        write_core_ml(fitted(tmp_path, "crop", crop=0.875), tmp_path / "small.mlpackage")
+
+
+def fitted(folder: Path, fit: Fit, *, crop: float = 1) -> Path:
     """A model of the small backbone with this fit, and a head of random weights."""
     net = add_small_backbone(folder / "cache").reading(16, fit)
+    net = replace(net, input=replace(net.input, crop=crop))
     draws = np.random.Generator(np.random.PCG64(0))
     head = LinearHead(weights=draws.normal(size=(24, 3)).astype(np.float32), biases=np.zeros(3, np.float32))
     write_model(folder / "fitted.onnx", net, head, classes=("a", "b", "c"), training={})

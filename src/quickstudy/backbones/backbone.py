@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 JOINED = "+"
 """What stands between the names of backbones that are taken side by side."""
+HUB = "hf:"
+"""What stands before the name of a network on the hub of Hugging Face."""
 _MOST_JOINED = 3
 # Raised when what is written here changes, so that what an older version wrote is made anew.
 _BUILD = 5
@@ -57,6 +59,8 @@ class Backbone:
     """The groups of features that the tensor `levels` holds, last features first; none where the graph has no maps."""
     origin: str = ""
     """Where the weights come from, for people."""
+    licence: str = ""
+    """Licence of the weights, as their source names it; empty where it does not."""
     top1: float | None = None
     """Published accuracy of these weights on ImageNet, in percent; None where it is not known."""
 
@@ -92,21 +96,30 @@ class Backbone:
         return tuple(level.width for level in groups) or self.cut_shape
 
     def reading(self, bits: int, fit: Fit = "crop") -> Backbone:
-        """Return this backbone, for images that are fitted so, and of whose levels beyond 8 bits so many bits count."""
-        return replace(self, input=replace(self.input, bits=bits, fit=fit))
+        """Return this backbone, for images that are fitted so, and of whose levels beyond 8 bits so many bits count.
+
+        Where the network is for the middle of an image only, that is for the fit `crop`; the others show all of it.
+        """
+        crop = self.input.crop if fit == "crop" else 1.0
+        return replace(self, input=replace(self.input, bits=bits, fit=fit, crop=crop))
 
 
 def load_backbone(name: str, cache: Path) -> Backbone:
-    """Find a backbone in the cache folder, or build it from its weights package.
+    """Find a backbone in the cache folder, build it from its weights package, or fetch it from the hub.
 
     Raises:
-        BackboneError: the name is unknown, or its weights package is missing.
+        BackboneError: the name is unknown, or its weights package is missing, or the network cannot be imported.
+        DownloadError: the network is on the hub, which cannot be reached.
         WriteError: the cache folder cannot be written.
         UnsafeFileError: the weights are not what they should be.
     """
     if JOINED in name:
         return _join(name, cache)
-    if (found := _find(name, cache)) is not None:
+    if name.startswith(HUB):
+        from quickstudy.backbones.sources import from_hub
+
+        return from_hub(name, cache)[0]
+    if (found := find_backbone(name, cache)) is not None:
         return found
     if name not in PUBLISHED:
         if (_folder(cache) / f"{name}.json").exists():
@@ -134,8 +147,9 @@ def _join(name: str, cache: Path) -> Backbone:
             f"'{name}' names {len(names)} backbones; expected 2 or 3 different ones, such as {JOINED.join(PUBLISHED)}"
         )
     parts = [load_backbone(one, cache) for one in names]
+    name = JOINED.join(part.name for part in parts)
     origin = ", ".join(f"{part.name} {part.fingerprint[:12]}" for part in parts)
-    if (found := _find(name, cache)) is not None and found.origin == origin:
+    if (found := find_backbone(name, cache)) is not None and found.origin == origin:
         return found
     import onnx
 
@@ -170,6 +184,8 @@ def add_backbone(
     origin: str,
     top1: float | None = None,
     levels: Sequence[Level] | None = None,
+    prefix_tokens: int = 0,
+    licence: str = "",
 ) -> Backbone:
     """Keep a graph as a backbone, in place of any other of this name.
 
@@ -183,6 +199,8 @@ def add_backbone(
         origin: where the weights come from, for people.
         top1: published accuracy of the weights on ImageNet, in percent, where known.
         levels: the groups of features in the graph's tensor `levels`; left out, that tensor is added.
+        prefix_tokens: number of a transformer's tokens that are no patches, and come first.
+        licence: of the weights, as their source names it; empty where it does not.
 
     Raises:
         BackboneError: the graph lacks one of the cuts.
@@ -194,7 +212,7 @@ def add_backbone(
     if levels is None:
         from quickstudy.backbones.levels import add_levels
 
-        levels = add_levels(graph, described)
+        levels = add_levels(graph, described, prefix=prefix_tokens)
     path = _folder(cache) / f"{name}.onnx"
     try:
         write_bytes_atomically(path, graph.SerializeToString(deterministic=True))
@@ -202,6 +220,7 @@ def add_backbone(
             "build": _BUILD,
             "sha256": sha256_of_file(path),
             "origin": origin,
+            "licence": licence,
             "top1": top1,
             "input": input_spec.to_dict(),
             "cuts": [as_values(cut) for cut in described],
@@ -248,7 +267,7 @@ def _folder(cache: Path) -> Path:
     return cache / "backbones"
 
 
-def _find(name: str, cache: Path) -> Backbone | None:
+def find_backbone(name: str, cache: Path) -> Backbone | None:
     """Find what the cache has under this name; None where it is not whole, or not of this version."""
     path = _folder(cache) / f"{name}.onnx"
     try:
@@ -283,5 +302,6 @@ def _from_note(name: str, path: Path, note: Mapping[str, Any]) -> Backbone:
         cuts=cuts,
         levels=tuple(read_record(Level, values) for values in note["levels"]),
         origin=str(note["origin"]),
+        licence=str(note.get("licence", "")),
         top1=None if note["top1"] is None else float(note["top1"]),
     )

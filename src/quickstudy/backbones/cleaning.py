@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -21,6 +21,9 @@ from quickstudy.backbones.graphs import shapes_of
 from quickstudy.errors import BackboneError
 
 BATCH = "N"
+IMAGE_OUTPUTS = ("image_embeds", "last_hidden_state", "pooler_output")
+"""Names of outputs, as transformers gives them, of which one is taken where there are several; best first."""
+_PADS_ARE_INPUTS = 11  # the first opset in which they are
 _IR_VERSION = 8  # at least: before 4, initializers had to be inputs, too
 
 
@@ -68,14 +71,20 @@ def widen(model: onnx.ModelProto) -> bool:
     return found
 
 
-def choose_output(model: onnx.ModelProto, name: str | None) -> None:
-    """Let a graph give one output alone, the one of this name.
+def choose_output(model: onnx.ModelProto, name: str | None, preferred: Sequence[str] = IMAGE_OUTPUTS) -> str:
+    """Let a graph give one output alone, the one of this name, and say which of several it is.
+
+    Left out, the name is that of the only output or, where there are several, the first of those preferred.
+
+    Returns:
+        What was chosen of what, for people; empty where there was no choice.
 
     Raises:
-        BackboneError: there is none, or there are several and none is named.
+        BackboneError: there is none, or there are several and none is named or known.
     """
     outputs = {info.name: info for info in model.graph.output}
     listed = ", ".join(f"'{one}'" for one in outputs)
+    name = name or next((known for known in preferred if known in outputs), None)
     if name is None and len(outputs) > 1:
         raise BackboneError(f"The network has {len(outputs)} outputs: {listed}; choose one with --output")
     if name is not None and name not in outputs:
@@ -85,6 +94,7 @@ def choose_output(model: onnx.ModelProto, name: str | None) -> None:
     kept.CopyFrom(chosen)
     del model.graph.output[:]
     model.graph.output.append(kept)
+    return f"'{kept.name}', of {listed}" if len(outputs) > 1 else ""
 
 
 def refuse_training_mode(model: onnx.ModelProto) -> None:
@@ -166,7 +176,12 @@ def join_batch_norms(model: onnx.ModelProto) -> None:
 
 
 def free_batch(model: onnx.ModelProto) -> None:
-    """Let the graph of one image take any number: the first side of what is reshaped follows from what comes in."""
+    """Let the graph of one image take any number.
+
+    The first side of what is reshaped follows from what comes in, and constants that were joined to an image's values,
+    such as a class token to the patches, are added instead, which any number of images can be.
+    """
+    _add_what_is_joined(model)
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for number, node in enumerate(graph.node):
@@ -183,6 +198,63 @@ def free_batch(model: onnx.ModelProto) -> None:
         for side in info.type.tensor_type.shape.dim[:1]:
             side.dim_param = BATCH
     del graph.value_info[:]
+
+
+def _add_what_is_joined(model: onnx.ModelProto) -> None:
+    """Write a concatenation with constants of one image as padding with zeros and an addition, to the same bits."""
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    opset = next(entry.version for entry in model.opset_import if not entry.domain)
+    bound = [
+        node
+        for node in graph.node
+        if node.op_type == "Concat"
+        and node.attribute[0].i > 0
+        and {name in constants for name in node.input} == {True, False}
+        and all(constants[name].dims[:1] == [1] for name in node.input if name in constants)
+    ]
+    if not bound or opset < _PADS_ARE_INPUTS:
+        return
+    shapes = shapes_of(model)
+    nodes = []
+    for node in graph.node:
+        if node not in bound or any(name not in shapes for name in node.input if name not in constants):
+            nodes.append(node)
+            continue
+        axis, output = node.attribute[0].i, node.output[0]
+        sides = [[1, *shapes[name]] if name not in constants else list(constants[name].dims) for name in node.input]
+        parts = [
+            numpy_helper.to_array(constants[name]) if name in constants else np.zeros(side, np.float32)
+            for name, side in zip(node.input, sides, strict=True)
+        ]
+        graph.initializer.append(numpy_helper.from_array(np.concatenate(parts, axis=axis), f"{output}/joined"))
+        # Zeros make room for constants: behind what comes before them or, for the first, before what comes first.
+        room: list[list[Any]] = []
+        waiting = 0
+        for name, side in zip(node.input, sides, strict=True):
+            if name not in constants:
+                room.append([name, waiting, 0])
+                waiting = 0
+            elif room:
+                room[-1][2] += side[axis]
+            else:
+                waiting += side[axis]
+        padded = []
+        for number, (name, front, behind) in enumerate(room):
+            if front or behind:
+                pads = np.zeros((2, len(sides[0])), np.int64)
+                pads[:, axis] = front, behind
+                made = f"{output}/padded_{number}"
+                graph.initializer.append(numpy_helper.from_array(pads.ravel(), f"{made}/by"))
+                nodes.append(helper.make_node("Pad", [name, f"{made}/by"], [made], name=made))
+                name = made
+            padded.append(name)
+        if len(padded) > 1:
+            whole = f"{output}/padded"
+            nodes.append(helper.make_node("Concat", padded, [whole], name=whole, axis=axis))
+            padded = [whole]
+        nodes.append(helper.make_node("Add", [padded[0], f"{output}/joined"], [output], name=output))
+    _replace_nodes(graph, nodes)
 
 
 def rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
@@ -265,6 +337,7 @@ def _replace_nodes(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> N
 LAYOUTS = ("NCHW", "NHWC")
 """The orders of an image's axes: N images, C channels, H rows, W columns."""
 _LARGEST_SIDE = 4096
+_TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,12 +356,15 @@ class ImageInput:
     """The number of images at a time that the file is made for; None for any."""
 
 
-def find_image_input(model: onnx.ModelProto, *, size: int | None = None, layout: str | None = None) -> ImageInput:
+def find_image_input(
+    model: onnx.ModelProto, *, size: int | None = None, usual_size: int | None = None, layout: str | None = None
+) -> ImageInput:
     """Find the one input of a network that takes images.
 
     Args:
         model: as it came.
         size: side of the square in pixels, where the file leaves it open.
+        usual_size: the same, where nobody says it.
         layout: `NCHW` or `NHWC`, where the shape leaves it open.
 
     Raises:
@@ -297,6 +373,11 @@ def find_image_input(model: onnx.ModelProto, *, size: int | None = None, layout:
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [info for info in model.graph.input if info.name not in constants]
     described = ", ".join(f"'{info.name}' ({'×'.join(str(side) for side in _sides(info))})" for info in inputs)
+    if texts := [info.name for info in inputs if info.name in _TEXT_INPUTS]:
+        raise BackboneError(
+            f"The network takes {described}: '{texts[0]}' is text. Expected a network for images alone; take a file "
+            "with the image tower, such as vision_model.onnx, or name an output of it with --output"
+        )
     if len(inputs) != 1:
         raise BackboneError(f"The network takes {len(inputs)} inputs: {described or 'none'}; expected one, the image")
     sides, name, kind = _sides(inputs[0]), inputs[0].name, inputs[0].type.tensor_type.elem_type
@@ -318,6 +399,8 @@ def find_image_input(model: onnx.ModelProto, *, size: int | None = None, layout:
     if len(known) > 1:
         raise BackboneError(f"The network takes {described}; expected squares. Export it with a square input")
     if size is None and not known:
+        size = usual_size
+    if size is None and not known:
         raise BackboneError(f"The network takes {described}, of any size; choose one with --size, such as --size 224")
     if size is not None and known not in (set(), {size}):
         raise BackboneError(
@@ -336,7 +419,7 @@ def _sides(info: onnx.ValueInfoProto) -> list[int | str]:
 
 
 def _layout_of(sides: Sequence[int | str], described: str) -> str:
-    first, last = sides[1] in (1, 3), sides[3] in (1, 3)
+    first, last = (side in (1, 3) or (isinstance(side, str) and "channel" in side) for side in (sides[1], sides[3]))
     if first == last:
         raise BackboneError(
             f"The network takes {described}; say which side the channels are with --layout NCHW or NHWC"

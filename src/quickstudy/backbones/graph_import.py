@@ -69,6 +69,10 @@ class Imported:
     """Names in the order of the probabilities; none where it does not classify."""
     difference: float
     """Largest difference from the original on seeded images, as a share of the largest value."""
+    prefix_tokens: int = 0
+    """Number of a transformer's tokens that are no patches, and come first."""
+    licence: str = ""
+    """Licence of the weights, as their source names it; empty where it does not."""
     found: dict[str, str]
     """What was found out about the network, for people: input, preprocessing, features, classes."""
 

@@ -193,7 +193,7 @@ def block_ends(model: onnx.ModelProto, features: str) -> list[tuple[str, bool]]:
 
     Between two layers with weights, that is the smallest tensor that everything passes through. Within a chain, the
     widened inside of a block is left out: what is larger than its neighbours, or no smaller than one of the three
-    before it and soon falls to half its size.
+    before it and soon falls to half its size. Among tokens, it is the sums in which a transformer's blocks end.
     """
     graph, shapes = model.graph, shapes_of(model)
     producers = {name: node for node in graph.node for name in node.output}
@@ -214,7 +214,26 @@ def block_ends(model: onnx.ModelProto, features: str) -> list[tuple[str, bool]]:
             candidates.append((name, meets, size))
         work = cut
     sizes = [size for _, _, size in candidates]
-    return [(name, meets) for number, (name, meets, _) in enumerate(candidates) if meets or not _inside(sizes, number)]
+    maps = [(name, meets) for number, (name, meets, _) in enumerate(candidates) if meets or not _inside(sizes, number)]
+    sums = [name for name in names if len(shapes.get(name, ())) == 2 and _meets(producers[name], shapes, graph)]
+    return [*maps, *((name, True) for name in _token_blocks(graph, sums))]
+
+
+def _token_blocks(graph: onnx.GraphProto, sums: Sequence[str]) -> list[str]:
+    """Choose the ends of a transformer's blocks among the sums on its way, given in order.
+
+    A block adds twice to what it was given: what attention found, and then what the layers behind it made of each
+    token. Its end is the sum that no softmax, attention's, is just before; where no sum is of that kind, all are ends.
+    """
+    before: set[str] = set()
+    ends = []
+    for name in sums:
+        added = [node for node in ancestors(graph, name) if node.output[0] not in before]
+        before.update(node.output[0] for node in added)
+        operators = {node.op_type for node in added}
+        if not operators & {"Softmax", "Attention"} and operators & {"MatMul", "Gemm"}:
+            ends.append(name)
+    return ends or list(sums)
 
 
 def _inside(sizes: Sequence[int], number: int) -> bool:

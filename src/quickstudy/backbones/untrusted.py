@@ -179,6 +179,18 @@ def _embed_external_data(model: onnx.ModelProto, path: Path) -> None:
         tensor.raw_data = data
 
 
+def outside_files(model: onnx.ModelProto) -> list[str]:
+    """List the files that a graph names as homes of its weights, as it names them, each once."""
+    found = {
+        entry.value: None
+        for tensor in tensors_of(model)
+        if tensor.data_location == TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return list(found)
+
+
 def _beside(path: Path, location: str) -> Path:
     """Find the file that `location` names, in the folder of `path` or in one below.
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -14,6 +14,7 @@ from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Cache, Engine, Json
 from quickstudy.cli.usage import Commands
 from quickstudy.extras import installation_of
+from quickstudy.options import pasted
 
 if TYPE_CHECKING:
     from quickstudy.backbones.backbone import Backbone
@@ -32,7 +33,13 @@ _BYTES_A_VALUE = 2  # float16, as the store keeps them
 
 @app.command("add", epilog="Example: quickstudy backbone add keras:MobileNetV3Small")
 def add(
-    source: Annotated[str, typer.Argument(help="keras:NAME (a name in keras.applications), timm:NAME or FILE.onnx.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="keras:NAME (in keras.applications), timm:NAME, hf:OWNER/REPO[@REVISION][:FILE], FILE.onnx, or what "
+            "'backbone pack' has written."
+        ),
+    ],
     name: Annotated[str | None, typer.Option(help="Name of the new backbone [default: made from SOURCE].")] = None,
     weights: Annotated[
         Path | None,
@@ -61,7 +68,19 @@ def add(
     features: Annotated[
         str | None, typer.Option(help="Tensor of the penultimate layer's output [default: found by itself].")
     ] = None,
-    output: Annotated[str | None, typer.Option(help="The output to use, if a file has several.")] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            help="The output to use, if a file has several [default: image_embeds, last_hidden_state or pooler_output]."
+        ),
+    ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            help="What to take of a transformer's tokens: cls, mean (of the patches) or both [default: as its family "
+            "does]."
+        ),
+    ] = None,
     classes: Annotated[
         Path | None,
         typer.Option(
@@ -73,8 +92,10 @@ def add(
     as_json: Json = False,
 ) -> None:
     """Make a backbone from a network, compare it with the original, and keep it."""
+    from quickstudy.backbones.packing import add_packed, is_packed
     from quickstudy.backbones.preprocessing import choose_preprocessing
     from quickstudy.backbones.sources import BackboneSource, add_from, read_classes
+    from quickstudy.errors import BackboneError
     from quickstudy.files import cache_folder
 
     wanted = BackboneSource(
@@ -86,13 +107,47 @@ def add(
         preprocessing=choose_preprocessing(preprocessing, value_range=value_range, mean=mean, std=std),
         features=features or "",
         output=output,
+        tokens=tokens or "",
         classes=read_classes(classes) if classes is not None else None,
     )
+    if is_packed(Path(source)):
+        if wanted != BackboneSource(place=source):
+            raise BackboneError(f"'{source}' holds a backbone as it was packed; leave out all options but --name")
+        packed = add_packed(Path(source), cache_folder(cache), name=name)
+        if as_json:
+            print_json(_describe(packed))
+        else:
+            _print_unpacked(packed)
+        return
     added, imported = add_from(wanted, cache_folder(cache), name=name)
     if as_json:
         print_json({**_describe(added), **imported.found, "difference": imported.difference})
     else:
-        _print_added(added, imported)
+        print_added(added, imported)
+
+
+@app.command("pack", epilog="Example: quickstudy backbone pack efficientnet_lite0 -o lite0.backbone")
+def pack(
+    name: Annotated[str, typer.Argument(help="A backbone's name, as 'quickstudy backbone list' shows it, or hf:….")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file to write [default: NAME.backbone].")
+    ] = None,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Write a backbone to one file, which 'quickstudy backbone add FILE' takes on a machine without a network."""
+    from quickstudy.backbones.backbone import load_backbone
+    from quickstudy.backbones.packing import pack_backbone
+    from quickstudy.files import cache_folder
+
+    backbone = load_backbone(name, cache_folder(cache))
+    path = output or Path(f"{backbone.name}.backbone")
+    pack_backbone(backbone, path)
+    if as_json:
+        print_json({**_describe(backbone), "packed": str(path), "bytes": path.stat().st_size})
+    else:
+        print(f"Packed {backbone.name}, from {backbone.origin}, as {path} ({path.stat().st_size / 1e6:.1f} MB)")
+        print(f"Next, where it is to go:  {pasted('backbone', 'add', path)}")
 
 
 @app.command("list", epilog="Example: quickstudy backbone list --json")
@@ -224,6 +279,7 @@ def _describe(backbone: Backbone) -> dict[str, Any]:
     return {
         "name": backbone.name,
         "origin": backbone.origin,
+        "licence": backbone.licence or None,
         "input_size": backbone.input.size,
         "megabytes": round(backbone.path.stat().st_size / 1e6, 1),
         "features": backbone.cuts[-1].values,
@@ -235,12 +291,21 @@ def _describe(backbone: Backbone) -> dict[str, Any]:
     }
 
 
-def _print_added(added: Backbone, imported: Imported) -> None:
-    print(f"Added {added.name} from {added.origin} ({added.path.stat().st_size / 1e6:.1f} MB)")
+def print_added(added: Backbone, imported: Imported, *, file: TextIO | None = None) -> None:
+    """Print what was found out about a network that has become a backbone, to `file` or the standard output."""
+    print(f"Added {added.name} from {added.origin} ({added.path.stat().st_size / 1e6:.1f} MB)", file=file)
     for what, value in imported.found.items():
-        print(f"  {what:<13}  {value}")
-    print(f"  {'cuts':<13}  {', '.join(cut.name for cut in added.cuts)}")
-    print(f"  {'verified':<13}  differs from the original by {imported.difference:.1e} of the largest value")
+        print(f"  {what:<13}  {value}", file=file)
+    print(f"  {'cuts':<13}  {', '.join(cut.name for cut in added.cuts)}", file=file)
+    told = f"differs from the original by {imported.difference:.1e} of the largest value"
+    print(f"  {'verified':<13}  {told}", file=file)
+    print(f"\nNext:  quickstudy retrain photos/ --backbone {added.name}", file=file)
+
+
+def _print_unpacked(added: Backbone) -> None:
+    print(f"Added {added.name} from {added.origin} ({added.path.stat().st_size / 1e6:.1f} MB)")
+    print(f"  {'licence':<13}  {added.licence or 'not stated'}")
+    print(f"  {'verified':<13}  the graph has the hash with which it was packed")
     print(f"\nNext:  quickstudy retrain photos/ --backbone {added.name}")
 
 

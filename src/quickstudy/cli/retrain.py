@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,6 +57,7 @@ def command(
     from quickstudy.cli.display import progress_for
     from quickstudy.retraining.retrain import retrain
 
+    _fetch_from_hub(config.network, cache)
     result = retrain(images, output, config, ray=ray, store=store, cache=cache, progress=progress_for(quiet=quiet))
     seconds = time.perf_counter() - started
     written = None
@@ -72,6 +74,21 @@ def command(
             f"Report: {written or pasted('report', result.model)}"
             + (f"  ({result.previous.report} is about the previous model)" if result.previous and stale else "")
         )
+
+
+def _fetch_from_hub(network: str, cache: Path | None) -> None:
+    """Fetch what is to come from the hub before all else, and tell on the error stream what was found out about it."""
+    from quickstudy.backbones.backbone import HUB, JOINED
+    from quickstudy.files import cache_folder
+
+    for place in network.split(JOINED):
+        if place.startswith(HUB):
+            from quickstudy.backbones.sources import from_hub
+            from quickstudy.cli.backbone import print_added
+
+            added, imported = from_hub(place, cache_folder(cache))
+            if imported is not None:
+                print_added(added, imported, file=sys.stderr)
 
 
 def _print_summary(result: RetrainResult, images: Path, seconds: float, *, ray: str | None, verbose: bool) -> None:

@@ -109,6 +109,11 @@ def write_core_ml(model: Path, path: Path) -> CoreMLPackage:
             f"'{model}' takes {loaded.input.tiles} squares of each photo, which Vision does not cut out; retrain with "
             "--fit crop, pad or squash, or export it otherwise"
         )
+    if loaded.input.crop != 1:
+        raise ModelError(
+            f"'{model}' sees the middle {100 * loaded.input.crop:g} % of each photo, which Vision does not cut out; "
+            "retrain with --fit pad or squash, which show all of it, or export it otherwise"
+        )
     loaded.verify()
     images = golden_images(loaded.input)
     expected = loaded.predict_pixels(images)

@@ -1,0 +1,356 @@
+"""Fetches networks from the hub of Hugging Face, by `huggingface_hub`, as its users know it.
+
+Its cache, token (`hf auth login`, `HF_TOKEN`), mirror (`HF_ENDPOINT`), offline mode (`HF_HUB_OFFLINE`) and progress
+bars are its own. A name such as `hf:onnx-community/dinov2-small-ONNX` stands for the newest commit, which is looked up
+once and kept with the backbone. Only ONNX files, weights that they name beside themselves, and two JSON files are
+fetched or opened, whatever else a repository holds. Files are compared with the hash that the hub lists for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from quickstudy.backbones.backbone import HUB
+from quickstudy.backbones.untrusted import MOST_BYTES, first_line, outside_files, parse_onnx
+from quickstudy.errors import BackboneError, DownloadError, UnsafeFileError
+from quickstudy.extras import require
+from quickstudy.files import sha256_of_file
+
+_PLACE = re.compile(r"hf:(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[^:@\s]+))?(:(?P<path>[^:\s]+))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_CONFIGS = ("config.json", "preprocessor_config.json")
+_MOST_JSON_BYTES = 10 << 20
+# An import holds the graph as it came, as it becomes, in messages and in sessions: measured, the 88 MB of a ViT-S/14
+# take 1.0 GB.
+_COPIES = 10
+# Files that a repository of several is likely to mean, best first; towers for images before whole two-tower networks.
+_USUAL = ("onnx/vision_model.onnx", "vision_model.onnx", "onnx/model.onnx", "model.onnx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubPlace:
+    """The place of a network on the hub."""
+
+    repository: str
+    """Name of the repository, OWNER/NAME."""
+    revision: str | None = None
+    """A commit, branch or tag; None for the newest commit of the main branch."""
+    path: str | None = None
+    """The ONNX file in the repository; None where it is to be chosen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Listed:
+    """A file of a repository, as the hub lists it."""
+
+    size: int | None
+    """Number of bytes; None where it is not known, as offline."""
+    digest: str
+    """SHA-256 of a large file (64 digits) or git's hash of another (40); empty where it is not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Repository:
+    """A repository at one commit."""
+
+    place: HubPlace
+    """What was asked for."""
+    commit: str
+    """The commit, 40 hexadecimal digits."""
+    files: Mapping[str, _Listed]
+    """Its files by name, or those that the cache has."""
+    licence: str
+    """Its licence, as its authors state it; empty where they do not, or offline."""
+    cached: bool
+    """Whether all this is from the hub's cache on this machine, since the hub cannot be reached."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetched:
+    """A network from the hub, on this machine."""
+
+    graph: Path
+    """The ONNX file, with its weights beside it."""
+    origin: str
+    """Place of the file, with the commit."""
+    licence: str
+    """Licence of the repository, as its authors state it; empty where they do not, or offline."""
+    choice: str
+    """The file that was chosen, and the others, for people; empty where there was no choice."""
+    config: Mapping[str, Any]
+    """What `config.json` holds; empty where there is none."""
+    preprocessor: Mapping[str, Any]
+    """What `preprocessor_config.json` holds; empty where there is none."""
+
+
+def parse_place(text: str) -> HubPlace:
+    """Read a place on the hub: `hf:OWNER/REPO[@REVISION][:path/in/repo.onnx]`.
+
+    Raises:
+        BackboneError: it is none.
+    """
+    found = _PLACE.fullmatch(text)
+    if found is None or ".." in text:
+        raise BackboneError(
+            f"'{text}' is no place on the hub; expected hf:OWNER/REPO[@REVISION][:path/in/repo.onnx], such as "
+            "hf:onnx-community/dinov2-small-ONNX"
+        )
+    return HubPlace(repository=found["repository"], revision=found["revision"], path=found["path"])
+
+
+@contextlib.contextmanager
+def fetched(place: HubPlace) -> Iterator[Fetched]:
+    """Fetch a network, or take it from the hub's cache where the hub cannot be reached.
+
+    Weights beside the graph are there as long as the context is open.
+
+    Raises:
+        MissingExtraError: `huggingface_hub` is not installed.
+        BackboneError: there is no such repository, revision or file, or it is closed or too large.
+        DownloadError: the hub cannot be reached and its cache has not got it, or what came is not what was listed.
+        UnsafeFileError: the graph asks for files outside its folder.
+    """
+    require("huggingface_hub", extra="hub", what=f"'{HUB}{place.repository}'")
+    repository = _look_up(place)
+    chosen = _choose(place, repository.files)
+    _check_size(repository, [chosen])
+    configs = [_read_json(_get(repository, name)) if name in repository.files else {} for name in _CONFIGS]
+    graph = _get(repository, chosen)
+    beside = _weights_beside(repository, graph, chosen)
+    _check_size(repository, [chosen, *beside.values()])
+    others = sorted(name for name in repository.files if name.endswith(".onnx") and name != chosen)
+    told = f"'{chosen}'; others: {', '.join(others[:6])}{', …' if others[6:] else ''}" if others else ""
+    with tempfile.TemporaryDirectory() if beside else contextlib.nullcontext() as folder:
+        if folder is not None:
+            graph = _put_together(repository, Path(folder), {graph.name: chosen, **beside}) / graph.name
+        yield Fetched(
+            graph=graph,
+            origin=f"{HUB}{place.repository}@{repository.commit}:{chosen}",
+            licence=repository.licence,
+            choice=told,
+            config=configs[0],
+            preprocessor=configs[1],
+        )
+
+
+def _put_together(repository: _Repository, folder: Path, files: Mapping[str, str]) -> Path:
+    """Put files of a repository, given by the names that they are to have, into a folder, and return it.
+
+    Files of the hub's cache are links to blobs elsewhere, which graphs may not follow out of their folder.
+    """
+    for location, name in files.items():
+        source, target = _get(repository, name).resolve(), folder / location
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:  # on another disk
+            shutil.copyfile(source, target)
+    return folder
+
+
+def _look_up(place: HubPlace) -> _Repository:
+    """Ask the hub for the commit, the files and the licence; where it cannot be reached, ask its cache."""
+    from huggingface_hub import HfApi, errors
+
+    try:
+        info = HfApi().model_info(place.repository, revision=place.revision, files_metadata=True)
+    except errors.HfHubHTTPError as error:
+        raise _refusal(place, error) from None
+    except errors.HFValidationError as error:
+        raise BackboneError(f"'{place.repository}' is no name of a repository: {first_line(error)}") from None
+    except Exception as error:  # offline mode, and whatever the transport raises
+        found = _find_cached(place)
+        if found is None:
+            raise DownloadError(
+                f"The hub cannot be reached for '{place.repository}' ({_reason(error)}), and its cache on this machine "
+                "has not got it. Try again with a network, name a mirror with HF_ENDPOINT, or fetch the backbone "
+                "elsewhere: quickstudy backbone add there, backbone pack NAME -o FILE, and backbone add FILE here"
+            ) from None
+        return found
+    files = {
+        one.rfilename: _Listed(size=one.size, digest=(one.lfs.sha256 if one.lfs else one.blob_id) or "")
+        for one in info.siblings or ()
+    }
+    licence = getattr(info.card_data, "license", None) if info.card_data else None
+    return _Repository(
+        place=place,
+        commit=str(info.sha),
+        files=files,
+        licence=licence if isinstance(licence, str) else "",
+        cached=False,
+    )
+
+
+def _find_cached(place: HubPlace) -> _Repository | None:
+    """List what the hub's cache has of a repository, under the commit that its revision was last; None if nothing.
+
+    The layout, `refs` and `snapshots` in a folder for each repository, is the one that its documentation gives.
+    """
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{place.repository.replace('/', '--')}"
+    revision = place.revision or constants.DEFAULT_REVISION
+    try:
+        commit = revision if _COMMIT.fullmatch(revision) else (folder / "refs" / revision).read_text().strip()
+    except OSError:
+        return None
+    snapshot, files = folder / "snapshots" / commit, {}
+    for path in sorted(snapshot.rglob("*")):
+        if path.is_file():
+            blob = path.resolve()
+            digest = blob.name if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name) else ""
+            files[path.relative_to(snapshot).as_posix()] = _Listed(size=blob.stat().st_size, digest=digest)
+    return _Repository(place=place, commit=commit, files=files, licence="", cached=True) if files else None
+
+
+def _choose(place: HubPlace, files: Mapping[str, _Listed]) -> str:
+    """Choose the ONNX file of a repository."""
+    graphs = sorted((name for name in files if name.endswith(".onnx")), key=lambda name: (name.count("/"), name))
+    if place.path is not None:
+        if place.path not in files or not place.path.endswith(".onnx"):
+            raise BackboneError(
+                f"'{place.repository}' has no ONNX file '{place.path}'; it has: {', '.join(graphs) or 'none'}"
+            )
+        return place.path
+    if not graphs:
+        weights = [name for name in files if name.endswith((".safetensors", ".bin", ".msgpack", ".h5"))]
+        raise BackboneError(
+            f"'{place.repository}' has no ONNX file{f' (only {weights[0]})' if weights else ''}. Look on the hub for "
+            f"an ONNX export of it, often onnx-community/{place.repository.partition('/')[2]}-ONNX; or make one: "
+            f"optimum-cli export onnx --model {place.repository} exported/, then: quickstudy backbone add "
+            "exported/model.onnx"
+        )
+    return next((name for name in _USUAL if name in graphs), graphs[0])
+
+
+def _weights_beside(repository: _Repository, graph: Path, chosen: str) -> dict[str, str]:
+    """Find the files that a graph keeps weights in: where it expects them, and their names in the repository."""
+    if graph.stat().st_size > MOST_BYTES:
+        raise UnsafeFileError(f"'{chosen}' is larger than {MOST_BYTES >> 30} GiB; it was not read")
+    found = {}
+    for location in outside_files(parse_onnx(graph.read_bytes(), Path(chosen))):
+        name = (PurePosixPath(chosen).parent / location).as_posix()
+        if PurePosixPath(location).is_absolute() or ".." in PurePosixPath(location).parts or "\\" in location:
+            raise UnsafeFileError(
+                f"'{chosen}' asks for weights in '{location}', outside its folder; they were not read"
+            )
+        if name not in repository.files:
+            raise BackboneError(
+                f"The weights of '{chosen}' are missing: '{repository.place.repository}' has no '{name}'; take another "
+                "of its files, as hf:OWNER/REPO:path/in/repo.onnx"
+            )
+        found[location] = name
+    return found
+
+
+def _check_size(repository: _Repository, names: Sequence[str]) -> None:
+    """Refuse, before it is fetched, what could not be imported."""
+    size = sum(repository.files[name].size or 0 for name in names)
+    smaller = (
+        f"take a smaller file of '{repository.place.repository}', such as one in half precision, or another network"
+    )
+    if size > MOST_BYTES:
+        raise BackboneError(f"'{names[0]}' has {size / 1e9:.1f} GB; at most {MOST_BYTES / 1e9:.1f} are read; {smaller}")
+    if (memory := _memory_bytes()) is not None and size * _COPIES > memory:
+        raise BackboneError(
+            f"'{names[0]}' has {size / 1e9:.1f} GB, and importing it takes some {_COPIES} times as much memory; this "
+            f"machine has {memory / 1e9:.1f} GB; {smaller}"
+        )
+
+
+def _memory_bytes() -> int | None:
+    """Measure the memory of this machine; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _get(repository: _Repository, name: str) -> Path:
+    """Fetch one file, unless the cache has it, and compare it with what the hub lists."""
+    from huggingface_hub import errors, hf_hub_download
+
+    place, local = repository.place, repository.cached
+    try:
+        # By the revision, not by its commit, so that the cache knows it offline, too.
+        path = Path(hf_hub_download(place.repository, name, revision=place.revision, local_files_only=local))
+        if repository.commit not in path.parts:  # somebody has just pushed
+            path = Path(hf_hub_download(place.repository, name, revision=repository.commit, local_files_only=local))
+    except errors.HfHubHTTPError as error:
+        raise _refusal(place, error) from None
+    except Exception as error:  # the transport's, a full disk, sizes that differ
+        raise DownloadError(
+            f"Cannot fetch '{name}' of '{place.repository}': {_reason(error)}; try again, what has come so far is kept"
+        ) from None
+    _verify(place, name, path, repository.files[name])
+    return path
+
+
+def _verify(place: HubPlace, name: str, path: Path, listed: _Listed) -> None:
+    if len(listed.digest) == hashlib.sha256().digest_size * 2:
+        right = sha256_of_file(path) == listed.digest
+    elif listed.digest:
+        data = path.read_bytes()
+        right = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == listed.digest
+    else:
+        right = listed.size in (None, path.stat().st_size)
+    if not right:
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
+        raise DownloadError(
+            f"'{name}' of '{place.repository}' is not the file that the hub lists: its hash or size differs. It was "
+            "removed from the hub's cache; try again"
+        )
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        if path.stat().st_size > _MOST_JSON_BYTES:
+            raise ValueError(f"larger than {_MOST_JSON_BYTES >> 20} MiB")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BackboneError(f"'{path.name}' of the repository cannot be read: {first_line(error)}") from None
+    if not isinstance(values, dict):
+        raise BackboneError(f"'{path.name}' of the repository holds no object but {type(values).__name__}")
+    return values
+
+
+def _refusal(place: HubPlace, error: Exception) -> BackboneError | DownloadError:
+    """Say in few words what the hub answered, and the way out."""
+    from huggingface_hub import errors
+
+    name = place.repository
+    if isinstance(error, errors.GatedRepoError):
+        return BackboneError(
+            f"'{name}' is gated: accept its terms on its page on the hub, then let this machine know you: hf auth "
+            "login, or HF_TOKEN"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return BackboneError(f"'{name}' has no revision '{place.revision}'; expected a commit, branch or tag of it")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return BackboneError(
+            f"The hub has no repository '{name}', or it is private; check the name, and for a private one: hf auth "
+            "login, or HF_TOKEN"
+        )
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 401:
+        return BackboneError(f"The hub does not accept this machine's token for '{name}'; renew it: hf auth login")
+    if status == 429:
+        return DownloadError(
+            f"The hub has had too many requests from here (429); wait, or log in: hf auth login ({name})"
+        )
+    return DownloadError(f"The hub answers {status} for '{name}': {_reason(error)}; try again later")
+
+
+def _reason(error: BaseException) -> str:
+    return first_line(error) or type(error).__name__
