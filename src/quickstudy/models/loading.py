@@ -1,4 +1,4 @@
-"""From a file to a model in use: read, checked before anything of it is run, and opened."""
+"""Loads a model from its file: reads it, checks it before anything of it is run, and opens it."""
 
 from __future__ import annotations
 
