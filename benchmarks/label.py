@@ -1,9 +1,9 @@
 """What labelling in the browser costs and brings: labels needed, milliseconds, and whether its honest figure is honest.
 
-    python benchmarks/label.py labels --data ../shared/data      # oracle against random order, margins, all labelled
+    python benchmarks/label.py labels --data DATA      # oracle against random order, margins, all labelled
     python benchmarks/label.py speed                             # refits, suggestions, choosing
-    python benchmarks/label.py page --data ../shared/data        # a driven browser: load, keypress to next photo
-    python benchmarks/label.py minutes --keys 400 --data ../shared/data   # a key a second, to a model and its test
+    python benchmarks/label.py page --data DATA        # a driven browser: load, keypress to next photo
+    python benchmarks/label.py minutes --keys 400 --data DATA   # a key a second, to a model and its test
 
 An oracle answers with the true labels; the photos that are asked for come from the code that the page uses, one refit
 after each ten answers, where the page refits after each. One in five is drawn at random as a check, as in the page. The
@@ -466,7 +466,7 @@ def measure_minutes(data: Path, keys: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=("labels", "speed", "page", "minutes"))
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--sets", default="clothing,cifar10,mnist")
     parser.add_argument("--library", choices=("modAL", "scikit-activeml"), default="scikit-activeml")

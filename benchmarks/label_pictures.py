@@ -1,6 +1,6 @@
 """Makes the pictures of docs/label.md: a film of screenshots, and the page in light, dark and on a phone.
 
-    python benchmarks/label_pictures.py --data ../shared/data
+    python benchmarks/label_pictures.py --data DATA
 
 The clothing photos are labelled in a driven browser by an oracle, in a folder without labels.
 """
@@ -192,7 +192,7 @@ def still(page: Page, name: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--labels", type=int, default=110)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
