@@ -466,7 +466,7 @@ def measure_minutes(data: Path, keys: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=("labels", "speed", "page", "minutes"))
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=Path(), help="folder of the data sets; speed needs none")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--sets", default="clothing,cifar10,mnist")
     parser.add_argument("--library", choices=("modAL", "scikit-activeml"), default="scikit-activeml")
