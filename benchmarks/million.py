@@ -7,8 +7,8 @@ bits). Then processes of their own, each measured from its start to its end, do 
 `report` do with theirs: open the source, fit the head with the choice of its regularisation, and leave one out. The
 most memory counts everything that the process had in memory at once, pages of the store among it.
 
-Expected before it was first run: 3.5 GB, of which 2.6 GB are the features in 16 bits, and three minutes for the head. The
-first run took 5.3 GB: opening a store left parts of its shards in memory, and five folds side by side their logits.
+Expected before it was first run: 3.5 GB, of which 2.6 GB are the features in 16 bits, and three minutes for the head.
+The first run took 5.3 GB: opening a store left parts of its shards in memory, and five folds side by side their logits.
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ class RetrainConfig:
     separator: Annotated[
         str | None,
         Option(
-            "With --several, split a manifest's labels at this [default: |, ; or ,, whichever there is].",
+            "With --several, split a manifest's labels at this [default: a bar, semicolon or comma, whichever there is].",
             metavar="TEXT",
         ),
     ] = None
