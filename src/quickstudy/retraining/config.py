@@ -155,7 +155,7 @@ class RetrainConfig:
     separator: Annotated[
         str | None,
         Option(
-            "With --several, split a manifest's labels at this [default: a bar, semicolon or comma, whichever there is].",
+            "With --several, split a manifest's labels at this [default: bar, semicolon or comma].",
             metavar="TEXT",
         ),
     ] = None
