@@ -429,7 +429,7 @@ def measure_page(data: Path, count: int, keys: int) -> None:
 
 
 def measure_minutes(data: Path, keys: int) -> None:
-    """By a person's pace, a key a second: the clock from an unlabelled folder to a model, and `evaluate`'s figure."""
+    """Measure a run at a key a second, from an unlabelled folder to a model, and what `evaluate` says of it."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         pile(data / "clothing" / "train", place / "photos")

@@ -16,6 +16,7 @@ from tests_of_labelling import Labelling, Start, act, api, state, truth_of, wait
 
 import quickstudy
 from drawn_photos import draw_photo
+from pages import contrast
 
 sync_api = pytest.importorskip("playwright.sync_api")
 sync_api.expect.set_options(timeout=60_000)
@@ -331,25 +332,6 @@ def test_fits_a_phone_and_can_be_read(
         before = page.locator("#progress-words").inner_text()
         page.locator("#one-classes .class", has_text=name).first.tap()
         expect(page.locator("#progress-words")).not_to_have_text(before)
-
-
-def contrast(page: sync_api.Page, selector: str) -> float:
-    """Of text and what is behind it, as WCAG 2 works it out."""
-    text, behind = page.locator(selector).first.evaluate(
-        """element => {
-            const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
-            let box = element;
-            while (box && numbers(getComputedStyle(box).backgroundColor)[3] === 0) box = box.parentElement;
-            return [numbers(getComputedStyle(element).color), numbers(getComputedStyle(box).backgroundColor)];
-        }"""
-    )
-
-    def luminance(colour: list[float]) -> float:
-        linear = [c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    light, dark = sorted((luminance(text), luminance(behind)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
 
 
 def test_a_screen_reader_is_told_what_happens(page: sync_api.Page, answers: dict[str, str]) -> None:

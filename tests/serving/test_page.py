@@ -15,6 +15,7 @@ from tests_of_serving import Running, Start
 import quickstudy
 from collages import make_collages, write_manifest
 from drawn_photos import draw_photo
+from pages import contrast
 from small_backbones import add_small_backbone
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -202,25 +203,6 @@ def test_fits_a_phone_and_can_be_read(browser: sync_api.Browser, server: Running
             assert box["height"] >= 44
         for selector in ("body", "#about", ".file", "#camera-start", "a", ".classes span"):
             assert contrast(page, selector) >= 4.5, selector
-
-
-def contrast(page: sync_api.Page, selector: str) -> float:
-    """Of text and what is behind it, as WCAG 2 works it out."""
-    text, behind = page.locator(selector).first.evaluate(
-        """element => {
-            const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
-            let box = element;
-            while (box && numbers(getComputedStyle(box).backgroundColor)[3] === 0) box = box.parentElement;
-            return [numbers(getComputedStyle(element).color), numbers(getComputedStyle(box).backgroundColor)];
-        }"""
-    )
-
-    def luminance(colour: list[float]) -> float:
-        linear = [c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    light, dark = sorted((luminance(text), luminance(behind)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
 
 
 def test_asks_for_the_token(browser: sync_api.Browser, start: Start, trained: Path, photo: Path) -> None:

@@ -131,7 +131,7 @@ def extract_on_cluster(
         raise
     except ray.exceptions.RayError as error:
         raise ClusterError(
-            f"The cluster was lost ({_first_line(error)}). "
+            f"The cluster was lost ({first_line(error)}). "
             "What was computed is kept, and the same command continues from there"
         ) from error
     finally:
@@ -181,7 +181,8 @@ def finished_blocks(order: Order, blocks: list[pa.Table], workers: int) -> Gener
         ray.kill(ledger)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Take the first line of an error of Ray's; the name of its kind where it says nothing."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 

@@ -18,7 +18,7 @@ from quickstudy.models.format import (
     examine_seal,
     features_in,
 )
-from quickstudy.models.model import Model
+from quickstudy.models.model import Model, first_line
 from quickstudy.models.properties import (
     answer_in,
     check_signature,
@@ -101,7 +101,7 @@ def load_bytes(data: bytes, path: Path, *, with_features: bool = False) -> Model
         raise ModelError(reason if str(path) in reason else f"'{path}' cannot be loaded: {reason}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ModelError(
-            f"'{path}' is an ONNX file, but not a model that quickstudy wrote ({_first_line(error)}); "
+            f"'{path}' is an ONNX file, but not a model that quickstudy wrote ({first_line(error)}); "
             "retrain, or use its own tools"
         ) from None
     return Model(
@@ -127,7 +127,7 @@ def roles_of_file(path: Path) -> Roles | None:
     try:
         return roles_in(metadata_of_file(path))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"'{path}' is not a model that retrain wrote ({_first_line(error)}); name one") from None
+        raise ModelError(f"'{path}' is not a model that retrain wrote ({first_line(error)}); name one") from None
 
 
 def metadata_of_file(path: Path) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def metadata_of_file(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ModelError(f"Cannot read the model '{path}': {error.strerror}") from None
     except (BackboneError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"'{path}' is not a model that retrain wrote ({_first_line(error)}); name one") from None
+        raise ModelError(f"'{path}' is not a model that retrain wrote ({first_line(error)}); name one") from None
 
 
 def from_backbone(backbone: Backbone) -> Model:
@@ -159,7 +159,3 @@ def from_backbone(backbone: Backbone) -> Model:
         metadata={"format": FORMAT},
         again=partial(from_backbone, backbone),
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -359,7 +359,7 @@ class Model:
         try:
             values: list[NDArray[np.float32]] = self._session.run(outputs, {"image": images})
         except Exception as error:  # ONNX Runtime raises its own, unexported kinds
-            raise ModelError(f"The model cannot be run: {_first_line(error)}") from error
+            raise ModelError(f"The model cannot be run: {first_line(error)}") from error
         return values
 
 
@@ -391,7 +391,8 @@ def _in_order(
         yield result
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Take the first line of an error, up to 200 characters; the name of its kind where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 

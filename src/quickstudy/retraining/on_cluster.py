@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.bottlenecks.distributed import extract_on_cluster
+from quickstudy.bottlenecks.distributed import extract_on_cluster, first_line
 from quickstudy.bottlenecks.extraction import Extraction, source_spec
 from quickstudy.bottlenecks.preparing import Timings
 from quickstudy.bottlenecks.shards import SourceSpec
@@ -235,7 +235,7 @@ def _each(
         raise
     except ray.exceptions.RayError as error:
         raise ClusterError(
-            f"The cluster was lost ({next(iter(str(error).splitlines()), type(error).__name__)}). "
+            f"The cluster was lost ({first_line(error)}). "
             "The bottlenecks are kept, and the same command continues from there"
         ) from error
 
