@@ -97,7 +97,7 @@ def label_all(server: Labelling, answers: dict[str, str], leave: int = 0) -> Non
     with api(server.address) as client:
         wait_for(client, lambda s: s["extracted"])
         for _ in range(len(answers) - leave):
-            photo = state(client)["next"][0]
+            photo = wait_for(client, lambda s: s["next"])["next"][0]
             act(client, photo, answers[photo["name"]], who="other")
 
 
