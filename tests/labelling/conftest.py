@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageDraw
 from starlette.testclient import TestClient
 from tests_of_labelling import TOKEN, Labelling, Start, truth_of
 
@@ -29,11 +30,18 @@ def label_cache(tmp_path_factory: pytest.TempPathFactory, backbone: Backbone) ->
 
 @pytest.fixture
 def pile(tmp_path: Path, photo_source: Path) -> Path:
-    """A folder of 36 photos without labels, each with its class at the beginning of its name."""
+    """A folder of 36 photos without labels, each with its class at the beginning of its name.
+
+    Each has a disc of its own in one place or another, so that no two are found to be of the same picture, which
+    would be labelled at once.
+    """
     folder = tmp_path / "pile"
     folder.mkdir()
-    for path in photo_source.rglob("*.jpg"):
-        shutil.copy(path, folder / f"{path.parent.name}-{path.name}")
+    for number, path in enumerate(sorted(photo_source.rglob("*.jpg"))):
+        with Image.open(path) as photo:
+            left, top = 40 * (number % 6), 35 * (number // 6)
+            ImageDraw.Draw(photo).ellipse((left, top, left + 100, top + 90), fill=(20 + 5 * number, 230, 200 - 5 * number))
+            photo.save(folder / f"{path.parent.name}-{path.name}", quality=90)
     return folder
 
 

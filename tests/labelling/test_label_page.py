@@ -93,12 +93,12 @@ def saved(page: sync_api.Page) -> None:
 
 
 def label_all(server: Labelling, answers: dict[str, str], leave: int = 0) -> None:
-    """Labels all photos but some by the API, as another window would."""
+    """Labels all photos but some by the API, as another window would; photos of the same picture are answered at once."""
+    wanted = len(answers) - leave
     with api(server.address) as client:
         wait_for(client, lambda s: s["extracted"])
-        for _ in range(len(answers) - leave):
-            photo = wait_for(client, lambda s: s["next"])["next"][0]
-            act(client, photo, answers[photo["name"]], who="other")
+        while (now := wait_for(client, lambda s: s["next"] or s["answered"] >= wanted))["answered"] < wanted:
+            act(client, now["next"][0], answers[now["next"][0]["name"]], who="other")
 
 
 def test_from_a_pile_to_a_confirmed_model_by_the_keyboard_alone(
