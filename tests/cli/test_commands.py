@@ -104,6 +104,21 @@ def test_evaluate_names_missing_and_unknown_classes(trained: Path) -> None:
     assert (values["n"], values["is_test"]) == (12, False)
 
 
+@pytest.mark.parametrize("as_manifest", [False, True])
+def test_a_set_with_splits_and_no_test_says_how_to_come_to_one(trained: Path, tmp_path: Path, as_manifest: bool) -> None:
+    for split, numbers in {"train": range(6), "val": range(6, 9)}.items():
+        for path in (path for n in numbers for path in (trained / "photos").rglob(f"{n:02}.jpg")):
+            to = tmp_path / "set" / split / path.parent.name / path.name
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, to)
+    source, way = tmp_path / "set", f"put images into {tmp_path}/set/test/<class>/"
+    if as_manifest:
+        source, way = tmp_path / "set.csv", f"give rows of {tmp_path}/set.csv the split test"
+        run(trained, "census", f"{tmp_path}/set", "--csv", str(source))
+    for command in (("census", str(source)), ("retrain", str(source), "-o", f"{tmp_path}/set.onnx")):
+        assert f"For a test accuracy, {way}" in run(trained, *command).out
+
+
 def test_census_shows_and_writes_what_retrain_would_do(trained: Path) -> None:
     shown = run(trained, "census", "photos", "--roles-of", "photos.onnx", "--csv", "set/roles.csv")
     assert shown.code == 0, shown.err

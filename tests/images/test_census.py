@@ -198,6 +198,18 @@ def test_a_class_of_one_image_is_left_out_where_it_is_to_be_learned_and_no_split
     assert take_census(given, None, to_learn=True).classes == ("cat", "owl")
 
 
+def test_a_folder_around_the_class_folders_is_told(tmp_path: Path) -> None:
+    rows = [(n, name, "", n) for n, name in enumerate(("cat", "cat", "dog", "dog"))]
+    lay_out(tmp_path / "photos" / "images", "folders", rows)
+    with pytest.raises(ImageSetError) as error:
+        take_census(tmp_path / "photos", None, to_learn=True).require_enough()
+    assert f"'cat', 'dog' are the classes, give the folder that holds them: '{tmp_path}/photos/images'" in str(error.value)
+    take_census(tmp_path / "photos" / "images", None, to_learn=True).require_enough()
+    (tmp_path / "photos" / "images" / "x.jpg").write_bytes(content_of(9))  # then they may be parts of one class
+    with pytest.raises(ImageSetError, match="expected photos/<class>"):
+        take_census(tmp_path / "photos", None, to_learn=True).require_enough()
+
+
 def test_test_images_of_classes_that_are_not_learned_are_counted_and_alike_names_told(tmp_path: Path) -> None:
     files: Files = [(n, "Hat" if n % 2 else "shoe", "train", n) for n in range(10)]
     files += [(n, "hat" if n % 2 else "shoe", "test", n) for n in range(10, 17)]

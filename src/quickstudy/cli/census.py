@@ -36,7 +36,7 @@ def command(
     quiet: Quiet = False,
 ) -> None:
     """Show what retrain would do with each file: its content, label and role, or why it is left out."""
-    from quickstudy.cli.display import count, print_census, print_skipped, progress_for
+    from quickstudy.cli.display import count, print_census, print_skipped, print_way_to_a_test, progress_for
     from quickstudy.files import write_bytes_atomically
     from quickstudy.images.census import take_census
     from quickstudy.models.loading import roles_of_file
@@ -69,6 +69,7 @@ def command(
         print(f"  {'(none)':<{width}}  " + "  ".join(f"{number:>10,}" for number in without))
     if not census.digests("test"):
         print("\nThere are no test images: only cross-validation will tell the model's accuracy")
+        print_way_to_a_test(census)
     print_skipped(census.skipped)
     if csv_file:
         print(f"\nManifest: {csv_file}")

@@ -114,6 +114,17 @@ def print_census(census: Census) -> None:
         print("Passed over: " + ", ".join(counted(number, kind) for kind, number in passed))
 
 
+def print_way_to_a_test(census: Census) -> None:
+    """Print how an image set whose splits have no test images comes to some; nothing where no splits are given."""
+    if not census.given:
+        return
+    if census.source.is_dir():
+        way = f"put images into {census.source}/test/<class>/, or use class folders without splits"
+    else:
+        way = f"give rows of {census.source} the split test, or leave out its split column"
+    print(f"For a test accuracy, {way}")
+
+
 def print_judgement(judged: Judgement) -> None:
     """Print what the images are to the model or models: what was left out, and whether the figures are a test."""
     if judged.left_out:

@@ -99,6 +99,7 @@ def _print_summary(result: RetrainResult, images: Path, seconds: float, *, ray: 
         print_evaluation,
         print_figures,
         print_skipped,
+        print_way_to_a_test,
     )
     from quickstudy.learning.scores import score_predictions
 
@@ -125,8 +126,8 @@ def _print_summary(result: RetrainResult, images: Path, seconds: float, *, ray: 
         print_figures(evaluation.several, evaluation.score.n)
     else:
         print(f"Test accuracy             {format_score(evaluation.score)}")
-    if result.census.given and not result.test_counts:
-        print(f"For a test accuracy, put images into {images}/test/<class>/, or use class folders without splits")
+    if not result.test_counts:
+        print_way_to_a_test(result.census)
     _print_strangeness(result)
     _print_few(result)
     for choice in result.choices:

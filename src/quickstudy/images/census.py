@@ -272,7 +272,7 @@ class Census:
             alone = "".join(f"; '{name}' has a single image, add more" for name in [*self.single][:_MOST_NAMED])
             raise ImageSetError(
                 f"At least 2 classes are needed to train, '{self.source}' has {len(self.classes)} ({names}){alone}; "
-                f"{EXPECTED}"
+                f"{self._classes_further_down() or EXPECTED}"
             )
         if strict and (skipped := self.skipped):
             raise ImageSetError(
@@ -287,6 +287,20 @@ class Census:
                 f"The class '{name}' has a single image, '{content.path}', and --strict was asked for; at least two "
                 "are needed, one to train on and one to test"
             )
+
+    def _classes_further_down(self) -> str:
+        """Say which folder to give where the only folder of the source holds the class folders; else nothing."""
+        if len(self.classes) != 1 or not self.source.is_dir():
+            return ""
+        parts = [file.path.relative_to(self.source).parts for file in self.listed.files]
+        if len({path[0] for path in parts}) != 1 or any(len(path) < 3 for path in parts):
+            return ""
+        names = sorted({path[1] for path in parts})
+        if len(names) < 2:
+            return ""
+        listed = ", ".join(f"'{name}'" for name in names[:_MOST_NAMED]) + (", …" if len(names) > _MOST_NAMED else "")
+        below = self.source / parts[0][0]
+        return f"if {listed} are the classes, give the folder that holds them: '{below}'"
 
 
 def take_census(
