@@ -4,8 +4,9 @@ Deeper is better as long as it fits, so the deepest cut that leaves room for a s
 left then goes into epochs, up to the usual number, then into views, which need epochs to be seen.
 
 A budget in which nothing fits is refused at once, by an estimate: the network's forward pass is timed in ONNX Runtime,
-and what training from a cut costs follows from how much of the work lies behind it. Else costs are measured, for as
-long as a tenth of the budget, from the last cut on towards the image and no farther than there is time to train from.
+and what training from a cut costs follows from how much of the work lies behind it. Planning takes no more than a tenth
+of the budget. Where that is too short to import PyTorch and measure, the estimate is the plan; else costs are measured,
+from the last cut on towards the image and no farther than there is time to train from.
 At its cuts the network is taken apart, and each piece timed by itself: in ONNX Runtime on all cores at once, as
 extraction runs it, and in PyTorch, imported for that alone, forward and backward, as fine-tuning does.
 """
@@ -40,6 +41,8 @@ from quickstudy.retraining.config import RetrainConfig
 _SAMPLE = 16
 _PLANNING_SHARE = 0.1
 """Most of the budget that planning may take."""
+_PIECE_SECONDS = 1.0
+"""Seconds to time one piece of a network, roughly."""
 
 
 def plan_for(
@@ -75,11 +78,10 @@ def plan_for(
             bytes_a_value=np.dtype(config.dtype).itemsize,
             spent_seconds=time.perf_counter() - started + TORCH_SECONDS,
         )
-        choose_plan(estimate_costs(net), job, seconds=budget, disk_bytes=config.disk_bytes)
-        import torch  # noqa: F401  which takes seconds of its own, and no part in what planning may take
-
-        imported = time.perf_counter()
-
+        estimated = choose_plan(estimate_costs(net), job, seconds=budget, disk_bytes=config.disk_bytes)
+        latest = began + _PLANNING_SHARE * budget
+        if time.perf_counter() + TORCH_SECONDS + _PIECE_SECONDS > latest:
+            return estimated
         def is_enough(cost: CutCost) -> bool:
             spent = replace(job, spent_seconds=time.perf_counter() - started)
             least = predict(cost, spent, views=1, epochs=_FEWEST_EPOCHS)
@@ -88,7 +90,7 @@ def plan_for(
         costs = measure_costs(
             net,
             batch=config.method.batch,
-            latest=imported + _PLANNING_SHARE * budget,
+            latest=latest,
             is_enough=is_enough,
             progress=progress,
         )
@@ -305,7 +307,8 @@ def measure_costs(
     Args:
         backbone: with its cuts.
         batch: images in a step of training.
-        latest: when to stop, as `time.perf_counter` has it; one piece is timed in any case.
+        latest: when to stop, as `time.perf_counter` has it; one piece that can be trained is timed in any case, and
+            another one only where it would be done by then if it takes as long as the one before.
         is_enough: whether nothing farther from the end is of interest, given what a cut costs.
         progress: is told how many cuts are done.
 
@@ -327,6 +330,7 @@ def measure_costs(
     ]
     evaluating = training = 0.0
     for number, (cut, end) in enumerate(zip(cuts[-2::-1], cuts[:0:-1], strict=True)):
+        began = time.perf_counter()
         piece = keep_between(model, cut.name, cut.shape, end.name, end.shape)
         some = np.abs(np.random.Generator(np.random.PCG64(0)).normal(size=cut.shape)).astype(np.float32)
         without_gradients, with_gradients = _suffix_seconds(piece, np.stack([some] * batch))
@@ -340,7 +344,8 @@ def measure_costs(
         )
         costs.insert(0, cost)
         progress.update(done=number + 1, note=f"'{cut.name}'")
-        if cost.trainable and (time.perf_counter() > latest or is_enough(cost)):
+        now = time.perf_counter()
+        if cost.trainable and (now + (now - began) > latest or is_enough(cost)):
             break
     return tuple(costs)
 
