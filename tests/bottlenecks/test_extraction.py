@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ import pytest
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone
+from quickstudy.backbones.engines import engine_named
 from quickstudy.backbones.runtime import Prefix
 from quickstudy.bottlenecks.extraction import Extraction, extract, source_spec
 from quickstudy.bottlenecks.store import Store
@@ -449,6 +451,38 @@ paths = sorted(Path(sys.argv[1]).rglob("*.jpg"))
 backbone = load_backbone("efficientnet_lite0", Path(sys.argv[2]))
 extract(paths, backbone, Store(Path(sys.argv[3])), views=4, threads=1, progress=Told())
 """
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a signal to a thread")
+def test_no_thread_computes_any_more_when_a_signal_has_ended_an_extraction(
+    paths: list[Path], backbone: Backbone, store: Store
+) -> None:
+    engine, inside, computing = engine_named("onnxruntime"), threading.Semaphore(0), set[int]()
+
+    class Slow:
+        def __init__(self, *arguments: Any) -> None:
+            self.prefix = engine.open(*arguments)
+            self.close = self.prefix.close
+
+        def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+            computing.add(threading.get_ident())
+            inside.release()
+            time.sleep(0.5)
+            result = self.prefix(images)
+            computing.discard(threading.get_ident())
+            return result
+
+    def interrupt() -> None:
+        inside.acquire()
+        time.sleep(0.1)  # the main thread waits again
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    asking = threading.Thread(target=interrupt)
+    asking.start()
+    with pytest.raises(KeyboardInterrupt):
+        extract(paths, backbone, store, engine=replace(engine, open=Slow), threads=1)
+    asking.join()
+    assert computing == set()
 
 
 def test_an_interrupt_keeps_what_was_computed(paths: list[Path], backbone: Backbone, store: Store) -> None:

@@ -105,7 +105,9 @@ def test_evaluate_names_missing_and_unknown_classes(trained: Path) -> None:
 
 
 @pytest.mark.parametrize("as_manifest", [False, True])
-def test_a_set_with_splits_and_no_test_says_how_to_come_to_one(trained: Path, tmp_path: Path, as_manifest: bool) -> None:
+def test_a_set_with_splits_and_no_test_says_how_to_come_to_one(
+    trained: Path, tmp_path: Path, as_manifest: bool
+) -> None:
     for split, numbers in {"train": range(6), "val": range(6, 9)}.items():
         for path in (path for n in numbers for path in (trained / "photos").rglob(f"{n:02}.jpg")):
             to = tmp_path / "set" / split / path.parent.name / path.name

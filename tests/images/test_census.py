@@ -203,7 +203,9 @@ def test_a_folder_around_the_class_folders_is_told(tmp_path: Path) -> None:
     lay_out(tmp_path / "photos" / "images", "folders", rows)
     with pytest.raises(ImageSetError) as error:
         take_census(tmp_path / "photos", None, to_learn=True).require_enough()
-    assert f"'cat', 'dog' are the classes, give the folder that holds them: '{tmp_path}/photos/images'" in str(error.value)
+    assert f"'cat', 'dog' are the classes, give the folder that holds them: '{tmp_path}/photos/images'" in str(
+        error.value
+    )
     take_census(tmp_path / "photos" / "images", None, to_learn=True).require_enough()
     (tmp_path / "photos" / "images" / "x.jpg").write_bytes(content_of(9))  # then they may be parts of one class
     with pytest.raises(ImageSetError, match="expected photos/<class>"):

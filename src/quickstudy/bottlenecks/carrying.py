@@ -57,6 +57,10 @@ class Job:
     cached: int = 0
     stop: bool = False
     failure: BaseException | None = None
+    running: int
+    """Number of threads that have not ended."""
+    over: threading.Event = field(default_factory=threading.Event)
+    """Set when the last thread ends."""
     timings: Timings = field(default_factory=Timings)
 
 
@@ -96,6 +100,9 @@ def work(job: Job, carry: Callable[[Job, Timings], bool]) -> None:
     finally:
         with job.lock:
             job.timings.add(timings)
+            job.running -= 1
+            if not job.running:
+                job.over.set()
 
 
 def carry_next(job: Job, timings: Timings) -> bool:

@@ -135,6 +135,7 @@ def extract(
     started = time.perf_counter()
     distortions = distortions or Distortions()
     index = StatIndex(store.index_path)
+    count = threads or engine.threads or usable_cores()
     job = Job(
         images=images,
         expected=digests,
@@ -149,10 +150,10 @@ def extract(
         digests=[None] * len(images),
         kept=kept,
         background=background,
+        running=count,
     )
     tiles = backbone.input.tiles
     progress.start("bottlenecks" if tiles == 1 else f"bottlenecks, {tiles} passes an image", len(images))
-    count = threads or engine.threads or usable_cores()
     preparers = None
     if engine.batch is None:
         workers = [threading.Thread(target=work, args=(job, carry_next)) for _ in range(count)]
@@ -166,11 +167,12 @@ def extract(
     try:
         for worker in workers:
             worker.start()
-        _supervise(job, workers, index, progress)
+        _supervise(job, index, progress)
     finally:
         job.stop = True
         for worker in workers:
-            worker.join()
+            if worker.ident is not None:  # else it was not started
+                worker.join()
         job.prefix.close()
         if preparers is not None:
             preparers.close()
@@ -236,11 +238,13 @@ def source_spec(backbone: Backbone, dtype: str, engine: Engine = ONNX_RUNTIME) -
     )
 
 
-def _supervise(job: Job, workers: Sequence[threading.Thread], index: StatIndex, progress: Progress) -> None:
+def _supervise(job: Job, index: StatIndex, progress: Progress) -> None:
     """Flush the buffer when it is due and tell how far things are, until the workers are done."""
-    flushed = time.monotonic()
-    while any(worker.is_alive() for worker in workers):
-        next((worker for worker in workers if worker.is_alive()), workers[0]).join(_POLL_SECONDS)
+    flushed, over = time.monotonic(), False
+    # Not by `Thread.join`: where a signal's exception leaves it, Python 3.11 takes the thread for ended
+    # (bpo-45274), nobody waits for it any more, and the process aborts.
+    while not over:
+        over = job.over.wait(_POLL_SECONDS)
         size = sum(values.nbytes for values in list(job.values))
         if time.monotonic() - flushed > _FLUSH_SECONDS or size > _FLUSH_BYTES:
             _flush(job, index)

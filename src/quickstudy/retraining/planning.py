@@ -82,6 +82,7 @@ def plan_for(
         latest = began + _PLANNING_SHARE * budget
         if time.perf_counter() + TORCH_SECONDS + _PIECE_SECONDS > latest:
             return estimated
+
         def is_enough(cost: CutCost) -> bool:
             spent = replace(job, spent_seconds=time.perf_counter() - started)
             least = predict(cost, spent, views=1, epochs=_FEWEST_EPOCHS)
