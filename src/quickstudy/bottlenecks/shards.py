@@ -128,12 +128,17 @@ def serialise(spec: SourceSpec, keys: Sequence[bytes], rows: Any) -> memoryview:
         pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(keys), [None, pa.py_buffer(b"".join(keys))]),
         pa.array(list(rows), spec.value_type)
         if spec.record
-        else pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), spec.width),
+        else pa.FixedSizeListArray.from_arrays(_flat(rows), spec.width),
     ]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(pa.record_batch(columns, schema=schema))
     return memoryview(sink.getvalue())
+
+
+def _flat(rows: NDArray[np.floating]) -> pa.Array:
+    # Not `pa.array`, which imports pandas wherever it is installed: half a second.
+    return pa.Array.from_buffers(pa.from_numpy_dtype(rows.dtype), rows.size, [None, pa.py_buffer(rows)])
 
 
 def map_shard(path: Path, spec: SourceSpec) -> Shard:
