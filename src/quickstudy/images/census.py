@@ -293,10 +293,8 @@ class Census:
         if len(self.classes) != 1 or not self.source.is_dir():
             return ""
         parts = [file.path.relative_to(self.source).parts for file in self.listed.files]
-        if len({path[0] for path in parts}) != 1 or any(len(path) < 3 for path in parts):
-            return ""
         names = sorted({path[1] for path in parts})
-        if len(names) < 2:
+        if len({path[0] for path in parts}) != 1 or len(names) < 2 or any(len(path) < 3 for path in parts):
             return ""
         listed = ", ".join(f"'{name}'" for name in names[:_MOST_NAMED]) + (", …" if len(names) > _MOST_NAMED else "")
         below = self.source / parts[0][0]

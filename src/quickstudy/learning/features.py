@@ -46,7 +46,7 @@ MOST_PARTS = 16  # of the work, which threads share
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Sketch:
+class Sketch:
     """Some rows as preconditioners see them."""
 
     in_main: Real
@@ -199,17 +199,17 @@ class Features:
         return Features(stored=np.concatenate(rows), mean=self.mean, scale=self.scale)
 
     @cached_property
-    def _sketches(self) -> dict[int, _Sketch]:
+    def _sketches(self) -> dict[int, Sketch]:
         return {}
 
-    def sketch(self, most: int) -> _Sketch:
+    def sketch(self, most: int) -> Sketch:
         """Write `most` of the rows in the main directions; the same number is remembered."""
         if most not in self._sketches:
             sampled, main = sample_of(len(self), most), self.main_directions
             rows = self.rows(sampled if len(sampled) < len(self) else slice(None))
             in_main = rows @ main
             outside = np.einsum("ij,ij->i", rows, rows) - np.einsum("ij,ij->i", in_main, in_main)
-            self._sketches[most] = _Sketch(
+            self._sketches[most] = Sketch(
                 in_main=in_main,
                 mean_square=in_main.T @ in_main / in_main.dtype.type(len(rows)),
                 squares_outside=np.maximum(outside, 0),

@@ -32,16 +32,16 @@ comes to the end of its digits goes on in float64; a small one is in float64 fro
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.errors import HeadError
+from quickstudy.learning.blocks import Block, add_products, cut_into_blocks, logits_of_rows, sums_of
 from quickstudy.learning.features import (
     LEAST_SAMPLE,
     MOST_PARTS,
@@ -52,7 +52,8 @@ from quickstudy.learning.features import (
     in_threads,
     sample_of,
 )
-from quickstudy.learning.links import Link, link_of
+from quickstudy.learning.links import link_of
+from quickstudy.learning.preconditioner import Preconditioner, precondition
 
 _T = TypeVar("_T")
 
@@ -65,7 +66,6 @@ _MOST_STEPS = 200
 _MOST_ITERATIONS = 1000  # within one step
 _MOST_BIAS_STEPS = 50
 _LEAST_SHARE = 1e-9  # of a step; less is none
-_LEAST_CURVATURE = 1e-6  # of a bias, which has no penalty, where all images are told apart
 # In float32: so many steps without the gradient falling by half, or the objective noticeably, have used up its digits.
 _STUCK_STEPS = 5
 _NOTICEABLE = 1e-4  # of the objective
@@ -74,15 +74,6 @@ _SMALL = 20_000_000  # rows × features × columns, up to which float64 and a hi
 _SMALL_PRECISION = 1e-6
 _ROUGH_PRECISION = 0.03
 _SAMPLE_PER_CLASS = 256
-_LIKELY_ROWS = 4  # times a class's share of the rows, that go into its block one by one
-_BLOCK_VALUES = 1 << 19  # values between the two products with a block of rows: 2 MB in float32
-_BLOCK_FEATURES = 1 << 19  # of a block of rows, for the same reason
-_BLOCK_ROWS = (384, 4096)
-_LEAST_BLOCKS = 10  # where there are rows enough, so that threads have even shares
-_FEW_COLUMNS = 64  # OpenBLAS multiplies so few sooner the other way round, by a half at 10
-# So few columns by 48 rows at once it does not pack anew: 10 columns at 32 instead of 19 GFLOP/s a core.
-_VERY_FEW_COLUMNS, _ROWS_AT_ONCE = 20, 48
-_LEAST_RUN = 256  # rows, on average, of the same training sets, where blocks are cut by these
 _VALUES_OF_PARTS = 1 << 25
 _ROUNDED = 1e-7  # excess of a class's mean probability that float32 may leave
 
@@ -201,57 +192,6 @@ class _State:
     """Bound on how far the loss is above its optimum, in nats; infinite until the biases are settled."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Preconditioner:
-    """An approximate inverse of the Hessian: a class's own block in the main directions, one number in the others.
-
-    It keeps the mean over the classes at zero, where all gradients have it: there the Hessian has no curvature but the
-    penalty's, which the blocks of single classes know nothing of. On the clothing photos that takes 61 iterations where
-    88 were needed.
-    """
-
-    directions: Real
-    """The main directions, (d+1)×r."""
-    inverses: Real
-    """Inverse of each class's block in the main directions, K×r×r."""
-    others: Real
-    """Inverse of each class's curvature in all other directions, K."""
-    link: Link
-    """What the classes have to do with each other."""
-
-    def apply(self, gradient: Real) -> Real:
-        """Multiply a gradient (FK×(d+1)), or what is shaped like one, by the inverse."""
-        classes, r, _ = self.inverses.shape
-        inside = gradient @ self.directions
-        solved = (inside.reshape(-1, classes, r).swapaxes(0, 1) @ self.inverses).swapaxes(0, 1).reshape(inside.shape)
-        others = np.tile(self.others, len(gradient) // classes)[:, None]
-        solved -= inside * others
-        applied: Real = solved @ self.directions.T
-        applied += gradient * others
-        self.link.centred(applied.reshape(-1, classes, applied.shape[1]))
-        return applied
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Block:
-    """Neighbouring rows that go through the products together, so that what is between them stays in the cache."""
-
-    rows: slice
-    """The rows of the block."""
-    training: NDArray[np.intp]
-    """Numbers of the sets that some of the rows train."""
-    held_out: NDArray[np.intp]
-    """Numbers of the sets in which the rows have no weight."""
-    weights: Real
-    """Weights of the rows in the sets that they train."""
-    labels: NDArray[np.intp]
-    """Class numbers of the rows, or marks."""
-    columns: slice
-    """The features that are not all zero."""
-    sample: NDArray[np.intp]
-    """Positions of the rows from which preconditioners are made."""
-
-
 class _Problem:
     """The objective of all training sets, in one precision of numbers."""
 
@@ -278,16 +218,13 @@ class _Problem:
         n = len(labels)
         sampled = sample_of(n, max(LEAST_SAMPLE, _SAMPLE_PER_CLASS * classes))
         by_set = np.ascontiguousarray(weights.astype(dtype))
-        self.blocks = _blocks(labels, by_set, classes, features.width, sampled, features.triangular)
+        self.blocks = cut_into_blocks(labels, by_set, classes, features.width, sampled, features.triangular)
         parts = min(MOST_PARTS, max(_VALUES_OF_PARTS // (self.sets * classes * features.width), 2))
         size = -(-len(self.blocks) // parts)
         self.parts = [list(range(i, min(i + size, len(self.blocks)))) for i in range(0, len(self.blocks), size)]
         self.sample_share = len(sampled) / n
         self.main = features.main_directions.astype(dtype, copy=False)
-        sketch = features.sketch(len(sampled))
-        self.in_main = sketch.in_main.astype(dtype, copy=False)
-        self.mean_square = sketch.mean_square.astype(dtype, copy=False)
-        self.squares_outside = sketch.squares_outside.astype(dtype, copy=False)
+        self.sketch = features.sketch(len(sampled))
         self.most_change = _LAST_STEP * precision
         self.most_gap = _GAP_SHARE * precision
         self.longest_gradient = float(np.sqrt(2 * l2 * self.most_gap))
@@ -358,10 +295,10 @@ class _Problem:
                 if len(trained):
                     losses[trained] += self.link.losses(z, more, block.labels, block.weights)
                     residual = self.link.residual(p, more, block.labels, block.weights)
-                    _add(gradient[:, :, block.columns], trained, residual, x)
+                    add_products(gradient[:, :, block.columns], trained, residual, x)
             return gradient, losses, squares
 
-        total, loss, squares = _sums(self.run(part))
+        total, loss, squares = sums_of(self.run(part))
         gradient = self.features.of_kept(total.reshape(parameters.shape))
         gradient[:, :-1] += self.dtype(self.l2) * parameters[:, :-1]
         state = _State(
@@ -375,14 +312,9 @@ class _Problem:
             state.change = float(np.sqrt(squares.max() / len(self.features)))
         return state
 
-    def preconditioner(self, state: _State) -> _Preconditioner:
-        """Make the preconditioner for Hessians at this state, on average over the training sets.
-
-        A class's curvature lies in the few images that might be it: these go into its block one by one, the others
-        with the second moment of all rows. Both are from a sample of the rows, where there are many.
-        """
-        r, n = self.main.shape[1], len(self.squares_outside)
-        curvatures = np.empty((self.classes, n), self.dtype)
+    def preconditioner(self, state: _State) -> Preconditioner:
+        """Make the preconditioner for Hessians at this state, on average over the training sets."""
+        curvatures = np.empty((self.classes, len(self.sketch.squares_outside)), self.dtype)
         ends = np.cumsum([len(block.sample) for block in self.blocks])
 
         def gather(numbers: list[int]) -> None:
@@ -396,35 +328,24 @@ class _Problem:
                 curvatures[:, end - len(block.sample) : end] = (p * (1 - p) * weights[:, None]).sum(axis=0)
 
         self.run(gather)
-        blocks, others = np.empty((self.classes, r, r), self.dtype), np.empty(self.classes)
-        most = max(2 * r, _LIKELY_ROWS * n // self.classes)
+        return precondition(
+            curvatures,
+            self.sketch,
+            self.main,
+            l2=self.l2,
+            width=self.features.width,
+            link=self.link,
+            threads=self.threads,
+        )
 
-        def build(number: int) -> None:
-            mine, rows = curvatures[number], self.in_main
-            rest: np.floating | float = 0.0
-            if most < n:
-                likely = np.argpartition(mine, -most)[-most:]
-                rest = mine.sum() - mine[likely].sum()
-                mine, rows = mine[likely], rows[likely]
-            block = (rows * mine[:, None]).T @ rows
-            block += self.dtype(rest) * self.mean_square
-            block[range(r - 1), range(r - 1)] += self.dtype(self.l2)
-            block[-1, -1] += self.dtype(_LEAST_CURVATURE)
-            blocks[number] = np.linalg.inv(block.astype(np.float64))
-            others[number] = curvatures[number] @ self.squares_outside
-
-        in_threads(build, range(self.classes), self.threads)
-        others = 1 / (self.l2 + others / max(self.features.width - r, 1))
-        return _Preconditioner(directions=self.main, inverses=blocks, others=others.astype(self.dtype), link=self.link)
-
-    def rows(self, block: _Block) -> Real:
+    def rows(self, block: Block) -> Real:
         """Give a block's rows as they are kept, without the features that are all zero."""
         return self.features.as_kept(block.rows, self.dtype)[:, block.columns]
 
-    def product(self, by_set: Real, sets: NDArray[np.intp], block: _Block, x: Real) -> Real:
+    def product(self, by_set: Real, sets: NDArray[np.intp], block: Block, x: Real) -> Real:
         """Multiply some sets' parameters, turned for rows as they are kept, with a block's rows `x` (sets×K×rows)."""
         chosen = (by_set if len(sets) == self.sets else by_set[sets]).reshape(-1, by_set.shape[2])[:, block.columns]
-        return _logits(chosen, x).reshape(len(sets), self.classes, len(block.labels))
+        return logits_of_rows(chosen, x).reshape(len(sets), self.classes, len(block.labels))
 
     def curved(self, state: _State, direction: Real) -> tuple[Real, list[Real]]:
         """Multiply a direction (FK×(d+1)) by the Hessian at this state; return what it adds to the logits, too."""
@@ -441,10 +362,10 @@ class _Problem:
                     continue
                 bent = self.link.bend(moved, p)
                 bent *= block.weights[:, None]
-                _add(total[:, :, block.columns], block.training, bent, x)
+                add_products(total[:, :, block.columns], block.training, bent, x)
             return (total,)
 
-        [curved] = _sums(self.run(part))
+        [curved] = sums_of(self.run(part))
         curved = self.features.of_kept(curved.reshape(direction.shape))
         curved[:, :-1] += self.dtype(self.l2) * direction[:, :-1]
         return curved, added
@@ -458,7 +379,7 @@ class _Problem:
 
         return [mine for found in self.run(part) for mine in found]
 
-    def newton_step(self, state: _State, preconditioner: _Preconditioner) -> tuple[Real, list[Real], int]:
+    def newton_step(self, state: _State, preconditioner: Preconditioner) -> tuple[Real, list[Real], int]:
         """Solve Hessian · step = -gradient: the step, what it adds to the logits, iterations of conjugate gradients."""
         step, change = np.zeros_like(state.parameters), [np.zeros_like(mine) for mine in state.logits]
         left = -state.gradient
@@ -533,7 +454,7 @@ class _Problem:
                     hessians[block.training] += self.link.curvature(weighted, p)
                 return sums, hessians
 
-            sums, hessians = _sums(self.run(part))
+            sums, hessians = sums_of(self.run(part))
             excess = sums - self.wanted
             largest = float(np.abs(excess).max())
             if largest < 1e-12 or last / 2 < largest < _ROUNDED:
@@ -574,85 +495,3 @@ class _Problem:
         """Spread one number a unit to a column of one number a row of parameters (FK×1)."""
         column: Real = np.repeat(by_unit, self.sets * self.classes // self.units).astype(self.dtype)[:, None]
         return column
-
-
-def _blocks(
-    labels: NDArray[np.intp], weights: Real, classes: int, width: int, sampled: NDArray[np.intp], triangular: bool
-) -> list[_Block]:
-    """Cut the rows into blocks: where the sets that they train change, if that is seldom, and else by size."""
-    sets, n = weights.shape
-    least, most = _BLOCK_ROWS
-    longest = min(_BLOCK_VALUES // (sets * classes), n // _LEAST_BLOCKS, _BLOCK_FEATURES // width)
-    longest = int(np.clip(longest, least, most))
-    trains = weights > 0
-    changes = np.flatnonzero((trains[:, 1:] != trains[:, :-1]).any(axis=0)) + 1
-    ends = [0, *changes.tolist(), n] if len(changes) * _LEAST_RUN <= n else [0, n]
-    blocks = []
-    for first, last in itertools.pairwise(ends):
-        pieces = -(-(last - first) // longest)
-        cuts = [first + (last - first) * piece // pieces for piece in range(pieces + 1)]
-        for i, j in itertools.pairwise(cuts):
-            mine = trains[:, i:j].any(axis=1)
-            picked = sampled[np.searchsorted(sampled, i) : np.searchsorted(sampled, j)] - i
-            blocks.append(
-                _Block(
-                    rows=slice(i, j),
-                    training=np.flatnonzero(mine),
-                    held_out=np.flatnonzero(~mine),
-                    weights=np.ascontiguousarray(weights[mine, i:j]),
-                    labels=labels[i:j],
-                    columns=slice(n - j if triangular else 0, None),
-                    sample=picked,
-                )
-            )
-    return blocks
-
-
-def _logits(parameters: Real, x: Real) -> Real:
-    """Multiply parameters (M×(d+1)) with rows (m×(d+1)) to M×m."""
-    if len(parameters) > _FEW_COLUMNS:
-        wide: Real = parameters @ x.T
-        return wide
-    columns = parameters.T
-    if len(parameters) > _VERY_FEW_COLUMNS:
-        return np.ascontiguousarray((x @ columns).T)
-    whole, several = _several(x)
-    found = np.empty((len(x), len(parameters)), x.dtype)
-    np.matmul(several, columns, out=found[:whole].reshape(*several.shape[:2], len(parameters)))
-    np.matmul(x[whole:], columns, out=found[whole:])
-    return np.ascontiguousarray(found.T)
-
-
-def _add(total: Real, sets: NDArray[np.intp], values: Real, x: Real) -> None:
-    """Add to the total (F×K×(d+1)) of the chosen sets the products of values (chosen×K×m) with rows (m×(d+1))."""
-    rows = values.reshape(-1, len(x))
-    if len(rows) > _VERY_FEW_COLUMNS:
-        product = rows @ x
-    else:
-        whole, several = _several(x)
-        product = rows[:, whole:] @ x[whole:]
-        for few, mine in zip(
-            several, rows[:, :whole].reshape(len(rows), *several.shape[:2]).swapaxes(0, 1), strict=True
-        ):
-            product += mine @ few
-    product = product.reshape(len(sets), *total.shape[1:])
-    if len(sets) == len(total):
-        total += product
-        return
-    for number, mine in zip(sets.tolist(), product, strict=True):
-        total[number] += mine
-
-
-def _several(x: Real) -> tuple[int, Real]:
-    """Cut rows into matrices of a few rows each (?×few×(d+1)); return how many rows that takes, and the matrices."""
-    whole = len(x) // _ROWS_AT_ONCE * _ROWS_AT_ONCE
-    return whole, x[:whole].reshape(-1, _ROWS_AT_ONCE, x.shape[1])
-
-
-def _sums(parts: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Add up what the parts gave, in their order, so that the sums are the same to the bit whatever the threads."""
-    sums = list(parts[0])
-    for part in parts[1:]:
-        for mine, other in zip(sums, part, strict=True):
-            mine += other
-    return sums
