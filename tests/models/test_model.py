@@ -25,7 +25,7 @@ import quickstudy
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.graphs import keep_until
 from quickstudy.backbones.runtime import Prefix
-from quickstudy.errors import ModelError, UnusableImageError, WriteError
+from quickstudy.errors import ModelError, OptionError, UnusableImageError, WriteError
 from quickstudy.images.decoding import InputSpec, decode, to_input
 from quickstudy.models.assemble import LinearHead, fingerprint_of, write_model
 from quickstudy.models.format import golden_images, sealed
@@ -485,3 +485,9 @@ def test_a_model_is_its_file_where_it_is_copied_pickled_or_kept(tmp_path: Path) 
     for found in [*(one.predict_proba(pixels) for one in copies), *_in_other_processes(model, pixels, tmp_path)]:
         np.testing.assert_array_equal(found, expected)
     assert len(pickle.dumps(model)) < 2 * (tmp_path / "small.onnx").stat().st_size
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_path_in_place_of_a_session_is_told_the_way_to_load_it(kind: type) -> None:
+    with pytest.raises(OptionError, match=r"quickstudy\.load\('photos\.onnx'\)"):
+        Model(kind("photos.onnx"))  # type: ignore[call-arg]

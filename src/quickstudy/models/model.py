@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from quickstudy.errors import ModelError, UnusableImageError
+from quickstudy.errors import ModelError, OptionError, UnusableImageError
 from quickstudy.images.decoding import MOST_PIXELS, InputSpec, Pixels, decode, to_input
 from quickstudy.images.given import ImageLike, file_of, one_by_one, pixels_of
 from quickstudy.images.identity import read_image_file
@@ -58,7 +58,16 @@ class Prediction:
 
 
 class Model:
-    """A classifier that takes images and gives class probabilities. Several threads may use it at once."""
+    """A classifier that takes images and gives class probabilities. Several threads may use it at once.
+
+    `quickstudy.load` makes one from its file.
+    """
+
+    def __new__(cls, session: object, **_parts: object) -> Model:
+        """Refuse a path, which most people would try, with the way to load it."""
+        if isinstance(session, str | os.PathLike):
+            raise OptionError(f"A model is loaded from its file by quickstudy.load({os.fspath(session)!r})")
+        return super().__new__(cls)
 
     def __init__(
         self,
