@@ -81,6 +81,13 @@ def add(
             "does]."
         ),
     ] = None,
+    resize: Annotated[
+        str | None,
+        typer.Option(
+            help="How photos are resized: own (quickstudy's way, the fastest), nearest, bilinear, bicubic or lanczos "
+            "(Pillow's) [default: as SOURCE says, else own]."
+        ),
+    ] = None,
     classes: Annotated[
         Path | None,
         typer.Option(
@@ -108,6 +115,7 @@ def add(
         features=features or "",
         output=output,
         tokens=tokens or "",
+        resize=resize or "",
         classes=read_classes(classes) if classes is not None else None,
     )
     if is_packed(Path(source)):

@@ -78,11 +78,11 @@ def command(
 
 def _fetch_from_hub(network: str, cache: Path | None) -> None:
     """Fetch what is to come from the hub before all else, and tell on the error stream what was found out about it."""
-    from quickstudy.backbones.backbone import HUB, JOINED
+    from quickstudy.backbones.backbone import JOINED, on_hub
     from quickstudy.files import cache_folder
 
     for place in network.split(JOINED):
-        if place.startswith(HUB):
+        if on_hub(place):
             from quickstudy.backbones.sources import from_hub
             from quickstudy.cli.backbone import print_added
 
