@@ -2,7 +2,7 @@
 
 Its cache, token (`hf auth login`, `HF_TOKEN`), mirror (`HF_ENDPOINT`), offline mode (`HF_HUB_OFFLINE`) and progress
 bars are its own. A name such as `hf:onnx-community/dinov2-small-ONNX` stands for the newest commit, which is looked up
-once and kept with the backbone. Only ONNX files, weights that they name beside themselves, safetensors and two JSON
+once and kept with the backbone. Only ONNX files, weights that they name beside themselves, safetensors and a few JSON
 files are fetched or opened, whatever else a repository holds: nothing that would have to be unpickled. Files are
 compared with the hash that the hub lists for them.
 """
@@ -17,7 +17,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,6 +30,7 @@ from quickstudy.files import sha256_of_file
 _PLACE = re.compile(r"hf(-hub)?:(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[^:@\s]+))?(:(?P<path>[^:\s]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CONFIGS = ("config.json", "preprocessor_config.json")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 WEIGHTS = "model.safetensors"
 """The file that holds a network's weights alone, by the names that transformers or timm have for them."""
 _MOST_JSON_BYTES = 10 << 20
@@ -94,6 +95,10 @@ class Fetched:
     """What `config.json` holds; empty where there is none."""
     preprocessor: Mapping[str, Any]
     """What `preprocessor_config.json` holds; empty where there is none."""
+    tokenizer: Path | None = None
+    """The file `tokenizer.json`; None where there is none, or it was not asked for."""
+    tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
+    """What `tokenizer_config.json` holds; empty where there is none, or it was not asked for."""
 
 
 def parse_place(text: str) -> HubPlace:
@@ -112,10 +117,14 @@ def parse_place(text: str) -> HubPlace:
 
 
 @contextlib.contextmanager
-def fetched(place: HubPlace) -> Iterator[Fetched]:
+def fetched(place: HubPlace, *, tokenizer: bool = False) -> Iterator[Fetched]:
     """Fetch a network, or take it from the hub's cache where the hub cannot be reached.
 
     Weights beside the graph are there as long as the context is open.
+
+    Args:
+        place: where it is.
+        tokenizer: fetch what turns text into numbers, too.
 
     Raises:
         MissingExtraError: `huggingface_hub` is not installed.
@@ -127,7 +136,9 @@ def fetched(place: HubPlace) -> Iterator[Fetched]:
     repository = _look_up(place)
     chosen = _choose(place, repository.files)
     _check_size(repository, [chosen])
-    configs = [_read_json(_get(repository, name)) if name in repository.files else {} for name in _CONFIGS]
+    wanted = (*_CONFIGS, *_TOKENIZER[1:]) if tokenizer else _CONFIGS
+    configs = [_read_json(_get(repository, name)) if name in repository.files else {} for name in wanted]
+    reads_text = tokenizer and _TOKENIZER[0] in repository.files
     file = _get(repository, chosen)
     beside = _weights_beside(repository, file, chosen) if chosen.endswith(".onnx") else {}
     _check_size(repository, [chosen, *beside.values()])
@@ -143,6 +154,8 @@ def fetched(place: HubPlace) -> Iterator[Fetched]:
             choice=told,
             config=configs[0],
             preprocessor=configs[1],
+            tokenizer=_get(repository, _TOKENIZER[0]) if reads_text else None,
+            tokenizer_config=configs[-1] if tokenizer else {},
         )
 
 

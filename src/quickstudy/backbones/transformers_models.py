@@ -9,11 +9,12 @@ quantisers) is left out before transformers sees it, and only families that tran
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quickstudy.backbones.comparison import TOLERANCE, sample_images
 from quickstudy.backbones.runtime import open_session
@@ -101,6 +102,34 @@ def export_transformers(config: Mapping[str, Any], weights: Path, target: Path, 
             f"{TOLERANCE:.0e}); look on the hub for an ONNX export of it"
         )
     onnx.save(graph, target)
+
+
+def embed_texts(
+    config: Mapping[str, Any], weights: Path, tokens: Sequence[NDArray[np.int64]], *, name: str
+) -> tuple[NDArray[np.float32], float, float]:
+    """Run the text tower of a network on texts one by one.
+
+    Args:
+        config: what `config.json` holds.
+        weights: the safetensors file.
+        tokens: numbers of each text's tokens (1×T), K texts.
+        name: of the repository, for messages.
+
+    Returns:
+        The texts' vectors (K×F), and what a cosine is multiplied by, and what is then added, to be a logit.
+    """
+    import torch
+
+    network: Any = _load(config, weights, name)
+    if not _has_towers(config):
+        raise BackboneError(f"'{name}' has no tower for text; take a network that has one, such as CLIP or SigLIP")
+    results = []
+    with torch.no_grad():
+        for numbers in map(torch.from_numpy, tokens):
+            given = network.get_text_features(input_ids=numbers)
+            results.append(getattr(given, "pooler_output", given).numpy())
+        bias = getattr(network, "logit_bias", None)
+        return np.concatenate(results), float(network.logit_scale.exp()), 0.0 if bias is None else float(bias)
 
 
 def _load(config: Mapping[str, Any], weights: Path, name: str) -> torch.nn.Module:
