@@ -263,6 +263,11 @@ def check_name(name: str) -> str:
     return name
 
 
+def name_of(text: str) -> str:
+    """Make a name for a backbone of any text: lower case, and `_` for all that is no letter or digit."""
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+
+
 def imagenet_classes() -> tuple[str, ...]:
     """Read the names of the 1,000 classes of ImageNet (ILSVRC 2012) in their usual order."""
     text = resources.files("quickstudy.backbones").joinpath("imagenet_classes.txt").read_text(encoding="utf-8")

@@ -5,7 +5,6 @@ An ONNX file may come from anybody; what is read of it, and what is refused, sta
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from quickstudy.backbones.backbone import HUB, Backbone, add_backbone, check_name, find_backbone, on_hub
+from quickstudy.backbones.backbone import HUB, Backbone, add_backbone, check_name, find_backbone, name_of, on_hub
 from quickstudy.backbones.cleaning import (
     IMAGE_OUTPUTS,
     ImageInput,
@@ -279,11 +278,6 @@ def import_onnx(
         prefix_tokens=pooling.prefix if pooling is not None else 0,
         found={**imported.found, **{what: value for what, value in said.items() if value}},
     )
-
-
-def name_of(text: str) -> str:
-    """Make a name for a backbone of any text: lower case, and `_` for all that is no letter or digit."""
-    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
 
 
 def _name_on_hub(place: str) -> str:

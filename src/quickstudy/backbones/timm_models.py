@@ -8,7 +8,6 @@ weights are on the hub, and are fetched from there as safetensors, as those of a
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quickstudy.backbones.backbone import name_of
 from quickstudy.backbones.cleaning import find_image_input
 from quickstudy.backbones.graph_import import Imported, import_graph
 from quickstudy.backbones.hub import WEIGHTS, Fetched, HubPlace, fetched
@@ -63,12 +63,12 @@ def import_timm(
             raise BackboneError(f"timm knows no weights on the hub for '{name}'; name a file of yours with --weights")
         with fetched(HubPlace(repository=repository, path=WEIGHTS)) as hub:
             imported = import_timm_from_hub(hub, top=top, size=size, classes=classes)
-        return replace(imported, name=_name_of(name), origin=f"timm:{name}, {hub.origin}", licence=hub.licence)
+        return replace(imported, name=name_of(name), origin=f"timm:{name}, {hub.origin}", licence=hub.licence)
     number = {"num_classes": 0} if not top else {"num_classes": len(classes)} if classes is not None else {}
     model = _created(name, pretrained=False, **number)
     _load_weights(model, weights)
     imported = _import(model, timm.data.resolve_model_data_config(model), size, classes)
-    return replace(imported, name=_name_of(name), origin=f"timm:{name} with the weights of {weights.name}")
+    return replace(imported, name=name_of(name), origin=f"timm:{name} with the weights of {weights.name}")
 
 
 def import_timm_from_hub(
@@ -147,10 +147,6 @@ def _created(name: str, **arguments: Any) -> torch.nn.Module:
     except Exception as error:  # timm, torch and safetensors raise many kinds
         raise BackboneError(f"timm cannot build '{name}': {first_line(error)}") from None
     return model.eval()
-
-
-def _name_of(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.lower())
 
 
 def _timm() -> Any:
