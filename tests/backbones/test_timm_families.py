@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from small_networks import run
-from test_transformers import add, drawn_photos
+from test_transformers import add, assert_trains_after_its_first_cut, drawn_photos
 
 from quickstudy.images.decoding import to_input
 
@@ -73,3 +73,4 @@ def test_a_network_of_timm_equals_the_original(tmp_path: Path, monkeypatch: pyte
     given = run(added.path, "features", shown)
     assert np.abs(given - expected).max() <= TOLERANCE * np.abs(expected).max()
     np.testing.assert_allclose(run(added.path, "probabilities", shown), scores, atol=1e-5)
+    assert_trains_after_its_first_cut(added)

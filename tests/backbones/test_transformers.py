@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from local_hub import LocalHub, Repository
 from PIL import Image
 from small_networks import photos, run
 
 from quickstudy.backbones.backbone import Backbone
+from quickstudy.backbones.graphs import keep_between
 from quickstudy.backbones.sources import BackboneSource, add_from
 from quickstudy.errors import BackboneError
 from quickstudy.images.decoding import to_input
@@ -22,6 +24,7 @@ from quickstudy.images.fits import Fit
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 constants = pytest.importorskip("huggingface_hub.constants", reason="the extra hub is not installed")
+from quickstudy.backbones.autograd import GraphModule  # noqa: E402
 
 SIZE, TOLERANCE = 32, 1e-5  # of the largest value
 NAME = "somebody/model"
@@ -153,6 +156,20 @@ def assert_equal_on_photos(added: Backbone, family: str, model: Any, processor: 
     assert np.abs(given - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
+def assert_trains_after_its_first_cut(added: Backbone) -> None:
+    """What follows the cut gives in PyTorch what it gives in ONNX Runtime, and gradients reach all its weights."""
+    cut = added.cuts[0]
+    suffix = keep_between(onnx.load(added.path), cut.name, cut.shape, "features", added.cut_shape)
+    activations = np.random.Generator(np.random.PCG64(0)).normal(size=(2, *cut.shape)).astype(np.float32)
+    expected = run(suffix, "features", activations)
+    module = GraphModule(suffix)
+    found = module(torch.from_numpy(activations))
+    assert np.abs(found.detach().numpy() - expected).max() <= TOLERANCE * np.abs(expected).max()
+    found.square().sum().backward()
+    assert len(module.weight_names) > 8
+    assert all(module.weight(name).grad is not None for name in module.weight_names)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weights_become_a_backbone_that_equals_the_original(
@@ -168,6 +185,7 @@ def test_weights_become_a_backbone_that_equals_the_original(
         assert [cut.name for cut in added.cuts] == ["stem", "block_1", "block_2", "features"]
     assert len(added.levels) > 2
     assert added.origin.endswith(":model.safetensors")
+    assert_trains_after_its_first_cut(added)
 
 
 @pytest.mark.filterwarnings("ignore")
