@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 
 from quickstudy.backbones.runtime import open_session
-from quickstudy.images.decoding import InputSpec
+from quickstudy.images.decoding import OWN_RESIZE, InputSpec, Resize
 from quickstudy.models.assemble import save_model
 from quickstudy.models.format import golden_images
 from quickstudy.models.roles import Roles
@@ -23,8 +23,8 @@ TRAINING = {
 }
 
 
-def write_small_model(path: Path, graph: onnx.ModelProto | None = None) -> Path:
-    """Write it, or another graph of the same input and output."""
+def write_small_model(path: Path, graph: onnx.ModelProto | None = None, *, resize: Resize = OWN_RESIZE) -> Path:
+    """Write it, or another graph of the same input and output, for images that are resized so."""
     graph = graph or small_graph(classes=len(CLASSES))
     [expected] = open_session(graph.SerializeToString()).run(
         ["probabilities"], {"image": golden_images(InputSpec(size=SIDE))}
@@ -32,7 +32,7 @@ def write_small_model(path: Path, graph: onnx.ModelProto | None = None) -> Path:
     save_model(
         path,
         graph,
-        input_spec=InputSpec(size=SIDE),
+        input_spec=InputSpec(size=SIDE, resize=resize),
         classes=CLASSES,
         expected=expected,
         origin={"backbone": {"name": "small", "fingerprint": "cd" * 32, "cut": "features"}},

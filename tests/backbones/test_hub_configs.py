@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quickstudy.backbones.hub_configs import describe
+from quickstudy.backbones.hub_configs import FILTERS, describe
 from quickstudy.backbones.preprocessing import PRESETS, Preprocessing
 from quickstudy.errors import BackboneError
 
@@ -35,27 +35,44 @@ TIMM = {
 
 
 @pytest.mark.parametrize(
-    ("values", "size", "crop", "told"),
+    ("values", "size", "crop", "filter_", "told"),
     [
-        (DINO, 224, 224 / 256, "bicubic, to 256 pixels on the shorter side, of which the middle 224"),
-        ({"size": {"height": 224, "width": 224}, "resample": 2, **HALVES}, 224, 1, "--fit squash"),
-        ({"size": 224, "resample": 2, **HALVES}, 224, 1, "--fit squash"),  # ViT's first form
+        (DINO, 224, 224 / 256, "bicubic", "bicubic, to 256 pixels on the shorter side, of which the middle 224"),
+        ({"size": {"height": 224, "width": 224}, "resample": 2, **HALVES}, 224, 1, "bilinear", "--fit squash"),
+        ({"size": 224, "resample": 2, **HALVES}, 224, 1, "bilinear", "--fit squash"),  # ViT's first form
         (
-            {"size": 224, "crop_size": 224, "do_center_crop": True, "resample": 3, **HALVES},
+            {"size": 224, "crop_size": 224, "do_center_crop": True, "resample": 1, **HALVES},
             224,
             1,
+            "lanczos",
             "shorter side",
-        ),  # CLIP's
-        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 3, **IMAGENET}, 224, 0.875, "256 pixels"),
-        ({"size": {"shortest_edge": 384}, "crop_pct": 1.0, "resample": 3, **IMAGENET}, 384, 1, "--fit squash"),
-        ({"do_resize": False, **HALVES}, None, 1, ""),
-        ({}, None, 1, ""),
+        ),  # CLIP's form
+        (
+            {"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 3, **IMAGENET},
+            224,
+            0.875,
+            "bicubic",
+            "256 pixels",
+        ),
+        (
+            {"size": {"shortest_edge": 384}, "crop_pct": 1.0, "resample": 0, **IMAGENET},
+            384,
+            1,
+            "nearest",
+            "--fit squash",
+        ),
+        ({"size": {"shortest_edge": 224}, "resample": 5, **HALVES}, 224, 1, "own", "its own arithmetic"),
+        ({"do_resize": False, **HALVES}, None, 1, "own", ""),
+        ({}, None, 1, "own", ""),
     ],
 )
-def test_sizes_and_crops(values: dict[str, Any], size: int | None, crop: float, told: str) -> None:
+def test_sizes_crops_and_filters(
+    values: dict[str, Any], size: int | None, crop: float, filter_: str, told: str
+) -> None:
     described = describe({}, values)
     assert described.size == size
     assert described.crop == crop
+    assert described.resize == FILTERS[filter_]
     assert told in described.resizing
 
 
@@ -67,6 +84,11 @@ def test_scales() -> None:
         ({"size": 224, "do_normalize": False}, Preprocessing(low=0, high=1)),
         ({"size": 224, "do_rescale": False, "do_normalize": False}, PRESETS["none"]),
         ({"size": 224, "rescale_factor": 1 / 127.5, "rescale_offset": True, "do_normalize": False}, PRESETS["tf"]),
+        # EfficientNet's divides by the deviation twice.
+        (
+            {"size": 224, "include_top": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+            Preprocessing(low=0, high=1, mean=(0.5,), std=(0.25,)),
+        ),
         ({"size": 224, "do_normalize": False, "do_flip_channel_order": True}, Preprocessing(low=0, high=1, bgr=True)),
     ]
     for values, expected in cases:
@@ -103,6 +125,23 @@ def test_families_and_their_tokens(
     described = describe(config, {})
     assert (described.tokens.usual, described.tokens.patch, described.tokens.registers) == (take, patch, registers)
     assert described.outputs[0] == first
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "crop", "filter_"),
+    [
+        ({}, 224, 224 / 256, "bicubic"),
+        ({"crop_pct": 0.9}, 224, 224 / 248, "bicubic"),  # 248.9, rounded down
+        ({"crop_pct": 1.0, "interpolation": "bilinear"}, 224, 1, "bilinear"),
+        ({"crop_mode": "squash", "crop_pct": 1.0}, 224, 1, "bicubic"),
+        ({"interpolation": "random"}, 224, 224 / 256, "bilinear"),
+    ],
+)
+def test_what_timm_says_is_what_its_transform_does(
+    changes: dict[str, Any], size: int, crop: float, filter_: str
+) -> None:
+    described = describe({"pretrained_cfg": {**TIMM["pretrained_cfg"], **changes}}, {})
+    assert (described.size, described.crop, described.resize) == (size, crop, f"torchvision-{filter_}-1")
 
 
 def test_names_of_classes() -> None:

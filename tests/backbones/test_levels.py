@@ -15,6 +15,7 @@ from quickstudy.backbones.graphs import describe_cuts
 from quickstudy.backbones.levels import add_levels
 from quickstudy.backbones.runtime import Prefix
 from quickstudy.errors import BackboneError
+from quickstudy.images.decoding import InputSpec
 from small_backbones import add_small_backbone, small_graph
 
 
@@ -77,6 +78,21 @@ def test_two_backbones_side_by_side_give_what_each_gives(tmp_path: Path) -> None
     assert load_backbone(both.name, tmp_path) == both  # kept, not joined again
     with pytest.raises(BackboneError, match="cannot be cut at 'block_1': several backbones side by side"):
         both.at("block_1")
+
+
+def test_each_of_a_pair_sees_the_part_that_it_is_for(tmp_path: Path) -> None:
+    """The one takes all of the square, the other its middle 32 of 40 pixels, as many as the pair's input then has."""
+    add_small_backbone(tmp_path)
+    spec = InputSpec(size=SIZE, crop=SIZE / 40, resize="pillow-bicubic-1")
+    cuts = ("block_2", "features")
+    classes = ("a", "b", "c")
+    add_backbone("middle", small_graph(classes=3), tmp_path, input_spec=spec, cuts=cuts, classes=classes, origin="here")
+    pair = load_backbone("small+middle", tmp_path)
+    assert (pair.input.size, pair.input.crop) == (40, 1)
+    images = pixels(40)
+    shown = np.ascontiguousarray(images[:, 4:36, 4:36])
+    expected = run(load_backbone("middle", tmp_path), "features", shown)
+    np.testing.assert_allclose(run(pair, "features", images)[:, 24:], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

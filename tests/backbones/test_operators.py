@@ -33,7 +33,7 @@ def whole(*values: int) -> Array:
 
 @dataclass
 class Case:
-    """One node; `others` are its inputs after the first."""
+    """One node; `others` are its inputs besides `x`, which is the one at `place`."""
 
     operator: str
     x: Array
@@ -43,17 +43,27 @@ class Case:
     outputs: int = 1
     smooth: bool = True
     note: str = ""
+    place: int | None = 0
+    """Which of the inputs `x` is; None where it is none: then the result is added to it."""
+    floats: bool = True
+    """Whether the operator gives floats; what else it gives is cast."""
 
     @property
     def name(self) -> str:
         return f"{self.operator}{'-' if self.note else ''}{self.note}"
 
     def model(self) -> onnx.ModelProto:
-        names = ["x", *("" if other is None else f"c{number}" for number, other in enumerate(self.others))]
+        names = ["" if other is None else f"c{number}" for number, other in enumerate(self.others)]
+        if self.place is not None:
+            names.insert(self.place, "x")
         outputs = [f"y{number}" for number in range(self.outputs)]
-        node = helper.make_node(self.operator, names, outputs, **self.attributes)
+        nodes, plain = [], self.floats and self.place is not None
+        nodes.append(helper.make_node(self.operator, names, outputs if plain else ["raw"], **self.attributes))
+        if not plain:
+            nodes.append(helper.make_node("Cast", ["raw"], ["given"], to=TensorProto.FLOAT))
+            nodes.append(helper.make_node("Add", ["x", "given"], ["y0"]))
         graph = helper.make_graph(
-            [node],
+            nodes,
             "case",
             [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *self.x.shape[1:]])],
             [helper.make_tensor_value_info("y0", TensorProto.FLOAT, None)],
@@ -135,6 +145,7 @@ CASES = [
     Case("Flatten", some(*IMAGE)),
     Case("Flatten", some(*IMAGE), [], {"axis": -2}, note="axis"),
     Case("Reshape", some(*IMAGE), [whole(0, 2, -1)]),
+    Case("Reshape", some(1, 1), [whole()], note="scalar"),
     Case("Transpose", some(*IMAGE), [], {"perm": [0, 2, 3, 1]}),
     Case("Transpose", some(2, 5), note="reversed"),
     Case("Squeeze", some(2, 1, 3, 1), [whole(1, -1)]),
@@ -152,10 +163,63 @@ CASES = [
     Case("Slice", some(2, 6), [], {"starts": [1], "ends": [4], "axes": [1]}, opset=9, note="attributes"),
     Case("Gather", some(2, 6), [whole(3, -1, 3)], {"axis": 1}),
     Case("Gather", some(2, 6), [np.array(2)], {"axis": 1}, note="one"),
+    Case("Gather", some(2, 2), [whole(5, 6), np.array(1)], place=None, note="scalar"),
     Case("Pad", some(2, 3, 4, 4), [whole(0, 0, 1, 0, 0, 0, 2, 1), np.array(0.5, np.float32)]),
     Case("Pad", some(2, 3, 4, 4), [whole(0, 0, 1, 0, 0, 0, 2, 1)], {"mode": "reflect"}, note="reflect"),
     Case("Pad", some(2, 3, 4, 4), [whole(0, 0, 1, 0, 0, 0, 2, 1)], {"mode": "edge"}, note="edge"),
     Case("Pad", some(2, 3, 4, 4), [], {"pads": [0, 0, 1, 1, 0, 0, 1, 1], "value": 2.0}, opset=10, note="attribute"),
+    # What transformers have besides.
+    *(Case(name, some(2, 5)) for name in ("Sin", "Cos")),
+    Case("Floor", some(2, 5), smooth=False),
+    Case("Attention", some(2, 2, 5, 4), [some(2, 2, 6, 4), some(2, 2, 6, 3)], opset=23),
+    Case(
+        "Attention", some(2, 2, 5, 4), [some(2, 2, 5, 4), some(2, 2, 5, 4)], {"is_causal": 1}, opset=23, note="causal"
+    ),
+    Case("Attention", some(2, 2, 5, 4), [some(2, 2, 6, 4), some(2, 2, 6, 3), some(5, 6)], opset=23, note="mask"),
+    Case("Attention", some(2, 4, 5, 4), [some(2, 2, 5, 4), some(2, 2, 5, 4)], {"scale": 0.3}, opset=23, note="shared"),
+    Case(
+        "Attention",
+        some(2, 5, 8),
+        [some(2, 6, 8), some(2, 6, 8)],
+        {"q_num_heads": 2, "kv_num_heads": 2},
+        opset=23,
+        note="flat",
+    ),
+    Case("Attention", some(2, 2, 6, 3), [some(2, 2, 5, 4), some(2, 2, 6, 4)], opset=23, place=2, note="values"),
+    Case("RotaryEmbedding", some(2, 3, 5, 8), [some(2, 5, 4), some(2, 5, 4)], opset=23),
+    Case(
+        "RotaryEmbedding", some(2, 3, 5, 8), [some(2, 5, 4), some(2, 5, 4)], {"interleaved": 1}, opset=23, note="pairs"
+    ),
+    Case(
+        "RotaryEmbedding",
+        some(2, 5, 16),
+        [some(7, 2), some(7, 2), np.array([[0, 1, 2, 3, 4], [2, 6, 4, 1, 5]])],
+        {"num_heads": 2, "rotary_embedding_dim": 4},
+        opset=23,
+        note="positions",
+    ),
+    Case("RMSNormalization", some(2, 3, 5), [some(5)], opset=23),
+    Case("RMSNormalization", some(2, 3, 5), [some(3, 5)], {"axis": 1, "epsilon": 1e-3}, opset=23, note="two"),
+    Case("Einsum", some(2, 3, 5), [some(2, 4, 5)], {"equation": "bhd,bkd->bhk"}),
+    Case("Expand", some(2, 1, 3), [whole(2, 4, 1)]),
+    Case("Tile", some(2, 3), [whole(1, 3)]),
+    Case("Where", some(2, 3), [np.array([True, False, True]), some(2, 3)], place=1),
+    Case("Mod", some(2, 5), [np.array(1.5, np.float32)], {"fmod": 1}),
+    Case("Mod", some(2, 5), [whole(7, -7, 6, 5, 4), whole(3, 3, -4, 5, 3)], note="whole", place=None),
+    Case("Shape", some(2, 1, 4), [], {"start": -1}, floats=False, smooth=False),
+    Case("Range", some(2, 3), [np.array(2), np.array(8), np.array(2)], place=None),
+    Case("ConstantOfShape", some(2, 3), [whole(2, 3)], {"value": numpy_helper.from_array(whole(5))}, place=None),
+    Case("ConstantOfShape", some(2, 3), [whole(1, 3)], place=None, note="zeros"),
+    *(
+        Case(name, some(2, 5), [np.array(0, np.float32)], floats=False)
+        for name in ("Greater", "GreaterOrEqual", "Less", "LessOrEqual")
+    ),
+    Case("Equal", some(2, 5), [whole(1, 2, 3, 4, 5), whole(1, 3, 3, 5, 5)], place=None),
+    *(
+        Case(name, some(2, 2), [np.array([True, False]), np.array([[True], [False]])], place=None)
+        for name in ("And", "Or")
+    ),
+    Case("Not", some(2, 2), [np.array([True, False])], place=None),
 ]
 
 
@@ -187,6 +251,13 @@ def test_gradients_are_those_of_finite_differences(case: Case) -> None:
     # Of many values, a random direction tells as surely as each by itself, in a hundredth of the time.
     many = x.numel() + sum(weight.numel() for weight in weights) > 300
     assert torch.autograd.gradcheck(run, (x, *weights), eps=1e-6, atol=1e-5, fast_mode=many)
+
+
+def test_attention_to_what_came_before_is_refused() -> None:
+    x = some(2, 2, 5, 4)
+    case = Case("Attention", x, [x, x, None, x, x], opset=23)
+    with pytest.raises(BackboneError, match="past_key"):
+        GraphModule(case.model())(torch.from_numpy(x))
 
 
 def test_automatic_output_padding_of_transposed_convolutions_is_refused() -> None:

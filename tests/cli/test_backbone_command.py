@@ -262,8 +262,9 @@ def test_tokens_packed_and_taken_elsewhere(here: Path, run: Run) -> None:
     write_tokens(here / "tokens.onnx")
     told = ("--preprocessing", "tf", "--tokens", "mean")
     added = json.loads(run("backbone", "add", "tokens.onnx", *told, "--json").out)
-    assert added["features"] == "8, from 'last_hidden_state'"
-    assert added["tokens"].startswith("the mean of the patches, of 17 tokens")
+    assert added["found"]["features"] == "8, from 'last_hidden_state'"
+    assert added["features"] == 8
+    assert added["found"]["tokens"].startswith("the mean of the patches, of 17 tokens")
     packed = json.loads(run("backbone", "pack", "tokens", "-o", "one.backbone", "--json").out)
     assert packed["bytes"] == (here / "one.backbone").stat().st_size
     done = run("backbone", "add", "one.backbone", "--name", "same")

@@ -33,7 +33,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 ONLY_PARSED = (
     r"backbone add (keras|timm):|--preprocessing",  # weights to download, a network that needs to be told
-    r"hf:|\.backbone",  # the hub; what was packed of a network from there
+    r"hf:|hf-hub:|^suggest|\.backbone",  # the hub; what was packed of a network from there
     r"data get",
     r"--ray|s3://|/data/photos",  # a cluster, an object store
     r"--watch|^serve|^label",  # never ends

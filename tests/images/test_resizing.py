@@ -13,7 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from quickstudy.images.decoding import InputSpec, Pixels, decode, frame_of, resize_bilinear, to_input
+from quickstudy.images.decoding import (
+    OWN_RESIZE,
+    RESIZES,
+    InputSpec,
+    Pixels,
+    Resize,
+    decode,
+    frame_of,
+    resize_bilinear,
+    to_input,
+)
 
 FULL_SIZE = InputSpec(size=100_000)
 """So large that no JPEG is reduced."""
@@ -268,3 +278,53 @@ def test_a_grey_jpeg_decodes_to_the_bit_as_pillow_does() -> None:
     data = jpeg(Image.fromarray(noise(90, 120)).convert("L"))
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     np.testing.assert_array_equal(decode(data, InputSpec(size=64)), expected)
+
+
+FILTERS = {name: Image.Resampling[name.split("-")[1].upper()] for name in RESIZES if name != OWN_RESIZE}
+
+
+@pytest.mark.parametrize("resize", FILTERS)
+@pytest.mark.parametrize(("width", "height"), [(90, 61), (61, 90), (50, 50), (40, 28), (20, 300)])
+def test_pillows_filters_give_what_resizing_and_cropping_give_one_after_the_other(
+    resize: Resize, width: int, height: int
+) -> None:
+    pixels = noise(height, width)
+    scaled = [32 if side <= other else 32 * side // other for side, other in ((width, height), (height, width))]
+    whole = np.asarray(Image.fromarray(pixels).resize(scaled, FILTERS[resize]))
+    # Where transformers' center_crop begins, and torchvision's.
+    ways = {"pillow": lambda rest: rest // 2, "torchvision": lambda rest: round(rest / 2.0)}
+    left, top = (ways[resize.split("-")[0]](side - 28) for side in scaled)
+    given = to_input(pixels, InputSpec(size=28, crop=28 / 32, resize=resize))
+    np.testing.assert_array_equal(given, whole[top : top + 28, left : left + 28])
+
+
+def test_a_line_of_pixels_does_not_become_gigabytes() -> None:
+    line = noise(1, 60_000)
+    middle = to_input(line[:, 29_990:30_010], InputSpec(size=32, resize="pillow-bicubic-1"))
+    np.testing.assert_array_equal(to_input(line, InputSpec(size=32, resize="pillow-bicubic-1")), middle)
+
+
+@pytest.mark.parametrize("resize", FILTERS)
+def test_pillows_filters_with_other_fits_and_parts(resize: Resize) -> None:
+    pixels = noise(30, 50)
+    image = Image.fromarray(pixels)
+    squashed = to_input(pixels, InputSpec(size=20, fit="squash", resize=resize))
+    np.testing.assert_array_equal(squashed, np.asarray(image.resize((20, 20), FILTERS[resize])))
+    padded = to_input(pixels, InputSpec(size=20, fit="pad", resize=resize))
+    np.testing.assert_array_equal(padded[4:16], np.asarray(image.resize((20, 12), FILTERS[resize])))
+    part = to_input(pixels, InputSpec(size=20, resize=resize), (5, 3, 25, 25))
+    np.testing.assert_array_equal(part, np.asarray(image.crop((5, 3, 30, 28)).resize((20, 20), FILTERS[resize])))
+
+
+def test_before_pillows_filters_jpegs_keep_all_their_pixels() -> None:
+    data = jpeg(smooth_photo(400, 300))
+    assert decode(data, InputSpec(size=20)).shape == (38, 50, 3)
+    assert decode(data, InputSpec(size=20, resize="pillow-bicubic-1")).shape == (300, 400, 3)
+
+
+def test_ways_to_resize_have_keys_of_their_own() -> None:
+    specs = [InputSpec(size=20, resize=resize) for resize in RESIZES]
+    assert len({str(spec.to_dict()) for spec in specs}) == len(RESIZES)
+    assert [InputSpec.from_dict(spec.to_dict()) for spec in specs] == specs
+    with pytest.raises(ValueError, match="nearest"):
+        InputSpec(size=20, resize="nearest")  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,3 +45,9 @@ def test_says_what_is_not_known(backbone: Backbone) -> None:
     text = model_card(from_backbone(backbone), "A backbone")
     assert "Not known: the file holds no score." in text
     assert "Not known: the file does not say." in text
+
+
+def test_says_by_which_filter_images_are_resized(tmp_path: Path, backbone: Backbone) -> None:
+    assert "resized bilinearly, not antialiased" in model_card(from_backbone(backbone), "own")
+    spec = replace(backbone.input, resize="pillow-bicubic-1")
+    assert "Pillow's bicubic filter" in model_card(from_backbone(replace(backbone, input=spec)), "theirs")

@@ -176,6 +176,13 @@ def test_a_runtime_that_is_another_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "site").exists()
 
 
+def test_a_model_that_sees_photos_by_pillows_filter_is_refused(runtime: Path, tmp_path: Path) -> None:
+    path = write_small_model(tmp_path / "small.onnx", resize="pillow-bicubic-1")
+    with pytest.raises(ModelError, match="--resize own"):
+        write_site(path, tmp_path / "site", runtime=runtime)
+    assert not (tmp_path / "site").exists()
+
+
 def test_npm_is_asked_once(runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its ordinary command; afterwards the cache has it."""
     model = write_small_model(tmp_path / "small.onnx")

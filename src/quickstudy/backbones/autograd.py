@@ -20,7 +20,10 @@ from quickstudy.errors import BackboneError
 
 _NUMBERS: dict[str, tuple[int, ...]] = {
     "Clip": (1, 2),
+    "ConstantOfShape": (0,),
+    "Expand": (1,),
     "Pad": (1, 2, 3),
+    "Range": (0, 1, 2),
     "ReduceL2": (1,),
     "ReduceMax": (1,),
     "ReduceMean": (1,),
@@ -30,6 +33,7 @@ _NUMBERS: dict[str, tuple[int, ...]] = {
     "Slice": (1, 2, 3, 4),
     "Split": (1,),
     "Squeeze": (1,),
+    "Tile": (1,),
     "Unsqueeze": (1,),
 }
 """Places of the inputs that operators read as numbers, by the operators' names."""

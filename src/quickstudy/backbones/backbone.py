@@ -30,6 +30,7 @@ JOINED = "+"
 """What stands between the names of backbones that are taken side by side."""
 HUB = "hf:"
 """What stands before the name of a network on the hub of Hugging Face."""
+_HUB_OF_TIMM = "hf-hub:"
 _MOST_JOINED = 3
 # Raised when what is written here changes, so that what an older version wrote is made anew.
 _BUILD = 5
@@ -115,7 +116,7 @@ def load_backbone(name: str, cache: Path) -> Backbone:
     """
     if JOINED in name:
         return _join(name, cache)
-    if name.startswith(HUB):
+    if on_hub(name):
         from quickstudy.backbones.sources import from_hub
 
         return from_hub(name, cache)[0]
@@ -158,14 +159,14 @@ def _join(name: str, cache: Path) -> Backbone:
     for part in parts:
         if not part.levels:
             raise BackboneError(f"'{part.name}' has no feature maps, so it cannot be put beside others; leave it out")
-    graph, size, levels = join_graphs(
-        [(part.name, onnx.load(part.path, load_external_data=False), part.input.size, part.levels) for part in parts]
+    graph, spec, levels = join_graphs(
+        [(part.name, onnx.load(part.path, load_external_data=False), part.input, part.levels) for part in parts]
     )
     return add_backbone(
         name,
         graph,
         cache,
-        input_spec=replace(max((part.input for part in parts), key=lambda spec: spec.size), size=size),
+        input_spec=spec,
         cuts=(FEATURES,),
         classes=(),
         origin=origin,
@@ -236,6 +237,11 @@ def add_backbone(
     return _from_note(name, path, note)
 
 
+def on_hub(name: str) -> bool:
+    """Say whether a name is one of a network on the hub, which timm writes with `hf-hub:` before it."""
+    return name.startswith((HUB, _HUB_OF_TIMM))
+
+
 def backbone_names(cache: Path) -> tuple[str, ...]:
     """List the backbones that can be asked for: those that quickstudy makes itself, then those that were added."""
     added = sorted(path.stem for path in _folder(cache).glob("*.onnx") if path.stem not in PUBLISHED)
@@ -255,6 +261,11 @@ def check_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise BackboneError(f"'{name}' cannot be a backbone's name; choose letters, digits, _ and - with --name")
     return name
+
+
+def name_of(text: str) -> str:
+    """Make a name for a backbone of any text: lower case, and `_` for all that is no letter or digit."""
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
 
 
 def imagenet_classes() -> tuple[str, ...]:

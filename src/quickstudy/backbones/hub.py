@@ -2,8 +2,9 @@
 
 Its cache, token (`hf auth login`, `HF_TOKEN`), mirror (`HF_ENDPOINT`), offline mode (`HF_HUB_OFFLINE`) and progress
 bars are its own. A name such as `hf:onnx-community/dinov2-small-ONNX` stands for the newest commit, which is looked up
-once and kept with the backbone. Only ONNX files, weights that they name beside themselves, and two JSON files are
-fetched or opened, whatever else a repository holds. Files are compared with the hash that the hub lists for them.
+once and kept with the backbone. Only ONNX files, weights that they name beside themselves, safetensors and a few JSON
+files are fetched or opened, whatever else a repository holds: nothing that would have to be unpickled. Files are
+compared with the hash that the hub lists for them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,9 +27,12 @@ from quickstudy.errors import BackboneError, DownloadError, UnsafeFileError
 from quickstudy.extras import require
 from quickstudy.files import sha256_of_file
 
-_PLACE = re.compile(r"hf:(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[^:@\s]+))?(:(?P<path>[^:\s]+))?")
+_PLACE = re.compile(r"hf(-hub)?:(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[^:@\s]+))?(:(?P<path>[^:\s]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CONFIGS = ("config.json", "preprocessor_config.json")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+WEIGHTS = "model.safetensors"
+"""The file that holds a network's weights alone, by the names that transformers or timm have for them."""
 _MOST_JSON_BYTES = 10 << 20
 # An import holds the graph as it came, as it becomes, in messages and in sessions: measured, the 88 MB of a ViT-S/14
 # take 1.0 GB.
@@ -46,7 +50,7 @@ class HubPlace:
     revision: str | None = None
     """A commit, branch or tag; None for the newest commit of the main branch."""
     path: str | None = None
-    """The ONNX file in the repository; None where it is to be chosen."""
+    """The ONNX file in the repository, or `WEIGHTS`; None where it is to be chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +83,8 @@ class _Repository:
 class Fetched:
     """A network from the hub, on this machine."""
 
-    graph: Path
-    """The ONNX file, with its weights beside it."""
+    file: Path
+    """The ONNX file, with its weights beside it, or the file `WEIGHTS`."""
     origin: str
     """Place of the file, with the commit."""
     licence: str
@@ -91,6 +95,10 @@ class Fetched:
     """What `config.json` holds; empty where there is none."""
     preprocessor: Mapping[str, Any]
     """What `preprocessor_config.json` holds; empty where there is none."""
+    tokenizer: Path | None = None
+    """The file `tokenizer.json`; None where there is none, or it was not asked for."""
+    tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
+    """What `tokenizer_config.json` holds; empty where there is none, or it was not asked for."""
 
 
 def parse_place(text: str) -> HubPlace:
@@ -109,10 +117,14 @@ def parse_place(text: str) -> HubPlace:
 
 
 @contextlib.contextmanager
-def fetched(place: HubPlace) -> Iterator[Fetched]:
+def fetched(place: HubPlace, *, tokenizer: bool = False) -> Iterator[Fetched]:
     """Fetch a network, or take it from the hub's cache where the hub cannot be reached.
 
     Weights beside the graph are there as long as the context is open.
+
+    Args:
+        place: where it is.
+        tokenizer: fetch what turns text into numbers, too.
 
     Raises:
         MissingExtraError: `huggingface_hub` is not installed.
@@ -124,22 +136,26 @@ def fetched(place: HubPlace) -> Iterator[Fetched]:
     repository = _look_up(place)
     chosen = _choose(place, repository.files)
     _check_size(repository, [chosen])
-    configs = [_read_json(_get(repository, name)) if name in repository.files else {} for name in _CONFIGS]
-    graph = _get(repository, chosen)
-    beside = _weights_beside(repository, graph, chosen)
+    wanted = (*_CONFIGS, *_TOKENIZER[1:]) if tokenizer else _CONFIGS
+    configs = [_read_json(_get(repository, name)) if name in repository.files else {} for name in wanted]
+    reads_text = tokenizer and _TOKENIZER[0] in repository.files
+    file = _get(repository, chosen)
+    beside = _weights_beside(repository, file, chosen) if chosen.endswith(".onnx") else {}
     _check_size(repository, [chosen, *beside.values()])
     others = sorted(name for name in repository.files if name.endswith(".onnx") and name != chosen)
     told = f"'{chosen}'; others: {', '.join(others[:6])}{', …' if others[6:] else ''}" if others else ""
     with tempfile.TemporaryDirectory() if beside else contextlib.nullcontext() as folder:
         if folder is not None:
-            graph = _put_together(repository, Path(folder), {graph.name: chosen, **beside}) / graph.name
+            file = _put_together(repository, Path(folder), {file.name: chosen, **beside}) / file.name
         yield Fetched(
-            graph=graph,
+            file=file,
             origin=f"{HUB}{place.repository}@{repository.commit}:{chosen}",
             licence=repository.licence,
             choice=told,
             config=configs[0],
             preprocessor=configs[1],
+            tokenizer=_get(repository, _TOKENIZER[0]) if reads_text else None,
+            tokenizer_config=configs[-1] if tokenizer else {},
         )
 
 
@@ -214,18 +230,21 @@ def _find_cached(place: HubPlace) -> _Repository | None:
 
 
 def _choose(place: HubPlace, files: Mapping[str, _Listed]) -> str:
-    """Choose the ONNX file of a repository."""
+    """Choose the ONNX file of a repository or, where it has none, its weights."""
     graphs = sorted((name for name in files if name.endswith(".onnx")), key=lambda name: (name.count("/"), name))
     if place.path is not None:
-        if place.path not in files or not place.path.endswith(".onnx"):
+        if place.path not in files or not place.path.endswith((".onnx", WEIGHTS)):
             raise BackboneError(
                 f"'{place.repository}' has no ONNX file '{place.path}'; it has: {', '.join(graphs) or 'none'}"
             )
         return place.path
+    if not graphs and WEIGHTS in files and _CONFIGS[0] in files:
+        return WEIGHTS
     if not graphs:
         weights = [name for name in files if name.endswith((".safetensors", ".bin", ".msgpack", ".h5"))]
         raise BackboneError(
-            f"'{place.repository}' has no ONNX file{f' (only {weights[0]})' if weights else ''}. Look on the hub for "
+            f"'{place.repository}' has no ONNX file and no {WEIGHTS} with its {_CONFIGS[0]}"
+            f"{f' (only {weights[0]}, which is not read)' if weights else ''}. Look on the hub for "
             f"an ONNX export of it, often onnx-community/{place.repository.partition('/')[2]}-ONNX; or make one: "
             f"optimum-cli export onnx --model {place.repository} exported/, then: quickstudy backbone add "
             "exported/model.onnx"

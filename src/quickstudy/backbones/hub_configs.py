@@ -1,9 +1,7 @@
 """Reads what repositories on the hub say of their networks: `config.json` and `preprocessor_config.json`.
 
 They are transformers' (its image processors' and models' options) or timm's (`pretrained_cfg`). They say what becomes
-of bytes, of which part of an image, and what the tokens are. quickstudy resizes by its own arithmetic (see
-`quickstudy.images.decoding`), so an image of another size than the network's comes out near to theirs, not equal to
-the bit; what differs is said.
+of bytes, of which part of an image, by which of Pillow's filters it is resized, and what the tokens are.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from quickstudy.backbones.cleaning import IMAGE_OUTPUTS
 from quickstudy.backbones.preprocessing import Preprocessing
 from quickstudy.backbones.tokens import Tokens
 from quickstudy.errors import BackboneError
+from quickstudy.images.decoding import OWN_RESIZE, Resize
 
 # What each family's own classifiers and published linear heads take of the tokens, in transformers' code.
 _TAKES = {
@@ -31,8 +30,24 @@ _TAKES = {
     "data2vec-vision": "mean",
 }
 # What their classifiers take is `pooler_output`: attention over all tokens, or a normalisation of the pooled map.
-_POOLERS = ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model", "convnext", "convnextv2")
-_RESAMPLINGS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
+_POOLERS = (
+    *("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model"),
+    *("convnext", "convnextv2", "dinov3_convnext", "efficientnet", "regnet", "resnet", "swin", "swinv2"),
+)
+FILTERS: dict[str, Resize] = {
+    "own": OWN_RESIZE,
+    "nearest": "pillow-nearest-1",
+    "bilinear": "pillow-bilinear-1",
+    "bicubic": "pillow-bicubic-1",
+    "lanczos": "pillow-lanczos-1",
+}
+"""The ways to resize, by the names that people have for them; all but quickstudy's own are Pillow's."""
+_FILTERS_OF_TIMM: dict[str, Resize] = {
+    "bilinear": "torchvision-bilinear-1",
+    "bicubic": "torchvision-bicubic-1",
+    "random": "torchvision-bilinear-1",
+}
+_PILLOWS_NUMBERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 _LARGEST_CROPPED = 384  # ConvNeXt's processors crop below it, and squash from it on
 
 
@@ -44,6 +59,8 @@ class Described:
     """Side of the input in pixels; None where nothing is said."""
     crop: float
     """Side of the centred square that the network is for, as a share of the image's shorter side."""
+    resize: Resize
+    """The arithmetic by which images are resized; quickstudy's own where nothing is said."""
     preprocessing: Preprocessing | None
     """What becomes of bytes; None where nothing is said."""
     tokens: Tokens
@@ -53,7 +70,18 @@ class Described:
     classes: tuple[str, ...] | None
     """Names of classes in the order of scores; None where nothing is said."""
     resizing: str
-    """How images are asked to be resized, and what quickstudy does instead, for people; empty where nothing is said."""
+    """How images are resized, and what quickstudy does otherwise, for people; empty where nothing is said."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """How a network sees images, as a repository says it; the fields are those of `Described`."""
+
+    size: int | None = None
+    crop: float = 1.0
+    resize: Resize = OWN_RESIZE
+    preprocessing: Preprocessing | None = None
+    resizing: str = ""
 
 
 def describe(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> Described:
@@ -68,16 +96,15 @@ def describe(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> Desc
     """
     timm = config.get("pretrained_cfg")
     try:
-        if isinstance(timm, Mapping) and not preprocessor:
-            size, crop, preprocessing, resizing = _read_timm(timm)
-        else:
-            size, crop, preprocessing, resizing = _read_processor(preprocessor)
+        by_timm = isinstance(timm, Mapping) and not preprocessor
+        seen = _read_timm(timm) if by_timm else _read_processor(preprocessor)  # type: ignore[arg-type]
         vision = config.get("vision_config", config)
         family = str(config.get("model_type", ""))
         return Described(
-            size=size or _whole(vision.get("image_size")),
-            crop=crop,
-            preprocessing=preprocessing,
+            size=seen.size or _whole(vision.get("image_size")),
+            crop=seen.crop,
+            resize=seen.resize,
+            preprocessing=seen.preprocessing,
             tokens=Tokens(
                 usual=_TAKES.get(str(vision.get("model_type", family)), _TAKES.get(family, "both")),
                 patch=_whole(vision.get("patch_size")),
@@ -85,7 +112,7 @@ def describe(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> Desc
             ),
             outputs=IMAGE_OUTPUTS[::-1] if family in _POOLERS else IMAGE_OUTPUTS,
             classes=_classes(config.get("id2label")),
-            resizing=resizing,
+            resizing=seen.resizing,
         )
     except (TypeError, ValueError, AttributeError, KeyError, IndexError, ZeroDivisionError) as error:
         raise BackboneError(
@@ -94,59 +121,65 @@ def describe(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> Desc
         ) from None
 
 
-def _read_processor(values: Mapping[str, Any]) -> tuple[int | None, float, Preprocessing | None, str]:
-    """Read transformers' image processors: size, crop, preprocessing, and how images are resized."""
+def _read_processor(values: Mapping[str, Any]) -> _Seen:
+    """Read the options of one of transformers' image processors."""
     if not values:
-        return None, 1.0, None, ""
+        return _Seen()
     factor = float(values.get("rescale_factor", 1 / 255)) if values.get("do_rescale", True) else 1.0
     low = -1.0 if values.get("rescale_offset") else 0.0
     normalises = values.get("do_normalize", True) and values.get("image_mean") is not None
+    std = _numbers(values["image_std"]) if normalises else (1.0,)
+    if values.get("include_top") and normalises:  # EfficientNet's, which divides twice
+        std = tuple(number * number for number in std)
     preprocessing = Preprocessing(
         low=low,
         high=low + 255 * factor,
         mean=_numbers(values["image_mean"]) if normalises else (0.0,),
-        std=_numbers(values["image_std"]) if normalises else (1.0,),
+        std=std,
         bgr=bool(values.get("do_flip_channel_order", False)),
     )
     cropped = _side(values["crop_size"]) if values.get("do_center_crop") and values.get("crop_size") else None
     given = values.get("size")
     if not values.get("do_resize", True) or given is None:
-        return cropped, 1.0, preprocessing, ""
+        return _Seen(size=cropped, preprocessing=preprocessing)
     shortest = given.get("shortest_edge") if isinstance(given, Mapping) else given if cropped else None
     side = int(shortest) if shortest else _side(given)
-    how = _RESAMPLINGS.get(values.get("resample", 2), "bilinear")
+    how = _PILLOWS_NUMBERS.get(values.get("resample", 2), "bilinear")
     if shortest and "crop_pct" in values:
         cropped, side = side, (side if side >= _LARGEST_CROPPED else int(side / float(values["crop_pct"])))
         if side == cropped:
-            return side, 1.0, preprocessing, _resizing(how, "to the square, whatever the shape", squashes=True)
-    if shortest:
-        crop = min(1.0, (cropped or side) / side)
-        return cropped or side, crop, preprocessing, _resizing(how, _edges(side, cropped or side))
-    told = f"to {side}×{side} pixels, whatever the shape"
-    if cropped and cropped < side:
-        return cropped, cropped / side, preprocessing, _resizing(how, f"{told}, of which the middle {cropped}")
-    return side, 1.0, preprocessing, _resizing(how, told, squashes=True)
+            return _seen(how, FILTERS, side, side, preprocessing, squashes=True)
+    return _seen(how, FILTERS, side, min(cropped or side, side), preprocessing, squashes=not shortest)
 
 
-def _read_timm(values: Mapping[str, Any]) -> tuple[int | None, float, Preprocessing | None, str]:
-    """Read timm's `pretrained_cfg`, as `_read_processor` reads transformers' files."""
+def _read_timm(values: Mapping[str, Any]) -> _Seen:
+    """Read timm's `pretrained_cfg`: its transform for evaluation (`transforms_imagenet_eval`)."""
     side, crop = int(values["input_size"][1]), float(values.get("crop_pct") or 1)
     preprocessing = Preprocessing(low=0, high=1, mean=_numbers(values["mean"]), std=_numbers(values["std"]))
     how = str(values.get("interpolation", "bicubic"))
-    if values.get("crop_mode") == "squash":
-        return side, 1.0, preprocessing, _resizing(how, "to the square, whatever the shape", squashes=True)
-    return side, min(1.0, crop), preprocessing, _resizing(how, _edges(math.floor(side / crop), side))
+    squashes = values.get("crop_mode") == "squash"
+    return _seen(how, _FILTERS_OF_TIMM, max(side, math.floor(side / crop)), side, preprocessing, squashes=squashes)
 
 
-def _edges(shorter: int, middle: int) -> str:
-    return f"to {shorter} pixels on the shorter side" + (f", of which the middle {middle}" if middle < shorter else "")
-
-
-def _resizing(how: str, told: str, *, squashes: bool = False) -> str:
-    instead = "quickstudy takes the same part, bilinearly by its own arithmetic"
+def _seen(
+    how: str, filters: Mapping[str, Resize], edge: int, middle: int, preprocessing: Preprocessing, *, squashes: bool
+) -> _Seen:
+    """Describe a resize to `edge` pixels, on the shorter side or both, of which the middle is then cut out."""
+    told = f"{how}, to {edge}×{edge} pixels, whatever the shape" if squashes else f"{how}, to {edge} pixels"
+    told += "" if squashes else " on the shorter side"
+    told += f", of which the middle {middle}" if middle < edge else ""
+    resize = filters.get(how)
+    if resize is None:
+        told += "; quickstudy resizes by its own arithmetic"
     if squashes:
-        instead = "quickstudy takes the centred square, bilinearly; retrain --fit squash takes all"
-    return f"asked for: {how}, {told}; {instead}: near to it, not equal to the bit"
+        told += "; quickstudy takes the centred square, and retrain --fit squash all of it"
+    return _Seen(
+        size=middle,
+        crop=middle / edge,
+        resize=resize or OWN_RESIZE,
+        preprocessing=preprocessing,
+        resizing=told,
+    )
 
 
 def _side(value: Any) -> int:

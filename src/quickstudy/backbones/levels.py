@@ -12,13 +12,15 @@ all of one shape, so five of them are taken, spread evenly, the last among them.
 The blocks of other networks are found by one rule for all of them: the last one of each shape, the five nearest to the
 features. More blocks of the same shape (8 of Lite0's, as others chose) reach 0.256, with 5,200 values instead of 4,048.
 
-Several networks are joined in the same way: each gets the image, made smaller in the graph where it takes fewer pixels,
-and their features and levels stand side by side. To everything that follows, it is one backbone with one graph.
+Several networks are joined in the same way: each gets the image, or the middle of it where it is for less than the
+others, made smaller in the graph where it takes fewer pixels, and their features and levels stand side by side. To
+everything that follows, it is one backbone with one graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from quickstudy.backbones.cuts import FEATURES, LEVELS, Cut, Level
 from quickstudy.backbones.graphs import keep_until
 from quickstudy.backbones.tokens import mean_of, patches_of
 from quickstudy.errors import BackboneError
+from quickstudy.images.decoding import InputSpec
 
 _BLOCKS = 5
 
@@ -112,16 +115,18 @@ def _pooled(graph: onnx.GraphProto, tensor: str) -> tuple[str, str]:
 
 
 def join_graphs(
-    parts: Sequence[tuple[str, onnx.ModelProto, int, tuple[Level, ...]]],
-) -> tuple[onnx.ModelProto, int, tuple[Level, ...]]:
+    parts: Sequence[tuple[str, onnx.ModelProto, InputSpec, tuple[Level, ...]]],
+) -> tuple[onnx.ModelProto, InputSpec, tuple[Level, ...]]:
     """Join networks into one graph whose `features` and `levels` are all of theirs.
 
     Args:
-        parts: name, graph with `features` and, where it has levels, `levels`, side of its input in pixels, and the
+        parts: name, graph with `features` and, where it has levels, `levels`, how an image becomes its input, and the
             groups of features in `levels`.
 
     Returns:
-        The graph, the side of its input, which is the largest of the parts', and all groups, the last features first.
+        The graph, how an image becomes its input, and all groups, the last features first. The input is as large a part
+        of an image as the largest of theirs, in so many pixels that none of them has to make its own larger; it is
+        resized as that of the most pixels.
 
     Raises:
         BackboneError: the graphs are of different versions of the ONNX standard.
@@ -132,17 +137,26 @@ def join_graphs(
         raise BackboneError(
             f"Graphs of different versions of ONNX's operators cannot be joined: {told}; export one of them again"
         )
-    size = max(pixels for _, _, pixels, _ in parts)
+    specs = [spec for _, _, spec, _ in parts]
+    crop = max(spec.crop for spec in specs)
+    size = max(round(spec.size * crop / spec.crop) for spec in specs)
     nodes: list[onnx.NodeProto] = []
     tensors: list[onnx.TensorProto] = []
-    for name, model, pixels, levels in parts:
+    for name, model, spec, levels in parts:
         width = sum(level.width for level in levels)
         one = keep_until(model, LEVELS, (width,))
-        source = "image"
-        if pixels < size:
-            source = f"{name}/resized"
-            nodes.extend(_made_smaller(source, f"{name}/scales"))
-            scale = np.nextafter(np.float32(pixels / size), np.float32(1))  # rounded down, a pixel would be lost
+        source, middle = "image", round(size * spec.crop / crop)
+        if middle < size:
+            source, begin = f"{name}/middle", (size - middle) // 2
+            bounds = {"starts": [begin] * 2, "ends": [begin + middle] * 2, "axes": [1, 2]}
+            tensors.extend(numpy_helper.from_array(np.array(v), f"{source}/{what}") for what, v in bounds.items())
+            nodes.append(
+                helper.make_node("Slice", ["image", *(f"{source}/{n}" for n in bounds)], [source], name=source)
+            )
+        if spec.size < middle:
+            shown, source = source, f"{name}/resized"
+            nodes.extend(_made_smaller(shown, source, f"{name}/scales"))
+            scale = np.nextafter(np.float32(spec.size / middle), np.float32(1))  # rounded down, a pixel would be lost
             tensors.append(numpy_helper.from_array(np.array([1, 1, scale, scale], np.float32), f"{name}/scales"))
         part = compose.add_prefix(one, f"{name}/")
         for node in part.graph.node:
@@ -176,11 +190,12 @@ def join_graphs(
     )
     first = parts[0][1]
     joined = helper.make_model(graph, opset_imports=first.opset_import, ir_version=first.ir_version)
-    return joined, size, tuple(groups)
+    widest = max(specs, key=lambda spec: spec.size)
+    return joined, replace(widest, size=size, crop=crop), tuple(groups)
 
 
-def _made_smaller(result: str, scales: str) -> list[onnx.NodeProto]:
-    """Make the nodes that make `image` smaller by linear interpolation, and round, so that bytes stay bytes."""
+def _made_smaller(image: str, result: str, scales: str) -> list[onnx.NodeProto]:
+    """Make the nodes that make an image smaller by linear interpolation, and round, so that bytes stay bytes."""
     steps: tuple[tuple[str, list[str], dict[str, Any]], ...] = (
         ("Transpose", [], {"perm": [0, 3, 1, 2]}),
         ("Cast", [], {"to": TensorProto.FLOAT}),
@@ -189,7 +204,7 @@ def _made_smaller(result: str, scales: str) -> list[onnx.NodeProto]:
         ("Cast", [], {"to": TensorProto.UINT8}),
         ("Transpose", [], {"perm": [0, 2, 3, 1]}),
     )
-    names = ["image", *(f"{result}/{number}" for number in range(1, len(steps))), result]
+    names = [image, *(f"{result}/{number}" for number in range(1, len(steps))), result]
     return [
         helper.make_node(operator, [given, *others], [made], name=made, **attributes)
         for (operator, others, attributes), given, made in zip(steps, names, names[1:], strict=False)

@@ -1,4 +1,4 @@
-"""Operators of the ONNX standard in PyTorch: what networks for images are made of.
+"""Operators of the ONNX standard in PyTorch: what networks for images are made of (see also `token_operators.py`).
 
 Each is a function of a node's inputs and attributes; `opset` is among the attributes, as some have changed their
 meaning. The specification is at https://onnx.ai/onnx/operators/.
@@ -13,7 +13,7 @@ is twice as fast.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -23,6 +23,7 @@ from onnx import helper
 from torch import Tensor
 from torch.nn import functional
 
+from quickstudy.backbones.token_operators import TOKEN_OPERATORS, Attributes, Inputs, Operator
 from quickstudy.errors import BackboneError
 
 # Depthwise convolutions
@@ -87,14 +88,6 @@ def _backward(
 
 
 # Operators
-Inputs = Sequence[Any]
-"""A node's inputs: tensors, or None where an optional one is left out."""
-Attributes = Mapping[str, Any]
-"""A node's attributes by name, with `opset` and `num_outputs` among them."""
-Operator = Callable[[Inputs, Attributes], Any]
-"""An operator: it takes a node's inputs and attributes, and returns its output, or a tuple of several."""
-
-
 def _fold(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
     """Make an operator on any number of inputs, taken two at a time."""
     return lambda inputs, _attributes: reduce(function, inputs)
@@ -369,7 +362,7 @@ def _gather(inputs: Inputs, attributes: Attributes) -> Tensor:
     x, indices, axis = inputs[0], inputs[1], attributes.get("axis", 0)
     axis %= x.ndim
     picked: Tensor = x.index_select(axis, indices.flatten() % x.shape[axis])
-    return picked.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    return picked.reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
 
 
 def _pad(inputs: Inputs, attributes: Attributes) -> Tensor:
@@ -457,6 +450,7 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
 
 OPERATORS: dict[str, Operator] = {
     **{name: _elementwise(function) for name, function in _ELEMENTWISE.items()},
+    **TOKEN_OPERATORS,
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
     "Cast": _cast,

@@ -5,7 +5,7 @@ An ONNX file may come from anybody; what is read of it, and what is refused, sta
 
 from __future__ import annotations
 
-import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from quickstudy.backbones.backbone import HUB, Backbone, add_backbone, check_name, find_backbone
+from quickstudy.backbones.backbone import HUB, Backbone, add_backbone, check_name, find_backbone, name_of, on_hub
 from quickstudy.backbones.cleaning import (
     IMAGE_OUTPUTS,
     ImageInput,
@@ -25,7 +25,7 @@ from quickstudy.backbones.cleaning import (
 )
 from quickstudy.backbones.graph_import import Imported, import_graph
 from quickstudy.backbones.hub import fetched, parse_place
-from quickstudy.backbones.hub_configs import describe
+from quickstudy.backbones.hub_configs import FILTERS, describe
 from quickstudy.backbones.preprocessing import Preprocessing
 from quickstudy.backbones.runtime import open_session
 from quickstudy.backbones.tokens import TokenPooling, Tokens, append_pooling, pooling_of, without_the_rest
@@ -55,6 +55,8 @@ class BackboneSource:
     """Name of the output that counts, where the file has several."""
     tokens: str = ""
     """What to make of a file's tokens, a name in `TOKENS`; empty for what is usual."""
+    resize: str = ""
+    """How images are resized, a name in `FILTERS`; empty for what the source says, else quickstudy's own way."""
     classes: Sequence[str] | None = None
     """Names of the classes in the order of the outputs; None for those that a model of quickstudy carries, or
     ImageNet's where there are 1,000."""
@@ -74,7 +76,12 @@ def add_from(source: BackboneSource, cache: Path, *, name: str | None = None) ->
     """
     if name is not None:
         check_name(name)
+    if source.resize and source.resize not in FILTERS:
+        raise BackboneError(f"Unknown way to resize '{source.resize}'; there are: {', '.join(FILTERS)}")
     imported = _import(source)
+    if source.resize:
+        spec = replace(imported.input_spec, resize=FILTERS[source.resize])
+        imported = replace(imported, input_spec=spec)
     added = add_backbone(
         check_name(name or imported.name),
         imported.graph,
@@ -105,7 +112,7 @@ def from_hub(place: str, cache: Path) -> tuple[Backbone, Imported | None]:
         MissingExtraError: `huggingface_hub` is not installed.
     """
     repository = parse_place(place).repository
-    found = find_backbone(name_of(place), cache)
+    found = find_backbone(_name_on_hub(place), cache)
     if found is not None and found.origin.startswith(f"{HUB}{repository}@"):
         return found, None
     return add_from(BackboneSource(place=place), cache)
@@ -127,9 +134,10 @@ def _import(source: BackboneSource) -> Imported:
         return import_named(name, weights=source.weights, top=source.top, size=source.size, classes=source.classes)
     if source.weights is not None or not source.top:
         raise BackboneError(
-            "--weights and --no-top are for keras: and timm: names; an .onnx file holds its own weights"
+            "--weights and --no-top are for keras: and timm: names; an .onnx file, and a repository on the hub, have "
+            "their own weights"
         )
-    if kind == "hf" and not Path(source.place).exists():
+    if on_hub(source.place) and not Path(source.place).exists():
         return _import_from_hub(source)
     return import_onnx(
         Path(source.place),
@@ -145,10 +153,24 @@ def _import(source: BackboneSource) -> Imported:
 
 def _import_from_hub(source: BackboneSource) -> Imported:
     place = parse_place(source.place)
-    with fetched(place) as hub:
+    with fetched(place) as hub, tempfile.TemporaryDirectory() as folder:
         told = describe(hub.config, hub.preprocessor)
+        file = hub.file
+        if file.suffix != ".onnx" and "architecture" in hub.config:
+            from quickstudy.backbones.timm_models import import_timm_from_hub
+
+            imported = import_timm_from_hub(hub, size=source.size, classes=source.classes)
+            found = {**imported.found, "licence": hub.licence}
+            name = _name_on_hub(source.place)
+            return replace(imported, name=name, origin=hub.origin, licence=hub.licence, found=found)
+        if file.suffix != ".onnx":
+            from quickstudy.backbones.transformers_models import export_transformers
+
+            file = Path(folder) / "exported.onnx"
+            size = source.size or told.size
+            export_transformers(hub.config, hub.file, file, size=size, name=place.repository)
         imported = import_onnx(
-            hub.graph,
+            file,
             size=source.size,
             usual_size=told.size,
             layout=source.layout,
@@ -163,10 +185,10 @@ def _import_from_hub(source: BackboneSource) -> Imported:
     said = {"file": hub.choice, "licence": hub.licence, "resizing": told.resizing}
     return replace(
         imported,
-        name=name_of(source.place),
+        name=_name_on_hub(source.place),
         origin=hub.origin,
         licence=hub.licence,
-        input_spec=replace(imported.input_spec, crop=told.crop),
+        input_spec=replace(imported.input_spec, crop=told.crop, resize=told.resize),
         found={**imported.found, **{what: value for what, value in said.items() if value}},
     )
 
@@ -258,9 +280,8 @@ def import_onnx(
     )
 
 
-def name_of(text: str) -> str:
-    """Make a name for a backbone of any text: lower case, and `_` for all that is no letter or digit."""
-    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+def _name_on_hub(place: str) -> str:
+    return name_of(f"{HUB}{place.partition(':')[2]}")
 
 
 def _pooling(model: onnx.ModelProto, image: ImageInput, tensor: str, wanted: Tokens) -> TokenPooling | None:

@@ -1,14 +1,14 @@
 """Backbones from timm, the collection of PyTorch image models.
 
-It needs timm, which needs torchvision. timm knows how each of its networks was trained to see images, and that goes
-into the graph.
+It needs timm, which needs torchvision. timm knows how each of its networks was trained to see images: scale, size, the
+part of an image, and the filter by which it is resized. That goes into the graph and the input specification. timm's
+weights are on the hub, and are fetched from there as safetensors, as those of any repository of timm's form are.
 """
 
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quickstudy.backbones.backbone import name_of
 from quickstudy.backbones.cleaning import find_image_input
 from quickstudy.backbones.graph_import import Imported, import_graph
-from quickstudy.backbones.preprocessing import Preprocessing
+from quickstudy.backbones.hub import WEIGHTS, Fetched, HubPlace, fetched
+from quickstudy.backbones.hub_configs import describe
 from quickstudy.backbones.torch_export import export_module
 from quickstudy.backbones.untrusted import first_line
 from quickstudy.errors import BackboneError
@@ -40,37 +42,83 @@ def import_timm(
 
     Args:
         name: name of the network as timm has it, such as `resnet18.a1_in1k`.
-        weights: a file with a state dict; left out, timm's own, which it downloads once.
+        weights: a file with a state dict; left out, timm's own, which come from the hub.
         top: whether the backbone shall have the classifier.
         size: side of the input in pixels; left out, that of the network's training.
         classes: names of the classes; left out, ImageNet's where there are 1,000.
 
     Raises:
+        MissingExtraError: the weights are on the hub, and `huggingface_hub` is not installed.
         BackboneError: timm is missing or has no such network, or weights cannot be had or do not fit.
+        DownloadError: the hub cannot be reached.
     """
     timm = _timm()
-    import torch
-
     if not timm.is_model(name.partition(".")[0]):
         close = difflib.get_close_matches(name, timm.list_models(), 5)
         raise BackboneError(f"timm has no network '{name}'; there are: {', '.join(close) or 'see timm.list_models()'}")
-    arguments: dict[str, Any] = {"pretrained": weights is None, "exportable": True}
+    if weights is None:
+        known = timm.get_pretrained_cfg(name)
+        repository = known.hf_hub_id if known is not None else None
+        if not repository:
+            raise BackboneError(f"timm knows no weights on the hub for '{name}'; name a file of yours with --weights")
+        with fetched(HubPlace(repository=repository, path=WEIGHTS)) as hub:
+            imported = import_timm_from_hub(hub, top=top, size=size, classes=classes)
+        return replace(imported, name=name_of(name), origin=f"timm:{name}, {hub.origin}", licence=hub.licence)
+    number = {"num_classes": 0} if not top else {"num_classes": len(classes)} if classes is not None else {}
+    model = _created(name, pretrained=False, **number)
+    _load_weights(model, weights)
+    imported = _import(model, timm.data.resolve_model_data_config(model), size, classes)
+    return replace(imported, name=name_of(name), origin=f"timm:{name} with the weights of {weights.name}")
+
+
+def import_timm_from_hub(
+    hub: Fetched, *, top: bool = True, size: int | None = None, classes: Sequence[str] | None = None
+) -> Imported:
+    """Make a backbone of a repository that timm's `push_to_hf_hub` has written.
+
+    Args:
+        hub: its `config.json`, which names the architecture, and its weights.
+        top: whether the backbone shall have the classifier.
+        size: side of the input in pixels; left out, what `pretrained_cfg` says.
+        classes: names of the classes; left out, those in `config.json`, or ImageNet's where there are 1,000.
+
+    Raises:
+        BackboneError: timm is missing or has no such architecture, or the weights do not fit.
+    """
+    timm = _timm()
+    name, config = str(hub.config.get("architecture")), dict(hub.config.get("pretrained_cfg") or {})
+    if not timm.is_model(name):
+        raise BackboneError(f"timm {timm.__version__} has no network '{name}', which config.json names; upgrade timm")
+    # From this file, whatever else the configuration says of where weights are.
+    known = {key: config.get(key) for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")}
+    fixed = {key: config[key] for key in ("first_conv", "classifier", "pool_size", "fixed_input_size") if key in config}
+    known |= {"num_classes": hub.config.get("num_classes", config.get("num_classes")), "file": str(hub.file), **fixed}
+    arguments = dict(hub.config.get("model_args") or {})
+    if pooling := hub.config.get("global_pool"):
+        arguments["global_pool"] = pooling
     if not top:
         arguments["num_classes"] = 0
-    elif classes is not None and weights is not None:
-        arguments["num_classes"] = len(classes)
-    try:
-        model = timm.create_model(name, **arguments)
-    except Exception as error:  # timm and the hub raise many kinds
-        raise BackboneError(
-            f"timm cannot build '{name}': {first_line(error)}. Without a network, name a file with --weights"
-        ) from None
-    if weights is not None:
-        _load_weights(model, weights)
-    config = timm.data.resolve_model_data_config(model)
-    size = size or int(config["input_size"][1])
-    mean, std = (tuple(float(value) for value in config[part]) for part in ("mean", "std"))
-    graph = export_module(model, torch.zeros(1, 3, size, size))
+    if size is not None and config.get("fixed_input_size"):
+        arguments["img_size"] = size
+    wanted = {key: value for key, value in known.items() if value is not None}
+    model = _created(name, pretrained=True, pretrained_cfg=wanted, **arguments)
+    labels = hub.config.get("label_names")
+    own = tuple(map(str, labels)) if isinstance(labels, list) and not classes else None
+    return _import(model, timm.data.resolve_model_data_config(model), size, classes, own)
+
+
+def _import(
+    model: torch.nn.Module,
+    config: Mapping[str, Any],
+    size: int | None,
+    classes: Sequence[str] | None,
+    own_classes: Sequence[str] | None = None,
+) -> Imported:
+    import torch
+
+    told = describe({"pretrained_cfg": config}, {})
+    size = size or told.size or 224
+    graph = export_module(model, torch.zeros(1, 3, size, size), any_batch=True)
 
     def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
         batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
@@ -81,14 +129,24 @@ def import_timm(
         graph,
         find_image_input(graph, layout="NCHW"),
         reference=run,
-        preprocessing=Preprocessing(low=0, high=1, mean=mean, std=std),
+        preprocessing=told.preprocessing,
         classes=classes,
+        own_classes=own_classes,
     )
     return replace(
         imported,
-        name=re.sub(r"[^a-z0-9]+", "_", name.lower()),
-        origin=f"timm:{name}" + (f" with the weights of {weights.name}" if weights else ""),
+        input_spec=replace(imported.input_spec, crop=told.crop, resize=told.resize),
+        prefix_tokens=int(getattr(model, "num_prefix_tokens", 0)),
+        found={**imported.found, "resizing": told.resizing},
     )
+
+
+def _created(name: str, **arguments: Any) -> torch.nn.Module:
+    try:
+        model: torch.nn.Module = _timm().create_model(name, exportable=True, **arguments)
+    except Exception as error:  # timm, torch and safetensors raise many kinds
+        raise BackboneError(f"timm cannot build '{name}': {first_line(error)}") from None
+    return model.eval()
 
 
 def _timm() -> Any:
@@ -108,7 +166,12 @@ def _load_weights(model: torch.nn.Module, path: Path) -> None:
     import torch
 
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(state.get("state_dict", state))
     except Exception as error:  # torch raises many kinds
         raise BackboneError(f"'{path}' does not hold the network's weights: {first_line(error)}") from None

@@ -6,6 +6,7 @@ It needs torch and onnxscript, and is imported by what has made a module, never 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -25,8 +26,13 @@ if TYPE_CHECKING:
 _OPSET = 17
 
 
-def export_module(module: torch.nn.Module, example: torch.Tensor) -> onnx.ModelProto:
+def export_module(module: torch.nn.Module, example: torch.Tensor, *, any_batch: bool = False) -> onnx.ModelProto:
     """Export a module in inference mode as an ONNX graph, for inputs of the shape of `example`.
+
+    Args:
+        module: with one input.
+        example: an input.
+        any_batch: whether the graph shall take any number of images, as far as the exporter manages it.
 
     Raises:
         BackboneError: torch's exporter cannot do it.
@@ -37,7 +43,7 @@ def export_module(module: torch.nn.Module, example: torch.Tensor) -> onnx.ModelP
     with torch.no_grad(), _quiet():
         # By way of TorchScript first: InceptionV3 takes 5 s so and 21 s the other way, and comes out the same once
         # it is cleaned. But that way does not know everything, and torch means to close it.
-        for export in (by_torchscript, by_dynamo):
+        for export in (functools.partial(by_torchscript, any_batch=any_batch), by_dynamo):
             try:
                 return export(module, example)
             except Exception as error:  # exporters raise towers of their own kinds
@@ -46,13 +52,21 @@ def export_module(module: torch.nn.Module, example: torch.Tensor) -> onnx.ModelP
     raise BackboneError(f"torch cannot export the network to ONNX: {why}") from reason
 
 
-def by_torchscript(module: torch.nn.Module, example: torch.Tensor) -> onnx.ModelProto:
+def by_torchscript(module: torch.nn.Module, example: torch.Tensor, *, any_batch: bool = False) -> onnx.ModelProto:
     """Export a module by following what an example does to it."""
     import onnx
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
-        torch.onnx.export(module, (example,), Path(folder) / "graph.onnx", opset_version=_OPSET, dynamo=False)
+        torch.onnx.export(
+            module,
+            (example,),
+            Path(folder) / "graph.onnx",
+            opset_version=_OPSET,
+            dynamo=False,
+            input_names=["images"] if any_batch else None,
+            dynamic_axes={"images": [0]} if any_batch else None,
+        )
         return onnx.load(Path(folder) / "graph.onnx")
 
 

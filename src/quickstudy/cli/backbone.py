@@ -81,6 +81,13 @@ def add(
             "does]."
         ),
     ] = None,
+    resize: Annotated[
+        str | None,
+        typer.Option(
+            help="How photos are resized: own (quickstudy's way, the fastest), nearest, bilinear, bicubic or lanczos "
+            "(Pillow's) [default: as SOURCE says, else own]."
+        ),
+    ] = None,
     classes: Annotated[
         Path | None,
         typer.Option(
@@ -108,6 +115,7 @@ def add(
         features=features or "",
         output=output,
         tokens=tokens or "",
+        resize=resize or "",
         classes=read_classes(classes) if classes is not None else None,
     )
     if is_packed(Path(source)):
@@ -121,7 +129,7 @@ def add(
         return
     added, imported = add_from(wanted, cache_folder(cache), name=name)
     if as_json:
-        print_json({**_describe(added), **imported.found, "difference": imported.difference})
+        print_json({**_describe(added), "found": imported.found, "difference": imported.difference})
     else:
         print_added(added, imported)
 
@@ -151,7 +159,13 @@ def pack(
 
 
 @app.command("list", epilog="Example: quickstudy backbone list --json")
-def list_backbones(cache: Cache = None, as_json: Json = False) -> None:
+def list_backbones(
+    available: Annotated[
+        bool, typer.Option("--available", help="List what is worth trying on the hub instead, with published figures.")
+    ] = False,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
     """List the backbones; those not yet measured on this machine are measured first, a second each.
 
     A speed measured beside other busy programs is measured again next time. Exits with 2 if no backbone can be used.
@@ -159,6 +173,9 @@ def list_backbones(cache: Cache = None, as_json: Json = False) -> None:
     from quickstudy.backbones.backbone import backbone_names
     from quickstudy.files import cache_folder
 
+    if available:
+        _print_available(cache_folder(cache), as_json=as_json)
+        return
     _print_table(_rows(backbone_names(cache_folder(cache)), cache), as_json=as_json)
 
 
@@ -338,6 +355,30 @@ def _print_table(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
             print(f"{row['name']}: {row['error']}", file=sys.stderr if failed else sys.stdout)
     if failed:
         raise typer.Exit(2)
+
+
+def _print_available(cache: Path, *, as_json: bool) -> None:
+    """Print what is worth trying on the hub, and whether it is here."""
+    from quickstudy.backbones.available import AVAILABLE
+
+    if as_json:
+        print_json([{**asdict(one), "name": one.name, "here": one.is_here(cache)} for one in AVAILABLE])
+        return
+    rows = [
+        (
+            one.place,
+            str(one.megabytes),
+            "–" if one.top1 is None else f"{one.top1:.1f} %",
+            one.licence,
+            one.extra,
+            "here" if one.is_here(cache) else "",
+            one.source,
+        )
+        for one in AVAILABLE
+    ]
+    head = ("name", "megabytes", "published", "licence", "extra", "", "what is published, and by whom (ImageNet)")
+    _print_rows(head, rows, left=1, right=3)
+    print(f"\nNext:  {pasted('backbone', 'add', AVAILABLE[0].place)}")
 
 
 def _print_rows(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int, right: int | None = None) -> None:

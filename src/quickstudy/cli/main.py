@@ -26,6 +26,7 @@ from quickstudy.cli import (
     report,
     retrain,
     serve,
+    suggest,
     sweep,
     train,
     verify,
@@ -53,6 +54,7 @@ app = typer.Typer(
 app.command("census", epilog="Example: quickstudy census photos/ --csv photos.csv")(census.command)
 app.command("retrain", epilog="Example: quickstudy retrain photos/ --output flowers.onnx")(retrain.command)
 app.command("label", epilog="Example: quickstudy label photos/")(label.command)
+app.command("suggest", epilog="Example: quickstudy suggest photos/ --names cat,dog -o plan.csv")(suggest.command)
 app.command("train", epilog="Example: quickstudy train cifar10-fast --data photos/ --run runs/fast")(train.command)
 app.command("predict", epilog="Example: quickstudy predict photos.onnx new.jpg other/ 'more/*.png'")(predict.command)
 app.command("evaluate", epilog="Example: quickstudy evaluate photos.onnx held_out/")(evaluate.command)

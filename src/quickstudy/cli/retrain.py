@@ -40,6 +40,13 @@ def command(
     report: Annotated[
         bool, typer.Option("--report", help="Also write the report, <name of the model>.report.html.")
     ] = False,
+    download: Annotated[
+        bool,
+        typer.Option(
+            "--download",
+            help="With --backbone auto: fetch what 'backbone list --available' lists first, as far as extras allow.",
+        ),
+    ] = False,
     cache: Cache = None,
     as_json: Json = False,
     verbose: Annotated[
@@ -57,6 +64,8 @@ def command(
     from quickstudy.cli.display import progress_for
     from quickstudy.retraining.retrain import retrain
 
+    if download:
+        _download_candidates(config.network, cache)
     _fetch_from_hub(config.network, cache)
     result = retrain(images, output, config, ray=ray, store=store, cache=cache, progress=progress_for(quiet=quiet))
     seconds = time.perf_counter() - started
@@ -76,13 +85,40 @@ def command(
         )
 
 
+def _download_candidates(network: str, cache: Path | None) -> None:
+    """Fetch the networks of the hub that may take part in the race, each announced by its size and licence.
+
+    What cannot be had is told and left out: the race goes on without it.
+    """
+    from quickstudy.backbones.available import AVAILABLE
+    from quickstudy.backbones.sources import BackboneSource, add_from
+    from quickstudy.errors import OptionError, QuickstudyError
+    from quickstudy.extras import installation_of
+    from quickstudy.files import cache_folder
+
+    if network != "auto":
+        raise OptionError("--download fetches candidates for --backbone auto; give both, or name the backbone itself")
+    for one in AVAILABLE:
+        if one.is_here(cache_folder(cache)):
+            continue
+        told = f"{one.place} ({one.megabytes} MB, licence {one.licence})"
+        if not one.can_be_added:
+            print(f"Left out: {told}; it needs an extra: {installation_of(one.extra)}", file=sys.stderr)
+            continue
+        print(f"Fetching {told}", file=sys.stderr)
+        try:
+            add_from(BackboneSource(place=one.place), cache_folder(cache))
+        except QuickstudyError as error:
+            print(f"Left out: {one.place}: {error}", file=sys.stderr)
+
+
 def _fetch_from_hub(network: str, cache: Path | None) -> None:
     """Fetch what is to come from the hub before all else, and tell on the error stream what was found out about it."""
-    from quickstudy.backbones.backbone import HUB, JOINED
+    from quickstudy.backbones.backbone import JOINED, on_hub
     from quickstudy.files import cache_folder
 
     for place in network.split(JOINED):
-        if place.startswith(HUB):
+        if on_hub(place):
             from quickstudy.backbones.sources import from_hub
             from quickstudy.cli.backbone import print_added
 

@@ -20,14 +20,16 @@ The resize is bilinear between the two nearest pixels, after halving, as often a
 twice the target: TensorFlow's `resize` without antialiasing, with which EfficientNet-Lite was trained. On the clothing
 photos, at 256 pixels, it gave better bottlenecks than Pillow's antialiased bicubic filter (cross-validated log loss
 0.323 against 0.330 nats) in a quarter of the time, and its fixed-point arithmetic can be repeated to the bit in any
-language.
+language. Networks of the hub were trained and published with Pillow's filters; with `resize` set to one, an image
+becomes what transformers' and timm's own code make of it, from pixels decoded at full size.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import PIL
@@ -48,9 +50,12 @@ __all__ = [
     "MOST_BYTES",
     "MOST_PIXELS",
     "MOST_SCANS",
+    "OWN_RESIZE",
+    "RESIZES",
     "USUAL_BITS",
     "InputSpec",
     "Pixels",
+    "Resize",
     "bits_used",
     "decode",
     "encode_thumbnail",
@@ -82,6 +87,31 @@ MARGIN = 127
 
 That is what their own convolutions put around an image. On 1,500 clothing photos, margins of 0, 127 and 255 give
 cross-validated log losses of 0.318, 0.322 and 0.313 nats."""
+Resize = Literal[
+    "reduce-bilinear-1",
+    "pillow-nearest-1",
+    "pillow-bilinear-1",
+    "pillow-bicubic-1",
+    "pillow-lanczos-1",
+    "torchvision-bilinear-1",
+    "torchvision-bicubic-1",
+]
+"""The arithmetic by which images are resized: quickstudy's own, or a filter of Pillow's.
+
+By `pillow-…`, the middle of an image begins where transformers has it; by `torchvision-…`, where timm has it."""
+RESIZES: tuple[Resize, ...] = get_args(Resize)
+"""All ways to resize, quickstudy's own first; a name is to change with its arithmetic."""
+OWN_RESIZE = RESIZES[0]
+"""The name of quickstudy's own arithmetic, below."""
+_FILTERS = {
+    "pillow-nearest-1": Image.Resampling.NEAREST,
+    "pillow-bilinear-1": Image.Resampling.BILINEAR,
+    "pillow-bicubic-1": Image.Resampling.BICUBIC,
+    "pillow-lanczos-1": Image.Resampling.LANCZOS,
+    "torchvision-bilinear-1": Image.Resampling.BILINEAR,
+    "torchvision-bicubic-1": Image.Resampling.BICUBIC,
+}
+_FAR = 20
 _THUMBNAIL_QUALITY = 80
 _JPEG = b"\xff\xd8"
 
@@ -107,6 +137,9 @@ class InputSpec:
     fit: Fit = "crop"
     """What becomes of images that are not square; see `fits.py`."""
 
+    resize: Resize = OWN_RESIZE
+    """The arithmetic by which images are resized."""
+
     def __post_init__(self) -> None:
         if not 8 <= self.bits <= 16:
             raise ValueError(f"bits is {self.bits}; expected 8 to 16")
@@ -114,6 +147,8 @@ class InputSpec:
             raise ValueError(f"fit is {self.fit!r}; expected {', '.join(FITS[:-1])} or {FITS[-1]}")
         if self.fit != "crop" and self.crop != 1:
             raise ValueError(f"crop is {self.crop:g} with the fit '{self.fit}', which takes all; expected 1")
+        if self.resize not in RESIZES:
+            raise ValueError(f"resize is {self.resize!r}; expected {', '.join(RESIZES[:-1])} or {RESIZES[-1]}")
 
     @property
     def tiles(self) -> int:
@@ -126,8 +161,8 @@ class InputSpec:
         return self.tiles * self.size, self.size, 3
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all that decides the pixels, as JSON values; `resize` names the arithmetic below."""
-        named = {"size": self.size, "crop": self.crop, "resize": "reduce-bilinear-1", "colour": COLOUR}
+        """Return all that decides the pixels, as JSON values."""
+        named = {"size": self.size, "crop": self.crop, "resize": self.resize, "colour": COLOUR}
         # What is usual is left out, so that what was computed before there was a choice keeps its key.
         unusual = {"bits": self.bits} if self.bits != USUAL_BITS else {}
         return {**named, **unusual, **({"fit": self.fit} if self.fit != "crop" else {})}
@@ -144,6 +179,7 @@ class InputSpec:
             crop=float(values["crop"]),
             bits=int(values.get("bits", USUAL_BITS)),
             fit=values.get("fit", "crop"),
+            resize=values.get("resize", ""),
         )
         # Before colours were managed, nothing was said of them; ordinary JPEGs have the same pixels by both.
         if values not in (spec.to_dict(), {k: v for k, v in spec.to_dict().items() if k != "colour"}):
@@ -180,16 +216,39 @@ def to_input(pixels: Pixels, spec: InputSpec, box: Box | None = None) -> Pixels:
         spec: the network's input.
         box: the part of the image that is shown, of the proportions of `frame_of`, which is shown if left out.
     """
+    if spec.resize != OWN_RESIZE and spec.fit == "crop" and box is None:
+        return _middle(pixels, spec)
     left, top, width, height = box or frame_of(pixels.shape, spec)
     shown = pixels[top : top + height, left : left + width]
     if spec.fit == "pad":
-        return _padded(shown, spec.size)
+        return _padded(shown, spec)
     if spec.tiles == 1:
-        return _resized(shown, spec.size, spec.size)
+        return _resized(shown, spec.size, spec.size, spec.resize)
     side, last = min(height, width), spec.tiles - 1
     starts = [(number * (height - side) // last, number * (width - side) // last) for number in range(spec.tiles)]
     squares = [shown[upper : upper + side, first : first + side] for upper, first in starts]
-    return np.concatenate([_resized(square, spec.size, spec.size) for square in squares])
+    return np.concatenate([_resized(square, spec.size, spec.size, spec.resize) for square in squares])
+
+
+def _middle(pixels: Pixels, spec: InputSpec) -> Pixels:
+    """Bring the shorter side to `size / crop` by a filter of Pillow's and take the middle, to their pixel and bit.
+
+    So do transformers' image processors (`get_resize_output_image_size`, `center_crop`): sides are rounded down, and so
+    is where the middle begins; torchvision's `CenterCrop` rounds that to the nearest pixel, halves to the even one.
+    """
+    shorter = min(pixels.shape[:2])
+    # What lies many widths away is cut off before: a line of pixels would become an image of gigabytes.
+    rows, columns = (
+        slice(max(0, (side - _FAR * shorter) // 2), (side + _FAR * shorter) // 2) for side in pixels.shape[:2]
+    )
+    pixels = pixels[rows, columns]
+    edge = round(spec.size / spec.crop)
+    height, width = (edge * side // shorter for side in pixels.shape[:2])
+    # Whole and then cut: by Pillow's `box`, whose sides are of single precision, some pixels come out one level apart.
+    whole = _resized(pixels, height, width, spec.resize)
+    rounded = round if spec.resize.startswith("torchvision") else math.floor
+    top, left = (rounded((side - spec.size) / 2) for side in (height, width))
+    return np.ascontiguousarray(whole[top : top + spec.size, left : left + spec.size])
 
 
 def frame_of(shape: tuple[int, ...], spec: InputSpec) -> Box:
@@ -201,18 +260,21 @@ def frame_of(shape: tuple[int, ...], spec: InputSpec) -> Box:
     return (width - side) // 2, (height - side) // 2, side, side
 
 
-def _padded(pixels: Pixels, size: int) -> Pixels:
-    """Bring the longer side to `size` and lay the image in the middle of a square of grey."""
+def _padded(pixels: Pixels, spec: InputSpec) -> Pixels:
+    """Bring the longer side to the input's and lay the image in the middle of a square of grey."""
+    size = spec.size
     longer = max(pixels.shape[:2])
     height, width = (max(1, (2 * side * size + longer) // (2 * longer)) for side in pixels.shape[:2])
     square = np.full((size, size, 3), MARGIN, np.uint8)
     top, left = (size - height) // 2, (size - width) // 2
-    square[top : top + height, left : left + width] = _resized(pixels, height, width)
+    square[top : top + height, left : left + width] = _resized(pixels, height, width, spec.resize)
     return square
 
 
-def _resized(pixels: Pixels, height: int, width: int) -> Pixels:
-    """Resize to height×width×3: each side halved as often as it takes, then bilinearly."""
+def _resized(pixels: Pixels, height: int, width: int, resize: Resize) -> Pixels:
+    """Resize to height×width×3 by a filter of Pillow's, or each side halved as often as it takes, then bilinearly."""
+    if resize != OWN_RESIZE:
+        return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize((width, height), _FILTERS[resize]))
     factors = [_halvings(side, target) for side, target in zip(pixels.shape[:2], (height, width), strict=True)]
     if max(factors) > 1:
         # What does not divide goes, evenly from both ends, so that every pixel is the mean of equally many.
@@ -281,8 +343,11 @@ def _channel_taps(
 def _largest_factor(sides: tuple[int, int], spec: InputSpec) -> int:
     """Return the largest of libjpeg's fast reductions that leaves the image no smaller than the network's input.
 
-    With margins it is the longer side that becomes the input's; else it is the shorter one that must not fall below.
+    There is none before Pillow's filters, which weigh all pixels. With margins it is the longer side that becomes the
+    input's; else it is the shorter one that must not fall below.
     """
+    if spec.resize != OWN_RESIZE:
+        return 1
     side = max(sides) if spec.fit == "pad" else min(sides) * spec.crop
     return next(factor for factor in (8, 4, 2, 1) if factor == 1 or side >= spec.size * factor)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quickstudy.images.decoding import MARGIN, InputSpec
+from quickstudy.images.decoding import MARGIN, OWN_RESIZE, InputSpec
 from quickstudy.learning.scores import SEVERAL_FIGURES
 from quickstudy.models.model import Model
 
@@ -45,8 +45,7 @@ def model_card(model: Model, name: str) -> str:
             "## Input and output",
             "",
             f"`image`: uint8, N×{'×'.join(map(str, model.input.shape))}, RGB from 0 to 255; normalisation is inside. "
-            f"The image upright, {_fitted(model.input)}, each side halved while it is at least twice as long as "
-            "wanted, then resized bilinearly without antialiasing.",
+            f"The image upright, {_fitted(model.input)}, {_resized(model.input)}.",
             f"`probabilities`: float32, N×{len(model.classes)}, in the order of the classes above."
             + (" A label is given from its threshold in the table on." if model.thresholds else ""),
             *_strangeness(model),
@@ -133,6 +132,13 @@ def _fitted(spec: InputSpec) -> str:
     }
     several = f"{spec.tiles} squares of the shorter side, spread evenly along the longer one, one above the other"
     return words.get(spec.fit, several)
+
+
+def _resized(spec: InputSpec) -> str:
+    """Say how an image is resized."""
+    if spec.resize == OWN_RESIZE:
+        return "each side halved while it is at least twice as long as wanted, then resized bilinearly, not antialiased"
+    return f"resized from all its pixels by Pillow's {spec.resize.split('-')[1]} filter (`{spec.resize}`)"
 
 
 def _network(model: Model, training: dict[str, Any]) -> list[str]:

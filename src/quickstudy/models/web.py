@@ -22,6 +22,7 @@ from typing import Any
 
 from quickstudy.errors import ModelError, WriteError
 from quickstudy.files import cache_folder, write_bytes_atomically
+from quickstudy.images.decoding import OWN_RESIZE
 from quickstudy.models.loading import load_bytes
 
 RUNTIME = "onnxruntime-web@1.30.0"
@@ -85,6 +86,11 @@ def write_site(model: Path, folder: Path, *, runtime: Path | None = None, cache:
     except OSError as error:
         raise ModelError(f"Cannot read '{model}': {error.strerror}") from None
     loaded = load_bytes(data, model)
+    if loaded.input.resize != OWN_RESIZE:
+        raise ModelError(
+            f"'{model}' sees photos resized by Pillow's arithmetic ({loaded.input.resize}), which the page has not; "
+            "make its backbone with 'backbone add … --resize own' and retrain, or export it otherwise"
+        )
     difference = loaded.verify()
     description = {"title": model.stem, "classes": loaded.classes, **loaded.input.to_dict()}
     if test := (loaded.metadata.get("training") or {}).get("test"):
