@@ -40,7 +40,9 @@ def pile(tmp_path: Path, photo_source: Path) -> Path:
     for number, path in enumerate(sorted(photo_source.rglob("*.jpg"))):
         with Image.open(path) as photo:
             left, top = 40 * (number % 6), 35 * (number // 6)
-            ImageDraw.Draw(photo).ellipse((left, top, left + 100, top + 90), fill=(20 + 5 * number, 230, 200 - 5 * number))
+            ImageDraw.Draw(photo).ellipse(
+                (left, top, left + 100, top + 90), fill=(20 + 5 * number, 230, 200 - 5 * number)
+            )
             photo.save(folder / f"{path.parent.name}-{path.name}", quality=90)
     return folder
 

@@ -93,7 +93,7 @@ def saved(page: sync_api.Page) -> None:
 
 
 def label_all(server: Labelling, answers: dict[str, str], leave: int = 0) -> None:
-    """Labels all photos but some by the API, as another window would; photos of the same picture are answered at once."""
+    """Labels all photos but some by the API, as another window would; photos of one picture are answered at once."""
     wanted = len(answers) - leave
     with api(server.address) as client:
         wait_for(client, lambda s: s["extracted"])
