@@ -16,7 +16,7 @@ def command(
     images: Annotated[
         Path,
         typer.Argument(
-            help="A folder of photos, labelled, half labelled or not at all; or a .csv or .parquet manifest.",
+            help="A folder of photos or an archive of one, labelled, half labelled or not at all; or a manifest.",
             show_default=False,
         ),
     ],
