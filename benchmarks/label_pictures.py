@@ -1,6 +1,7 @@
 """Makes the pictures of docs/label.md: a film of screenshots, and the page in light, dark and on a phone.
 
     python benchmarks/label_pictures.py --data DATA
+    python benchmarks/label_pictures.py --data DATA --teach photos.onnx [--runtime TGZ]   # the page that learns
 
 The clothing photos are labelled in a driven browser by an oracle, in a folder without labels.
 """
@@ -21,6 +22,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from common import photos
+from quickstudy.models.web import write_site
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
@@ -183,6 +185,32 @@ def shoot(browser: Any, address: str, truth: dict[str, str], labels: int) -> Non
     page.close()
 
 
+def teach(model: Path, data: Path, folder: Path, runtime: Path | None) -> None:
+    """Teaches the page of a model three classes of clothing photos, and tries another one."""
+    page_file = write_site(model, folder, trainable=True, runtime=runtime).page
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.set_default_timeout(60_000)
+        page.goto(page_file.as_uri())
+        for name in ("hat", "shoes", "dress"):
+            files = sorted((data / "clothing" / "test" / name).glob("*.jpg"))
+            page.get_by_label("Name of a new class").fill(name)
+            page.keyboard.press("Enter")
+            card = page.locator("#taught .card").last
+            card.get_by_label("Add photos").set_input_files(files[:11])
+            card.locator(".picture").nth(10).wait_for()
+        page.get_by_text("Learned 3 classes").wait_for()
+        page.locator("#files").set_input_files(
+            [sorted((data / "clothing" / "test" / name).glob("*.jpg"))[-1] for name in ("shoes", "hat")]
+        )
+        page.locator(".result").nth(1).wait_for()
+        page.evaluate("scrollTo(0, 0)")
+        page.wait_for_timeout(500)
+        still(page, "teach_light")
+        browser.close()
+
+
 def still(page: Page, name: str) -> None:
     """Keeps a screenshot."""
     path = PICTURES / f"{name}.webp"
@@ -194,6 +222,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--labels", type=int, default=110)
+    parser.add_argument("--teach", type=Path, metavar="MODEL")
+    parser.add_argument("--runtime", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        make(given.data, Path(place), given.labels)
+        if given.teach:
+            teach(given.teach, given.data, Path(place), given.runtime)
+        else:
+            make(given.data, Path(place), given.labels)

@@ -27,6 +27,16 @@ def require(module: str, *, extra: str, what: str = "This") -> None:
         )
 
 
+def require_server() -> None:
+    """Check that all is installed that `serve` and `label` run on.
+
+    Raises:
+        MissingExtraError: a part is missing; the message gives the command to install it.
+    """
+    for module in ("starlette", "uvicorn", "httptools", "python_multipart", "prometheus_client"):
+        require(module, extra="serve")
+
+
 def installation_of(extra: str) -> str:
     """Give the command that adds an extra to this very installation, to be pasted.
 

@@ -6,11 +6,14 @@ an unused temporary file.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable
+import shutil
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +21,7 @@ from quickstudy.errors import QuickstudyError
 
 TEMPORARY_PREFIX = ".tmp-"
 CACHE_VARIABLE = "QUICKSTUDY_CACHE"
+_ABANDONED_SECONDS = 24 * 3600
 
 # O_BINARY is Windows', which else writes CR LF; O_NOFOLLOW is POSIX', for folders that others may write to as well.
 _NEW_FILE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
@@ -87,6 +91,27 @@ def write_bytes_atomically(path: Path, data: bytes | memoryview) -> None:
 def write_json_atomically(path: Path, value: Any) -> None:
     """Create or replace `path` with `value` as indented JSON in UTF-8; see `write_atomically`."""
     write_bytes_atomically(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+@contextlib.contextmanager
+def workplace(folder: Path, what: str) -> Iterator[Path]:
+    """Make a temporary folder in `folder`, on whose file system it has to be for what is whole to be renamed.
+
+    Those that a kill left are removed, once it is certain that nobody works there.
+
+    Args:
+        folder: where; created if need be.
+        what: a word for what is done there, by which those that were left are known.
+    """
+    import tempfile
+
+    prefix = f"{TEMPORARY_PREFIX}{what}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for entry in folder.glob(f"{prefix}*"):
+        if time.time() - entry.stat().st_mtime > _ABANDONED_SECONDS:
+            shutil.rmtree(entry, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.absolute(), ignore_cleanup_errors=True) as name:
+        yield Path(name)
 
 
 def flush_folder(folder: Path) -> None:

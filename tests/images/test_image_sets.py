@@ -16,7 +16,7 @@ from quickstudy.images.imageset import ImageSet, list_images, load_image_set
 
 EXPECTED = (
     "expected photos/<class>/*.jpg, photos/train|validation|test/<class>/*.jpg, "
-    "or a .csv or .parquet manifest with columns path,label[,split]"
+    "a .zip or .tar archive of these, or a .csv or .parquet manifest with columns path,label[,split]"
 )
 
 

@@ -50,6 +50,19 @@ def test_labels_are_there_again_after_a_restart(opened: Open, pile: Path, tmp_pa
     assert {Path(row["path"]).is_absolute() for row in rows(tmp_path / "x.labels.csv")} == {False}
 
 
+def test_an_archive_is_labelled_like_its_folder(opened: Open, pile: Path, tmp_path: Path) -> None:
+    packed = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path, "pile"))
+    session = opened(packed)
+    photo = session.photos.photos[0]
+    assert (len(session.photos), session.photos.title(0)) == (36, f"packed/{photo.path.name}")
+    session.act("label", [photo.id], name="hat", seen=[0], who="me")
+    session.close()
+    [row] = rows(tmp_path / "x.labels.csv")
+    assert (tmp_path / row["path"]).read_bytes() == (pile / photo.path.name).read_bytes()
+    assert places_beside(packed, None, None) == (Path("packed.labels.csv"), Path("packed.onnx"))
+    assert opened(packed).label_of(0) == "hat"
+
+
 def test_an_act_that_is_sent_twice_counts_once(session: Session) -> None:
     photo = session.photos.photos[0].id
     assert session.act("label", [photo], name="hat", seen=[0], who="me", key="k1") is not None

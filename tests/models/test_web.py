@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import base64
-import functools
+import gzip
 import hashlib
-import http.server
 import io
 import json
-import os
+import re
 import shutil
 import subprocess
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
+from tests_of_sites import BROWSER, CAMERA, find_chromium, open_page, run_node
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.errors import ModelError, UnusableImageError
@@ -35,64 +33,6 @@ from small_models import CLASSES, write_small_model
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "src" / "quickstudy" / "models" / "site"
-BROWSER = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
-
-
-@pytest.fixture(scope="session")
-def runtime() -> Path:
-    """The archive of onnxruntime-web, which `make test` fetches where npm is at hand."""
-    path = Path(os.environ.get("QUICKSTUDY_TEST_WEB_RUNTIME") or ROOT / ".venv" / f"{RUNTIME.replace('@', '-')}.tgz")
-    if not path.is_file():
-        pytest.skip(
-            f"no {RUNTIME}: '{path}' is no file; fetch it with npm pack, or name it in QUICKSTUDY_TEST_WEB_RUNTIME"
-        )
-    return path
-
-
-@pytest.fixture(scope="module")
-def node() -> str:
-    found = shutil.which("node")
-    if found is None:
-        pytest.skip("node is not installed")
-    return found
-
-
-def find_chromium() -> str | None:
-    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = find_chromium()
-    if chromium is None:
-        pytest.skip("no chromium is installed")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=list(BROWSER))
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def serve() -> Iterator[Any]:
-    """Serves a folder on the loopback device, for as long as the test takes."""
-    servers = []
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    def start(folder: Path) -> str:
-        handler = functools.partial(Handler, directory=str(folder))
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_port}/"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
 
 
 def classify(page: Any, model: Model, data: bytes) -> np.ndarray:
@@ -105,47 +45,30 @@ def classify(page: Any, model: Model, data: bytes) -> np.ndarray:
     return np.array([entry["probability"] for entry in answer])
 
 
-def open_page(browser: Any, address: str) -> tuple[Any, list[str]]:
-    """The page once the model is loaded; whatever it complains about is in the list."""
-    from playwright.sync_api import expect
-
-    complaints: list[str] = []
-    page = browser.new_page()
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on(
-        "request",
-        lambda request: (
-            complaints.append(request.url) if not request.url.startswith((address, "blob:", "data:")) else None
-        ),
-    )
-    page.goto(address)
-    expect(page.get_by_role("status")).to_have_text("Ready.", timeout=120_000)
-    return page, complaints
-
-
-def test_the_files_of_a_site(runtime: Path, tmp_path: Path) -> None:
+def test_the_page_of_a_site(runtime: Path, tmp_path: Path) -> None:
     model = write_small_model(tmp_path / "patterns.onnx")
     site = write_site(model, tmp_path / "site", runtime=runtime)
-    written = {path.name: path.read_bytes() for path in (tmp_path / "site").iterdir()}
-    assert set(written) == set(site.files)
-    assert site.bytes == sum(map(len, written.values()))
-    assert written["model.onnx"] == model.read_bytes()
-    described = json.loads(written["model.json"])
-    assert described == {
+    assert [path.name for path in (tmp_path / "site").iterdir()] == ["index.html"]
+    html = site.page.read_bytes()
+    assert site.bytes == len(html)
+    [packed] = re.findall(rb'data-file="model.onnx">([^<]*)<', html)
+    assert gzip.decompress(base64.b64decode(packed)) == model.read_bytes()
+    [described] = re.findall(rb'data-text="model.json">([^<]*)<', html)
+    assert json.loads(described) == {
         "title": "patterns",
         "classes": list(CLASSES),
         "test": load(model).metadata["training"]["test"],
         **InputSpec(size=32).to_dict(),
     }
-    # All that the page loads lies beside it.
-    for name in ("index.html", "page.js", "page.css", "classifier.js", "decoding.js"):
-        assert b"http://" not in written[name]
-        assert b"https://" not in written[name]
+    # Nothing is loaded from anywhere, and nothing can be sent.
+    assert not re.search(rb'<[^>]*\s(src|href)="(?!data:)', re.sub(rb"<script.*?</script>", b"", html, flags=re.S))
+    [policy] = re.findall(rb'Content-Security-Policy" content="([^"]*)"', html)
+    assert b"connect-src" not in policy
+    assert policy.startswith(b"default-src 'none';")
     # Again, from the unpacked package.
     shutil.unpack_archive(runtime, tmp_path / "unpacked", format="gztar", filter="data")
     again = write_site(model, tmp_path / "again", runtime=tmp_path / "unpacked" / "package")
-    assert {name: (tmp_path / "again" / name).read_bytes() for name in again.files} == written
+    assert again.page.read_bytes() == html
     # The page is the one that `quickstudy serve` has; only the model behind it is another.
     app = (ROOT / "src" / "quickstudy" / "serving" / "page").iterdir()
     assert [path.name for path in app] == ["classifier.js"]
@@ -155,7 +78,7 @@ def test_the_files_of_a_site(runtime: Path, tmp_path: Path) -> None:
     (tmp_path / "home" / "index.html").write_text("mine")
     with pytest.raises(ModelError, match=r"'.*home' has an index\.html of its own, which would be overwritten"):
         write_site(model, tmp_path / "home", runtime=runtime)
-    assert [path.name for path in (tmp_path / "home").iterdir()] == ["index.html"]
+    assert (tmp_path / "home" / "index.html").read_text() == "mine"
 
 
 def test_a_runtime_that_is_another_is_refused(tmp_path: Path) -> None:
@@ -215,14 +138,6 @@ def test_without_npm_or_network_it_says_what_to_do(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(ModelError, match=r"npm is not installed here.*--runtime"):
         write_site(model, tmp_path / "site", cache=tmp_path / "cache")
-
-
-def run_node(node: str, script: str, *arguments: str) -> Any:
-    done = subprocess.run(
-        [node, "--input-type=module", "-e", script, *arguments], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 def test_the_pages_arithmetic_is_pythons(node: str, tmp_path: Path) -> None:
@@ -458,8 +373,7 @@ def test_the_camera(runtime: Path, browser: Any, serve: Any, tmp_path: Path) -> 
 
     write_small_model(tmp_path / "small.onnx")
     write_site(tmp_path / "small.onnx", tmp_path / "site", runtime=runtime)
-    fake = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
-    with browser.browser_type.launch(executable_path=find_chromium(), args=[*BROWSER, *fake]) as other:
+    with browser.browser_type.launch(executable_path=find_chromium(), args=[*BROWSER, *CAMERA]) as other:
         page, complaints = open_page(other, serve(tmp_path / "site"))
         page.get_by_role("button", name="Use the camera").click()
         page.get_by_role("button", name="Classify this picture").click(timeout=20_000)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +31,15 @@ def command(
     fp16: Annotated[bool, typer.Option("--fp16", help="Keep the weights as float16: half the size.")] = False,
     web: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write a static web page that classifies photos in the browser.")
+    ] = None,
+    trainable: Annotated[
+        bool, typer.Option("--trainable", help="--web: the page also learns classes that are shown to it.")
+    ] = False,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="IMAGES", help="--trainable: the page begins with the classes of these images, 50 of each."
+        ),
     ] = None,
     coreml: Annotated[
         Path | None,
@@ -72,6 +80,10 @@ def command(
         raise typer.BadParameter("choose one of --int8 and --fp16")
     if int8 and calibrate is None:
         raise typer.BadParameter("--int8 needs photos to calibrate on, as in: --int8 --calibrate photos/")
+    if trainable and web is None:
+        raise typer.BadParameter("--trainable is for a page: --web DIR --trainable")
+    if start is not None and not trainable:
+        raise typer.BadParameter("--start is for a page that learns: --web DIR --trainable --start IMAGES")
     forms = any((int8, fp16, web, coreml, labels, card))
     is_run = source.is_dir() or source.suffix != ".onnx"
     if not forms and not is_run:
@@ -99,13 +111,16 @@ def command(
             _print_conversion(conversion)
         model = conversion.path
     if web is not None:
+        from quickstudy.cli.display import progress_for
         from quickstudy.models.web import write_site
 
-        site = write_site(model, web, runtime=runtime)
+        site = write_site(
+            model, web, trainable=trainable, start=start, runtime=runtime, progress=progress_for(quiet=quiet)
+        )
         results["web"] = site.to_dict()
         if not as_json:
-            print(f"Site:  {web} ({site.bytes / 1e6:.1f} MB), its model's golden checks passed")
-            print(f"Next:  python -m http.server --directory {shlex.quote(str(web))} --bind 127.0.0.1")
+            print(f"Page:  {site.page} ({site.bytes / 1e6:.1f} MB), its model's golden checks passed")
+            print("Next:  open it in a browser, by a double click or from any web server")
     if coreml is not None:
         require("coremltools", extra="coreml")
         require("torch", extra="coreml")

@@ -7,16 +7,16 @@ from typing import Annotated
 
 import typer
 
-from quickstudy.cli.options import Backbone, Cache, Engine, Quiet
+from quickstudy.cli.options import Backbone, Cache, Engine, Port, Quiet, Token
 from quickstudy.cli.report import Open, sees_browser
-from quickstudy.extras import require
+from quickstudy.extras import require_server
 
 
 def command(
     images: Annotated[
         Path,
         typer.Argument(
-            help="A folder of photos, labelled, half labelled or not at all; or a .csv or .parquet manifest.",
+            help="A folder of photos or an archive of one, labelled, half labelled or not at all; or a manifest.",
             show_default=False,
         ),
     ],
@@ -30,22 +30,14 @@ def command(
     ] = None,
     backbone: Backbone = "efficientnet_lite0",
     engine: Engine = "onnxruntime",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")] = 8640,
-    token: Annotated[
-        str | None,
-        typer.Option(
-            envvar="QUICKSTUDY_TOKEN",
-            show_envvar=True,
-            help="The secret in the address [default: a new one]; better set in the environment.",
-        ),
-    ] = None,
+    port: Port = 8640,
+    token: Token = None,
     open_: Open = None,
     cache: Cache = None,
     quiet: Quiet = False,
 ) -> None:
     """Label photos in the browser while a classifier learns; on this machine only."""
-    for module in ("starlette", "uvicorn", "httptools", "python_multipart", "prometheus_client"):
-        require(module, extra="serve")
+    require_server()
     import secrets
 
     from quickstudy.cli.display import count, progress_for

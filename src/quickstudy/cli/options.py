@@ -26,6 +26,15 @@ Cache = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON (UTF-8) instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        envvar="QUICKSTUDY_TOKEN",
+        show_envvar=True,
+        help="A secret that callers must send, better set in the environment; label makes one up if it is left out.",
+    ),
+]
 Ray = Annotated[
     str | None,
     typer.Option(

@@ -27,7 +27,9 @@ _FEW_TO_TRAIN, _FEW_TO_TEST, _MOST_FEW = 10, 5, 5
 def command(
     images: Annotated[
         Path,
-        typer.Argument(help="photos/<class>/*.jpg, photos/train|test/<class>/*.jpg, or a .csv or .parquet manifest."),
+        typer.Argument(
+            help="photos/<class>/*.jpg, photos/train|test/<class>/*.jpg, an archive of these, or a manifest."
+        ),
     ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The model to write [default: <name of IMAGES>.onnx].")

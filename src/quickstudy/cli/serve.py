@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from quickstudy.extras import require
+from quickstudy.cli.options import Port, Token
+from quickstudy.extras import require_server
 
 
 def command(
@@ -18,15 +19,8 @@ def command(
         str,
         typer.Option(help="The address to listen on; one that other machines can reach needs --token or --no-auth."),
     ] = ("127.0.0.1"),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")] = 8000,
-    token: Annotated[
-        str | None,
-        typer.Option(
-            envvar="QUICKSTUDY_TOKEN",
-            show_envvar=True,
-            help="A secret that callers must send; better set in the environment.",
-        ),
-    ] = None,
+    port: Port = 8000,
+    token: Token = None,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Answer everybody, without a token.")] = False,
     allow_host: Annotated[
         list[str] | None,
@@ -54,8 +48,7 @@ def command(
     ] = 30,
 ) -> None:
     """Serve models over HTTP: a page to try them on, POST /predict, documentation at /docs, metrics."""
-    for module in ("starlette", "uvicorn", "httptools", "python_multipart", "prometheus_client"):
-        require(module, extra="serve")
+    require_server()
     from quickstudy.options import parse_bytes
     from quickstudy.serving.limits import ServerSettings
     from quickstudy.serving.registry import parse_models

@@ -13,26 +13,20 @@ The standard library's `tarfile` unpacks, with its filter for data: nothing outs
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import re
-import shutil
 import tarfile
-import tempfile
-import time
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from quickstudy.errors import DownloadError
-from quickstudy.files import TEMPORARY_PREFIX, flush_folder
+from quickstudy.files import flush_folder, workplace
 from quickstudy.progress import Progress, silent
 from quickstudy.version import VERSION
 
 _CHUNK_BYTES = 256 << 10
-_ABANDONED_SECONDS = 24 * 3600
 
 
 class _Counted:
@@ -94,7 +88,7 @@ def download(
 
     progress.start(path.name, size)
     try:
-        with _workplace(path.parent) as folder:
+        with workplace(path.parent, "fetching-") as folder:
             pooch.retrieve(url, f"sha256:{sha256}", path.name, folder, downloader=fetch)
             # pooch's temporary files are their owner's alone, but a data folder may be shared.
             (folder / path.name).chmod(0o666 & path.parent.stat().st_mode)
@@ -122,7 +116,7 @@ def unpack(archive: Path, folder: Path, *, top: str, most_bytes: int = 4 << 30) 
     if not hasattr(tarfile, "data_filter"):
         raise DownloadError(f"This Python cannot unpack '{archive}' safely; take 3.11.4 or later, or unpack it by hand")
     try:
-        with _workplace(folder.parent) as content:
+        with workplace(folder.parent, "fetching-") as content:
             with tarfile.open(archive, "r|gz") as packed:  # as a stream: one pass, and a bomb is noticed as it unpacks
                 left = most_bytes
                 for member in packed:
@@ -153,21 +147,6 @@ def unpack(archive: Path, folder: Path, *, top: str, most_bytes: int = 4 << 30) 
 def _as_data(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
     """Refuse or tame a member as Python's `data` filter does, with the permissions that new files have here."""
     return tarfile.data_filter(member, folder).replace(mode=None, deep=False)  # type: ignore[arg-type]
-
-
-@contextlib.contextmanager
-def _workplace(folder: Path) -> Iterator[Path]:
-    """A temporary folder in `folder`, on whose file system it has to be for what is whole to be renamed.
-
-    Those that a kill left are removed, once it is certain that nobody works there.
-    """
-    prefix = f"{TEMPORARY_PREFIX}fetching-"
-    folder.mkdir(parents=True, exist_ok=True)
-    for entry in folder.glob(f"{prefix}*"):
-        if time.time() - entry.stat().st_mtime > _ABANDONED_SECONDS:
-            shutil.rmtree(entry, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.absolute(), ignore_cleanup_errors=True) as name:
-        yield Path(name)
 
 
 def _reason(error: Exception) -> str:

@@ -2,8 +2,9 @@
 
 An image set is read from class folders (`photos/<class>/**/*.jpg`), from class folders under split folders
 (`photos/train/<class>/…`) or over them (`photos/<class>/train/…`), or from a manifest (CSV or Parquet with
-`path,label[,split]`). Nothing is decoded here. Nothing is missed in silence, either: what its owner may take for an
-image of the set is among the skipped with its reason, all else is counted by kind.
+`path,label[,split]`); an archive is the folder that it holds. Nothing is decoded here. Nothing is missed in silence,
+either: what its owner may take for an image of the set is among the skipped with its reason, all else is counted by
+kind.
 
 Images without a label are loose in the root, or in a folder `unlabelled`, or have none in the manifest; nobody
 gets them who does not ask for them. What `audit` has set aside is not there.
@@ -20,6 +21,7 @@ from typing import NamedTuple
 
 from quickstudy.errors import ImageSetError
 from quickstudy.files import is_text
+from quickstudy.images.archives import archive_suffix, unpacked
 from quickstudy.images.folders import arrange
 from quickstudy.images.kinds import IMAGE_SUFFIXES, counted, why_unread
 from quickstudy.images.listing import (
@@ -56,7 +58,7 @@ NONE_OF_THESE = "none of these"
 """The text for the labels of an image that is of none of the classes."""
 EXPECTED = (
     "expected photos/<class>/*.jpg, photos/train|validation|test/<class>/*.jpg, "
-    "or a .csv or .parquet manifest with columns path,label[,split]"
+    "a .zip or .tar archive of these, or a .csv or .parquet manifest with columns path,label[,split]"
 )
 
 
@@ -128,10 +130,11 @@ class ImageSet:
 def load_image_set(
     source: str | os.PathLike[str], *, unlabelled: bool = False, labelling: Labelling = ONE_EACH
 ) -> ImageSet:
-    """Read an image set from a folder or a manifest.
+    """Read an image set from a folder, an archive or a manifest.
 
     Args:
-        source: the folder, or the manifest; `~` at its start is the home folder.
+        source: the folder, the archive, which is unpacked beside itself, or the manifest; `~` at its start is the home
+            folder.
         unlabelled: take images without a label, too; otherwise they are among the skipped.
         labelling: how labels are to be read.
 
@@ -142,6 +145,8 @@ def load_image_set(
     place = Path(os.path.expanduser(source))  # noqa: PTH111 (pathlib raises where there is no such user)
     if not os.path.exists(place):  # noqa: PTH110 (answers where pathlib raises)
         raise ImageSetError(f"No such file or folder: '{place}'; {EXPECTED}")
+    if archive_suffix(place) and os.path.isfile(place):  # noqa: PTH113 (as above)
+        place = unpacked(place)
     if labelling.separator == "":
         raise ImageSetError("The separator between labels is empty; expected a character or more, such as ';'")
     return (_from_folder if place.is_dir() else _from_manifest)(place, unlabelled, labelling)

@@ -21,6 +21,7 @@ import hmac
 import json
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from quickstudy.labelling.background import Background
 from quickstudy.labelling.photos import MOST_TILES, NAME_DIGITS
 from quickstudy.labelling.session import MOST_PHOTOS, Session
 from quickstudy.labelling.training import Trainer
+from quickstudy.models.web import PAGE, SHARED
 from quickstudy.serving.limits import Bodies, Guard, RefusedError, ServerSettings
 from quickstudy.serving.metrics import Metrics
 from quickstudy.serving.registry import OverloadedError
@@ -57,10 +59,11 @@ def make_label_app(session: Session, settings: ServerSettings) -> tuple[ASGIApp,
     `settings` must have a token.
     """
     service = _Service(session, settings)
-    assets = {f"/{path.name}": path for path in _PAGE.iterdir() if path.suffix in _TYPES}
+    assets: dict[str, Traversable] = {f"/{path.name}": path for path in _PAGE.iterdir() if path.suffix in _TYPES}
+    assets |= {f"/{name}": PAGE.joinpath(name) for name in SHARED}
     routes = [
         Route("/", service.page),
-        *(Route(name, _constant(path)) for name, path in assets.items() if path.suffix != ".html"),
+        *(Route(name, _constant(path)) for name, path in assets.items() if name != "/index.html"),
         Route("/api/state", service.state),
         Route("/api/act", service.act, methods=["POST"]),
         Route("/api/undo", service.undo, methods=["POST"]),
@@ -304,8 +307,8 @@ def _json(value: Any, status: int = 200) -> Response:
     return Response(body, status, media_type="application/json")
 
 
-def _constant(path: Path) -> Callable[[Request], Any]:
-    response = Response(path.read_bytes(), media_type=_TYPES[path.suffix])
+def _constant(path: Traversable) -> Callable[[Request], Any]:
+    response = Response(path.read_bytes(), media_type=_TYPES[Path(path.name).suffix])
 
     async def answer(_: Request) -> Response:
         return response

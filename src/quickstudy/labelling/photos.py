@@ -23,6 +23,7 @@ from PIL import Image
 from quickstudy.bottlenecks.looks import Thumbnails
 from quickstudy.errors import LabellingError, UnusableImageError, WriteError
 from quickstudy.files import is_text, write_bytes_atomically
+from quickstudy.images.archives import set_name
 from quickstudy.images.census import Census, take_census
 from quickstudy.images.decoding import InputSpec, decode
 from quickstudy.images.identity import read_image_file
@@ -279,7 +280,7 @@ def places_beside(images: Path, labels: Path | None, output: Path | None) -> tup
     Raises:
         LabellingError: the manifest is the image set itself, or no `.csv`, or the model no `.onnx`.
     """
-    name = images.resolve().stem if images.is_file() else images.resolve().name
+    name = set_name(images)
     manifest = labels if labels is not None else Path(f"{name.removesuffix('.labels')}.labels.csv")
     model = output if output is not None else Path(f"{name.removesuffix('.labels')}.onnx")
     if manifest.suffix != ".csv":

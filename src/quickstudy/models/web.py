@@ -1,15 +1,19 @@
-"""A static site around a model: a page that classifies photos in the browser, with everything that it needs beside it.
+"""A static site around a model: one page that classifies photos in the browser, and learns classes of one's own.
 
-Nothing is fetched from elsewhere when the page is used. ONNX Runtime for the web is published as an npm package; its
-files come through npm at export time, once, or from a folder or archive, and must have the hashes below.
+All that the page needs is in its one file, so it opens by a double click, from a memory stick, too: browsers load no
+modules, and fetch nothing, for pages that are files. Its policy allows no connection to anywhere, so that no photo can
+leave the browser. ONNX Runtime for the web is published as an npm package; its files come through npm at export time,
+once, or from a folder or archive, and must have the hashes below.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
+import gzip
 import hashlib
 import io
-import json
+import re
 import shutil
 import subprocess
 import tarfile
@@ -24,6 +28,8 @@ from quickstudy.errors import ModelError, WriteError
 from quickstudy.files import cache_folder, write_bytes_atomically
 from quickstudy.images.decoding import OWN_RESIZE
 from quickstudy.models.loading import load_bytes
+from quickstudy.models.teaching import Lesson, as_text, written
+from quickstudy.progress import Progress, silent
 
 RUNTIME = "onnxruntime-web@1.30.0"
 """Name and version of the npm package of ONNX Runtime for the web."""
@@ -36,8 +42,15 @@ _RUNTIME_FILES: Mapping[str, str] = {
 }
 """SHA-256 of the files that are used, in the package's `dist` folder."""
 PAGE = resources.files("quickstudy.models").joinpath("site")
-"""Folder of the page, which `quickstudy serve` has as well; only its `classifier.js` is the site's own."""
-_PAGE_FILES = ("index.html", "page.css", "page.js", "classifier.js", "decoding.js", "jpeg.js", "pixels.js")
+"""Folder of the page, which `quickstudy serve` has as well, around another `classifier.js`."""
+SHARED = ("elements.js", "intake.js")
+"""Modules that every page of quickstudy's takes photos with."""
+_MODULES = (
+    *("elements.js", "files.js", "jpeg.js", "pixels.js", "decoding.js", "intake.js", "digest.js", "head.js"),
+    *("classes.js", "teach.js", "ort.wasm.min.mjs", "classifier.js", "page.js"),
+)
+"""The modules of a site, each after those that it imports."""
+_IS_OURS = b"<title>quickstudy</title>"
 _MOST_ARCHIVE_BYTES = 200 << 20
 _NPM_SECONDS = 300
 
@@ -48,10 +61,10 @@ class Site:
 
     folder: Path
     """The folder of the site."""
-    files: tuple[str, ...]
-    """Names of the files in it that were written."""
+    page: Path
+    """The page, its only file."""
     bytes: int
-    """Size of these files, in bytes."""
+    """Size of the page, in bytes."""
     golden_difference: float
     """Largest difference of a probability in the model's golden checks, run before it was copied."""
 
@@ -59,27 +72,41 @@ class Site:
         """Give JSON values."""
         return {
             "site": str(self.folder),
-            "files": list(self.files),
+            "page": str(self.page),
             "bytes": self.bytes,
             "golden_difference": self.golden_difference,
         }
 
 
-def write_site(model: Path, folder: Path, *, runtime: Path | None = None, cache: Path | None = None) -> Site:
-    """Write a folder that any static web server can serve.
+def write_site(
+    model: Path,
+    folder: Path,
+    *,
+    trainable: bool = False,
+    start: Path | None = None,
+    runtime: Path | None = None,
+    cache: Path | None = None,
+    progress: Progress = silent,
+) -> Site:
+    """Write a folder with one page, `index.html`, that any browser can open and any static web server can serve.
 
     Args:
         model: the model; its golden checks are run first.
-        folder: created if need be; of an earlier site there, files of the same names are replaced, others stay.
+        folder: created if need be; the page of an earlier site there is replaced, all else stays.
+        trainable: let the page learn classes of its user's own, on the features of the model's network.
+        start: images with labels, some of each of whose classes the page knows from the start; none if left out.
         runtime: folder or `.tgz` archive of the npm package RUNTIME; left out, it comes from the cache or through npm.
         cache: see `quickstudy.files.cache_folder`.
+        progress: is told how far things are.
 
     Raises:
         WriteError: the folder cannot be written.
-        ModelError: the model is not whole, ONNX Runtime's files are not at hand, or the folder
-            has a page that is no such site's.
+        ImageSetError: the images to start from cannot be used.
+        ModelError: the model is not whole, or cannot be taught with, ONNX Runtime's files are not at hand, or the
+            folder has a page that is no such site's.
     """
-    if (folder / "index.html").exists() and not (folder / "model.json").exists():
+    page = folder / "index.html"
+    if page.exists() and _IS_OURS not in page.read_bytes()[:4096]:
         raise ModelError(f"'{folder}' has an index.html of its own, which would be overwritten; name another folder")
     try:
         data = model.read_bytes()
@@ -99,23 +126,72 @@ def write_site(model: Path, folder: Path, *, runtime: Path | None = None, cache:
         description["thresholds"] = loaded.thresholds
     if refusal := loaded.refusal:
         description["strangeness"] = refusal.to_dict()
-    files = {
-        "model.json": json.dumps(description, ensure_ascii=False, indent=1).encode(),  # by which a site is recognised
-        **{name: PAGE.joinpath(name).read_bytes() for name in _PAGE_FILES},
-        **_runtime_files(runtime, cache_folder(cache)),
-        "model.onnx": data,
-    }
+    texts: dict[str, str] = {}
+    if trainable:
+        lesson = Lesson.of_model(data, model, cache_folder(cache))
+        description["teaching"] = lesson.for_page()
+        if start is not None:
+            classes = lesson.classes_of(start, cache_folder(cache), progress=progress)
+            texts["classes.json"] = written(lesson.teaching, classes)
+    texts["model.json"] = as_text(description)
+    content = _page(texts, data, _runtime_files(runtime, cache_folder(cache)))
     try:
-        for name, content in files.items():
-            write_bytes_atomically(folder / name, content)
+        write_bytes_atomically(page, content)
     except OSError as error:
         raise WriteError(f"Cannot write the site '{folder}': {error.strerror}. Name another folder") from None
-    return Site(
-        folder=folder,
-        files=tuple(files),
-        bytes=sum(len(content) for content in files.values()),
-        golden_difference=difference,
+    return Site(folder=folder, page=page, bytes=len(content), golden_difference=difference)
+
+
+def _page(said: Mapping[str, str], model: bytes, runtime: dict[str, bytes]) -> bytes:
+    """Put the page together: what the browser shows first, then all that it needs."""
+    texts = {path.name: path.read_text("utf-8") for path in PAGE.iterdir() if path.name.endswith((".js", ".css"))}
+    texts |= {name: content.decode() for name, content in runtime.items() if name.endswith(".mjs")}
+    style, start = texts["page.css"], texts["start.js"]
+    policy = (
+        f"default-src 'none'; script-src '{_hash(start)}' blob: 'wasm-unsafe-eval'; style-src '{_hash(style)}'; "
+        "img-src blob: data:; media-src blob:; base-uri 'none'; form-action 'none'"
     )
+    carried = "\n".join(
+        [
+            *(f'<script type="text/plain" data-module="{name}">{_inert(texts[name])}</script>' for name in _MODULES),
+            '<script type="text/plain" data-text="ort-wasm-simd-threaded.mjs">'
+            f"{_inert(texts['ort-wasm-simd-threaded.mjs'])}</script>",
+            *(f'<script type="text/plain" data-text="{name}">{_inert(text)}</script>' for name, text in said.items()),
+            _packed("ort-wasm-simd-threaded.wasm", runtime["ort-wasm-simd-threaded.wasm"]),
+            _packed("model.onnx", model),
+            f'<script type="module">{start}</script>',
+        ]
+    )
+    html = PAGE.joinpath("index.html").read_text("utf-8")
+    for place, instead in (
+        ("<title>", f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<title>'),
+        ('<link rel="stylesheet" href="page.css">', f"<style>{style}</style>"),
+        ('<script type="module" src="page.js"></script>\n', ""),
+        ("</body>", f"{carried}\n</body>"),
+    ):
+        before, found, after = html.partition(place)
+        if not found:
+            raise ValueError(f"the page has no {place}")
+        html = f"{before}{instead}{after}"
+    return html.encode()
+
+
+def _hash(text: str) -> str:
+    """Name a text as policies do."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _inert(text: str) -> str:
+    """Check that a text can stand in a script element as it is."""
+    if re.search(r"</script|<!--", text, re.IGNORECASE):
+        raise ValueError(f"a script of the page would end early: {text[:60]!r}")
+    return text
+
+
+@functools.lru_cache(maxsize=2)  # of the runtime, a second; whoever writes several sites has it packed once
+def _packed(name: str, content: bytes) -> str:
+    packed = base64.b64encode(gzip.compress(content, 6, mtime=0)).decode()
+    return f'<script type="text/plain" data-file="{name}">{packed}</script>'
 
 
 def _runtime_files(runtime: Path | None, cache: Path) -> dict[str, bytes]:

@@ -25,6 +25,7 @@ from quickstudy.bottlenecks.extraction import Extraction
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ModelError, OptionError
 from quickstudy.files import as_path, cache_folder
+from quickstudy.images.archives import set_name
 from quickstudy.images.census import Census, take_census
 from quickstudy.images.depth import significant_bits
 from quickstudy.images.drawn_roles import RolesBefore
@@ -66,7 +67,8 @@ def retrain(
     """Train a classifier on a folder of images and write it as one `.onnx` file.
 
     Args:
-        images: class folders, split folders with class folders in them, or a CSV or Parquet manifest.
+        images: class folders, split folders with class folders in them, an archive of these, or a CSV or Parquet
+            manifest.
         output: the model to write; `<name of images>.onnx` in the working folder if left out.
         config: what to do; `RetrainConfig()` if left out.
         ray: address of a Ray cluster, or `auto`, whose workers compute bottlenecks and add up sums over them for a
@@ -189,7 +191,7 @@ def _retrain(
 
 def _model_path(images: Path, output: str | Path | None) -> Path:
     if output is None:
-        return Path(f"{images.resolve().stem if images.is_file() else images.resolve().name}.onnx")
+        return Path(f"{set_name(images)}.onnx")
     path = as_path(output)
     if path.suffix != ".onnx":
         raise ModelError(f"The model must be named *.onnx; got '{path}'")

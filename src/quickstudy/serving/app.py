@@ -33,7 +33,7 @@ from starlette.types import ASGIApp
 from quickstudy.errors import ModelError, OptionError, UnusableImageError
 from quickstudy.models.model import Model
 from quickstudy.models.neighbours import Neighbour
-from quickstudy.models.web import PAGE
+from quickstudy.models.web import PAGE, SHARED
 from quickstudy.serving.documentation import documentation_page, openapi
 from quickstudy.serving.limits import (
     Bodies,
@@ -77,7 +77,10 @@ def make_app(models: Mapping[str, Path], settings: ServerSettings) -> ASGIApp:
         Route("/openapi.json", _constant(json.dumps(openapi(settings), indent=1), "application/json")),
         Route("/docs", _constant(documentation_page(settings), "text/html")),
         Route("/", _constant(PAGE.joinpath("index.html").read_text("utf-8"), "text/html")),
-        Route("/page.js", _constant(PAGE.joinpath("page.js").read_text("utf-8"), "text/javascript")),
+        *(
+            Route(f"/{name}", _constant(PAGE.joinpath(name).read_text("utf-8"), "text/javascript"))
+            for name in ("page.js", *SHARED)
+        ),
         Route("/page.css", _constant(PAGE.joinpath("page.css").read_text("utf-8"), "text/css")),
         Route("/classifier.js", _constant(CLASSIFIER.read_text("utf-8"), "text/javascript")),
     ]

@@ -36,7 +36,8 @@ from quickstudy.serving.registry import OverloadedError
 
 # Paths that are answered without a token: nothing here tells anything about models or images.
 OPEN_PATHS = frozenset(
-    {"/", "/page.js", "/page.css", "/classifier.js", "/docs", "/openapi.json", "/healthz", "/readyz"}
+    {"/", "/page.css", "/docs", "/openapi.json", "/healthz", "/readyz"}
+    | {"/page.js", "/classifier.js", "/elements.js", "/intake.js"}
 )
 _KNOWN_PATHS = OPEN_PATHS | {"/predict", "/model", "/models", "/metrics"}
 

@@ -1,22 +1,13 @@
 // What the views share: making elements, the classes with their keys and colours, tiles of thumbnails.
 
+import { at, counted, make } from "./elements.js";
 import * as server from "./server.js";
 
-export const at = (id) => document.getElementById(id);
-export function make(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (value === true) element.setAttribute(name, "");
-    else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
-  }
-  element.append(...children);
-  return element;
-}
+export { at, counted, make };
+
 export const percent = (share) => `${Math.round(100 * share)}\u00a0%`;
 /** A probability that the head gives: it is never certain. */
 export const sure = (share) => (share < 0.995 ? percent(share) : "> 99\u00a0%");
-export const counted = (n, one, many = `${one}s`) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
 /** Tells a screen reader what has happened. */
 export const say = (text) => { at("said").textContent = text; };
 

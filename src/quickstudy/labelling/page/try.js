@@ -3,9 +3,9 @@
 
 import * as server from "./server.js";
 import { at, classNumber, counted, dot, make, percent, say, sure } from "./common.js";
+import { takeIn } from "./intake.js";
 
 const MOST_RESULTS = 30;
-let stream = null;
 let shown = "";
 
 const interval = (score) => `${percent(score.interval_95[0])} to ${percent(score.interval_95[1])}`;
@@ -67,63 +67,18 @@ async function keep(blob, name, place, file) {
   }
 }
 
-const images = (list) => [...list].filter((file) => file.type === "" || file.type.startsWith("image/"));
 async function all(files) {
   for (const file of files) await examine(file, file.name || "photo");
 }
 
-async function startCamera() {
-  if (!navigator.mediaDevices) { // only secure pages get the camera; phones take the other way
-    at("capture").click();
-    return;
-  }
-  stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
-  at("video").srcObject = stream;
-  await at("video").play();
-  at("camera").hidden = false;
-  at("camera-start").hidden = true;
-  at("camera-shoot").focus();
-}
-
-function stopCamera() {
-  stream.getTracks().forEach((track) => track.stop());
-  stream = null;
-  at("video").srcObject = null;
-  at("camera").hidden = true;
-  at("camera-start").hidden = false;
-  at("camera-start").focus();
-}
-
-async function shoot() {
-  const canvas = document.createElement("canvas");
-  canvas.width = at("video").videoWidth;
-  canvas.height = at("video").videoHeight;
-  canvas.getContext("2d").drawImage(at("video"), 0, 0);
-  const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.95));
-  await examine(blob, "camera");
-}
-
 export function begin() {
-  const trouble = (error) => say(`That did not work: ${error.message}`);
-  for (const id of ["files", "capture"]) {
-    at(id).addEventListener("change", (event) => {
-      const files = [...event.target.files];
-      event.target.value = "";
-      all(files).catch(trouble);
-    });
-  }
-  const here = () => !at("try").hidden && !at("drop").hidden;
-  document.addEventListener("dragover", (event) => { event.preventDefault(); at("drop").classList.toggle("over", here()); });
-  document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) at("drop").classList.remove("over"); });
-  document.addEventListener("drop", (event) => {
-    event.preventDefault();
-    at("drop").classList.remove("over");
-    if (here()) all([...event.dataTransfer.files]).catch(trouble);
+  takeIn(at("drop"), {
+    take: all,
+    trouble: (error) => say(`That did not work: ${error.message}`),
+    hint: "Drop or paste photos, or use the camera. What is wrong can be labelled at once.",
+    shoot: "What is this?",
+    wanted: () => !at("try").hidden && !at("drop").hidden,
   });
-  document.addEventListener("paste", (event) => { if (here()) all(images(event.clipboardData.files)).catch(trouble); });
-  at("camera-start").addEventListener("click", () => startCamera().catch(trouble));
-  at("camera-shoot").addEventListener("click", () => shoot().catch(trouble));
-  at("camera-stop").addEventListener("click", stopCamera);
 }
 export const key = () => false;
 export const label = () => {};

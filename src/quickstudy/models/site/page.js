@@ -3,27 +3,32 @@
 // behind it, is in each one's classifier.js.
 
 import * as home from "./classifier.js";
+import { at, make } from "./elements.js";
+import { takeIn } from "./intake.js";
 
-const at = (id) => document.getElementById(id);
 const SHOWN_CLASSES = 8;
 const MOST_RESULTS = 100;
 
 let models = [];
-let stream = null;
 
 // What there is, for the title, the choice of models and the note about photos.
-async function introduce() {
+async function introduce(wanted) {
   models = await home.models();
   at("token-form").hidden = true;
   const choice = at("model");
-  const before = choice.value;
+  const before = wanted || choice.value;
   choice.replaceChildren(...models.map((model) => new Option(model.name, model.name)));
   if (models.some((model) => model.name === before)) choice.value = before;
   at("model-choice").hidden = models.length < 2;
   at("documentation").hidden = !home.documentation;
   at("documentation-link").href = home.documentation || "";
   describe();
+}
+
+async function begin() {
+  await introduce();
   say("Ready.");
+  await home.begin?.((wanted) => introduce(wanted).catch(trouble)); // only a static site can be taught
 }
 
 function describe() {
@@ -96,28 +101,12 @@ function show(photo, prediction) {
 }
 
 function bar({ label, probability }, given) {
-  const row = document.createElement("li");
-  row.classList.toggle("given", given);
-  const length = document.createElement("progress");
-  length.max = 1;
-  length.value = probability;
-  length.setAttribute("aria-hidden", "true");
-  const name = document.createElement("span");
-  name.textContent = label;
-  const share = document.createElement("span");
-  share.textContent = percent(probability);
-  row.append(length, name, share);
-  return row;
+  return make("li", { class: given ? "given" : null },
+    make("progress", { max: 1, value: probability, "aria-hidden": "true" }), make("span", {}, label), make("span", {}, percent(probability)));
 }
 
 function neighbour({ label, similarity, thumbnail }) {
-  const item = document.createElement("li");
-  const picture = document.createElement("img");
-  picture.src = thumbnail;
-  picture.alt = `training image of ${label}`;
-  item.append(picture, label);
-  item.title = `similarity ${similarity.toFixed(2)}`;
-  return item;
+  return make("li", { title: `similarity ${similarity.toFixed(2)}` }, make("img", { src: thumbnail, alt: `training image of ${label}` }), label);
 }
 
 const say = (text) => { at("status").textContent = text; };
@@ -130,62 +119,11 @@ function trouble(error) {
   say(`That did not work: ${error.message}`);
 }
 
-const images = (list) => [...list].filter((file) => file.type === "" || file.type.startsWith("image/"));
-
-async function startCamera() {
-  // Browsers give the camera to secure pages only (https, or this machine's own address); phones take the other way.
-  if (!navigator.mediaDevices) {
-    at("capture").click();
-    return;
-  }
-  stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
-  at("video").srcObject = stream;
-  await at("video").play();
-  at("camera").hidden = false;
-  at("camera-start").hidden = true;
-  at("camera-shoot").focus();
-}
-
-function stopCamera() {
-  stream.getTracks().forEach((track) => track.stop());
-  stream = null;
-  at("video").srcObject = null;
-  at("camera").hidden = true;
-  at("camera-start").hidden = false;
-  at("camera-start").focus();
-}
-
-async function shoot() {
-  const canvas = document.createElement("canvas");
-  canvas.width = at("video").videoWidth;
-  canvas.height = at("video").videoHeight;
-  canvas.getContext("2d").drawImage(at("video"), 0, 0);
-  const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.95));
-  await classify([new File([blob], "camera", { type: "image/jpeg" })]);
-}
-
-for (const id of ["files", "capture"]) {
-  at(id).addEventListener("change", (event) => {
-    const photos = [...event.target.files];
-    event.target.value = "";
-    classify(photos).catch(trouble);
-  });
-}
-document.addEventListener("dragover", (event) => { event.preventDefault(); at("drop").classList.add("over"); });
-document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) at("drop").classList.remove("over"); });
-document.addEventListener("drop", (event) => {
-  event.preventDefault();
-  at("drop").classList.remove("over");
-  classify([...event.dataTransfer.files]).catch(trouble);
-});
-document.addEventListener("paste", (event) => { classify(images(event.clipboardData.files)).catch(trouble); });
-at("camera-start").addEventListener("click", () => startCamera().catch(trouble));
-at("camera-shoot").addEventListener("click", () => shoot().catch(trouble));
-at("camera-stop").addEventListener("click", stopCamera);
+takeIn(at("drop"), { take: classify, trouble, hint: "Drop or paste photos here", shoot: "Classify this picture" });
 at("model").addEventListener("change", describe);
 at("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   home.takeToken(at("token").value.trim());
-  introduce().catch(trouble);
+  begin().catch(trouble);
 });
-introduce().catch(trouble);
+begin().catch(trouble);
