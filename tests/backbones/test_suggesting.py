@@ -91,7 +91,10 @@ def test_a_plan_can_be_carried_out(folder: Path) -> None:
 
 
 def test_what_cannot_be_suggested_is_told(folder: Path) -> None:
-    code, _, err = run_here(folder, "suggest", "photos", "--names", "cat", "--backbone", BACKBONE)
-    assert (code, "--names cat,dog" in err) == (2, True)
+    # Before anything is fetched: this network is nowhere.
+    code, _, err = run_here(folder, "suggest", "photos", "--names", "cat", "--backbone", "hf:nobody/nothing")
+    assert (code, "--names cat,dog; got only 'cat'" in err) == (2, True)
+    code, _, err = run_here(folder, "suggest", "nowhere", "--names", "cat,dog", "--backbone", "hf:nobody/nothing")
+    assert (code, "'nowhere'" in err) == (2, True)
     code, _, err = run_here(folder, "suggest", "photos", "--names", "cat,dog", "--backbone", "efficientnet_lite0")
     assert (code, "tower for text" in err) == (2, True)

@@ -122,15 +122,16 @@ def name_photos(
         QuickstudyError: the store or the backbone cannot be used, or it has no tower for text; see the message.
     """
     source, folder, runner = as_path(images), cache_folder(cache), engine_for(engine)
-    net, store = load_backbone(backbone, folder), Store(folder / "bottlenecks")
+    store = Store(folder / "bottlenecks")
     census = take_census(source, store.index_path, unlabelled=True, progress=progress)
     known = sorted({label for content in census.contents.values() for label in content.labels or ()})
     names = tuple(dict.fromkeys(names or known))
     if len(names) < 2:
+        given = f"only '{names[0]}'" if names else "none"
         raise AuditError(
-            f"There are {len(names)} names to tell the photos under '{source}' apart by; expected two or more, such as "
-            "--names cat,dog"
+            f"Two names or more are needed to tell the photos of '{source}' apart, such as --names cat,dog; got {given}"
         )
+    net = load_backbone(backbone, folder)
     named = embed_names(net, names, templates=templates)
     net = net.reading(significant_bits(census, store.index_path))
     extraction = extract_census(census, net, store, unlabelled=True, engine=runner, progress=progress)
