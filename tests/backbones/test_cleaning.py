@@ -8,7 +8,8 @@ import pytest
 from onnx import helper
 from small_networks import SIZE, Net, photos, run
 
-from quickstudy.backbones.cleaning import free_batch, join_batch_norms, pool_channels_first, rename
+from quickstudy.backbones.batches import free_batch
+from quickstudy.backbones.cleaning import join_batch_norms, pool_channels_first, rename
 
 
 def operators(model: onnx.ModelProto) -> list[str]:

@@ -20,6 +20,7 @@ from quickstudy.backbones.sources import BackboneSource, add_from
 from quickstudy.errors import BackboneError
 from quickstudy.images.decoding import to_input
 from quickstudy.images.fits import Fit
+from quickstudy.models.format import check_graph
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -186,6 +187,7 @@ def test_weights_become_a_backbone_that_equals_the_original(
     assert len(added.levels) > 2
     assert added.origin.endswith(":model.safetensors")
     assert_trains_after_its_first_cut(added)
+    check_graph(onnx.load(added.path), added.path)  # as models that hold it are checked before they are run
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -223,6 +225,7 @@ def test_a_graph_from_an_exporter_becomes_a_backbone_that_equals_the_original(
     files["onnx/model.onnx"] = (tmp_path / "model.onnx").read_bytes()
     added = add(files, tmp_path, monkeypatch)
     assert added.origin.endswith(":onnx/model.onnx")
+    check_graph(onnx.load(added.path), added.path)
     assert_equal_on_photos(added, family, model, processor, fit="squash" if "height" in processor.size else "crop")
 
 
