@@ -279,6 +279,7 @@ def test_what_does_not_fit_is_told_and_no_code_is_run(tmp_path: Path, monkeypatc
     for wrong, told in (
         ({"model_type": "bert"}, "no network for images"),
         ({"model_type": "my_own"}, "no network for images"),
+        ({"model_type": "siglip2"}, "siglip2-base-patch16-224"),
         ({"num_hidden_layers": 3}, "do not fit its config"),
         ({"hidden_size": "wide"}, "cannot be built"),
     ):
