@@ -8,7 +8,7 @@ import pytest
 from onnx import helper
 from small_networks import SIZE, Net, photos, run
 
-from quickstudy.backbones.cleaning import free_batch, join_batch_norms, pool_channels_first, rename
+from quickstudy.backbones.cleaning import join_batch_norms, pool_channels_first, rename
 
 
 def operators(model: onnx.ModelProto) -> list[str]:
@@ -97,16 +97,6 @@ def test_averages_with_channels_last_are_written_with_channels_first(opset: int,
     pool_channels_first(model)
     assert operators(model) == (["Transpose", "GlobalAveragePool", "Flatten"] if changed else ["ReduceMean"])
     np.testing.assert_allclose(run(model, output, images), before, rtol=1e-5)
-
-
-def test_shapes_for_one_image_become_shapes_for_any_number() -> None:
-    net = Net(shape=(1, 3, SIZE, SIZE))
-    x = net.op("Reshape", "x", np.array([1, 3, -1]), allowzero=1)
-    output = net.op("Reshape", x, np.array([-1, 3, SIZE, SIZE]))
-    model = net.model(output)
-    free_batch(model)
-    np.testing.assert_array_equal(run(model, output, given()), given())
-    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
 
 
 def test_tensors_change_names_and_make_room() -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from small_networks import run
 from test_transformers import add, assert_trains_after_its_first_cut, drawn_photos
 
 from quickstudy.images.decoding import to_input
+from quickstudy.models.format import check_graph
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm", reason="timm is not installed")
@@ -74,3 +76,4 @@ def test_a_network_of_timm_equals_the_original(tmp_path: Path, monkeypatch: pyte
     assert np.abs(given - expected).max() <= TOLERANCE * np.abs(expected).max()
     np.testing.assert_allclose(run(added.path, "probabilities", shown), scores, atol=1e-5)
     assert_trains_after_its_first_cut(added)
+    check_graph(onnx.load(added.path), added.path)

@@ -16,15 +16,18 @@ from small_networks import photos, run
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.graphs import keep_between
+from quickstudy.backbones.runtime import Prefix
 from quickstudy.backbones.sources import BackboneSource, add_from
 from quickstudy.errors import BackboneError
 from quickstudy.images.decoding import to_input
 from quickstudy.images.fits import Fit
+from quickstudy.models.format import check_graph
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 constants = pytest.importorskip("huggingface_hub.constants", reason="the extra hub is not installed")
 from quickstudy.backbones.autograd import GraphModule  # noqa: E402
+from quickstudy.backbones.batched import BatchedPrefix  # noqa: E402
 
 SIZE, TOLERANCE = 32, 1e-5  # of the largest value
 NAME = "somebody/model"
@@ -163,6 +166,7 @@ def assert_trains_after_its_first_cut(added: Backbone) -> None:
     activations = np.random.Generator(np.random.PCG64(0)).normal(size=(2, *cut.shape)).astype(np.float32)
     expected = run(suffix, "features", activations)
     module = GraphModule(suffix)
+    module.lay_channels_last()
     found = module(torch.from_numpy(activations))
     assert np.abs(found.detach().numpy() - expected).max() <= TOLERANCE * np.abs(expected).max()
     found.square().sum().backward()
@@ -186,6 +190,11 @@ def test_weights_become_a_backbone_that_equals_the_original(
     assert len(added.levels) > 2
     assert added.origin.endswith(":model.safetensors")
     assert_trains_after_its_first_cut(added)
+    check_graph(onnx.load(added.path), added.path)  # as models that hold it are checked before they are run
+    kept = added.kept
+    expected = Prefix(kept, kept.cut, kept.cut_shape)(photos())
+    found = BatchedPrefix(kept, kept.cut, kept.cut_shape, device="cpu", precision=torch.float32, batch=4)(photos())
+    assert np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -223,6 +232,7 @@ def test_a_graph_from_an_exporter_becomes_a_backbone_that_equals_the_original(
     files["onnx/model.onnx"] = (tmp_path / "model.onnx").read_bytes()
     added = add(files, tmp_path, monkeypatch)
     assert added.origin.endswith(":onnx/model.onnx")
+    check_graph(onnx.load(added.path), added.path)
     assert_equal_on_photos(added, family, model, processor, fit="squash" if "height" in processor.size else "crop")
 
 
@@ -276,6 +286,7 @@ def test_what_does_not_fit_is_told_and_no_code_is_run(tmp_path: Path, monkeypatc
     for wrong, told in (
         ({"model_type": "bert"}, "no network for images"),
         ({"model_type": "my_own"}, "no network for images"),
+        ({"model_type": "siglip2"}, "siglip2-base-patch16-224"),
         ({"num_hidden_layers": 3}, "do not fit its config"),
         ({"hidden_size": "wide"}, "cannot be built"),
     ):

@@ -89,7 +89,7 @@ class BatchedPrefix:
         for parameter in module.parameters():  # once, where autocast would do so for every batch
             parameter.data = parameter.data.to(precision) if parameter.ndim > 1 else parameter.data
         self._run = module.to(self._device)
-        self._run.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._run.lay_channels_last()
         self._of_thread = threading.local()
         self.batch = batch
         """Number of images that pass at once."""

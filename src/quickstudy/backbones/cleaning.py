@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -23,7 +23,6 @@ from quickstudy.errors import BackboneError
 BATCH = "N"
 IMAGE_OUTPUTS = ("image_embeds", "last_hidden_state", "pooler_output")
 """Names of outputs, as transformers gives them, of which one is taken where there are several; best first."""
-_PADS_ARE_INPUTS = 11  # the first opset in which they are
 _IR_VERSION = 8  # at least: before 4, initializers had to be inputs, too
 
 
@@ -138,7 +137,7 @@ def pool_channels_first(model: onnx.ModelProto) -> None:
             ]
         else:
             nodes.append(node)
-    _replace_nodes(model.graph, nodes)
+    replace_nodes(model.graph, nodes)
 
 
 def join_batch_norms(model: onnx.ModelProto) -> None:
@@ -172,89 +171,7 @@ def join_batch_norms(model: onnx.ModelProto) -> None:
         replaced |= dict.fromkeys(step.output for step in steps)
         replaced[end] = helper.make_node("BatchNormalization", [source, *names], [end], name=end, epsilon=0.0)
     nodes = [replaced.get(node.output[0], node) for node in graph.node]
-    _replace_nodes(graph, [node for node in nodes if node is not None])
-
-
-def free_batch(model: onnx.ModelProto) -> None:
-    """Let the graph of one image take any number.
-
-    The first side of what is reshaped follows from what comes in, and constants that were joined to an image's values,
-    such as a class token to the patches, are added instead, which any number of images can be.
-    """
-    _add_what_is_joined(model)
-    graph = model.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    for number, node in enumerate(graph.node):
-        if node.op_type != "Reshape" or node.input[1] not in constants:
-            continue
-        shape = numpy_helper.to_array(constants[node.input[1]])
-        if not shape.size or shape[0] < 1:
-            continue
-        node.input[1] += f"/any_batch_{number}"
-        first = 0 if -1 in shape else -1  # 0 takes over what comes in, -1 is worked out
-        graph.initializer.append(numpy_helper.from_array(np.array([first, *shape[1:]]), node.input[1]))
-        del node.attribute[:]  # there is only one, which would take the 0 at its word
-    for info in (*graph.input, *graph.output):
-        for side in info.type.tensor_type.shape.dim[:1]:
-            side.dim_param = BATCH
-    del graph.value_info[:]
-
-
-def _add_what_is_joined(model: onnx.ModelProto) -> None:
-    """Write a concatenation with constants of one image as padding with zeros and an addition, to the same bits."""
-    graph = model.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    opset = next(entry.version for entry in model.opset_import if not entry.domain)
-    bound = [
-        node
-        for node in graph.node
-        if node.op_type == "Concat"
-        and node.attribute[0].i > 0
-        and {name in constants for name in node.input} == {True, False}
-        and all(constants[name].dims[:1] == [1] for name in node.input if name in constants)
-    ]
-    if not bound or opset < _PADS_ARE_INPUTS:
-        return
-    shapes = shapes_of(model)
-    nodes = []
-    for node in graph.node:
-        if node not in bound or any(name not in shapes for name in node.input if name not in constants):
-            nodes.append(node)
-            continue
-        axis, output = node.attribute[0].i, node.output[0]
-        sides = [[1, *shapes[name]] if name not in constants else list(constants[name].dims) for name in node.input]
-        parts = [
-            numpy_helper.to_array(constants[name]) if name in constants else np.zeros(side, np.float32)
-            for name, side in zip(node.input, sides, strict=True)
-        ]
-        graph.initializer.append(numpy_helper.from_array(np.concatenate(parts, axis=axis), f"{output}/joined"))
-        # Zeros make room for constants: behind what comes before them or, for the first, before what comes first.
-        room: list[list[Any]] = []
-        waiting = 0
-        for name, side in zip(node.input, sides, strict=True):
-            if name not in constants:
-                room.append([name, waiting, 0])
-                waiting = 0
-            elif room:
-                room[-1][2] += side[axis]
-            else:
-                waiting += side[axis]
-        padded = []
-        for number, (name, front, behind) in enumerate(room):
-            if front or behind:
-                pads = np.zeros((2, len(sides[0])), np.int64)
-                pads[:, axis] = front, behind
-                made = f"{output}/padded_{number}"
-                graph.initializer.append(numpy_helper.from_array(pads.ravel(), f"{made}/by"))
-                nodes.append(helper.make_node("Pad", [name, f"{made}/by"], [made], name=made))
-                name = made
-            padded.append(name)
-        if len(padded) > 1:
-            whole = f"{output}/padded"
-            nodes.append(helper.make_node("Concat", padded, [whole], name=whole, axis=axis))
-            padded = [whole]
-        nodes.append(helper.make_node("Add", [padded[0], f"{output}/joined"], [output], name=output))
-    _replace_nodes(graph, nodes)
+    replace_nodes(graph, [node for node in nodes if node is not None])
 
 
 def rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
@@ -328,7 +245,8 @@ def _affine(
     return _Step(node.output[0], scale, shift, by_channel)
 
 
-def _replace_nodes(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
+def replace_nodes(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
+    """Let a graph have these nodes instead of its own."""
     del graph.node[:]
     graph.node.extend(nodes)
 

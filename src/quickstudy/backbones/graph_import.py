@@ -17,10 +17,10 @@ import onnx
 from onnx import helper
 
 from quickstudy.backbones.backbone import imagenet_classes
+from quickstudy.backbones.batches import free_batch, settle_shapes
 from quickstudy.backbones.cleaning import (
     ImageInput,
     fix_shapes,
-    free_batch,
     join_batch_norms,
     pool_channels_first,
     rename,
@@ -189,6 +189,8 @@ def _draft(
     join_batch_norms(graph)
     if batch:
         free_batch(graph)
+    else:
+        settle_shapes(graph)
     return _Draft(graph=graph, ending=ending, preprocessing=known, preprocessing_from=known_from)
 
 

@@ -28,6 +28,7 @@ TOKENS = {
 }
 """The ways to make one vector of tokens, and what each takes."""
 _POOLED = "tokens/pooled"
+_TO_THE_END = 2**31 - 1  # one of the numbers that models are allowed to have for it
 # The first opsets in which ReduceMean's axes and Slice's bounds are inputs.
 _AXES_ARE_INPUTS, _BOUNDS_ARE_INPUTS = 18, 10
 
@@ -142,9 +143,9 @@ def patches_of(model: onnx.ModelProto, tensor: str, prefix: int, result: str) ->
         return tensor
     graph = model.graph
     if _opset(model) < _BOUNDS_ARE_INPUTS:
-        node = helper.make_node("Slice", [tensor], [result], name=result, axes=[1], starts=[prefix], ends=[1 << 30])
+        node = helper.make_node("Slice", [tensor], [result], name=result, axes=[1], starts=[prefix], ends=[_TO_THE_END])
     else:
-        bounds = {"starts": prefix, "ends": 1 << 30, "axes": 1}
+        bounds = {"starts": prefix, "ends": _TO_THE_END, "axes": 1}
         graph.initializer.extend(numpy_helper.from_array(np.array([v]), f"{result}/{n}") for n, v in bounds.items())
         node = helper.make_node("Slice", [tensor, *(f"{result}/{n}" for n in bounds)], [result], name=result)
     graph.node.append(node)

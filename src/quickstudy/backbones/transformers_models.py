@@ -149,6 +149,11 @@ def _load(config: Mapping[str, Any], weights: Path, name: str) -> torch.nn.Modul
             f"'{name}' {family}, of which transformers {transformers.__version__} has no network for images; take "
             "another repository, or one with an ONNX file"
         )
+    if kind.startswith("siglip2"):
+        raise BackboneError(
+            f"'{name}' is SigLIP 2 in its form for any number of patches, which takes no plain images; take one of its "
+            "repositories of a fixed size, such as google/siglip2-base-patch16-224"
+        )
     named = str(next(iter(config.get("architectures") or ()), ""))
     usable = named.endswith(("Model", "WithProjection", "ForImageClassification")) and not _has_towers(config)
     options = transformers.CONFIG_MAPPING[kind]

@@ -46,7 +46,7 @@ class SuffixNetwork(nn.Module):
         device = device_of_module(suffix)
         self.weights = nn.Parameter(torch.from_numpy(weights.copy()).to(device))
         self.biases = nn.Parameter(torch.from_numpy(biases.copy()).to(device))
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.suffix.lay_channels_last()
 
     def forward(self, activations: Tensor) -> Tensor:
         """Compute the logits (N×classes), in float32."""
