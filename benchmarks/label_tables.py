@@ -70,8 +70,44 @@ def minutes() -> str:
     )
 
 
+def teach() -> str:
+    """What teaching in the browser takes."""
+    found = load("teach_page")
+    rows = [
+        [
+            f"{one['pictures']} of {one['classes']} classes",
+            ranged({k: v / 1000 for k, v in one["milliseconds"].items()}, 2),
+            f"{one['bytes'] / 1e6:.1f} MB",
+            f"{one['largest_difference']:.0e}",
+        ]
+        for one in found["sizes"]
+    ]
+    header = ["pictures", "learned in, s", "saved", "largest difference from Python's probabilities"]
+    return table(header, rows) + (
+        f"\nMedian, least and most of {found['repeats']}, in Chromium on two cores that had other work, too; the "
+        f"difference on {found['asked']} other photos.\n"
+    )
+
+
+def choices() -> str:
+    """Other ways to choose, and how sure their figures are."""
+    found = load("label_choices")
+    rows = []
+    for name, values in found["ways"].items():
+        cells = []
+        for goal in ("0.80", "0.85"):
+            one = values[goal]
+            cells.append(f"{one['labels'] or '> 600'} ({one['low']} to {one['high']})")
+        rows.append([f"`{name}`, as it is" if name == "label" else name, *cells])
+    return table(["chosen by", "labels to 80 %", "labels to 85 %"], rows) + (
+        f"\nClothing photos, {found['seeds']} seeds; in brackets what 80 % of draws of these seeds give.\n"
+    )
+
+
 LABEL_TABLES: dict[str, Callable[[], str]] = {
     "label-labels": labels,
     "label-speed": speed,
     "label-minutes": minutes,
+    "label-choices": choices,
+    "teach": teach,
 }

@@ -16,9 +16,12 @@ import pytest
 from in_process import Run
 from PIL import Image, ImageOps
 
+from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.conversion import TOLERANCES
 from quickstudy.models.loading import load
-from small_models import CLASSES, write_small_model
+from quickstudy.models.teaching import Lesson, written
+from small_backbones import add_small_backbone
+from small_models import CLASSES, TRAINING, write_small_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,6 +105,8 @@ def test_refusal_names_the_numbers_and_force_insists(
         (["small.onnx"], "say what to make of the model"),
         (["small.onnx", "--int8"], "needs photos to calibrate on"),
         (["small.onnx", "--int8", "--fp16"], "choose one of --int8 and --fp16"),
+        (["small.onnx", "--card", "c.md", "--trainable"], "--trainable is for a page"),
+        (["small.onnx", "--web", "site", "--start", "photos"], "--start is for a page that learns"),
         (["small.onnx", "--int8", "--calibrate", "nowhere"], "No such file or folder: 'nowhere'"),
         (["none.onnx", "--fp16"], "No such model: 'none.onnx'"),
         (["small.onnx", "--fp16", "--output", "small.onnx"], "'small.onnx' is the model itself; name another file"),
@@ -116,10 +121,20 @@ def test_what_does_not_fit(run: Run, model: Path, arguments: list[str], words: s
     assert "Traceback" not in done.err
 
 
-def test_the_guides_commands_run(run: Run, model: Path, photo_source: Path) -> None:
+def test_the_guides_commands_run(run: Run, tmp_path: Path, photo_source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every `quickstudy` line of docs/ship.md; the page's needs npm's package, Core ML's coremltools."""
-    shutil.copy(model, "photos.onnx")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QUICKSTUDY_CACHE", str(tmp_path / "cache"))
+    net = add_small_backbone(tmp_path / "cache")
+    weights = np.random.Generator(np.random.PCG64(0)).normal(size=(net.cut_shape[0], 3)).astype(np.float32)
+    head = LinearHead(weights=weights, biases=np.zeros(3, np.float32))
+    model = tmp_path / "photos.onnx"
+    write_model(model, net, head, classes=("checks", "discs", "stripes"), training=TRAINING)
     shutil.copytree(photo_source, "photos")
+    lesson = Lesson.of_model(model.read_bytes(), model, tmp_path / "cache")
+    taught = lesson.classes_of(Path("photos"), tmp_path / "cache")
+    Path("anna.json").write_text(written(lesson.teaching, taught[:2]))
+    Path("ben.json").write_text(written(lesson.teaching, taught[1:]))
     runtime = Path(os.environ.get("QUICKSTUDY_TEST_WEB_RUNTIME") or ROOT / ".venv" / "onnxruntime-web-1.30.0.tgz")
     lines = re.findall(r"^    quickstudy (.*)$", (ROOT / "docs" / "ship.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert len(lines) >= 6

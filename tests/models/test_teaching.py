@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from tests_of_sites import BROWSER, CAMERA, find_chromium, run_node
 
@@ -20,10 +21,12 @@ from quickstudy.backbones.backbone import Backbone
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ModelError
+from quickstudy.images.fits import Fit
 from quickstudy.learning.calibration import probabilities_of
 from quickstudy.learning.selection import fit_head
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.conversion import convert
+from quickstudy.models.loading import load
 from quickstudy.models.roles import Roles
 from quickstudy.models.teaching import STRENGTH, Lesson, read_taught
 from quickstudy.models.web import write_site
@@ -383,6 +386,27 @@ def test_fits_a_phone_and_can_be_read(camera_browser: Any, site: Path, photo_sou
             assert words in tree, tree
 
 
+@pytest.mark.parametrize("fit", ["pad", "tiles3"])
+def test_what_is_taught_is_what_the_model_sees(
+    fit: Fit, net: Backbone, lesson_cache: Path, photo_source: Path, tmp_path: Path
+) -> None:
+    """The tensor that a page is told of begins with the bottleneck, whatever becomes of images that are not square."""
+    for seen in (net, net.kept):
+        fitted = seen.reading(16, fit)
+        weights = np.zeros((fitted.cut_shape[0], 2), np.float32)
+        head = LinearHead(weights=weights, biases=np.zeros(2, np.float32))
+        path = tmp_path / "m.onnx"
+        write_model(path, fitted, head, classes=("a", "b"), training={})
+        lesson = Lesson.of_model(path.read_bytes(), path, lesson_cache)
+        photo = photo_source / "discs" / "00.jpg"
+        found = extract([photo], lesson.net, Store(lesson_cache / "bottlenecks"))
+        bottleneck = found.gather([digest for digest in found.digests if digest])
+        features = load(path, with_features=True).examine(photo.read_bytes()).features
+        assert features is not None
+        assert np.allclose(features[: sum(lesson.teaching.widths)], bottleneck[0], atol=2e-3)
+        assert len(features) == fitted.cut_shape[0]
+
+
 def test_models_that_cannot_be_taught_with(
     model: Path, net: Backbone, lesson_cache: Path, photo_source: Path, tmp_path: Path
 ) -> None:
@@ -393,6 +417,10 @@ def test_models_that_cannot_be_taught_with(
     half = tmp_path / "half.onnx"
     convert(model, half, "fp16")
     assert lesson(half).teaching == lesson(model).teaching
+    graph = onnx.load(model)
+    graph.metadata_props.add(key="quickstudy.export", value='{"kind": "int8"}')
+    with pytest.raises(ModelError, match=r"first\.onnx' cannot be taught with: 8 bits"):
+        Lesson.of_model(graph.SerializeToString(), model, lesson_cache)
     with pytest.raises(ModelError, match="was trained itself"):
         lesson(write_small_model(tmp_path / "whole.onnx"))
     with pytest.raises(ModelError, match=r"The network of '.*first\.onnx' is 'small', which is needed here: Unknown"):

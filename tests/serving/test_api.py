@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 
 import quickstudy
 from quickstudy.images.decoding import decode
+from quickstudy.models.web import SHARED
 from quickstudy.serving.app import make_app
 from quickstudy.serving.limits import ServerSettings
 from quickstudy.serving.registry import parse_models
@@ -315,7 +316,7 @@ class TestDocumentation:
         document, page = client.get("/openapi.json").json(), client.get("/docs").text
         for path in document["paths"]:
             assert path.replace("{", "{") in page
-        others = [client.get(f"/{name}").text for name in ("", "page.js", "classifier.js", "page.css")]
+        others = [client.get(f"/{name}").text for name in ("", "page.js", "classifier.js", "page.css", *SHARED)]
         for text in (page, *others):
             assert "//" not in f"\n{text}".replace("http://127.0.0.1", "").replace("\n//", "").replace("  //", "")
 

@@ -2,9 +2,9 @@
 
 A page teaches on the last features of a pretrained network, by the same softmax regression as the main job's, with one
 strength for all. Few pictures cannot tell strengths apart: with 5, 20 and 50 pictures a class of the clothing photos,
-MNIST and CIFAR-10, accuracies from 0.003 to 0.1 differ by 0.6 points at most, and by 0.3 from those of a strength that
-cross-validation chose. What a page saves holds each picture's bottleneck, so that classes of several people can be
-joined without their pictures.
+MNIST and CIFAR-10, accuracies from 0.003 to 0.1 differ by half a point at most, and 0.03 is within 0.3 of the strength
+that cross-validation chooses (`benchmarks/teach.py strength`). What a page saves holds each picture's bottleneck, so
+that classes of several people can be joined without their pictures.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ STRENGTH = 0.03
 """Strength of the regularisation of taught heads, per unit of mean loss and of features scaled to mean square 1."""
 EXAMPLES = 50
 """The most images of a class that a page starts from. With one of the clothing photos' classes taught by 20 pictures,
-10, 20, 50 and all images of each of the nine others give 79.8, 85.3, 89.2 and 89.7 % on the test split, and 95, 84, 73
-and 53 % of the taught class: 50 lose little, and leave the new class its weight."""
+10, 20, 50 and all images of each of the nine others give 80, 84, 87 and 90 % on the test split, and 91, 86, 76 and 53 %
+of the taught class: 50 lose little, and leave the new class its weight (`benchmarks/teach.py start`)."""
 VERSION = 1
 """The version of the files that pages save."""
 _MOST_BYTES = 256 << 20

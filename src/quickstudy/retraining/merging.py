@@ -20,8 +20,7 @@ from quickstudy.learning.strangeness import Strangeness, fit_strangeness
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.roles import Roles
 from quickstudy.models.teaching import TaughtFile, read_taught
-
-_REFUSE = 0.02
+from quickstudy.retraining.config import RetrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +118,7 @@ def merge(files: Sequence[str | Path], output: str | Path, *, cache: str | Path 
             "temperature": head.temperature,
             "cross_validation": cross_validation.to_dict(),
             **_calibrated(head, targets),
-            "strangeness": strangeness.refusal(_REFUSE).to_dict() if strangeness else None,
+            "strangeness": strangeness.refusal(RetrainConfig().refuse).to_dict() if strangeness else None,
             "test": None,
         },
         roles=Roles.of(keys, (), ()),

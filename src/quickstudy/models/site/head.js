@@ -13,7 +13,8 @@ const MOST_STEPS = 60, MOST_ITERATIONS = 500;
 // judge it and set the temperature.
 const CLOSE = 1e-6, CLOSE_TO_JUDGE = 1e-4;
 const FORCING = 1 / 16; // of the error's square, as the preconditioner measures it
-const MAIN = 96, SUBSPACE_STEPS = 3; // directions in which rows vary most
+const MAIN = 64, SUBSPACE_STEPS = 3; // directions in which rows vary most
+const WORTH = 1e-3; // curvature of a picture that the preconditioner knows of
 const OWN = 1e-9; // of the mean square length, in a direction of a row's own, where rows depend on each other
 const FEWEST_TO_CALIBRATE = 50; // held-out pictures
 
@@ -305,18 +306,18 @@ function largestChange(one, other) {
 
 /** An approximate inverse of the curvature: a class's own block in the main directions, one number in all others. It
  * keeps the classes' mean at zero, where all gradients have it. */
-function preconditioner({ n, width, r, basis, inMain, outside }, shares, weights, classes, l2) {
+function preconditioner({ width, r, basis, inMain, outside }, shares, weights, classes, l2) {
   const parts = Array.from({ length: classes }, (_, c) => {
-    const block = new Float64Array((r + 1) ** 2), moved = new Float64Array(r + 1);
+    const rows = [...weights.keys()].filter((row) => weights[row] && shares[row * classes + c] * (1 - shares[row * classes + c]) > WORTH);
+    const m = rows.length, scaled = new Float64Array((r + 1) * m), block = new Float64Array((r + 1) ** 2);
     let others = 0;
-    for (let row = 0; row < n; row++) {
-      const share = shares[row * classes + c], curvature = weights[row] * share * (1 - share);
-      if (curvature < 1e-12) continue;
-      moved.set(inMain.subarray(row * r, (row + 1) * r));
-      moved[r] = 1;
-      for (let i = 0; i <= r; i++) add(curvature * moved[i], moved, 0, block, i * (r + 1), i + 1);
-      others += (curvature * outside[row]) / Math.max(width - r, 1);
-    }
+    rows.forEach((row, place) => {
+      const share = shares[row * classes + c], root = Math.sqrt(weights[row] * share * (1 - share));
+      for (let i = 0; i < r; i++) scaled[i * m + place] = root * inMain[row * r + i];
+      scaled[r * m + place] = root;
+      others += (root * root * outside[row]) / Math.max(width - r, 1);
+    });
+    for (let i = 0; i <= r; i++) for (let j = 0; j <= i; j++) block[i * (r + 1) + j] = dot(scaled, i * m, scaled, j * m, m);
     for (let i = 0; i < r; i++) block[i * (r + 1) + i] += l2;
     block[r * (r + 1) + r] += 1e-6;
     return { factor: cholesky(block, r + 1), others: 1 / (others + l2) };

@@ -28,7 +28,8 @@ async function introduce(wanted) {
 async function begin() {
   await introduce();
   say("Ready.");
-  await home.begin?.((wanted) => introduce(wanted).catch(trouble)); // only a static site can be taught
+  // Only a static site can be taught.
+  await home.begin?.((wanted) => introduce(wanted).catch(trouble));
 }
 
 function describe() {

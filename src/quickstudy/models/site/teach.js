@@ -167,6 +167,7 @@ async function burst(one) {
   if (!(await startCamera())) return;
   busy = one;
   button.textContent = "Stop";
+  at("video").scrollIntoView({ block: "nearest" }); // on a phone the class may be far below
   try {
     const told = [];
     for (let number = 1; number <= BURST && busy === one && classes.includes(one); number++) {
