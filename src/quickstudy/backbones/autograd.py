@@ -130,9 +130,7 @@ class GraphModule(nn.Module):
 
         `Module.to` would try it with masks of five sides, too, as those of windows, and fail.
         """
-        for values in (*self.parameters(), *self.buffers()):
-            if values.ndim == 4:
-                values.data = values.data.contiguous(memory_format=torch.channels_last)
+        self._apply(_channels_last)  # type: ignore[no-untyped-call]
 
     def to_onnx(self) -> onnx.ModelProto:
         """Return a copy of the graph with the weights as they are now."""
@@ -144,6 +142,10 @@ class GraphModule(nn.Module):
                 dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
                 tensor.CopyFrom(numpy_helper.from_array(now.astype(dtype), tensor.name))
         return model
+
+
+def _channels_last(values: Tensor) -> Tensor:
+    return values.contiguous(memory_format=torch.channels_last) if values.ndim == 4 else values
 
 
 def _places_of_numbers(node: onnx.NodeProto) -> list[int]:
