@@ -60,13 +60,12 @@ WAYS = {
     "1 check in 10 after 40": Way(fewer_from=40, fewer=0.1),
     "1 check in 20 after 20": Way(fewer_from=20, fewer=0.05),
     "no photos unlike all": Way(unlike=0),
-    "1 photo in 16 unlike all": Way(unlike=16),
     "no weight for rare classes": Way(lacking=0),
     "entropy": Way(doubt="entropy"),
     "least confidence": Way(doubt="least confidence"),
     "typical photos weigh more": Way(density=0.5),
     "strength 0.03": Way(l2=0.03),
-    "all of these that helped": Way(unlike=16, l2=0.03, fewer_from=40, fewer=0.1),
+    "all of these that helped": Way(unlike=0, l2=0.03, fewer_from=40, fewer=0.1),
 }
 
 

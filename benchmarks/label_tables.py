@@ -78,7 +78,7 @@ def teach() -> str:
             f"{one['pictures']} of {one['classes']} classes",
             ranged({k: v / 1000 for k, v in one["milliseconds"].items()}, 2),
             f"{one['bytes'] / 1e6:.1f} MB",
-            f"{one['largest_difference']:.0e}",
+            _power(one["largest_difference"]),
         ]
         for one in found["sizes"]
     ]
@@ -87,6 +87,12 @@ def teach() -> str:
         f"\nMedian, least and most of {found['repeats']}, in Chromium on two cores that had other work, too; the "
         f"difference on {found['asked']} other photos.\n"
     )
+
+
+def _power(value: float) -> str:
+    """Write a small number as a digit and a power of ten."""
+    digit, exponent = f"{value:.0e}".split("e")
+    return f"{digit}·10{str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
 
 
 def choices() -> str:

@@ -87,6 +87,7 @@ def world(photo_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     for name in ("photos", "held_out", "clothing"):
         shutil.copytree(photo_source, folder / name)
+    shutil.make_archive(str(folder / "holiday"), "zip", photo_source)
     images = sorted(photo_source.rglob("*.jpg"))
     for name in ("other", "new", "more"):
         (folder / name).mkdir()
