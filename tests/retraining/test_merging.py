@@ -109,7 +109,7 @@ def test_what_cannot_be_read_is_named(teaching: Teaching, tmp_path: Path) -> Non
         "it is no JSON": broken(text),
         "its widths are \\[\\]": resealed(values | {"widths": []}),
         "its strength is -1": resealed(values | {"l2": -1.0}),
-        "unknown input": resealed(values | {"input": values["input"] | {"resize": "other"}}),
+        "resize is": resealed(values | {"input": values["input"] | {"resize": "other"}}),
         "its classes are \\['cup', 'cup'\\]": resealed(values | {"classes": [one, one]}),
         "its class 'cup' has 2 pictures and 100 bytes": resealed(
             values | {"classes": [one | {"bottlenecks": "AAAA" * 33 + "AA=="}]}
