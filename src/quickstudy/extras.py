@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 import os
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from quickstudy.errors import MissingExtraError
 from quickstudy.options import pasted
@@ -47,6 +45,10 @@ def installation_of(extra: str) -> str:
 
 def _source(extra: str) -> list[str]:
     """Name what is installed here as pip is to be told, from what pip has noted of where it came from (PEP 610)."""
+    # Imported here, since every command imports this module: together they are a fifth of what --help takes.
+    import importlib.metadata
+    from urllib.request import url2pathname
+
     try:
         noted = importlib.metadata.distribution("quickstudy").read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:
