@@ -94,10 +94,11 @@ def draw(values: dict[str, Any]) -> None:
         below, above = ([abs(a - b) for a, b in zip(accuracy, ends, strict=True)] for ends in (low, high))
         axes.errorbar(seconds, accuracy, [below, above], color=colour, marker="o", capsize=3, lw=1.4, label=kind)
         for name, x, y in zip(names, seconds, accuracy, strict=True):
-            axes.annotate(name, (x, y), (7, 5), textcoords="offset points", fontsize=9, color=colour)
+            axes.annotate(name, (x, y), (6, -13), textcoords="offset points", fontsize=9, color=colour)
     test = next(iter(values["rows"].values()))["test"]["n"]
     axes.set(xscale="log", xlabel="seconds of the whole command, from an empty cache, on two cores")
     axes.set_ylabel(f"right of {test:,} test photos, %")
+    axes.margins(x=0.12)
     ticks = [t for t in (10, 20, 30, 60, 120, 300, 600) if min(axes.get_xlim()) <= t <= max(axes.get_xlim())]
     axes.set_xticks(ticks, [str(t) for t in ticks])
     axes.minorticks_off()
