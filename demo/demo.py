@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from quickstudy.extras import installation_of
+
 FOLDER = Path(".demo")
 COMMAND = Path(sys.executable).parent / "quickstudy"
 
@@ -42,6 +44,9 @@ def main() -> int:
         print("   make demo IMAGES=photos")
     for words in ("retrain photos/", "predict photos.onnx new.jpg", "audit photos/"):
         print(f"   {shlex.quote(str(COMMAND))} {words}", flush=True)
+    say("With photos that have no labels yet, in the browser:")
+    print(f"   {installation_of('serve')}")
+    print(f"   {shlex.quote(str(COMMAND))} label photos/", flush=True)
     return 0
 
 

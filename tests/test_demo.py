@@ -44,8 +44,12 @@ def test_where_a_command_fails_its_message_is_the_last_word(tmp_path: Path) -> N
 def test_its_last_words_are_what_to_type_next(tmp_path: Path, photos: Path) -> None:
     done = demo(tmp_path, "--images", str(photos))
     assert done.returncode == 0, done.stdout
-    assert [line.split("quickstudy ")[-1] for line in done.stdout.splitlines()[-3:]] == [
+    *_, retrain, predict, audit, _, without_labels, install, label = done.stdout.splitlines()
+    assert [line.split("quickstudy ")[-1] for line in (retrain, predict, audit, label)] == [
         "retrain photos/",
         "predict photos.onnx new.jpg",
         "audit photos/",
+        "label photos/",
     ]
+    assert "no labels" in without_labels
+    assert "install" in install
