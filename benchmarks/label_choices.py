@@ -35,7 +35,7 @@ class Way:
     """How photos are chosen; the defaults are label's."""
 
     doubt: str = "margin"
-    """By the margin between the two most probable classes, or by `entropy` or `least confidence`."""
+    """Name of the measure of doubt: `margin` between the two most probable classes, `entropy` or `least confidence`."""
     unlike: int = 8
     """One pick in so many is the photo farthest from all labels; 0 for none."""
     lacking: float = 0.5

@@ -8,6 +8,9 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
 
 LARGE = (".onnx", ".onnx_data")
 
@@ -69,6 +72,15 @@ class LocalHub:
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05})
+
+    def stand_in(self, patched: pytest.MonkeyPatch, cache: Path) -> None:
+        """Be asked instead of the hub, with the folder for the cache of the hub's files."""
+        constants = pytest.importorskip("huggingface_hub.constants", reason="the extra hub is not installed")
+        patched.setattr(constants, "ENDPOINT", self.url)
+        patched.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{self.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        )
+        patched.setattr(constants, "HF_HUB_CACHE", str(cache))
 
     def __enter__(self) -> LocalHub:
         self.thread.start()

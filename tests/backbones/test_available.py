@@ -15,7 +15,7 @@ from quickstudy.backbones.available import AVAILABLE, Available
 from quickstudy.backbones.backbone import check_name, find_backbone, on_hub
 from quickstudy.backbones.hub import parse_place
 
-constants = pytest.importorskip("huggingface_hub.constants", reason="the extra hub is not installed")
+pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
 
 
 def test_each_has_a_name_a_licence_and_a_source() -> None:
@@ -41,10 +41,7 @@ def test_candidates_are_announced_fetched_once_and_left_out_where_they_cannot_be
     (tmp_path / "empty").mkdir()
     with LocalHub() as hub:
         hub.repositories["me/here"] = Repository(vit_files(tmp_path / "repository"))
-        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        hub.stand_in(monkeypatch, tmp_path / "hub")
         code, _, err = run_here(tmp_path, "retrain", "empty", "--backbone", "auto", "--download")
         assert code == 2  # there are no photos
         assert "Fetching hf:me/here (1 MB, licence mit)" in err

@@ -48,10 +48,7 @@ TOLERANCE = 1e-5  # of the largest value, between a bottleneck and the original'
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
     """The imitation, asked instead of the hub, with an empty cache of the hub's files."""
     with LocalHub() as local:
-        template = f"{local.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "ENDPOINT", local.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        local.stand_in(monkeypatch, tmp_path / "hub")
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         hub_package.close_session()
         yield local

@@ -21,7 +21,7 @@ from quickstudy.errors import BackboneError
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 tokenizers = pytest.importorskip("tokenizers")
-constants = pytest.importorskip("huggingface_hub.constants", reason="the extra hub is not installed")
+pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
 
 NAMES = ("cat", "black_dog", "owl")
 WORDS = ("<pad>", "<start>", "a", "photo", "of", "cat", "black", "dog", "owl", "picture", ".", "<end>")
@@ -31,10 +31,7 @@ PLACE = "hf:somebody/towers"
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
     with LocalHub() as local:
-        template = f"{local.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "ENDPOINT", local.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        local.stand_in(monkeypatch, tmp_path / "hub")
         yield local
 
 
@@ -111,7 +108,7 @@ def test_logits_from_weights_equal_transformers_own(hub: LocalHub, tmp_path: Pat
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", ["CLIP", "SigLIP"])
 def test_towers_in_two_onnx_files_give_the_same_cosines(hub: LocalHub, tmp_path: Path, family: str) -> None:
-    """As Optimum lays them out; the scale is in neither, and 100 is taken."""
+    """The files lie as Optimum lays them out; the scale is in neither, and 100 is taken."""
     model = towers(family)
     files = files_of(model, tmp_path / "repository")
     del files["model.safetensors"]

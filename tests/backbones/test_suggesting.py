@@ -20,7 +20,7 @@ from quickstudy.cli.main import run as quickstudy
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers", reason="transformers is not installed")
-constants = pytest.importorskip("huggingface_hub.constants", reason="the extra hub is not installed")
+pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
 
 BACKBONE = "hf:somebody/towers"
 COMMON = ("--names", ",".join(NAMES), "--backbone", BACKBONE, "--template", "a photo of a {}")
@@ -37,10 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with LocalHub() as hub, pytest.MonkeyPatch.context() as patched:
         model = towers("CLIP")
         hub.repositories["somebody/towers"] = Repository(files_of(model, folder / "repository"))
-        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        patched.setattr(constants, "ENDPOINT", hub.url)
-        patched.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        patched.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
+        hub.stand_in(patched, folder / "hub")
         patched.setenv("QUICKSTUDY_CACHE", str(folder / "cache"))
         yield folder
 

@@ -25,7 +25,7 @@ from quickstudy.images.decoding import InputSpec
 
 torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.torch")
-constants = pytest.importorskip("huggingface_hub.constants", reason="the extra hub is not installed")
+pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -83,10 +83,7 @@ def hub(made: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     }
     with LocalHub() as local:
         local.repositories["timm/tiny_net.in1k"] = Repository(files)
-        template = f"{local.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "ENDPOINT", local.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        local.stand_in(monkeypatch, tmp_path / "hub")
         yield local
 
 

@@ -25,7 +25,7 @@ from quickstudy.models.format import check_graph
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-constants = pytest.importorskip("huggingface_hub.constants", reason="the extra hub is not installed")
+pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
 from quickstudy.backbones.autograd import GraphModule  # noqa: E402
 from quickstudy.backbones.batched import BatchedPrefix  # noqa: E402
 
@@ -129,11 +129,7 @@ def add(files: Mapping[str, bytes], folder: Path, monkeypatch: pytest.MonkeyPatc
     """Add what a repository of the imitation holds as a backbone."""
     with LocalHub() as hub:
         hub.repositories[NAME] = Repository(files)
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
+        hub.stand_in(monkeypatch, folder / "hub")
         return add_from(BackboneSource(place=f"hf:{NAME}", **options), folder / "cache")[0]
 
 
@@ -148,7 +144,7 @@ def features(family: str, given: Any) -> np.ndarray:
 
 
 def assert_equal_on_photos(added: Backbone, family: str, model: Any, processor: Any, *, fit: Fit) -> None:
-    """By the family's own image processor and model, and by decoded pixels and the backbone."""
+    """Compare the family's own image processor and model with decoded pixels and the backbone."""
     images = drawn_photos()
     with torch.no_grad():
         pixels = processor(images, return_tensors="pt")["pixel_values"]
@@ -202,7 +198,7 @@ def test_weights_become_a_backbone_that_equals_the_original(
 def test_a_graph_from_an_exporter_becomes_a_backbone_that_equals_the_original(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
-    """With the outputs that Optimum gives it, and batches of any size."""
+    """The graph has the outputs that Optimum gives it, and takes batches of any size."""
     model, processor = make(family)
     example = torch.rand(1, 3, SIZE, SIZE)
     with torch.no_grad():

@@ -12,8 +12,6 @@ import numpy as np
 
 from quickstudy.errors import ImageSetError, ModelError
 from quickstudy.files import as_path, cache_folder
-from quickstudy.learning.calibration import probabilities_of, suggest_abstention
-from quickstudy.learning.conformal import fit_sets
 from quickstudy.learning.scores import Score
 from quickstudy.learning.selection import Head, fit_head
 from quickstudy.learning.strangeness import Strangeness, fit_strangeness
@@ -21,6 +19,7 @@ from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.roles import Roles
 from quickstudy.models.teaching import TaughtFile, read_taught
 from quickstudy.retraining.config import RetrainConfig
+from quickstudy.retraining.result import cross_validated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +85,8 @@ def merge(files: Sequence[str | Path], output: str | Path, *, cache: str | Path 
         for one in file.classes:
             for (picture, digest), row in zip(one.pictures, one.bottlenecks, strict=True):
                 found.setdefault(digest, []).append((file, one.name, picture, row.tobytes()))
-    contradictions = [places for places in found.values() if len({name for _, name, _, _ in places}) > 1]
-    kept = {digest: places for digest, places in sorted(found.items()) if places not in contradictions}
+    contradicting = {digest for digest, places in found.items() if len({name for _, name, _, _ in places}) > 1}
+    kept = {digest: places for digest, places in sorted(found.items()) if digest not in contradicting}
     label = {digest: places[0][1] for digest, places in kept.items()}
     classes = sorted(set(label.values()))
     if len(classes) < 2:
@@ -117,7 +116,9 @@ def merge(files: Sequence[str | Path], output: str | Path, *, cache: str | Path 
             "l2": head.l2,
             "temperature": head.temperature,
             "cross_validation": cross_validation.to_dict(),
-            **_calibrated(head, targets),
+            **cross_validated(head, keys).calibrated(
+                {key: classes.index(name) for key, name in label.items()}, len(classes)
+            ),
             "strangeness": strangeness.refusal(RetrainConfig().refuse).to_dict() if strangeness else None,
             "test": None,
         },
@@ -130,7 +131,7 @@ def merge(files: Sequence[str | Path], output: str | Path, *, cache: str | Path 
         copies=sum(len(places) - 1 for places in kept.values()),
         contradictions=tuple(
             Contradiction(places=tuple((file.path, name, picture) for file, name, picture, _ in places))
-            for places in contradictions
+            for places in (found[digest] for digest in found if digest in contradicting)
         ),
         cross_validation=cross_validation,
     )
@@ -163,17 +164,3 @@ def _strangeness(bottlenecks: Any, targets: Any, head: Head) -> Strangeness | No
         classes=len(head.biases),
         held_out=head.held_out[kept],
     )
-
-
-def _calibrated(head: Head, targets: Any) -> dict[str, Any]:
-    """Tell from which confidence on to answer, and what prediction sets need, by what was said of held-out pictures."""
-    truth, by = targets[head.held_out], "cross-validation"
-    if not len(truth):
-        return {"abstention": None, "sets": None}
-    probabilities = probabilities_of(head.held_out_logits)
-    abstention = suggest_abstention(probabilities.max(axis=1), probabilities.argmax(axis=1) == truth)
-    sets = fit_sets(head.held_out_logits, truth, classes=len(head.biases), by=by)
-    return {
-        "abstention": {"by": by, **abstention.to_dict()} if abstention else None,
-        "sets": sets.to_dict() if sets else None,
-    }

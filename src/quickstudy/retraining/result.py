@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +23,8 @@ from quickstudy.files import is_text, sha256_of_file, write_bytes_atomically
 from quickstudy.images.census import Census
 from quickstudy.images.imageset import Skipped
 from quickstudy.learning.answers import Answer, Thresholds
+from quickstudy.learning.calibration import probabilities_of, suggest_abstention
+from quickstudy.learning.conformal import fit_sets
 from quickstudy.learning.features import Floats
 from quickstudy.learning.scores import Score, Scores
 from quickstudy.learning.selection import Head, LevelsCompared, PathPoint
@@ -162,6 +164,26 @@ class Unseen:
     """Content hashes of the images."""
     logits: Floats
     """Calibrated logits (images × classes)."""
+
+    def calibrated(self, numbers: Mapping[bytes, int], classes: int) -> dict[str, Any]:
+        """Tell from which confidence on to answer, and what prediction sets need; None where the images are too few.
+
+        Args:
+            numbers: class number of each image, by content hash.
+            classes: number of classes.
+        """
+        probabilities = probabilities_of(self.logits)
+        truth = np.array([numbers[digest] for digest in self.digests], np.intp)
+        abstention = suggest_abstention(probabilities.max(axis=1), probabilities.argmax(axis=1) == truth)
+        sets = fit_sets(self.logits, truth, classes=classes, by=self.by)
+        return {
+            "abstention": {"by": self.by, **abstention.to_dict()} if abstention else None,
+            "sets": sets.to_dict() if sets else None,
+        }
+
+
+NOT_CALIBRATED = {"abstention": None, "sets": None}
+"""What a model keeps in place of `Unseen.calibrated` where an image may have several labels."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

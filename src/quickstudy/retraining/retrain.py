@@ -30,8 +30,6 @@ from quickstudy.images.census import Census, take_census
 from quickstudy.images.depth import significant_bits
 from quickstudy.images.drawn_roles import RolesBefore
 from quickstudy.learning.answers import Answer
-from quickstudy.learning.calibration import probabilities_of, suggest_abstention
-from quickstudy.learning.conformal import fit_sets
 from quickstudy.learning.features import Floats
 from quickstudy.learning.scores import Score, Scores
 from quickstudy.learning.selection import Head, LevelsCompared
@@ -45,7 +43,7 @@ from quickstudy.retraining.linear import learn_head
 from quickstudy.retraining.passes import Passes
 from quickstudy.retraining.previous import Predecessor
 from quickstudy.retraining.race import Choice, choose
-from quickstudy.retraining.result import Record, RetrainResult, Unseen, save_record
+from quickstudy.retraining.result import NOT_CALIBRATED, Record, RetrainResult, Unseen, save_record
 
 if TYPE_CHECKING:
     from quickstudy.retraining.on_cluster import ClusterPasses
@@ -366,21 +364,6 @@ def _cross_validated(head: Head) -> Score:
     return Score(right=head.held_out_right, n=head.held_out_count)
 
 
-def _abstention(unseen: Unseen, numbers: dict[bytes, int]) -> dict[str, Any] | None:
-    """Suggest from which confidence on to answer, by the images that calibrated the model; None if they cannot tell."""
-    probabilities = probabilities_of(unseen.logits)
-    truth = np.array([numbers[digest] for digest in unseen.digests], np.intp)
-    found = suggest_abstention(probabilities.max(axis=1), probabilities.argmax(axis=1) == truth)
-    return {"by": unseen.by, **found.to_dict()} if found else None
-
-
-def _sets(unseen: Unseen, numbers: dict[bytes, int], classes: int) -> dict[str, Any] | None:
-    """Keep what prediction sets need, by the images that calibrated the model; None if they are too few."""
-    truth = np.array([numbers[digest] for digest in unseen.digests], np.intp)
-    found = fit_sets(unseen.logits, truth, classes=classes, by=unseen.by)
-    return found.to_dict() if found else None
-
-
 def _describe(
     census: Census,
     learned: Learned,
@@ -403,8 +386,7 @@ def _describe(
         "choices": [choice.to_dict() for choice in choices],
         "cross_validation": _cross_validated(learned.head).to_dict(),
         "options": config.recorded(),
-        "abstention": _abstention(learned.unseen[-1], numbers) if numbers else None,
-        "sets": _sets(learned.unseen[-1], numbers, len(census.classes)) if numbers else None,
+        **(learned.unseen[-1].calibrated(numbers, len(census.classes)) if numbers else NOT_CALIBRATED),
         "strangeness": learned.strangeness.refusal(config.refuse).to_dict() if learned.strangeness else None,
         "test": scores.score.to_dict() if scores else None,
         **({"figures": scores.several.to_dict()} if scores and scores.several else {}),
