@@ -11,6 +11,7 @@ wherever they lie; the folds of a cross-validation are dealt out like this, too.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import TypeVar
@@ -42,14 +43,15 @@ def draw_tests(
     for digests in _by_class(labels):
         known = {digest: role for digest in digests if (role := before(digest))} if before is not None else {}
         free = [digest for digest in digests if digest not in known] if known else digests
-        tested = {digest for digest in free if _position(digest) < test_share}
-        tested.update(digest for digest, role in known.items() if role == "test")
+        tested = free[: bisect_left(free, test_share, key=_position)]  # they are in order
+        tested += [digest for digest, role in known.items() if role == "test"]
         if len(digests) > 1 and free:
             if not tested:
-                tested.add(free[0])
+                tested = free[:1]
             elif len(tested) == len(digests):
                 tested.remove(free[-1])
-        roles.update((digest, "test" if digest in tested else "train") for digest in digests)
+        roles.update(dict.fromkeys(digests, "train"))
+        roles.update(dict.fromkeys(tested, "test"))
     return {digest: roles[digest] for digest in labels}
 
 
