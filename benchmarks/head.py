@@ -73,7 +73,7 @@ def worker(size: str) -> None:
 
     def share(mine: Any) -> float:
         """Count problems in fewer features, the main directions or the row space, by their share of them."""
-        return float(mine.x.shape[1] / (values.shape[1] + 1))
+        return float(mine.features.width / (values.shape[1] + 1))
 
     def counted_step(mine: Any, *arguments: Any) -> Any:
         nonlocal passes

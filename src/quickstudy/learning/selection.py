@@ -250,7 +250,7 @@ class _Search:
 
     def head(self) -> Head:
         """Fit all rows at the chosen strength, as precisely as a head is."""
-        fit = self.validation.fit_all(self.found.best)
+        fit = self.found.whole or self.validation.fit_all(self.found.best)
         weights = self.back(fit.weights[0]) / (self.features.scale[:, None] * self.temperature)
         predicted = self.logits.argmax(axis=1)
         return Head(

@@ -160,10 +160,10 @@ class CrossValidation:
             biases=fit.biases,
         )
 
-    def fit_all(self, trial: Trial) -> Fit:
-        """Fit all rows at the strength of a trial, as precisely as a head is, from the mean of its folds' fits."""
-        start = trial.weights.mean(axis=0, keepdims=True), trial.biases.mean(axis=0, keepdims=True)
-        return self.fit(_normalise(self.importance[:, None]), trial.l2, _PRECISION, start)
+    def fit_all(self, tried: Scout) -> Fit:
+        """Fit all rows at a strength that was tried, as precisely as a head is, from the mean of its fits."""
+        start = tried.weights.mean(axis=0, keepdims=True), tried.biases.mean(axis=0, keepdims=True)
+        return self.fit(_normalise(self.importance[:, None]), tried.l2, _PRECISION, start)
 
     def fit(self, sample_weights: Floats, l2: float, precision: float, start: Start | None) -> Fit:
         """Fit these training sets."""
@@ -214,6 +214,8 @@ class Found:
     """The strengths that were tried on all folds, the best one among them."""
     scouts: Sequence[Scout]
     """The strengths that were tried on the first fold; empty where all were tried on all folds."""
+    whole: Fit | None
+    """The fit of all rows at the best strength; None where the folds were fitted without it."""
 
 
 def choose_strength(
@@ -244,13 +246,18 @@ def choose_strength(
 
 
 def fit_folds(validation: CrossValidation, chosen: Trial | Scout, tried: Sequence[Trial | Scout]) -> Found:
-    """Fit all folds at the strength that `choose_strength` chose, unless they are."""
+    """Fit all folds at the strength that `choose_strength` chose, unless they are.
+
+    They start from the fit of all rows: to leave rows out changes a fit less than to swap some for others. With 6,000
+    images of 100 classes the folds take 42 iterations from there, 93 and 15 more in float64 from the fit of the first
+    fold, and the fit of all rows takes 38 from that and 28 from the mean of the folds.
+    """
     if isinstance(chosen, Trial):
-        return Found(best=chosen, trials=[one for one in tried if isinstance(one, Trial)], scouts=())
-    folds = len(validation.used)
-    start = np.repeat(chosen.weights, folds, axis=0), np.repeat(chosen.biases, folds, axis=0)
+        return Found(best=chosen, trials=[one for one in tried if isinstance(one, Trial)], scouts=(), whole=None)
+    folds, whole = len(validation.used), validation.fit_all(chosen)
+    start = np.repeat(whole.weights, folds, axis=0), np.repeat(whole.biases, folds, axis=0)
     trial = validation.score(chosen.l2, start, chosen)
-    return Found(best=trial, trials=(trial,), scouts=tried)
+    return Found(best=trial, trials=(trial,), scouts=tried, whole=whole)
 
 
 def _alone(tried: _T) -> tuple[_T, list[_T]]:
