@@ -67,6 +67,12 @@ def test_fragments_are_named(script: ModuleType, docstring: str, wrong: str) -> 
     assert wrong in script.complaint(docstring)
 
 
+def test_functions_begin_with_what_they_do(script: ModuleType) -> None:
+    assert "does" in script.complaint("The weights of all layers.", of_function=True)
+    assert script.complaint("The weights of all layers.") == ""
+    assert script.complaint("List the weights of all layers.", of_function=True) == ""
+
+
 def test_modules_classes_functions_and_fields_are_looked_at(script: ModuleType) -> None:
     tree = ast.parse(
         '''"""Module."""
@@ -85,14 +91,19 @@ class A:
         """Method."""
         local = 1
         """No docstring: a text in a function."""
+
+    @property
+    def value(self):
+        """Property."""
 '''
     )
     assert sorted(script.docstrings(tree)) == [
-        (1, "Module."),
-        (3, "Constant."),
-        (8, "Class."),
-        (11, "Field."),
-        (14, "Method."),
+        (1, "Module.", False),
+        (3, "Constant.", False),
+        (8, "Class.", False),
+        (11, "Field.", False),
+        (14, "Method.", True),
+        (20, "Property.", False),
     ]
 
 

@@ -16,7 +16,7 @@ from small_runs import CLASSES, CLASSIC, FAST, differences, newest, small_data, 
 from quickstudy.errors import RunError
 from quickstudy.models.loading import load
 from quickstudy.scratch.data import TrainingData
-from quickstudy.scratch.evaluation import logits_of
+from quickstudy.scratch.evaluation import evaluation_logits
 from quickstudy.scratch.export import export
 from quickstudy.scratch.folder import RunFolder
 from quickstudy.scratch.input import evaluation_batches
@@ -53,7 +53,7 @@ def torch_probabilities(recipe: Recipe, run: Path, data: TrainingData) -> np.nda
         state.network.load_state_dict({**state.network.state_dict(), **values["averages"]["averages"]})
     moments = data.facts.moments
     batches = evaluation_batches(data.test.pixels, recipe.augmentation, moments)
-    logits = logits_of(state.network, batches, mirrored=recipe.mirrored_test, shifted=recipe.shifted_test)
+    logits = evaluation_logits(state.network, batches, mirrored=recipe.mirrored_test, shifted=recipe.shifted_test)
     return logits.softmax(1).numpy()
 
 

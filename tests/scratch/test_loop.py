@@ -27,7 +27,7 @@ from torch.nn import functional
 from quickstudy.errors import OptionError, RunError, TrainingError
 from quickstudy.images.pixels import PixelSet
 from quickstudy.learning.scores import Scores
-from quickstudy.scratch.evaluation import evaluate_logits, logits_of
+from quickstudy.scratch.evaluation import evaluate_logits, evaluation_logits
 from quickstudy.scratch.folder import METRICS, RunFolder
 from quickstudy.scratch.input import Batch, Pipeline, evaluation_batches
 from quickstudy.scratch.parallel import Replica
@@ -89,7 +89,7 @@ def test_the_result_is_that_of_the_last_parameters_averaged(
     def logits_with(values: dict[str, torch.Tensor]) -> torch.Tensor:
         state.network.load_state_dict({**saved["network"], **values})
         moments = DATA.facts.moments
-        return logits_of(
+        return evaluation_logits(
             state.network,
             evaluation_batches(DATA.test.pixels, recipe.augmentation, moments),
             mirrored=recipe.mirrored_test,

@@ -61,7 +61,7 @@ def train_until_killed(name: str, path: Path, moment: str, number: int) -> None:
     elif moment == "a step":
         at_call(TrainingState, "update_parameters", number, after=True)
     elif moment == "evaluation":
-        at_call(evaluation, "logits_of", 1)
+        at_call(evaluation, "evaluation_logits", 1)
     train(RECIPES[name], path, settings=SETTINGS)
 
 

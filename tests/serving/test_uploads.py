@@ -125,8 +125,8 @@ def test_an_announced_size_is_refused_before_reading() -> None:
     bodies = Bodies(most_bytes=10, most_held_bytes=15, seconds=5)
 
     async def scenario() -> None:
-        with bodies.hold() as holder, pytest.raises(RefusedError) as caught:
-            await bodies.read(request_of([], headers={"content-length": "11"}), holder)
+        with bodies.hold() as held, pytest.raises(RefusedError) as caught:
+            await bodies.read(request_of([], headers={"content-length": "11"}), held)
         assert caught.value.status == 413
 
     asyncio.run(scenario())
@@ -136,8 +136,8 @@ def test_a_body_that_trickles_is_given_up() -> None:
     bodies = Bodies(most_bytes=100, most_held_bytes=100, seconds=0.05)
 
     async def scenario() -> None:
-        with bodies.hold() as holder, pytest.raises(RefusedError) as caught:
-            await bodies.read(request_of([b"1"] * 100, pause=0.02), holder)
+        with bodies.hold() as held, pytest.raises(RefusedError) as caught:
+            await bodies.read(request_of([b"1"] * 100, pause=0.02), held)
         assert caught.value.status == 408
 
     asyncio.run(scenario())

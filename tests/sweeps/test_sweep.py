@@ -25,7 +25,7 @@ from quickstudy.sweeps.results import TrialRow
 from quickstudy.sweeps.study import Grid, Study
 from quickstudy.sweeps.sweep import Planned, SweepResult, show, sweep
 from quickstudy.sweeps.tasks import Conditions
-from quickstudy.sweeps.workers import Went, run_locally
+from quickstudy.sweeps.workers import TrialNews, run_locally
 
 HERE = str(Path(__file__).parent)
 FIXED = {"data": "digits", "batch": 32, "steps": 40, "widths": "24,16", "depth": 2, "evaluate_steps": 10, "rate": 0.01}
@@ -42,9 +42,9 @@ class News:
 
     def __init__(self) -> None:
         self.planned: Planned | None = None
-        self.went: list[Went] = []
+        self.went: list[TrialNews] = []
 
-    def __call__(self, news: Planned | Went) -> None:
+    def __call__(self, news: Planned | TrialNews) -> None:
         if isinstance(news, Planned):
             self.planned = news
         else:
@@ -259,8 +259,8 @@ def metrics(folder: Path) -> list[Path]:
 def test_a_killed_worker_is_replaced(tmp_path: Path, slow: SweepResult) -> None:
     killed = []
 
-    def kill_one(news: Planned | Went) -> None:
-        if isinstance(news, Went) and news.moment is not None and news.moment.step >= 20 and len(killed) < 2:
+    def kill_one(news: Planned | TrialNews) -> None:
+        if isinstance(news, TrialNews) and news.progress is not None and news.progress.step >= 20 and len(killed) < 2:
             for process in psutil.Process().children(recursive=True):
                 if _is_training(process, tmp_path / "sweep"):
                     process.kill()

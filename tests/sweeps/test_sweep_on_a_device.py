@@ -10,7 +10,7 @@ import torch
 
 from quickstudy.scratch.folder import RunFolder
 from quickstudy.scratch.recipe import recipe_named
-from quickstudy.sweeps.tasks import Conditions, Moment, Training
+from quickstudy.sweeps.tasks import Conditions, Training, TrialProgress
 from stand_in import DEVICE
 
 FIXED = {"data": "digits", "batch": 32, "steps": 30, "widths": "24,16", "depth": 2, "evaluate_steps": 10, "rate": 0.01}
@@ -20,7 +20,7 @@ FIXED = {"data": "digits", "batch": 32, "steps": 30, "widths": "24,16", "depth":
 def test_a_trial_is_that_of_the_processor(
     options: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task, told = Training(recipe_named("mlp").with_options(FIXED | options)), list[Moment]()
+    task, told = Training(recipe_named("mlp").with_options(FIXED | options)), list[TrialProgress]()
     task.run(tmp_path / "cpu", Conditions(device="cpu"), lambda _: None)
     monkeypatch.setattr("quickstudy.sweeps.tasks.choose_device", lambda _: DEVICE)
     task.run(tmp_path / "there", Conditions(device="cuda"), told.append)

@@ -20,7 +20,7 @@ from quickstudy.scratch.folder import RunFolder
 from quickstudy.sweeps.results import TrialRow
 from quickstudy.sweeps.study import Grid, Study
 from quickstudy.sweeps.sweep import Planned, sweep
-from quickstudy.sweeps.workers import Went
+from quickstudy.sweeps.workers import TrialNews
 from ray_processes import NO_RAY, ray_folder
 
 FIXED = {"data": "digits", "batch": 32, "steps": 40, "widths": "24,16", "evaluate_steps": 10, "rate": 0.01}
@@ -90,7 +90,7 @@ def assert_same(mine: TrialRow, other: TrialRow) -> None:
 
 @pytest.mark.slow
 def test_runs_come_back_as_they_are_here(cluster: str, tmp_path: Path) -> None:
-    told: list[Planned | Went] = []
+    told: list[Planned | TrialNews] = []
     there = sweep(STUDY, tmp_path / "there", ray=cluster, report=told.append)
     here = sweep(STUDY, tmp_path / "here")
     assert [row.status for row in there.rows] == [row.status for row in here.rows] == ["done", "failed"] * 2
@@ -98,8 +98,8 @@ def test_runs_come_back_as_they_are_here(cluster: str, tmp_path: Path) -> None:
         assert mine.error == other.error
         if mine.status == "done":
             assert_same(mine, other)
-    assert sum(isinstance(news, Went) and news.ended for news in told) == 2
-    again: list[Planned | Went] = []
+    assert sum(isinstance(news, TrialNews) and news.ended for news in told) == 2
+    again: list[Planned | TrialNews] = []
     sweep(STUDY, tmp_path / "there", ray=cluster, report=again.append)
     assert again[0] == Planned(trials=4, done=2, workers=2)
 

@@ -135,7 +135,7 @@ class BatchedPrefix:
         return result
 
     def _buffer(self, shape: tuple[int, ...]) -> tuple[Tensor, AbstractContextManager[Any]]:
-        """This thread's buffer (batch × `shape`, uint8) and stream; both are kept from call to call."""
+        """Give this thread's buffer (batch × `shape`, uint8) and stream; both are kept from call to call."""
         kept = getattr(self._of_thread, "kept", None)
         if kept is None or kept[0].shape[1:] != shape:
             on_a_gpu = self._device.type == "cuda"

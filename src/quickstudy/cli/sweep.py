@@ -19,7 +19,7 @@ from quickstudy.process import begin_own_processes
 if TYPE_CHECKING:
     from quickstudy.sweeps.study import Study, Trial
     from quickstudy.sweeps.sweep import Planned, SweepResult
-    from quickstudy.sweeps.workers import Went
+    from quickstudy.sweeps.workers import TrialNews
 
 _MANY = 1000
 """Number of runs beyond which the command asks first."""
@@ -142,7 +142,7 @@ class _Lines:
         self.ended, self.total = 0, 0
         self.accuracy: dict[str, float] = {}
 
-    def __call__(self, news: Planned | Went) -> None:
+    def __call__(self, news: Planned | TrialNews) -> None:
         from quickstudy.sweeps.sweep import Planned
 
         if isinstance(news, Planned):
@@ -152,10 +152,10 @@ class _Lines:
         elif news.ended or news.error is not None:
             self.ended += 1
             print(f"{self.ended}/{self.total}  {self.describe(news)}", flush=True)
-        elif news.moment is not None and news.moment.accuracy is not None:
-            self.accuracy[news.trial.folder] = news.moment.accuracy
+        elif news.progress is not None and news.progress.accuracy is not None:
+            self.accuracy[news.trial.folder] = news.progress.accuracy
 
-    def describe(self, news: Went) -> str:
+    def describe(self, news: TrialNews) -> str:
         if news.error is not None:
             return f"{news.trial}: failed: {news.error.splitlines()[0]}"
         accuracy = self.accuracy.get(news.trial.folder)
@@ -183,7 +183,7 @@ class _LiveTable(_Lines):
         self.bars: dict[str, Any] = {}
         self.progress.start()
 
-    def __call__(self, news: Planned | Went) -> None:
+    def __call__(self, news: Planned | TrialNews) -> None:
         from quickstudy.sweeps.sweep import Planned
 
         if isinstance(news, Planned):
@@ -202,16 +202,16 @@ class _LiveTable(_Lines):
     def finish(self) -> None:
         self.progress.stop()
 
-    def _move(self, trial: Trial, news: Went) -> None:
-        if news.moment is None:
+    def _move(self, trial: Trial, news: TrialNews) -> None:
+        if news.progress is None:
             return
         if trial.folder not in self.bars:
-            self.bars[trial.folder] = self.progress.add_task(f"  {trial}", total=news.moment.steps, note="")
+            self.bars[trial.folder] = self.progress.add_task(f"  {trial}", total=news.progress.steps, note="")
         note = ""
-        if news.moment.accuracy is not None:
-            self.accuracy[trial.folder] = news.moment.accuracy
-            note = f"accuracy {news.moment.accuracy:.3f}"
-        self.progress.update(self.bars[trial.folder], completed=news.moment.step, note=note)
+        if news.progress.accuracy is not None:
+            self.accuracy[trial.folder] = news.progress.accuracy
+            note = f"accuracy {news.progress.accuracy:.3f}"
+        self.progress.update(self.bars[trial.folder], completed=news.progress.step, note=note)
 
 
 def _print_result(result: SweepResult, *, as_json: bool) -> None:

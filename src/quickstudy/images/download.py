@@ -150,7 +150,7 @@ def _as_data(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong in the network, without the names of the library's objects."""
+    """Say what went wrong in the network, without the names of the library's objects."""
     response = getattr(error, "response", None)
     if response is not None:
         return f"the server answers {response.status_code} {response.reason}"

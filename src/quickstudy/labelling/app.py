@@ -258,8 +258,8 @@ class _Service:
         return await asyncio.to_thread(work)
 
     async def _body(self, request: Request) -> bytes:
-        with self._bodies.hold() as holder:
-            return await self._bodies.read(request, holder)
+        with self._bodies.hold() as held:
+            return await self._bodies.read(request, held)
 
     async def _values(self, request: Request) -> dict[str, Any]:
         """Read a body of JSON; other types are refused, which forms of other sites could send."""

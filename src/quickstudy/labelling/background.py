@@ -175,7 +175,7 @@ class Background:
                     )
 
     def _state(self) -> tuple[int, int, Space | None, int]:
-        """What the teacher's knowledge follows from."""
+        """Name what the teacher's knowledge follows from."""
         session = self._session
         return session.labels.number, int(session.have.sum()), session.space, len(session.unusable)
 

@@ -173,9 +173,9 @@ class Labels:
             who: name of the browser.
             before: number of the last act before the server started: who opens another browser may go on undoing.
         """
-        standing = [act for number, act in reversed(list(self._acts.items())) if number not in self._undone and act.who]
-        own = next((act for act in standing if act.who == who), None)
-        return own or next((act for act in standing if act.number <= before), None)
+        valid = [act for number, act in reversed(list(self._acts.items())) if number not in self._undone and act.who]
+        own = next((act for act in valid if act.who == who), None)
+        return own or next((act for act in valid if act.number <= before), None)
 
 
 @dataclass(kw_only=True)

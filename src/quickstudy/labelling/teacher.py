@@ -168,7 +168,7 @@ class Judged:
         return Score(right=int(self.right.sum()), n=len(self.truth))
 
     def by_class(self, number: int) -> Score:
-        """The share of one class's photos that was predicted as labelled."""
+        """Count the share of one class's photos that was predicted as labelled."""
         mine = self.truth == number
         return Score(right=int(self.right[mine].sum()), n=int(mine.sum()))
 

@@ -83,7 +83,7 @@ class Features:
 
     The signed square roots are `values * scale + mean`. The scale, one number for a group of features, makes their mean
     square 1, so that an `l2` means the same for every backbone, and deep and early blocks weigh the same: other weights
-    gained 0.003 to 0.007 nats and no accuracy (benchmarks/level_weights.py). The weight of the last feature is the bias.
+    gained 0.003 to 0.007 nats and no accuracy (benchmarks/level_weights.py). The last feature's weight is the bias.
     """
 
     stored: Real | NDArray[np.int16]

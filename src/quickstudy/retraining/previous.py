@@ -71,7 +71,7 @@ class Predecessor:
         if record and self._classes:
             self._said = _said(record.unseen, self._classes, self._answer)
 
-    def compare(
+    def keep_and_compare(
         self, tested: Sequence[Unseen], classes: tuple[str, ...], answer: Answer, truth: Mapping[bytes, str]
     ) -> Previous | None:
         """Keep it, now that the new model is there, and compare the two; None where there is nothing new.

@@ -156,7 +156,7 @@ def _retrain(
         predecessor = Predecessor(model_path, folder)
         learned.write(model_path, classes=census.classes, training=training, roles=roles)
         save_record(folder, model_path, Record(images=images.resolve(), unseen=(*learned.unseen, *tested)))
-        previous = predecessor.compare(tested, census.classes, learned.answer, census.labels)
+        previous = predecessor.keep_and_compare(tested, census.classes, learned.answer, census.labels)
     if config.keep_thumbnails:
         from quickstudy.models.neighbours import keep_neighbours
 
@@ -239,7 +239,7 @@ def _plan(
 
 
 def _cuts(net: Backbone, config: RetrainConfig) -> list[Backbone]:
-    """The network at the cut, or at all those that it is unfrozen at step by step, shallowest first."""
+    """Give the network at the cut, or at all those that it is unfrozen at step by step, shallowest first."""
     if not config.progressive:
         return [net.at(config.cut)]
     return [net.at(name) for name in stages(net.cuts, None if config.cut == FEATURES else config.cut)]

@@ -54,7 +54,7 @@ class TrainingData:
         return int(self.train.pixels.shape[3])
 
     def split(self, name: str) -> PixelSet:
-        """Images of the split `validation` or `test`.
+        """Give the images of the split `validation` or `test`.
 
         Raises:
             ImageSetError: nothing is held out for validation.
@@ -108,7 +108,7 @@ class DataFacts:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """The facts as JSON values."""
+        """Give the facts as JSON values."""
         return {
             "fingerprint": self.fingerprint,
             "classes": list(self.classes),

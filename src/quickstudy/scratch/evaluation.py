@@ -31,7 +31,7 @@ from quickstudy.scratch.state import TrainingState
 from quickstudy.scratch.summaries import Summaries
 
 
-def logits_of(
+def evaluation_logits(
     network: nn.Module,
     batches: Iterable[Tensor],
     *,
@@ -39,7 +39,7 @@ def logits_of(
     shifted: int = 0,
     precision: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The logits of all images in `batches`, N×classes in float32 on the CPU; see `averaged_logits`."""
+    """Work out the logits of all images in `batches`, N×classes in float32 on the CPU; see `averaged_logits`."""
     device = next(network.parameters()).device
     autocast = torch.autocast(device.type, precision, enabled=precision is not torch.float32)
     with evaluation_mode(network), torch.inference_mode(), autocast:
@@ -48,7 +48,7 @@ def logits_of(
 
 
 def averaged_logits(network: nn.Module, images: Tensor, *, mirrored: bool, shifted: int) -> Tensor:
-    """Logits (N×classes, float32) of images (N×C×S×S), each the mean over an image and what it could have looked like.
+    """Work out logits (N×classes, float32) of images (N×C×S×S), means over an image and what it could have looked like.
 
     Args:
         network: a network in evaluation mode.
@@ -93,7 +93,7 @@ def evaluate_state(
         device = next(state.network.parameters()).device
         batches = evaluation_batches(data.pixels, recipe.augmentation, moments, device=device)
     with state.averages_applied(averaged):
-        logits = logits_of(
+        logits = evaluation_logits(
             state.network,
             batches,
             mirrored=recipe.mirrored_test,
@@ -222,7 +222,7 @@ class Evaluator:
         return CheckpointEvaluation(step=checkpoint.step, split=self.split, averaged=self.averaged, scores=scores)
 
     def _written(self) -> list[dict[str, Any]]:
-        """What an evaluator with the same question has written before."""
+        """Read what an evaluator with the same question has written before."""
         mine = {"split": self.split, "averaged": self.averaged}
         lines = self.folder.lines(EVALUATIONS)
         return [line for line in lines if {name: line.get(name) for name in mine} == mine]

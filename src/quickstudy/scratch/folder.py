@@ -170,7 +170,7 @@ class RunFolder:
             yield
 
     def is_active(self) -> bool:
-        """Whether somebody is training here now."""
+        """Tell whether somebody is training here now."""
         import filelock
 
         if not self.path.is_dir():  # the lock would make it
@@ -195,7 +195,7 @@ class RunFolder:
         write_json_atomically(self.path / RESULT, result)
 
     def best_step(self) -> int | None:
-        """The step of the checkpoint that does best on the validation images; None where none has been looked at.
+        """Find the step of the checkpoint that does best on the validation images; None where none has been looked at.
 
         Test images choose nothing. What the averaged parameters do counts where there are some, since evaluation and
         export use them.

@@ -189,7 +189,7 @@ def evaluation_batches(
 
 
 def _generator(seed: int, purpose: int, number: int) -> np.random.Generator:
-    """The source of the random numbers for one purpose in one step or pass."""
+    """Make the source of the random numbers for one purpose in one step or pass."""
     return np.random.Generator(np.random.Philox(key=np.array([seed, purpose << 48 | number], np.uint64)))
 
 
@@ -318,7 +318,7 @@ def draw(
 
 
 def centred(augmentation: Augmentation, n: int, *, side: int) -> Draws:
-    """What evaluation uses instead of random numbers, for n images of this side without a margin: the plain centre."""
+    """Give what evaluation uses instead of random numbers, for n images of this side: the plain centre."""
     offset = torch.full((n,), (side - augmentation.output_side(side)) // 2)
     return Draws(
         tops=offset,

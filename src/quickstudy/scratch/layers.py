@@ -197,7 +197,7 @@ class _Product(torch.autograd.Function):
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The product x · weightᵀ + bias; what PyTorch's own compiler calls for dense layers."""
+    """Work out x · weightᵀ + bias, which PyTorch's own compiler calls for dense layers."""
     result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return result
 
@@ -212,7 +212,7 @@ def onednn_is_faster() -> bool:
 
 @contextmanager
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """The network is in evaluation mode inside this context, and in the mode it was in after it."""
+    """Put the network in evaluation mode inside this context, and back in its own mode after it."""
     training = network.training
     network.eval()
     try:

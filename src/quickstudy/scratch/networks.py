@@ -106,7 +106,7 @@ class ClassicNet(nn.Module):
         return logits
 
     def decayed(self) -> Iterator[Tensor]:
-        """The weights of the two hidden layers: those that the tutorial decays."""
+        """List the weights of the two hidden layers: those that the tutorial decays."""
         yield self.hidden1.weight
         yield self.hidden2.weight
 
@@ -309,7 +309,7 @@ class Mlp(nn.Module):
         return logits
 
     def decayed(self) -> Iterator[Tensor]:
-        """The weights of all layers."""
+        """List the weights of all layers."""
         return (parameter for parameter in self.parameters() if parameter.ndim == 2)
 
     def prepare(self, images: Tensor) -> None:

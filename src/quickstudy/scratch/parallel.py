@@ -88,7 +88,7 @@ def choose_device(name: str = "auto") -> str:
 
 
 def torchrun_replica(device_type: str) -> Replica | None:
-    """This process's place among the replicas where torchrun, or one like it, has started it; None elsewhere.
+    """Find this process's place among the replicas where torchrun, or one like it, has started it; None elsewhere.
 
     Raises:
         OptionError: the environment has a place that cannot be.
@@ -242,7 +242,7 @@ def _wait(replicas: list[Any]) -> None:
 
 
 def _death(rank: int, exit_code: int) -> TrainingError:
-    """The error of a replica that died."""
+    """Make the error of a replica that died."""
     how = f"signal {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit status {exit_code}"
     return TrainingError(
         f"Replica {rank} died ({how}), so the others were ended; the same command continues from the newest checkpoint"
@@ -250,7 +250,7 @@ def _death(rank: int, exit_code: int) -> TrainingError:
 
 
 def _failure(path: Path) -> QuickstudyError:
-    """The first error of a replica, as it was raised there."""
+    """Find the first error of a replica, as it was raised there."""
     try:
         kind, message, trace = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -90,15 +90,15 @@ class Recipe:
     """Seed of all random numbers."""
 
     def total_steps(self, images: int) -> int:
-        """Number of steps to train for on so many images."""
+        """Work out the number of steps to train for on so many images."""
         return self.steps or max(1, round(self.epochs * images / self.optimiser.batch))
 
     def options(self) -> dict[str, Any]:
-        """All options by name, with their values; names are unique over the parts of a recipe."""
+        """List all options by name, with their values; names are unique over the parts of a recipe."""
         return options_of(self)
 
     def with_options(self, options: Mapping[str, Any]) -> Recipe:
-        """The recipe with other values, by option name; strings are read as the option's type.
+        """Make the recipe with other values, by option name; strings are read as the option's type.
 
         Raises:
             OptionError: there is no such option, or it cannot have this value.
@@ -125,7 +125,7 @@ class Recipe:
             raise OptionError("nesterov is on, which needs a momentum above 0; set momentum, or nesterov=off")
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as JSON values; `from_dict` reads them back."""
+        """Give the recipe as JSON values; `from_dict` reads them back."""
         return {"recipe": self.name, "options": self.options()}
 
     @staticmethod
@@ -170,7 +170,7 @@ class RunSettings:
 
 
 def recipe_named(name: str) -> Recipe:
-    """The recipe of this name.
+    """Find the recipe of this name.
 
     Raises:
         OptionError: there is none.

@@ -80,7 +80,7 @@ class Clock:
         self._checkpoint_at = time.perf_counter()
 
     def state_dict(self) -> dict[str, float]:
-        """The times as they go to a checkpoint."""
+        """Give the times as they go to a checkpoint."""
         return {"seconds": self.run_seconds, "idle_seconds": self._idle_seconds}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -146,7 +146,7 @@ class TrainingState:
         self.step += 1
 
     def decay_loss(self, weight_decay: float) -> Tensor:
-        """What weight decay adds to the loss: its factor times half the sum of squares."""
+        """Work out what weight decay adds to the loss: its factor times half the sum of squares."""
         flat = [weight.detach().flatten() for weight in self.decayed] if weight_decay else []
         if not flat:
             return torch.zeros((), device=self.smoothed.device)
@@ -165,15 +165,15 @@ class TrainingState:
         return losses
 
     def is_finite(self) -> bool:
-        """Whether all parameters are numbers."""
+        """Tell whether all parameters are numbers."""
         return bool(torch.stack([torch.isfinite(parameter).all() for parameter in self.network.parameters()]).all())
 
     def averages_applied(self, wanted: bool = True) -> AbstractContextManager[None]:
-        """The network has the averages inside this context, where the recipe has them and they are wanted."""
+        """Give the network the averages inside this context, where the recipe has them and they are wanted."""
         return self.averages.applied() if wanted and self.averages is not None else nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as it goes to a checkpoint."""
+        """Give the state as it goes to a checkpoint."""
         return {
             "step": self.step,
             "ended": self.ended,
@@ -201,7 +201,7 @@ class TrainingState:
 def _optimisers(
     network: nn.Module, decayed: list[Tensor], options: OptimiserOptions, precision: torch.dtype
 ) -> list[torch.optim.Optimizer]:
-    """One optimiser for all parameters; with `muon`, Muon for the convolutions' weights, sgd for the rest."""
+    """Make one optimiser for all parameters; with `muon`, Muon for the convolutions' weights, sgd for the rest."""
     chosen = {id(parameter) for parameter in decayed}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     convolutions: list[nn.Parameter] = []

@@ -140,7 +140,7 @@ class RunLog:
 
     @contextmanager
     def forward(self, batch: Batch) -> Iterator[None]:
-        """The forward pass of a step goes in here: where a summary is due, its images and activations are written."""
+        """Take the forward pass of a step: where a summary is due, its images and activations are written."""
         step = batch.step + 1
         if self.summaries is not None and self._summary_is_due(step):
             self.summaries.images(step, "images", batch.images)
@@ -191,7 +191,7 @@ class RunLog:
             self.report(RunEvaluation(step=step, split=split, score=score, seconds=seconds))
 
     def _summary_is_due(self, step: int) -> bool:
-        """Whether it is the first step or one of every so many; steps count from 1 in all that is written."""
+        """Tell whether it is the first step or one of every so many; steps count from 1 in all that is written."""
         every = self.settings.summary_steps
         return bool(every) and (step == 1 or step % every == 0)
 
@@ -308,7 +308,7 @@ class Summaries:
 
 
 def _bucket(values: Tensor) -> Tensor:
-    """The number of each value's bucket: worked out, since a search takes five times as long."""
+    """Work out the number of each value's bucket, since a search takes five times as long."""
     power = (values.abs().clamp_(min=_SMALLEST).log_().sub_(math.log(_SMALLEST)).div_(math.log(_GROWTH))).ceil_()
     return torch.where(values > 0, power.clamp_(max=_POWERS - 1) + 1, -power).long().add_(_POWERS)
 

@@ -66,7 +66,7 @@ class RunResult:
     """Size and work of the network."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as JSON values, without the folder; `from_dict` reads them back."""
+        """Give the result as JSON values, without the folder; `from_dict` reads them back."""
         return {
             "steps": self.steps,
             "seconds": self.seconds,
@@ -307,7 +307,7 @@ class _Training:
             self.state.prepare(torch.cat(list(batches)))
 
     def _wrapped_network(self) -> nn.Module:
-        """The network as steps call it: compiled where asked for, and averaging gradients where there are replicas."""
+        """Make the network as steps call it: compiled where asked for, and averaging gradients where there are replicas."""
         network: nn.Module = self.state.network
         if self.replica.world > 1:
             places = None if self.device.type == "cpu" else [self.device.index]
@@ -336,7 +336,7 @@ class _Training:
         return enough
 
     def _agreed(self, enough: bool, pending: int | None) -> tuple[bool, int]:
-        """What all replicas go by: whether the first has seen enough, and the signal that any was asked to end with.
+        """Agree on what all replicas go by: whether the first has seen enough, and the signal that any was asked to end with.
 
         The signal's number is 0 where none came. On a GPU, which an answer makes wait, signals are asked for as seldom
         as losses are looked at.
@@ -357,7 +357,7 @@ class _Training:
         return self.evaluated[2]
 
     def _batches_to_evaluate(self, data: PixelSet) -> Iterable[Tensor]:
-        """The images to evaluate on; kept where they are small and evaluated on again and again."""
+        """List the images to evaluate on; they are kept where they are small and evaluated on again and again."""
         batches = evaluation_batches(data.pixels, self.recipe.augmentation, self.data.moments, device=self.device)
         if not self.recipe.evaluate_steps or data.pixels.size > _KEPT_VALUES:
             return batches
@@ -375,7 +375,7 @@ class _Training:
                     raise self._not_a_number(step)
 
     def _not_a_number(self, step: int) -> TrainingError:
-        """The error of a step, counted from 0, whose loss is not a number."""
+        """Make the error of a step, counted from 0, whose loss is not a number."""
         rows = self.pipeline.rows(step).tolist()
         shown = ", ".join(str(row) for row in rows[:_ROWS_NAMED])
         rest = f" and {len(rows) - _ROWS_NAMED} more" if len(rows) > _ROWS_NAMED else ""

@@ -132,8 +132,8 @@ class _Service:
         sets = _sets(request, version.model)
         if self._pool.is_full:
             raise OverloadedError
-        with self._bodies.hold() as holder:
-            body = await self._bodies.read(request, holder)
+        with self._bodies.hold() as held:
+            body = await self._bodies.read(request, held)
             started = time.perf_counter()
             try:
                 async with asyncio.timeout(self._settings.answer_seconds):

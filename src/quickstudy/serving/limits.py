@@ -226,15 +226,15 @@ class Bodies:
         self.held = 0
 
     @contextmanager
-    def hold(self) -> Iterator[Holder]:
-        """Make a holder in which a request's body is counted until the request is done."""
-        holder = Holder()
+    def hold(self) -> Iterator[HeldBytes]:
+        """Make a count in which a request's body is counted until the request is done."""
+        held = HeldBytes()
         try:
-            yield holder
+            yield held
         finally:
-            self.held -= holder.size
+            self.held -= held.size
 
-    async def read(self, request: Request, holder: Holder) -> bytes:
+    async def read(self, request: Request, held: HeldBytes) -> bytes:
         """Read a request's body.
 
         Raises:
@@ -253,8 +253,8 @@ class Bodies:
                     if self.held + len(piece) > self._most_held_bytes:
                         raise OverloadedError
                     self.held += len(piece)
-                    holder.size += len(piece)
-                    if holder.size > self._most_bytes:
+                    held.size += len(piece)
+                    if held.size > self._most_bytes:
                         raise self._too_large()
                     pieces.append(piece)
         except TimeoutError:
@@ -266,7 +266,7 @@ class Bodies:
 
 
 @dataclass
-class Holder:
+class HeldBytes:
     """Counts the bytes that one request holds."""
 
     size: int = 0

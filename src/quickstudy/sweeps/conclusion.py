@@ -116,7 +116,7 @@ def _value(value: Any) -> str:
 
 
 def _accuracy(row: TrialRow, shared: set[str]) -> float:
-    """The accuracy that a choice goes by: on the images that all trials were judged by, where that is known."""
+    """Find the accuracy that a choice goes by: on the images that all trials were judged by, where that is known."""
     if shared:
         return sum(row.judged[image] for image in shared) / len(shared)
     return row.chosen_by.accuracy if row.chosen_by else math.nan

@@ -18,7 +18,7 @@ from quickstudy.files import TEMPORARY_PREFIX
 from quickstudy.process import settle_own_process, usable_cores
 from quickstudy.sweeps.study import Trial
 from quickstudy.sweeps.tasks import Conditions
-from quickstudy.sweeps.workers import Went, attempt
+from quickstudy.sweeps.workers import TrialNews, attempt
 
 _RETRIES = 2
 """Number of times that a task is tried again after its worker was lost."""
@@ -26,7 +26,7 @@ _RETRIES = 2
 
 def run_on_ray(
     trials: Sequence[Trial], runs: Path, conditions: Conditions, *, address: str
-) -> Generator[Went, None, None]:
+) -> Generator[TrialNews, None, None]:
     """Carry out trials on a Ray cluster, one CPU (or GPU) each, and tell about each one when it has ended.
 
     Args:
@@ -49,10 +49,10 @@ def run_on_ray(
             try:
                 archive, error = ray.get(ended[0])
             except ray.exceptions.RayError as lost:
-                yield Went(trial=trial, error=f"The worker that ran it was lost: {lost}")
+                yield TrialNews(trial=trial, error=f"The worker that ran it was lost: {lost}")
                 continue
             _unpack(archive, runs / trial.folder)
-            yield Went(trial=trial, ended=error is None, error=error)
+            yield TrialNews(trial=trial, ended=error is None, error=error)
 
 
 def _gpus(conditions: Conditions) -> int:

@@ -19,7 +19,7 @@ from quickstudy.sweeps.conclusion import conclude
 from quickstudy.sweeps.results import SweepFolder, TrialRow, table_of
 from quickstudy.sweeps.study import Study, Trial
 from quickstudy.sweeps.tasks import RETRAIN, Conditions
-from quickstudy.sweeps.workers import Went, run_locally
+from quickstudy.sweeps.workers import TrialNews, run_locally
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class SweepResult:
         return [row for row in self.rows if row.status == "failed"]
 
 
-Report = Callable[[Planned | Went], None]
+Report = Callable[[Planned | TrialNews], None]
 
 
 def sweep(

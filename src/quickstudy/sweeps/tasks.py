@@ -49,7 +49,7 @@ class Conditions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moment:
+class TrialProgress:
     """Tells how far a trial is."""
 
     step: int
@@ -60,7 +60,7 @@ class Moment:
     """Accuracy in the newest evaluation, 0 to 1; None where none has been made."""
 
 
-Note = Callable[[Moment], None]
+Note = Callable[[TrialProgress], None]
 
 
 class Task(Protocol):
@@ -132,7 +132,7 @@ class Training:
                 steps = news.steps
             elif isinstance(news, RunEvaluation):
                 accuracy = news.score.accuracy
-            note(Moment(step=news.step, steps=steps, accuracy=accuracy))
+            note(TrialProgress(step=news.step, steps=steps, accuracy=accuracy))
 
         replica = Replica(device_type=choose_device(conditions.device), local_world=conditions.workers)
         # No threads for the input: each worker has its cores busy with its own network.
@@ -205,14 +205,14 @@ class Retraining:
         """Retrain; the model lies in the folder, too."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json_atomically(folder / "config.json", {"recipe": self.name, "options": self.options()})
-        note(Moment(step=0, steps=1))
+        note(TrialProgress(step=0, steps=1))
         result = retrain(self.data, folder / "model.onnx", self.config.acting(), cache=conditions.cache)
         judged = _judged(result, cache_folder(conditions.cache))
         if judged:
             write_json_atomically(folder / JUDGED, judged)
         write_json_atomically(folder / RESULT, result.to_dict())
         right = judged.get("right", "")
-        note(Moment(step=1, steps=1, accuracy=right.count("1") / len(right) if right else None))
+        note(TrialProgress(step=1, steps=1, accuracy=right.count("1") / len(right) if right else None))
 
 
 def _judged(result: RetrainResult, cache: Path) -> dict[str, str]:

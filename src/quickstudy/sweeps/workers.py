@@ -26,7 +26,7 @@ from pathlib import Path
 from quickstudy.errors import QuickstudyError
 from quickstudy.process import leave_group, own_processes, settle_own_process, starting_own_process
 from quickstudy.sweeps.study import Trial
-from quickstudy.sweeps.tasks import Conditions, Moment, Note
+from quickstudy.sweeps.tasks import Conditions, Note, TrialProgress
 
 _ATTEMPTS = 3
 _ENDING_SECONDS = 60.0
@@ -34,11 +34,11 @@ _ENDING_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Went:
+class TrialNews:
     """Brings news of one trial: it has begun or is further, it has ended, or it has failed."""
 
     trial: Trial
-    moment: Moment | None = None
+    progress: TrialProgress | None = None
     """How far the trial is, while it runs; None once it has ended or failed."""
     ended: bool = False
     """Whether the trial has ended, and not failed."""
@@ -46,7 +46,7 @@ class Went:
     """Reason of a failure; None where there was none."""
 
 
-def run_locally(trials: Sequence[Trial], runs: Path, conditions: Conditions) -> Generator[Went, None, None]:
+def run_locally(trials: Sequence[Trial], runs: Path, conditions: Conditions) -> Generator[TrialNews, None, None]:
     """Carry out trials in worker processes on this machine, and tell how they go."""
     waiting, attempts = deque(trials), Counter[str]()
     workers = [_Worker(runs, conditions) for _ in range(min(conditions.workers, len(trials)))]
@@ -61,7 +61,7 @@ def run_locally(trials: Sequence[Trial], runs: Path, conditions: Conditions) -> 
                 if trial is None or not worker.pipe.poll():
                     continue
                 try:
-                    moment, error = worker.pipe.recv()
+                    progress, error = worker.pipe.recv()
                 except (EOFError, OSError):
                     how = worker.death()
                     workers[number] = _Worker(runs, conditions)
@@ -69,11 +69,11 @@ def run_locally(trials: Sequence[Trial], runs: Path, conditions: Conditions) -> 
                     if attempts[trial.identity] < _ATTEMPTS:
                         waiting.appendleft(trial)
                     else:
-                        yield Went(trial=trial, error=f"The process that ran it died {_ATTEMPTS} times ({how})")
+                        yield TrialNews(trial=trial, error=f"The process that ran it died {_ATTEMPTS} times ({how})")
                     continue
-                if moment is None:
+                if progress is None:
                     worker.trial = None
-                yield Went(trial=trial, moment=moment, ended=moment is None and error is None, error=error)
+                yield TrialNews(trial=trial, progress=progress, ended=progress is None and error is None, error=error)
     finally:
         for worker in workers:
             worker.ask_to_end()
@@ -125,9 +125,9 @@ def _serve(pipe: connection.Connection, runs: Path, conditions: Conditions) -> N
     """Carry out, in a worker, what comes through the pipe until it closes."""
     leave_group()
 
-    def tell(moment: Moment) -> None:
+    def tell(progress: TrialProgress) -> None:
         try:
-            pipe.send((moment, None))
+            pipe.send((progress, None))
         except ConnectionError:  # the parent has gone; what is trained here is saved all the same
             os.kill(os.getpid(), signal.SIGTERM)
 
