@@ -307,7 +307,7 @@ class _Training:
             self.state.prepare(torch.cat(list(batches)))
 
     def _wrapped_network(self) -> nn.Module:
-        """Make the network as steps call it: compiled where asked for, and averaging gradients where there are replicas."""
+        """Make the network as steps call it: compiled if asked for, and averaging gradients over replicas, if any."""
         network: nn.Module = self.state.network
         if self.replica.world > 1:
             places = None if self.device.type == "cpu" else [self.device.index]
@@ -336,7 +336,7 @@ class _Training:
         return enough
 
     def _agreed(self, enough: bool, pending: int | None) -> tuple[bool, int]:
-        """Agree on what all replicas go by: whether the first has seen enough, and the signal that any was asked to end with.
+        """Agree on whether the first replica has seen enough, and on the signal that any of them was asked to end with.
 
         The signal's number is 0 where none came. On a GPU, which an answer makes wait, signals are asked for as seldom
         as losses are looked at.
