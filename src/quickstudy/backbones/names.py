@@ -51,6 +51,16 @@ class NamedClasses:
     bias: float
     """What is then added; 0 for CLIP."""
 
+    def of(self, names: Sequence[str]) -> NamedClasses:
+        """Give some of the classes, in this order."""
+        rows = [self.names.index(name) for name in names]
+        return replace(self, names=tuple(names), vectors=self.vectors[rows])
+
+    @property
+    def as_weights(self) -> Floats:
+        """What features of length 1 are multiplied by for logits (F×K), all but the bias, which is the same for all."""
+        return np.asarray(self.scale * self.vectors.T, np.float32)
+
     def logits(self, features: Floats) -> Floats:
         """Compare photos by their features (N×F) with the names: N×K, as the network's own `logits_per_image`."""
         photos = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)

@@ -121,6 +121,7 @@ _FOR_ONE_CLASS = {
         ("cut", "progressive", "budget_seconds"),
         "trains a network for one class an image, while several labels have linear heads of their own",
     ),
+    "prior": "asks which of the names fits best, while several labels may fit an image",
     "class_weight": "weighs classes against each other, while several labels are learned each on its own",
     "refuse": "is about images of none of the classes, while an image may well have none of several labels",
 }
@@ -206,6 +207,13 @@ class RetrainConfig:
             "cross-validates better [default: the preset's]."
         ),
     ] = None
+    prior: Annotated[
+        Literal["none", "names"],
+        Option(
+            "Mix into the head what the names of the classes say, if the network has a tower for text, as CLIP and "
+            "SigLIP have, as far as cross-validation finds that better; it helps where images are few."
+        ),
+    ] = "none"
     cut: Annotated[
         str, Option("Freeze the network up to here and fine-tune the rest; 'quickstudy backbone show' lists the cuts.")
     ] = FEATURES
@@ -312,6 +320,11 @@ class RetrainConfig:
             )
         if self.fit == AUTO and self.budget_seconds is not None:
             raise OptionError("--fit auto takes time that --budget does not know of; name a fit, or a cut and epochs")
+        if self.chooses_backbone and self.prior == "names":
+            raise OptionError(
+                "--prior names needs a network that reads names, and --backbone auto may choose one that does not; "
+                "name the network, such as hf:Xenova/clip-vit-base-patch32"
+            )
         if self.chooses_backbone and self.tunes:
             raise OptionError(
                 "--backbone auto compares networks by the linear head, and cuts differ from one to the other; name a "
@@ -407,6 +420,10 @@ class RetrainConfig:
             elif one.name == "levels" and self.tunes:
                 why[one.name] = (
                     f"{one.flag} is for the linear head, but fine-tuning uses the last features only; leave it out"
+                )
+            elif one.name == "prior" and self.tunes:
+                why[one.name] = (
+                    f"{one.flag} is for the linear head; leave it out, or what fine-tunes: --cut or --budget"
                 )
             elif one.part == "method" and not self.tunes:
                 why[one.name] = f"{one.flag} is for fine-tuning; add --cut, or leave it out"

@@ -55,6 +55,7 @@ def require_cluster_can(config: RetrainConfig) -> None:
         "--cut, --unfreeze or --budget": config.tunes,
         "--several": config.several,
         "--views": config.distorted,
+        f"--prior {config.prior}": config.prior != "none",
         f"--levels {config.levels}": config.levels in ("all", AUTO),
         "--backbone auto": config.chooses_backbone,
         f"--fit {config.fit}": config.named_fit is None,
