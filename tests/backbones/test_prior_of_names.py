@@ -1,4 +1,4 @@
-"""`--prior names`: a network of two towers, whose text tower knows the classes or does not, from an imitation hub."""
+"""`--prior names`: a network of two towers, whose text tower knows the classes or does not, from the local hub."""
 
 from __future__ import annotations
 
@@ -138,6 +138,21 @@ def test_names_that_say_nothing_do_not_count(folder: Path, tmp_path: Path) -> No
     assert result.names.share == 0
     assert names_in(result.model) == []
     assert (result.test, result.cross_validation) == (plain.test, plain.cross_validation)
+
+
+def test_photos_are_squeezed_as_the_network_was_trained_unless_somebody_says_otherwise(
+    folder: Path, tmp_path: Path
+) -> None:
+    options = {"cache": folder / "cache", "backbone": NETWORK}
+    result = quickstudy.retrain(folder / "photos", tmp_path / "m.onnx", **options)
+    [choice] = result.choices
+    assert (choice.what, choice.chosen, choice.images) == ("fit", "squash", 0)
+    assert quickstudy.load(result.model).input.fit == "squash"
+    for fit in ("crop", "pad"):
+        other = quickstudy.retrain(folder / "photos", tmp_path / "other.onnx", fit=fit, **options)
+        assert other.choices == ()
+        assert quickstudy.load(other.model).input.fit == fit
+    assert quickstudy.load(result.model).metadata["training"]["options"]["fit"] is None
 
 
 def test_other_forms_say_the_same(folder: Path, tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def join_graphs(
     Returns:
         The graph, how an image becomes its input, and all groups, the last features first. The input is as large a part
         of an image as the largest of theirs, in so many pixels that none of them has to make its own larger; it is
-        resized as that of the most pixels.
+        resized as that of the most pixels, and fitted as all of theirs, or else cropped.
 
     Raises:
         BackboneError: the graphs are of different versions of the ONNX standard.
@@ -138,7 +138,7 @@ def join_graphs(
             f"Graphs of different versions of ONNX's operators cannot be joined: {told}; export one of them again"
         )
     specs = [spec for _, _, spec, _ in parts]
-    crop = max(spec.crop for spec in specs)
+    crop, fits = max(spec.crop for spec in specs), {spec.fit for spec in specs}
     size = max(round(spec.size * crop / spec.crop) for spec in specs)
     nodes: list[onnx.NodeProto] = []
     tensors: list[onnx.TensorProto] = []
@@ -191,7 +191,7 @@ def join_graphs(
     first = parts[0][1]
     joined = helper.make_model(graph, opset_imports=first.opset_import, ir_version=first.ir_version)
     widest = max(specs, key=lambda spec: spec.size)
-    return joined, replace(widest, size=size, crop=crop), tuple(groups)
+    return joined, replace(widest, size=size, crop=crop, fit=fits.pop() if len(fits) == 1 else "crop"), tuple(groups)
 
 
 def _made_smaller(image: str, result: str, scales: str) -> list[onnx.NodeProto]:

@@ -194,12 +194,13 @@ class RetrainConfig:
         ),
     ] = RACE_SECONDS
     fit: Annotated[
-        Literal["crop", "pad", "squash", "tiles", "tiles2", "tiles3", "auto"],
+        Literal["crop", "pad", "squash", "tiles", "tiles2", "tiles3", "auto"] | None,
         Option(
             "Of images that are not square take the centred square, crop; all, with margins, pad, or squeezed, squash; "
-            "two or three squares, as many passes, tiles; or whichever cross-validates better on some of them, auto."
+            "two or three squares, as many passes, tiles; or whichever cross-validates better on some of them, auto "
+            "[default: as the network was trained, mostly crop]."
         ),
-    ] = "crop"
+    ] = None
     levels: Annotated[
         Levels | None,
         Option(
@@ -313,7 +314,7 @@ class RetrainConfig:
             raise OptionError(
                 f"least_precision is {100 * self.least_precision:g} %; expected above 0 and below 100 %, such as 90"
             )
-        if self.fit.startswith("tiles") and not self.may_tile:
+        if self.fit is not None and self.fit.startswith("tiles") and not self.may_tile:
             raise OptionError(
                 f"--fit {self.fit} averages the features of several squares, so nothing before them can be fine-tuned "
                 "or distorted; use crop, pad or squash, or leave out --cut, --budget, --unfreeze and --views"
@@ -371,8 +372,13 @@ class RetrainConfig:
 
     @property
     def named_fit(self) -> Fit | None:
-        """The fit that was named; None where the images are to decide, by their shapes or by cross-validation."""
-        return None if self.fit in (AUTO, "tiles") else cast("Fit", self.fit)
+        """The fit that was named; None where the network has its own, or the images are to decide."""
+        return None if self.chooses_fit else cast("Fit | None", self.fit)
+
+    @property
+    def chooses_fit(self) -> bool:
+        """Whether the images are to decide the fit, by their shapes or by cross-validation."""
+        return self.fit in (AUTO, "tiles")
 
     @property
     def may_tile(self) -> bool:

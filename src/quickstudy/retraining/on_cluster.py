@@ -58,7 +58,7 @@ def require_cluster_can(config: RetrainConfig) -> None:
         f"--prior {config.prior}": config.prior != "none",
         f"--levels {config.levels}": config.levels in ("all", AUTO),
         "--backbone auto": config.chooses_backbone,
-        f"--fit {config.fit}": config.named_fit is None,
+        f"--fit {config.fit}": config.chooses_fit,
         "--class-weight": config.class_weight is not None,
         f"--engine {config.engine}": config.engine != "onnxruntime",
         "--keep-thumbnails": config.keep_thumbnails,

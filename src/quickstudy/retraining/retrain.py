@@ -43,7 +43,7 @@ from quickstudy.retraining.config import RetrainConfig
 from quickstudy.retraining.linear import learn_head
 from quickstudy.retraining.passes import Passes
 from quickstudy.retraining.previous import Predecessor
-from quickstudy.retraining.race import Choice, choose
+from quickstudy.retraining.race import Choice, choose, own_fit
 from quickstudy.retraining.result import NOT_CALIBRATED, Record, RetrainResult, Unseen, save_record
 
 if TYPE_CHECKING:
@@ -132,10 +132,11 @@ def _retrain(
         passes = Passes(local, config, engine, progress)
         spread = _cluster_passes(place, config, progress)
         choices: tuple[Choice, ...] = ()
-    if net is None or config.named_fit is None:
+    if net is None or config.chooses_fit:
         with clock.stage("choices"):
             net, choices = choose(net, census, config, passes, bits=bits, cache=folder)
-    net = net.at(config.cut).reading(bits, config.named_fit or net.input.fit)
+    net = net.at(config.cut).reading(bits, config.named_fit)
+    choices = (*choices, *own_fit(net, config))
     named = None
     if config.prior == "names":
         from quickstudy.backbones.names import embed_names
