@@ -112,7 +112,7 @@ def name_photos(
         backbone: name of the image tower of a network of two towers, such as `hf:Xenova/clip-vit-base-patch32`.
         names: of the classes, at least two; left out, those of the labels that there are.
         templates: sentences with `{}` for the name; with several, the mean of their vectors counts.
-        engine: what computes bottlenecks: `onnxruntime`, `openvino` or `cuda`.
+        engine: what computes bottlenecks: `onnxruntime`, `onnxruntime-int8`, `openvino` or `cuda`.
         cache: folder of the store and the backbones; see `quickstudy.files.cache_folder`.
         progress: is told how far it has come.
 

@@ -274,9 +274,9 @@ class RetrainConfig:
     engine: Annotated[
         str,
         Option(
-            "Compute bottlenecks with this engine: openvino is faster on processors with bfloat16 instructions; cuda "
-            "uses a GPU, for fine-tuning too.",
-            metavar="onnxruntime|openvino|cuda",
+            "Compute bottlenecks with this engine: openvino is faster on processors with bfloat16 instructions, "
+            "onnxruntime-int8 with transformers on those with 8-bit ones; cuda uses a GPU, for fine-tuning too.",
+            metavar="onnxruntime|onnxruntime-int8|openvino|cuda",
         ),
     ] = "onnxruntime"
     refuse: Annotated[

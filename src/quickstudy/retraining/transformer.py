@@ -36,7 +36,7 @@ class Bottleneck(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             of scikit-learn.)
         cache: folder of the store; the user's cache folder if left out.
         dtype: `float16` or `float32`, as the store keeps them. `transform` gives float32 either way.
-        engine: what computes bottlenecks: `onnxruntime` or `openvino` on the processor, or `cuda`.
+        engine: what computes bottlenecks: `onnxruntime`, `onnxruntime-int8` or `openvino` on the processor, or `cuda`.
     """
 
     def __init__(
