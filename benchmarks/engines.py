@@ -5,7 +5,8 @@
 Two networks: EfficientNet-Lite0, and a transformer of the size of DINOv2 ViT-S/14 at 224 pixels with random weights,
 made by transformers and exported by quickstudy (extra transformers). In each round, all engines take the folder's
 photos into an empty store in turn, between two bare loops: the same graph in float32, one image in memory, as many
-threads as cores. The ratio is taken round by round. Processor seconds an image say the same where other programs run.
+threads as cores. The ratio is taken round by round, of images a second and of processor time an image, which other
+programs disturb less.
 
 `float16` and `static` are no engines of quickstudy's: they are what was tried. Accuracy is that of Lite0's heads on
 some photos, cross-validated, and what a head of such bottlenecks does with those in float32, which its model computes.
@@ -184,7 +185,7 @@ def speeds(
         session.run([kept.cut], {"image": image})
 
     opened = {name: replace(engine, open=already(engine, kept)) for name, engine in engines.items()}
-    found: dict[str, Any] = {name: {"rates": [], "shares": [], "seconds": []} for name in ("bare", *engines)}
+    found: dict[str, Any] = {name: {"rates": [], "shares": [], "seconds": [], "by_processor": []} for name in ("bare", *engines)}
     rows = {}
     for number in range(rounds + 1):
         before, spent = measured(partial(rate_of, bare, files))
@@ -195,18 +196,21 @@ def speeds(
             sides[name] = len(files) / (time.perf_counter() - started), spent / len(files)
             digests = [digest for digest in extraction.digests if digest is not None]
             rows[name] = extraction.gather(digests).astype(np.float64)
-        usual = (before + rate_of(bare, files)) / 2  # before and after, against drift
+        after, spent_after = measured(partial(rate_of, bare, files))
+        usual, cpu_usual = (before + after) / 2, (sides["bare"][1] + spent_after / len(files)) / 2  # against drift
         print({name: f"{rate:.1f}/s {1000 * cpu:.1f} ms" for name, (rate, cpu) in sides.items()}, flush=True)
         for name, (rate, cpu) in sides.items():
             if number:  # the first one warms up
                 found[name]["rates"].append(rate)
                 found[name]["shares"].append(rate / usual)
                 found[name]["seconds"].append(cpu)
+                found[name]["by_processor"].append(cpu_usual / cpu)
     exact = rows["onnxruntime"]
     return {
         name: {
             "images_per_second": spread(side["rates"]),
             "share_of_bare": spread(side["shares"]),
+            "share_of_bare_by_processor_time": spread(side["by_processor"]),
             "processor_milliseconds_an_image": spread([1000 * value for value in side["seconds"]]),
             "differs": float(np.linalg.norm(rows[name] - exact) / np.linalg.norm(exact)) if name in rows else 0.0,
         }

@@ -288,6 +288,11 @@ def test_what_does_not_fit_is_told_and_no_code_is_run(tmp_path: Path, monkeypatc
             add(changed(files, **wrong), tmp_path, monkeypatch)
     with pytest.raises(BackboneError, match="cannot be built"):
         add({**files, "model.safetensors": b"\x80\x04K\x01."}, tmp_path, monkeypatch)  # a pickle
+    # Of what is no network for images, the family is told, though nobody says of what size images are either.
+    for family in ("bert", "whisper"):
+        alone = {"model.safetensors": b"", "config.json": json.dumps({"model_type": family}).encode()}
+        with pytest.raises(BackboneError, match=f"is of the family '{family}'.*take another repository"):
+            add(alone, tmp_path, monkeypatch)
     code = {
         **changed(files, auto_map={"AutoModel": "mine.Model"}, attn_implementation="somebody/kernels"),
         "mine.py": f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Model: pass\n".encode(),
