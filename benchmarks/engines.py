@@ -185,7 +185,8 @@ def speeds(
         session.run([kept.cut], {"image": image})
 
     opened = {name: replace(engine, open=already(engine, kept)) for name, engine in engines.items()}
-    found: dict[str, Any] = {name: {"rates": [], "shares": [], "seconds": [], "by_processor": []} for name in ("bare", *engines)}
+    kinds = ("rates", "shares", "seconds", "by_processor")
+    found: dict[str, dict[str, list[float]]] = {name: {kind: [] for kind in kinds} for name in ("bare", *engines)}
     rows = {}
     for number in range(rounds + 1):
         before, spent = measured(partial(rate_of, bare, files))

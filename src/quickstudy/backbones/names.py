@@ -137,8 +137,10 @@ def _tokens(hub: Fetched, sentences: Sequence[str], name: str) -> Iterator[NDArr
     from tokenizers import Tokenizer
 
     if hub.tokenizer is None:
-        raise BackboneError(f"'{name}' has no tokenizer.json, by which names are read; take another repository, "
-            "such as hf:Xenova/clip-vit-base-patch32")
+        raise BackboneError(
+            f"'{name}' has no tokenizer.json, by which names are read; take another repository, "
+            "such as hf:Xenova/clip-vit-base-patch32"
+        )
     try:
         tokenizer = Tokenizer.from_file(str(hub.tokenizer))
     except Exception as error:  # the library raises plain exceptions
