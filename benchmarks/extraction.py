@@ -76,7 +76,7 @@ def measure(files: Sequence[Path], backbone: Backbone, folder: Path, *, rounds: 
         pixels = np.asarray(Image.open(path).convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
         session.run([backbone.cut], {"image": pixels[None]})
 
-    engines = {"onnxruntime": ONNX_RUNTIME, "openvino": engine_for("cpu", "openvino")}
+    engines = {"onnxruntime": ONNX_RUNTIME, "openvino": engine_for("openvino")}
     rates: dict[str, list[float]] = {side: [] for side in ("bare", "naive", *engines)}
     timings: dict[str, list[dict[str, float]]] = {side: [] for side in engines}
     for round_ in range(rounds + 1):

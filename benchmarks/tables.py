@@ -210,6 +210,29 @@ def engines() -> str:
     return table(["engine", "cross-validated", "log loss", "test", "test, by the model in ONNX Runtime"], rows)
 
 
+def engine_speeds() -> str:
+    """Engines side by side, for convolutions and for a transformer."""
+    values, rows = load("engines"), []
+    names = {"efficientnet_lite0": "Lite0", "vit_small": "ViT-S/14, random weights"}
+    told = {"bare": "bare loop, no images", "static": "(static 8 bits, tried)", "float16": "(float16, tried)"}
+    for net, sides in values["networks"].items():
+        for side, found in sides.items():
+            head = values["heads"].get(side) if net == "efficientnet_lite0" else None
+            rows.append(
+                [
+                    names[net],
+                    told.get(side, f"`{side}`"),
+                    ranged(found["processor_milliseconds_an_image"], 1),
+                    ranged(found["share_of_bare_by_processor_time"], 0, scale=100) + " %",
+                    "" if side in ("bare", "onnxruntime") else f"{100 * found['differs']:.1f} %",
+                    f"{100 * head['cross_validated_accuracy']:.1f} %" if head else "",
+                    f"{100 * head['accuracy_of_halves_in_float32']:.1f} %" if head else "",
+                ]
+            )
+    header = ["network", "engine", "ms of one core an image", "share of bare", "bottlenecks differ by"]
+    return table([*header, "cross-validated", "heads of halves, in float32"], rows)
+
+
 def views() -> str:
     """Whether views help."""
     rows = [[name, *_scores(row)] for name, row in load("accuracy")["by_views"].items()]
@@ -511,6 +534,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "summary": summary,
     "extraction": extraction,
     "engines": engines,
+    "engine_speeds": engine_speeds,
     "keras": keras,
     "warm": warm,
     "growth": growth,

@@ -158,7 +158,7 @@ def test_fewer_images_at_once_where_memory_is_short(net: Backbone, monkeypatch: 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert engine_for("onnxruntime") is ONNX_RUNTIME
     assert (device_of("onnxruntime"), device_of("openvino"), device_of("cuda:1")) == ("cpu", "cpu", "cuda:1")
-    with pytest.raises(BackboneError, match="The engine is 'gpu'; expected onnxruntime, openvino or cuda"):
+    with pytest.raises(BackboneError, match="The engine is 'gpu'; expected onnxruntime, onnxruntime-int8"):
         engine_for("gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(DeviceError, match="finds no CUDA device here, so 'cuda'"):

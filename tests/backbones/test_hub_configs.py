@@ -38,8 +38,8 @@ TIMM = {
     ("values", "size", "crop", "filter_", "told"),
     [
         (DINO, 224, 224 / 256, "bicubic", "bicubic, to 256 pixels on the shorter side, of which the middle 224"),
-        ({"size": {"height": 224, "width": 224}, "resample": 2, **HALVES}, 224, 1, "bilinear", "--fit squash"),
-        ({"size": 224, "resample": 2, **HALVES}, 224, 1, "bilinear", "--fit squash"),  # ViT's first form
+        ({"size": {"height": 224, "width": 224}, "resample": 2, **HALVES}, 224, 1, "bilinear", "as quickstudy does"),
+        ({"size": 224, "resample": 2, **HALVES}, 224, 1, "bilinear", "as quickstudy does"),  # ViT's first form
         (
             {"size": 224, "crop_size": 224, "do_center_crop": True, "resample": 1, **HALVES},
             224,
@@ -59,7 +59,7 @@ TIMM = {
             384,
             1,
             "nearest",
-            "--fit squash",
+            "as quickstudy does",
         ),
         ({"size": {"shortest_edge": 224}, "resample": 5, **HALVES}, 224, 1, "own", "its own arithmetic"),
         ({"do_resize": False, **HALVES}, None, 1, "own", ""),
@@ -74,6 +74,7 @@ def test_sizes_crops_and_filters(
     assert described.crop == crop
     assert described.resize == FILTERS[filter_]
     assert told in described.resizing
+    assert (described.fit == "squash") == ("as quickstudy does" in told)
 
 
 def test_scales() -> None:
@@ -132,6 +133,7 @@ def test_families_and_their_tokens(
     [
         ({}, 224, 224 / 256, "bicubic"),
         ({"crop_pct": 0.9}, 224, 224 / 248, "bicubic"),  # 248.9, rounded down
+        ({"crop_mode": "squash", "crop_pct": 0.9}, 224, 224 / 248, "bicubic"),  # the middle of a squeezed photo
         ({"crop_pct": 1.0, "interpolation": "bilinear"}, 224, 1, "bilinear"),
         ({"crop_mode": "squash", "crop_pct": 1.0}, 224, 1, "bicubic"),
         ({"interpolation": "random"}, 224, 224 / 256, "bilinear"),
@@ -142,6 +144,7 @@ def test_what_timm_says_is_what_its_transform_does(
 ) -> None:
     described = describe({"pretrained_cfg": {**TIMM["pretrained_cfg"], **changes}}, {})
     assert (described.size, described.crop, described.resize) == (size, crop, f"torchvision-{filter_}-1")
+    assert described.fit == ("squash" if changes.get("crop_mode") == "squash" and crop == 1 else "crop")
 
 
 def test_names_of_classes() -> None:

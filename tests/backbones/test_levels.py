@@ -6,14 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import pytest
 from small_networks import SIZE, Net
+from small_transformers import save_vit
 
 from quickstudy.backbones.backbone import Backbone, add_backbone, load_backbone
 from quickstudy.backbones.cuts import LEVELS
 from quickstudy.backbones.graphs import describe_cuts
 from quickstudy.backbones.levels import add_levels
+from quickstudy.backbones.preprocessing import Preprocessing
 from quickstudy.backbones.runtime import Prefix
+from quickstudy.backbones.sources import import_onnx
 from quickstudy.errors import BackboneError
 from quickstudy.images.decoding import InputSpec
 from small_backbones import add_small_backbone, small_graph
@@ -135,9 +139,43 @@ def test_a_pair_is_joined_anew_when_one_of_them_has_changed(tmp_path: Path) -> N
     np.testing.assert_allclose(run(after, "features", images)[:, 24:], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_graphs_of_different_versions_are_not_joined(tmp_path: Path) -> None:
-    small, old = add_small_backbone(tmp_path), small_graph()
-    old.opset_import[0].version = 13
-    add_backbone("old", old, tmp_path, input_spec=small.input, cuts=("head", "features"), classes=(), origin="here")
-    with pytest.raises(BackboneError, match="cannot be joined: 'small' of 17, 'old' of 13; export one of them again"):
+@pytest.mark.parametrize("version", [11, 13, 18])
+def test_graphs_of_different_versions_are_joined(tmp_path: Path, version: int) -> None:
+    small, other = add_small_backbone(tmp_path), small_graph()
+    other.opset_import[0].version = version
+    cuts = ("block_1", "head", "features")
+    added = add_backbone("other", other, tmp_path, input_spec=small.input, cuts=cuts, classes=(), origin="here")
+    images = pixels(small.input.size)
+    for pair in (("small", "other"), ("other", "small")):
+        joined = load_backbone("+".join(pair), tmp_path)
+        expected = np.concatenate([run({"small": small, "other": added}[name], "features", images) for name in pair], 1)
+        np.testing.assert_allclose(run(joined, "features", images), expected, rtol=1e-5, atol=1e-6)
+        assert run(joined, LEVELS, images).shape[1] == sum(level.width for level in joined.levels)
+
+
+def test_reductions_and_transformers_are_raised_too(tmp_path: Path) -> None:
+    """Axes and bounds became inputs meanwhile, and layer normalisation an operator."""
+    small = add_small_backbone(tmp_path)
+    found = import_onnx(save_vit(tmp_path / "vit.onnx", opset=17), preprocessing=Preprocessing(low=-1, high=1))
+    vit = add_backbone(
+        "vit", found.graph, tmp_path, input_spec=found.input_spec, cuts=found.cuts, classes=(), origin="here"
+    )
+    newer = small_graph()
+    newer.opset_import[0].version = 20
+    add_backbone("newer", newer, tmp_path, input_spec=small.input, cuts=("head", "features"), classes=(), origin="here")
+    images = pixels(small.input.size)
+    expected = np.concatenate([run(vit, "features", images), run(small, "features", images)], axis=1)
+    np.testing.assert_allclose(run(load_backbone("vit+newer", tmp_path), "features", images), expected, atol=1e-5)
+
+
+def test_what_cannot_be_raised_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small, other = add_small_backbone(tmp_path), small_graph()
+    other.opset_import[0].version = 13
+    add_backbone("old", other, tmp_path, input_spec=small.input, cuts=("head", "features"), classes=(), origin="here")
+
+    def convert_version(*_: object) -> None:
+        raise RuntimeError("No Adapter From Version $13 for Softmax")
+
+    monkeypatch.setattr(onnx.version_converter, "convert_version", convert_version)
+    with pytest.raises(BackboneError, match=r"'old' is of opset 13 and cannot be raised to 17.*opset 17, or leave"):
         load_backbone("small+old", tmp_path)

@@ -164,6 +164,9 @@ def test_networks_without_a_text_tower_are_told(hub: LocalHub, tmp_path: Path) -
     backbone = load_backbone(PLACE, tmp_path / "cache")
     with pytest.raises(BackboneError, match=r"tokenizer\.json|tower for text"):
         embed_names(backbone, NAMES)
+    hub.repositories["somebody/halves"] = Repository({"onnx/vision_model.onnx": path.read_bytes(), **seen})
+    with pytest.raises(BackboneError, match="tower for text"):
+        embed_names(load_backbone("hf:somebody/halves", tmp_path / "cache"), NAMES)
     with pytest.raises(BackboneError, match="tower for text"):
         embed_names(load_backbone("efficientnet_lite0", tmp_path / "cache"), NAMES)
     with pytest.raises(BackboneError, match=r"no \{\} for the name"):

@@ -109,7 +109,7 @@ def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert engine_for("openvino").name == engine_named(openvino_engine().name).name
     for name in ("onnxruntime", "openvino-float8", "torch-bfloat16x", "another"):
         assert engine_named(name) is ONNX_RUNTIME
-    with pytest.raises(BackboneError, match="The engine is 'tvm'; expected onnxruntime, openvino or cuda"):
+    with pytest.raises(BackboneError, match="The engine is 'tvm'; expected onnxruntime, onnxruntime-int8"):
         engine_for("tvm")
     usual = openvino_engine().name
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)

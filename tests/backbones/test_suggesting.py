@@ -93,5 +93,9 @@ def test_what_cannot_be_suggested_is_told(folder: Path) -> None:
     assert (code, "--names cat,dog; got only 'cat'" in err) == (2, True)
     code, _, err = run_here(folder, "suggest", "nowhere", "--names", "cat,dog", "--backbone", "hf:nobody/nothing")
     assert (code, "'nowhere'" in err) == (2, True)
+    code, _, err = run_here(
+        folder, "suggest", "photos", "--names", "cat,dog", "--backbone", "hf:nobody/nothing", "--template", "a photo"
+    )
+    assert (code, "The template 'a photo' has no {} for the name" in err) == (2, True)
     code, _, err = run_here(folder, "suggest", "photos", "--names", "cat,dog", "--backbone", "efficientnet_lite0")
     assert (code, "tower for text" in err) == (2, True)

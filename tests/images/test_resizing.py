@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -314,6 +315,19 @@ def test_pillows_filters_with_other_fits_and_parts(resize: Resize) -> None:
     np.testing.assert_array_equal(padded[4:16], np.asarray(image.resize((20, 12), FILTERS[resize])))
     part = to_input(pixels, InputSpec(size=20, resize=resize), (5, 3, 25, 25))
     np.testing.assert_array_equal(part, np.asarray(image.crop((5, 3, 30, 28)).resize((20, 20), FILTERS[resize])))
+
+
+@pytest.mark.parametrize(("height", "width", "height_first"), [(100, 40, True), (78, 49, False), (79, 49, True)])
+def test_the_side_that_shrinks_much_more_comes_first(height: int, width: int, height_first: bool) -> None:
+    """As in Pillow since version 13, whichever is installed."""
+    pixels = np.random.Generator(np.random.PCG64(3)).integers(0, 256, (height, width, 3), np.uint8)
+    image, bicubic = Image.fromarray(pixels), Image.Resampling.BICUBIC
+    between = (width, 20) if height_first else (20, height)
+    expected = np.asarray(image.resize(between, bicubic).resize((20, 20), bicubic))
+    found = to_input(pixels, InputSpec(size=20, fit="squash", resize="pillow-bicubic-1"))
+    np.testing.assert_array_equal(found, expected)
+    if int(PIL.__version__.partition(".")[0]) >= 13:
+        np.testing.assert_array_equal(found, np.asarray(image.resize((20, 20), bicubic)))
 
 
 def test_before_pillows_filters_jpegs_keep_all_their_pixels() -> None:

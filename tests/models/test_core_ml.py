@@ -65,12 +65,20 @@ def test_the_middle_of_the_square_is_refused(tmp_path: Path) -> None:
         write_core_ml(fitted(tmp_path, "crop", crop=0.875), tmp_path / "small.mlpackage")
 
 
-def fitted(folder: Path, fit: Fit, *, crop: float = 1) -> Path:
-    """A model of the small backbone with this fit, and a head of random weights."""
+def test_what_names_say_is_converted_too(tmp_path: Path) -> None:
+    done = write_core_ml(fitted(tmp_path, "crop", names=True), tmp_path / "small.mlpackage")
+    assert done.unknown_operators == ()
+    assert done.program_difference is not None
+    assert done.program_difference < 1e-5
+
+
+def fitted(folder: Path, fit: Fit, *, crop: float = 1, names: bool = False) -> Path:
+    """A model of the small backbone with this fit, and a head of random weights, in which names may count."""
     net = add_small_backbone(folder / "cache").reading(16, fit)
     net = replace(net, input=replace(net.input, crop=crop))
     draws = np.random.Generator(np.random.PCG64(0))
-    head = LinearHead(weights=draws.normal(size=(24, 3)).astype(np.float32), biases=np.zeros(3, np.float32))
+    weights, said = draws.normal(size=(2, 24, 3)).astype(np.float32)
+    head = LinearHead(weights=weights, biases=np.zeros(3, np.float32), names=said if names else None)
     write_model(folder / "fitted.onnx", net, head, classes=("a", "b", "c"), training={})
     return folder / "fitted.onnx"
 

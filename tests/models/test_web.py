@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests_of_sites import BROWSER, CAMERA, find_chromium, open_page, run_node
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.errors import ModelError, UnusableImageError
-from quickstudy.images.decoding import InputSpec, decode, to_input
+from quickstudy.images.decoding import RESIZES, InputSpec, Resize, decode, to_input
 from quickstudy.images.fits import FITS, Fit
 from quickstudy.models import web
 from quickstudy.models.assemble import LinearHead, write_model
@@ -99,13 +100,6 @@ def test_a_runtime_that_is_another_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "site").exists()
 
 
-def test_a_model_that_sees_photos_by_pillows_filter_is_refused(runtime: Path, tmp_path: Path) -> None:
-    path = write_small_model(tmp_path / "small.onnx", resize="pillow-bicubic-1")
-    with pytest.raises(ModelError, match="--resize own"):
-        write_site(path, tmp_path / "site", runtime=runtime)
-    assert not (tmp_path / "site").exists()
-
-
 def test_npm_is_asked_once(runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its ordinary command; afterwards the cache has it."""
     model = write_small_model(tmp_path / "small.onnx")
@@ -151,6 +145,13 @@ def test_the_pages_arithmetic_is_pythons(node: str, tmp_path: Path) -> None:
     ]  # fmt: skip
     specs = [(*sides, InputSpec(size=size, crop=crop)) for *sides, size, crop in shapes]
     specs += [(*sides, InputSpec(size=size, fit=fit)) for *sides, size, _ in shapes for fit in FITS]
+    specs += [(*sides, InputSpec(size=size, crop=crop, resize=way)) for *sides, size, crop in shapes for way in RESIZES]
+    specs += [
+        (*sides, InputSpec(size=size, fit=fit, resize=way))
+        for *sides, size, _ in shapes[::2]
+        for fit in FITS
+        for way in RESIZES[1:]
+    ]
     for number, (width, height, spec) in enumerate(specs):
         pixels = draws.integers(0, 256, (height, width, 3), np.uint8)
         (tmp_path / f"{number}.raw").write_bytes(pixels.tobytes())
@@ -287,12 +288,22 @@ def test_the_browser_gives_pythons_probabilities_on_50_photos(
     assert complaints == []
 
 
-@pytest.mark.parametrize("fit", ["pad", "squash", "tiles3"])
-def test_the_browser_follows_the_fit(
-    fit: Fit, runtime: Path, browser: Any, serve: Any, photo_source: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("fit", "resize"),
+    [
+        ("pad", "reduce-bilinear-1"),
+        ("squash", "reduce-bilinear-1"),
+        ("tiles3", "reduce-bilinear-1"),
+        ("crop", "pillow-bicubic-1"),
+        ("squash", "pillow-bilinear-1"),
+    ],
+)
+def test_the_browser_follows_fit_and_filter(
+    fit: Fit, resize: Resize, runtime: Path, browser: Any, serve: Any, photo_source: Path, tmp_path: Path
 ) -> None:
     """On JPEGs that both decode at full size and at a fraction of it, upright and lying, with random weights."""
     net = add_small_backbone(tmp_path / "cache").reading(16, fit)
+    net = replace(net, input=replace(net.input, resize=resize))
     weights = np.random.Generator(np.random.PCG64(0)).normal(size=(net.cut_shape[0], 3)).astype(np.float32)
     head = LinearHead(weights=weights, biases=np.zeros(3, np.float32))
     write_model(tmp_path / "fitted.onnx", net, head, classes=("a", "b", "c"), training={})

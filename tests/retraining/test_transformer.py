@@ -23,7 +23,7 @@ def test_clone_keeps_the_parameters(cache: Path) -> None:
     assert clone(transformer).get_params() == {
         "backbone": "efficientnet_lite0",
         "levels": False,
-        "image_fit": "crop",
+        "image_fit": None,
         "cache": cache,
         "dtype": "float32",
         "engine": "openvino",

@@ -96,11 +96,13 @@ class Backbone:
         groups = self.levels if self.cut == LEVELS else [level for level in self.levels if level.last]
         return tuple(level.width for level in groups) or self.cut_shape
 
-    def reading(self, bits: int, fit: Fit = "crop") -> Backbone:
+    def reading(self, bits: int, fit: Fit | None = None) -> Backbone:
         """Return this backbone, for images that are fitted so, and of whose levels beyond 8 bits so many bits count.
 
-        Where the network is for the middle of an image only, that is for the fit `crop`; the others show all of it.
+        Where no fit is given, it is the backbone's own: `squash` where its network was trained so, mostly `crop`. Where
+        the network is for the middle of an image only, that is for the fit `crop`; the others show all of it.
         """
+        fit = fit or self.input.fit
         crop = self.input.crop if fit == "crop" else 1.0
         return replace(self, input=replace(self.input, bits=bits, fit=fit, crop=crop))
 

@@ -319,7 +319,10 @@ def find_image_input(
     if size is None and not known:
         size = usual_size
     if size is None and not known:
-        raise BackboneError(f"The network takes {described}, of any size; choose one with --size, such as --size 224")
+        raise BackboneError(
+            f"The network takes {described}, of any size; choose one with --size, as in: quickstudy backbone add … "
+            "--size 224"
+        )
     if size is not None and known not in (set(), {size}):
         raise BackboneError(
             f"--size is {size}, but the file is made for {known.pop()} pixels; leave --size out, or export it anew"

@@ -15,7 +15,8 @@ def engine_for(name: str) -> Engine:
     """Open the engine that somebody asks for.
 
     Args:
-        name: `onnxruntime` or `openvino`, on the processor, or a GPU as PyTorch names it (`cuda`, `cuda:1`).
+        name: `onnxruntime`, `onnxruntime-int8` or `openvino`, on the processor, or a GPU as PyTorch names it (`cuda`,
+            `cuda:1`).
 
     Raises:
         BackboneError: there is no such engine.
@@ -24,13 +25,17 @@ def engine_for(name: str) -> Engine:
     """
     if name == ONNX_RUNTIME.name:
         return ONNX_RUNTIME
+    if name == "onnxruntime-int8":
+        from quickstudy.backbones.int8 import INT8
+
+        return INT8
     if name == "openvino":
         require("openvino", extra="openvino", what="Engine 'openvino'")
         from quickstudy.backbones.openvino import openvino_engine
 
         return openvino_engine()
     if not is_gpu(name):
-        raise BackboneError(f"The engine is '{name}'; expected onnxruntime, openvino or cuda")
+        raise BackboneError(f"The engine is '{name}'; expected onnxruntime, onnxruntime-int8, openvino or cuda")
     require("torch", extra="train", what=f"Engine '{name}'")
     from quickstudy.backbones.batched import engine_on
 
@@ -49,9 +54,10 @@ def device_of(engine: str) -> str:
 
 def engine_named(name: str) -> Engine:
     """Return the engine of a name in keys and models; where it cannot be had, ONNX Runtime, which always can."""
-    family = name.partition("-")[0]
+    # After the hyphen, others have the precision that this machine takes.
+    asked = {"torch": "cuda", "openvino": "openvino"}.get(name.partition("-")[0], name)
     try:
-        engine = engine_for("cuda" if family == "torch" else family)
+        engine = engine_for(asked)
     except (BackboneError, DeviceError, MissingExtraError):
         return ONNX_RUNTIME
     return engine if engine.name == name else ONNX_RUNTIME

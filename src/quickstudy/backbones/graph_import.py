@@ -226,7 +226,7 @@ def _preprocessing_of(
         return read, f"in the network, which takes values from {read.low:g} to {read.high:g}"
     raise BackboneError(
         f"The network does not say how pixel values are scaled before '{name}'{reason}; say so with --preprocessing "
-        f"({explain_presets()}), or with --range, --mean and --std"
+        f"({explain_presets()}), or with --range, --mean and --std, all of them options of quickstudy backbone add"
     )
 
 

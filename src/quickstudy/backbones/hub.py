@@ -34,11 +34,16 @@ _TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 WEIGHTS = "model.safetensors"
 """The file that holds a network's weights alone, by the names that transformers or timm have for them."""
 _MOST_JSON_BYTES = 10 << 20
+_ELSEWHERE = "take another revision, hf:OWNER/REPO@REVISION, or add its .onnx file by itself"
 # An import holds the graph as it came, as it becomes, in messages and in sessions: measured, the 88 MB of a ViT-S/14
 # take 1.0 GB.
 _COPIES = 10
 # Files that a repository of several is likely to mean, best first; towers for images before whole two-tower networks.
 _USUAL = ("onnx/vision_model.onnx", "vision_model.onnx", "onnx/model.onnx", "model.onnx")
+
+
+class NoSuchFileError(BackboneError):
+    """A repository has not got the file that was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +239,7 @@ def _choose(place: HubPlace, files: Mapping[str, _Listed]) -> str:
     graphs = sorted((name for name in files if name.endswith(".onnx")), key=lambda name: (name.count("/"), name))
     if place.path is not None:
         if place.path not in files or not place.path.endswith((".onnx", WEIGHTS)):
-            raise BackboneError(
+            raise NoSuchFileError(
                 f"'{place.repository}' has no ONNX file '{place.path}'; it has: {', '.join(graphs) or 'none'}"
             )
         return place.path
@@ -242,9 +247,11 @@ def _choose(place: HubPlace, files: Mapping[str, _Listed]) -> str:
         return WEIGHTS
     if not graphs:
         weights = [name for name in files if name.endswith((".safetensors", ".bin", ".msgpack", ".h5"))]
+        lacks = f"no ONNX file and no {WEIGHTS}" + (f" (only {weights[0]}, which is not read)" if weights else "")
+        if WEIGHTS in files:
+            lacks = f"no ONNX file, and no {_CONFIGS[0]} that says what its {WEIGHTS} is of"
         raise BackboneError(
-            f"'{place.repository}' has no ONNX file and no {WEIGHTS} with its {_CONFIGS[0]}"
-            f"{f' (only {weights[0]}, which is not read)' if weights else ''}. Look on the hub for "
+            f"'{place.repository}' has {lacks}. Look on the hub for "
             f"an ONNX export of it, often onnx-community/{place.repository.partition('/')[2]}-ONNX; or make one: "
             f"optimum-cli export onnx --model {place.repository} exported/, then: quickstudy backbone add "
             "exported/model.onnx"
@@ -338,9 +345,11 @@ def _read_json(path: Path) -> Mapping[str, Any]:
             raise ValueError(f"larger than {_MOST_JSON_BYTES >> 20} MiB")
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise BackboneError(f"'{path.name}' of the repository cannot be read: {first_line(error)}") from None
+        told = f"'{path.name}' of the repository cannot be read: {first_line(error)}"
+        raise BackboneError(f"{told}; {_ELSEWHERE}") from None
     if not isinstance(values, dict):
-        raise BackboneError(f"'{path.name}' of the repository holds no object but {type(values).__name__}")
+        told = f"'{path.name}' of the repository holds no object but {type(values).__name__}"
+        raise BackboneError(f"{told}; {_ELSEWHERE}")
     return values
 
 
@@ -355,7 +364,10 @@ def _refusal(place: HubPlace, error: Exception) -> BackboneError | DownloadError
             "login, or HF_TOKEN"
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return BackboneError(f"'{name}' has no revision '{place.revision}'; expected a commit, branch or tag of it")
+        return BackboneError(
+            f"'{name}' has no revision '{place.revision}'; expected a commit, branch or tag of it, or none for the "
+            "newest"
+        )
     if isinstance(error, errors.RepositoryNotFoundError):
         return BackboneError(
             f"The hub has no repository '{name}', or it is private; check the name, and for a private one: hf auth "

@@ -16,6 +16,7 @@ from quickstudy.backbones.preprocessing import Preprocessing
 from quickstudy.backbones.tokens import Tokens
 from quickstudy.errors import BackboneError
 from quickstudy.images.decoding import OWN_RESIZE, Resize
+from quickstudy.images.fits import Fit
 
 # What each family's own classifiers and published linear heads take of the tokens, in transformers' code.
 _TAKES = {
@@ -59,6 +60,8 @@ class Described:
     """Side of the input in pixels; None where nothing is said."""
     crop: float
     """Side of the centred square that the network is for, as a share of the image's shorter side."""
+    fit: Fit
+    """What becomes of images that are not square: `squash` where they are resized to a square whatever their shape."""
     resize: Resize
     """The arithmetic by which images are resized; quickstudy's own where nothing is said."""
     preprocessing: Preprocessing | None
@@ -79,6 +82,7 @@ class _Seen:
 
     size: int | None = None
     crop: float = 1.0
+    fit: Fit = "crop"
     resize: Resize = OWN_RESIZE
     preprocessing: Preprocessing | None = None
     resizing: str = ""
@@ -103,6 +107,7 @@ def describe(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> Desc
         return Described(
             size=seen.size or _whole(vision.get("image_size")),
             crop=seen.crop,
+            fit=seen.fit,
             resize=seen.resize,
             preprocessing=seen.preprocessing,
             tokens=Tokens(
@@ -171,11 +176,14 @@ def _seen(
     resize = filters.get(how)
     if resize is None:
         told += "; quickstudy resizes by its own arithmetic"
-    if squashes:
-        told += "; quickstudy takes the centred square, and retrain --fit squash all of it"
+    if squashes and middle < edge:
+        told += "; quickstudy takes the middle of the centred square, and retrain --fit squash all of it"
+    elif squashes:
+        told += ", as quickstudy does; retrain --fit crop takes the centred square"
     return _Seen(
         size=middle,
         crop=middle / edge,
+        fit="squash" if squashes and middle == edge else "crop",
         resize=resize or OWN_RESIZE,
         preprocessing=preprocessing,
         resizing=told,

@@ -25,15 +25,18 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, compose, helper, numpy_helper
+from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 
+from quickstudy.backbones.comparison import TOLERANCE, run_until, sample_images
 from quickstudy.backbones.cuts import FEATURES, LEVELS, Cut, Level
 from quickstudy.backbones.graphs import keep_until
 from quickstudy.backbones.tokens import mean_of, patches_of
+from quickstudy.backbones.untrusted import first_line
 from quickstudy.errors import BackboneError
 from quickstudy.images.decoding import InputSpec
 
 _BLOCKS = 5
+_JOINED_OPSET = 13  # the first in which Split's widths are an input
 
 
 def add_levels(model: onnx.ModelProto, cuts: Sequence[Cut], *, prefix: int = 0) -> tuple[Level, ...]:
@@ -126,25 +129,22 @@ def join_graphs(
     Returns:
         The graph, how an image becomes its input, and all groups, the last features first. The input is as large a part
         of an image as the largest of theirs, in so many pixels that none of them has to make its own larger; it is
-        resized as that of the most pixels.
+        resized as that of the most pixels, and fitted as all of theirs, or else cropped.
+
+    Graphs of older versions of the ONNX standard are raised to that of the newest.
 
     Raises:
-        BackboneError: the graphs are of different versions of the ONNX standard.
+        BackboneError: a graph cannot be raised.
     """
-    opsets = {name: next(o.version for o in model.opset_import if not o.domain) for name, model, _, _ in parts}
-    if len(set(opsets.values())) > 1:
-        told = ", ".join(f"'{name}' of {version}" for name, version in opsets.items())
-        raise BackboneError(
-            f"Graphs of different versions of ONNX's operators cannot be joined: {told}; export one of them again"
-        )
+    opset = max(_JOINED_OPSET, *(_opset(model) for _, model, _, _ in parts))
     specs = [spec for _, _, spec, _ in parts]
-    crop = max(spec.crop for spec in specs)
+    crop, fits = max(spec.crop for spec in specs), {spec.fit for spec in specs}
     size = max(round(spec.size * crop / spec.crop) for spec in specs)
     nodes: list[onnx.NodeProto] = []
     tensors: list[onnx.TensorProto] = []
     for name, model, spec, levels in parts:
         width = sum(level.width for level in levels)
-        one = keep_until(model, LEVELS, (width,))
+        one = _raised(name, keep_until(model, LEVELS, (width,)), opset, spec.size)
         source, middle = "image", round(size * spec.crop / crop)
         if middle < size:
             source, begin = f"{name}/middle", (size - middle) // 2
@@ -188,10 +188,41 @@ def join_graphs(
         [helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["N", sum(g.width for g in groups if g.last)])],
         tensors,
     )
-    first = parts[0][1]
-    joined = helper.make_model(graph, opset_imports=first.opset_import, ir_version=first.ir_version)
+    newest = max(model.ir_version for _, model, _, _ in parts)
+    joined = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=newest)
     widest = max(specs, key=lambda spec: spec.size)
-    return joined, replace(widest, size=size, crop=crop), tuple(groups)
+    return joined, replace(widest, size=size, crop=crop, fit=fits.pop() if len(fits) == 1 else "crop"), tuple(groups)
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return int(next(entry.version for entry in model.opset_import if not entry.domain))
+
+
+def _raised(name: str, part: onnx.ModelProto, opset: int, size: int) -> onnx.ModelProto:
+    """Raise a network up to its levels to an opset, by the onnx library's converter, and check that it gives the same.
+
+    Raises:
+        BackboneError: an operator cannot be raised, or what comes out differs.
+    """
+    if _opset(part) == opset:
+        return part
+    images = [image[None] for image in sample_images(size)]
+    try:
+        raised = version_converter.convert_version(part, opset)
+        before, after = (
+            np.concatenate([run_until(model, [LEVELS], image)[0] for image in images]) for model in (part, raised)
+        )
+        far = float(np.abs(after - before).max() / max(np.abs(before).max(), np.finfo(np.float32).tiny))
+    except Exception as error:  # the converter raises plain exceptions, and ONNX Runtime its own kinds
+        why = first_line(error)
+    else:
+        if far <= TOLERANCE:
+            return raised
+        why = f"what comes out differs by {far:.1e} of the largest value"
+    raise BackboneError(
+        f"'{name}' is of opset {_opset(part)} and cannot be raised to {opset} to be joined with the others: {why}. "
+        f"Export it again with opset {opset}, or leave it out"
+    ) from None
 
 
 def _made_smaller(image: str, result: str, scales: str) -> list[onnx.NodeProto]:

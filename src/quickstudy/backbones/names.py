@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from quickstudy.backbones.backbone import HUB, Backbone
 from quickstudy.backbones.cleaning import choose_output, widen
 from quickstudy.backbones.cuts import FEATURES
-from quickstudy.backbones.hub import WEIGHTS, Fetched, fetched, parse_place
+from quickstudy.backbones.hub import WEIGHTS, Fetched, NoSuchFileError, fetched, parse_place
 from quickstudy.backbones.runtime import open_session
 from quickstudy.backbones.tokens import without_the_rest
 from quickstudy.backbones.untrusted import first_line, read_onnx
@@ -51,6 +51,16 @@ class NamedClasses:
     bias: float
     """What is then added; 0 for CLIP."""
 
+    def of(self, names: Sequence[str]) -> NamedClasses:
+        """Give some of the classes, in this order."""
+        rows = [self.names.index(name) for name in names]
+        return replace(self, names=tuple(names), vectors=self.vectors[rows])
+
+    @property
+    def as_weights(self) -> Floats:
+        """What features of length 1 are multiplied by for logits (F×K), all but the bias, which is the same for all."""
+        return np.asarray(self.scale * self.vectors.T, np.float32)
+
     def logits(self, features: Floats) -> Floats:
         """Compare photos by their features (N×F) with the names: N×K, as the network's own `logits_per_image`."""
         photos = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
@@ -76,11 +86,7 @@ def embed_names(backbone: Backbone, names: Sequence[str], *, templates: Sequence
         DownloadError: the hub cannot be reached, and its cache has not got the tower.
         MissingExtraError: an extra is not installed.
     """
-    for template in templates:
-        if "{}" not in template:
-            raise BackboneError(
-                f"The template '{template}' has no {{}} for the name; expected '{TEMPLATES[0]}' or such"
-            )
+    check_templates(templates)
     origin = backbone.origin.rpartition(", ")[2]
     if not origin.startswith(HUB):
         raise _no_tower(backbone)
@@ -88,16 +94,19 @@ def embed_names(backbone: Backbone, names: Sequence[str], *, templates: Sequence
     sentences = [template.replace("{}", name.replace("_", " ")) for name in names for template in templates]
     path = (image_tower.path or "").replace("vision_model", "text_model")
     scale, bias = _USUAL_SCALE, 0.0
-    with fetched(replace(image_tower, path=path), tokenizer=True) as hub:
-        tokens = list(_tokens(hub, sentences, image_tower.repository))
-        if path.endswith(WEIGHTS):
-            from quickstudy.backbones.transformers_models import embed_texts
+    try:
+        with fetched(replace(image_tower, path=path), tokenizer=True) as hub:
+            tokens = list(_tokens(hub, sentences, image_tower.repository))
+            if path.endswith(WEIGHTS):
+                from quickstudy.backbones.transformers_models import embed_texts
 
-            vectors, scale, bias = embed_texts(hub.config, hub.file, tokens, name=image_tower.repository)
-        elif (given := _run_tower(hub.file, tokens)) is not None:
-            vectors = given
-        else:
-            raise _no_tower(backbone)
+                vectors, scale, bias = embed_texts(hub.config, hub.file, tokens, name=image_tower.repository)
+            elif (given := _run_tower(hub.file, tokens)) is not None:
+                vectors = given
+            else:
+                raise _no_tower(backbone)
+    except NoSuchFileError:
+        raise _no_tower(backbone) from None
     if vectors.shape[1:] != backbone.at(FEATURES).cut_shape:
         raise BackboneError(
             f"'{backbone.name}' gives {backbone.at(FEATURES).cut_shape[0]:,} features, but the text tower beside it "
@@ -109,13 +118,29 @@ def embed_names(backbone: Backbone, names: Sequence[str], *, templates: Sequence
     return NamedClasses(names=tuple(names), vectors=means.astype(np.float32), scale=scale, bias=bias)
 
 
+def check_templates(templates: Sequence[str]) -> None:
+    """Check that names can be put into sentences.
+
+    Raises:
+        BackboneError: one has no `{}`.
+    """
+    for template in templates:
+        if "{}" not in template:
+            raise BackboneError(
+                f"The template '{template}' has no {{}} for the name; expected '{TEMPLATES[0]}' or such"
+            )
+
+
 def _tokens(hub: Fetched, sentences: Sequence[str], name: str) -> Iterator[NDArray[np.int64]]:
     """Give each sentence's tokens (1×T), as the family's own processor does."""
     require("tokenizers", extra="hub", what="Comparing photos with names")
     from tokenizers import Tokenizer
 
     if hub.tokenizer is None:
-        raise BackboneError(f"'{name}' has no tokenizer.json, by which names are read; take another repository")
+        raise BackboneError(
+            f"'{name}' has no tokenizer.json, by which names are read; take another repository, "
+            "such as hf:Xenova/clip-vit-base-patch32"
+        )
     try:
         tokenizer = Tokenizer.from_file(str(hub.tokenizer))
     except Exception as error:  # the library raises plain exceptions

@@ -188,7 +188,7 @@ def _import_from_hub(source: BackboneSource) -> Imported:
         name=_name_on_hub(source.place),
         origin=hub.origin,
         licence=hub.licence,
-        input_spec=replace(imported.input_spec, crop=told.crop, resize=told.resize),
+        input_spec=replace(imported.input_spec, crop=told.crop, fit=told.fit, resize=told.resize),
         found={**imported.found, **{what: value for what, value in said.items() if value}},
     )
 

@@ -135,7 +135,7 @@ def _import(
     )
     return replace(
         imported,
-        input_spec=replace(imported.input_spec, crop=told.crop, resize=told.resize),
+        input_spec=replace(imported.input_spec, crop=told.crop, fit=told.fit, resize=told.resize),
         prefix_tokens=int(getattr(model, "num_prefix_tokens", 0)),
         found={**imported.found, "resizing": told.resizing},
     )

@@ -64,11 +64,14 @@ def export_transformers(config: Mapping[str, Any], weights: Path, target: Path, 
 
     from quickstudy.backbones.torch_export import export_module
 
-    own_size = _whole(config.get("vision_config", config).get("image_size"))
+    network: Any = _load(config, weights, name)
+    own_size = _whole(getattr(getattr(network.config, "vision_config", network.config), "image_size", None))
     size = size or own_size
     if size is None:
-        raise BackboneError(f"'{name}' does not say of what size its images are; choose one with --size, such as 224")
-    network = _load(config, weights, name)
+        raise BackboneError(
+            f"'{name}' does not say of what size its images are; choose one with --size, as in: quickstudy backbone "
+            f"add hf:{name} --size 224"
+        )
     images = torch.from_numpy(sample_images(size).transpose(0, 3, 1, 2) / np.float32(127.5) - 1)
     # Positions are interpolated where images are of another size than in training, and the network can do it.
     call: Callable[..., Any] = getattr(network, "get_image_features" if _has_towers(config) else "forward")
@@ -77,7 +80,10 @@ def export_transformers(config: Mapping[str, Any], weights: Path, target: Path, 
         with torch.no_grad():
             given = _named(call(pixel_values=images[:1], **more), config)
     except Exception as error:  # of whatever the network does with images of this size
-        raise BackboneError(f"The network of '{name}' cannot be run at {size} pixels: {first_line(error)}") from None
+        raise BackboneError(
+            f"The network of '{name}' cannot be run on an image of {size}×{size} pixels: {first_line(error)}. Take "
+            "another repository, or another --size"
+        ) from None
 
     class Module(torch.nn.Module):
         def __init__(self) -> None:
@@ -171,7 +177,10 @@ def _load(config: Mapping[str, Any], weights: Path, name: str) -> torch.nn.Modul
             output_loading_info=True,
         )
     except Exception as error:  # transformers, torch and safetensors raise many kinds
-        raise BackboneError(f"The network of '{name}' cannot be built: {first_line(error)}") from None
+        raise BackboneError(
+            f"The network of '{name}' cannot be built: {first_line(error)}. Take another repository, or one "
+            "with an ONNX file"
+        ) from None
     finally:
         logging.set_verbosity(verbosity)
         if bars:

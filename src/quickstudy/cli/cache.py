@@ -83,7 +83,7 @@ def fill(
     config = RetrainConfig.told(given)
     if config.chooses_backbone or config.fit == AUTO:
         raise typer.BadParameter("nothing is trained here, so nothing can choose; name a backbone and a fit, not auto")
-    if ray is not None and config.named_fit is None:
+    if ray is not None and config.chooses_fit:
         raise typer.BadParameter("nobody looks at all images on a cluster; name --fit tiles2 or tiles3, not tiles")
     if ray is not None:
         require("ray", extra="ray")
@@ -129,7 +129,7 @@ def _fill(
         local = Store(folder / "bottlenecks")
         census = take_census(images, local.index_path, labelling=config.labelling, progress=progress)
         bits = significant_bits(census, local.index_path, told=config.bits)
-        net = net.reading(bits, config.named_fit or fit_by_shape(census, config)[0])
+        net = net.reading(bits, fit_by_shape(census, config)[0] if config.chooses_fit else config.named_fit)
         done = extract_census(
             census,
             net,
@@ -154,7 +154,7 @@ def _fill(
     with connected(address):
         found = load_image_set(images, labelling=config.labelling)
         net = load_backbone(config.network, folder).at(config.cut)
-        net = net.reading(config.bits or USUAL_BITS, config.named_fit or "crop")
+        net = net.reading(config.bits or USUAL_BITS, config.named_fit)
         paths = [file.path for file in found.files]
         spread = extract_on_cluster(
             paths,

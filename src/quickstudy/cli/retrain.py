@@ -171,6 +171,7 @@ def _print_summary(result: RetrainResult, images: Path, seconds: float, *, ray: 
     for choice in result.choices:
         print(f"{choice.what.capitalize()} chosen: {choice.told}")
     _print_levels(result)
+    _print_names(result)
     chosen = " chosen" if len(result.path) > 1 else ""
     print(f"Regularisation{chosen}: {result.head.l2:.2g}")
     if verbose and result.path:
@@ -192,6 +193,19 @@ def _print_levels(result: RetrainResult) -> None:
         f"±{compared.standard_error:.3f}"
     )
     print(f"Features chosen: {'all levels' if compared.all_pay else 'the last features only'} ({found})")
+
+
+def _print_names(result: RetrainResult) -> None:
+    """Say how much the names of the classes count, and what cross-validation found of it."""
+    if (compared := result.names) is None:
+        if result.config.prior == "names":
+            print("Names count 0: too few images of each class to cross-validate by")
+        return
+    print(
+        f"Names count {compared.share:g} (log loss {compared.log_loss_with:.3f} with {compared.best:g} of them, "
+        f"{compared.log_loss_without:.3f} without, ±{compared.standard_error:.3f}, {compared.log_loss_names:.3f} by "
+        "names alone)"
+    )
 
 
 def _print_strangeness(result: RetrainResult) -> None:

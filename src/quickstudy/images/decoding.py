@@ -274,7 +274,7 @@ def _padded(pixels: Pixels, spec: InputSpec) -> Pixels:
 def _resized(pixels: Pixels, height: int, width: int, resize: Resize) -> Pixels:
     """Resize to height×width×3 by a filter of Pillow's, or each side halved as often as it takes, then bilinearly."""
     if resize != OWN_RESIZE:
-        return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize((width, height), _FILTERS[resize]))
+        return _by_pillow(pixels, height, width, _FILTERS[resize])
     factors = [_halvings(side, target) for side, target in zip(pixels.shape[:2], (height, width), strict=True)]
     if max(factors) > 1:
         # What does not divide goes, evenly from both ends, so that every pixel is the mean of equally many.
@@ -285,6 +285,18 @@ def _resized(pixels: Pixels, height: int, width: int, resize: Resize) -> Pixels:
         whole = Image.fromarray(np.ascontiguousarray(pixels[rows, columns]))
         pixels = np.asarray(whole.reduce((factors[1], factors[0])))
     return resize_bilinear(pixels, height, width)
+
+
+def _by_pillow(pixels: Pixels, height: int, width: int, resampling: Image.Resampling) -> Pixels:
+    """Resize by a filter of Pillow's, one side and then the other, in the order that Pillow has since version 13.
+
+    What lies between the two is rounded and clipped to levels, so the order is seen in the result. Before that version,
+    the width always came first; here, a name stands for one arithmetic under all of them.
+    """
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    height_first = image.height > height and image.height - height > 2 * (image.width - width)
+    between = (image.width, height) if height_first else (width, image.height)
+    return np.asarray(image.resize(between, resampling).resize((width, height), resampling))
 
 
 def _halvings(side: int, target: int) -> int:

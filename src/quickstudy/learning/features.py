@@ -241,6 +241,12 @@ def unit_rows(rows: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.asarray(rows / np.maximum(lengths, 1e-12), np.float32)
 
 
+def logits_of_names(features: NDArray[np.floating], names: Floats) -> Floats:
+    """Work out what names (F×K) say of images by their features (n×d), of which the first F are the last features."""
+    said: Floats = unit_rows(features[:, : len(names)].astype(np.float32)) @ names
+    return said
+
+
 def prepare_features(
     bottlenecks: NDArray[np.floating] | StoredRows,
     order: NDArray[np.intp] | None = None,

@@ -19,7 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.errors import HeadError
-from quickstudy.learning.features import Floats, StoredRows, first_values, prepare_features, signed_sqrt
+from quickstudy.learning.features import (
+    Floats,
+    StoredRows,
+    first_values,
+    logits_of_names,
+    prepare_features,
+    signed_sqrt,
+)
 from quickstudy.learning.links import FOLDS, Kind, link_of
 from quickstudy.learning.spaces import in_small_space
 from quickstudy.learning.strengths import (
@@ -83,10 +90,13 @@ class Head:
     """Number of iterations of conjugate gradients that the final fit took."""
     gap: float
     """Bound on how far the final fit's loss is above the optimum, in nats."""
+    names: Floats | None = None
+    """What the names of the classes say (F×K), which is then added; None where they do not count. See `prior`."""
 
     def logits(self, bottlenecks: NDArray[np.floating]) -> Floats:
         """Work out calibrated logits (n×K) of bottlenecks (n×d)."""
-        return signed_sqrt(bottlenecks) @ self.weights + self.biases
+        learned = signed_sqrt(bottlenecks) @ self.weights + self.biases
+        return learned if self.names is None else learned + logits_of_names(bottlenecks, self.names)
 
 
 def fit_head(

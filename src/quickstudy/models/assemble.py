@@ -35,6 +35,7 @@ from quickstudy.models.format import (
     FORMAT,
     GOLDEN_TOLERANCE,
     HEAD_INPUT,
+    HEAD_NAMES,
     HEAD_WEIGHTS,
     PREFIX,
     STRANGENESS,
@@ -47,16 +48,19 @@ from quickstudy.version import VERSION
 
 _TUNED = "tuned/"
 _ROOTS, _LOGITS = "head/features", "logits"
+_LEAST_LENGTH = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearHead:
-    """What follows the features: the probabilities of signed_sqrt(features) · weights + biases."""
+    """What follows the features: the probabilities of signed_sqrt(features) · weights + biases, and what names say."""
 
     weights: NDArray[np.float32]
     """The weights, features × classes."""
     biases: NDArray[np.float32]
     """The biases, one a class."""
+    names: NDArray[np.float32] | None = None
+    """What the names of the classes say (F×K), times the first F features at length 1; None where nothing is said."""
     link: Link = ONE_OF
     """What makes probabilities of logits: the softmax, or the logistic function where there may be several labels."""
 
@@ -64,6 +68,9 @@ class LinearHead:
         """Work out class probabilities (n×K) of features (n×d), in float64."""
         values = features.astype(np.float64)
         logits = np.copysign(np.sqrt(np.abs(values)), values) @ self.weights.astype(np.float64) + self.biases
+        if self.names is not None:
+            seen = values[:, : len(self.names)]
+            logits += seen / np.maximum(np.linalg.norm(seen, axis=1, keepdims=True), _LEAST_LENGTH) @ self.names
         return self.link.probabilities(logits)
 
 
@@ -253,9 +260,11 @@ def _merge(prefix: onnx.ModelProto, cut: str, suffix: onnx.ModelProto | None, he
         ("Abs", [features], "head/magnitude"),
         ("Sqrt", ["head/magnitude"], "head/root"),
         ("Mul", [HEAD_INPUT, "head/root"], _ROOTS),
-        ("Gemm", [_ROOTS, HEAD_WEIGHTS, "head/biases"], _LOGITS),
+        ("Gemm", [_ROOTS, HEAD_WEIGHTS, "head/biases"], _LOGITS if head.names is None else "head/learned"),
     ):
         graph.node.append(helper.make_node(operator, inputs, [output], name=output))
+    if head.names is not None:
+        _add_names(model, features, head.names, len(head.weights))
     if head.link.kind == "one":
         graph.node.append(helper.make_node("Softmax", [_LOGITS], ["probabilities"], name="probabilities", axis=1))
     else:
@@ -265,10 +274,40 @@ def _merge(prefix: onnx.ModelProto, cut: str, suffix: onnx.ModelProto | None, he
     return model
 
 
+def _add_names(model: onnx.ModelProto, features: str, names: NDArray[np.float32], width: int) -> None:
+    """Add to the logits what names say of the last features, scaled to length 1; the head sees `width` features."""
+    graph = model.graph
+    graph.initializer.append(numpy_helper.from_array(names, HEAD_NAMES))
+    graph.initializer.append(numpy_helper.from_array(np.array([_LEAST_LENGTH], np.float32), "head/least_length"))
+    if len(names) < width:  # of all levels, those of the last features, with which they begin
+        for name, value in (("head/from", 0), ("head/to", len(names)), ("head/axis", 1)):
+            graph.initializer.append(numpy_helper.from_array(np.array([value]), name))
+        inputs = [features, "head/from", "head/to", "head/axis"]
+        graph.node.append(helper.make_node("Slice", inputs, ["head/last"], name="head/last"))
+        features = "head/last"
+    _over_rows(model, "ReduceL2", features, "head/length")
+    for operator, inputs, output in (
+        ("Max", ["head/length", "head/least_length"], "head/at_least"),
+        ("Div", [features, "head/at_least"], "head/unit"),
+        ("Gemm", ["head/unit", HEAD_NAMES, "head/learned"], _LOGITS),
+    ):
+        graph.node.append(helper.make_node(operator, inputs, [output], name=output))
+
+
+def _over_rows(model: onnx.ModelProto, operator: str, given: str, output: str) -> str:
+    """Add what makes one value of each row of a tensor (N×d), N×1, and return its name."""
+    if next(one.version for one in model.opset_import if not one.domain) < 18:  # since then, axes are an input
+        node = helper.make_node(operator, [given], [output], name=output, axes=[1], keepdims=1)
+    else:
+        model.graph.initializer.append(numpy_helper.from_array(np.array([1]), f"{output}/axes"))
+        node = helper.make_node(operator, [given, f"{output}/axes"], [output], name=output, keepdims=1)
+    model.graph.node.append(node)
+    return output
+
+
 def _add_strangeness(model: onnx.ModelProto, strangeness: Strangeness, width: int) -> None:
     """Add what computes strangeness to a graph with a head, and the output; the head sees `width` features."""
     graph = model.graph
-    opset = next(one.version for one in model.opset_import if not one.domain)
 
     def constant(name: str, values: Any, kind: Any = np.float32) -> str:
         graph.initializer.append(numpy_helper.from_array(np.asarray(values, kind), f"{STRANGENESS}/{name}"))
@@ -280,9 +319,7 @@ def _add_strangeness(model: onnx.ModelProto, strangeness: Strangeness, width: in
         return output
 
     def over_row(operator: str, given: str, name: str) -> str:
-        if opset < 18:  # since then, axes are an input
-            return add(operator, [given], name, axes=[1], keepdims=1)
-        return add(operator, [given, constant(f"{name}/axes", [1], np.int64)], name, keepdims=1)
+        return _over_rows(model, operator, given, f"{STRANGENESS}/{name}")
 
     seen = _ROOTS
     if len(strangeness.centre) < width:  # of all levels, those of the last features, with which they begin

@@ -16,7 +16,6 @@ bits nothing overflows anywhere.
 from __future__ import annotations
 
 import contextlib
-import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from quickstudy.backbones.int8 import without_advice
 from quickstudy.backbones.runtime import import_onnxruntime, open_session, optimised
 from quickstudy.errors import ModelError, UnusableImageError
 from quickstudy.files import sha256_of_file
@@ -234,7 +234,7 @@ def quantised(
             image = next(self._images, None)
             return None if image is None else {"image": image[None]}
 
-    with tempfile.TemporaryDirectory() as folder, _no_warnings():
+    with tempfile.TemporaryDirectory() as folder, without_advice():
         quantize_static(
             plain,
             str(Path(folder) / "int8.onnx"),
@@ -273,14 +273,3 @@ def _calibration_pixels(spec: InputSpec, photos: Sequence[Path], progress: Progr
             "needed, a hundred or two are better: --calibrate photos/"
         )
     return pixels
-
-
-@contextlib.contextmanager
-def _no_warnings() -> Iterator[None]:
-    """Silence ONNX Runtime's quantiser, which recommends what has been done already."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -47,6 +47,8 @@ HEAD_INPUT = "head/sign"
 """Name of the node that takes the features, whatever the features are called in the graph."""
 HEAD_WEIGHTS = "head/weights"
 """Name of the head's weights, features × classes."""
+HEAD_NAMES = "head/names"
+"""Name of what the names of the classes say, features × classes, where they count."""
 STRANGENESS = "strangeness"
 """Name of the second output, where a model has it, and of its golden checks."""
 

@@ -26,7 +26,6 @@ from typing import Any
 
 from quickstudy.errors import ModelError, WriteError
 from quickstudy.files import cache_folder, write_bytes_atomically
-from quickstudy.images.decoding import OWN_RESIZE
 from quickstudy.models.loading import load_bytes
 from quickstudy.models.teaching import Lesson, as_text, written
 from quickstudy.progress import Progress, silent
@@ -46,8 +45,8 @@ PAGE = resources.files("quickstudy.models").joinpath("site")
 SHARED = ("elements.js", "intake.js")
 """Modules that every page of quickstudy's takes photos with."""
 _MODULES = (
-    *("elements.js", "files.js", "jpeg.js", "pixels.js", "decoding.js", "intake.js", "digest.js", "head.js"),
-    *("classes.js", "teach.js", "ort.wasm.min.mjs", "classifier.js", "page.js"),
+    *("elements.js", "files.js", "jpeg.js", "pillow.js", "pixels.js", "decoding.js", "intake.js", "digest.js"),
+    *("head.js", "classes.js", "teach.js", "ort.wasm.min.mjs", "classifier.js", "page.js"),
 )
 """The modules of a site, each after those that it imports."""
 _IS_OURS = b"<title>quickstudy</title>"
@@ -113,11 +112,6 @@ def write_site(
     except OSError as error:
         raise ModelError(f"Cannot read '{model}': {error.strerror}") from None
     loaded = load_bytes(data, model)
-    if loaded.input.resize != OWN_RESIZE:
-        raise ModelError(
-            f"'{model}' sees photos resized by Pillow's arithmetic ({loaded.input.resize}), which the page has not; "
-            "make its backbone with 'backbone add … --resize own' and retrain, or export it otherwise"
-        )
     difference = loaded.verify()
     description = {"title": model.stem, "classes": loaded.classes, **loaded.input.to_dict()}
     if test := (loaded.metadata.get("training") or {}).get("test"):

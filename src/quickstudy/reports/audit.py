@@ -49,7 +49,7 @@ def audit(
     Args:
         images: a folder or manifest as for `retrain`; images without a label are welcome.
         backbone: name of the pretrained network.
-        engine: what computes bottlenecks: `onnxruntime`, `openvino` or `cuda`.
+        engine: what computes bottlenecks: `onnxruntime`, `onnxruntime-int8`, `openvino` or `cuda`.
         labelling: how labels are to be read: one an image, or several, and which name stands for none.
         cache: folder of the store and the backbones; see `quickstudy.files.cache_folder`.
         progress: is told how far things are.

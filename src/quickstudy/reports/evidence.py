@@ -107,7 +107,7 @@ def gather_evidence(
     Args:
         images: a folder or manifest, labelled, partly labelled or not.
         backbone: name of the pretrained network.
-        engine: what computes bottlenecks: `onnxruntime`, `openvino` or `cuda`.
+        engine: what computes bottlenecks: `onnxruntime`, `onnxruntime-int8`, `openvino` or `cuda`.
         labelling: how labels are to be read.
         cache: folder of the store and the backbones; see `quickstudy.files.cache_folder`.
         progress: is told how far it has come.

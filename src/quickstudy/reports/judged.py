@@ -7,7 +7,7 @@ the training images by cross-validation of a linear head of the model's strength
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,21 +15,25 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from quickstudy.backbones.backbone import Backbone, load_backbone
 from quickstudy.backbones.cuts import LEVELS
 from quickstudy.backbones.engines import engine_named
 from quickstudy.backbones.runtime import ONNX_RUNTIME
+from quickstudy.backbones.untrusted import parse_onnx
 from quickstudy.bottlenecks.extraction import Extraction, extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ImageSetError, ModelError
 from quickstudy.images.census import Census, Content, take_census
 from quickstudy.images.imageset import Skipped
 from quickstudy.learning.answers import Answer, marks_of
-from quickstudy.learning.features import signed_sqrt
+from quickstudy.learning.features import Floats, signed_sqrt
+from quickstudy.learning.prior import mix_names
 from quickstudy.learning.scores import Score, Scores
 from quickstudy.learning.selection import fit_head
-from quickstudy.models.loading import load
+from quickstudy.models.format import HEAD_NAMES
+from quickstudy.models.loading import load, read_model_file
 from quickstudy.models.model import Model
 from quickstudy.models.roles import may_judge
 from quickstudy.options import pasted
@@ -170,7 +174,7 @@ def judge_images(model: Path, images: Path | None, cache: Path, progress: Progre
     remembered = record is not None and any(not census.labels.keys().isdisjoint(part.digests) for part in record.unseen)
     seen = net.kept if origin["cut"] == LEVELS else net
     if record is None or not remembered:
-        record = _work_out(classifier, census, extraction, seen)
+        record = _work_out(classifier, census, extraction, seen, _names_in(model, training))
     evidence, by, bottlenecks = _bring_together(census, extraction, seen, classifier, record)
     return JudgedImages(
         model=model,
@@ -185,7 +189,19 @@ def judge_images(model: Path, images: Path | None, cache: Path, progress: Progre
     )
 
 
-def _work_out(classifier: Model, census: Census, extraction: Extraction, seen: Backbone) -> Record:
+def _names_in(model: Path, training: Mapping[str, Any]) -> Floats | None:
+    """Read what the names of its classes say (F×K) from a model; None where they do not count."""
+    compared = training.get("prior") or {}
+    if not compared.get("share"):
+        return None
+    tensors = parse_onnx(read_model_file(model), model).graph.initializer
+    weights = [numpy_helper.to_array(tensor) for tensor in tensors if tensor.name == HEAD_NAMES]
+    return weights[0] * np.float32(compared["temperature"] / compared["share"]) if weights else None
+
+
+def _work_out(
+    classifier: Model, census: Census, extraction: Extraction, seen: Backbone, names: Floats | None
+) -> Record:
     """Work out what a retraining would have remembered, for images of classes that the model knows.
 
     Images that the model says it has learned or was chosen by, and all images where it does not say, are judged by
@@ -211,6 +227,9 @@ def _work_out(classifier: Model, census: Census, extraction: Extraction, seen: B
         classes = len(classifier.classes)
         targets = marks if census.several else marks.argmax(axis=1)
         head = fit_head(kept, targets, train, classes=classes, widths=seen.widths, l2=training["l2"])
+        if names is not None:
+            last = extraction.gather([train[row] for row in head.held_out.tolist()])
+            head, _ = mix_names(head, names, last, targets[head.held_out])
         unseen.append(cross_validated(head, train))
     predictions = classifier.predict_each(content.path for content in tested)
     said = {c.digest: p.probabilities for c, p in zip(tested, predictions, strict=True) if p.probabilities is not None}

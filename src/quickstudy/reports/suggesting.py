@@ -13,7 +13,7 @@ from typing import Any
 
 from quickstudy.backbones.backbone import load_backbone
 from quickstudy.backbones.engines import engine_for
-from quickstudy.backbones.names import TEMPLATES, embed_names
+from quickstudy.backbones.names import TEMPLATES, check_templates, embed_names
 from quickstudy.bottlenecks.extraction import extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import AuditError
@@ -112,15 +112,17 @@ def name_photos(
         backbone: name of the image tower of a network of two towers, such as `hf:Xenova/clip-vit-base-patch32`.
         names: of the classes, at least two; left out, those of the labels that there are.
         templates: sentences with `{}` for the name; with several, the mean of their vectors counts.
-        engine: what computes bottlenecks: `onnxruntime`, `openvino` or `cuda`.
+        engine: what computes bottlenecks: `onnxruntime`, `onnxruntime-int8`, `openvino` or `cuda`.
         cache: folder of the store and the backbones; see `quickstudy.files.cache_folder`.
         progress: is told how far it has come.
 
     Raises:
         ImageSetError: there are no images.
         AuditError: there are no two names.
+        BackboneError: a template has no `{}`.
         QuickstudyError: the store or the backbone cannot be used, or it has no tower for text; see the message.
     """
+    check_templates(templates)
     source, folder, runner = as_path(images), cache_folder(cache), engine_for(engine)
     store = Store(folder / "bottlenecks")
     census = take_census(source, store.index_path, unlabelled=True, progress=progress)

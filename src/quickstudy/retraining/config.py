@@ -121,6 +121,7 @@ _FOR_ONE_CLASS = {
         ("cut", "progressive", "budget_seconds"),
         "trains a network for one class an image, while several labels have linear heads of their own",
     ),
+    "prior": "asks which of the names fits best, while several labels may fit an image",
     "class_weight": "weighs classes against each other, while several labels are learned each on its own",
     "refuse": "is about images of none of the classes, while an image may well have none of several labels",
 }
@@ -193,12 +194,13 @@ class RetrainConfig:
         ),
     ] = RACE_SECONDS
     fit: Annotated[
-        Literal["crop", "pad", "squash", "tiles", "tiles2", "tiles3", "auto"],
+        Literal["crop", "pad", "squash", "tiles", "tiles2", "tiles3", "auto"] | None,
         Option(
             "Of images that are not square take the centred square, crop; all, with margins, pad, or squeezed, squash; "
-            "two or three squares, as many passes, tiles; or whichever cross-validates better on some of them, auto."
+            "two or three squares, as many passes, tiles; or whichever cross-validates better on some of them, auto "
+            "[default: as the network was trained, mostly crop]."
         ),
-    ] = "crop"
+    ] = None
     levels: Annotated[
         Levels | None,
         Option(
@@ -206,6 +208,13 @@ class RetrainConfig:
             "cross-validates better [default: the preset's]."
         ),
     ] = None
+    prior: Annotated[
+        Literal["none", "names"],
+        Option(
+            "Mix into the head what the names of the classes say, if the network has a tower for text, as CLIP and "
+            "SigLIP have, as far as cross-validation finds that better; it helps where images are few."
+        ),
+    ] = "none"
     cut: Annotated[
         str, Option("Freeze the network up to here and fine-tune the rest; 'quickstudy backbone show' lists the cuts.")
     ] = FEATURES
@@ -265,9 +274,9 @@ class RetrainConfig:
     engine: Annotated[
         str,
         Option(
-            "Compute bottlenecks with this engine: openvino is faster on processors with bfloat16 instructions; cuda "
-            "uses a GPU, for fine-tuning too.",
-            metavar="onnxruntime|openvino|cuda",
+            "Compute bottlenecks with this engine: openvino is faster on processors with bfloat16 instructions, "
+            "onnxruntime-int8 with transformers on those with 8-bit ones; cuda uses a GPU, for fine-tuning too.",
+            metavar="onnxruntime|onnxruntime-int8|openvino|cuda",
         ),
     ] = "onnxruntime"
     refuse: Annotated[
@@ -305,13 +314,18 @@ class RetrainConfig:
             raise OptionError(
                 f"least_precision is {100 * self.least_precision:g} %; expected above 0 and below 100 %, such as 90"
             )
-        if self.fit.startswith("tiles") and not self.may_tile:
+        if self.fit is not None and self.fit.startswith("tiles") and not self.may_tile:
             raise OptionError(
                 f"--fit {self.fit} averages the features of several squares, so nothing before them can be fine-tuned "
                 "or distorted; use crop, pad or squash, or leave out --cut, --budget, --unfreeze and --views"
             )
         if self.fit == AUTO and self.budget_seconds is not None:
             raise OptionError("--fit auto takes time that --budget does not know of; name a fit, or a cut and epochs")
+        if self.chooses_backbone and self.prior == "names":
+            raise OptionError(
+                "--prior names needs a network that reads names, and --backbone auto may choose one that does not; "
+                "name the network, such as hf:Xenova/clip-vit-base-patch32"
+            )
         if self.chooses_backbone and self.tunes:
             raise OptionError(
                 "--backbone auto compares networks by the linear head, and cuts differ from one to the other; name a "
@@ -358,8 +372,13 @@ class RetrainConfig:
 
     @property
     def named_fit(self) -> Fit | None:
-        """The fit that was named; None where the images are to decide, by their shapes or by cross-validation."""
-        return None if self.fit in (AUTO, "tiles") else cast("Fit", self.fit)
+        """The fit that was named; None where the network has its own, or the images are to decide."""
+        return None if self.chooses_fit else cast("Fit | None", self.fit)
+
+    @property
+    def chooses_fit(self) -> bool:
+        """Whether the images are to decide the fit, by their shapes or by cross-validation."""
+        return self.fit in (AUTO, "tiles")
 
     @property
     def may_tile(self) -> bool:
@@ -407,6 +426,10 @@ class RetrainConfig:
             elif one.name == "levels" and self.tunes:
                 why[one.name] = (
                     f"{one.flag} is for the linear head, but fine-tuning uses the last features only; leave it out"
+                )
+            elif one.name == "prior" and self.tunes:
+                why[one.name] = (
+                    f"{one.flag} is for the linear head; leave it out, or what fine-tunes: --cut or --budget"
                 )
             elif one.part == "method" and not self.tunes:
                 why[one.name] = f"{one.flag} is for fine-tuning; add --cut, or leave it out"

@@ -109,6 +109,11 @@ class FineTunedClassifier:
         return None
 
     @property
+    def names(self) -> None:
+        """Nothing: names are mixed into linear heads only."""
+        return None
+
+    @property
     def cut(self) -> str:
         """Name of the cut at which freezing ended."""
         return self.kept.net.cut

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,16 @@ from quickstudy.errors import BackboneError
 from quickstudy.learning.answers import MOST_PROBABLE, Answer, choose_thresholds
 from quickstudy.learning.features import Floats, sample_of
 from quickstudy.learning.links import Integers, link_of
+from quickstudy.learning.prior import NamesCompared, mix_names
 from quickstudy.learning.selection import Head, LevelsCompared, choose_head, fit_head
 from quickstudy.learning.strangeness import Strangeness, fit_strangeness, learn_examples
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.roles import Roles
 from quickstudy.retraining.config import RetrainConfig
 from quickstudy.retraining.result import Unseen, cross_validated
+
+if TYPE_CHECKING:
+    from quickstudy.backbones.names import NamedClasses
 
 _MOST_FOR_STRANGENESS = 100_000  # images
 _MOST_AT_ONCE = 16_384  # images whose bottlenecks are in memory together
@@ -44,6 +48,8 @@ class Linear:
     """What was found of the last features and of all levels; None where they were not compared."""
     strangeness: Strangeness | None = None
     """What tells strange images from its own; None where there were too few images to tell, or nobody asked."""
+    names: NamesCompared | None = None
+    """What was found of the head alone, and with the names of the classes; None where they were not compared."""
 
     @property
     def cut(self) -> str:
@@ -87,7 +93,8 @@ class Linear:
 
     def write(self, path: Path, *, classes: Sequence[str], training: dict[str, Any], roles: Roles | None) -> None:
         """Write it as a model."""
-        linear = LinearHead(weights=self.head.weights, biases=self.head.biases, link=self.answer.link)
+        head = self.head
+        linear = LinearHead(weights=head.weights, biases=head.biases, names=head.names, link=self.answer.link)
         write_model(
             path,
             self.net,
@@ -98,6 +105,17 @@ class Linear:
             strangeness=self.strangeness,
             answer=self.answer,
         )
+
+    def with_names(self, named: NamedClasses) -> Linear:
+        """Mix the head with what the names of the classes say, as far as held-out images are the better for it.
+
+        Args:
+            named: the classes by name, those of the head among them, in the order of its columns.
+        """
+        held_out = self.head.held_out
+        last = self.extraction.gather([self.train[row] for row in held_out.tolist()])
+        head, names = mix_names(self.head, named.as_weights, last, self.targets[held_out])
+        return replace(self, head=head, names=names)
 
     def with_strangeness(self, examples: list[bytes]) -> Linear:
         """Learn, from the last features of the training images, what tells strange images from these.

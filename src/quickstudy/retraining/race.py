@@ -128,12 +128,20 @@ def choose(
     if net is None:
         net, choice = _choose_backbone(sample, census, config, passes, bits=bits, cache=cache)
         choices.append(choice)
-    net = net.at(FEATURES).reading(bits, config.named_fit or "crop")
-    if config.named_fit is None:
+    net = net.at(FEATURES).reading(bits, config.named_fit)
+    if config.chooses_fit:
         fit, choice = _choose_fit(net, sample, census, config, passes)
         net = net.reading(bits, fit)
         choices.append(choice)
     return net, tuple(choices)
+
+
+def own_fit(net: Backbone, config: RetrainConfig) -> tuple[Choice, ...]:
+    """Tell that a network has a fit of its own, where nobody named another one and it is not the usual one."""
+    if config.fit is not None or net.input.fit == "crop":
+        return ()
+    why = "as the network was trained; --fit crop takes the centred square"
+    return (Choice(what="fit", chosen=net.input.fit, images=0, why=why),)
 
 
 def fit_by_shape(census: Census, config: RetrainConfig) -> tuple[Fit, Choice]:
@@ -152,7 +160,7 @@ def _choose_fit(
     ratio = _median_ratio(census, list(sample))
     if ratio < NEARLY_SQUARE:
         why = f"the median image is {ratio:.2f} times as long as wide; fits are compared from {NEARLY_SQUARE} on"
-        return "crop", Choice(what="fit", chosen="crop", images=0, why=why)
+        return net.input.fit, Choice(what="fit", chosen=net.input.fit, images=0, why=why)
     fits: dict[str, Fit] = {fit: fit for fit in FITS if tiles_in(fit) == 1}
     if config.may_tile:
         fits[tiles_for(ratio)] = tiles_for(ratio)
@@ -172,7 +180,7 @@ def _choose_backbone(
     added = [name for name in backbone_names(cache) if JOINED not in name]
     for name in dict.fromkeys((*added, *(preset.backbone for preset in PRESETS.values()))):
         try:
-            net = load_backbone(name, cache).reading(bits, config.named_fit or "crop")
+            net = load_backbone(name, cache).reading(bits, config.named_fit)
         except BackboneError:
             continue  # the weights of one of quickstudy's own are not installed, or what was added is damaged
         if net.levels or config.levels != "all":

@@ -26,6 +26,7 @@ from quickstudy.learning.answers import Answer, Thresholds
 from quickstudy.learning.calibration import probabilities_of, suggest_abstention
 from quickstudy.learning.conformal import fit_sets
 from quickstudy.learning.features import Floats
+from quickstudy.learning.prior import NamesCompared
 from quickstudy.learning.scores import Score, Scores
 from quickstudy.learning.selection import Head, LevelsCompared, PathPoint
 from quickstudy.learning.strangeness import Refusal
@@ -57,6 +58,8 @@ class RetrainResult:
     """Linear head at its optimum; fine-tuning, if there was any, began from it."""
     compared: LevelsCompared | None
     """What cross-validation found of the last features and of all levels; None where they were not compared."""
+    names: NamesCompared | None
+    """What cross-validation found of the names of the classes; None where they were not compared."""
     choices: tuple[Choice, ...]
     """What cross-validation, or the images' shapes, chose beforehand: backbone and fit; empty where both were named."""
     refusal: Refusal | None
@@ -134,6 +137,7 @@ class RetrainResult:
                 "iterations": self.head.iterations,
                 "gap": self.head.gap,
                 "levels": self.compared.to_dict() if self.compared else None,
+                "names": self.names.to_dict() if self.names else None,
             },
             "choices": [choice.to_dict() for choice in self.choices],
             "strangeness": self.refusal.to_dict() if self.refusal else None,

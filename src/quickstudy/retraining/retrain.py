@@ -31,6 +31,7 @@ from quickstudy.images.depth import significant_bits
 from quickstudy.images.drawn_roles import RolesBefore
 from quickstudy.learning.answers import Answer
 from quickstudy.learning.features import Floats
+from quickstudy.learning.prior import NamesCompared
 from quickstudy.learning.scores import Score, Scores
 from quickstudy.learning.selection import Head, LevelsCompared
 from quickstudy.learning.strangeness import Strangeness
@@ -42,10 +43,11 @@ from quickstudy.retraining.config import RetrainConfig
 from quickstudy.retraining.linear import learn_head
 from quickstudy.retraining.passes import Passes
 from quickstudy.retraining.previous import Predecessor
-from quickstudy.retraining.race import Choice, choose
+from quickstudy.retraining.race import Choice, choose, own_fit
 from quickstudy.retraining.result import NOT_CALIBRATED, Record, RetrainResult, Unseen, save_record
 
 if TYPE_CHECKING:
+    from quickstudy.backbones.names import NamedClasses
     from quickstudy.retraining.on_cluster import ClusterPasses
     from quickstudy.retraining.planning import Plan
 
@@ -130,10 +132,17 @@ def _retrain(
         passes = Passes(local, config, engine, progress)
         spread = _cluster_passes(place, config, progress)
         choices: tuple[Choice, ...] = ()
-    if net is None or config.named_fit is None:
+    if net is None or config.chooses_fit:
         with clock.stage("choices"):
             net, choices = choose(net, census, config, passes, bits=bits, cache=folder)
-    net = net.at(config.cut).reading(bits, config.named_fit or net.input.fit)
+    net = net.at(config.cut).reading(bits, config.named_fit)
+    choices = (*choices, *own_fit(net, config))
+    named = None
+    if config.prior == "names":
+        from quickstudy.backbones.names import embed_names
+
+        with clock.stage("names"):
+            named = embed_names(net, census.classes)
     if config.budget_seconds is not None:
         with clock.stage("planning"):
             plan, config = _plan(census, net, config, started, progress)
@@ -144,7 +153,15 @@ def _retrain(
         census.require_enough(strict=config.strict)
     with clock.stage("fine-tuning" if config.tunes else "head"):
         learned = _learn(
-            nets, extraction, partial(passes.at, census=census), census, config, place, cache=folder, progress=progress
+            nets,
+            extraction,
+            partial(passes.at, census=census),
+            census,
+            config,
+            place,
+            named,
+            cache=folder,
+            progress=progress,
         )
     with clock.stage("evaluation"):
         tested, scores = _judge(learned, census)
@@ -173,6 +190,7 @@ def _retrain(
         test=scores,
         head=learned.head,
         compared=learned.compared,
+        names=learned.names,
         choices=choices,
         refusal=learned.strangeness.refusal(config.refuse) if learned.strangeness else None,
         examples=_refused_examples(learned, census, config),
@@ -264,6 +282,10 @@ class Learned(Protocol):
     def compared(self) -> LevelsCompared | None:
         """What cross-validation found of the last features and of all levels; None where they were not compared."""
 
+    @property
+    def names(self) -> NamesCompared | None:
+        """What cross-validation found of the names of the classes; None where they were not compared."""
+
     def stages(self) -> tuple[dict[str, Any], ...]:
         """Tell how fine-tuning went, as JSON values; empty where there was none."""
 
@@ -316,6 +338,7 @@ def _learn(
     census: Census,
     config: RetrainConfig,
     place: str | None,
+    named: NamedClasses | None,
     *,
     cache: Path,
     progress: Progress,
@@ -329,6 +352,8 @@ def _learn(
             linear = learn_on_cluster(nets[0], extraction, train, targets, config, place=place, progress=progress)
         else:
             linear = learn_head(nets[0], extraction, train, targets, config)
+        if named is not None:
+            linear = linear.with_names(named.of(census.classes))
         return linear.with_strangeness(census.examples_of_none("train", "validation"))
     from quickstudy.retraining.finetune import fine_tune_in_stages
 
@@ -383,6 +408,7 @@ def _describe(
         "l2": learned.head.l2,
         "temperature": learned.head.temperature,
         "levels": learned.compared.to_dict() if learned.compared else None,
+        **({"prior": learned.names.to_dict()} if learned.names else {}),
         "choices": [choice.to_dict() for choice in choices],
         "cross_validation": _cross_validated(learned.head).to_dict(),
         "options": config.recorded(),

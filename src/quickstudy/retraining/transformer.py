@@ -32,10 +32,11 @@ class Bottleneck(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         backbone: name of the pretrained network, or of two or three side by side, such as `a+b`.
         levels: give all levels, what several blocks know of an image, of which the features are the beginning.
         image_fit: what becomes of images that are not square: `crop`, `pad`, `squash`, `tiles2` or `tiles3`; see
-            `quickstudy.images.fits`. (`fit` is a method, as in all of scikit-learn.)
+            `quickstudy.images.fits`; left out, as the network was trained, mostly `crop`. (`fit` is a method, as in all
+            of scikit-learn.)
         cache: folder of the store; the user's cache folder if left out.
         dtype: `float16` or `float32`, as the store keeps them. `transform` gives float32 either way.
-        engine: what computes bottlenecks: `onnxruntime` or `openvino` on the processor, or `cuda`.
+        engine: what computes bottlenecks: `onnxruntime`, `onnxruntime-int8` or `openvino` on the processor, or `cuda`.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Bottleneck(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         backbone: str = "efficientnet_lite0",
         *,
         levels: bool = False,
-        image_fit: Fit = "crop",
+        image_fit: Fit | None = None,
         cache: str | Path | None = None,
         dtype: str = "float16",
         engine: str = "onnxruntime",
@@ -69,7 +70,7 @@ class Bottleneck(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             BackboneError: the engine cannot be had.
             OptionError: there is no such fit.
         """
-        if self.image_fit not in FITS:
+        if self.image_fit is not None and self.image_fit not in FITS:
             raise OptionError(f"image_fit is {self.image_fit!r}; expected {', '.join(FITS[:-1])} or {FITS[-1]}")
         folder = cache_folder(self.cache)
         extraction = extract(

@@ -1,5 +1,8 @@
 // From a picture's pixels to what the network takes: the same integer arithmetic as quickstudy's
-// images/decoding.py, so that the same decoded pixels give the same input to the bit.
+// images/decoding.py, so that the same decoded pixels give the same input to the bit. Filters of Pillow's are in
+// pillow.js.
+
+import { filterOf, resizedByPillow } from "./pillow.js";
 
 /** To the nearest integer, halves to the even one, as Python and NumPy round. */
 function roundHalfEven(value) {
@@ -8,9 +11,12 @@ function roundHalfEven(value) {
 }
 
 const MARGIN = 127; // the level of the margins that `pad` leaves
+const FAR = 20; // what lies more widths away from the middle than this is cut off before it is resized
 
-/** The largest of libjpeg's fast reductions that leaves the image at least as large as the network's input. */
+/** The largest of libjpeg's fast reductions that leaves the image at least as large as the network's input; none before
+ * Pillow's filters, which weigh all pixels. */
 export function largestFactor(width, height, spec) {
+  if (filterOf(spec)) return 1;
   const side = spec.fit === "pad" ? Math.max(width, height) : Math.min(width, height) * spec.crop;
   return [8, 4, 2].find((factor) => side >= spec.size * factor) ?? 1;
 }
@@ -21,13 +27,14 @@ export function tilesIn(spec) {
 }
 
 /** The network's input: the centred square, or what else the fit makes of the image, each side halved as often as it
- * takes, then resized bilinearly.
+ * takes, then resized bilinearly, or by a filter of Pillow's.
  * pixels: {width, height, data}, data with 3 bytes a pixel. Returns a Uint8Array of size × size × 3, or for several
  * squares, one above the other, as many times that. */
 export function toInput(pixels, spec) {
-  const { width, height } = pixels, { size } = spec, tiles = tilesIn(spec);
-  if (spec.fit === "squash") return resized(pixels, [0, 0, width, height], size, size);
-  if (spec.fit === "pad") return padded(pixels, size);
+  const { width, height } = pixels, { size } = spec, tiles = tilesIn(spec), filter = filterOf(spec);
+  if (spec.fit === "squash") return resized(pixels, [0, 0, width, height], size, size, filter);
+  if (spec.fit === "pad") return padded(pixels, size, filter);
+  if (tiles === 1 && filter) return middle(pixels, spec, filter);
   if (tiles === 1) {
     const side = Math.max(1, roundHalfEven(Math.min(width, height) * spec.crop));
     return resized(pixels, [Math.floor((width - side) / 2), Math.floor((height - side) / 2), side, side], size, size);
@@ -35,17 +42,37 @@ export function toInput(pixels, spec) {
   const side = Math.min(width, height), result = new Uint8Array(tiles * size * size * 3);
   for (let number = 0; number < tiles; number++) {
     const [left, top] = [width, height].map((length) => Math.floor((number * (length - side)) / (tiles - 1)));
-    result.set(resized(pixels, [left, top, side, side], size, size), number * size * size * 3);
+    result.set(resized(pixels, [left, top, side, side], size, size, filter), number * size * size * 3);
+  }
+  return result;
+}
+
+/** The middle of the image whose shorter side a filter of Pillow's has brought to `size / crop`. */
+function middle(pixels, { size, crop, resize }, filter) {
+  const shorter = Math.min(pixels.width, pixels.height);
+  const [[left, across], [top, down]] = [pixels.width, pixels.height].map((side) => {
+    const first = Math.max(0, Math.floor((side - FAR * shorter) / 2));
+    return [first, Math.min(side, Math.floor((side + FAR * shorter) / 2)) - first];
+  });
+  const edge = roundHalfEven(size / crop);
+  const [width, height] = [across, down].map((side) => Math.floor((edge * side) / shorter));
+  const whole = resizedByPillow(pixels, [left, top, across, down], width, height, filter);
+  const rounded = resize.startsWith("torchvision") ? roundHalfEven : Math.floor;
+  const [startX, startY] = [width, height].map((side) => rounded((side - size) / 2));
+  const result = new Uint8Array(size * size * 3);
+  for (let row = 0; row < size; row++) {
+    const from = ((startY + row) * width + startX) * 3;
+    result.set(whole.subarray(from, from + size * 3), row * size * 3);
   }
   return result;
 }
 
 /** The image in the middle of a square of grey, its longer side as long as the square's. */
-function padded(pixels, size) {
+function padded(pixels, size, filter) {
   const longer = Math.max(pixels.width, pixels.height);
   const [width, height] = [pixels.width, pixels.height].map((side) =>
     Math.max(1, Math.floor((2 * side * size + longer) / (2 * longer))));
-  const shown = resized(pixels, [0, 0, pixels.width, pixels.height], width, height);
+  const shown = resized(pixels, [0, 0, pixels.width, pixels.height], width, height, filter);
   const left = Math.floor((size - width) / 2), top = Math.floor((size - height) / 2);
   const result = new Uint8Array(size * size * 3).fill(MARGIN);
   for (let row = 0; row < height; row++) {
@@ -54,8 +81,10 @@ function padded(pixels, size) {
   return result;
 }
 
-/** A part of the image (left, top, width, height) at another size: each side halved as often as it takes, then resized. */
-function resized(pixels, [left, top, width, height], across, down) {
+/** A part of the image (left, top, width, height) at another size: each side halved as often as it takes, then resized;
+ * or by a filter of Pillow's. */
+function resized(pixels, [left, top, width, height], across, down, filter) {
+  if (filter) return resizedByPillow(pixels, [left, top, width, height], across, down, filter);
   const [byX, byY] = [halvings(width, across), halvings(height, down)];
   const columns = Math.floor(width / byX), rows = Math.floor(height / byY);
   const startX = left + Math.floor((width % byX) / 2), startY = top + Math.floor((height % byY) / 2);
