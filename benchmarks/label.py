@@ -167,7 +167,8 @@ def run_page(simulation: Simulation, most: int) -> dict[int, dict[str, Any]]:
                 names = {name: k for k, name in enumerate(head.classes)}
                 labels = np.array([names[name] for name in simulation.truth[learned]], np.intp)
                 where = np.array([learned.index(k) for k in control], np.intp)
-                point["right"] = int(judge_checks(simulation.rows[learned], labels, where, head).sum())
+                shares = judge_checks(simulation.rows[learned], labels, where, head)
+                point["right"] = int((shares.argmax(axis=1) == labels[where]).sum())
             points[int(answered.sum())] = point
     return points
 

@@ -43,9 +43,9 @@ def api(address: str) -> httpx.Client:
     return httpx.Client(base_url=address, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60)
 
 
-def act(client: Any, photo: dict[str, Any], name: str = "", kind: str = "label", **more: Any) -> Any:
-    values = {"kind": kind, "photos": [photo["id"]], "seen": [photo["seen"]], "who": "me", **more}
-    return client.post("/api/act", json=values | ({"name": name} if name else {}))
+def act(client: Any, photo: dict[str, Any], *names: str, kind: str = "label", **more: Any) -> Any:
+    values = {"kind": kind, "photos": [photo["id"]], "seen": [photo["seen"]], "who": "me", "names": names, **more}
+    return client.post("/api/act", json=values)
 
 
 def state(client: Any, who: str = "me", **query: Any) -> dict[str, Any]:
