@@ -305,7 +305,7 @@ def class_names(
     """
     names = {text if text in known else class_name(text, separators=separators) for text in texts}
     if len(names) > most or (most == 1 and not names):
-        raise LabellingError(f"One name is wanted; got {len(names)}. Start with --several to give photos several labels")
+        raise LabellingError(f"Got {len(names)} names for one; start with --several to give a photo several labels")
     return tuple(sorted(names))
 
 
