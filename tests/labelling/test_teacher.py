@@ -93,7 +93,7 @@ def test_checks_are_judged_by_fits_that_had_not_seen_them() -> None:
     checks = np.arange(0, 120, 4)
     for given, least, most in ((truth, 0.7, 1.0), (noise, 0.0, 0.65)):
         head = teacher.fit_live(rows, given, CLASSES, space)
-        assert np.mean(head.probabilities(rows).argmax(axis=1) == given) > 0.9
+        assert np.mean(head.probabilities(rows).argmax(axis=1) == given) > 0.85
         assert least <= np.mean(found(rows, given, checks, head)) <= most
     one = checks[:6]
     head = teacher.fit_live(rows, truth, CLASSES, space)
@@ -193,3 +193,34 @@ def test_the_most_alike_photos_come_first_and_answered_ones_never() -> None:
     rows = np.array([[1, 0], [1, 0.1], [0, 1], [1, 0.5]], np.float32)
     free = np.array([True, True, True, False])
     assert [row for row, _ in alike_rows(rows, 0, free, 9)] == [1, 2]
+
+
+def test_photos_that_wait_are_guessed_and_learned_from() -> None:
+    features, truth = clouds(600, apart=0.9)
+    space = teacher.find_space(features)
+    assert space is not None
+    rows = space.project(features)
+    few, waiting, others = np.arange(9), np.arange(9, 400), np.arange(400, 600)
+    alone = teacher.fit_live(rows[few], truth[few], CLASSES, space)
+    helped = teacher.fit_live(rows[few], truth[few], CLASSES, space, waiting=rows[waiting])
+    before, after = (
+        np.mean(head.probabilities(rows[others]).argmax(axis=1) == truth[others]) for head in (alone, helped)
+    )
+    assert after > before + 0.02
+    again = teacher.fit_live(rows[few], truth[few], CLASSES, space, helped, rows[waiting])  # from where it was
+    assert np.abs(again.probabilities(rows) - helped.probabilities(rows)).max() < 0.05
+
+
+def test_guesses_are_made_anew_for_each_fit_that_has_not_seen_a_photo() -> None:
+    features, truth = clouds(90)
+    noise = np.random.Generator(np.random.Philox(8)).permutation(truth)  # a fit that had seen a label would know it
+    space = teacher.find_space(features)
+    assert space is not None
+    rows = space.project(features)
+    head = teacher.fit_live(rows, noise, CLASSES, space, waiting=rows)  # those that wait are the same photos
+    judged = teacher.cross_validate(rows, noise, keys(90), head, rows)
+    assert judged is not None
+    assert 0.1 < right(judged) < 0.6
+    checks = np.arange(0, 90, 3)
+    shares = teacher.judge_checks(rows, noise, checks, head, waiting=rows)
+    assert np.mean(shares.argmax(axis=1) == noise[checks]) < 0.65

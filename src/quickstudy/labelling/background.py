@@ -23,6 +23,7 @@ from quickstudy.labelling.choosing import Pick, doubtful_rows, typical_rows, wit
 from quickstudy.labelling.knowledge import Figures, Knowledge
 from quickstudy.labelling.session import Session
 from quickstudy.labelling.teacher import (
+    GUESSED,
     LiveHead,
     Space,
     choose_answer,
@@ -193,6 +194,8 @@ class Background:
             targets = session.targets(learned, known)
             counts = session.marks[learned][:, known].sum(axis=0)
             free = session.free()
+            waiting = np.flatnonzero(have & ~session.answered)
+            waiting = waiting[:GUESSED]  # they come in the order of their hashes, so these are drawn at random
             answered = int(session.answered.sum())
             unlike, doubtful = session.asked["unlike"], session.asked["unlike"] + session.asked["doubtful"]
         clock = _Clock()
@@ -203,7 +206,7 @@ class Background:
             head = before.head
             if head is None or head.space is not space or before.number != number or before.labels != len(learned):
                 clock.start()
-                head = fit_live(rows[learned], targets, classes, space, before.head)
+                head = fit_live(rows[learned], targets, classes, space, before.head, rows[waiting])
                 clock.note("fit")
             else:
                 clock.milliseconds |= before.milliseconds
@@ -240,6 +243,7 @@ class Background:
         return Knowledge(
             number=number,
             head=head,
+            waiting=waiting,
             probabilities=probabilities,
             given=given,
             known=have,
@@ -286,14 +290,15 @@ class Background:
         if session.classes_of(learned) != known:
             return before  # a class has lost its last label since; another head is on its way
         keys = [session.photos.photos[n].digest for n in learned.tolist()]
-        judged = cross_validate(rows[learned], targets, keys, head)
+        waiting = rows[knowledge.waiting]
+        judged = cross_validate(rows[learned], targets, keys, head, waiting)
         temperature = judged.temperature if judged is not None else 1.0
         if session.photos.splits_given:
             checks = np.zeros(0, np.intp)
             shares = head.probabilities(rows[control], temperature)
         else:
             checks = np.searchsorted(learned, control)
-            shares = judge_checks(rows[learned], targets, checks, head, temperature)
+            shares = judge_checks(rows[learned], targets, checks, head, temperature, waiting)
         answer = choose_answer(judged, len(known), checks)
 
         def score(probabilities: Floats, labels: list[tuple[str, ...]]) -> Scores | None:

@@ -36,6 +36,8 @@ class Knowledge:
     """Whether a photo's bottleneck was there (n)."""
     picks: tuple[Pick, ...] = ()
     """What to ask next, in order."""
+    waiting: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))
+    """Numbers of the photos without an answer that it has guessed, and learned from."""
     labels: int = 0
     """Number of labels that the head was fitted to."""
     milliseconds: dict[str, float] = field(default_factory=dict)

@@ -6,6 +6,12 @@ than quick: on the clothing photos, heads of 50 to 500 random labels were as goo
 features, or up to a point better. A refit starts from the head before, so it takes a few steps; it is as precise as
 suggestions need to be, to a hundredth in probability, where the final model's is exact.
 
+Photos that wait for an answer teach, too, as far as they can be guessed (pseudo-labels; Lee, 2013). A thousand of them
+are guessed by a ridge head of the labels, a few milliseconds by itself, and count as if somebody had said so, by how
+sure the guess is; the guesses of a rare class count for more, and all together no more than the labels. On the clothing
+photos, heads of 50, 100 and 250 labels are right 2.7, 2.0 and 1.3 points more often so. Nobody else is told of these
+guesses: *Train*, the forecast and the manifest know what people said and nothing else.
+
 What the head is worth is said in two ways. Five-fold cross-validation judges every label by fits that had not seen it;
 but photos that were chosen since they are doubtful are harder than most, so that this is too modest a figure for the
 folder as a whole. So some photos, the checks, are drawn at random and labelled along the way. The head learns from them
@@ -35,12 +41,18 @@ from quickstudy.learning.strengths import assign_folds
 
 DIRECTIONS = 256
 """The number of directions in which the live head sees photos."""
-L2 = 0.01
-"""Strength of the live head's regularisation; from 0.003 to 0.03, accuracies with 50 to 1,500 labels are the same."""
+L2 = 0.03
+"""Strength of the live head's regularisation; from 0.01 to 0.1, accuracies with 50 to 500 labels are about the same."""
+GUESSED = 1000
+"""The largest number of photos without a label that are guessed and learned from; all 2,000 and more bring no more."""
 _PRECISION = 1e-2  # root mean square of probabilities
-_MAIN = 128  # directions in which the fit is preconditioned by class
+_MAIN = 32  # directions in which the fit is preconditioned by class; of 128, a refit takes twice as long
 _SAMPLE = 4096  # photos from which the directions are found
 _MOST_MISTAKES = 60
+# Of the ridge head that guesses: its strength, what its scores are multiplied with to be logits, and the power of the
+# probability by which a guess counts. Strengths of 1 and 10, a factor of 5 and a power of 8 come to about the same.
+_RIDGE, _BOLDNESS, _SURENESS = 3.0, 10.0, 4
+_RAREST = 0.2  # of the mean weight of a class's guesses, below which a class is not rarer for it
 _FEWEST_FOR_THRESHOLDS = 50  # photos; with fewer, a label is given from one half on
 
 
@@ -115,11 +127,17 @@ def _features(rows: Floats) -> Features:
 
 
 def fit_live(
-    rows: Floats, targets: NDArray[np.intp], classes: tuple[str, ...], space: Space, before: LiveHead | None = None
+    rows: Floats,
+    targets: NDArray[np.intp],
+    classes: tuple[str, ...],
+    space: Space,
+    before: LiveHead | None = None,
+    waiting: Floats | None = None,
 ) -> LiveHead:
     """Fit the head to photos (n×r) and their targets, from an earlier head on if there is one for this space.
 
     Each class has at least one photo, and there are at least two classes; or each label is on some, and not on all.
+    Where photos have one class, those that wait for an answer (m×r) are guessed, and learned from, too.
     """
     start = None
     if before is not None and before.space is space:
@@ -130,7 +148,7 @@ def fit_live(
                 weights[:, number], biases[number] = before.weights[:, known[name]], before.biases[known[name]]
         start = weights[None], biases[None]
     weight = np.full((len(rows), 1), 1 / len(rows), np.float32)
-    fit = _fit(_features(rows), targets, weight, len(classes), start)
+    fit = _fit(rows, targets, weight, len(classes), start, waiting)
     return LiveHead(
         classes=classes,
         weights=fit.weights[0].astype(np.float32),
@@ -141,11 +159,47 @@ def fit_live(
 
 
 def _fit(
-    features: Features, targets: NDArray[np.intp], weights: Floats, classes: int, start: tuple[Real, Real] | None
+    rows: Floats,
+    targets: NDArray[np.intp],
+    weights: Floats,
+    classes: int,
+    start: tuple[Real, Real] | None,
+    waiting: Floats | None,
 ) -> Fit:
+    """Fit a head to each column of weights (n×F) that sums to 1, each with guesses of its own; rows come first."""
+    if waiting is not None and len(waiting) and targets.ndim == 1:
+        guesses = [_guess(rows, targets, column, waiting, classes) for column in weights.T]
+        count, sets = len(waiting), len(guesses)
+        of_guesses = np.zeros((sets, count, sets), np.float32)
+        for number, (_, counts) in enumerate(guesses):
+            of_guesses[number, :, number] = counts
+        rows = np.concatenate([rows, *[waiting] * sets])
+        targets = np.concatenate([targets, *(guessed for guessed, _ in guesses)])
+        weights = np.concatenate([weights, of_guesses.reshape(-1, sets)])
+        weights /= weights.sum(axis=0)
     return fit_softmax(
-        features, targets, weights, classes=classes, l2=L2, precision=_PRECISION, start=start, rough=True
+        _features(rows), targets, weights, classes=classes, l2=L2, precision=_PRECISION, start=start, rough=True
     )
+
+
+def _guess(
+    rows: Floats, targets: NDArray[np.intp], weights: Floats, waiting: Floats, classes: int
+) -> tuple[NDArray[np.intp], Floats]:
+    """Guess the class of photos (m×r) by a ridge head of those that have one; give classes, and how much they count."""
+    known = np.flatnonzero(weights)
+    mean = rows[known].mean(axis=0)
+    centred, marks = rows[known] - mean, np.eye(classes, dtype=np.float32)[targets[known]]
+    often = marks.mean(axis=0)
+    squares = centred.T @ centred / len(known)
+    squares[np.diag_indices_from(squares)] += _RIDGE
+    head = np.linalg.solve(squares, centred.T @ (marks - often) / len(known))
+    shares = ONE_OF.probabilities(_BOLDNESS * ((waiting - mean) @ head + often))
+    guessed: NDArray[np.intp] = shares.argmax(axis=1)
+    counts = shares.max(axis=1) ** _SURENESS
+    of_class = np.bincount(guessed, counts, minlength=classes)
+    counts *= np.sqrt(of_class.mean() / np.maximum(of_class, _RAREST * of_class.mean()))[guessed]
+    # A guess counts no more than a label does, and all together no more than all labels.
+    return guessed, (counts / max(float(counts.sum()), len(known))).astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -178,7 +232,13 @@ def choose_answer(judged: Judged | None, classes: int, but: NDArray[np.intp]) ->
     return choose_thresholds(judged.probabilities[others], judged.targets[others])
 
 
-def cross_validate(rows: Floats, targets: NDArray[np.intp], keys: Sequence[bytes], head: LiveHead) -> Judged | None:
+def cross_validate(
+    rows: Floats,
+    targets: NDArray[np.intp],
+    keys: Sequence[bytes],
+    head: LiveHead,
+    waiting: Floats | None = None,
+) -> Judged | None:
     """Judge each label by a fit to the four fifths of the others that have another fold; None if none can be held out.
 
     Args:
@@ -186,6 +246,7 @@ def cross_validate(rows: Floats, targets: NDArray[np.intp], keys: Sequence[bytes
         targets: class numbers of the head (n), or marks (n×K).
         keys: n content hashes, which deal the photos out to the folds.
         head: the head of all labels, from which the fits start.
+        waiting: m×r, photos without a label, which each fit guesses by itself.
     """
     folds = assign_folds(targets, keys)
     if not (folds >= 0).any():
@@ -194,7 +255,7 @@ def cross_validate(rows: Floats, targets: NDArray[np.intp], keys: Sequence[bytes
     trains = (folds[order, None] != np.arange(FOLDS)).astype(np.float32)
     used = np.array([fold for fold in range(FOLDS) if (folds == fold).any()])
     weights = trains[:, used] / trains[:, used].sum(axis=0)
-    fit = _fit(_features(rows[order]), targets[order], weights, len(head.classes), _from(head, len(used)))
+    fit = _fit(rows[order], targets[order], weights, len(head.classes), _from(head, len(used)), waiting)
     held_out, logits = [], []
     for number, fold in enumerate(used.tolist()):
         mine = np.flatnonzero(folds[order] == fold)
@@ -217,7 +278,12 @@ def _from(head: LiveHead, count: int) -> tuple[Real, Real]:
 
 
 def judge_checks(
-    rows: Floats, targets: NDArray[np.intp], checks: NDArray[np.intp], head: LiveHead, temperature: float = 1.0
+    rows: Floats,
+    targets: NDArray[np.intp],
+    checks: NDArray[np.intp],
+    head: LiveHead,
+    temperature: float = 1.0,
+    waiting: Floats | None = None,
 ) -> Floats:
     """Work out each check's probabilities by a fit to all labels but those of a fifth of the checks, its own included.
 
@@ -230,6 +296,7 @@ def judge_checks(
         checks: numbers (m) of the rows that are checks.
         head: the head of all labels, from which the fits start.
         temperature: number by which logits are divided.
+        waiting: photos without a label, which each fit guesses by itself.
 
     Returns:
         Probabilities, m×K.
@@ -250,7 +317,7 @@ def judge_checks(
     weights = np.ones((len(rows), count), np.float32)
     dealt = ~alone.any(axis=1)
     weights[checks[dealt], fold[dealt]] = 0
-    fit = _fit(_features(rows), targets, weights / weights.sum(axis=0), classes, _from(head, count))
+    fit = _fit(rows, targets, weights / weights.sum(axis=0), classes, _from(head, count), waiting)
     for number in range(count):
         some = dealt & (fold == number)
         found[some] = head.link.probabilities(fit.logits_of(checks[some], number) / temperature)
@@ -299,8 +366,8 @@ def _other_classes(judged: Judged) -> list[tuple[int, tuple[int, ...]]]:
 
 
 def _too_many_or_few(judged: Judged) -> list[tuple[int, tuple[int, ...]]]:
-    """Ask of each label whether it is missing or too many, as the audit does, and bring a photo's together."""
-    from quickstudy.reports.audit import LEAST, probability_wrong
+    """Ask of each label whether it is more likely than not to be missing or too many, and bring a photo's together."""
+    from quickstudy.reports.audit import probability_wrong
 
     wrong = np.stack(
         [
@@ -309,7 +376,7 @@ def _too_many_or_few(judged: Judged) -> list[tuple[int, tuple[int, ...]]]:
         ],
         axis=1,
     )
-    turned = wrong >= LEAST
+    turned = wrong > 0.5
     places = np.flatnonzero(turned.any(axis=1))
     ordered = places[np.argsort(-wrong[places].max(axis=1), kind="stable")]
     should = (judged.targets > 0) ^ turned

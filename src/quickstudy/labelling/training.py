@@ -72,7 +72,7 @@ class Trainer:
                 "classes": list(result.classes),
                 "test": figure_of(result.test),
                 "cross_validation": share_of(result.cross_validation),
-                "trained_on": sum(result.train_counts.values()),
+                "trained_on": len(result.census.digests("train")),
                 "seconds": round(time.perf_counter() - started, 1),
             }
         except (QuickstudyError, OSError) as error:

@@ -151,6 +151,7 @@ const take = () => { if (several() && chosen.length) give(inOrder(draft)); };
 
 export function begin() {
   drawClasses = classButtons(at("map-classes"), label, () => draft);
+  at("map-classes").prepend(at("map-take"));
   at("map-take").addEventListener("click", take);
   const where = (event) => [event.offsetX, event.offsetY];
   canvas.addEventListener("pointerdown", (event) => {
@@ -207,6 +208,7 @@ export function key(event) {
 
 export function update(state) {
   drawClasses();
+  at("map-press").textContent = several() ? "press labels and Enter" : "press a class";
   at("legend").replaceChildren(...state.classes.map((one, number) => make("li", {}, dot(number), make("bdi", {}, one.name))));
   load();
 }

@@ -107,6 +107,7 @@ const other = ([name, share]) => make("span", { class: "other" },
 
 // What Enter would say, and what else may be in the photo.
 function drawDraft() {
+  at("answer").classList.add("several");
   const names = inOrder(draft);
   const best = make("button", { type: "button", id: "take", class: "primary suggestion", "aria-keyshortcuts": "Enter", onclick: accept },
     make("kbd", {}, "Enter"), make("bdi", {}, asWords(names)));

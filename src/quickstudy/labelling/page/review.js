@@ -42,7 +42,8 @@ function mistake({ labels, suggested }) {
 
 export async function load() {
   await fill(at("conflicts"), "conflicts", (photo) => {
-    const words = photo.said.map((one) => one.names.join(" + ") || one.kind);
+    const quoted = (text) => (several() ? `“${text}”` : text);
+    const words = photo.said.map((one) => quoted(one.names.join(" + ") || one.kind));
     return card(photo, `Said to be ${words.join(" and ")}.`, [...photo.said.filter((one) => one.kind === "label").map((one) => [one.names]), [[]]]);
   }, "There are none.");
   await fill(at("mistakes"), "mistakes", (photo) => card(photo, mistake(photo),

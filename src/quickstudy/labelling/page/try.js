@@ -68,7 +68,7 @@ function corrections(blob, file, draft) {
       dot(classNumber(name)), make("bdi", {}, name));
     return button;
   });
-  const done = make("button", { type: "button", class: "small primary", onclick: () => keep(blob, inOrder(draft), place, file) }, "These");
+  const done = make("button", { type: "button", class: "small primary", onclick: () => keep(blob, inOrder(draft), place, file) }, "Save these labels");
   place.append(...buttons, ...(several() ? [done] : []));
   return place;
 }
