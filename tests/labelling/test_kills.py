@@ -10,7 +10,9 @@ from pathlib import Path
 
 import httpx2 as httpx
 import pytest
-from tests_of_labelling import Start, act, api, state
+from tests_of_labelling import act, api, state
+
+from servers import Start
 
 NAMES = ["hat", "shoe", "Mütze"]
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from test_label_page import CHROMIUM, browser, expect, opened, saved, shown, sync_api
-from tests_of_labelling import Labelling, Start, act, api, wait_for
+from tests_of_labelling import act, api, wait_for
 
 from collages import make_collages
+from servers import Running, Start
 
 __all__ = ["browser"]
 
@@ -25,12 +26,12 @@ def tags(tmp_path: Path) -> dict[str, tuple[str, ...]]:
 
 
 @pytest.fixture
-def server(start: Start, tags: dict[str, tuple[str, ...]]) -> Labelling:
+def server(start: Start, tags: dict[str, tuple[str, ...]]) -> Running:
     return start("collages", "--several")
 
 
 @pytest.fixture
-def page(browser: sync_api.Browser, server: Labelling) -> Iterator[sync_api.Page]:
+def page(browser: sync_api.Browser, server: Running) -> Iterator[sync_api.Page]:
     yield from opened(browser, server)
 
 
@@ -58,7 +59,7 @@ def answer(page: sync_api.Page, names: tuple[str, ...]) -> None:
 
 
 def test_from_a_pile_to_a_model_by_the_keyboard_alone(
-    page: sync_api.Page, server: Labelling, tmp_path: Path, tags: dict[str, tuple[str, ...]]
+    page: sync_api.Page, server: Running, tmp_path: Path, tags: dict[str, tuple[str, ...]]
 ) -> None:
     expect(page.locator("#one-classes input")).to_be_focused()
     assert "None of these" in page.locator("#take").inner_text()  # what Enter would say of a photo with nothing on
@@ -95,7 +96,7 @@ def test_from_a_pile_to_a_model_by_the_keyboard_alone(
 
 
 def test_the_grid_and_the_map_by_the_keyboard(
-    page: sync_api.Page, server: Labelling, tags: dict[str, tuple[str, ...]]
+    page: sync_api.Page, server: Running, tags: dict[str, tuple[str, ...]]
 ) -> None:
     with api(server.address) as client:
         wait_for(client, lambda s: s["extracted"])
@@ -141,7 +142,7 @@ def test_the_grid_and_the_map_by_the_keyboard(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_fits_a_phone(browser: sync_api.Browser, server: Labelling, scheme: str) -> None:
+def test_fits_a_phone(browser: sync_api.Browser, server: Running, scheme: str) -> None:
     options = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "color_scheme": scheme}
     for page in opened(browser, server, **options):
         answer(page, ("checks", "discs"))

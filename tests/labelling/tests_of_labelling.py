@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
 
+from servers import Running
+
 TOKEN = "correct-horse-battery-staple"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Labelling:
-    """A server that runs."""
-
-    process: subprocess.Popen[str]
-    address: str
-    log: Path
-
-    @property
-    def port(self) -> int:
-        return int(self.address.rpartition(":")[2])
-
-    @property
-    def opened(self) -> str:
-        return f"{self.address}/?token={TOKEN}"
-
-
-Start = Callable[..., Labelling]
-"""Starts a server with the arguments of `quickstudy label`."""
+def opened_at(server: Running) -> str:
+    """The address with the token."""
+    return f"{server.address}/?token={TOKEN}"
 
 
 def truth_of(name: str) -> str:
