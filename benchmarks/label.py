@@ -7,8 +7,9 @@
 
 An oracle answers with the true labels; the photos that are asked for come from the code that the page uses, one refit
 after each ten answers, where the page refits after each. One in five is drawn at random as a check, as in the page. The
-others are asked for in random order, and by modAL's or scikit-activeml's margin sampling with the same head. All
-accuracies are those of the live head on photos that were held out of it all.
+others are asked for in random order, and by modAL's or scikit-activeml's margin sampling, with a head of labels alone;
+and in random order with the head of the page, which guesses photos that wait. All accuracies are those of the head on
+photos that were held out of it all.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.files import cache_folder
 from quickstudy.labelling.choosing import Pick, doubtful_rows, typical_rows, with_checks
-from quickstudy.labelling.teacher import LiveHead, find_space, fit_live, judge_checks
+from quickstudy.labelling.teacher import GUESSED, LiveHead, find_space, fit_live, judge_checks
 from quickstudy.learning.scores import share_interval
 
 EVERY = 10
@@ -114,11 +115,18 @@ class Simulation:
         self.test_rows, self.test_truth = space.project(features[held_out]), labels[held_out]
         self.random = np.random.Generator(np.random.Philox([seed, 1]))
 
-    def fit(self, learned: list[int], before: LiveHead | None) -> LiveHead | None:
+    def waiting(self, learned: list[int]) -> NDArray[np.floating]:
+        """The photos without a label that the page would guess; the pool is in a random order."""
+        free = np.ones(len(self.rows), np.bool_)
+        free[learned] = False
+        return self.rows[np.flatnonzero(free)[:GUESSED]]
+
+    def fit(self, learned: list[int], before: LiveHead | None, *, guesses: bool = True) -> LiveHead | None:
         classes, numbers = np.unique(self.truth[learned], return_inverse=True)
         if len(classes) < 2:
             return None
-        return fit_live(self.rows[learned], numbers, tuple(classes.tolist()), self.space, before)
+        waiting = self.waiting(learned) if guesses else None
+        return fit_live(self.rows[learned], numbers, tuple(classes.tolist()), self.space, before, waiting)
 
     def accuracy(self, head: LiveHead) -> float:
         best = head.probabilities(self.test_rows).argmax(axis=1)
@@ -135,6 +143,7 @@ def run_page(simulation: Simulation, most: int) -> dict[int, dict[str, Any]]:
     head: LiveHead | None = None
     starting = typical_rows(simulation.rows)
     points = {}
+    asked = {"unlike": 0, "doubtful": 0}
     while answered.sum() < min(most, n):
         free = ~answered
         waiting = [k for k in candidates if free[k]]
@@ -153,6 +162,8 @@ def run_page(simulation: Simulation, most: int) -> dict[int, dict[str, Any]]:
                 counts,
                 head.classes,
                 _PICKS,
+                unlike=asked["unlike"],
+                answered=sum(asked.values()),
             )
         picks = with_checks(chosen, waiting, asked=len(control), answered=int(answered.sum()), most=EVERY)
         for pick in picks:
@@ -160,6 +171,8 @@ def run_page(simulation: Simulation, most: int) -> dict[int, dict[str, Any]]:
             learned.append(pick.row)
             if pick.reason == "check":
                 control.append(pick.row)
+            if pick.reason in ("unlike", "between", "few"):
+                asked["unlike" if pick.reason == "unlike" else "doubtful"] += 1
         head = simulation.fit(learned, head)
         if head is not None:
             point: dict[str, Any] = {"accuracy": simulation.accuracy(head), "control": len(control)}
@@ -167,7 +180,10 @@ def run_page(simulation: Simulation, most: int) -> dict[int, dict[str, Any]]:
                 names = {name: k for k, name in enumerate(head.classes)}
                 labels = np.array([names[name] for name in simulation.truth[learned]], np.intp)
                 where = np.array([learned.index(k) for k in control], np.intp)
-                point["right"] = int(judge_checks(simulation.rows[learned], labels, where, head).sum())
+                shares = judge_checks(
+                    simulation.rows[learned], labels, where, head, waiting=simulation.waiting(learned)
+                )
+                point["right"] = int((shares.argmax(axis=1) == labels[where]).sum())
             points[int(answered.sum())] = point
     return points
 
@@ -175,13 +191,13 @@ def run_page(simulation: Simulation, most: int) -> dict[int, dict[str, Any]]:
 Ask = Callable[[LiveHead | None, list[int]], list[int]]
 
 
-def run_order(simulation: Simulation, most: int, ask: Ask) -> dict[int, Any]:
+def run_order(simulation: Simulation, most: int, ask: Ask, *, guesses: bool = False) -> dict[int, Any]:
     learned: list[int] = []
     head: LiveHead | None = None
     points = {}
     while len(learned) < min(most, len(simulation.rows)):
         learned += ask(head, learned)
-        head = simulation.fit(learned, head)
+        head = simulation.fit(learned, head, guesses=guesses)
         if head is not None:
             points[len(learned)] = {"accuracy": simulation.accuracy(head)}
     return points
@@ -232,13 +248,16 @@ def measure_labels(data: Path, seeds: int, sets: list[str], library: str) -> Non
     for name in sets:
         features, labels = SETS[name](data)
         labels = np.array(labels)
-        curves: dict[str, list[dict[int, Any]]] = {"label": [], "random": [], "margin": []}
+        curves: dict[str, list[dict[int, Any]]] = {"label": [], "random": [], "random, guessing": [], "margin": []}
         everything: list[float] = []
         covered: dict[int, list[bool]] = {checks: [] for checks in CHECKS}
         for seed in range(seeds):
             curves["label"].append(run_page(Simulation(features, labels, seed), MOST))
             simulation = Simulation(features, labels, seed)
             curves["random"].append(run_order(simulation, MOST, random_order(simulation)))
+            simulation = Simulation(features, labels, seed)
+            order = random_order(simulation)
+            curves["random, guessing"].append(run_order(simulation, MOST, order, guesses=True))
             simulation = Simulation(features, labels, seed)
             curves["margin"].append(run_order(simulation, MOST, margins(simulation, library)))
             whole = simulation.fit(list(range(len(simulation.rows))), None)
@@ -294,15 +313,16 @@ def measure_speed(repeats: int) -> None:
     values: dict[str, Any] = {}
     classes = tuple("abcdefghij")
     for n in (500, 5000):
-        head = fit_live(rows[: n - repeats], truth[: n - repeats], classes, space)
+        waiting = rows[-GUESSED:]
+        head = fit_live(rows[: n - repeats], truth[: n - repeats], classes, space, waiting=waiting)
         cold, warm = [], []
         for k in range(repeats):
             size = n - repeats + k + 1
             started = time.perf_counter()
-            fit_live(rows[:size], truth[:size], classes, space)
+            fit_live(rows[:size], truth[:size], classes, space, waiting=waiting)
             cold.append(1000 * (time.perf_counter() - started))
             started = time.perf_counter()
-            head = fit_live(rows[:size], truth[:size], classes, space, head)
+            head = fit_live(rows[:size], truth[:size], classes, space, head, waiting)
             warm.append(1000 * (time.perf_counter() - started))
         suggest, choose = [], []
         counts = np.bincount(truth[:n], minlength=10)

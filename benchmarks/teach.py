@@ -31,7 +31,7 @@ from quickstudy.bottlenecks.store import Store
 from quickstudy.files import cache_folder
 from quickstudy.learning.calibration import probabilities_of
 from quickstudy.learning.selection import Head, fit_head
-from quickstudy.models.teaching import STRENGTH, Lesson, TaughtClass, written
+from quickstudy.models.teaching import STRENGTH, TaughtClass, TeachableModel, written
 from quickstudy.models.web import write_site
 
 SIZES = ((3, 20), (10, 20), (10, 50))
@@ -53,13 +53,13 @@ def fit(rows: NDArray[np.floating], names: NDArray[np.str_], l2: float | None) -
 
 def measure_page(model: Path, data: Path, runtime: Path | None) -> None:
     cache = cache_folder(None)
-    lesson = Lesson.of_model(model.read_bytes(), model, cache)
+    teachable = TeachableModel.of(model.read_bytes(), model, cache)
     train = photos(data / "clothing" / "train")
-    found = extract(list(train), lesson.net, Store(cache / "bottlenecks"))
+    found = extract(list(train), teachable.net, Store(cache / "bottlenecks"))
     digests = [digest or b"" for digest in found.digests]
     labels = np.array([path.parent.name for path in train])
     asked = photos(data / "clothing" / "test")[::19]
-    seen = extract(list(asked), lesson.net, Store(cache / "bottlenecks"))
+    seen = extract(list(asked), teachable.net, Store(cache / "bottlenecks"))
     features = seen.gather([digest or b"" for digest in seen.digests])
     results = []
     with tempfile.TemporaryDirectory() as place, sync_playwright() as driver:
@@ -77,14 +77,14 @@ def measure_page(model: Path, data: Path, runtime: Path | None) -> None:
                 for name, mine in chosen.items()
             ]
             file = Path(place) / "classes.json"
-            file.write_text(written(lesson.teaching, taught))
+            file.write_text(written(teachable.teaching, taught))
             keys = [digest for mine in chosen.values() for digest in mine]
             head = fit_head(
                 found.gather(keys),
                 np.repeat(np.arange(classes), [len(mine) for mine in chosen.values()]),
                 keys,
                 classes=classes,
-                widths=lesson.net.widths,
+                widths=teachable.net.widths,
                 l2=STRENGTH,
             )
             expected = probabilities_of(head.logits(features))

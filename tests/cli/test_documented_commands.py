@@ -25,7 +25,7 @@ from PIL import Image
 
 from drawn_photos import draw_photo
 from quickstudy.cli.main import app
-from quickstudy.models.teaching import Lesson, written
+from quickstudy.models.teaching import TeachableModel, written
 from small_backbones import small_graph
 
 ROOT = Path(__file__).parents[2]
@@ -124,10 +124,10 @@ def world(photo_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         run(folder, shortened(line))
     for name in ("old.onnx", "new.onnx", "other.onnx", "model.onnx"):
         shutil.copy(folder / "photos.onnx", folder / name)
-    lesson = Lesson.of_model((folder / "photos.onnx").read_bytes(), folder / "photos.onnx", folder / "cache")
-    taught = lesson.classes_of(folder / "photos", folder / "cache")
-    (folder / "anna.json").write_text(written(lesson.teaching, taught[:2]))
-    (folder / "ben.json").write_text(written(lesson.teaching, taught[1:]))
+    teachable = TeachableModel.of((folder / "photos.onnx").read_bytes(), folder / "photos.onnx", folder / "cache")
+    taught = teachable.classes_of(folder / "photos", folder / "cache")
+    (folder / "anna.json").write_text(written(teachable.teaching, taught[:2]))
+    (folder / "ben.json").write_text(written(teachable.teaching, taught[1:]))
     return folder
 
 

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.conversion import TOLERANCES
 from quickstudy.models.loading import load
-from quickstudy.models.teaching import Lesson, written
+from quickstudy.models.teaching import TeachableModel, written
 from small_backbones import add_small_backbone
 from small_models import CLASSES, TRAINING, write_small_model
 
@@ -131,10 +131,10 @@ def test_the_guides_commands_run(run: Run, tmp_path: Path, photo_source: Path, m
     model = tmp_path / "photos.onnx"
     write_model(model, net, head, classes=("checks", "discs", "stripes"), training=TRAINING)
     shutil.copytree(photo_source, "photos")
-    lesson = Lesson.of_model(model.read_bytes(), model, tmp_path / "cache")
-    taught = lesson.classes_of(Path("photos"), tmp_path / "cache")
-    Path("anna.json").write_text(written(lesson.teaching, taught[:2]))
-    Path("ben.json").write_text(written(lesson.teaching, taught[1:]))
+    teachable = TeachableModel.of(model.read_bytes(), model, tmp_path / "cache")
+    taught = teachable.classes_of(Path("photos"), tmp_path / "cache")
+    Path("anna.json").write_text(written(teachable.teaching, taught[:2]))
+    Path("ben.json").write_text(written(teachable.teaching, taught[1:]))
     runtime = Path(os.environ.get("QUICKSTUDY_TEST_WEB_RUNTIME") or ROOT / ".venv" / "onnxruntime-web-1.30.0.tgz")
     lines = re.findall(r"^    quickstudy (.*)$", (ROOT / "docs" / "ship.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert len(lines) >= 6

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
 from starlette.testclient import TestClient
-from tests_of_labelling import TOKEN, Labelling, Start, truth_of
+from tests_of_labelling import TOKEN, truth_of
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.labelling.app import make_label_app
 from quickstudy.labelling.session import Session
 from quickstudy.serving.limits import ServerSettings
+from servers import Start, servers
 
 
 @pytest.fixture(scope="session")
@@ -77,33 +75,9 @@ def client(session: Session) -> Iterator[TestClient]:
 @pytest.fixture
 def start(tmp_path: Path, label_cache: Path) -> Iterator[Start]:
     """Starts `quickstudy label` in the test's folder on a free port; ends what is left at the end."""
-    running: list[Labelling] = []
-
-    def start_server(*arguments: object, port: int = 0) -> Labelling:
-        log = tmp_path / f"label-{len(running)}.log"
-        environment = {**os.environ, "QUICKSTUDY_CACHE": str(label_cache), "QUICKSTUDY_TOKEN": TOKEN}
-        with log.open("w") as errors:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "quickstudy", "label", *map(str, arguments), "--port", str(port), "--no-open"],
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                cwd=tmp_path,
-                env=environment,
-            )
-        assert process.stdout
-        process.stdout.readline()
-        address = process.stdout.readline().strip()
-        assert address.startswith("http"), log.read_text()
-        running.append(Labelling(process=process, address=address.partition("/?")[0], log=log))
-        return running[-1]
-
-    yield start_server
-    for server in running:
-        server.process.kill()
-        server.process.wait()
-        assert server.process.stdout
-        server.process.stdout.close()
+    told = {"QUICKSTUDY_CACHE": str(label_cache), "QUICKSTUDY_TOKEN": TOKEN}
+    with servers("label", tmp_path, "--no-open", cwd=tmp_path, **told) as start_server:
+        yield start_server
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from quickstudy.errors import LabellingError
-from quickstudy.labelling.journal import Act, Journal, Labels, rows_of
+from quickstudy.labelling.journal import Act, Journal, Labels, is_of_several, rows_of
 
 ONE, TWO = "a" * 64, "b" * 64
 
@@ -92,17 +92,17 @@ def test_a_full_disk_is_told_and_nothing_counts(tmp_path: Path) -> None:
 
 
 def test_the_last_mark_counts_and_undoing_brings_the_one_before_back() -> None:
-    labels = Labels({TWO: "shoe"})
+    labels = Labels({TWO: ("shoe",)})
     labels.apply(label(1, "hat", ONE))
     labels.apply(label(2, "skirt", ONE, TWO, seen=1))
-    assert (labels.label(ONE), labels.label(TWO)) == ("skirt", "skirt")
+    assert (labels.labels(ONE), labels.labels(TWO)) == (("skirt",), ("skirt",))
     assert set(labels.apply(Act(number=3, kind="undo", who="me", of=2))) == {ONE, TWO}
-    assert (labels.label(ONE), labels.label(TWO)) == ("hat", "shoe")
+    assert (labels.labels(ONE), labels.labels(TWO)) == (("hat",), ("shoe",))
     labels.apply(Act(number=4, kind="none", who="me", photos=(TWO,), seen=(0,)))
-    assert labels.label(TWO) is None
+    assert labels.labels(TWO) is None
     labels.apply(Act(number=5, kind="undo", who="me", of=4))
     labels.apply(Act(number=6, kind="undo", who="me", of=1))
-    assert (labels.label(ONE), labels.mark(ONE)) == (None, None)
+    assert (labels.labels(ONE), labels.mark(ONE)) == (None, None)
     assert labels.classes == ["shoe", "hat", "skirt"]
 
 
@@ -124,11 +124,11 @@ def test_two_who_had_not_seen_each_other_contradict_until_somebody_settles_it() 
     labels = Labels()
     labels.apply(label(1, "hat", ONE, who="me"))
     labels.apply(label(2, "shoe", ONE, who="you"))
-    assert labels.label(ONE) is None
+    assert labels.labels(ONE) is None
     assert list(labels.conflicting) == [ONE]
-    assert [mark.name for mark in labels.conflict(ONE)] == ["hat", "shoe"]
+    assert [mark.names for mark in labels.conflict(ONE)] == [("hat",), ("shoe",)]
     labels.apply(label(3, "hat", ONE, who="you", seen=2))
-    assert labels.label(ONE) == "hat"
+    assert labels.labels(ONE) == ("hat",)
     assert not labels.conflicting
 
 
@@ -137,7 +137,7 @@ def test_agreeing_changing_ones_mind_and_correcting_are_no_contradiction(name: s
     labels = Labels()
     labels.apply(label(1, "hat", ONE, who="me"))
     labels.apply(label(2, name, ONE, who=who, seen=seen))
-    assert labels.label(ONE) == name
+    assert labels.labels(ONE) == (name,)
 
 
 def test_the_manifest_has_a_row_for_each_file_of_a_photo_with_a_label() -> None:
@@ -146,3 +146,36 @@ def test_the_manifest_has_a_row_for_each_file_of_a_photo_with_a_label() -> None:
     photos = [(ONE, [("z.jpg", ""), ("a.jpg", "validation")]), (TWO, [("b.jpg", "")])]
     assert rows_of(photos, labels, {ONE: "test"}) == [["a.jpg", "hat", "validation"], ["z.jpg", "hat", "test"]]
     assert rows_of(photos, labels, {}) == [["a.jpg", "hat", "validation"], ["z.jpg", "hat", "train"]]
+
+
+def test_labels_are_whole_sets_from_an_act_several_on() -> None:
+    labels = Labels()
+    labels.apply(label(1, "hat", ONE))
+    labels.apply(Act(number=2, kind="none", who="me", photos=(TWO,), seen=(0,)))
+    assert labels.labels(TWO) is None
+    labels.apply(Act(number=3, kind="several"))
+    assert (labels.labels(ONE), labels.labels(TWO)) == (("hat",), ())
+    labels.apply(Act(number=4, kind="label", who="me", photos=(TWO,), seen=(2,), names=("hat", "shoe")))
+    assert labels.labels(TWO) == ("hat", "shoe")
+    assert labels.classes == ["hat", "shoe"]
+    photos = [(ONE, [("a.jpg", "")]), (TWO, [("b.jpg", "")])]
+    assert rows_of(photos, labels, {}, ";") == [["a.jpg", "hat", "train"], ["b.jpg", "hat;shoe", "train"]]
+    labels.apply(Act(number=5, kind="label", who="you", photos=(TWO,), seen=(2,), names=("hat", "sock")))
+    assert [mark.names for mark in labels.conflict(TWO)] == [("hat", "shoe"), ("hat", "sock")]
+    labels.apply(Act(number=6, kind="undo", who="you", of=5))
+    labels.apply(Act(number=7, kind="undo", who="me", of=4))
+    assert labels.labels(TWO) == ()
+
+
+def test_the_journal_says_whether_photos_have_several_labels(tmp_path: Path) -> None:
+    path = tmp_path / "x.journal"
+    assert not is_of_several(path)
+    journal = Journal.open(path)
+    journal.append("label", who="me", photos=(ONE,), seen=(0,), names=('"kind":"several"',))
+    assert not is_of_several(path)
+    journal.append("several")
+    act = journal.append("label", who="me", photos=(ONE,), seen=(1,), names=("hat", "shoe"))
+    journal.close()
+    assert is_of_several(path)
+    assert Journal.open(path).acts[-1] == act
+    assert act.given == ("hat", "shoe")

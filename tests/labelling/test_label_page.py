@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests_of_labelling import Labelling, Start, act, api, state, truth_of, wait_for
+from tests_of_labelling import act, api, opened_at, state, truth_of, wait_for
 
 import quickstudy
 from drawn_photos import draw_photo
 from pages import contrast
+from servers import Running, Start
 
 sync_api = pytest.importorskip("playwright.sync_api")
 sync_api.expect.set_options(timeout=60_000)
@@ -38,16 +39,16 @@ def browser() -> Iterator[sync_api.Browser]:
 
 
 @pytest.fixture
-def server(start: Start, pile: Path) -> Labelling:
+def server(start: Start, pile: Path) -> Running:
     return start("pile")
 
 
 @pytest.fixture
-def page(browser: sync_api.Browser, server: Labelling) -> Iterator[sync_api.Page]:
+def page(browser: sync_api.Browser, server: Running) -> Iterator[sync_api.Page]:
     yield from opened(browser, server)
 
 
-def opened(browser: sync_api.Browser, server: Labelling, **options: Any) -> Iterator[sync_api.Page]:
+def opened(browser: sync_api.Browser, server: Running, **options: Any) -> Iterator[sync_api.Page]:
     """The page once it shows a photo; whatever it asks another server for, or complains of, fails the test."""
     context = browser.new_context(**options)
     page = context.new_page()
@@ -57,7 +58,7 @@ def opened(browser: sync_api.Browser, server: Labelling, **options: Any) -> Iter
     page.on("pageerror", lambda error: complaints.append(str(error)))
     own = (server.address, "blob:", "data:")
     page.on("request", lambda r: complaints.append(r.url) if not r.url.startswith(own) else None)
-    page.goto(server.opened)
+    page.goto(opened_at(server))
     page.locator("#picture img").wait_for()
     yield page
     context.close()
@@ -92,7 +93,7 @@ def saved(page: sync_api.Page) -> None:
     expect(page.locator("#progress-words")).not_to_contain_text("saving", timeout=60_000)
 
 
-def label_all(server: Labelling, answers: dict[str, str], leave: int = 0) -> None:
+def label_all(server: Running, answers: dict[str, str], leave: int = 0) -> None:
     """Labels all photos but some by the API, as another window would; those of one picture are answered at once."""
     wanted = len(answers) - leave
     with api(server.address) as client:
@@ -102,7 +103,7 @@ def label_all(server: Labelling, answers: dict[str, str], leave: int = 0) -> Non
 
 
 def test_from_a_pile_to_a_confirmed_model_by_the_keyboard_alone(
-    page: sync_api.Page, server: Labelling, tmp_path: Path, answers: dict[str, str]
+    page: sync_api.Page, server: Running, tmp_path: Path, answers: dict[str, str]
 ) -> None:
     expect(page.locator("#one-classes input")).to_be_focused()  # nothing is named yet, so one can type at once
     for _ in range(24):
@@ -191,7 +192,7 @@ def test_what_is_said_while_the_server_is_away_is_sent_when_it_is_back(
 
 
 def test_two_windows_see_each_other_and_settle_a_contradiction(
-    browser: sync_api.Browser, page: sync_api.Page, server: Labelling
+    browser: sync_api.Browser, page: sync_api.Page, server: Running
 ) -> None:
     for other in opened(browser, server):
         answer(page, "discs")
@@ -210,9 +211,7 @@ def test_two_windows_see_each_other_and_settle_a_contradiction(
             expect(window.locator("#to-review")).to_be_hidden()
 
 
-def test_the_grid_accepts_what_is_not_taken_out(
-    page: sync_api.Page, server: Labelling, answers: dict[str, str]
-) -> None:
+def test_the_grid_accepts_what_is_not_taken_out(page: sync_api.Page, server: Running, answers: dict[str, str]) -> None:
     label_all(server, answers, leave=14)
     page.keyboard.press("Escape")
     page.goto(f"{server.address}/#grid")
@@ -243,7 +242,7 @@ def test_the_grid_accepts_what_is_not_taken_out(
     assert {truth_of(photo["name"]) for photo in found} == {name}
 
 
-def test_the_grid_by_the_keyboard(page: sync_api.Page, server: Labelling, answers: dict[str, str]) -> None:
+def test_the_grid_by_the_keyboard(page: sync_api.Page, server: Running, answers: dict[str, str]) -> None:
     label_all(server, answers, leave=14)
     page.goto(f"{server.address}/#grid")
     page.locator("#tiles .tile").first.wait_for()
@@ -258,7 +257,7 @@ def test_the_grid_by_the_keyboard(page: sync_api.Page, server: Labelling, answer
         wait_for(client, lambda s: client.get("/api/photos?view=none").json()["total"] == 0)
 
 
-def test_a_lasso_on_the_map_labels_what_is_in_it(page: sync_api.Page, server: Labelling) -> None:
+def test_a_lasso_on_the_map_labels_what_is_in_it(page: sync_api.Page, server: Running) -> None:
     answer(page, "discs")
     with api(server.address) as client:
         wait_for(client, lambda s: s["map"])
@@ -289,7 +288,7 @@ def test_a_lasso_on_the_map_labels_what_is_in_it(page: sync_api.Page, server: La
 
 
 def test_trying_a_photo_and_labelling_what_is_wrong(
-    page: sync_api.Page, server: Labelling, answers: dict[str, str], tmp_path: Path
+    page: sync_api.Page, server: Running, answers: dict[str, str], tmp_path: Path
 ) -> None:
     label_all(server, answers)
     page.locator("#train").click()
@@ -313,7 +312,7 @@ def test_trying_a_photo_and_labelling_what_is_wrong(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_fits_a_phone_and_can_be_read(
-    browser: sync_api.Browser, server: Labelling, answers: dict[str, str], scheme: str
+    browser: sync_api.Browser, server: Running, answers: dict[str, str], scheme: str
 ) -> None:
     label_all(server, answers, leave=8)
     options = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "color_scheme": scheme}
@@ -366,12 +365,12 @@ def test_names_are_shown_as_text_whatever_they_are(page: sync_api.Page) -> None:
     expect(page.locator("#by-class bdi").first).to_have_text("<img src=x onerror=alert(1)>")
 
 
-def test_without_the_token_nothing_is_shown(browser: sync_api.Browser, server: Labelling) -> None:
+def test_without_the_token_nothing_is_shown(browser: sync_api.Browser, server: Running) -> None:
     page = browser.new_page()
     page.goto(server.address)
     expect(page.locator("#token-form")).to_be_visible()
     assert page.locator("#frame").is_hidden()
-    page.get_by_label("Token").fill(server.opened.partition("token=")[2])
+    page.get_by_label("Token").fill(opened_at(server).partition("token=")[2])
     page.keyboard.press("Enter")
     page.locator("#picture img").wait_for()
     assert "token" not in page.url

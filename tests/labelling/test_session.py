@@ -36,12 +36,12 @@ def test_labels_are_there_again_after_a_restart(opened: Open, pile: Path, tmp_pa
     session = opened(pile)
     ids = [photo.id for photo in session.photos.photos]
     for number, name in enumerate(["hat", "shoe", "hat"]):
-        session.act("label", [ids[number]], name=name, seen=[0], who="me")
+        session.act("label", [ids[number]], names=[name], seen=[0], who="me")
     session.act("none", [ids[3]], seen=[0], who="me")
     session.undo(who="me")
     session.close()
     again = opened(pile)
-    assert [again.label_of(number) for number in range(4)] == ["hat", "shoe", "hat", None]
+    assert [again.labels_of(number) for number in range(4)] == [("hat",), ("shoe",), ("hat",), None]
     undone = again.undo(who="another browser")  # of before the restart: whoever comes may go on
     assert undone is not None
     assert undone.photos == (ids[2],)
@@ -55,28 +55,28 @@ def test_an_archive_is_labelled_like_its_folder(opened: Open, pile: Path, tmp_pa
     session = opened(packed)
     photo = session.photos.photos[0]
     assert (len(session.photos), session.photos.title(0)) == (36, f"packed/{photo.path.name}")
-    session.act("label", [photo.id], name="hat", seen=[0], who="me")
+    session.act("label", [photo.id], names=["hat"], seen=[0], who="me")
     session.close()
     [row] = rows(tmp_path / "x.labels.csv")
     assert (tmp_path / row["path"]).read_bytes() == (pile / photo.path.name).read_bytes()
     assert places_beside(packed, None, None) == (Path("packed.labels.csv"), Path("packed.onnx"))
-    assert opened(packed).label_of(0) == "hat"
+    assert opened(packed).labels_of(0) == ("hat",)
 
 
 def test_an_act_that_is_sent_twice_counts_once(session: Session) -> None:
     photo = session.photos.photos[0].id
-    assert session.act("label", [photo], name="hat", seen=[0], who="me", key="k1") is not None
-    assert session.act("label", [photo], name="hat", seen=[0], who="me", key="k1") is None
+    assert session.act("label", [photo], names=["hat"], seen=[0], who="me", key="k1") is not None
+    assert session.act("label", [photo], names=["hat"], seen=[0], who="me", key="k1") is None
     assert session.undo(who="me", key="k2") is not None
     assert session.undo(who="me", key="k2") is None
-    assert session.label_of(0) is None
+    assert session.labels_of(0) is None
 
 
 def test_the_check_is_the_beginning_of_a_random_order(session: Session) -> None:
     ids = [photo.id for photo in session.photos.photos]
     assert session.candidates.tolist() == list(range(7))  # a fifth of 36
     for number in (0, 1, 3, 20, 21):
-        session.act("label", [ids[number]], name="hat" if number % 2 else "shoe", seen=[0], who="me")
+        session.act("label", [ids[number]], names=["hat" if number % 2 else "shoe"], seen=[0], who="me")
     learned, control = session.training_rows()
     assert control.tolist() == [0, 1]  # 2 waits, so 3 is no fair choice yet
     assert learned.tolist() == [0, 1, 3, 20, 21]
@@ -92,7 +92,7 @@ def test_the_check_is_the_beginning_of_a_random_order(session: Session) -> None:
 
 def test_retrain_reads_the_roles_from_the_manifest(session: Session) -> None:
     for number, photo in enumerate(session.photos.photos):
-        session.act("label", [photo.id], name=photo.path.name.partition("-")[0], seen=[0], who="me")
+        session.act("label", [photo.id], names=[photo.path.name.partition("-")[0]], seen=[0], who="me")
         if number > 12:
             break
     census = take_census(session.write_manifest(), None)
@@ -105,10 +105,10 @@ def test_class_folders_half_labelled_and_given_splits(opened: Open, photo_source
     shutil.copytree(photo_source / "checks", half / "unlabelled")
     session = opened(half)
     assert [name for _, name, _ in session.classes()] == ["discs"]
-    assert int((session.label_numbers >= 0).sum()) == 12
-    discs = next(n for n in range(24) if session.label_of(n) == "discs")
-    session.act("label", [session.photos.photos[discs].id], name="checks", seen=[0], who="me")
-    assert session.label_of(discs) == "checks"
+    assert int(session.labelled.sum()) == 12
+    discs = next(n for n in range(24) if session.labels_of(n) == ("discs",))
+    session.act("label", [session.photos.photos[discs].id], names=["checks"], seen=[0], who="me")
+    assert session.labels_of(discs) == ("checks",)
     session.close()
     (tmp_path / "x.labels.journal").unlink()
     (tmp_path / "x.labels.csv").unlink()
@@ -118,25 +118,25 @@ def test_class_folders_half_labelled_and_given_splits(opened: Open, photo_source
     shutil.move(split / "train" / "discs", split / "test" / "discs")
     session = opened(split)
     learned, control = session.training_rows()
-    assert {session.label_of(n) for n in control.tolist()} == {"discs"}
-    assert {session.label_of(n) for n in learned.tolist()} == {"checks", "stripes"}
+    assert {session.labels_of(n) for n in control.tolist()} == {("discs",)}
+    assert {session.labels_of(n) for n in learned.tolist()} == {("checks",), ("stripes",)}
     session.close()
 
 
 def test_what_others_wrote_into_the_manifest_is_taken_over(opened: Open, pile: Path, tmp_path: Path) -> None:
     session = opened(pile)
-    session.act("label", [session.photos.photos[0].id], name="hat", seen=[0], who="me")
+    session.act("label", [session.photos.photos[0].id], names=["hat"], seen=[0], who="me")
     session.close()
     manifest = tmp_path / "x.labels.csv"
     title = session.photos.title(1)
     manifest.write_text(manifest.read_text().replace("hat", "cap") + f"pile/{title},shoe,train\n")
     again = opened(pile)
-    assert [again.label_of(n) for n in (0, 1)] == ["cap", "shoe"]
-    again.act("label", [again.photos.photos[2].id], name="cap", seen=[0], who="me")
+    assert [again.labels_of(n) for n in (0, 1)] == [("cap",), ("shoe",)]
+    again.act("label", [again.photos.photos[2].id], names=["cap"], seen=[0], who="me")
     data = manifest.read_bytes()
     again.journal.close()  # as a kill would, before the manifest was written
     third = opened(pile)
-    assert third.label_of(2) == "cap"  # the manifest is older than the journal, and its own
+    assert third.labels_of(2) == ("cap",)  # the manifest is older than the journal, and its own
     third.close()
     assert manifest.read_bytes() != data
 
@@ -152,13 +152,13 @@ def test_an_added_photo_is_kept_beside_the_manifest_and_is_no_check(opened: Open
     session = opened(pile)
     added = session.add_photo(photo)
     assert session.add_photo(photo) == added
-    session.act("label", [added], name="hat", seen=[0], who="me", way="try")
+    session.act("label", [added], names=["hat"], seen=[0], who="me", way="try")
     number = session.photos.number_of[added]
     assert bool(session.have[number])
     assert number not in session.candidates
     session.close()
     again = opened(pile)
-    assert again.label_of(again.photos.number_of[added]) == "hat"
+    assert again.labels_of(again.photos.number_of[added]) == ("hat",)
     assert again.photos.photos[again.photos.number_of[added]].added
     assert again.photos.number_of[added] not in again.candidates
     assert len(list(pile.iterdir())) == 36
@@ -180,14 +180,14 @@ def test_pictures_that_are_the_same_are_labelled_once(session: Session) -> None:
     session.group[9] = session.group[30] = 4
     ids = [photo.id for photo in session.photos.photos]
     session.act("skip", [ids[30]], seen=[0], who="me")
-    act = session.act("label", [ids[4]], name="hat", seen=[0], who="me")
+    act = session.act("label", [ids[4]], names=["hat"], seen=[0], who="me")
     assert act is not None
     assert set(act.photos) == {ids[4], ids[9]}  # of the third, something had been said
-    session.act("label", [ids[20]], name="shoe", seen=[0], who="me")
+    session.act("label", [ids[20]], names=["shoe"], seen=[0], who="me")
     learned, _ = session.training_rows()
     assert learned.tolist() == [4, 20]
     for number in (0, 1, 2, 3):
-        session.act("label", [ids[number]], name="shoe", seen=[0], who="me")
+        session.act("label", [ids[number]], names=["shoe"], seen=[0], who="me")
     learned, control = session.training_rows()
     assert control.tolist() == [0, 1, 2, 3, 4]
     assert learned.tolist() == [0, 1, 2, 3, 4, 20]  # 9 is the picture of 4, which checks

@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
 
+from servers import Running
+
 TOKEN = "correct-horse-battery-staple"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Labelling:
-    """A server that runs."""
-
-    process: subprocess.Popen[str]
-    address: str
-    log: Path
-
-    @property
-    def port(self) -> int:
-        return int(self.address.rpartition(":")[2])
-
-    @property
-    def opened(self) -> str:
-        return f"{self.address}/?token={TOKEN}"
-
-
-Start = Callable[..., Labelling]
-"""Starts a server with the arguments of `quickstudy label`."""
+def opened_at(server: Running) -> str:
+    """The address with the token."""
+    return f"{server.address}/?token={TOKEN}"
 
 
 def truth_of(name: str) -> str:
@@ -43,9 +26,9 @@ def api(address: str) -> httpx.Client:
     return httpx.Client(base_url=address, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60)
 
 
-def act(client: Any, photo: dict[str, Any], name: str = "", kind: str = "label", **more: Any) -> Any:
-    values = {"kind": kind, "photos": [photo["id"]], "seen": [photo["seen"]], "who": "me", **more}
-    return client.post("/api/act", json=values | ({"name": name} if name else {}))
+def act(client: Any, photo: dict[str, Any], *names: str, kind: str = "label", **more: Any) -> Any:
+    values = {"kind": kind, "photos": [photo["id"]], "seen": [photo["seen"]], "who": "me", "names": names, **more}
+    return client.post("/api/act", json=values)
 
 
 def state(client: Any, who: str = "me", **query: Any) -> dict[str, Any]:

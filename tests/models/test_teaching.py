@@ -28,7 +28,7 @@ from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.conversion import convert
 from quickstudy.models.loading import load
 from quickstudy.models.roles import Roles
-from quickstudy.models.teaching import STRENGTH, Lesson, read_taught
+from quickstudy.models.teaching import STRENGTH, TeachableModel, read_taught
 from quickstudy.models.web import write_site
 from quickstudy.retraining.merging import merge
 from small_backbones import add_small_backbone
@@ -52,31 +52,31 @@ def camera_browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def lesson_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def teachable_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with the small backbone."""
-    cache = tmp_path_factory.mktemp("lesson") / "cache"
+    cache = tmp_path_factory.mktemp("teachable") / "cache"
     add_small_backbone(cache)
     return cache
 
 
 @pytest.fixture(scope="module")
-def net(lesson_cache: Path) -> Backbone:
-    return add_small_backbone(lesson_cache)
+def net(teachable_cache: Path) -> Backbone:
+    return add_small_backbone(teachable_cache)
 
 
 @pytest.fixture(scope="module")
-def model(lesson_cache: Path, net: Backbone) -> Path:
+def model(teachable_cache: Path, net: Backbone) -> Path:
     """A model on the small backbone, whose own head is drawn at random."""
     weights = np.random.Generator(np.random.PCG64(0)).normal(size=(net.cut_shape[0], 3)).astype(np.float32)
     head = LinearHead(weights=weights, biases=np.zeros(3, np.float32))
-    path = lesson_cache.parent / "first.onnx"
+    path = teachable_cache.parent / "first.onnx"
     write_model(path, net, head, classes=("a", "b", "c"), training={}, roles=Roles.of((), (), ()))
     return path
 
 
 @pytest.fixture(scope="module")
-def site(model: Path, lesson_cache: Path, runtime: Path) -> Path:
-    return write_site(model, model.with_name("site"), trainable=True, runtime=runtime, cache=lesson_cache).page
+def site(model: Path, teachable_cache: Path, runtime: Path) -> Path:
+    return write_site(model, model.with_name("site"), trainable=True, runtime=runtime, cache=teachable_cache).page
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def test_digests_and_halves_are_the_usual_ones(node: str) -> None:
 
 
 def test_taught_saved_opened_again_and_joined(
-    page: Any, site: Path, camera_browser: Any, net: Backbone, lesson_cache: Path, photo_source: Path, tmp_path: Path
+    page: Any, site: Path, camera_browser: Any, net: Backbone, teachable_cache: Path, photo_source: Path, tmp_path: Path
 ) -> None:
     photos = {name: sorted((photo_source / name).iterdir()) for name in NAMES}
     asked = photos["discs"][11]
@@ -228,7 +228,7 @@ def test_taught_saved_opened_again_and_joined(
     assert "16 right" in wait_until_learned(page, 2, 16)
     assert page.get_by_label("Model").input_value() == "Your classes"
     taught: dict[str, Sequence[Path]] = {name: photos[name][:8] for name in ("discs", "stripes")}
-    assert same(said(page, asked), in_python(taught, net, lesson_cache, asked))
+    assert same(said(page, asked), in_python(taught, net, teachable_cache, asked))
     first = saved(page, tmp_path / "first.json")
     for again in opened(camera_browser, site):  # another day
         again.get_by_label("Open saved classes").set_input_files(first)
@@ -238,9 +238,9 @@ def test_taught_saved_opened_again_and_joined(
         wait_until_learned(again, 3, 21)
         taught["checks"] = photos["checks"][:5]
         of_all = said(again, asked)
-        assert same(of_all, in_python(taught, net, lesson_cache, asked))
+        assert same(of_all, in_python(taught, net, teachable_cache, asked))
         second = saved(again, tmp_path / "second.json")
-    merged = merge([first, second], tmp_path / "joined.onnx", cache=lesson_cache)
+    merged = merge([first, second], tmp_path / "joined.onnx", cache=teachable_cache)
     assert merged.counts == {"checks": 5, "discs": 8, "stripes": 8}
     assert (merged.copies, merged.contradictions) == (16, ())
     joined = quickstudy.load(tmp_path / "joined.onnx")
@@ -347,14 +347,14 @@ def resealed(text: str) -> str:
 
 
 def test_begins_with_classes_of_images(
-    camera_browser: Any, model: Path, runtime: Path, lesson_cache: Path, photo_source: Path, tmp_path: Path
+    camera_browser: Any, model: Path, runtime: Path, teachable_cache: Path, photo_source: Path, tmp_path: Path
 ) -> None:
     images = tmp_path / "images"
     for name in NAMES[:2]:
         shutil.copytree(photo_source / name, images / "train" / name)
         (images / "test" / name).mkdir(parents=True)
         (images / "train" / name / "00.jpg").rename(images / "test" / name / "00.jpg")
-    site = write_site(model, tmp_path / "site", trainable=True, start=images, runtime=runtime, cache=lesson_cache)
+    site = write_site(model, tmp_path / "site", trainable=True, start=images, runtime=runtime, cache=teachable_cache)
     for page in opened(camera_browser, site.page):
         page.get_by_role("button", name="Begin with the 2 classes it came with").click()
         wait_until_learned(page, 2, 22)
@@ -388,7 +388,7 @@ def test_fits_a_phone_and_can_be_read(camera_browser: Any, site: Path, photo_sou
 
 @pytest.mark.parametrize("fit", ["pad", "tiles3"])
 def test_what_is_taught_is_what_the_model_sees(
-    fit: Fit, net: Backbone, lesson_cache: Path, photo_source: Path, tmp_path: Path
+    fit: Fit, net: Backbone, teachable_cache: Path, photo_source: Path, tmp_path: Path
 ) -> None:
     """The tensor that a page is told of begins with the bottleneck, whatever becomes of images that are not square."""
     for seen in (net, net.kept):
@@ -397,31 +397,31 @@ def test_what_is_taught_is_what_the_model_sees(
         head = LinearHead(weights=weights, biases=np.zeros(2, np.float32))
         path = tmp_path / "m.onnx"
         write_model(path, fitted, head, classes=("a", "b"), training={})
-        lesson = Lesson.of_model(path.read_bytes(), path, lesson_cache)
+        teachable = TeachableModel.of(path.read_bytes(), path, teachable_cache)
         photo = photo_source / "discs" / "00.jpg"
-        found = extract([photo], lesson.net, Store(lesson_cache / "bottlenecks"))
+        found = extract([photo], teachable.net, Store(teachable_cache / "bottlenecks"))
         bottleneck = found.gather([digest for digest in found.digests if digest])
         features = load(path, with_features=True).examine(photo.read_bytes()).features
         assert features is not None
-        assert np.allclose(features[: sum(lesson.teaching.widths)], bottleneck[0], atol=2e-3)
+        assert np.allclose(features[: sum(teachable.teaching.widths)], bottleneck[0], atol=2e-3)
         assert len(features) == fitted.cut_shape[0]
 
 
 def test_models_that_cannot_be_taught_with(
-    model: Path, net: Backbone, lesson_cache: Path, photo_source: Path, tmp_path: Path
+    model: Path, net: Backbone, teachable_cache: Path, photo_source: Path, tmp_path: Path
 ) -> None:
-    def lesson(path: Path) -> Lesson:
-        return Lesson.of_model(path.read_bytes(), path, lesson_cache)
+    def teachable(path: Path) -> TeachableModel:
+        return TeachableModel.of(path.read_bytes(), path, teachable_cache)
 
-    assert lesson(model).teaching.widths == net.widths
+    assert teachable(model).teaching.widths == net.widths
     half = tmp_path / "half.onnx"
     convert(model, half, "fp16")
-    assert lesson(half).teaching == lesson(model).teaching
+    assert teachable(half).teaching == teachable(model).teaching
     graph = onnx.load(model)
     graph.metadata_props.add(key="quickstudy.export", value='{"kind": "int8"}')
     with pytest.raises(ModelError, match=r"first\.onnx' cannot be taught with: 8 bits"):
-        Lesson.of_model(graph.SerializeToString(), model, lesson_cache)
+        TeachableModel.of(graph.SerializeToString(), model, teachable_cache)
     with pytest.raises(ModelError, match="was trained itself"):
-        lesson(write_small_model(tmp_path / "whole.onnx"))
+        teachable(write_small_model(tmp_path / "whole.onnx"))
     with pytest.raises(ModelError, match=r"The network of '.*first\.onnx' is 'small', which is needed here: Unknown"):
-        Lesson.of_model(model.read_bytes(), model, tmp_path / "empty")
+        TeachableModel.of(model.read_bytes(), model, tmp_path / "empty")

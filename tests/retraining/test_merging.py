@@ -72,6 +72,8 @@ def test_classes_of_several_people(teaching: Teaching, net: Backbone, cache: Pat
     anna = save(tmp_path / "anna.json", teaching, cup, mug)
     ben = save(tmp_path / "ben.json", teaching, more, lid)
     merged = merge([anna, ben], tmp_path / "m.onnx", cache=cache)
+    with pytest.raises(ModelError, match="retrain photos/ --report"):  # of its pictures there are features only
+        quickstudy.report(tmp_path / "m.onnx", cache=cache)
     assert merged.counts == {"cup": 30, "lid": 1, "mug": 20}
     assert merged.copies == 10
     assert len(merged.contradictions) == 10

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
-from tests_of_serving import Running, Start
 
 import quickstudy
 from quickstudy.serving.app import make_app
 from quickstudy.serving.limits import ServerSettings
+from servers import Start, servers
 
 
 @pytest.fixture(scope="session")
@@ -54,27 +51,5 @@ def photo(photo_source: Path) -> Path:
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Starts `quickstudy serve` with these arguments on a free port; ends what is left at the end."""
-    running: list[Running] = []
-
-    def start_server(*arguments: object, **environment: str) -> Running:
-        log = tmp_path / f"server-{len(running)}.log"
-        with log.open("w") as errors:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "quickstudy", "serve", *map(str, arguments), "--port", "0"],
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                env={**os.environ, **environment},
-            )
-        assert process.stdout
-        words = process.stdout.readline().split()
-        assert "on" in words, log.read_text()
-        running.append(Running(process=process, address=words[words.index("on") + 1], log=log))
-        return running[-1]
-
-    yield start_server
-    for server in running:
-        server.process.kill()
-        server.process.wait()
-        assert server.process.stdout
-        server.process.stdout.close()
+    with servers("serve", tmp_path) as start_server:
+        yield start_server

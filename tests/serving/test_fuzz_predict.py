@@ -21,7 +21,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tests_of_serving import Running, Start
+from tests_of_serving import metric
+
+from servers import Running, Start
 
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 
@@ -223,7 +225,7 @@ def check_health(server: Running, photo: Path) -> None:
     """It works as on the first day, says nothing, and holds nothing."""
     answer = httpx.post(f"{server.address}/predict", content=photo.read_bytes())
     assert answer.json()["predictions"][0]["label"] == "discs"
-    assert server.metric("quickstudy_pending_images") == server.metric("quickstudy_held_bytes") == 0
+    assert metric(server, "quickstudy_pending_images") == metric(server, "quickstudy_held_bytes") == 0
     assert server.log.read_text() == ""
 
 

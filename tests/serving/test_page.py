@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests_of_serving import Running, Start
 
 import quickstudy
 from collages import make_collages, write_manifest
 from drawn_photos import draw_photo
 from pages import contrast
+from servers import Running, Start
 from small_backbones import add_small_backbone
 
 sync_api = pytest.importorskip("playwright.sync_api")

@@ -19,12 +19,13 @@ import httpx2 as httpx
 import psutil
 import pytest
 import uvicorn
-from tests_of_serving import Running, Start, raw_request, wait_until
+from tests_of_serving import metric, raw_request, wait_until
 
 from quickstudy.cli.main import run as quickstudy
 from quickstudy.serving.app import make_app
 from quickstudy.serving.limits import ServerSettings
 from quickstudy.serving.server import limited_protocol
+from servers import Running, Start
 
 TOKEN = "correct-horse-battery"
 SERVE = [sys.executable, "-m", "quickstudy", "serve"]
@@ -188,7 +189,7 @@ class TestOverload:
         labels = {answer.json()["predictions"][0]["label"] for answer in answers if answer.status_code == 200}
         assert labels == {"discs"}
         assert ask(0).status_code == 200
-        assert server.metric("quickstudy_pending_images") == server.metric("quickstudy_held_bytes") == 0
+        assert metric(server, "quickstudy_pending_images") == metric(server, "quickstudy_held_bytes") == 0
 
     def test_bodies_together_are_bounded(self, start: Start, trained: Path) -> None:
         """Each within its limit, all of them together are not; memory stays far below their sum."""
@@ -215,7 +216,7 @@ class TestOverload:
             connection.close()
         assert sum(answer.startswith(b"HTTP/1.1 503") for answer in answers) >= 5
         assert used < 500 << 20
-        wait_until(lambda: server.metric("quickstudy_held_bytes") == 0)
+        wait_until(lambda: metric(server, "quickstudy_held_bytes") == 0)
 
 
 class TestReload:
@@ -234,13 +235,13 @@ class TestReload:
         asking.start()
         try:
             model_file.write_bytes(b"broken")
-            wait_until(lambda: server.metric('quickstudy_reloads_total{model="photos",result="refused"}') == 1)
+            wait_until(lambda: metric(server, 'quickstudy_reloads_total{model="photos",result="refused"}') == 1)
             ready = httpx.get(f"{server.address}/readyz")
             assert (ready.status_code, ready.json()) == (200, {"ready": True, "models_current": False})
             assert "not an onnx file" in httpx.get(f"{server.address}/model").json()["problem"].lower()
             shutil.copy(trained / "two.onnx", model_file.with_suffix(".new"))
             model_file.with_suffix(".new").replace(model_file)
-            wait_until(lambda: server.metric('quickstudy_reloads_total{model="photos",result="reloaded"}') == 1)
+            wait_until(lambda: metric(server, 'quickstudy_reloads_total{model="photos",result="reloaded"}') == 1)
             seen = len(answers)
             wait_until(lambda: len(answers) > seen + 1)
         finally:
@@ -261,7 +262,7 @@ class TestTheEnd:
         data = photo.read_bytes()
         connection = connect(server.port)
         connection.sendall(raw_request(data[:5000], announced=len(data)))
-        wait_until(lambda: server.metric("quickstudy_held_bytes") > 0)
+        wait_until(lambda: metric(server, "quickstudy_held_bytes") > 0)
         server.process.terminate()
         wait_until(lambda: not can_connect(server.port))
         connection.sendall(data[5000:])

@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import httpx2 as httpx
 
-
-@dataclass(frozen=True, kw_only=True)
-class Running:
-    """A server of its own."""
-
-    process: subprocess.Popen[str]
-    address: str
-    log: Path
-
-    @property
-    def port(self) -> int:
-        return int(self.address.rpartition(":")[2])
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(60)
-
-    def metric(self, name: str) -> float:
-        lines = httpx.get(f"{self.address}/metrics").text.splitlines()
-        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+from servers import Running
 
 
-Start = Callable[..., Running]
-"""Starts a server with the arguments of `quickstudy serve`; names are environment variables."""
+def metric(server: Running, name: str) -> float:
+    lines = httpx.get(f"{server.address}/metrics").text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
 def raw_request(body: bytes, *, announced: int | None = None, headers: bytes = b"", path: bytes = b"/predict") -> bytes:

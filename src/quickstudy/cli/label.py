@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quickstudy.cli.options import Backbone, Cache, Engine, Port, Quiet, Token
+from quickstudy.cli.options import Backbone, Cache, Engine, Port, Quiet, Separator, Several, Token, labelling_told
 from quickstudy.cli.report import Open, sees_browser
 from quickstudy.extras import require_server
 
@@ -24,6 +24,8 @@ def command(
         Path | None,
         typer.Option(help="The manifest to write [default: <name of IMAGES>.labels.csv]."),
     ] = None,
+    several: Several = False,
+    separator: Separator = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="The model that the page trains [default: <name of IMAGES>.onnx]."),
@@ -57,12 +59,13 @@ def command(
         cache=cache_folder(cache),
         backbone=backbone,
         engine=engine,
+        labelling=labelling_told(several, separator, None),
         progress=progress_for(quiet=quiet),
     )
 
     def announce(address: str) -> None:
-        known = int((session.label_numbers >= 0).sum())
-        print(f"{images}: {count(len(session.photos), 'photo')}, {known:,} with a label; labels go to {manifest}")
+        known, words = int(session.labelled.sum()), "labels, any number each" if session.several else "a label"
+        print(f"{images}: {count(len(session.photos), 'photo')}, {known:,} with {words}; labels go to {manifest}")
         print(f"{address}/?token={settings.token}", flush=True)
         print("Ctrl-C ends it; what was labelled stays", flush=True)
         if sees_browser() if open_ is None else open_:

@@ -107,7 +107,7 @@ def read_manifest(source: Path, labelling: Labelling = ONE_EACH) -> Iterator[Row
     Raises:
         ImageSetError: it cannot be read, lacks a column, or a column holds what is no text, or not what was said.
     """
-    names, rows = _read_parquet(source, labelling) if source.suffix.lower() == ".parquet" else _read_csv(source)
+    names, rows = _read_columns(source, labelling)
     path, split = _find(names, "path", source), _find(names, "split", source)
     place = _find(names, "labels" if labelling.several else "label", source)
     if path is None or (place is None and (not labelling.several or len(names) < 2 + (split is not None))):
@@ -126,6 +126,28 @@ def read_manifest(source: Path, labelling: Labelling = ONE_EACH) -> Iterator[Row
         yield Row(
             number=number, path=row[path].strip(), labels=found, split="" if split is None else row[split].strip()
         )
+
+
+def holds_several(source: Path) -> bool:
+    """Tell whether this is a manifest whose columns are those of several labels an image, and can be read."""
+    if source.suffix.lower() not in MANIFEST_SUFFIXES or not source.is_file():
+        return False
+    try:
+        names, _ = _read_columns(source, ONE_EACH)
+        if _find(names, "path", source) is None or _find(names, "label", source) is not None:
+            return False
+        if _find(names, "labels", source) is not None:
+            return True
+        names, rows = _read_columns(source, Labelling(several=True))
+        known = (_find(names, "path", source), _find(names, "split", source))
+        others = [place for place in range(len(names)) if place not in known]
+        return len(others) > 1 and all(row[place].strip().lower() in _MARKS for row in rows for place in others)
+    except ImageSetError:
+        return False
+
+
+def _read_columns(source: Path, labelling: Labelling) -> tuple[list[str], list[list[str]]]:
+    return _read_parquet(source, labelling) if source.suffix.lower() == ".parquet" else _read_csv(source)
 
 
 def _labels_of(cells: Sequence[str], labelling: Labelling, source: Path) -> list[tuple[str, ...] | None]:

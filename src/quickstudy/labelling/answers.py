@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from quickstudy.errors import LabellingError
 from quickstudy.labelling.choosing import Pick, alike_rows
+from quickstudy.labelling.knowledge import figure_of, figures_of_classes
 from quickstudy.labelling.session import Session
 from quickstudy.labelling.training import Trainer
-from quickstudy.learning.scores import Score
 
 AHEAD = 10
 """The number of photos that a page has in hand."""
@@ -48,12 +48,9 @@ def describe(session: Session, trainer: Trainer, who: str, shown: str = "") -> d
     at = session.photos.number_by_name(shown)
     version, knowledge, figures = session.version, session.knowledge, session.figures
     picks = session.next_for(who, AHEAD)
-    answered, label = session.answered, session.label_numbers
     total = len(session.photos) - len(session.unusable)
     waiting = _waiting(session)
-    judged = {}
-    if figures.judged is not None:
-        judged = {name: figures.judged.by_class(k) for k, name in enumerate(figures.classes)}
+    judged = figures_of_classes(figures.cross)
     forecasts = {gain.name: _gain(gain) for gain in figures.gains}
     overall = forecasts.get("")
     undo = session.labels.to_undo(who, before=session.began)
@@ -65,8 +62,10 @@ def describe(session: Session, trainer: Trainer, who: str, shown: str = "") -> d
         "total": total,
         "computed": session.computed,
         "extracted": session.extracted,
-        "labelled": int((label >= 0).sum()),
-        "answered": int(answered.sum()),
+        "several": session.several,
+        "separators": session.separators,
+        "labelled": int(session.labelled.sum()),
+        "answered": int(session.answered.sum()),
         "unusable": [
             {"name": session.photos.title(number), "reason": reason}
             for number, reason in [*session.unusable.items()][:_MOST_NAMED]
@@ -77,17 +76,17 @@ def describe(session: Session, trainer: Trainer, who: str, shown: str = "") -> d
                 "name": name,
                 "labels": labels,
                 "waiting": waiting.get(name, 0),
-                "cross": _score(judged.get(name)),
-                "control": _score(figures.control_classes.get(name)),
+                "cross": judged.get(name),
                 "gain": forecasts.get(name),
             }
             for _, name, labels in session.classes()
         ],
         "next": [_asked(session, pick) for pick in picks],
         "shown": None if at is None else photo_values(session, at),
-        "control": _score(figures.control),
+        "can_train": bool(session.classes_of(np.flatnonzero(session.labelled))),
+        "control": figure_of(figures.control),
         "control_wanted": len(session.candidates),
-        "cross": _score(figures.judged.score if figures.judged else None),
+        "cross": figure_of(figures.cross),
         "gain": overall,
         "enough": bool(overall and overall["points"] + overall["deviation"] < _LITTLE),
         "mistakes": len(figures.mistakes),
@@ -95,36 +94,28 @@ def describe(session: Session, trainer: Trainer, who: str, shown: str = "") -> d
         "milliseconds": knowledge.milliseconds,
         "learned_from": knowledge.labels,
         "map": session.places is not None,
-        "undo": {"kind": undo.kind, "name": undo.name, "count": len(undo.photos)} if undo else None,
+        "undo": {"kind": undo.kind, "names": undo.given, "count": len(undo.photos)} if undo else None,
         "training": {"state": trainer.state, **trainer.said},
     }
 
 
 def _waiting(session: Session) -> dict[str, int]:
-    """Count the photos without an answer by the class that the head takes them for."""
+    """Count the photos without an answer by the labels that the head suggests for them."""
     knowledge = session.knowledge
-    if knowledge.head is None or knowledge.best is None or knowledge.known is None:
+    if knowledge.head is None or knowledge.given is None or knowledge.known is None:
         return {}
     free = knowledge.known & session.free()[: len(knowledge.known)]
-    counts = np.bincount(knowledge.best[free], minlength=len(knowledge.head.classes)).tolist()
-    return dict(zip(knowledge.head.classes, counts, strict=True))
+    return dict(zip(knowledge.head.classes, knowledge.given[free].sum(axis=0).tolist(), strict=True))
 
 
 def _gain(gain: Any) -> dict[str, Any]:
     return {"more": gain.more, "points": round(gain.points, 1), "deviation": round(gain.deviation, 1)}
 
 
-def _score(score: Score | None) -> dict[str, Any] | None:
-    if score is None or not score.n:
-        return None
-    low, high = score.interval
-    return {"right": score.right, "n": score.n, "low": round(low, 4), "high": round(high, 4)}
-
-
 def _asked(session: Session, pick: Pick) -> dict[str, Any]:
     values = photo_values(session, pick.row)
     if pick.reason == "check":  # a suggestion would lead the answer that is to judge it
-        values["guess"] = []
+        values["guess"], values["given"] = [], []
     return {
         **values,
         "reason": pick.reason,
@@ -139,17 +130,21 @@ def photo_values(session: Session, number: int) -> dict[str, Any]:
     mark = session.labels.mark(photo.id)
     knowledge = session.knowledge
     guess: list[list[Any]] = []
+    given: list[str] = []
     if knowledge.head is not None and knowledge.probabilities is not None and is_known(session, number):
         shares = knowledge.probabilities[number]
         guess = [
             [knowledge.head.classes[k], round(float(shares[k]), 3)]
             for k in np.argsort(-shares, kind="stable")[:_GUESSES].tolist()
         ]
+        if knowledge.given is not None:
+            given = [knowledge.head.classes[k] for k in np.flatnonzero(knowledge.given[number]).tolist()]
     return {
         "id": photo.name,
         "name": session.photos.title(number),
         "guess": guess,
-        "label": session.label_of(number),
+        "given": given,
+        "labels": session.labels_of(number),
         "kind": mark.kind if mark else "",
         "seen": mark.number if mark else 0,
     }
@@ -184,11 +179,11 @@ def list_photos(session: Session, query: Mapping[str, str]) -> dict[str, Any]:
     """
     start, count = _whole(query, "from", 0), min(_whole(query, "count", 48), MOST_LISTED)
     view = query.get("view", "")
-    notes: dict[int, str] = {}
+    notes: dict[int, list[str]] = {}
     if view == "suggested":
         numbers = _suggested(session, query)
     elif view == "labelled":
-        numbers = np.flatnonzero(session.label_numbers == _class(session, query)).tolist()
+        numbers = np.flatnonzero(session.marks[:, _class(session, query)]).tolist()
     elif view in ("none", "skipped"):
         numbers = session.marked("none" if view == "none" else "skip")
     elif view == "alike":
@@ -199,7 +194,7 @@ def list_photos(session: Session, query: Mapping[str, str]) -> dict[str, Any]:
     elif view == "mistakes":
         mistakes = session.figures.mistakes
         numbers = [mistake.row for mistake in mistakes]
-        notes = {m.row: session.figures.classes[m.suggested] for m in mistakes}
+        notes = {m.row: [session.figures.classes[k] for k in m.suggested] for m in mistakes}
     elif view == "conflicts":
         numbers = conflicts(session)
     elif view == "some":
@@ -216,15 +211,15 @@ def list_photos(session: Session, query: Mapping[str, str]) -> dict[str, Any]:
             values["suggested"] = notes[number]
         if view == "conflicts":
             marks = session.labels.conflict(session.photos.photos[number].id)
-            values["said"] = [mark.name or mark.kind for mark in marks]
+            values["said"] = [{"kind": mark.kind, "names": mark.names} for mark in marks]
         photos.append(values)
     return {"photos": photos, "total": len(numbers)}
 
 
 def _suggested(session: Session, query: Mapping[str, str]) -> list[int]:
-    """List the photos without an answer that the head takes for a class, the surest first."""
+    """List the photos without an answer for which the head suggests a label, the surest first."""
     knowledge = session.knowledge
-    if knowledge.head is None or knowledge.probabilities is None or knowledge.known is None:
+    if knowledge.head is None or knowledge.probabilities is None or knowledge.given is None or knowledge.known is None:
         return []
     try:
         least = float(query.get("least", "0"))
@@ -236,7 +231,7 @@ def _suggested(session: Session, query: Mapping[str, str]) -> list[int]:
     number = knowledge.head.classes.index(name)
     n = len(knowledge.probabilities)
     own = knowledge.probabilities[:, number]
-    free = knowledge.known & session.free()[:n] & (knowledge.probabilities.argmax(axis=1) == number) & (own >= least)
+    free = knowledge.known & session.free()[:n] & knowledge.given[:, number] & (own >= least)
     rows = np.flatnonzero(free)
     found: list[int] = rows[np.argsort(-own[rows], kind="stable")].tolist()
     return found
@@ -260,7 +255,8 @@ def map_of(session: Session) -> dict[str, Any]:
     """Give all photos with their places, as numbers of 16 bits in base64: places, labels and what the head guesses.
 
     Labels and guesses are places in the list of classes that the state has, -1 for none, -2 for photos that are not
-    shown since they have no place yet, or another answer; guesses come with their probability in percent.
+    shown since they have no place yet, or another answer; guesses come with their probability in percent. Of several
+    labels of a photo, it is the one that the fewest photos have.
     """
     places, knowledge = session.places, session.knowledge
     if places is None:
@@ -269,14 +265,18 @@ def map_of(session: Session) -> dict[str, Any]:
     have = session.rows()[1][:n]
     guess, sure = np.full(n, -1, np.int16), np.zeros(n, np.int16)
     classes = session.classes()
-    shown = np.full(len(session.labels.classes) + 1, -1, np.int16)  # the last is that of no label
-    shown[[k for k, _, _ in classes]] = np.arange(len(classes))
-    if knowledge.head is not None and knowledge.probabilities is not None and knowledge.best is not None:
-        m = min(n, len(knowledge.best))
+    if knowledge.head is not None and knowledge.probabilities is not None and knowledge.given is not None:
+        m = min(n, len(knowledge.given))
         index = {name: place for place, (_, name, _) in enumerate(classes)}
         numbers = np.array([index.get(name, -1) for name in knowledge.head.classes], np.int16)
-        guess[:m], sure[:m] = numbers[knowledge.best[:m]], np.round(100 * knowledge.probabilities[:m].max(axis=1))
-    label = shown[session.label_numbers[:n]]
+        best = np.where(knowledge.given[:m], knowledge.probabilities[:m], -1).argmax(axis=1)
+        guess[:m] = np.where(knowledge.given[:m].any(axis=1), numbers[best], -1)
+        sure[:m] = np.round(100 * knowledge.probabilities[:m][np.arange(m), best])
+    marks = session.marks[:n][:, [k for k, _, _ in classes]]
+    label = np.full(n, -1, np.int16)
+    if classes:
+        rarest = np.where(marks, [labels for _, _, labels in classes], n + 1).argmin(axis=1)
+        label = np.where(marks.any(axis=1), rarest, -1).astype(np.int16)
     answered = session.answered[:n] & (label < 0)
     return {
         "n": n,

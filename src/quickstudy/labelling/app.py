@@ -153,18 +153,20 @@ class _Service:
     async def act(self, request: Request) -> Response:
         """Answer POST /api/act: what somebody says of photos; it is on the disk when this is answered."""
         values = await self._values(request)
-        kind, ids, seen = values.get("kind"), values.get("photos", []), values.get("seen", [])
+        kind, ids, seen, names = (values.get(name, []) for name in ("kind", "photos", "seen", "names"))
         if kind not in ("label", "none", "skip", "clear", "class"):
             raise RefusedError(400, "'kind' must be label, none, skip, clear or class")
         if not _is_list(ids, str) or not _is_list(seen, int) or not all(0 <= one < _MOST_ACTS for one in seen):
             raise RefusedError(400, f"'photos' must be at most {MOST_PHOTOS:,} names of photos, 'seen' as many numbers")
+        if not _is_list(names, str):
+            raise RefusedError(400, "'names' must be a list of names of labels")
         photos = [self._session.photos.photos[photo_number(self._session, one)].id for one in ids]
         act = await asyncio.to_thread(
             partial(
                 self._session.act,
                 kind,
                 photos,
-                name=values.get("name", ""),
+                names=names,
                 seen=seen,
                 who=_text(values, "who"),
                 key=_text(values, "key"),
@@ -183,7 +185,7 @@ class _Service:
             {
                 "number": act.number,
                 "kind": act.kind,
-                "name": act.name,
+                "names": act.given,
                 "own": act.who == values.get("who"),
                 "count": len(act.photos),
                 "photos": [photo[:NAME_DIGITS] for photo in act.photos[:1]],
@@ -209,15 +211,15 @@ class _Service:
         return _json(await asyncio.to_thread(self._trainer.examine, await self._body(request)))
 
     async def keep(self, request: Request) -> Response:
-        """Answer POST /api/keep: take in an image, with its class."""
-        who, name = _word(request, "who"), request.query_params.get("name", "")
+        """Answer POST /api/keep: take in an image, with its class or its labels."""
+        who, names = _word(request, "who"), request.query_params.getlist("name")
         data = await self._body(request)
 
         def keep() -> dict[str, Any]:
             photo = self._session.add_photo(data)
             mark = self._session.labels.mark(photo)
             seen = [mark.number if mark else 0]
-            self._session.act("label", [photo], name=name, seen=seen, who=who, way="try")
+            self._session.act("label", [photo], names=names, seen=seen, who=who, way="try")
             return {"photo": photo[:NAME_DIGITS]}
 
         return _json(await asyncio.to_thread(keep))

@@ -13,17 +13,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from quickstudy.bottlenecks.extraction import extract, source_spec
 from quickstudy.errors import QuickstudyError
 from quickstudy.labelling.choosing import Pick, doubtful_rows, typical_rows, with_checks
-from quickstudy.labelling.session import Figures, Knowledge, Session
+from quickstudy.labelling.knowledge import Figures, Knowledge
+from quickstudy.labelling.session import Session
 from quickstudy.labelling.teacher import (
+    GUESSED,
     LiveHead,
-    Mistake,
     Space,
+    choose_answer,
     cross_validate,
     find_mistakes,
     find_space,
@@ -31,8 +34,9 @@ from quickstudy.labelling.teacher import (
     forecast,
     judge_checks,
 )
-from quickstudy.learning.features import signed_sqrt
-from quickstudy.learning.scores import Score
+from quickstudy.learning.answers import MOST_PROBABLE, Answer, Thresholds
+from quickstudy.learning.features import Floats, signed_sqrt
+from quickstudy.learning.scores import Scores
 from quickstudy.process import give_way
 
 _PICKS = 24
@@ -186,24 +190,31 @@ class Background:
             number, space, rows, have = session.labels.number, session.space, session.projected, session.have.copy()
             learned, control = session.training_rows()
             learned = learned[have[learned]]
-            label, names = session.label_numbers[learned], list(session.labels.classes)
+            names, known = list(session.labels.classes), session.classes_of(learned)
+            targets = session.targets(learned, known)
+            counts = session.marks[learned][:, known].sum(axis=0)
             free = session.free()
+            waiting = np.flatnonzero(have & ~session.answered)
+            waiting = waiting[:GUESSED]  # they come in the order of their hashes, so these are drawn at random
             answered = int(session.answered.sum())
+            unlike, doubtful = session.asked["unlike"], session.asked["unlike"] + session.asked["doubtful"]
         clock = _Clock()
-        present, labels, counts = np.unique(label, return_inverse=True, return_counts=True)
-        head, probabilities = None, None
-        if space is not None and len(present) > 1:
-            classes = tuple(names[k] for k in present)
+        head, probabilities, given = None, None, None
+        answer: Answer = MOST_PROBABLE
+        if space is not None and len(known):
+            classes = tuple(names[k] for k in known)
             head = before.head
             if head is None or head.space is not space or before.number != number or before.labels != len(learned):
                 clock.start()
-                head = fit_live(rows[learned], labels, classes, space, before.head)
+                head = fit_live(rows[learned], targets, classes, space, before.head, rows[waiting])
                 clock.note("fit")
             else:
                 clock.milliseconds |= before.milliseconds
                 clock.start()
             judged = session.figures.judged
             probabilities = head.probabilities(rows, judged.temperature if judged is not None else 1.0)
+            answer = _answer_of(head, session.figures)
+            given = answer.given(probabilities)
             clock.note("suggest")
         candidates = session.candidates[free[session.candidates]]
         others = free.copy()
@@ -213,7 +224,18 @@ class Background:
         if head is None or probabilities is None or (starting and len(learned) < len(self._starting)):
             chosen = starting or [Pick(row=n, reason="any") for n in np.flatnonzero(rest)[:_PICKS].tolist()]
         else:
-            chosen = doubtful_rows(rows, probabilities, rest, learned, counts, head.classes, _PICKS)
+            chosen = doubtful_rows(
+                rows,
+                probabilities,
+                rest,
+                learned,
+                counts,
+                head.classes,
+                _PICKS,
+                thresholds=answer.values if isinstance(answer, Thresholds) else (),
+                unlike=unlike,
+                answered=doubtful,
+            )
         picks: list[Pick] = []
         if chosen or not others.any():  # else the session picks some that nothing is known of yet
             picks = with_checks(chosen, candidates.tolist(), asked=len(control), answered=answered, most=_PICKS)
@@ -221,8 +243,9 @@ class Background:
         return Knowledge(
             number=number,
             head=head,
+            waiting=waiting,
             probabilities=probabilities,
-            best=None if probabilities is None else probabilities.argmax(axis=1),
+            given=given,
             known=have,
             picks=tuple(picks),
             labels=len(learned),
@@ -256,42 +279,51 @@ class Background:
             if head is None or head.space is not session.space:
                 return before if head is not None else Figures(number=knowledge.number)
             rows, raw, names = session.projected, session.raw, session.labels.classes
-            known = np.array([head.classes.index(name) if name in head.classes else -1 for name in names], np.intp)
+            known = [names.index(name) for name in head.classes]
             learned, control = (numbers[session.have[numbers]] for numbers in session.training_rows())
-            learned = learned[known[session.label_numbers[learned]] >= 0]
+            targets = session.targets(learned, known)
+            if targets.ndim == 1:  # what has been said of a new class since is for the next fit
+                learned, targets = learned[targets >= 0], targets[targets >= 0]
             if not session.photos.splits_given:
                 control = control[np.isin(control, learned)]
-            labels, truth = known[session.label_numbers[learned]], known[session.label_numbers[control]]
-            truth_names = [names[k] for k in session.label_numbers[control].tolist()]
-        if len(np.unique(labels)) < len(head.classes):
+            said = [session.labels_of(number) or () for number in (*learned.tolist(), *control.tolist())]
+        if session.classes_of(learned) != known:
             return before  # a class has lost its last label since; another head is on its way
         keys = [session.photos.photos[n].digest for n in learned.tolist()]
-        judged = cross_validate(rows[learned], labels, keys, head)
+        waiting = rows[knowledge.waiting]
+        judged = cross_validate(rows[learned], targets, keys, head, waiting)
+        temperature = judged.temperature if judged is not None else 1.0
         if session.photos.splits_given:
-            right = head.probabilities(rows[control]).argmax(axis=1) == truth
+            checks = np.zeros(0, np.intp)
+            shares = head.probabilities(rows[control], temperature)
         else:
             checks = np.searchsorted(learned, control)
-            right = judge_checks(rows[learned], labels, checks, head)
+            shares = judge_checks(rows[learned], targets, checks, head, temperature, waiting)
+        answer = choose_answer(judged, len(known), checks)
+
+        def score(probabilities: Floats, labels: list[tuple[str, ...]]) -> Scores | None:
+            return answer.score(probabilities, labels, head.classes) if labels else None
+
         gains, gains_at = before.gains, before.gains_at
-        if judged is not None and not gains_at / _FORECAST_EVERY < len(learned) < gains_at * _FORECAST_EVERY:
-            gains, gains_at = forecast(raw[learned], labels, keys, head.classes, judged), len(learned)
-        mistakes = [
-            Mistake(row=int(learned[m.row]), suggested=m.suggested, probability=m.probability)
-            for m in (find_mistakes(judged) if judged is not None else [])
-        ]
+        if (
+            judged is not None
+            and targets.ndim == 1
+            and not gains_at / _FORECAST_EVERY < len(learned) < gains_at * _FORECAST_EVERY
+        ):
+            gains, gains_at = forecast(raw[learned], targets, keys, head.classes, judged), len(learned)
+        mistakes = find_mistakes(judged) if judged is not None else []
         return Figures(
             number=knowledge.number,
             judged=judged,
             classes=head.classes,
-            control=Score(right=int(right.sum()), n=len(right)),
-            control_classes={
-                name: Score(
-                    right=sum(hit for hit, of in zip(right.tolist(), truth_names, strict=True) if of == name),
-                    n=truth_names.count(name),
-                )
-                for name in set(truth_names)
-            },
-            mistakes=tuple(mistake for mistake in mistakes if not session.is_confirmed(mistake.row)),
+            answer=answer,
+            cross=score(judged.probabilities, [said[k] for k in judged.held_out.tolist()]) if judged else None,
+            control=score(shares, said[len(learned) :]),
+            mistakes=tuple(
+                replace(mistake, row=row)
+                for mistake in mistakes
+                if not session.is_confirmed(row := int(learned[mistake.row]))
+            ),
             gains=gains,
             gains_at=gains_at,
         )
@@ -344,6 +376,15 @@ class Background:
                 session.trouble = f"The manifest cannot be written: {error}"
                 session.tell()
             time.sleep(_MANIFEST_SECONDS)
+
+
+def _answer_of(head: LiveHead, figures: Figures) -> Answer:
+    """Say what a head's probabilities are answered by: the thresholds that were chosen last, or one half for others."""
+    if head.link.kind == "one":
+        return MOST_PROBABLE
+    answer = figures.answer
+    chosen = dict(zip(figures.classes, answer.values, strict=True)) if isinstance(answer, Thresholds) else {}
+    return Thresholds(values=tuple(chosen.get(name, 0.5) for name in head.classes), precision=None, n=len(chosen))
 
 
 class _Clock:

@@ -4,14 +4,17 @@ With no label yet, or few, the photos nearest to the centres of clusters are ask
 are the most typical, and few of them show all there is (Hacohen et al., 2022, arXiv:2202.02794; Gupte et al., 2024,
 arXiv:2401.14555, find it the best start for features of pretrained networks). From then on it is the photos between
 two classes, by the margin between their probabilities, a little sooner where the classes in question have few labels;
-each photo that is picked makes those like it less wanted, so that a handful of picks are not one photo five times. One
-pick in eight is the photo farthest from all labels, in case it is of a class that nobody has named yet.
+each photo that is picked makes those like it less wanted, so that a handful of picks are not one photo five times.
+Where a photo may have several labels, it is those of which one label is in doubt: its probability is near its
+threshold. One photo in eight is the one farthest from all labels, in case it is of a class that nobody has named yet;
+as picks are made anew with every label, that share is kept of what was answered, not of what was picked.
 
 `benchmarks/label.py labels` compares it with random order and with margins alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,9 +23,9 @@ from numpy.typing import NDArray
 
 from quickstudy.learning.features import Floats, sample_of, unit_rows
 
-Reason = Literal["typical", "between", "few", "unlike", "check", "any"]
-"""Why a photo is asked for: it is typical; between two classes; perhaps of a class that has few labels; unlike all that
-have one; drawn at random as a check; or there was nothing to choose by."""
+Reason = Literal["typical", "between", "whether", "few", "unlike", "check", "any"]
+"""Why a photo is asked for: it is typical; between two classes; has a label or not; is perhaps of a class that has few
+labels; unlike all that have one; drawn at random as a check; or there was nothing to choose by."""
 CONTROL_SHARE = 0.2
 """The share of the photos that are asked for, and of all photos, that are drawn at random as a check."""
 STARTING = 30
@@ -76,6 +79,10 @@ def doubtful_rows(
     counts: NDArray[np.intp],
     classes: tuple[str, ...],
     count: int,
+    *,
+    thresholds: Sequence[float] = (),
+    unlike: int = 0,
+    answered: int = 0,
 ) -> list[Pick]:
     """Pick at most `count` photos, in the order in which to ask for them.
 
@@ -87,42 +94,65 @@ def doubtful_rows(
         counts: K, number of labels of each class.
         classes: names of the classes.
         count: number of picks.
+        thresholds: the probability from which on each label is given, where a photo may have several.
+        unlike: number of answered photos that were picked since they were unlike all others.
+        answered: number of answered photos that were picked here.
     """
     places = np.flatnonzero(free)
     if not len(places):
         return []
-    shares = probabilities[places]
-    top = np.argpartition(-shares, 1, axis=1)[:, :2]
-    pair = np.take_along_axis(shares, top, axis=1)
-    swapped = pair[:, 0] < pair[:, 1]
-    top[swapped], pair[swapped] = top[swapped][:, ::-1], pair[swapped][:, ::-1]
-    margin = pair[:, 0] - pair[:, 1]
-    lacking = np.clip(shares @ (counts.mean() / (counts + 1)).astype(np.float32), 0.3, 3)
-    wanted = (1 - margin) * np.sqrt(lacking)
+    doubt = _of_several if thresholds else _between_two
+    wanted, margin, of = doubt(probabilities[places], counts, np.array(thresholds, np.float32))
     # Only some can be picked: the most wanted, and a sample in which to look for the unlike.
     some = np.unique(np.append(np.argsort(-wanted, kind="stable")[:_MOST_WANTED], sample_of(len(places), _SEARCHED)))
-    places, top, margin, wanted = places[some], top[some], margin[some], wanted[some]
+    places, of, margin, wanted = places[some], of[some], margin[some], wanted[some]
     unit = unit_rows(rows[places, :_AXES])
     novelty = _novelty(unit, unit_rows(rows[labelled, :_AXES]))
     closeness = np.zeros(len(places), np.float32)  # to the nearest photo that was picked, 0 to 1
     left = np.ones(len(places), np.bool_)
     picks: list[Pick] = []
     for turn in range(min(count, len(places))):
-        by_novelty = turn % _UNLIKE == _UNLIKE - 1
+        by_novelty = (unlike + 1) * _UNLIKE <= answered + turn + 1
         score = np.where(left, (novelty if by_novelty else wanted) * (1 - closeness), -1)
         place = int(score.argmax())
-        row, (first, second) = int(places[place]), (classes[k] for k in top[place])
+        row, names = int(places[place]), tuple(classes[k] for k in of[place])
         if by_novelty:
             picks.append(Pick(row=row, reason="unlike"))
+            unlike += 1
         elif margin[place] > _SURE:
-            picks.append(Pick(row=row, reason="any", of=(first,)))
-        elif counts[top[place, 0]] < _FEW * counts.mean():
-            picks.append(Pick(row=row, reason="few", of=(first, second)))
+            picks.append(Pick(row=row, reason="any", of=() if thresholds else names[:1]))
+        elif counts[of[place, 0]] < _FEW * counts.mean():
+            picks.append(Pick(row=row, reason="few", of=names))
         else:
-            picks.append(Pick(row=row, reason="between", of=(first, second)))
+            picks.append(Pick(row=row, reason="whether" if thresholds else "between", of=names))
         left[place] = False
         closeness = np.maximum(closeness, np.clip(unit @ unit[place], 0, 1))
     return picks
+
+
+def _between_two(
+    shares: Floats, counts: NDArray[np.intp], _: Floats
+) -> tuple[NDArray[np.floating], Floats, NDArray[np.intp]]:
+    """Work out how wanted photos are (m), the margin between their two likeliest classes (m), and these (m×2)."""
+    top = np.argpartition(-shares, 1, axis=1)[:, :2]
+    pair = np.take_along_axis(shares, top, axis=1)
+    swapped = pair[:, 0] < pair[:, 1]
+    top[swapped], pair[swapped] = top[swapped][:, ::-1], pair[swapped][:, ::-1]
+    margin = pair[:, 0] - pair[:, 1]
+    lacking = np.clip(shares @ (counts.mean() / (counts + 1)).astype(np.float32), 0.3, 3)
+    return (1 - margin) * np.sqrt(lacking), margin, top
+
+
+def _of_several(
+    shares: Floats, counts: NDArray[np.intp], thresholds: Floats
+) -> tuple[NDArray[np.floating], Floats, NDArray[np.intp]]:
+    """Work out how wanted photos are (m), how far their most doubtful label is from its threshold (m), and it (m×1)."""
+    limits = np.clip(thresholds, 0.05, 0.95)
+    margin = np.abs(shares - limits) / np.where(shares < limits, limits, 1 - limits)
+    lacking = np.clip(counts.mean() / (counts + 1), 0.3, 3).astype(np.float32)
+    wanted = (1 - margin) * np.sqrt(lacking)
+    of = wanted.argmax(axis=1)[:, None]
+    return np.take_along_axis(wanted, of, axis=1)[:, 0], np.take_along_axis(margin, of, axis=1)[:, 0], of
 
 
 def _novelty(unit: Floats, labelled: Floats) -> Floats:

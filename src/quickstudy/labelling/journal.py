@@ -8,6 +8,9 @@ What stands follows from the acts alone, in one place (`Labels.apply`), whether 
 file. A photo has a history of marks; the last that is not undone counts. Each act names, photo by photo, the last mark
 that its author had seen, so that two people who contradict each other without knowing it are noticed: then the photo
 has a conflict, and no label until somebody has settled it by another mark.
+
+A photo has one class, or, from an act `several` on, any number of labels: then a mark gives all that it has, and none
+of these is an answer as good as any.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,11 +29,12 @@ from typing import Any, Literal, NamedTuple
 from quickstudy.errors import LabellingError, WriteError
 from quickstudy.files import flush_folder
 from quickstudy.images.listing import label_of
+from quickstudy.images.manifests import SEPARATORS
 from quickstudy.records import as_values, read_record
 
-Kind = Literal["label", "none", "skip", "clear", "class", "undo", "manifest"]
-"""What an act does: give a class; say that none fits; leave for later; take a mark away; add a class; take an act back;
-or note the manifest that is about to be written."""
+Kind = Literal["label", "none", "skip", "clear", "class", "undo", "manifest", "several"]
+"""What an act does: give labels; say that none fits; leave for later; take a mark away; add a class; take an act back;
+note the manifest that is about to be written; or let photos have several labels from now on."""
 MARKING = frozenset({"label", "none", "skip", "clear"})
 """The kinds of acts that say something of photos."""
 FORMAT = 1
@@ -54,13 +58,20 @@ class Act:
     seen: tuple[int, ...] = ()
     """Number of the last act on each photo that the author had seen, 0 for none; as many as there are photos."""
     name: str = ""
-    """Name of the class that is given or added; the hash of the manifest, in hexadecimal."""
+    """Name of the only label that is given, or of the class that is added; the hash of the manifest, in hexadecimal."""
+    names: tuple[str, ...] = ()
+    """Names of the labels that are given, where there are at least two, sorted."""
     of: int = 0
     """Number of the act that is taken back; 0 elsewhere."""
     way: str = ""
     """The view in which it was done: `one`, `grid`, `map`, `review`, `try` or `manifest`; empty where not known."""
     time: float = 0.0
     """When it was done, in seconds since 1970."""
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Names of all labels or classes that it gives or adds, sorted."""
+        return self.names or ((self.name,) if self.name and self.kind in ("label", "class") else ())
 
 
 class Mark(NamedTuple):
@@ -69,8 +80,8 @@ class Mark(NamedTuple):
     number: int
     """Number of the act."""
     kind: Kind
-    name: str
-    """Name of the class; empty where none is given."""
+    names: tuple[str, ...]
+    """Names of the labels, sorted; empty where none is given."""
     who: str
     """Who said so."""
     seen: int
@@ -79,18 +90,20 @@ class Mark(NamedTuple):
     """The view in which it was done; see `Act`."""
 
     @property
-    def value(self) -> tuple[str, str]:
+    def value(self) -> tuple[str, tuple[str, ...]]:
         """What is said, to compare it with what others say."""
-        return self.kind, self.name
+        return self.kind, self.names
 
 
 class Labels:
     """What stands of everything that was said."""
 
-    def __init__(self, given: Mapping[str, str] | None = None) -> None:
+    def __init__(self, given: Mapping[str, tuple[str, ...]] | None = None) -> None:
         """Begin with the labels that photos came with, by content hash."""
         self.given = dict(given or {})
-        self.classes: list[str] = sorted(set(self.given.values()))
+        self.several = False
+        """Whether a photo may have several labels, and none of them for an answer."""
+        self.classes: list[str] = sorted({name for names in self.given.values() for name in names})
         """Names of all classes that there ever were: those that came with the photos, then in the order of the acts."""
         self.added: dict[str, int] = {}
         """Number of the act by which a class was added without a photo, by its name."""
@@ -114,6 +127,9 @@ class Labels:
         if act.kind == "manifest":
             self.manifests.add(act.name)
             return ()
+        if act.kind == "several":
+            self.several = True
+            return tuple(self._marks)
         if act.kind == "undo":
             self._undone.add(act.of)
             taken_back = self._acts.get(act.of)
@@ -123,14 +139,13 @@ class Labels:
                 self._marks[photo] = [mark for mark in self._marks[photo] if mark.number != act.of]
             self._compare(photos)
             return photos
-        if act.name and act.name not in self.classes:
-            self.classes.append(act.name)
+        self.classes += [name for name in act.given if name not in self.classes]
         self._acts[act.number] = act
         if act.kind == "class":
             self.added.setdefault(act.name, act.number)
         else:
             for photo, seen in zip(act.photos, act.seen, strict=True):
-                mark = Mark(act.number, act.kind, act.name, act.who, seen, act.way)
+                mark = Mark(act.number, act.kind, act.given, act.who, seen, act.way)
                 self._marks.setdefault(photo, []).append(mark)
             self._compare(act.photos)
         return act.photos
@@ -147,12 +162,16 @@ class Labels:
         marks = self._marks.get(photo)
         return marks[-1] if marks else None
 
-    def label(self, photo: str) -> str | None:
-        """Give the class that a photo has; None where it has none, or people contradict each other."""
+    def labels(self, photo: str) -> tuple[str, ...] | None:
+        """Give the labels that a photo has, sorted; None where it has none, or people contradict each other.
+
+        Where there may be several, a photo of which it was said that none fits has labels, too: no label at all.
+        """
         mark = self.mark(photo)
         if mark is None:
             return self.given.get(photo)
-        return mark.name if mark.kind == "label" and not self.conflict(photo) else None
+        says = mark.kind == "label" or (mark.kind == "none" and self.several)
+        return mark.names if says and not self.conflict(photo) else None
 
     def conflict(self, photo: str) -> tuple[Mark, ...]:
         """Give the marks that contradict each other, the last one last; none where nobody is contradicted.
@@ -218,16 +237,18 @@ class Journal:
             raise
         return Journal(path=path, acts=acts, _descriptor=descriptor, _number=acts[-1].number if acts else 0)
 
-    def append(self, kind: Kind, **values: Any) -> Act:
+    def append(self, kind: Kind, *, names: tuple[str, ...] = (), **values: Any) -> Act:
         """Write an act, and return it once it is on the disk.
 
         Args:
             kind: what it does.
-            **values: the fields of `Act` but its number and time.
+            names: names of all labels or classes that it gives or adds, sorted.
+            **values: the other fields of `Act` but its number and time.
 
         Raises:
             WriteError: the disk is full or refuses; then nothing was written.
         """
+        values |= {"name": names[0]} if len(names) == 1 else {"names": names}
         with self._lock:
             act = Act(number=self._number + 1, kind=kind, time=round(time.time(), 3), **values)
             length = os.lseek(self._descriptor, 0, os.SEEK_END)
@@ -246,18 +267,46 @@ class Journal:
         os.close(self._descriptor)
 
 
-def class_name(text: Any) -> str:
+def is_of_several(path: Path) -> bool:
+    """Tell whether the journal at a path, if there is one, lets photos have several labels."""
+    return path.is_file() and b'"kind":"several"' in path.read_bytes()  # in a name, quotes would have a backslash
+
+
+def class_name(text: Any, *, separators: Iterable[str] = ()) -> str:
     """Make the name of a class of what somebody typed.
 
+    Args:
+        text: what was typed.
+        separators: what stands between labels in the manifest, and so in none of them.
+
     Raises:
-        LabellingError: it is empty, too long, or has characters that cannot be shown.
+        LabellingError: it is empty, too long, or has characters that cannot be shown, or that stand between labels.
     """
     name = label_of(text) if isinstance(text, str) else ""
     if not name or len(name) > LONGEST_NAME or not name.isprintable():
         raise LabellingError(
             f"{text!r:.100} cannot be the name of a class; it needs 1 to {LONGEST_NAME} characters that can be shown"
         )
+    if within := [mark for mark in separators if mark in name]:
+        raise LabellingError(
+            f"'{name}' cannot be a label: '{within[0]}' stands between labels in a manifest; leave it out, or name "
+            "the labels one by one"
+        )
     return name
+
+
+def class_names(
+    texts: Sequence[Any], known: Collection[str], *, most: int, separators: Iterable[str]
+) -> tuple[str, ...]:
+    """Make the names of classes, sorted, of what somebody typed; those that are known are taken as they are.
+
+    Raises:
+        LabellingError: one cannot be the name of a class, or there are more than `most`, or none where that is 1.
+    """
+    names = {text if text in known else class_name(text, separators=separators) for text in texts}
+    if len(names) > most or (most == 1 and not names):
+        raise LabellingError(f"Got {len(names)} names for one; start with --several to give a photo several labels")
+    return tuple(sorted(names))
 
 
 def digest_of(data: bytes) -> str:
@@ -331,19 +380,23 @@ def _cannot_write(path: Path, error: OSError) -> WriteError:
 
 
 def rows_of(
-    photos: Iterable[tuple[str, Sequence[tuple[str, str]]]], labels: Labels, roles: Mapping[str, str]
+    photos: Iterable[tuple[str, Sequence[tuple[str, str]]]],
+    labels: Labels,
+    roles: Mapping[str, str],
+    separator: str = SEPARATORS[0],
 ) -> list[list[str]]:
-    """List the rows of the manifest: path, label and split of every file that has a label, by path.
+    """List the rows of the manifest: path, labels and split of every file that has labels, by path.
 
     Args:
         photos: content hash of each photo, with the path in the manifest and the given split of each of its files.
         labels: what stands.
         roles: the split of a photo, where it did not come with one.
+        separator: what stands between several labels of a photo.
     """
     rows = [
-        [path, label, split or roles.get(photo, "train")]
+        [path, separator.join(names), split or roles.get(photo, "train")]
         for photo, places in photos
-        if (label := labels.label(photo)) is not None
+        if (names := labels.labels(photo)) is not None
         for path, split in places
     ]
     return sorted(rows)

@@ -30,7 +30,7 @@ from quickstudy.images.identity import read_image_file
 from quickstudy.images.imageset import ImageFile, list_images, load_image_set
 from quickstudy.images.kinds import SNIFFED_BYTES, format_of
 from quickstudy.images.listing import place_of
-from quickstudy.images.manifests import Table, read_manifest, write_table
+from quickstudy.images.manifests import ONE_EACH, SEPARATORS, Labelling, Table, read_manifest, write_table
 from quickstudy.labelling.journal import Labels, digest_of, rows_of
 from quickstudy.progress import Progress, silent
 
@@ -57,8 +57,8 @@ class Photo:
     """SHA-256 of its file."""
     files: tuple[ImageFile, ...]
     """Its files, at least one."""
-    label: str | None
-    """The class that it came with; None where it came with none, or with several."""
+    labels: tuple[str, ...] | None
+    """The labels that it came with; None where it came with none, or with contradicting ones."""
     added: bool
     """Whether it was handed to the page, and so is no part of what was to be labelled."""
 
@@ -86,21 +86,30 @@ class Photo:
 class PhotoSet:
     """All photos by number, in the order of their content hashes; photos that are added come last until the end."""
 
-    def __init__(self, source: Path, manifest: Path, *, cache: Path, progress: Progress = silent) -> None:
+    def __init__(
+        self,
+        source: Path,
+        manifest: Path,
+        *,
+        cache: Path,
+        labelling: Labelling = ONE_EACH,
+        progress: Progress = silent,
+    ) -> None:
         """List and hash the photos.
 
         Args:
             source: a folder or manifest.
             manifest: where labels are written; photos that are handed to the page lie in a folder beside it.
             cache: folder of the store.
+            labelling: how labels are to be read and written.
             progress: is told how far hashing has come.
 
         Raises:
             ImageSetError: there are no images.
         """
-        self.source, self.manifest = source, manifest
+        self.source, self.manifest, self.labelling = source, manifest, labelling
         self.added_folder = manifest.with_name(f"{manifest.name.removesuffix('.csv').removesuffix('.labels')}.added")
-        listed = load_image_set(source, unlabelled=True)
+        listed = load_image_set(source, unlabelled=True, labelling=labelling)
         inside = str(self.added_folder.resolve()) + os.sep
         everything = (*listed.files, *listed.unlabelled)
         own = [file for file in everything if not os.path.realpath(file.name).startswith(inside)]
@@ -108,8 +117,8 @@ class PhotoSet:
             own += [ImageFile(str(path), None) for path in list_images(self.added_folder)[0]]
         listed = replace(
             listed,
-            files=tuple(file for file in own if file.label is not None),
-            unlabelled=tuple(file for file in own if file.label is None),
+            files=tuple(file for file in own if file.labels is not None),
+            unlabelled=tuple(file for file in own if file.labels is None),
         )
         self.index = cache / "bottlenecks" / "files.sqlite"
         self.census: Census = take_census(listed, self.index, unlabelled=True, progress=progress)
@@ -117,7 +126,7 @@ class PhotoSet:
             Photo(
                 digest=content.digest,
                 files=content.places,
-                label=content.label,
+                labels=content.labels,
                 added=all(os.path.realpath(place.name).startswith(inside) for place in content.places),
             )
             for content in self.census.contents.values()
@@ -207,11 +216,16 @@ class PhotoSet:
                 write_bytes_atomically(path, data)
             except OSError as error:
                 raise WriteError(f"Cannot keep the photo in '{self.added_folder}': {error.strerror}") from None
-            self.photos.append(Photo(digest=digest, files=(ImageFile(str(path), None),), label=None, added=True))
+            self.photos.append(Photo(digest=digest, files=(ImageFile(str(path), None),), labels=None, added=True))
             self.number_of[digest.hex()] = self._number_by_name[digest.hex()[:NAME_DIGITS]] = len(self.photos) - 1
             return len(self.photos) - 1
 
-    def labels_in_manifest(self, own: Collection[str]) -> dict[str, str]:
+    @property
+    def separator(self) -> str:
+        """What stands between several labels of a photo in the manifest that is written."""
+        return self.labelling.separator or SEPARATORS[0]
+
+    def labels_in_manifest(self, own: Collection[str]) -> dict[str, tuple[str, ...]]:
         """Read the labels of a manifest that somebody else has written, by content hash; none where there is none.
 
         Args:
@@ -230,20 +244,23 @@ class PhotoSet:
         if digest_of(data) in own:
             return {}
         where = {os.path.abspath(file.name): photo.id for photo in self.photos for file in photo.files}
-        found: dict[str, str] = {}
+        found: dict[str, set[str]] = {}
         foreign: list[str] = []
-        for row in read_manifest(self.manifest):
+        for row in read_manifest(self.manifest, self.labelling):
             photo = where.get(os.path.abspath(place_of(self.manifest.parent, row.path)))
             if photo is None:
                 foreign.append(row.path)
-            elif row.labels:
-                found[photo] = row.labels[0]
+            elif row.labels is not None:
+                names = found.setdefault(photo, set())
+                if not self.labelling.several:
+                    names.clear()  # of two rows of one file, the last counts
+                names.update(row.labels)
         if foreign:
             raise LabellingError(
                 f"'{self.manifest}' labels {len(foreign)} files that are not in '{self.source}', such as "
                 f"'{foreign[0]}'; name another manifest with --labels"
             )
-        return found
+        return {photo: tuple(sorted(names)) for photo, names in found.items()}
 
     def manifest_bytes(self, labels: Labels, roles: Mapping[str, str]) -> bytes:
         """Make the manifest of what is labelled; a file whose name is no valid text is left out.
@@ -253,11 +270,11 @@ class PhotoSet:
             roles: split of each photo that came without one, by content hash; without any, no splits are written.
         """
         folder = self.manifest.resolve().parent
-        rows = rows_of(((photo.id, _places(photo.files, folder)) for photo in self.photos), labels, roles)
-        split = bool(roles) or self.splits_given
-        return write_table(
-            Table(header=["path", "label", "split"][: 2 + split], rows=[row[: 2 + split] for row in rows])
-        )
+        places = ((photo.id, _places(photo.files, folder)) for photo in self.photos)
+        rows = rows_of(places, labels, roles, self.separator)
+        header = ["path", "labels" if self.labelling.several else "label", "split"]
+        columns = 2 + (bool(roles) or self.splits_given)
+        return write_table(Table(header=header[:columns], rows=[row[:columns] for row in rows]))
 
 
 _SUFFIXES = {"PNG": "png", "WebP": "webp", "GIF": "gif", "TIFF": "tif", "BMP": "bmp", "AVIF": "avif", "HEIC": "heic"}

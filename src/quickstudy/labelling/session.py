@@ -10,9 +10,9 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,18 +25,13 @@ from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import LabellingError
 from quickstudy.files import write_bytes_atomically
 from quickstudy.images.depth import significant_bits
-from quickstudy.labelling.choosing import CONTROL_SHARE, Pick, with_checks
-from quickstudy.labelling.journal import MARKING, Act, Journal, Kind, Labels, class_name, digest_of
+from quickstudy.images.manifests import ONE_EACH, SEPARATORS, Labelling, holds_several
+from quickstudy.labelling.choosing import CONTROL_SHARE, Pick, Reason, with_checks
+from quickstudy.labelling.journal import MARKING, Act, Journal, Kind, Labels, class_names, digest_of, is_of_several
+from quickstudy.labelling.knowledge import Figures, Knowledge
 from quickstudy.labelling.photos import PhotoSet
-from quickstudy.labelling.teacher import (
-    Gain,
-    Judged,
-    LiveHead,
-    Mistake,
-    Space,
-)
+from quickstudy.labelling.teacher import Space
 from quickstudy.learning.features import Floats
-from quickstudy.learning.scores import Score
 from quickstudy.progress import Progress, silent
 
 CONTROL_MOST = 200
@@ -46,50 +41,7 @@ MOST_PHOTOS = 20_000
 MOST_CLASSES = 1000
 """The largest number of classes."""
 _HANDED_SECONDS = 30.0
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Knowledge:
-    """What the teacher knows of all photos after one refit."""
-
-    number: int = 0
-    """Number of the last act that it has learned from."""
-    head: LiveHead | None = None
-    """The head; None before there are two classes."""
-    probabilities: Floats | None = None
-    """Calibrated probabilities (n×K) of all photos; of those without a bottleneck they mean nothing."""
-    best: NDArray[np.intp] | None = None
-    """Number of the most probable class (n)."""
-    known: NDArray[np.bool_] | None = None
-    """Whether a photo's bottleneck was there (n)."""
-    picks: tuple[Pick, ...] = ()
-    """What to ask next, in order."""
-    labels: int = 0
-    """Number of labels that the head was fitted to."""
-    milliseconds: dict[str, float] = field(default_factory=dict)
-    """How long it took: `fit`, `suggest`, `choose`."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Figures:
-    """What the examiner says of the labels."""
-
-    number: int = 0
-    """Number of the last act that it judges."""
-    judged: Judged | None = None
-    """What cross-validation says; None where nothing could be held out."""
-    classes: tuple[str, ...] = ()
-    """Names of the classes that were told apart."""
-    control: Score = field(default_factory=lambda: Score(right=0, n=0))
-    """Share of the photos drawn at random that the head gets right."""
-    control_classes: dict[str, Score] = field(default_factory=dict)
-    """The same by class."""
-    mistakes: tuple[Mistake, ...] = ()
-    """Labels to look at again; a mistake's row is a photo's number."""
-    gains: tuple[Gain, ...] = ()
-    """What more labels would bring."""
-    gains_at: int = 0
-    """Number of labels when that was forecast."""
+_WAYS: dict[Reason, str] = {"unlike": "unlike", "between": "doubtful", "whether": "doubtful", "few": "doubtful"}
 
 
 class Session:
@@ -104,6 +56,7 @@ class Session:
         cache: Path,
         backbone: str,
         engine: str,
+        labelling: Labelling = ONE_EACH,
         progress: Progress = silent,
     ) -> None:
         """List the photos, and read what was said of them.
@@ -115,6 +68,8 @@ class Session:
             cache: folder of the store and the backbones.
             backbone: name of the pretrained network.
             engine: what computes bottlenecks.
+            labelling: how labels are to be read and written. Photos may have several, too, where the source is a
+                manifest that says so, or they once had with this journal.
             progress: is told how far hashing has come.
 
         Raises:
@@ -122,17 +77,22 @@ class Session:
             LabellingError: another process labels them, the journal is damaged, or the manifest is of other photos.
             QuickstudyError: the backbone, the engine or the journal's place cannot be used.
         """
-        self.photos = PhotoSet(source, manifest, cache=cache, progress=progress)
+        journal = manifest.with_name(f"{manifest.name.removesuffix('.csv')}.journal")
+        if not labelling.several and (is_of_several(journal) or holds_several(source)):
+            labelling = replace(labelling, several=True)
+        self.photos = PhotoSet(source, manifest, cache=cache, labelling=labelling, progress=progress)
         self.model, self.cache, self.backbone, self.engine = model, cache, backbone, engine
         self.net = load_backbone(backbone, cache).reading(significant_bits(self.photos.census, self.photos.index))
         self.store, self.runner = Store(cache / "bottlenecks"), engine_for(engine)
         self.id = secrets.token_hex(8)
         """Name of this session, by which a page notices that the server has started anew."""
-        self.labels = Labels({photo.id: photo.label for photo in self.photos.photos if photo.label is not None})
-        self.journal = Journal.open(manifest.with_name(f"{manifest.name.removesuffix('.csv')}.journal"))
+        self.labels = Labels({photo.id: photo.labels for photo in self.photos.photos if photo.labels is not None})
+        self.journal = Journal.open(journal)
         try:
             for act in self.journal.acts:
                 self.labels.apply(act)
+            if labelling.several and not self.labels.several:
+                self.labels.apply(self.journal.append("several"))
             self._take_over()
         except BaseException:
             self.journal.close()
@@ -148,8 +108,12 @@ class Session:
         """The photos in the directions of `space`, n×r."""
         self.space: Space | None = None
         """The directions in which the photos vary most; None until a few bottlenecks are there."""
-        self.label_numbers = np.full(n, -1, np.intp)
-        """Number of each photo's class in `labels.classes`; -1 for none."""
+        self.labelled = np.zeros(n, np.bool_)
+        """Whether a photo has labels (n); where there may be several, none of these is one way to have them."""
+        self.marks = np.zeros((n, 0), np.bool_)
+        """Whether a photo has a label (n×C), by the number of the label in `labels.classes`, which has at most C."""
+        self.counts = np.zeros(0, np.intp)
+        """Number of photos that have a label (C)."""
         self.answered = np.zeros(n, np.bool_)
         """Whether something was said of a photo, so that it is not asked for again."""
         self._tests = np.array([photo.tests for photo in self.photos.photos], np.bool_)
@@ -172,7 +136,10 @@ class Session:
         self.knowledge, self.figures = Knowledge(), Figures()
         self.urgent: deque[int] = deque()
         """Numbers of photos that are shown soon, whose bottlenecks are wanted first."""
+        self.asked: Counter[str] = Counter()
+        """Number of answered photos that were `unlike` all others, or asked for since they were `doubtful`."""
         self._handed: dict[int, tuple[str, float]] = {}
+        self._why: dict[int, str] = {}  # of photos that were handed out and have no answer yet
         self.lock = threading.RLock()
         self._acting = threading.Lock()
         self.changed = threading.Condition(self.lock)
@@ -191,7 +158,7 @@ class Session:
         kind: Kind,
         photos: Sequence[str],
         *,
-        name: str = "",
+        names: Sequence[str] = (),
         seen: Sequence[int] = (),
         who: str,
         key: str = "",
@@ -204,7 +171,7 @@ class Session:
         Args:
             kind: `label`, `none`, `skip`, `clear` or `class`.
             photos: content hashes.
-            name: name of the class, for `label` and `class`.
+            names: names of the labels, for `label`; without any, none of these is meant. The new name, for `class`.
             seen: number of the last act on each photo that they had seen.
             who: name of their browser.
             key: name of the act, by which it is known if it is sent twice.
@@ -214,10 +181,15 @@ class Session:
             The act; None where it had been written already.
 
         Raises:
-            LabellingError: there is no such photo, or the name cannot be one of a class.
+            LabellingError: there is no such photo, a name cannot be one of a class, or there are too few or too many.
             WriteError: it cannot be written; then it does not count.
         """
-        name = class_name(name) if kind in ("label", "class") else ""
+        given: tuple[str, ...] = ()
+        if kind in ("label", "class"):
+            most = MOST_CLASSES if self.several and kind == "label" else 1
+            given = class_names(names, self.labels.classes, most=most, separators=self.separators)
+        if kind == "label" and not given:
+            kind = "none"
         if kind in MARKING and not 0 < len(photos) <= MOST_PHOTOS:
             raise LabellingError(f"An act is of 1 to {MOST_PHOTOS:,} photos; got {len(photos):,}")
         if len(seen) != len(photos):
@@ -228,15 +200,25 @@ class Session:
             chosen = dict(zip(photos, seen, strict=True))
             if unknown := [photo for photo in chosen if photo not in self.photos.number_of]:
                 raise LabellingError(f"There is no photo '{unknown[0][:64]}'; load the page again")
-            if name and name not in self.labels.classes and len(self.labels.classes) >= MOST_CLASSES:
+            if len({*self.labels.classes, *given}) > max(MOST_CLASSES, len(self.labels.classes)):
                 raise LabellingError(f"There are {MOST_CLASSES:,} classes already, which is the limit")
             if kind in ("label", "none"):
                 chosen |= {twin: 0 for twin in self._twins(chosen) if self.labels.mark(twin) is None}
             act = self.journal.append(
-                kind, who=who, key=key, photos=tuple(chosen), seen=tuple(chosen.values()), name=name, way=way
+                kind, who=who, key=key, photos=tuple(chosen), seen=tuple(chosen.values()), way=way, names=given
             )
             self._count(act)
         return act
+
+    @property
+    def several(self) -> bool:
+        """Whether a photo may have several labels."""
+        return self.photos.labelling.several
+
+    @property
+    def separators(self) -> tuple[str, ...]:
+        """What no new name may hold: whatever a reader of the manifest may take for what stands between labels."""
+        return tuple({*SEPARATORS, self.photos.separator}) if self.several else ()
 
     def undo(self, *, who: str, key: str = "") -> Act | None:
         """Take back what somebody did last; give the act that was taken back, None where there is none.
@@ -266,7 +248,8 @@ class Session:
                 self.projected = np.concatenate([self.projected, np.zeros((1, self.projected.shape[1]), np.float32)])
                 self.have = np.append(self.have, False)
                 self.group = np.append(self.group, number)
-                self.label_numbers, self.answered = np.append(self.label_numbers, -1), np.append(self.answered, False)
+                self.labelled, self.answered = np.append(self.labelled, False), np.append(self.answered, False)
+                self.marks = np.concatenate([self.marks, np.zeros((1, self.marks.shape[1]), np.bool_)])
                 self._tests = np.append(self._tests, False)
                 if self.places is not None:
                     self.places = np.concatenate([self.places, [[0.5, 0.5]]])
@@ -284,7 +267,9 @@ class Session:
 
     def _count(self, act: Act) -> None:
         with self.lock:
-            self._note([n for id_ in self.labels.apply(act) if (n := self.photos.number_of.get(id_)) is not None])
+            numbers = [n for id_ in self.labels.apply(act) if (n := self.photos.number_of.get(id_)) is not None]
+            self._note(numbers)
+            self.asked.update(filter(None, (self._why.pop(number, "") for number in numbers)))
             self.dirty = True
             self.changed.notify_all()
         self.tell()
@@ -297,27 +282,54 @@ class Session:
 
     def _take_over(self) -> None:
         """Take over what somebody has written into the manifest by other means."""
-        by_label: dict[str, list[str]] = {}
-        for photo, label in self.photos.labels_in_manifest(self.labels.manifests).items():
-            if self.labels.label(photo) != label:
-                by_label.setdefault(label, []).append(photo)
-        for label, photos in sorted(by_label.items()):
+        by_labels: dict[tuple[str, ...], list[str]] = {}
+        for photo, names in self.photos.labels_in_manifest(self.labels.manifests).items():
+            if self.labels.labels(photo) != names:
+                by_labels.setdefault(names, []).append(photo)
+        for names, photos in sorted(by_labels.items()):
             seen = tuple(mark.number if (mark := self.labels.mark(photo)) else 0 for photo in photos)
-            self.labels.apply(self.journal.append("label", photos=tuple(photos), seen=seen, name=label, way="manifest"))
+            kind: Kind = "label" if names else "none"
+            self.labels.apply(self.journal.append(kind, photos=tuple(photos), seen=seen, way="manifest", names=names))
 
     # What is known of photos
-    def label_of(self, number: int) -> str | None:
-        """Give the class that a photo has; None where it has none, or people contradict each other."""
-        return self.labels.classes[self.label_numbers[number]] if self.label_numbers[number] >= 0 else None
+    def labels_of(self, number: int) -> tuple[str, ...] | None:
+        """Give the labels that a photo has; None where it has none, or people contradict each other."""
+        return self.labels.labels(self.photos.photos[number].id)
+
+    def targets(self, numbers: NDArray[np.intp], classes: Sequence[int]) -> NDArray[np.intp]:
+        """Give what is to be learned of photos (m) that have labels.
+
+        Args:
+            numbers: numbers of the photos.
+            classes: numbers in `labels.classes` of the K classes that are told apart.
+
+        Returns:
+            Places of their classes among these (m), -1 for another one; or marks (m×K), where there may be several.
+        """
+        marks = self.marks[numbers][:, list(classes)]
+        if self.several:
+            return marks.astype(np.intp)
+        return np.where(marks.any(axis=1), marks.argmax(axis=1), -1) if len(classes) else np.full(len(numbers), -1)
 
     def _note(self, numbers: Sequence[int]) -> None:
         """Note what stands of some photos, so that nothing has to go through all."""
         class_of = {name: k for k, name in enumerate(self.labels.classes)}
+        if len(class_of) > self.marks.shape[1]:
+            more = len(class_of) + 8 - self.marks.shape[1]
+            self.marks = np.pad(self.marks, ((0, 0), (0, more)))
+            self.counts = np.pad(self.counts, (0, more))
         for number in numbers:
             photo = self.photos.photos[number]
-            mark = self.labels.mark(photo.id)
-            self.label_numbers[number] = class_of.get(self.labels.label(photo.id) or "", -1)
-            self.answered[number] = photo.label is not None if mark is None else mark.kind != "clear"
+            mark, names = self.labels.mark(photo.id), self.labels.labels(photo.id)
+            if self.labelled[number]:
+                self.counts -= self.marks[number]
+                self.marks[number] = False
+            if names:
+                numbers_of = [class_of[name] for name in names]
+                self.marks[number, numbers_of] = True
+                self.counts[numbers_of] += 1
+            self.labelled[number] = names is not None
+            self.answered[number] = photo.labels is not None if mark is None else mark.kind != "clear"
 
     def control(self) -> NDArray[np.intp]:
         """List the photos that check the model: of the candidates, those with a label up to the first that waits.
@@ -330,14 +342,14 @@ class Session:
             waiting = ~self.answered[found]
             waiting[np.isin(found, list(self.unusable))] = False
             found = found[: int(waiting.argmax())] if waiting.any() else found
-        return found[self.label_numbers[found] >= 0]
+        return found[self.labelled[found]]
 
     def training_rows(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """List the photos that are learned from, each picture once, and those that check the head.
 
         Checks are learned from, too, and judged by fits that had not seen them; only what came for the test is not.
         """
-        learned = self.label_numbers >= 0
+        learned = self.labelled.copy()
         learned[self._tests] = False
         control = self.control()
         if self.photos.splits_given:
@@ -351,10 +363,20 @@ class Session:
 
         A class whose last label was taken away is gone, unless it was added, or came with the photos.
         """
-        label, names = self.label_numbers, list(self.labels.classes)  # more may be added meanwhile
-        counts = np.bincount(label[label >= 0], minlength=len(names)).tolist()
-        lasting = {*self.labels.added, *self.labels.given.values()}
+        counts = self.counts.tolist()  # of the last that were noted; more may be added meanwhile
+        names = self.labels.classes[: len(counts)]
+        lasting = {*self.labels.added, *(name for given in set(self.labels.given.values()) for name in given)}
         return [(k, name, counts[k]) for k, name in enumerate(names) if counts[k] or name in lasting]
+
+    def classes_of(self, numbers: NDArray[np.intp]) -> list[int]:
+        """List the classes that can be told apart by photos that have labels, by number in `labels.classes`.
+
+        They are those that some of the photos have, at least two; or, where there may be several, each label that some
+        have and others have not.
+        """
+        counts = self.marks[numbers].sum(axis=0)
+        found = np.flatnonzero((counts > 0) & (counts < len(numbers))).tolist()
+        return found if self.several or len(found) > 1 else []
 
     def next_for(self, who: str, count: int) -> list[Pick]:
         """Choose what to ask somebody next; photos that others have in front of them are left to them."""
@@ -370,6 +392,7 @@ class Session:
                 picks = self._fillers(count, set())
             for pick in picks[:count]:
                 self._handed[pick.row] = who, now
+                self._why[pick.row] = _WAYS.get(pick.reason, "")
                 if not self.have[pick.row]:
                     self.urgent.append(pick.row)
         return picks[:count]
@@ -401,7 +424,7 @@ class Session:
     def marked(self, kind: Kind) -> list[int]:
         """List the photos of which this was said last."""
         found = []
-        for number in np.flatnonzero(self.answered & (self.label_numbers < 0)).tolist():
+        for number in np.flatnonzero(self.answered & ~self.marks.any(axis=1)).tolist():
             mark = self.labels.mark(self.photos.photos[number].id)
             if mark is not None and mark.kind == kind:
                 found.append(number)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from quickstudy.errors import QuickstudyError, UnusableImageError
+from quickstudy.labelling.knowledge import figure_of, share_of
 from quickstudy.labelling.session import Session
 
 if TYPE_CHECKING:
@@ -58,19 +59,20 @@ class Trainer:
                 progress=steps,
                 backbone=session.backbone,
                 engine=session.engine,
+                several=session.several or None,
+                separator=session.photos.separator if session.several else None,
             )
             self._tell("writing the report")
             written = report(session.model, manifest, cache=session.cache, progress=steps)
             self._model, self.report = load(session.model), written
             state: Literal["done", "failed"] = "done"
-            test = result.test.score if result.test else None
             said: dict[str, Any] = {
                 "model": session.model.name,
                 "report": written.name,
                 "classes": list(result.classes),
-                "test": test.to_dict() if test is not None and test.n else None,
-                "cross_validation": result.cross_validation.to_dict(),
-                "trained_on": sum(result.train_counts.values()),
+                "test": figure_of(result.test),
+                "cross_validation": share_of(result.cross_validation),
+                "trained_on": len(result.census.digests("train")),
                 "seconds": round(time.perf_counter() - started, 1),
             }
         except (QuickstudyError, OSError) as error:
@@ -97,8 +99,10 @@ class Trainer:
         if found.probabilities is None:
             raise UnusableImageError(found.reason)
         classes = model.rank(found.probabilities, _SHOWN_CLASSES)
+        given = model.answer.given(found.probabilities[None])[0].tolist()
         return {
             "classes": [[name, round(float(share), 4)] for name, share in classes],
+            "given": [name for name, is_given in zip(model.classes, given, strict=True) if is_given],
             "strange": found.strangeness is not None and model.is_none_of_these(found.strangeness),
         }
 

@@ -73,8 +73,8 @@ class Teaching:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lesson:
-    """What the page of a model needs so that it can be taught."""
+class TeachableModel:
+    """A model whose network other classes can be learned on, with what its page needs for that."""
 
     teaching: Teaching
     """How it teaches."""
@@ -86,7 +86,7 @@ class Lesson:
     """The images that the model was made from; None where it does not say."""
 
     @staticmethod
-    def of_model(data: bytes, path: Path, cache: Path) -> Lesson:
+    def of(data: bytes, path: Path, cache: Path) -> TeachableModel:
         """Find what can be taught on the network of a model.
 
         Args:
@@ -118,7 +118,7 @@ class Lesson:
             widths=net.widths,
             l2=STRENGTH,
         )
-        return Lesson(teaching=teaching, net=net, tensor=tensor, roles=roles_in(metadata))
+        return TeachableModel(teaching=teaching, net=net, tensor=tensor, roles=roles_in(metadata))
 
     def for_page(self) -> dict[str, Any]:
         """Give what the page is told, as JSON values."""

@@ -27,7 +27,7 @@ from typing import Any
 from quickstudy.errors import ModelError, WriteError
 from quickstudy.files import cache_folder, write_bytes_atomically
 from quickstudy.models.loading import load_bytes
-from quickstudy.models.teaching import Lesson, as_text, written
+from quickstudy.models.teaching import TeachableModel, as_text, written
 from quickstudy.progress import Progress, silent
 
 RUNTIME = "onnxruntime-web@1.30.0"
@@ -122,11 +122,11 @@ def write_site(
         description["strangeness"] = refusal.to_dict()
     texts: dict[str, str] = {}
     if trainable:
-        lesson = Lesson.of_model(data, model, cache_folder(cache))
-        description["teaching"] = lesson.for_page()
+        teachable = TeachableModel.of(data, model, cache_folder(cache))
+        description["teaching"] = teachable.for_page()
         if start is not None:
-            classes = lesson.classes_of(start, cache_folder(cache), progress=progress)
-            texts["classes.json"] = written(lesson.teaching, classes)
+            classes = teachable.classes_of(start, cache_folder(cache), progress=progress)
+            texts["classes.json"] = written(teachable.teaching, classes)
     texts["model.json"] = as_text(description)
     content = _page(texts, data, _runtime_files(runtime, cache_folder(cache)))
     try:

@@ -39,6 +39,7 @@ from quickstudy.models.roles import may_judge
 from quickstudy.options import pasted
 from quickstudy.progress import Progress
 from quickstudy.reports.evidence import Evidence, KnownImage
+from quickstudy.retraining.merging import TAUGHT
 from quickstudy.retraining.result import Record, Unseen, cross_validated, load_record
 
 By = Literal["cross-validation", "validation", "test"]
@@ -133,6 +134,13 @@ def judge_images(model: Path, images: Path | None, cache: Path, progress: Progre
     """
     classifier = load(model)
     training, origin = classifier.metadata.get("training"), classifier.metadata.get("backbone")
+    if isinstance(training, dict) and training.get("data") == TAUGHT:
+        raise ModelError(
+            f"'{model}' was merged from classes that pages were taught, of whose pictures only features were saved, so "
+            "there is nothing to show. For a report, make class folders of the pictures: "
+            f"{pasted('retrain', 'photos/', '--report')}. How good it is on photos of yours says "
+            f"{pasted('evaluate', model, 'photos/')}"
+        )
     if not isinstance(training, dict) or not isinstance(origin, dict) or "options" not in training:
         raise ModelError(f"'{model}' was not made by 'quickstudy retrain'; reports are made of such models only")
     record = load_record(cache, model)

@@ -21,6 +21,9 @@ from quickstudy.models.teaching import TaughtFile, read_taught
 from quickstudy.retraining.config import RetrainConfig
 from quickstudy.retraining.result import cross_validated
 
+TAUGHT = "classes taught in a browser"
+"""What a merged model says that it was made from, in place of the place of its images."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Contradiction:
@@ -108,7 +111,7 @@ def merge(files: Sequence[str | Path], output: str | Path, *, cache: str | Path 
         LinearHead(weights=head.weights, biases=head.biases),
         classes=classes,
         training={
-            "data": "classes taught in a browser",
+            "data": TAUGHT,
             "data_fingerprint": hashlib.sha256(
                 b"".join(key + name.encode() + b"\0" for key, name in label.items())
             ).hexdigest(),

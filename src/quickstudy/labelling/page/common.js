@@ -18,15 +18,43 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 /** The colour of a class, by its number: neighbours differ most. */
 export const colour = (number) => `oklch(${dark.matches ? 0.76 : 0.6} 0.145 ${(25 + number * 137.5) % 360})`;
 export const onColours = (listener) => dark.addEventListener("change", listener);
-export const classNumber = (name) => server.state.classes.findIndex((one) => one.name === name);
+
+/** Whether a photo may have several labels: then keys switch labels on and off, and Enter says them. */
+export const several = () => server.state.several;
+let typed = []; // labels that were typed for a photo and have not been said of one yet
+/** The names of all labels, in the order of their keys. */
+export function allNames() {
+  const known = server.state.classes.map((one) => one.name);
+  typed = typed.filter((name) => !known.includes(name));
+  return [...known, ...typed];
+}
+/** Switches a label on or off in a set; one that was typed and is in no set any more is forgotten. */
+export function toggle(names, name) {
+  if (names.delete(name)) typed = typed.filter((other) => other !== name);
+  else {
+    names.add(name);
+    if (!allNames().includes(name)) typed.push(name);
+  }
+  return names;
+}
+/** Names in the order of their keys. */
+export const inOrder = (names) => allNames().filter((name) => names.has(name));
+/** Names of labels as words: what a photo has, or that it has none of them. */
+export const asWords = (names) => [...names].join(" + ") || "None of these";
+/** Names of labels as elements. */
+export const asMarks = (names) => [...names].flatMap((name) => [dot(classNumber(name)), make("bdi", {}, name)]);
+export const classNumber = (name) => allNames().indexOf(name);
 export function dot(number) {
   const mark = make("i", { class: "dot", "aria-hidden": "true" });
   mark.style.backgroundColor = number < 0 ? "transparent" : colour(number);
   return mark;
 }
 
-/** Fills a place with a button for each class and a field for a new one; `choose` is called with a name. */
-export function classButtons(place, choose) {
+/**
+ * Fills a place with a button for each class and a field for a new one; `choose` is called with a name. Where a photo may
+ * have several labels, `chosen` gives those that are switched on.
+ */
+export function classButtons(place, choose, chosen = () => new Set()) {
   let shown = null;
   const field = make("input", { type: "text", maxlength: 80, autocomplete: "off", spellcheck: "false", "aria-label": "New class", placeholder: "New class …" });
   const form = make("form", { class: "new-class" }, make("kbd", { "aria-hidden": "true" }, "+"), field, make("button", { type: "submit", class: "add" }, "Add"));
@@ -34,23 +62,33 @@ export function classButtons(place, choose) {
     event.preventDefault();
     const name = field.value.trim();
     if (!name) return;
+    const mark = server.state.separators.find((one) => name.includes(one));
+    field.setCustomValidity(mark ? `“${mark}” stands between labels; name them one by one` : "");
+    if (!field.reportValidity()) return;
     field.value = "";
     field.blur();
     choose(name);
   });
+  field.addEventListener("input", () => field.setCustomValidity(""));
   field.addEventListener("keydown", (event) => { if (event.key === "Escape") field.blur(); if (event.key === "+" && !field.value) event.preventDefault(); });
   const buttons = make("div", { class: "class-buttons" });
   place.replaceChildren(buttons, form);
   return function draw() {
-    const names = server.state.classes.map((one) => one.name);
+    const names = allNames();
     const now = JSON.stringify([names, dark.matches]);
     place.classList.toggle("empty", !names.length);
-    field.placeholder = names.length ? "New class …" : "What is this? Type a name …";
-    if (now === shown) return;
-    shown = now;
-    buttons.replaceChildren(...names.map((name, number) => make("button", {
-      type: "button", class: "class", "aria-keyshortcuts": keyOf(number).toUpperCase() || null, onclick: () => choose(name),
-    }, make("kbd", {}, keyOf(number).toUpperCase() || "·"), dot(number), make("bdi", {}, name))));
+    const what = several() ? "label" : "class";
+    field.setAttribute("aria-label", `New ${what}`);
+    field.placeholder = names.length ? `New ${what} …` : several() ? "What is in it? Type a name …" : "What is this? Type a name …";
+    if (now !== shown) {
+      shown = now;
+      buttons.replaceChildren(...names.map((name, number) => make("button", {
+        type: "button", class: "class", "aria-keyshortcuts": keyOf(number).toUpperCase() || null, onclick: () => choose(name),
+      }, make("kbd", {}, keyOf(number).toUpperCase() || "·"), dot(number), make("bdi", {}, name))));
+    }
+    if (!several()) return;
+    const on = chosen();
+    names.forEach((name, number) => buttons.children[number].setAttribute("aria-pressed", String(on.has(name))));
   };
 }
 

@@ -1,8 +1,10 @@
 // Many photos at once: those that the head takes for one class, the surest first, or those like one photo, or those
-// that have a label. A sweep over tiles selects them; with nothing selected, all are meant.
+// that have a label. A sweep over tiles selects them; with nothing selected, all are meant. Where a photo may have several
+// labels, a tile shows all that it would be given, keys switch labels on the selected tiles, and what was changed so
+// counts as looked at.
 
 import * as server from "./server.js";
-import { at, classButtons, counted, dot, make, paint, say, sure, tile } from "./common.js";
+import { asWords, at, classButtons, counted, dot, inOrder, make, paint, say, several, sure, tile, toggle } from "./common.js";
 
 const COUNT = 48;
 let view = { view: "suggested", class: "" };
@@ -10,6 +12,7 @@ let like = null;
 let photos = [];
 let total = 0;
 let chosen = new Set();
+let drafts = new Map(); // labels of the tiles on which some were switched, by photo
 let drawClasses = () => {};
 let asked = 0;
 let loadedAt = "";
@@ -36,6 +39,7 @@ export async function load() {
   if (mine !== asked) return;
   ({ photos, total } = answer);
   chosen = new Set();
+  drafts = new Map();
   focused = 0;
   loadedAt = state();
   const tiles = photos.map((photo) => tile(photo, caption(photo)));
@@ -46,8 +50,12 @@ export async function load() {
 }
 
 const state = () => JSON.stringify([view, at("least").value]);
+// The labels that a photo would be given, where there may be several.
+const draftOf = (photo) => drafts.get(photo.id) || new Set(photo.labels || photo.given);
+
 function caption(photo) {
-  if (view.view === "labelled") return photo.label || "";
+  if (several()) return photo.labels || photo.guess.length || drafts.has(photo.id) ? asWords(inOrder(draftOf(photo))) : "";
+  if (view.view === "labelled") return (photo.labels || []).join("");
   return photo.guess.length ? `${suggested() ? "" : `${photo.guess[0][0]} `}${sure(photo.guess[0][1])}` : "";
 }
 
@@ -68,39 +76,84 @@ function drawGroups() {
 }
 
 function draw() {
-  for (const element of at("tiles").children) element.setAttribute("aria-selected", String(chosen.has(element.dataset.id)));
+  for (const element of at("tiles").children) {
+    element.setAttribute("aria-selected", String(chosen.has(element.dataset.id)));
+    element.classList.toggle("changed", drafts.has(element.dataset.id));
+  }
   const few = chosen.size;
   const names = { suggested: `taken for ${view.class}`, alike: "most like it", labelled: `labelled ${view.class}`, none: "that are none of these", skipped: "that were skipped" };
   at("grid-title").textContent = photos.length
     ? `${few ? `${few} selected of ` : ""}${counted(total, "photo")} ${names[view.view]}`
     : suggested() && server.state.classes.length < 2 ? "Label a few photos of two classes first; then suggestions come." : "There are none.";
-  at("accept").hidden = !suggested() || !photos.length;
-  const rest = photos.length - few;
-  at("accept").textContent = few ? `Accept the other ${rest} as ${view.class}` : `Accept these ${photos.length} as ${view.class}`;
+  const rest = accepted().length;
+  at("accept").hidden = several() ? !rest : !suggested() || !photos.length;
+  const as = several() ? (suggested() ? " with these labels" : "") : ` as ${view.class}`;
+  at("accept").textContent = !suggested() ? `Save the ${counted(rest, "photo")} that you changed` : few ? `Accept the other ${rest}${as}` : `Accept these ${rest}${as}`;
   at("select-all").hidden = !photos.length;
   at("select-all").textContent = few === photos.length && few ? "Select none" : "Select all";
+  if (several()) drawClasses();
   at("grid-more").textContent = total > photos.length ? `${counted(total - photos.length, "more photo")} after these.` : "";
 }
 
-async function give(kind, name, those) {
+// What Enter says something of: of the suggested ones, all but those that are selected and not changed, else the changed.
+const accepted = () => photos.filter((photo) => drafts.has(photo.id) || (suggested() && !chosen.has(photo.id)));
+
+// Gives each group of photos its labels.
+async function give(groups) {
+  const those = groups.flatMap(([photosOf]) => photosOf);
   if (!those.length) return;
   const ids = new Set(those.map((photo) => photo.id));
-  say(`${kind === "label" ? name : kind === "none" ? "None of these" : "Taken away"}: ${counted(those.length, "photo")}.`);
+  say(groups.map(([photosOf, names]) => `${asWords(names)}: ${counted(photosOf.length, "photo")}.`).join(" "));
   const left = photos.filter((photo) => !ids.has(photo.id));
   for (const element of [...at("tiles").children]) if (ids.has(element.dataset.id)) element.classList.add("gone");
   photos = left;
   chosen = new Set();
-  await server.act(kind, those, name, "grid");
+  await Promise.all(groups.map(([photosOf, names]) => server.act(names.length ? "label" : "none", photosOf, names, "grid")));
   await load();
 }
 
 const selection = () => photos.filter((photo) => chosen.has(photo.id));
 const meant = () => (chosen.size ? selection() : photos.filter((_, place) => place === focused));
-export const accept = () => { if (suggested()) give("label", view.class, photos.filter((photo) => !chosen.has(photo.id))); };
-export const label = (name) => give("label", name, meant());
+export function accept() {
+  if (!several()) {
+    if (suggested()) give([[accepted(), [view.class]]]);
+    return;
+  }
+  const groups = new Map();
+  for (const photo of accepted()) {
+    const names = inOrder(draftOf(photo));
+    const key = names.join("\n");
+    if (!groups.has(key)) groups.set(key, [[], names]);
+    groups.get(key)[0].push(photo);
+  }
+  give([...groups.values()]);
+}
+/** Gives photos this class, or switches the label on all of them, or off where all have it. */
+export function label(name) {
+  const those = meant();
+  if (!several()) {
+    give([[those, [name]]]);
+    return;
+  }
+  const off = those.length > 0 && those.every((photo) => draftOf(photo).has(name));
+  for (const photo of those) {
+    const draft = draftOf(photo);
+    if (draft.has(name) === off) drafts.set(photo.id, toggle(draft, name));
+    const element = at("tiles").querySelector(`[data-id="${photo.id}"]`);
+    element.querySelector(".caption bdi").textContent = caption(photo);
+    element.setAttribute("aria-label", `${photo.name}, ${caption(photo)}`);
+  }
+  draw();
+  say(`${name} is ${off ? "off" : "on"}: ${counted(those.length, "photo")}.`);
+}
+// The labels that all photos have which a key would change.
+function common() {
+  const those = meant();
+  return new Set(those.length ? inOrder(draftOf(those[0])).filter((name) => those.every((photo) => draftOf(photo).has(name))) : []);
+}
 
 export function begin() {
-  drawClasses = classButtons(at("grid-classes"), (name) => (meant().length ? label(name) : server.addClass(name)));
+  drawClasses = classButtons(at("grid-classes"), (name) => (meant().length ? label(name) : server.addClass(name)), common);
   at("accept").addEventListener("click", accept);
   at("least").addEventListener("input", () => { at("least-value").textContent = `${at("least").value} %`; });
   at("least").addEventListener("change", load);
@@ -139,6 +192,7 @@ function focusTile(place) {
   for (const element of all) element.tabIndex = -1;
   all[focused].tabIndex = 0;
   all[focused].focus();
+  if (several()) drawClasses();
 }
 
 export function key(event) {
@@ -154,7 +208,7 @@ export function key(event) {
     else chosen.add(id);
     draw();
   } else if (event.key === "Enter") accept();
-  else if (event.key.toLowerCase() === "n") give("none", "", meant());
+  else if (event.key.toLowerCase() === "n") give([[meant(), []]]);
   else return false;
   return true;
 }

@@ -1,6 +1,6 @@
 // What the head knows, live: how good it is, class by class, what more labels would bring, and how fast it learned.
 
-import { at, counted, dot, make, percent } from "./common.js";
+import { at, counted, dot, make, percent, several } from "./common.js";
 
 // A bar from 0 to 100 % with the interval on it and the share itself.
 function scale(score) {
@@ -9,7 +9,7 @@ function scale(score) {
   range.style.left = `${100 * score.low}%`;
   range.style.width = `${100 * (score.high - score.low)}%`;
   const point = make("i", { class: "point" });
-  point.style.left = `${(100 * score.right) / score.n}%`;
+  point.style.left = `${100 * score.share}%`;
   bar.append(range, point);
   return bar;
 }
@@ -18,30 +18,38 @@ const between = (score) => `${percent(score.low)} to ${percent(score.high)}`;
 
 function honest(state) {
   const score = state.control;
+  if (!score && several() && state.control_wanted) {
+    return [make("p", { class: "big" }, "–"), make("p", { class: "quiet" }, "One photo in five is drawn at random. Ten of them tell how good it is, each by a head that had not seen it.")];
+  }
   if (!score) {
     return [make("p", { class: "big" }, "–"), make("p", { class: "quiet" }, state.control_wanted
       ? "One photo in five is drawn at random. They will tell how good it is, each by a head that had not seen it."
       : "There are too few photos to keep some for a check.")];
   }
-  return [make("p", { class: "big" }, percent(score.right / score.n)), scale(score),
-    make("p", { class: "quiet" }, `${between(score)}, by ${counted(score.n, "photo")} drawn at random, each judged by a head that had not seen it`)];
+  const drawn = `${counted(score.n, "photo")} drawn at random, each judged by a head that had not seen it`;
+  return [make("p", { class: "big" }, percent(score.share)), scale(score),
+    ...(several() ? [make("p", { class: "quiet" }, `F1 of all labels: ${between(score)}, by ${drawn}`), ...order(score)]
+      : [make("p", { class: "quiet" }, `${between(score)}, by ${drawn}`)])];
 }
+
+// How well probabilities put the photos in order, which knows no threshold.
+const order = ({ precision }) => (precision ? [make("p", { class: "quiet" }, `Mean average precision ${percent(precision.share)} (${between(precision)})`)] : []);
 
 function cross(state) {
   const score = state.cross;
   if (!score) return [];
-  return [make("p", {}, make("b", {}, percent(score.right / score.n)), " by cross-validation ", make("span", { class: "quiet" }, `(${between(score)}, n = ${score.n})`)),
+  return [make("p", {}, make("b", {}, percent(score.share)), " by cross-validation ", make("span", { class: "quiet" }, `(${between(score)}, n = ${score.n})`)),
     make("p", { class: "quiet" }, "Photos that are asked since they are doubtful are harder than most, so the figure above is the honest one.")];
 }
 
 function byClass(one, number, most) {
   const score = one.cross;
-  const recall = score ? score.right / score.n : null;
+  const recall = score ? score.share : null;
   const bar = make("span", { class: "meter", "aria-hidden": "true" });
   const full = make("i");
   full.style.width = `${(100 * one.labels) / Math.max(most, 1)}%`;
   bar.append(full);
-  const told = score ? `${percent(recall)} recognised` : "too few to tell";
+  const told = !score ? "too few to tell" : several() ? `F1 ${percent(recall)}` : `${percent(recall)} recognised`;
   return make("li", { title: one.gain ? `${one.gain.more} more: +${one.gain.points} ± ${one.gain.deviation} points` : "" },
     dot(number), make("bdi", {}, one.name), make("span", { class: "n" }, one.labels.toLocaleString("en")), bar,
     make("span", { class: "recall", "aria-label": told }, recall === null ? "–" : percent(recall)));
@@ -57,6 +65,7 @@ function forecast(state) {
 }
 
 export function update(state) {
+  at("forecast").parentElement.hidden = several();
   at("honest").replaceChildren(...honest(state));
   at("cross").replaceChildren(...cross(state));
   const most = Math.max(0, ...state.classes.map((one) => one.labels));

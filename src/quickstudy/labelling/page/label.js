@@ -1,7 +1,7 @@
 // The page: which view is shown, keys, progress, and the button that trains.
 
 import * as server from "./server.js";
-import { at, counted, KEYS, onColours, say } from "./common.js";
+import { allNames, at, counted, KEYS, onColours, say } from "./common.js";
 import * as grid from "./grid.js";
 import * as knows from "./knows.js";
 import * as map from "./map.js";
@@ -41,7 +41,7 @@ function update(state, trouble) {
   const open = state.mistakes + state.conflicts;
   at("to-review").hidden = !open;
   at("to-review").textContent = open;
-  at("train").disabled = state.training.state === "running" || state.classes.filter((c) => c.labels).length < 2;
+  at("train").disabled = state.training.state === "running" || !state.can_train;
   at("train").textContent = state.training.state === "running" ? "Training …" : "Train";
   knows.update(state);
   one.update(state);
@@ -73,8 +73,8 @@ addEventListener("keydown", (event) => {
   if (pressed === "u") one.undo().then(() => { if (current() === "grid") grid.load(); if (current() === "map") map.load(); }, (error) => say(error.message));
   else if (pressed === "+" && target !== at("canvas") || pressed === "/") document.querySelector(`#${current()} .new-class input`)?.focus();
   else if (number >= 0 && !event.repeat) {
-    const known = server.state.classes[number];
-    if (known) view.label(known.name);
+    const known = allNames()[number];
+    if (known) view.label(known);
     else meant = false;
   } else meant = view.key(event);
   if (meant) event.preventDefault();

@@ -1,12 +1,14 @@
 // The map of all photos: those that look alike lie side by side. What has a label is full, what the head guesses is
-// pale. A line around photos selects them; the keyboard moves a ring that does the same.
+// pale. A line around photos selects them; the keyboard moves a ring that does the same. Where photos may have several
+// labels, keys switch them, and Enter gives all that are selected those that are on.
 
 import * as server from "./server.js";
-import { at, classButtons, colour, counted, dot, make, onColours, paint, say, sure, tile } from "./common.js";
+import { asWords, at, classButtons, colour, counted, dot, inOrder, make, onColours, paint, say, several, sure, tile, toggle } from "./common.js";
 
 const SHOWN = 48;
 let data = null;
 let chosen = [];
+let draft = new Set(); // labels that are switched on, where there may be several
 let loop = null;
 let ring = null;
 let drawClasses = () => {};
@@ -113,27 +115,44 @@ async function describe() {
     ? `${counted(chosen.length, "photo")} without a label selected${guesses.length ? `; taken for ${guesses.join(", ")}` : ""}`
     : "Nothing is selected.";
   at("map-clear").hidden = !chosen.length;
+  drawDraft();
   const ids = chosen.slice(0, SHOWN).map(data.id);
   const tiles = chosen.slice(0, SHOWN).map((k) => tile({ id: data.id(k), name: "photo" }, data.guess[k] >= 0 ? `${server.state.classes[data.guess[k]].name} ${sure(data.sure[k] / 100)}` : ""));
   at("map-tiles").replaceChildren(...tiles);
   await paint(tiles, ids);
 }
 
-async function give(kind, name) {
-  if (!chosen.length) {
-    if (kind === "label") await server.addClass(name);
-    return;
-  }
+function drawDraft() {
+  if (!several()) return;
+  if (!chosen.length) draft = new Set();
+  at("map-take").hidden = !chosen.length;
+  at("map-take").textContent = `All are: ${asWords(inOrder(draft))}`;
+  drawClasses();
+}
+
+async function give(names) {
   const photos = chosen.map((k) => ({ id: data.id(k), seen: 0 }));
-  say(`${kind === "label" ? name : "None of these"}: ${counted(photos.length, "photo")}.`);
+  say(`${asWords(names)}: ${counted(photos.length, "photo")}.`);
   chosen = [];
-  await server.act(kind, photos, name, "map");
+  await server.act(names.length ? "label" : "none", photos, names, "map");
   await load();
 }
-export const label = (name) => give("label", name);
+
+/** Gives what is selected this class, or switches the label on or off. */
+export function label(name) {
+  if (!chosen.length) server.addClass(name);
+  else if (several()) {
+    toggle(draft, name);
+    drawDraft();
+    say(`${name} is ${draft.has(name) ? "on" : "off"}. Enter says: ${asWords(inOrder(draft))}.`);
+  } else give([name]);
+}
+const take = () => { if (several() && chosen.length) give(inOrder(draft)); };
 
 export function begin() {
-  drawClasses = classButtons(at("map-classes"), label);
+  drawClasses = classButtons(at("map-classes"), label, () => draft);
+  at("map-classes").prepend(at("map-take"));
+  at("map-take").addEventListener("click", take);
   const where = (event) => [event.offsetX, event.offsetY];
   canvas.addEventListener("pointerdown", (event) => {
     if (!data || event.button) return;
@@ -164,7 +183,11 @@ export function begin() {
 
 export function key(event) {
   if (event.key.toLowerCase() === "n") {
-    give("none", "");
+    if (chosen.length) give([]);
+    return true;
+  }
+  if (event.key === "Enter") {
+    take();
     return true;
   }
   if (document.activeElement !== canvas || !data) return false;
@@ -185,6 +208,7 @@ export function key(event) {
 
 export function update(state) {
   drawClasses();
+  at("map-press").textContent = several() ? "press labels and Enter" : "press a class";
   at("legend").replaceChildren(...state.classes.map((one, number) => make("li", {}, dot(number), make("bdi", {}, one.name))));
   load();
 }

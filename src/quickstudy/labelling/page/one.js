@@ -1,11 +1,13 @@
-// One photo at a time: the photo, why it is asked for, what the head takes it for, and keys that answer.
+// One photo at a time: the photo, why it is asked for, what the head takes it for, and keys that answer. Where a photo may
+// have several labels, what is suggested is switched on, keys switch labels on and off, and Enter says those that are on.
 
 import * as server from "./server.js";
-import { at, classButtons, classNumber, counted, dot, keyOf, make, percent, say, sure } from "./common.js";
+import { asMarks, asWords, at, classButtons, classNumber, counted, dot, inOrder, keyOf, make, percent, say, several, sure, toggle } from "./common.js";
 
 const AHEAD = 5; // pictures that are fetched before they are needed
 let queue = []; // photos to ask, the first being shown
 let shown = null;
+let draft = new Set(); // labels that are switched on, where there may be several
 let begun = false;
 const answered = new Map(); // photos answered here that a state on its way may still ask for, with the time
 const FORGET_MS = 5000;
@@ -16,6 +18,7 @@ const REASONS = {
   check: () => "Drawn at random, as a check",
   typical: (photo) => `Typical of ${counted(photo.alike, "photo")}`,
   between: (photo) => `Between ${photo.of[0]} and ${photo.of[1]}`,
+  whether: (photo) => `${photo.of[0]} or not?`,
   few: (photo) => `Perhaps ${photo.of[0]}, of which there are few`,
   unlike: () => "Unlike all that have a label",
   any: (photo) => (photo.of.length ? `Probably ${photo.of[0]}` : "The next in line"),
@@ -55,6 +58,8 @@ function next() {
 
 function show(photo) {
   shown = photo;
+  draft = new Set(photo && several() ? photo.given : []);
+  drawClasses();
   at("one").classList.toggle("done", !photo);
   at("reason").textContent = photo ? REASONS[photo.reason || "any"](photo) : "";
   at("reason").classList.toggle("check", Boolean(photo && photo.reason === "check"));
@@ -79,6 +84,10 @@ function show(photo) {
 }
 
 function drawSuggestion() {
+  if (shown && several()) {
+    drawDraft();
+    return;
+  }
   const guess = shown ? shown.guess : [];
   const place = at("suggestion");
   if (!guess.length) {
@@ -90,26 +99,42 @@ function drawSuggestion() {
   const [name, share] = guess[0];
   const best = make("button", { type: "button", id: "take", class: "primary suggestion", "aria-keyshortcuts": "Enter", onclick: accept },
     make("kbd", {}, "Enter"), make("bdi", {}, name), make("span", { class: "share" }, sure(share)));
-  const others = guess.slice(1).filter(([, p]) => p >= 0.05).map(([other, p]) => make("span", { class: "other" },
-    make("kbd", {}, keyOf(classNumber(other)).toUpperCase()), dot(classNumber(other)), make("bdi", {}, other), ` ${percent(p)}`));
-  place.replaceChildren(best, ...others);
+  place.replaceChildren(best, ...guess.slice(1).filter(([, p]) => p >= 0.05).map(other));
 }
 
-function answer(kind, name) {
+const other = ([name, share]) => make("span", { class: "other" },
+  make("kbd", {}, keyOf(classNumber(name)).toUpperCase()), dot(classNumber(name)), make("bdi", {}, name), ` ${percent(share)}`);
+
+// What Enter would say, and what else may be in the photo.
+function drawDraft() {
+  at("answer").classList.add("several");
+  const names = inOrder(draft);
+  const best = make("button", { type: "button", id: "take", class: "primary suggestion", "aria-keyshortcuts": "Enter", onclick: accept },
+    make("kbd", {}, "Enter"), make("bdi", {}, asWords(names)));
+  const words = shown.reason === "check" ? [make("p", { class: "quiet" }, "No suggestion, so that it does not lead you")] : [];
+  at("suggestion").replaceChildren(best, ...words, ...shown.guess.filter(([name, p]) => p >= 0.05 && !draft.has(name)).map(other));
+}
+
+function answer(kind, names = []) {
   const photo = shown;
   if (!photo) return;
   performance.mark("answered");
   answered.set(photo.id, performance.now());
   shown = null;
   next();
-  const told = kind === "label" ? `${name}.` : kind === "none" ? "None of these." : "Skipped.";
-  const following = shown ? ` Next: ${shown.name}. ${at("reason").textContent}.${shown.guess.length ? ` Suggestion: ${shown.guess[0][0]}, ${sure(shown.guess[0][1])}.` : ""}` : "";
+  const told = kind === "skip" ? "Skipped." : `${asWords(names)}.`;
+  const following = shown ? ` Next: ${shown.name}. ${at("reason").textContent}.${suggestion()}` : "";
   say(told + following);
-  server.act(kind, [photo], name, "one").catch((error) => {
+  server.act(kind, [photo], names, "one").catch((error) => {
     answered.delete(photo.id);
     say(`That was refused: ${error.message}`);
     complain(error.message);
   });
+}
+
+function suggestion() {
+  if (!shown.guess.length) return "";
+  return several() ? ` Suggestion: ${asWords(shown.given)}.` : ` Suggestion: ${shown.guess[0][0]}, ${sure(shown.guess[0][1])}.`;
 }
 
 function complain(text) {
@@ -118,8 +143,24 @@ function complain(text) {
 }
 
 export const shownName = () => (shown ? shown.id : "");
-export const label = (name) => answer("label", name);
-export const accept = () => { if (shown && shown.guess.length) label(shown.guess[0][0]); };
+/** Gives the photo this class, or switches the label on or off. */
+export function label(name) {
+  if (!several()) {
+    answer("label", [name]);
+    return;
+  }
+  if (!shown) return;
+  toggle(draft, name);
+  drawClasses();
+  drawSuggestion();
+  say(`${name} ${draft.has(name) ? "is on" : "is off"}. Enter says: ${asWords(inOrder(draft))}.`);
+}
+/** Says what is suggested, or the labels that are on. */
+export function accept() {
+  if (!shown) return;
+  if (several()) answer("label", inOrder(draft));
+  else if (shown.guess.length) label(shown.guess[0][0]);
+}
 export const skip = () => answer("skip");
 export const none = () => answer("none");
 export const more = () => { if (shown) moreLike(shown); };
@@ -131,12 +172,13 @@ export async function undo() {
     say("There is nothing to undo.");
     return;
   }
-  const what = answerOf.kind === "label" ? answerOf.name : answerOf.kind === "none" ? "none of these" : answerOf.kind;
+  const names = answerOf.names;
+  const what = names.length ? names.join(" + ") : answerOf.kind === "none" ? "none of these" : answerOf.kind;
   say(`Taken back: ${what}, ${counted(answerOf.count, "photo")}${answerOf.own ? "" : ", of another window"}.`);
   for (const id of answerOf.photos) answered.delete(id);
   if (answerOf.count === 1) {
     const { photos } = await server.list({ view: "some", ids: answerOf.photos.join(",") });
-    const again = { reason: "any", of: [], alike: 0, ...photos[0] };
+    const again = { reason: "any", of: [], alike: 0, ...photos[0], ...(several() ? { given: names } : {}) };
     queue = [again, ...queue.filter((photo) => photo.id !== again.id)];
     show(again);
     at("reason").textContent = `Taken back: it was ${what}`;
@@ -146,7 +188,7 @@ export async function undo() {
 /** Sets the view up; `like` is called with a photo to find more like it. */
 export function begin(like) {
   moreLike = like;
-  drawClasses = classButtons(at("one-classes"), label);
+  drawClasses = classButtons(at("one-classes"), label, () => draft);
   at("skip").addEventListener("click", skip);
   at("none").addEventListener("click", none);
   at("undo").addEventListener("click", undo);

@@ -1,14 +1,14 @@
 // Labels to look at again: what two people contradict each other about, and what is probably a mistake.
 
 import * as server from "./server.js";
-import { at, classNumber, dot, make, paint, say, tile } from "./common.js";
+import { asMarks, asWords, at, make, paint, say, several, tile } from "./common.js";
 
 let shown = "";
 
-async function settle(photo, kind, name, card) {
+async function settle(photo, names, card) {
   card.classList.add("gone");
-  say(`${kind === "label" ? name : "None of these"}: ${photo.name}.`);
-  await server.act(kind, [photo], name, "review");
+  say(`${asWords(names)}: ${photo.name}.`);
+  await server.act(names.length ? "label" : "none", [photo], names, "review");
   shown = "";
 }
 
@@ -19,8 +19,9 @@ function card(photo, words, choices) {
   picture.removeAttribute("tabindex");
   picture.setAttribute("role", "img");
   const item = make("li", { class: "card" }, picture);
-  const buttons = choices.map(([name, text], place) => make("button", { type: "button", class: place ? "" : "primary", onclick: () => settle(photo, name === "" ? "none" : "label", name, item) },
-    ...(name ? [dot(classNumber(name))] : []), make("bdi", {}, text)));
+  const unlike = choices.filter(([names], place) => choices.findIndex(([other]) => asWords(other) === asWords(names)) === place);
+  const buttons = unlike.map(([names, before], place) => make("button", { type: "button", class: place ? "" : "primary", onclick: () => settle(photo, names, item) },
+    ...(before ? [before] : []), ...(names.length ? asMarks(names) : [asWords(names)])));
   item.append(make("div", { class: "words" }, make("p", { class: "quiet file" }, make("bdi", {}, photo.name)), make("p", {}, words), make("div", { class: "acts" }, ...buttons)));
   return item;
 }
@@ -32,13 +33,21 @@ async function fill(place, view, toCard, nothing) {
   await paint(cards, photos.map((photo) => photo.id));
 }
 
+function mistake({ labels, suggested }) {
+  if (!several()) return `Labelled ${asWords(labels)}; without its own label, it would be taken for ${asWords(suggested)}.`;
+  const missing = suggested.filter((name) => !labels.includes(name));
+  const wrong = labels.filter((name) => !suggested.includes(name));
+  return `Labelled ${asWords(labels)}.${missing.length ? ` Perhaps ${missing.join(" + ")} is missing.` : ""}${wrong.length ? ` Perhaps ${wrong.join(" + ")} is not there.` : ""}`;
+}
+
 export async function load() {
   await fill(at("conflicts"), "conflicts", (photo) => {
-    const said = [...new Set(photo.said.filter((name) => name !== "none" && name !== "skip" && name !== "clear"))];
-    return card(photo, `Said to be ${photo.said.join(" and ")}.`, [...said.map((name) => [name, name]), ["", "None of these"]]);
+    const quoted = (text) => (several() ? `“${text}”` : text);
+    const words = photo.said.map((one) => quoted(one.names.join(" + ") || one.kind));
+    return card(photo, `Said to be ${words.join(" and ")}.`, [...photo.said.filter((one) => one.kind === "label").map((one) => [one.names]), [[]]]);
   }, "There are none.");
-  await fill(at("mistakes"), "mistakes", (photo) => card(photo, `Labelled ${photo.label}; without its own label, it would be taken for ${photo.suggested}.`,
-    [[photo.suggested, `It is ${photo.suggested}`], [photo.label, `No, ${photo.label}`], ["", "None of these"]]), "There are none, as far as can be told.");
+  await fill(at("mistakes"), "mistakes", (photo) => card(photo, mistake(photo),
+    [[photo.suggested, "It is"], [photo.labels, "No,"], [[]]]), "There are none, as far as can be told.");
 }
 
 export function update(state) {

@@ -86,19 +86,20 @@ export function send(path, values) {
   return result;
 }
 
-/** Says something of photos: kind is label, none, skip or clear. */
-export const act = (kind, photos, name, way) => send("api/act", {
-  kind, photos: photos.map((photo) => photo.id), seen: photos.map((photo) => photo.seen), ...(name ? { name } : {}), way,
+/** Says something of photos: kind is label, none, skip or clear; `names` are all labels that each of them has. */
+export const act = (kind, photos, names, way) => send("api/act", {
+  kind, photos: photos.map((photo) => photo.id), seen: photos.map((photo) => photo.seen), names, way,
 });
-export const addClass = (name) => send("api/act", { kind: "class", photos: [], seen: [], name });
+export const addClass = (name) => send("api/act", { kind: "class", photos: [], seen: [], names: [name] });
 export const undo = () => send("api/undo", {});
 export const train = () => send("api/train", {});
 /** Lists photos for the grid; see answers.py for the query. */
 export const list = async (query) => (await ask(`api/photos?${new URLSearchParams(query)}`)).json();
 export const map = async () => (await ask("api/map")).json();
 export const tryOut = async (blob) => (await ask("api/try", { method: "POST", body: blob })).json();
-export async function keep(blob, name) {
-  return (await ask(`api/keep?${new URLSearchParams({ who, name })}`, { method: "POST", body: blob })).json();
+export async function keep(blob, names) {
+  const query = new URLSearchParams([["who", who], ...names.map((name) => ["name", name])]);
+  return (await ask(`api/keep?${query}`, { method: "POST", body: blob })).json();
 }
 
 const pictures = new Map();

@@ -2,13 +2,13 @@
 // labelled on the spot.
 
 import * as server from "./server.js";
-import { at, classNumber, counted, dot, make, percent, say, sure } from "./common.js";
+import { asWords, at, classNumber, counted, dot, inOrder, make, percent, say, several, sure, toggle } from "./common.js";
 import { takeIn } from "./intake.js";
 
 const MOST_RESULTS = 30;
 let shown = "";
 
-const interval = (score) => `${percent(score.interval_95[0])} to ${percent(score.interval_95[1])}`;
+const interval = (score) => `${percent(score.low)} to ${percent(score.high)}`;
 
 export function update(state) {
   const { training } = state;
@@ -27,9 +27,9 @@ export function update(state) {
     const { test } = training;
     place.replaceChildren(
       make("h2", {}, make("bdi", {}, training.model)),
-      make("p", { class: "big" }, percent((test || training.cross_validation).accuracy)),
-      make("p", { class: "hint" }, test ? `${interval(test)}, by ${counted(test.n, "photo")} drawn at random and never learned from` : `${interval(training.cross_validation)}, by cross-validation of ${counted(training.trained_on, "photo")}; label more photos that are drawn at random for a test`),
-      make("p", { class: "hint" }, `Learned from ${counted(training.trained_on, "photo")} of ${counted(training.classes.length, "class", "classes")} in ${training.seconds} s. `,
+      make("p", { class: "big" }, percent((test || training.cross_validation).share)),
+      make("p", { class: "hint" }, test ? `${several() ? "F1 of all labels: " : ""}${interval(test)}, by ${counted(test.n, "photo")} drawn at random and never learned from` : `${several() ? "All labels right: " : ""}${interval(training.cross_validation)}, by cross-validation of ${counted(training.trained_on, "photo")}; label more photos that are drawn at random for a test`),
+      make("p", { class: "hint" }, `Learned from ${counted(training.trained_on, "photo")} of ${several() ? counted(training.classes.length, "label") : counted(training.classes.length, "class", "classes")} in ${training.seconds} s. `,
         make("a", { href: "report", target: "_blank", rel: "noopener" }, "The report"), " says how far to trust it."));
     say(`${training.model} is trained.`);
   }
@@ -43,13 +43,12 @@ async function examine(blob, name) {
   at("results").prepend(item);
   while (at("results").children.length > MOST_RESULTS) at("results").lastElementChild.remove();
   try {
-    const { classes, strange } = await server.tryOut(blob);
+    const { classes, given, strange } = await server.tryOut(blob);
     const [best, share] = classes[0];
-    const says = strange ? `None of these (nearest: ${best}, ${percent(share)})` : `${best}, ${sure(share)}`;
-    const others = classes.slice(1, 4).map(([other, p]) => `${other} ${percent(p)}`).join(", ");
-    const wrong = make("div", { class: "acts" }, ...server.state.classes.map((one) => make("button", {
-      type: "button", class: "small", onclick: () => keep(blob, one.name, wrong, name),
-    }, dot(classNumber(one.name)), make("bdi", {}, one.name))));
+    const one = strange ? `None of these (nearest: ${best}, ${percent(share)})` : `${best}, ${sure(share)}`;
+    const says = several() ? asWords(given) : one;
+    const others = classes.slice(several() ? 0 : 1, 4).map(([other, p]) => `${other} ${percent(p)}`).join(", ");
+    const wrong = corrections(blob, name, new Set(given));
     words.replaceChildren(make("h3", {}, make("bdi", {}, says)), make("p", { class: "quiet" }, others), make("details", {}, make("summary", {}, "Label it"), wrong));
     say(`${name}: ${says}`);
   } catch (error) {
@@ -57,11 +56,29 @@ async function examine(blob, name) {
   }
 }
 
-async function keep(blob, name, place, file) {
+// Buttons that say what a photo is; where it may have several labels, they switch them, and one more says them.
+function corrections(blob, file, draft) {
+  const place = make("div", { class: "acts" });
+  const choose = (name, button) => {
+    if (!several()) keep(blob, [name], place, file);
+    else button.setAttribute("aria-pressed", String(toggle(draft, name).has(name)));
+  };
+  const buttons = server.state.classes.map(({ name }) => {
+    const button = make("button", { type: "button", class: "small", "aria-pressed": several() ? String(draft.has(name)) : null, onclick: () => choose(name, button) },
+      dot(classNumber(name)), make("bdi", {}, name));
+    return button;
+  });
+  const done = make("button", { type: "button", class: "small primary", onclick: () => keep(blob, inOrder(draft), place, file) }, "Save these labels");
+  place.append(...buttons, ...(several() ? [done] : []));
+  return place;
+}
+
+async function keep(blob, names, place, file) {
+  const what = asWords(names);
   try {
-    await server.keep(blob, name);
-    place.replaceChildren(make("p", { class: "quiet" }, `Labelled ${name}. Train again to learn from it.`));
-    say(`${file} is labelled ${name}.`);
+    await server.keep(blob, names);
+    place.replaceChildren(make("p", { class: "quiet" }, `Labelled ${what}. Train again to learn from it.`));
+    say(`${file} is labelled ${what}.`);
   } catch (error) {
     place.prepend(make("p", { class: "wrong" }, error.message));
   }

@@ -1,0 +1,153 @@
+"""The page where a photo may have several labels, in a real browser: by the keyboard alone, in the grid, on the map."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_label_page import CHROMIUM, browser, expect, opened, saved, shown, sync_api
+from tests_of_labelling import act, api, wait_for
+
+from collages import make_collages
+from servers import Running, Start
+
+__all__ = ["browser"]
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to drive")
+KEYS = "123456789"
+
+
+@pytest.fixture
+def tags(tmp_path: Path) -> dict[str, tuple[str, ...]]:
+    """48 collages in a folder, and which kinds are in each."""
+    return make_collages(tmp_path / "collages", 48, side=80)
+
+
+@pytest.fixture
+def server(start: Start, tags: dict[str, tuple[str, ...]]) -> Running:
+    return start("collages", "--several")
+
+
+@pytest.fixture
+def page(browser: sync_api.Browser, server: Running) -> Iterator[sync_api.Page]:
+    yield from opened(browser, server)
+
+
+def draft(page: sync_api.Page) -> set[str]:
+    return set(page.locator("#one-classes .class[aria-pressed=true] bdi").all_inner_texts())
+
+
+def answer(page: sync_api.Page, names: tuple[str, ...]) -> None:
+    """Switches labels until they are these, by keys alone, and confirms."""
+    before = shown(page)
+    page.keyboard.press("Escape")
+    page.evaluate("document.activeElement.blur()")
+    classes = page.locator("#one-classes .class bdi").all_inner_texts()
+    for name in draft(page) ^ set(names):
+        if name in classes:
+            page.keyboard.press(KEYS[classes.index(name)])
+        else:
+            page.keyboard.press("+")
+            page.keyboard.type(name)
+            page.keyboard.press("Enter")
+            page.evaluate("document.activeElement.blur()")
+    assert draft(page) == set(names)
+    page.keyboard.press("Enter")
+    expect(page.locator("#name")).not_to_have_text(before)
+
+
+def test_from_a_pile_to_a_model_by_the_keyboard_alone(
+    page: sync_api.Page, server: Running, tmp_path: Path, tags: dict[str, tuple[str, ...]]
+) -> None:
+    expect(page.locator("#one-classes input")).to_be_focused()
+    assert "None of these" in page.locator("#take").inner_text()  # what Enter would say of a photo with nothing on
+    told: dict[str, tuple[str, ...]] = {}
+    for _ in range(30):
+        name = shown(page)
+        answer(page, tags[name])
+        told[name] = tags[name]
+    expect(page.locator("#said")).to_contain_text("Next: ")
+    name = shown(page)
+    page.keyboard.press("n")
+    expect(page.locator("#name")).not_to_have_text(name)
+    page.keyboard.press("u")
+    expect(page.locator("#reason")).to_contain_text("none of these")
+    assert (shown(page), draft(page)) == (name, set())
+    page.keyboard.press("u")  # the one before, with the labels that it had
+    last = [*told][-1]
+    expect(page.locator("#name")).to_have_text(last)
+    assert draft(page) == set(tags[last])
+    page.keyboard.press("1")
+    expect(page.locator("#said")).to_contain_text("Enter says")
+    answer(page, tags[last])
+    saved(page)
+    expect(page.locator("#cross")).to_contain_text("by cross-validation")
+    expect(page.locator("#by-class li").first).to_contain_text("%")
+    assert page.locator("#forecast").is_hidden()
+    while page.evaluate("document.activeElement.id") != "train":
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.locator("#training")).to_contain_text("Learned from")
+    with (tmp_path / "collages.labels.csv").open(newline="") as file:
+        rows = {Path(row["path"]).name: row["labels"] for row in csv.DictReader(file)}
+    assert rows == {name: "|".join(names) for name, names in told.items()}
+
+
+def test_the_grid_and_the_map_by_the_keyboard(
+    page: sync_api.Page, server: Running, tags: dict[str, tuple[str, ...]]
+) -> None:
+    with api(server.address) as client:
+        wait_for(client, lambda s: s["extracted"])
+        while (now := wait_for(client, lambda s: s["next"]))["answered"] < 30:
+            act(client, now["next"][0], *tags[now["next"][0]["name"]], who="other")
+        wait_for(client, lambda s: s["learned_from"] >= 28 and s["map"] and any(c["waiting"] for c in s["classes"]))
+        page.goto(f"{server.address}/#map")
+        expect(page.locator("#map-title")).to_have_text("Nothing is selected.")
+        page.locator("#canvas").focus()
+        page.keyboard.press("ArrowRight")
+        for _ in range(12):
+            page.keyboard.press("+")
+        page.keyboard.press("Space")
+        expect(page.locator("#map-title")).to_contain_text("selected")
+        expect(page.locator("#map-take")).to_have_text("All are: None of these")
+        selected = int(page.locator("#map-title").inner_text().split()[0])
+        names = page.locator("#map-classes .class bdi").all_inner_texts()[:2]
+        page.keyboard.press("1")
+        page.keyboard.press("2")
+        expect(page.locator("#map-take")).to_have_text(f"All are: {names[0]} + {names[1]}")
+        page.keyboard.press("Enter")
+        wait_for(client, lambda s: s["answered"] == 30 + selected)
+        page.keyboard.press("u")
+        wait_for(client, lambda s: s["answered"] == 30 and s["learned_from"] == 30)
+        page.goto(f"{server.address}/#grid")
+        tiles = page.locator("#tiles .tile")
+        tiles.first.wait_for()
+        listed = tiles.evaluate_all("tiles => tiles.map(tile => tile.dataset.id)")
+        given = client.get("/api/photos", params={"view": "some", "ids": ",".join(listed)}).json()["photos"]
+        tiles.first.focus()
+        name = page.locator("#grid-classes .class bdi").first.inner_text()
+        page.keyboard.press("1")
+        expect(page.locator("#tiles .tile.changed")).to_have_count(1)
+        if len(listed) > 1:  # what is selected and not changed is left out
+            page.keyboard.press("ArrowRight")
+            page.keyboard.press("Space")
+        page.keyboard.press("Enter")
+        wait_for(client, lambda s: s["answered"] == 30 + max(1, len(listed) - 1))
+        after = client.get("/api/photos", params={"view": "some", "ids": ",".join(listed)}).json()["photos"]
+        assert set(after[0]["labels"]) == set(given[0]["given"]) ^ {name}
+        assert [photo["labels"] for photo in after[1:2]] == [None] * len(listed[1:2])
+        assert all(sorted(old["given"]) == new["labels"] for old, new in zip(given[2:], after[2:], strict=True))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_fits_a_phone(browser: sync_api.Browser, server: Running, scheme: str) -> None:
+    options = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "color_scheme": scheme}
+    for page in opened(browser, server, **options):
+        answer(page, ("checks", "discs"))
+        page.locator("#one-classes .class").first.tap()
+        assert draft(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.locator("#take").tap()
+        expect(page.locator("#progress-words")).to_have_text("2 of 48")
