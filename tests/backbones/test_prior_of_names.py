@@ -110,9 +110,9 @@ def test_names_that_fit_count(folder: Path, tmp_path: Path, levels: Literal["las
     options = {"cache": cache, "backbone": NETWORK, "levels": levels}
     plain = quickstudy.retrain(photos, tmp_path / "plain.onnx", **options)
     result = quickstudy.retrain(photos, tmp_path / "m.onnx", prior="names", **options)
-    assert result.names is not None
-    assert plain.names is None
-    assert result.names.share > 0
+    assert result.prior is not None
+    assert plain.prior is None
+    assert result.prior.share > 0
     assert result.test is not None
     assert plain.test is not None
     assert result.test.score.right >= plain.test.score.right
@@ -121,8 +121,8 @@ def test_names_that_fit_count(folder: Path, tmp_path: Path, levels: Literal["las
     assert weights.shape == (10, 3)
     loaded = quickstudy.load(result.model)
     assert loaded.verify() < 1e-5
-    assert loaded.metadata["training"]["prior"] == result.names.to_dict()
-    assert result.to_dict()["head"]["names"]["share"] == result.names.share
+    assert loaded.metadata["training"]["prior"] == result.prior.to_dict()
+    assert result.to_dict()["head"]["prior"]["share"] == result.prior.share
     # The file says what was judged: the test's figures are its own.
     files = sorted((photos / "test").rglob("*.png"))
     right = sum(label == path.parent.name for label, path in zip(loaded.predict(files), files, strict=True))
@@ -134,8 +134,8 @@ def test_names_that_say_nothing_do_not_count(folder: Path, tmp_path: Path) -> No
     options = {"cache": cache, "backbone": "hf:somebody/strangers"}
     plain = quickstudy.retrain(photos, tmp_path / "plain.onnx", **options)
     result = quickstudy.retrain(photos, tmp_path / "m.onnx", prior="names", **options)
-    assert result.names is not None
-    assert result.names.share == 0
+    assert result.prior is not None
+    assert result.prior.share == 0
     assert names_in(result.model) == []
     assert (result.test, result.cross_validation) == (plain.test, plain.cross_validation)
 

@@ -197,7 +197,7 @@ def _print_levels(result: RetrainResult) -> None:
 
 def _print_names(result: RetrainResult) -> None:
     """Say how much the names of the classes count, and what cross-validation found of it."""
-    if (compared := result.names) is None:
+    if (compared := result.prior) is None:
         if result.config.prior == "names":
             print("Names count 0: too few images of each class to cross-validate by")
         return

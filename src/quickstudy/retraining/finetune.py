@@ -109,7 +109,7 @@ class FineTunedClassifier:
         return None
 
     @property
-    def names(self) -> None:
+    def prior(self) -> None:
         """Nothing: names are mixed into linear heads only."""
         return None
 

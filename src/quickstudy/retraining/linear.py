@@ -48,7 +48,7 @@ class Linear:
     """What was found of the last features and of all levels; None where they were not compared."""
     strangeness: Strangeness | None = None
     """What tells strange images from its own; None where there were too few images to tell, or nobody asked."""
-    names: NamesCompared | None = None
+    prior: NamesCompared | None = None
     """What was found of the head alone, and with the names of the classes; None where they were not compared."""
 
     @property
@@ -114,8 +114,8 @@ class Linear:
         """
         held_out = self.head.held_out
         last = self.extraction.gather([self.train[row] for row in held_out.tolist()])
-        head, names = mix_names(self.head, named.as_weights, last, self.targets[held_out])
-        return replace(self, head=head, names=names)
+        head, prior = mix_names(self.head, named.as_weights, last, self.targets[held_out])
+        return replace(self, head=head, prior=prior)
 
     def with_strangeness(self, examples: list[bytes]) -> Linear:
         """Learn, from the last features of the training images, what tells strange images from these.

@@ -58,7 +58,7 @@ class RetrainResult:
     """Linear head at its optimum; fine-tuning, if there was any, began from it."""
     compared: LevelsCompared | None
     """What cross-validation found of the last features and of all levels; None where they were not compared."""
-    names: NamesCompared | None
+    prior: NamesCompared | None
     """What cross-validation found of the names of the classes; None where they were not compared."""
     choices: tuple[Choice, ...]
     """What cross-validation, or the images' shapes, chose beforehand: backbone and fit; empty where both were named."""
@@ -137,7 +137,7 @@ class RetrainResult:
                 "iterations": self.head.iterations,
                 "gap": self.head.gap,
                 "levels": self.compared.to_dict() if self.compared else None,
-                "names": self.names.to_dict() if self.names else None,
+                "prior": self.prior.to_dict() if self.prior else None,
             },
             "choices": [choice.to_dict() for choice in self.choices],
             "strangeness": self.refusal.to_dict() if self.refusal else None,

@@ -190,7 +190,7 @@ def _retrain(
         test=scores,
         head=learned.head,
         compared=learned.compared,
-        names=learned.names,
+        prior=learned.prior,
         choices=choices,
         refusal=learned.strangeness.refusal(config.refuse) if learned.strangeness else None,
         examples=_refused_examples(learned, census, config),
@@ -283,7 +283,7 @@ class Learned(Protocol):
         """What cross-validation found of the last features and of all levels; None where they were not compared."""
 
     @property
-    def names(self) -> NamesCompared | None:
+    def prior(self) -> NamesCompared | None:
         """What cross-validation found of the names of the classes; None where they were not compared."""
 
     def stages(self) -> tuple[dict[str, Any], ...]:
@@ -408,7 +408,7 @@ def _describe(
         "l2": learned.head.l2,
         "temperature": learned.head.temperature,
         "levels": learned.compared.to_dict() if learned.compared else None,
-        **({"prior": learned.names.to_dict()} if learned.names else {}),
+        **({"prior": learned.prior.to_dict()} if learned.prior else {}),
         "choices": [choice.to_dict() for choice in choices],
         "cross_validation": _cross_validated(learned.head).to_dict(),
         "options": config.recorded(),
