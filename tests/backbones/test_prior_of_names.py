@@ -22,6 +22,7 @@ from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import BackboneError, OptionError
 from quickstudy.learning.features import unit_rows
+from quickstudy.models.card import model_card
 from quickstudy.models.conversion import convert
 from quickstudy.models.format import HEAD_NAMES
 from quickstudy.progress import silent
@@ -122,6 +123,7 @@ def test_names_that_fit_count(folder: Path, tmp_path: Path, levels: Literal["las
     loaded = quickstudy.load(result.model)
     assert loaded.verify() < 1e-5
     assert loaded.metadata["training"]["prior"] == result.prior.to_dict()
+    assert f"a share of {result.prior.share} of its logits" in model_card(loaded, "m")
     assert result.to_dict()["head"]["prior"]["share"] == result.prior.share
     # The file says what was judged: the test's figures are its own.
     files = sorted((photos / "test").rglob("*.png"))

@@ -149,6 +149,8 @@ def _network(model: Model, training: dict[str, Any]) -> list[str]:
         lines.append(f"- Its fingerprint: `{backbone.get('fingerprint')}`.")
         tuned = training.get("fine_tuning")
         lines.append("- What follows was fine-tuned." if tuned else "- A linear head on signed square roots follows.")
+        if share := _mapping(training.get("prior")).get("share"):
+            lines.append(f"- What the names of the classes say has a share of {_cell(share)} of its logits.")
     if recipe:
         lines.append(f"- Trained from scratch with the recipe `{recipe.get('name')}`, {training.get('steps')} steps.")
     if export:
