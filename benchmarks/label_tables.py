@@ -105,7 +105,7 @@ def choices() -> str:
         for goal in ("0.80", "0.85"):
             one = values[goal]
             cells.append(f"{one['labels'] or '> 600'} ({one['low']} to {one['high']})")
-        rows.append([f"`{name}`, as it is" if name == "label" else name, *cells])
+        rows.append(["`label`, as it is" if name == "label" else name.replace("label,", "`label`,"), *cells])
     return table(["chosen by", "labels to 80 %", "labels to 85 %"], rows) + (
         f"\nClothing photos, {found['seeds']} seeds; in brackets what 80 % of draws of these seeds give.\n"
     )

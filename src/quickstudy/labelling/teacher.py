@@ -44,7 +44,7 @@ DIRECTIONS = 256
 L2 = 0.03
 """Strength of the live head's regularisation; from 0.01 to 0.1, accuracies with 50 to 500 labels are about the same."""
 GUESSED = 1000
-"""The largest number of photos without a label that are guessed and learned from; all 2,000 and more bring hardly more."""
+"""The largest number of photos without a label that are guessed and learned from; 2,000 bring hardly more."""
 _PRECISION = 1e-2  # root mean square of probabilities
 _MAIN = 32  # directions in which the fit is preconditioned by class; of 128, a refit takes twice as long
 _SAMPLE = 4096  # photos from which the directions are found
