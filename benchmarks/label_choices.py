@@ -2,9 +2,10 @@
 
     python benchmarks/label_choices.py --data DATA [--only NAME …]
 
-Each way differs from label's in what its name says. All are simulated as in `label.py labels`, on the clothing photos,
-whose curve is flat at 85 %: half a point of accuracy is fifty labels. So the seeds are drawn again and again, with
-replacement, and the labels needed come with the interval that holds 80 % of what that gives.
+Each way differs from label's in what its name says; but all except `label` itself have a head of labels alone, which
+guesses no photo that waits, as label had when they were compared. All are simulated as in `label.py labels`, on the
+clothing photos, whose curve is flat at 85 %: half a point of accuracy is fifty labels. So the seeds are drawn again and
+again, with replacement, and the labels needed come with the interval that holds 80 % of what that gives.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _PICKS, _AXES = 24, 64
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """How photos are chosen; the defaults are label's."""
+    """How photos are chosen, and by what head; the defaults are what label's were with a head of labels alone."""
 
     doubt: str = "margin"
     """Name of the measure of doubt: `margin` between the two most probable classes, `entropy` or `least confidence`."""
@@ -50,12 +51,15 @@ class Way:
     """Number of checks from which on only `fewer` of what is asked for are."""
     fewer: float = CONTROL_SHARE
     """Share of checks from then on."""
-    l2: float = L2
+    l2: float = 0.01
     """Strength of the head."""
+    guesses: bool = False
+    """Whether the head learns from photos that wait, too."""
 
 
 WAYS = {
-    "label": Way(),
+    "label": Way(l2=L2, guesses=True),
+    "label, of labels alone": Way(),
     "no checks": Way(checks=0),
     "1 check in 10 after 40": Way(fewer_from=40, fewer=0.1),
     "1 check in 20 after 20": Way(fewer_from=20, fewer=0.05),
@@ -133,7 +137,7 @@ def run(simulation: Simulation, way: Way) -> dict[int, dict[str, Any]]:
             answered[row] = True
             learned.append(row)
         checks = sum(answered[candidates]) if candidates else 0
-        head = simulation.fit(learned, head)
+        head = simulation.fit(learned, head, guesses=way.guesses)
         if head is not None:
             points[len(learned)] = {"accuracy": simulation.accuracy(head)}
     teacher.L2 = L2

@@ -1,6 +1,7 @@
 """Makes the pictures of docs/label.md: a film of screenshots, and the page in light, dark and on a phone.
 
     python benchmarks/label_pictures.py --data DATA
+    python benchmarks/label_pictures.py --data DATA --several                             # several labels a photo
     python benchmarks/label_pictures.py --data DATA --teach photos.onnx [--runtime TGZ]   # the page that learns
 
 The clothing photos are labelled in a driven browser by an oracle, in a folder without labels.
@@ -9,16 +10,19 @@ The clothing photos are labelled in a driven browser by an oracle, in a folder w
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 from playwright.sync_api import Page, sync_playwright
 
 from common import photos
@@ -28,6 +32,7 @@ PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 KEYS = "123456789abcdefghijkl"
 FILM = (1100, 680)
+PIECES = {"dress", "hat", "shoes", "skirt", "shorts", "t-shirt"}
 
 
 class Film:
@@ -88,8 +93,15 @@ def make(data: Path, folder: Path, labels: int) -> None:
         name = f"IMG_{(number * 7919) % 9973:04}.jpg"
         shutil.copy(path, pile / name)
         truth[name] = path.parent.name
+    with labelling(folder) as (driver, address):
+        shoot(driver, address, truth, labels)
+
+
+@contextlib.contextmanager
+def labelling(folder: Path, *options: str) -> Iterator[tuple[Any, str]]:
+    """A browser, and the address of `quickstudy label photos`, run in a folder."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "quickstudy", "label", "photos", "--port", "0", "--no-open", "--quiet"],
+        [sys.executable, "-m", "quickstudy", "label", "photos", *options, "--port", "0", "--no-open", "--quiet"],
         cwd=folder,
         stdout=subprocess.PIPE,
         text=True,
@@ -102,11 +114,57 @@ def make(data: Path, folder: Path, labels: int) -> None:
         threading.Thread(target=process.stdout.read, daemon=True).start()
         with sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
-            shoot(browser, address, truth, labels)
+            yield browser, address
             browser.close()
     finally:
         process.terminate()
         process.wait()
+
+
+def several(data: Path, folder: Path, labels: int, count: int = 400) -> None:
+    """Labels pictures of two pieces of clothing side by side, and shows one whose suggestion is corrected."""
+    draws = random.Random(3)
+    files = [path for path in photos(data / "clothing" / "train") if path.parent.name in PIECES]
+    (folder / "photos").mkdir()
+    truth: dict[str, set[str]] = {}
+    for number in range(count):
+        pair = draws.sample(files, 2)
+        picture = Image.new("RGB", (1000, 700), (236, 233, 226))
+        for place, path in enumerate(pair):
+            with Image.open(path) as photo:
+                piece = ImageOps.contain(ImageOps.exif_transpose(photo).convert("RGB"), (480, 660))
+            picture.paste(piece, (20 + 490 * place, (700 - piece.height) // 2))
+        picture.save(folder / "photos" / f"IMG_{number:04}.jpg", quality=88)
+        truth[f"IMG_{number:04}.jpg"] = {path.parent.name for path in pair}
+    with labelling(folder, "--several") as (browser, address):
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.set_default_timeout(300_000)
+        page.goto(address)
+        for _ in range(labels):
+            page.locator("#picture img").wait_for()
+            switch(page, truth[page.locator("#name").inner_text()])
+        while not page.locator("#reason:has-text('or not?')").count():
+            page.keyboard.press("Space")
+            page.wait_for_timeout(1000)
+        page.wait_for_timeout(1500)
+        still(page, "label_several")
+
+
+def switch(page: Page, names: set[str]) -> None:
+    """Switches labels until they are these, and says them, by the keyboard."""
+    page.evaluate("document.activeElement.blur()")
+    classes = page.locator("#one-classes .class bdi").all_inner_texts()
+    on = set(page.locator("#one-classes .class[aria-pressed=true] bdi").all_inner_texts())
+    for name in sorted(on ^ names):
+        if name in classes:
+            page.keyboard.press(KEYS[classes.index(name)])
+        else:
+            page.keyboard.press("+")
+            page.keyboard.type(name)
+            page.keyboard.press("Enter")
+            page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(250)
 
 
 def shoot(browser: Any, address: str, truth: dict[str, str], labels: int) -> None:
@@ -222,11 +280,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--labels", type=int, default=110)
+    parser.add_argument("--several", action="store_true")
     parser.add_argument("--teach", type=Path, metavar="MODEL")
     parser.add_argument("--runtime", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         if given.teach:
             teach(given.teach, given.data, Path(place), given.runtime)
+        elif given.several:
+            several(given.data, Path(place), given.labels)
         else:
             make(given.data, Path(place), given.labels)

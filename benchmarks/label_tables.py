@@ -17,16 +17,17 @@ def labels() -> str:
     for name, values in found["sets"].items():
         for goal, ways in values["labels_to_reach"].items():
             if any(count is not None for count in ways.values()):
-                cells = [str(ways[way] or f"> {most}") for way in ("label", "random", "margin")]
+                cells = [str(ways[way] or f"> {most}") for way in ("label", "random", "random, guessing", "margin")]
                 share = f"{100 * ways['label'] / ways['random']:.0f} %" if ways["label"] and ways["random"] else "–"
                 rows.append([_NAMES[name], f"{100 * float(goal):.0f} %", *cells, share])
         everything = values["all_labelled"]
         rows.append(
-            [_NAMES[name], f"{100 * everything['accuracy']:.1f} %", f"all {everything['labels']:,}", "", "", ""]
+            [_NAMES[name], f"{100 * everything['accuracy']:.1f} %", f"all {everything['labels']:,}", "", "", "", ""]
         )
         hits = values["control_covers_truth"].values()
         covered.append((sum(hit["times"] for hit in hits), sum(hit["of"] for hit in hits), _NAMES[name]))
-    header = ["photos", "accuracy, held out", "`label`", "random order", f"margins ({found['margin_library']})"]
+    orders = ["`label`", "random order", "random order, `label`'s head", f"margins ({found['margin_library']})"]
+    header = ["photos", "accuracy, held out", *orders]
     told = "; ".join(f"{times} of {of} ({name})" for times, of, name in covered)
     return table([*header, "of random's"], rows) + (
         f"\nMeans of {found['seeds']} seeds, one refit after each {found['refit_every']} labels. The checks' interval, "
@@ -104,7 +105,7 @@ def choices() -> str:
         for goal in ("0.80", "0.85"):
             one = values[goal]
             cells.append(f"{one['labels'] or '> 600'} ({one['low']} to {one['high']})")
-        rows.append([f"`{name}`, as it is" if name == "label" else name, *cells])
+        rows.append(["`label`, as it is" if name == "label" else name.replace("label,", "`label`,"), *cells])
     return table(["chosen by", "labels to 80 %", "labels to 85 %"], rows) + (
         f"\nClothing photos, {found['seeds']} seeds; in brackets what 80 % of draws of these seeds give.\n"
     )
