@@ -388,7 +388,9 @@ def test_a_full_disk_is_told_and_what_fitted_is_kept(paths: list[Path], backbone
     assert [path for path in store.folder.rglob("*") if path.name.startswith(".tmp-")] == []
     assert store.verify().damaged == ()
     after = extract(paths, backbone, store)
-    assert (after.computed, after.cached) == (31, 5)
+    assert after.computed + after.cached == 36
+    # A shard of two bottlenecks fits, and where the machine is slow enough, one is written.
+    assert after.cached >= 5
 
 
 def test_a_store_too_full_to_be_compacted_still_serves(paths: list[Path], backbone: Backbone, store: Store) -> None:
