@@ -73,7 +73,8 @@ def worker(size: str) -> None:
 
     def share(mine: Any) -> float:
         """Count problems in fewer features, the main directions or the row space, by their share of them."""
-        return float(mine.features.width / (values.shape[1] + 1))
+        width = mine.x.shape[1] if hasattr(mine, "x") else mine.features.width  # earlier versions have the rows as x
+        return float(width / (values.shape[1] + 1))
 
     def counted_step(mine: Any, *arguments: Any) -> Any:
         nonlocal passes
