@@ -30,7 +30,7 @@ def squares(count: int, images: int = 3) -> np.ndarray:
 
 def averaged(net: Backbone, engine: Engine, images: np.ndarray, count: int) -> np.ndarray:
     """The slow way: each square by itself."""
-    prefix = engine.open(net.reading(16), net.cut, net.cut_shape)
+    prefix = engine.open(net.reading(16, "crop"), net.cut, net.cut_shape)
     parts = [prefix(np.ascontiguousarray(part)) for part in np.split(images, count, axis=1)]
     prefix.close()
     return np.mean(parts, axis=0)

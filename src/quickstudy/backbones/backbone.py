@@ -99,7 +99,7 @@ class Backbone:
     def reading(self, bits: int, fit: Fit | None = None) -> Backbone:
         """Return this backbone, for images that are fitted so, and of whose levels beyond 8 bits so many bits count.
 
-        Where no fit is given, it is the backbone's own: `squash` where its network was trained so, mostly `crop`. Where
+        Where no fit is given, it stays as it is, at first as the network was trained: `squash` or mostly `crop`. Where
         the network is for the middle of an image only, that is for the fit `crop`; the others show all of it.
         """
         fit = fit or self.input.fit

@@ -6,7 +6,7 @@ VNNI, a ViT-S takes half the time (`benchmarks/engines.py`). Weights get 7 bits,
 processors with AVX2 but without VNNI, which add pairs of products in 16 bits, do not overflow; that costs no time.
 
 What else was tried there is no engine. In float16, which processors widen before they compute, the same network takes
-longer than in float32. Convolutions gain by static quantisation only, Lite0 a tenth. It is calibrated on photos, so
+longer than in float32. Convolutions gain by static quantisation only, Lite0 by 9 %. It is calibrated on photos, so
 that what is kept of an image would depend on others, and bottlenecks differ by a quarter of their length from those in
 float32, though the heads lose nothing by it. Matrix products that are calibrated so are slower than dynamic ones.
 """
