@@ -83,7 +83,7 @@ def describe(session: Session, trainer: Trainer, who: str, shown: str = "") -> d
         ],
         "next": [_asked(session, pick) for pick in picks],
         "shown": None if at is None else photo_values(session, at),
-        "can_train": bool(session.classes_of(np.flatnonzero(session.labelled))),
+        "can_train": bool(session.told_apart(session.counts, int(session.labelled.sum()))),
         "control": figure_of(figures.control),
         "control_wanted": len(session.candidates),
         "cross": figure_of(figures.cross),
@@ -275,8 +275,8 @@ def map_of(session: Session) -> dict[str, Any]:
     marks = session.marks[:n][:, [k for k, _, _ in classes]]
     label = np.full(n, -1, np.int16)
     if classes:
-        rarest = np.where(marks, [labels for _, _, labels in classes], n + 1).argmin(axis=1)
-        label = np.where(marks.any(axis=1), rarest, -1).astype(np.int16)
+        order = np.argsort([labels for _, _, labels in classes], kind="stable")  # the rarest comes first
+        label = np.where(marks.any(axis=1), order[marks[:, order].argmax(axis=1)], -1).astype(np.int16)
     answered = session.answered[:n] & (label < 0)
     return {
         "n": n,

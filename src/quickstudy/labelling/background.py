@@ -190,9 +190,9 @@ class Background:
             number, space, rows, have = session.labels.number, session.space, session.projected, session.have.copy()
             learned, control = session.training_rows()
             learned = learned[have[learned]]
-            names, known = list(session.labels.classes), session.classes_of(learned)
-            targets = session.targets(learned, known)
-            counts = session.marks[learned][:, known].sum(axis=0)
+            counts = session.marks[learned].sum(axis=0)
+            names, known = list(session.labels.classes), session.told_apart(counts, len(learned))
+            targets, counts = session.targets(learned, known), counts[known]
             free = session.free()
             waiting = np.flatnonzero(have & ~session.answered)
             waiting = waiting[:GUESSED]  # they come in the order of their hashes, so these are drawn at random
@@ -287,7 +287,8 @@ class Background:
             if not session.photos.splits_given:
                 control = control[np.isin(control, learned)]
             said = [session.labels_of(number) or () for number in (*learned.tolist(), *control.tolist())]
-        if session.classes_of(learned) != known:
+            counts = session.marks[learned].sum(axis=0)
+        if session.told_apart(counts, len(learned)) != known:
             return before  # a class has lost its last label since; another head is on its way
         keys = [session.photos.photos[n].digest for n in learned.tolist()]
         waiting = rows[knowledge.waiting]

@@ -368,14 +368,13 @@ class Session:
         lasting = {*self.labels.added, *(name for given in set(self.labels.given.values()) for name in given)}
         return [(k, name, counts[k]) for k, name in enumerate(names) if counts[k] or name in lasting]
 
-    def classes_of(self, numbers: NDArray[np.intp]) -> list[int]:
-        """List the classes that can be told apart by photos that have labels, by number in `labels.classes`.
+    def told_apart(self, counts: NDArray[np.intp], n: int) -> list[int]:
+        """List the classes that can be told apart by photos with labels, by number in `labels.classes`.
 
-        They are those that some of the photos have, at least two; or, where there may be several, each label that some
-        have and others have not.
+        They are those that some of the `n` photos have, by `counts`, at least two; or, where there may be several, each
+        label that some have and others have not.
         """
-        counts = self.marks[numbers].sum(axis=0)
-        found = np.flatnonzero((counts > 0) & (counts < len(numbers))).tolist()
+        found = np.flatnonzero((counts > 0) & (counts < n)).tolist()
         return found if self.several or len(found) > 1 else []
 
     def next_for(self, who: str, count: int) -> list[Pick]:
