@@ -6,6 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
+# Test processes share the cores, and threads that wait for each other burn what the others need: one each, in what they
+# start, too. Read when NumPy and torch are first imported. Tests of several threads ask for them.
+os.environ.update({name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS") if name not in os.environ})
+
 import pytest
 from hypothesis import settings
 

@@ -10,6 +10,7 @@ import pytest
 
 from drawn_photos import draw_photo
 from quickstudy import report, retrain
+from small_backbones import add_small_backbone
 
 SCRIPT = "</script><script>window.hacked = 1</script>"
 QUOTES = "\"double\" & 'single' <b onmouseover=alert(1)>"
@@ -56,5 +57,6 @@ def _make(factory: pytest.TempPathFactory) -> Reported:
     with manifest.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("path", "label"), *rows])
     model, cache = folder / "model.onnx", folder / "cache"
-    retrain(manifest, model, cache=cache)
+    add_small_backbone(cache)
+    retrain(manifest, model, cache=cache, backbone="small")
     return Reported(folder, manifest, model, report(model, cache=cache), cache)

@@ -10,13 +10,22 @@ import pytest
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
+from small_backbones import add_small_backbone
+
+
+@pytest.fixture(scope="session")
+def small_cache(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder with the default backbone and the small one, which nothing may change."""
+    folder = tmp_path_factory.mktemp("small") / "cache"
+    shutil.copytree(backbone.path.parent, folder / "backbones")
+    add_small_backbone(folder)
+    return folder
 
 
 @pytest.fixture
-def cache(cache: Path, backbone: Backbone) -> Path:
-    """A cache folder that holds the backbone already, and nothing else."""
-    shutil.copytree(backbone.path.parent, cache / "backbones")
-    return cache
+def cache(cache: Path, small_cache: Path) -> Path:
+    """A cache folder that holds the default backbone and the small one already, and nothing else."""
+    return Path(shutil.copytree(small_cache, cache))
 
 
 @pytest.fixture(scope="session")

@@ -57,13 +57,13 @@ def test_interval_of_equal_models_holds_nothing_and_has_a_width() -> None:
 @pytest.fixture
 def two_models(photos: Path, cache: Path, tmp_path: Path) -> tuple[Path, Path]:
     """A model of the photos, and one that takes discs for checks and checks for discs."""
-    retrain(photos, tmp_path / "good.onnx", cache=cache)
+    retrain(photos, tmp_path / "good.onnx", cache=cache, backbone="small")
     swapped = Path(shutil.copytree(photos, tmp_path / "swapped"))
     (swapped / "checks").rename(swapped / "was checks")
     (swapped / "discs").rename(swapped / "checks")
     (swapped / "was checks").rename(swapped / "discs")
     (tmp_path / "other").mkdir()
-    retrain(swapped, tmp_path / "other" / "bad.onnx", cache=cache)
+    retrain(swapped, tmp_path / "other" / "bad.onnx", cache=cache, backbone="small")
     return tmp_path / "good.onnx", tmp_path / "other" / "bad.onnx"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import quickstudy
-from quickstudy.backbones.backbone import Backbone
+from quickstudy.backbones.backbone import load_backbone
 from quickstudy.backbones.runtime import Prefix
 from quickstudy.errors import ImageSetError, ModelError
 from quickstudy.images.decoding import decode, to_input
@@ -21,7 +21,6 @@ from quickstudy.models.loading import load
 from quickstudy.models.model import Model
 from quickstudy.retraining.evaluation import evaluate
 from quickstudy.retraining.retrain import retrain
-from small_backbones import add_small_backbone
 
 
 @pytest.mark.parametrize(
@@ -84,10 +83,11 @@ def test_no_predictions_are_no_trouble() -> None:
     assert evaluation.confusions == ()
 
 
-@pytest.fixture
-def path(photos: Path, backbone: Backbone, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def path(photo_source: Path, small_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of the three classes that calls all its training images by their names; in an order of its own."""
     classes = ("stripes", "checks", "discs")
+    backbone, photos = load_backbone("small", small_cache), photo_source
     files = [path for name in classes for path in sorted((photos / name).iterdir())[:4]]
     prefix = Prefix(backbone, backbone.cut, backbone.cut_shape)
     pixels = [to_input(decode(file.read_bytes(), backbone.input), backbone.input) for file in files]
@@ -95,8 +95,9 @@ def path(photos: Path, backbone: Backbone, tmp_path: Path) -> Path:
     keys = [bytes([number]) * 32 for number in range(len(files))]
     head = fit_head(bottlenecks, np.repeat(np.arange(3), 4), keys, classes=3, l2=0.1)
     linear = LinearHead(weights=head.weights, biases=head.biases)
-    write_model(tmp_path / "model.onnx", backbone, linear, classes=classes, training={})
-    return tmp_path / "model.onnx"
+    path = tmp_path_factory.mktemp("evaluated") / "model.onnx"
+    write_model(path, backbone, linear, classes=classes, training={})
+    return path
 
 
 @pytest.fixture
@@ -163,7 +164,6 @@ def test_a_missing_model_or_folder_is_named(model: Model, photos: Path, tmp_path
 
 
 def test_images_that_were_trained_on_are_left_out_and_counted(photos: Path, cache: Path, tmp_path: Path) -> None:
-    add_small_backbone(cache)
     result = retrain(photos, tmp_path / "m.onnx", backbone="small", cache=cache)
     assert result.test is not None
     found = evaluate(result.model, photos, cache=cache)

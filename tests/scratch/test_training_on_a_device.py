@@ -21,23 +21,31 @@ from quickstudy.scratch.state import TrainingState
 from quickstudy.scratch.train import RunResult, train_recipe
 from stand_in import DEVICE, waits
 
+STEPS = 10  # each operator passes through Python there
 DATA = small_data(validation=9)
-MLP = recipe_named("mlp").with_options({"widths": "12,8", "depth": 2, "batch": 16, "steps": 20, "batch_norm": "after"})
+MLP = recipe_named("mlp").with_options(
+    {"widths": "12,8", "depth": 2, "batch": 16, "steps": STEPS, "batch_norm": "after"}
+)
 GPU = recipe_named("cifar10-gpu").with_options(
     {
         "widths": "8,8",
         "batch": 20,
-        "steps": 20,
+        "steps": STEPS,
         "epochs": 0,
         "compiled": False,
         "precision": "float32",
         "shifted_test": 1,
-        "evaluate_steps": 8,
+        "evaluate_steps": 4,
     }
 )
-RECIPES = {"classic": CLASSIC, "fast": FAST, "mlp": MLP, "gpu": GPU}
+RECIPES = {
+    "classic": CLASSIC.with_options({"steps": STEPS}),
+    "fast": FAST.with_options({"steps": STEPS}),
+    "mlp": MLP,
+    "gpu": GPU,
+}
 THERE = Replica(device_type=DEVICE)
-EVERYTHING = RunSettings(threads=2, summary_steps=6, log_steps=4, checkpoint_seconds=0)
+EVERYTHING = RunSettings(threads=2, summary_steps=3, log_steps=2, checkpoint_seconds=0)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -71,7 +79,7 @@ def test_batches_are_those_of_the_processor(name: str) -> None:
 def test_a_run_with_all_that_it_writes_is_that_of_the_processor(recipe: Recipe, tmp_path: Path) -> None:
     here = run(recipe, tmp_path / "here", EVERYTHING, Replica())
     there = run(recipe, tmp_path / "there", EVERYTHING)
-    assert there.steps == here.steps == 20
+    assert there.steps == here.steps == STEPS
     assert there.cost == here.cost
     assert abs(there.test.score.right - here.test.score.right) <= 1
     ours, theirs = newest(tmp_path / "there").state["network"], newest(tmp_path / "here").state["network"]
@@ -84,7 +92,7 @@ def test_a_run_with_all_that_it_writes_is_that_of_the_processor(recipe: Recipe, 
     assert tags["graph"]
     assert any(tag.startswith("sparsity/") for tag in tags["scalars"])
     exported = export(tmp_path / "there", tmp_path / "model.onnx")
-    assert exported.step == 20
+    assert exported.step == STEPS
 
 
 def test_layers_multiply_in_half_precision_there(tmp_path: Path) -> None:
@@ -99,8 +107,8 @@ def test_layers_multiply_in_half_precision_there(tmp_path: Path) -> None:
 def test_half_stop_resume_half_is_the_whole_to_the_bit(recipe: Recipe, tmp_path: Path) -> None:
     run(recipe, tmp_path / "whole")
     with pytest.raises(SystemExit):
-        run(recipe, tmp_path / "run", report=News(stop_after=10))
-    assert newest(tmp_path / "run").step == 10
+        run(recipe, tmp_path / "run", report=News(stop_after=STEPS // 2))
+    assert newest(tmp_path / "run").step == STEPS // 2
     run(recipe, tmp_path / "run")
     assert differences(newest(tmp_path / "run").state, newest(tmp_path / "whole").state) == []
 
@@ -109,7 +117,7 @@ def test_steps_do_not_wait_for_the_device(recipe: Recipe, tmp_path: Path) -> Non
     """More steps, but no more reports: nothing more is brought back."""
     settings = dataclasses.replace(QUIET, log_steps=1000)
     counts = []
-    for steps in (10, 40):
+    for steps in (5, 15):
         longer = recipe.with_options({"steps": steps, "evaluate_steps": 0})
         with waits() as found:
             run(longer, tmp_path / str(steps), settings)

@@ -9,7 +9,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from fractions import Fraction
 from typing import Any
 
 
@@ -274,8 +273,11 @@ def mcnemar(only_first: int, only_second: int) -> float:
         only_second: number of images that the second judge alone gets right.
     """
     n, fewer = only_first + only_second, min(only_first, only_second)
-    tail = sum(math.comb(n, k) for k in range(fewer + 1))
-    return min(1.0, 2 * float(Fraction(tail, 2**n)))
+    tail = ways = 1  # of n coins, so many as have been counted show heads
+    for heads in range(1, fewer + 1):
+        ways = ways * (n - heads + 1) // heads
+        tail += ways
+    return min(1.0, 2 * tail / (1 << n))
 
 
 def share_interval(right: int, n: int) -> tuple[float, float]:
