@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
-from tests_of_labelling import TOKEN, act, state, wait_for
+from tests_of_labelling import act, state, wait_for
 
 from collages import make_collages, write_manifest
 from quickstudy.errors import LabellingError
 from quickstudy.images.imageset import load_image_set
 from quickstudy.images.manifests import ONE_EACH, Labelling
-from quickstudy.labelling.app import make_label_app
 from quickstudy.labelling.choosing import doubtful_rows
 from quickstudy.labelling.session import Session
 from quickstudy.labelling.teacher import (
@@ -28,7 +27,6 @@ from quickstudy.labelling.teacher import (
     judge_checks,
 )
 from quickstudy.learning.answers import Thresholds
-from quickstudy.serving.limits import ServerSettings
 
 SEVERAL = Labelling(several=True)
 Open = Callable[..., Session]
@@ -61,17 +59,6 @@ def session(opened: Open, tags: dict[str, tuple[str, ...]], tmp_path: Path) -> I
     session = opened(tmp_path / "collages")
     yield session
     session.close()
-
-
-@pytest.fixture
-def client(session: Session) -> Iterator[TestClient]:
-    app, end = make_label_app(session, ServerSettings(port=8640, token=TOKEN))
-    session.close = lambda: None  # type: ignore[method-assign]  # the fixture of the session closes it
-    with TestClient(app, base_url="http://127.0.0.1:8640") as client:
-        client.get("/", params={"token": TOKEN})
-        yield client
-        end()
-    del session.close
 
 
 def test_an_answer_is_a_whole_set_and_an_empty_one_is_none_of_these(session: Session, opened: Open) -> None:
