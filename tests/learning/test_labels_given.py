@@ -14,6 +14,7 @@ from quickstudy.learning.answers import (
     marks_of,
     score_labels,
 )
+from quickstudy.learning.scores import share_interval
 
 SHARES = np.array([[0.9, 0.2], [0.8, 0.6], [0.7, 0.1], [0.4, 0.9], [0.1, 0.3]])
 MARKS = np.array([[1, 0], [0, 1], [1, 0], [0, 0], [0, 1]])
@@ -110,3 +111,19 @@ def test_one_class_an_image_is_answered_by_the_most_probable() -> None:
     np.testing.assert_array_equal(MOST_PROBABLE.given(shares), [[0, 1, 0], [1, 0, 0]])
     scores = MOST_PROBABLE.score(shares, [("b",), ("b",)], ["a", "b", "c"])
     assert (scores.score.right, scores.score.n, scores.several) == (1, 2, None)
+
+
+def test_all_right_of_few_is_no_certainty() -> None:
+    marks = np.eye(2, dtype=np.intp)[np.arange(13) % 2]
+    scores = score_labels(marks * 0.8 + 0.1, marks, marks > 0, ["a", "b"])
+    figures = scores.several
+    assert figures is not None
+    for found in (figures.average_precision, figures.f1_micro, figures.f1_macro, figures.exact_match):
+        assert (found.value, found.high) == pytest.approx((1, 1))
+        assert found.low == pytest.approx(share_interval(13, 13)[0])
+    for number, name in ((7, "a"), (6, "b")):
+        assert {found.low for found in figures.labels[name].values()} == {share_interval(number, number)[0]}
+    wrong = score_labels(1 - marks * 0.8, marks, marks == 0, ["a", "b"]).several
+    assert wrong is not None
+    assert (wrong.exact_match.value, wrong.exact_match.low) == pytest.approx((0, 0))
+    assert wrong.exact_match.high == pytest.approx(share_interval(0, 13)[1])

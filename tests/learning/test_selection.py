@@ -162,6 +162,14 @@ def test_only_plain_images_are_scored_and_their_views_never_train_their_own_fold
     assert head.path[0].log_loss > 3 * log_loss(head.logits(bottlenecks) * head.temperature, labels)
 
 
+def test_images_that_are_all_told_apart_say_nothing_of_the_temperature() -> None:
+    labels = np.arange(100) % 3
+    logits = np.eye(3)[labels]
+    assert fit_temperature(logits, labels) == 1
+    labels[::7] = (labels[::7] + 1) % 3
+    assert fit_temperature(4 * logits, labels) > 1
+
+
 def test_the_temperature_is_the_best_one_and_lowers_the_log_loss() -> None:
     rng = np.random.Generator(np.random.PCG64(5))
     true_logits = 2 * rng.normal(size=(2000, 4))

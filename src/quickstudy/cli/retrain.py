@@ -252,8 +252,10 @@ def _print_few(result: RetrainResult) -> None:
     if few_train:
         print(f"Fewer than {_FEW_TO_TRAIN} photos to train on: {_listed(few_train)}; more of them would help most")
     if few_test and result.test_counts:
+        print(f"Fewer than {_FEW_TO_TEST} photos to test: {_listed(few_test)}; their precision and recall say little")
+        if result.config.several:
+            return
         print(
-            f"Fewer than {_FEW_TO_TEST} photos to test: {_listed(few_test)}; their precision and recall say little.\n"
             "The 95 % interval allows for that: in 19 of 20 cases, it contains the accuracy that many more would show"
         )
 

@@ -31,6 +31,7 @@ from quickstudy.learning.scores import (
     Scores,
     SeveralScores,
     score_predictions,
+    share_interval,
 )
 
 Marks = NDArray[np.intp]
@@ -99,6 +100,7 @@ class MostProbable:
 MOST_PROBABLE: Answer = MostProbable()
 """The answer of a head of one class an image."""
 
+_ALL = 1e-9  # of a share, from none or all of the images, that rounding may leave
 DRAWS = 500
 """Number of times that images are drawn for an interval."""
 NEVER = 2.0
@@ -235,18 +237,18 @@ def score_labels(
     precisions = np.stack([_average_precision(probabilities[:, k], truth[:, k], weights) for k in range(len(classes))])
     f1 = _f1(*sums)
     has = np.asarray(truth.any(axis=0), np.bool_)
-    together = [part.sum(axis=1) for part in sums]
+    together, images = [part.sum(axis=1) for part in sums], len(marks)
     several = SeveralScores(
-        average_precision=_interval(_mean(precisions[has].T)),
-        f1_micro=_interval(_f1(*together)),
-        f1_macro=_interval(_mean(f1[:, has])),
-        exact_match=_interval((weights @ (truth == given).all(axis=1).astype(np.float32)) / max(len(marks), 1)),
+        average_precision=_interval(_mean(precisions[has].T), images),
+        f1_micro=_interval(_f1(*together), images),
+        f1_macro=_interval(_mean(f1[:, has]), images),
+        exact_match=_interval((weights @ (truth == given).all(axis=1).astype(np.float32)) / max(images, 1), images),
         labels={
             name: {
-                "average_precision": _interval(precisions[k]),
-                "precision": _interval(_share(sums[0][:, k], sums[0][:, k] + sums[2][:, k])),
-                "recall": _interval(_share(sums[0][:, k], sums[0][:, k] + sums[1][:, k])),
-                "f1": _interval(f1[:, k]),
+                "average_precision": _interval(precisions[k], int(truth[:, k].sum())),
+                "precision": _interval(_share(sums[0][:, k], sums[0][:, k] + sums[2][:, k]), int(given[:, k].sum())),
+                "recall": _interval(_share(sums[0][:, k], sums[0][:, k] + sums[1][:, k]), int(truth[:, k].sum())),
+                "f1": _interval(f1[:, k], int((truth[:, k] | given[:, k]).sum())),
             }
             for k, name in enumerate(classes)
         },
@@ -330,11 +332,18 @@ def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return _share(np.where(known, values, 0).sum(axis=1), known.sum(axis=1).astype(np.float64))
 
 
-def _interval(values: NDArray[np.floating]) -> Interval:
-    """Take the first value for what was found, and the others for its interval."""
+def _interval(values: NDArray[np.floating], n: int | None = None) -> Interval:
+    """Take the first value for what was found, and the others for its interval.
+
+    Where all of n images are right, or none is, draws from them are no different; Wilson's interval for a share tells
+    what so few can say.
+    """
     found, drawn = float(values[0]), values[1:][~np.isnan(values[1:])]
     if np.isnan(found) or not len(drawn):
         return Interval(value=None, low=0.0, high=1.0)
+    if n is not None and min(abs(found), abs(1 - found)) < _ALL:
+        low, high = share_interval(round(found) * n, n)
+        return Interval(value=found, low=low, high=high)
     low, middle, high = np.quantile(drawn, (0.025, 0.5, 0.975)).tolist()
     # An image that was drawn twice makes its own average precision better, so that draws are too good on average.
     bias = middle - found

@@ -309,15 +309,18 @@ def _points(found: Found) -> tuple[PathPoint, ...]:
 def fit_temperature(logits: NDArray[np.floating], labels: Integers) -> float:
     """Find the number to divide logits by for the least held-out log loss, to a ten-thousandth of itself.
 
-    It lies between 1/4 and 16, and at one of these ends if the least lies beyond: images that are all told apart would
-    make any classifier bolder and bolder. It is 1 where fewer than 50 held-out images could tell. The log loss is
-    convex in 1/T, so its slope, the mean over images of what the probabilities expect of the logits less the logit of
-    the label, changes its sign once; the place is found by halving.
+    It lies between 1/4 and 16, and is 16 if the least lies beyond. If the least lies below 1/4, it is 1: images that
+    are all told apart would make any classifier bolder and bolder, and say nothing of those that it will get wrong. It
+    is 1, too, where fewer than 50 held-out images could tell. The log loss is convex in 1/T, so its slope, the mean
+    over images of what the probabilities expect of the logits less the logit of the label, changes its sign once; the
+    place is found by halving.
     """
     if len(labels) < 50:
         return 1.0
     z, link = logits.astype(np.float64), link_of(labels)
     coldest, hottest = _TEMPERATURES
+    if link.slope(z, labels, coldest) <= 0:
+        return 1.0
     while hottest > coldest * (1 + 1e-4):
         middle = (coldest * hottest) ** 0.5
         if link.slope(z, labels, middle) > 0:
