@@ -13,6 +13,7 @@ os.environ.update({name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREA
 import pytest
 from hypothesis import settings
 
+import quickstudy
 from drawn_photos import draw_photo
 from quickstudy.backbones.backbone import Backbone, load_backbone
 
@@ -34,6 +35,15 @@ def test_data() -> Path:
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     """The default backbone, built once."""
     return load_backbone("efficientnet_lite0", tmp_path_factory.mktemp("backbone"))
+
+
+@pytest.fixture(scope="session")
+def known_photos(photo_source: Path, backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder with the default backbone and all that an audit of `photo_source` keeps; nothing may change it."""
+    folder = tmp_path_factory.mktemp("known") / "cache"
+    shutil.copytree(backbone.path.parent, folder / "backbones")
+    quickstudy.audit(photo_source, cache=folder)
+    return folder
 
 
 @pytest.fixture

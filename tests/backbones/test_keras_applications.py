@@ -12,6 +12,7 @@ import onnx
 import pytest
 from small_networks import photos, run
 
+from lazily import lazily
 from quickstudy.backbones import keras_models
 from quickstudy.backbones.backbone import add_backbone, imagenet_classes
 from quickstudy.backbones.graph_import import Imported
@@ -22,7 +23,7 @@ from quickstudy.extras import installation_of
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 pytest.importorskip("torch")
-keras = pytest.importorskip("keras")
+keras = lazily("keras")
 
 SMALL = "MobileNetV3Small"
 

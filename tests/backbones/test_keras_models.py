@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from small_networks import photos, run
 
+from lazily import lazily
 from quickstudy.backbones.keras_models import import_keras_model
 from quickstudy.backbones.preprocessing import PRESETS
 from quickstudy.errors import BackboneError
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 pytest.importorskip("torch")
-keras = pytest.importorskip("keras")
-layers = keras.layers
+keras, layers = lazily("keras"), lazily("keras.layers")
 NONE = PRESETS["none"]
 
 

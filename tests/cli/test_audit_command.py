@@ -11,15 +11,14 @@ import pytest
 from in_process import Run
 from PIL import Image
 
-from quickstudy.backbones.backbone import Backbone
 from quickstudy.reports.plan import Step, write_plan
 
 
 @pytest.fixture
-def photos(photos: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Path:
+def photos(photos: Path, known_photos: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Photos with faults: a copy, a wrong label, a broken and a black file, and one without a label."""
     cache = photos.parent / "cache"
-    shutil.copytree(backbone.path.parent, cache / "backbones")
+    shutil.copytree(known_photos, cache)
     monkeypatch.setenv("QUICKSTUDY_CACHE", str(cache))
     monkeypatch.chdir(photos.parent)
     shutil.copy(photos / "checks" / "05.jpg", photos / "checks" / "copy.jpg")

@@ -9,15 +9,13 @@ from pathlib import Path
 import pytest
 from in_process import Run
 
-from quickstudy.backbones.backbone import Backbone
-
 
 @pytest.fixture
-def here(tmp_path: Path, photos: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with `photos/` and a cache that holds the backbone."""
+def here(tmp_path: Path, photos: Path, known_photos: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with `photos/` and a cache that knows them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("QUICKSTUDY_CACHE", str(tmp_path / "cache"))
-    shutil.copytree(backbone.path.parent, tmp_path / "cache" / "backbones")
+    shutil.copytree(known_photos, tmp_path / "cache")
     return tmp_path
 
 

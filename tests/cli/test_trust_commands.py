@@ -14,6 +14,9 @@ from PIL import Image
 
 from drawn_photos import draw_photo
 from quickstudy.cli.report import sees_browser
+from small_backbones import add_small_backbone
+
+SMALL = ("--backbone", "small")
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +27,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in names:
         (folder / "photos" / name).mkdir(parents=True)
     for name in names:
-        for number in range(40):
+        for number in range(20):
             picture, label = draw_photo(name, number), name
             if number % 4 == 0:
                 another = names[(names.index(name) + 1) % 3]
                 picture = Image.blend(picture, draw_photo(another, number), 0.5)
                 label = name if number % 8 else another
             picture.save(folder / "photos" / label / f"{name}{number:02}.jpg", quality=90)
+    add_small_backbone(folder / "cache")
     return folder
 
 
@@ -42,18 +46,18 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_retrain_points_to_the_report_and_writes_it(run: Run, here: Path) -> None:
-    done = run("retrain", "photos/")
+    done = run("retrain", "photos/", *SMALL)
     assert done.code == 0, done.err
     assert done.out.endswith("Report: quickstudy report photos.onnx\n")
-    done = run("retrain", "photos/", "--report")
+    done = run("retrain", "photos/", *SMALL, "--report")
     assert done.out.endswith("Report: photos.report.html\n")
     assert (here / "photos.report.html").read_text().startswith("<!doctype html>")
-    assert json.loads(run("retrain", "photos/", "--report", "--json").out)["report"] == "photos.report.html"
-    assert json.loads(run("retrain", "photos/", "--json").out)["report"] is None
+    assert json.loads(run("retrain", "photos/", *SMALL, "--report", "--json").out)["report"] == "photos.report.html"
+    assert json.loads(run("retrain", "photos/", *SMALL, "--json").out)["report"] is None
 
 
 def test_report_finds_the_images_itself(run: Run, here: Path) -> None:
-    run("retrain", "photos/")
+    run("retrain", "photos/", *SMALL)
     done = run("report", "photos.onnx", "--output", "elsewhere.html", "--no-open")
     assert done.code == 0, done.err
     assert done.out.startswith("Report: elsewhere.html (")
@@ -68,7 +72,7 @@ def test_the_browser_is_opened_only_where_somebody_sees_it(
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
     monkeypatch.setenv("DISPLAY", ":0")
-    run("retrain", "photos/")
+    run("retrain", "photos/", *SMALL)
     run("report", "photos.onnx")  # not a terminal
     assert not opened
     assert not sees_browser()
@@ -77,8 +81,8 @@ def test_the_browser_is_opened_only_where_somebody_sees_it(
 
 
 def test_abstain_in_all_its_forms(run: Run, here: Path) -> None:
-    run("retrain", "photos/", "--refuse", "0")  # or the one image that it is unsure of would be none of these
-    model = json.loads(run("retrain", "photos/", "--refuse", "0", "--json").out)["model"]
+    run("retrain", "photos/", *SMALL, "--refuse", "0")  # or the one image that it is unsure of would be none of these
+    model = json.loads(run("retrain", "photos/", *SMALL, "--refuse", "0", "--json").out)["model"]
     from quickstudy import load
 
     classifier = load(model)
@@ -104,7 +108,7 @@ def test_abstain_in_all_its_forms(run: Run, here: Path) -> None:
 
 def test_a_model_without_a_threshold_says_so(run: Run, here: Path, photo_source: Path) -> None:
     shutil.copytree(photo_source, here / "easy", dirs_exist_ok=True)
-    run("retrain", "easy")
+    run("retrain", "easy", *SMALL)
     done = run("predict", "easy.onnx", "easy", "--abstain")
     assert done.code == 2
     assert "no threshold for 'don't know'" in done.err
@@ -112,15 +116,15 @@ def test_a_model_without_a_threshold_says_so(run: Run, here: Path, photo_source:
 
 
 def test_compare_prints_and_gives_json(run: Run, here: Path, photo_source: Path) -> None:
-    run("retrain", "photos/")
+    run("retrain", "photos/", *SMALL)
     shutil.copytree(photo_source, here / "easy", dirs_exist_ok=True)
     (here / "other").mkdir(exist_ok=True)
-    run("retrain", "easy", "--output", "other/easy.onnx")
+    run("retrain", "easy", *SMALL, "--output", "other/easy.onnx")
     done = run("compare", "photos.onnx", "other/easy.onnx", "photos")
     assert done.code == 0, done.err
     for words in ("95 % interval", "paired", "McNemar's exact p = ", "Difference: "):
         assert words in done.out
     found = json.loads(run("compare", "photos.onnx", "other/easy.onnx", "photos", "--json").out)
-    assert found["first"]["n"] == found["second"]["n"] < 120
+    assert found["first"]["n"] == found["second"]["n"] < 60
     assert found["difference"] == pytest.approx(found["second"]["accuracy"] - found["first"]["accuracy"])
     assert run("compare", "photos.onnx", "missing.onnx", "photos").code == 2

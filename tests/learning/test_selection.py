@@ -265,12 +265,12 @@ def test_labels_that_bear_no_relation_to_the_images_get_a_strong_strength() -> N
     assert head.path[0].log_loss < np.log(3) + 0.05
 
 
-def test_a_thousand_classes_of_two_images() -> None:
+def test_hundreds_of_classes_of_two_images() -> None:
     rng = np.random.Generator(np.random.PCG64(9))
-    labels = np.tile(np.arange(1000), 2)
-    bottlenecks = rng.normal(size=(1000, 16))[labels] + 0.05 * rng.normal(size=(2000, 16))
-    head = fit_head(bottlenecks, labels, keys_for(2000), classes=1000, l2=0.0015)
-    assert head.weights.shape == (16, 1000)
+    labels = np.tile(np.arange(300), 2)
+    bottlenecks = rng.normal(size=(300, 16))[labels] + 0.05 * rng.normal(size=(600, 16))
+    head = fit_head(bottlenecks, labels, keys_for(600), classes=300, l2=0.0015)
+    assert head.weights.shape == (16, 300)
     assert np.mean(head.held_out_classes == labels[head.held_out]) > 0.5
 
 

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lazily import lazily
 from quickstudy.errors import ModelError
 from quickstudy.images.fits import Fit
 from quickstudy.models.assemble import LinearHead, write_model
 from small_backbones import add_small_backbone
 from small_models import CLASSES, write_small_model
 
-coremltools = pytest.importorskip("coremltools")
+coremltools = lazily("coremltools")
 
 from quickstudy.models import coreml  # noqa: E402
 from quickstudy.models.coreml import write_core_ml  # noqa: E402
@@ -123,6 +124,6 @@ def test_what_coremltools_cannot_convert(path: Path, tmp_path: Path, monkeypatch
     def fail(*arguments: Any, **options: Any) -> None:
         raise NotImplementedError("no such operator\nmany more lines")
 
-    monkeypatch.setattr(coremltools, "convert", fail)
+    monkeypatch.setattr("coremltools.convert", fail)
     with pytest.raises(ModelError, match=r"coremltools cannot convert the model: no such operator$"):
         write_core_ml(path, tmp_path / "small.mlpackage")

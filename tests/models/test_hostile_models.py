@@ -303,7 +303,7 @@ from quickstudy.models.format import sealed
 original = Path(sys.argv[1]).read_bytes()[:-89]
 draws = np.random.Generator(np.random.PCG64(2))
 refused = 0
-for _ in range(1000):
+for _ in range(400):
     data = bytearray(original)
     for place in draws.integers(0, len(data), draws.integers(1, 4)):
         data[place] ^= 1 << draws.integers(0, 8)
@@ -320,7 +320,7 @@ print(refused)
 """
 
 
-def test_a_thousand_flips_that_were_sealed_again_end_no_interpreter(path: Path, tmp_path: Path) -> None:
+def test_hundreds_of_flips_that_were_sealed_again_end_no_interpreter(path: Path, tmp_path: Path) -> None:
     """Who changes a file on purpose can seal it. Flips of weights' last bits remain unnoticed, as they must."""
     refused = int(run_apart(FLIP_AND_SEAL, str(path), str(tmp_path / "flipped.onnx")))
-    assert 300 < refused < 1000
+    assert 120 < refused < 400

@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 import quickstudy
 from drawn_photos import draw_photo
-from quickstudy.backbones.backbone import Backbone, load_backbone
+from quickstudy.backbones.backbone import load_backbone
 from quickstudy.bottlenecks.extraction import extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ImageSetError
@@ -21,9 +21,8 @@ from quickstudy.reports.evidence import build_evidence, gather_evidence
 
 
 @pytest.fixture
-def cache(cache: Path, backbone: Backbone) -> Path:
-    shutil.copytree(backbone.path.parent, cache / "backbones")
-    return cache
+def cache(cache: Path, known_photos: Path) -> Path:
+    return Path(shutil.copytree(known_photos, cache))
 
 
 def named(found: quickstudy.Audit, photos: Path, numbers: tuple[int, ...]) -> set[str]:

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from quickstudy import report, retrain
-from quickstudy.backbones.backbone import Backbone
 from quickstudy.errors import ImageSetError, ModelError, WriteError
 from quickstudy.models.loading import load
 from quickstudy.progress import silent
@@ -150,7 +149,7 @@ def test_without_memory_the_images_must_be_named_and_are_worked_out_again(report
 def test_images_that_have_gone_or_changed(reported: Reported, tmp_path: Path, photos: Path) -> None:
     model, cache = tmp_path / "photos.onnx", tmp_path / "cache"
     shutil.copytree(reported.cache / "backbones", cache / "backbones")
-    retrain(photos, model, cache=cache)
+    retrain(photos, model, cache=cache, backbone="small")
     shutil.copy(reported.folder / "swapped.jpg", photos / "discs" / "new.jpg")
     changed = judge_images(model, None, cache, silent)
     assert not changed.unchanged
@@ -164,12 +163,12 @@ def test_images_that_have_gone_or_changed(reported: Reported, tmp_path: Path, ph
     assert moved.by == changed.by
 
 
-def test_few_images_make_a_report_without_a_forecast(backbone: Backbone, photos: Path, tmp_path: Path) -> None:
+def test_few_images_make_a_report_without_a_forecast(photos: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    shutil.copytree(backbone.path.parent, cache / "backbones")
+    add_small_backbone(cache)
     for path in [path for path in photos.rglob("*.jpg") if int(path.stem) > 3]:
         path.unlink()
-    retrain(photos, tmp_path / "few.onnx", cache=cache)
+    retrain(photos, tmp_path / "few.onnx", cache=cache, backbone="small")
     text = report(tmp_path / "few.onnx", cache=cache).read_text()
     assert "What more images would bring" not in text
     assert "Leave-one-out" in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -133,13 +134,13 @@ def test_initial_values_are_the_tutorials() -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "names"),
+    ("build", "names"),
     [
-        (classic(), {"hidden1.weight", "hidden2.weight"}),
-        (classic(top="local", normalisation="batch_norm"), {"hidden1.weight", "hidden2.weight"}),
-        (classic(bottleneck=16), {"hidden1.weight", "hidden2.weight"}),
+        (classic, {"hidden1.weight", "hidden2.weight"}),
+        (partial(classic, top="local", normalisation="batch_norm"), {"hidden1.weight", "hidden2.weight"}),
+        (partial(classic, bottleneck=16), {"hidden1.weight", "hidden2.weight"}),
         (
-            fast(widths=(8,)),
+            partial(fast, widths=(8,)),
             {"linear.weight"}
             | {f"blocks.0.norms.{number}.bias" for number in range(3)}
             | {f"blocks.0.convolutions.{number}.weight" for number in range(3)},
@@ -147,7 +148,8 @@ def test_initial_values_are_the_tutorials() -> None:
     ],
     ids=["classic", "local", "bottleneck", "fast"],
 )
-def test_what_is_decayed(network: ClassicNet | FastNet, names: set[str]) -> None:
+def test_what_is_decayed(build: Callable[[], ClassicNet | FastNet], names: set[str]) -> None:
+    network = build()
     decayed = {id(parameter) for parameter in network.decayed()}
     assert {name for name, parameter in network.named_parameters() if id(parameter) in decayed} == names
 

@@ -15,7 +15,7 @@ import quickstudy
 from collages import make_collages, write_manifest
 from drawn_photos import draw_photo
 from pages import contrast
-from servers import Running, Start
+from servers import Running, Start, servers
 from small_backbones import add_small_backbone
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -42,9 +42,10 @@ def browser() -> Iterator[sync_api.Browser]:
         browser.close()
 
 
-@pytest.fixture
-def server(start: Start, trained: Path) -> Running:
-    return start(trained / "photos.onnx", f"other={trained / 'two.onnx'}")
+@pytest.fixture(scope="module")
+def server(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with servers("serve", tmp_path_factory.mktemp("page")) as start:
+        yield start(trained / "photos.onnx", f"other={trained / 'two.onnx'}")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from quickstudy.cli.main import run as quickstudy
 from quickstudy.serving.app import make_app
 from quickstudy.serving.limits import ServerSettings
 from quickstudy.serving.server import limited_protocol
-from servers import Running, Start
+from servers import Running, Start, servers
 
 TOKEN = "correct-horse-battery"
 SERVE = [sys.executable, "-m", "quickstudy", "serve"]
@@ -48,9 +48,11 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 class TestSlowAndEndlessCallers:
-    @pytest.fixture
-    def impatient(self, start: Start, trained: Path) -> Running:
-        return start(trained / "photos.onnx", "--timeout", "0.5", "--max-connections", "20", "--max-bytes", "1MB")
+    @pytest.fixture(scope="class")
+    def impatient(self, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+        options = ("--timeout", "0.5", "--max-connections", "20", "--max-bytes", "1MB")
+        with servers("serve", tmp_path_factory.mktemp("impatient")) as start:
+            yield start(trained / "photos.onnx", *options)
 
     def test_a_body_that_does_not_come_is_408(self, impatient: Running, photo: Path) -> None:
         with connect(impatient.port) as connection:

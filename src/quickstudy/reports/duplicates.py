@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,7 @@ _ALIKE = 0.75
 _NEAREST = 0.55
 _FEW = 2000  # pairs that can be looked at whatever their bottlenecks say
 _CHUNK = 128
+_KEPT = 4096  # pictures whose squares are kept, 4 kB each: a picture is in many pairs, one after the other
 
 
 def find_duplicates(evidence: Evidence, gallery: Gallery) -> tuple[DuplicateGroup, ...]:
@@ -76,9 +78,13 @@ def near_duplicates(features: Floats, thumbnails: Sequence[bytes]) -> NDArray[np
     seen = visible[pairs.first] & visible[pairs.second]
     first, second, similarity = pairs.first[seen], pairs.second[seen], pairs.similarity[seen]
 
+    @lru_cache(_KEPT)
+    def square(number: int) -> Bytes:
+        return grey_square(thumbnails[number], SIDE)
+
     def agree(start: int) -> NDArray[np.bool_]:
         part = slice(start, start + _CHUNK)
-        sides = [np.stack([grey_square(thumbnails[k], SIDE) for k in side[part]]) for side in (first, second)]
+        sides = [np.stack([square(number) for number in side[part].tolist()]) for side in (first, second)]
         least = np.where(similarity[part] >= CLOSE, AGREEMENT_OF_CLOSE, AGREEMENT)
         return correlate(*sides) >= least
 
