@@ -16,7 +16,7 @@ within 0.001 nats of its optimum leaves them undetermined. "Converged" to a prec
 Method: Newton's, each step solved by conjugate gradients (Nocedal and Wright, Numerical Optimization, 2nd ed.,
 algorithm 7.1) until its error, as the preconditioner measures it, is a fourth of what it was. An iteration costs two
 products with the features. The preconditioner is the Hessian's block of each class in the 128 directions in which the
-rows vary most (256 where there are many rows), and one number in all others. One second moment of all rows for all
+rows vary most (256 of very many rows), and one number in all others. One second moment of all rows for all
 classes, as this once had, takes twice as many iterations: a class's curvature lies in the few images that might be it.
 On the clothing photos the strengths 0.32 to 0.01 take 103 iterations to held-out probabilities within 0.001; L-BFGS
 with the second moment of all rows took 90 to 0.001 nats of training loss, which left them undetermined, and 221 to the
