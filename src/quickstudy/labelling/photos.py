@@ -152,7 +152,9 @@ class PhotoSet:
             except UnusableImageError as error:
                 reasons[photo.path] = str(error)
         first = min(reasons)
-        raise ImageSetError(f"No file under '{self.source}' can be read as an image: '{first}' {reasons[first]}")
+        raise ImageSetError(
+            f"No file under '{self.source}' can be read as an image; the first, '{first}': {reasons[first]}"
+        )
 
     def __len__(self) -> int:
         return len(self.photos)
