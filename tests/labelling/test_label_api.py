@@ -95,7 +95,8 @@ def test_the_reason_check_comes_without_a_suggestion(client: TestClient) -> None
     seen = 0
     for _ in range(20):
         for photo in state(client)["next"]:
-            if photo["reason"] == "check":
+            assert photo["check"] == (photo["reason"] == "check")
+            if photo["check"]:
                 assert photo["guess"] == []
                 seen += 1
         photo = state(client)["next"][0]

@@ -146,6 +146,24 @@ def test_from_a_pile_to_a_confirmed_model_by_the_keyboard_alone(
     assert {row["split"] for row in rows} == {"train", "test"}
 
 
+def test_a_check_comes_back_as_a_check(page: sync_api.Page, server: Running, answers: dict[str, str]) -> None:
+    label_all(server, answers, leave=20)
+    with api(server.address) as client:
+        wait_for(client, lambda s: s["learned_from"] >= 12)
+    while not page.locator("#reason.check").count():
+        answer(page, answers[shown(page)])
+    name = shown(page)
+    answer(page, answers[name])
+    saved(page)
+    page.keyboard.press("u")
+    expect(page.locator("#name")).to_have_text(name)
+    expect(page.locator("#reason.check")).to_have_count(1)
+    expect(page.locator("#suggestion")).to_contain_text("does not lead")
+    assert not page.locator("#take").count()
+    page.keyboard.press("Enter")
+    assert shown(page) == name
+
+
 def test_skip_none_and_undo_across_a_restart(
     browser: sync_api.Browser, start: Start, pile: Path, tmp_path: Path
 ) -> None:

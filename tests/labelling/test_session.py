@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import shutil
+import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from quickstudy.cli.main import run as quickstudy
 from quickstudy.errors import ImageSetError, LabellingError
 from quickstudy.images.census import take_census
 from quickstudy.labelling.journal import LONGEST_NAME, class_name
@@ -217,9 +220,40 @@ def test_places_follow_the_name_of_the_photos(tmp_path: Path) -> None:
         places_beside(manifest, manifest, None)
     with pytest.raises(LabellingError):
         places_beside(tmp_path, Path("x.txt"), None)
+    for places in ((tmp_path / "no" / "x.csv", None), (None, tmp_path / "no" / "x.onnx")):
+        with pytest.raises(LabellingError, match="no folder"):
+            places_beside(tmp_path, *places)
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_port_that_is_taken_is_told_before_anything_is_written(
+    pile: Path, label_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path.name for path in pile.parent.iterdir()}
+    monkeypatch.chdir(pile.parent)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        monkeypatch.setattr(sys, "argv", ["quickstudy", "label", "pile", "--port", port, "--cache", str(label_cache)])
+        with pytest.raises(SystemExit) as end:
+            quickstudy()
+    assert end.value.code == 2
+    told = capsys.readouterr().err
+    assert port in told
+    assert "--port" in told
+    assert "--host" not in told
+    assert {path.name for path in pile.parent.iterdir()} == before
 
 
 def test_there_must_be_photos(opened: Open, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageSetError):
         opened(tmp_path / "empty")
+
+
+def test_a_folder_of_which_no_file_is_an_image_is_refused_with_the_reason(opened: Open, tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    for name in ("b.jpg", "a.jpg"):
+        (tmp_path / "broken" / name).write_bytes(b"no image: " + name.encode())
+    with pytest.raises(ImageSetError, match=r"a\.jpg': not an image"):
+        opened(tmp_path / "broken")
+    assert not list(tmp_path.glob("*.journal"))

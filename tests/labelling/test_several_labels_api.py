@@ -69,7 +69,7 @@ def test_an_answer_is_a_whole_set_and_an_empty_one_is_none_of_these(session: Ses
     assert session.labels.mark(ids[1]) is not None
     assert session.training_rows()[0].tolist() == [0, 1, 2]
     assert session.targets(np.arange(3), [0, 1]).tolist() == [[1, 1], [0, 0], [0, 0]]
-    assert [(name, n) for _, name, n in session.classes()] == [("checks", 1), ("discs", 1), ("stripes", 1)]
+    assert [(name, n) for _, name, n in session.classes()] == [("discs", 1), ("checks", 1), ("stripes", 1)]
     found = {file.path.name: file.labels for file in load_image_set(session.write_manifest(), labelling=SEVERAL).files}
     assert found == {session.photos.title(n): session.labels_of(n) for n in range(3)}
     with session.photos.manifest.open(newline="") as file:
@@ -82,6 +82,18 @@ def test_an_answer_is_a_whole_set_and_an_empty_one_is_none_of_these(session: Ses
     assert again.several
     assert again.labels_of(0) == ("checks", "discs")
     session.journal = again.journal
+
+
+def test_new_labels_keep_the_order_in_which_they_were_typed(session: Session, opened: Open) -> None:
+    ids = [photo.id for photo in session.photos.photos]
+    session.act("label", [ids[0]], names=["stripes", "hat", "Ä", "hat"], seen=[0], who="me")
+    session.act("label", [ids[1]], names=["stripes", "checks", "Ä", "a"], seen=[0], who="me")
+    order = ["stripes", "hat", "Ä", "checks", "a"]
+    assert [name for _, name, _ in session.classes()] == order
+    assert session.labels_of(0) == ("hat", "stripes", "Ä")
+    session.journal.close()
+    session.journal = (again := opened(session.photos.source)).journal
+    assert [name for _, name, _ in again.classes()] == order
 
 
 def test_a_journal_of_one_class_each_goes_on_with_several(opened: Open, session: Session) -> None:

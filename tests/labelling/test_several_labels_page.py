@@ -17,6 +17,7 @@ __all__ = ["browser"]
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to drive")
 KEYS = "123456789"
+MISTAKES: list[tuple[str, list[str]]] = [("discs", []), ("discs", ["checks"])]
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def answer(page: sync_api.Page, names: tuple[str, ...]) -> None:
             page.keyboard.press("Enter")
             page.evaluate("document.activeElement.blur()")
     assert draft(page) == set(names)
-    page.keyboard.press("Enter")
+    page.keyboard.press("Enter" if names else "n")
     expect(page.locator("#name")).not_to_have_text(before)
 
 
@@ -139,6 +140,56 @@ def test_the_grid_and_the_map_by_the_keyboard(
         assert set(after[0]["labels"]) == set(given[0]["given"]) ^ {name}
         assert [photo["labels"] for photo in after[1:2]] == [None] * len(listed[1:2])
         assert all(sorted(old["given"]) == new["labels"] for old, new in zip(given[2:], after[2:], strict=True))
+
+
+def test_a_check_is_not_answered_by_haste_and_comes_back_as_one(
+    page: sync_api.Page, server: Running, tags: dict[str, tuple[str, ...]]
+) -> None:
+    with api(server.address) as client:
+        wait_for(client, lambda s: s["extracted"])
+        for _ in range(20):
+            answer(page, tags[shown(page)])
+        saved(page)
+        wait_for(client, lambda s: s["learned_from"] >= 15)
+        while not page.locator("#reason.check").count():
+            answer(page, tags[shown(page)])
+        name = shown(page)
+        expect(page.locator("#take")).to_have_count(0)
+        page.keyboard.press("Enter")
+        expect(page.locator("#said")).to_contain_text("N says")
+        assert shown(page) == name
+        page.keyboard.press("1")
+        expect(page.locator("#take")).to_have_count(1)
+        on = draft(page)
+        page.keyboard.press("Enter")
+        expect(page.locator("#name")).not_to_have_text(name)
+        saved(page)
+        page.keyboard.press("u")
+        expect(page.locator("#reason.check")).to_have_count(1)
+        assert (shown(page), draft(page)) == (name, on)
+        assert not page.locator("#suggestion .other").count()
+        expect(page.locator("#suggestion")).to_contain_text("does not lead")
+        expect(page.locator("#cross")).to_contain_text("F1 ")
+        assert ("honest" in page.locator("#cross").inner_text()) == bool(client.get("/api/state").json()["control"])
+
+
+def test_the_review_says_none_of_these_in_whole_words(
+    page: sync_api.Page, server: Running, tags: dict[str, tuple[str, ...]]
+) -> None:
+    with api(server.address) as client:
+        photo = wait_for(client, lambda s: s["next"])["next"][0]
+        act(client, photo, "discs", who="other")
+        act(client, photo, "checks", who="another")
+    listed = {"photos": [{**photo, "labels": [name], "suggested": other} for name, other in MISTAKES], "total": 2}
+    page.route("**/api/photos?*view=mistakes*", lambda route: route.fulfill(json=listed))
+    page.goto(f"{server.address}/#review")
+    buttons = page.locator("#mistakes button")
+    expect(buttons).to_have_count(5)
+    words = [" ".join(text.split()) for text in buttons.all_inner_texts()]
+    assert words == ["None of these is in it", "No, discs", "It is checks", "No, discs", "None of these is in it"]
+    expect(page.locator("#conflicts button").last).to_have_text("None of these is in it")
+    page.locator("#conflicts button").last.click()
+    expect(page.locator("#conflicts button")).to_have_count(0)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

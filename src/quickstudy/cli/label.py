@@ -48,30 +48,31 @@ def command(
     from quickstudy.labelling.photos import places_beside
     from quickstudy.labelling.session import Session
     from quickstudy.serving.limits import ServerSettings
-    from quickstudy.serving.server import run
+    from quickstudy.serving.server import listen, run
 
     settings = ServerSettings(port=port, token=token or secrets.token_urlsafe(24))
     manifest, model = places_beside(images, labels, output)
-    session = Session(
-        images,
-        manifest,
-        model,
-        cache=cache_folder(cache),
-        backbone=backbone,
-        engine=engine,
-        labelling=labelling_told(several, separator, None),
-        progress=progress_for(quiet=quiet),
-    )
+    with listen(settings, hint="choose another with --port") as listener:  # before anything is written
+        session = Session(
+            images,
+            manifest,
+            model,
+            cache=cache_folder(cache),
+            backbone=backbone,
+            engine=engine,
+            labelling=labelling_told(several, separator, None),
+            progress=progress_for(quiet=quiet),
+        )
 
-    def announce(address: str) -> None:
-        known, words = int(session.labelled.sum()), "labels, any number each" if session.several else "a label"
-        print(f"{images}: {count(len(session.photos), 'photo')}, {known:,} with {words}; labels go to {manifest}")
-        print(f"{address}/?token={settings.token}", flush=True)
-        print("Ctrl-C ends it; what was labelled stays", flush=True)
-        if sees_browser() if open_ is None else open_:
-            import webbrowser
+        def announce(address: str) -> None:
+            known, words = int(session.labelled.sum()), "labels, any number each" if session.several else "a label"
+            print(f"{images}: {count(len(session.photos), 'photo')}, {known:,} with {words}; labels go to {manifest}")
+            print(f"{address}/?token={settings.token}", flush=True)
+            print("Ctrl-C ends it; what was labelled stays", flush=True)
+            if sees_browser() if open_ is None else open_:
+                import webbrowser
 
-            webbrowser.open(f"{address}/?token={settings.token}")
+                webbrowser.open(f"{address}/?token={settings.token}")
 
-    app, end = make_label_app(session, settings)
-    run(app, settings, announce=announce, ending=end)
+        app, end = make_label_app(session, settings)
+        run(app, settings, announce=announce, ending=end, listener=listener)

@@ -114,18 +114,18 @@ def _gain(gain: Any) -> dict[str, Any]:
 
 def _asked(session: Session, pick: Pick) -> dict[str, Any]:
     values = photo_values(session, pick.row)
-    if pick.reason == "check":  # a suggestion would lead the answer that is to judge it
+    if values["check"]:  # a suggestion would lead the answer that is to judge it
         values["guess"], values["given"] = [], []
     return {
         **values,
-        "reason": pick.reason,
+        "reason": "check" if values["check"] else pick.reason,
         "of": list(pick.of),
         "alike": pick.alike,
     }
 
 
 def photo_values(session: Session, number: int) -> dict[str, Any]:
-    """Describe one photo: its name, what was said of it, and what the head makes of it."""
+    """Describe one photo: its name, what was said of it, what the head makes of it, and whether it is a check."""
     photo = session.photos.photos[number]
     mark = session.labels.mark(photo.id)
     knowledge = session.knowledge
@@ -144,6 +144,7 @@ def photo_values(session: Session, number: int) -> dict[str, Any]:
         "name": session.photos.title(number),
         "guess": guess,
         "given": given,
+        "check": bool((session.candidates == number).any()),
         "labels": session.labels_of(number),
         "kind": mark.kind if mark else "",
         "seen": mark.number if mark else 0,

@@ -60,7 +60,7 @@ class Act:
     name: str = ""
     """Name of the only label that is given, or of the class that is added; the hash of the manifest, in hexadecimal."""
     names: tuple[str, ...] = ()
-    """Names of the labels that are given, where there are at least two, sorted."""
+    """Names of the labels that are given, where there are at least two, in the order in which they were told."""
     of: int = 0
     """Number of the act that is taken back; 0 elsewhere."""
     way: str = ""
@@ -70,7 +70,7 @@ class Act:
 
     @property
     def given(self) -> tuple[str, ...]:
-        """Names of all labels or classes that it gives or adds, sorted."""
+        """Names of all labels or classes that it gives or adds, in the order in which they were told."""
         return self.names or ((self.name,) if self.name and self.kind in ("label", "class") else ())
 
 
@@ -145,7 +145,7 @@ class Labels:
             self.added.setdefault(act.name, act.number)
         else:
             for photo, seen in zip(act.photos, act.seen, strict=True):
-                mark = Mark(act.number, act.kind, act.given, act.who, seen, act.way)
+                mark = Mark(act.number, act.kind, tuple(sorted(act.given)), act.who, seen, act.way)
                 self._marks.setdefault(photo, []).append(mark)
             self._compare(act.photos)
         return act.photos
@@ -217,7 +217,6 @@ class Journal:
             WriteError: it cannot be opened for writing.
         """
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         except OSError as error:
             raise _cannot_write(path, error) from None
@@ -242,7 +241,7 @@ class Journal:
 
         Args:
             kind: what it does.
-            names: names of all labels or classes that it gives or adds, sorted.
+            names: names of all labels or classes that it gives or adds; new ones become classes in this order.
             **values: the other fields of `Act` but its number and time.
 
         Raises:
@@ -298,15 +297,15 @@ def class_name(text: Any, *, separators: Iterable[str] = ()) -> str:
 def class_names(
     texts: Sequence[Any], known: Collection[str], *, most: int, separators: Iterable[str]
 ) -> tuple[str, ...]:
-    """Make the names of classes, sorted, of what somebody typed; those that are known are taken as they are.
+    """Make the names of classes, each once, of what somebody typed; those that are known are taken as they are.
 
     Raises:
         LabellingError: one cannot be the name of a class, or there are more than `most`, or none where that is 1.
     """
-    names = {text if text in known else class_name(text, separators=separators) for text in texts}
+    names = dict.fromkeys(text if text in known else class_name(text, separators=separators) for text in texts)
     if len(names) > most or (most == 1 and not names):
         raise LabellingError(f"Got {len(names)} names for one; start with --several to give a photo several labels")
-    return tuple(sorted(names))
+    return tuple(names)
 
 
 def digest_of(data: bytes) -> str:

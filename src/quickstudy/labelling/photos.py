@@ -21,7 +21,7 @@ import simplejpeg
 from PIL import Image
 
 from quickstudy.bottlenecks.looks import Thumbnails
-from quickstudy.errors import LabellingError, UnusableImageError, WriteError
+from quickstudy.errors import ImageSetError, LabellingError, UnusableImageError, WriteError
 from quickstudy.files import is_text, write_bytes_atomically
 from quickstudy.images.archives import set_name
 from quickstudy.images.census import Census, take_census
@@ -105,7 +105,7 @@ class PhotoSet:
             progress: is told how far hashing has come.
 
         Raises:
-            ImageSetError: there are no images.
+            ImageSetError: there are no images, or none can be read.
         """
         self.source, self.manifest, self.labelling = source, manifest, labelling
         self.added_folder = manifest.with_name(f"{manifest.name.removesuffix('.csv').removesuffix('.labels')}.added")
@@ -132,6 +132,7 @@ class PhotoSet:
             for content in self.census.contents.values()
             if content.left_out != "unusable"
         ]
+        self._refuse_none()
         self.number_of = {photo.id: number for number, photo in enumerate(self.photos)}
         """Number of a photo by its content hash in hexadecimal."""
         self._number_by_name = {photo.name: number for number, photo in enumerate(self.photos)}
@@ -139,6 +140,21 @@ class PhotoSet:
         self._thumbnails = Thumbnails(cache)
         self._pictures: OrderedDict[int, bytes] = OrderedDict()
         self._lock = threading.Lock()
+
+    def _refuse_none(self) -> None:
+        """Refuse a set without one file that can be read as an image; as a rule, the first can, and ends the search."""
+        found = [(content.path, content.reason) for content in self.census.contents.values()]
+        reasons = dict([*((file.path, file.reason) for file in self.census.unread), *found])
+        for photo in self.photos:
+            try:
+                decode(read_image_file(photo.path)[0], InputSpec(size=SHOWN_SIDE * 3 // 4))
+                return
+            except UnusableImageError as error:
+                reasons[photo.path] = str(error)
+        first = min(reasons)
+        raise ImageSetError(
+            f"No file under '{self.source}' can be read as an image; the first, '{first}': {reasons[first]}"
+        )
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -295,7 +311,7 @@ def places_beside(images: Path, labels: Path | None, output: Path | None) -> tup
     """Say where the manifest and the model go: where they were told to, or else into the working folder.
 
     Raises:
-        LabellingError: the manifest is the image set itself, or no `.csv`, or the model no `.onnx`.
+        LabellingError: the manifest is the image set or no `.csv`, the model no `.onnx`, or a folder is missing.
     """
     name = set_name(images)
     manifest = labels if labels is not None else Path(f"{name.removesuffix('.labels')}.labels.csv")
@@ -304,6 +320,11 @@ def places_beside(images: Path, labels: Path | None, output: Path | None) -> tup
         raise LabellingError(f"The manifest must be named *.csv; got '{manifest}'")
     if model.suffix != ".onnx":
         raise LabellingError(f"The model must be named *.onnx; got '{model}'")
+    for path, what in ((manifest, "labels"), (model, "model")):
+        if not path.parent.is_dir():
+            raise LabellingError(
+                f"There is no folder '{path.parent}' to write the {what} '{path.name}' to; create it first"
+            )
     if images.is_file() and manifest.resolve() == images.resolve():
         raise LabellingError(
             f"'{images}' would be written over with its own labels; name another manifest with --labels"

@@ -50,6 +50,7 @@ def run(
     *,
     announce: Callable[[str], object],
     ending: Callable[[], object] = lambda: None,
+    listener: socket.socket | None = None,
 ) -> None:
     """Run an application until the process is told to end; see `serve`.
 
@@ -58,11 +59,12 @@ def run(
         settings: where to listen, and within which limits.
         announce: is told the address once requests are taken.
         ending: is called when the process is told to end, so that answers that wait for news need not wait any more.
+        listener: what `listen` gave; None to listen now.
 
     Raises:
         ServingError: the address cannot be listened on.
     """
-    listener = _listen(settings)
+    listener = listener or listen(settings)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it quotes what it cannot parse
     config = uvicorn.Config(
@@ -91,7 +93,16 @@ def run(
     Server(config).run(sockets=[listener])
 
 
-def _listen(settings: ServerSettings) -> socket.socket:
+def listen(settings: ServerSettings, *, hint: str = "choose others with --host and --port") -> socket.socket:
+    """Begin to listen, so that the address is taken; callers wait until `run` answers them.
+
+    Args:
+        settings: where to listen.
+        hint: what to do where that is not possible.
+
+    Raises:
+        ServingError: the address cannot be listened on.
+    """
     try:
         family, *_, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -101,9 +112,7 @@ def _listen(settings: ServerSettings) -> socket.socket:
         reason: object = error
         if isinstance(error, OSError):  # its `strerror` may say once more what could not be bound
             reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-        raise ServingError(
-            f"Cannot listen on {settings.host}, port {settings.port}: {reason}; choose others with --host and --port"
-        ) from None
+        raise ServingError(f"Cannot listen on {settings.host}, port {settings.port}: {reason}; {hint}") from None
 
 
 def _shown(listener: socket.socket) -> str:

@@ -38,8 +38,8 @@ const order = ({ precision }) => (precision ? [make("p", { class: "quiet" }, `Me
 function cross(state) {
   const score = state.cross;
   if (!score) return [];
-  return [make("p", {}, make("b", {}, percent(score.share)), " by cross-validation ", make("span", { class: "quiet" }, `(${between(score)}, n = ${score.n})`)),
-    make("p", { class: "quiet" }, "Photos that are asked since they are doubtful are harder than most, so the figure above is the honest one.")];
+  return [make("p", {}, ...(several() ? ["F1 "] : []), make("b", {}, percent(score.share)), " by cross-validation ", make("span", { class: "quiet" }, `(${between(score)}, n = ${score.n})`)),
+    make("p", { class: "quiet" }, `Photos that are asked since they are doubtful are harder than most${state.control ? ", so the figure above is the honest one" : ""}.`)];
 }
 
 function byClass(one, number, most) {

@@ -105,14 +105,17 @@ function drawSuggestion() {
 const other = ([name, share]) => make("span", { class: "other" },
   make("kbd", {}, keyOf(classNumber(name)).toUpperCase()), dot(classNumber(name)), make("bdi", {}, name), ` ${percent(share)}`);
 
+// A check with nothing on: Enter is no answer, lest none of these be said in haste; N says so.
+const mustChoose = () => shown.reason === "check" && !draft.size;
+
 // What Enter would say, and what else may be in the photo.
 function drawDraft() {
   at("answer").classList.add("several");
   const names = inOrder(draft);
-  const best = make("button", { type: "button", id: "take", class: "primary suggestion", "aria-keyshortcuts": "Enter", onclick: accept },
-    make("kbd", {}, "Enter"), make("bdi", {}, asWords(names)));
+  const best = mustChoose() ? [] : [make("button", { type: "button", id: "take", class: "primary suggestion", "aria-keyshortcuts": "Enter", onclick: accept },
+    make("kbd", {}, "Enter"), make("bdi", {}, asWords(names)))];
   const words = shown.reason === "check" ? [make("p", { class: "quiet" }, "No suggestion, so that it does not lead you")] : [];
-  at("suggestion").replaceChildren(best, ...words, ...shown.guess.filter(([name, p]) => p >= 0.05 && !draft.has(name)).map(other));
+  at("suggestion").replaceChildren(...best, ...words, ...shown.guess.filter(([name, p]) => p >= 0.05 && !draft.has(name)).map(other));
 }
 
 function answer(kind, names = []) {
@@ -153,12 +156,15 @@ export function label(name) {
   toggle(draft, name);
   drawClasses();
   drawSuggestion();
-  say(`${name} ${draft.has(name) ? "is on" : "is off"}. Enter says: ${asWords(inOrder(draft))}.`);
+  say(`${name} ${draft.has(name) ? "is on" : "is off"}. ${mustChoose() ? "N" : "Enter"} says: ${asWords(inOrder(draft))}.`);
 }
-/** Says what is suggested, or the labels that are on. */
+/** Says what is suggested, or the labels that are on; of a check, nothing that was not chosen. */
 export function accept() {
   if (!shown) return;
-  if (several()) answer("label", inOrder(draft));
+  if (several()) {
+    if (mustChoose()) say("Nothing is on. N says: None of these.");
+    else answer("label", inOrder(draft));
+  }
   else if (shown.guess.length) label(shown.guess[0][0]);
 }
 export const skip = () => answer("skip");
@@ -178,7 +184,8 @@ export async function undo() {
   for (const id of answerOf.photos) answered.delete(id);
   if (answerOf.count === 1) {
     const { photos } = await server.list({ view: "some", ids: answerOf.photos.join(",") });
-    const again = { reason: "any", of: [], alike: 0, ...photos[0], ...(several() ? { given: names } : {}) };
+    const asked = photos[0].check ? { reason: "check", guess: [] } : { reason: "any" };
+    const again = { of: [], alike: 0, ...photos[0], ...asked, ...(several() ? { given: names } : {}) };
     queue = [again, ...queue.filter((photo) => photo.id !== again.id)];
     show(again);
     at("reason").textContent = `Taken back: it was ${what}`;

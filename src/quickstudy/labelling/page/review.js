@@ -12,6 +12,13 @@ async function settle(photo, names, card) {
   shown = "";
 }
 
+// What a button says: labels, with a word before them; or that there are none.
+function choice(names, before) {
+  if (names.length) return before ? [before, ...asMarks(names)] : asMarks(names);
+  const none = several() ? "None of these is in it" : asWords(names);
+  return [before === "No," ? `No, ${none[0].toLowerCase()}${none.slice(1)}` : none];
+}
+
 function card(photo, words, choices) {
   const picture = tile(photo, "");
   picture.removeAttribute("role");
@@ -20,8 +27,7 @@ function card(photo, words, choices) {
   picture.setAttribute("role", "img");
   const item = make("li", { class: "card" }, picture);
   const unlike = choices.filter(([names], place) => choices.findIndex(([other]) => asWords(other) === asWords(names)) === place);
-  const buttons = unlike.map(([names, before], place) => make("button", { type: "button", class: place ? "" : "primary", onclick: () => settle(photo, names, item) },
-    ...(before ? [before] : []), ...(names.length ? asMarks(names) : [asWords(names)])));
+  const buttons = unlike.map(([names, before], place) => make("button", { type: "button", class: place ? "" : "primary", onclick: () => settle(photo, names, item) }, ...choice(names, before)));
   item.append(make("div", { class: "words" }, make("p", { class: "quiet file" }, make("bdi", {}, photo.name)), make("p", {}, words), make("div", { class: "acts" }, ...buttons)));
   return item;
 }
