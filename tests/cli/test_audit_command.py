@@ -105,3 +105,13 @@ def test_a_plan_that_keeps_all_has_nothing_to_undo(run: Run, photos: Path, tmp_p
     done = run("audit", str(photos), "--apply", str(plan))
     assert (done.code, done.out) == (0, "There is nothing to move: the plan keeps every file where it is\n")
     assert not (tmp_path / "plan.undo.csv").exists()
+
+
+@pytest.mark.parametrize("option", ["--apply", "--undo"])
+def test_a_plan_that_is_not_there(run: Run, photos: Path, option: str) -> None:
+    done = run("audit", "photos", option, "nope.csv")
+    assert (done.code, done.err) == (
+        2,
+        "quickstudy: No such file: 'nope.csv'; expected a plan that --fix wrote, or to undo one, the file that --apply "
+        "wrote\n",
+    )

@@ -16,6 +16,7 @@ import pytest
 from in_process import Run
 from PIL import Image, ImageOps
 
+from quickstudy.cli.export import change_told
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.conversion import TOLERANCES
 from quickstudy.models.loading import load
@@ -70,6 +71,19 @@ def test_fp16_with_check_labels_and_card(run: Run, model: Path, photo_source: Pa
     assert Path("l.txt").read_text(encoding="utf-8").splitlines() == list(CLASSES)
     assert Path("card.md").read_text(encoding="utf-8").startswith("# small.fp16\n")
     assert load("small.fp16.onnx").metadata["export"]["kind"] == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        ((0.015, -0.01, 0.04), "lost             1.5 points (95 % interval -1.0 to 4.0)"),
+        ((-0.015, -0.04, 0.01), "gained           1.5 points (95 % interval -1.0 to 4.0)"),
+        ((-0.0, -0.01, 0.01), "the same         0.0 points apart (95 % interval -1.0 to 1.0)"),
+        ((-0.0004, -0.0, 0.0), "the same         0.0 points apart (95 % interval 0.0 to 0.0)"),
+    ],
+)
+def test_what_is_lost_or_gained(loss: tuple[float, float, float], told: str) -> None:
+    assert change_told(*loss) == told
 
 
 def test_int8_in_json(run: Run, model: Path, photo_source: Path) -> None:

@@ -27,6 +27,13 @@ LONG_HELP = "Print the most probable classes of images; files that cannot be use
         ("audit photos --limit 0", "--limit is '0'; expected 1 or more"),
         ("serve x.onnx --port 99999", "--port is '99999'; expected at most 65535"),
         ("retrain photos --strickt", "There is no option '--strickt'; did you mean --strict?"),
+        ("retrain photos --preset", "--preset needs a value"),
+        ("predict a.onnx b.jpg --sets", "--sets needs a value"),
+        ("export a.onnx --web", "--web needs a value"),
+        ("label photos --port", "--port needs a value"),
+        ("data get mnist --from", "--from needs a value"),
+        ("retrain photos --strict=3", "--strict takes no value"),
+        ("retrain photos --preset x", "--preset is 'x'; expected 'fast', 'good' or 'best'"),
         ("retran photos", "There is no command 'retran'; did you mean retrain or train?"),
         ("evaluate a b c", "Unexpected argument 'c'"),
         (
@@ -42,6 +49,20 @@ def test_words_that_cannot_be_used(words: str, told: str, run: Run) -> None:
     assert done.err.splitlines()[0] == f"quickstudy: {told}"
     for others in ("Traceback", "Error:", "Input should"):
         assert others not in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [("retrain photos --preset", "retrain"), ("data get mnist --from", "data get")],
+)
+def test_a_missing_value_points_to_the_help_of_its_command(words: str, command: str, run: Run) -> None:
+    assert run(*words.split()).err.splitlines()[-1] == f"More: quickstudy {command} --help"
+
+
+@pytest.mark.parametrize("option", ["--refuse", "--least-precision"])
+def test_a_share_out_of_range_is_named_as_it_was_typed(option: str, photos: Path, run: Run) -> None:
+    done = run("retrain", str(photos), option, "200")
+    assert (done.code, done.err.startswith(f"quickstudy: {option} is 200 %; expected ")) == (2, True)
 
 
 def test_the_list_of_commands_is_whole(run: Run) -> None:
