@@ -113,6 +113,29 @@ def test_refusal_names_the_numbers_and_force_insists(
     assert Path("small.fp16.onnx").exists()
 
 
+def test_photos_to_check_on_of_which_none_can_be_used(run: Run, model: Path) -> None:
+    for name in ("a", "b"):
+        Path(f"texts/{name}").mkdir(parents=True)
+        Path(f"texts/{name}/1.jpg").write_text(name)
+    done = run("export", "small.onnx", "--fp16", "--check", "texts")
+    assert done.code == 2
+    assert "none of the 2 images to check on could be used; 'texts/" in done.err
+    for others in ("too far", "alibrate"):
+        assert others not in done.err
+    done = run("export", "small.onnx", "--fp16", "--check", "texts", "--force")
+    assert (done.code, "forced although none of the 2 images" in done.out) == (0, True)
+
+
+@pytest.mark.parametrize(("kind", "told"), [("--fp16", False), ("--int8", True)])
+def test_only_what_is_calibrated_is_to_be_calibrated_on_more(
+    run: Run, model: Path, photo_source: Path, monkeypatch: pytest.MonkeyPatch, kind: str, told: bool
+) -> None:
+    for name, tolerance in list(TOLERANCES.items()):
+        monkeypatch.setitem(TOLERANCES, name, type(tolerance)(golden=0, same=0, accuracy_loss=1))
+    done = run("export", "small.onnx", kind, *(("--calibrate", str(photo_source)) if told else ()))
+    assert (done.code, "calibrate on more photos" in done.err) == (2, told)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -87,6 +87,25 @@ def test_model_and_images_swapped(tmp_path: Path, run: Run, monkeypatch: pytest.
     assert command_meant(["export", "photos", "--output", model]) == ""
 
 
+def test_a_manifest_of_several_labels_tells_what_each_command_has(
+    tmp_path: Path, run: Run, photo_source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QUICKSTUDY_CACHE", str(tmp_path / "cache"))
+    write_small_model(tmp_path / "m.onnx")
+    rows = "".join(f"{path},checks|discs\n" for path in photo_source.rglob("*.jpg"))
+    (tmp_path / "tags.csv").write_text(f"path,tags\n{rows}")
+    of_model = "take a model of several labels, which retrain --several makes"
+    for words, way in (
+        ("evaluate m.onnx tags.csv", of_model),
+        ("compare m.onnx m.onnx tags.csv", of_model),
+        ("retrain tags.csv", "add --several"),
+        ("census tags.csv", "add --several"),
+    ):
+        done = run(*words.split())
+        assert (done.code, done.err.partition("If an image may have several labels, ")[2]) == (2, f"{way}\n")
+
+
 def test_spaces_without_quotes(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, photos: Path) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.move(photos, tmp_path / "Mes photos 2026")

@@ -363,7 +363,7 @@ class RetrainConfig:
     @property
     def labelling(self) -> Labelling:
         """How the labels of the images are to be read."""
-        return Labelling(several=self.several, separator=self.separator, none=self.none)
+        return Labelling(several=self.several, separator=self.separator, none=self.none, way_to_several="add --several")
 
     @property
     def chooses_backbone(self) -> bool:
