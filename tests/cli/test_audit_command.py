@@ -71,6 +71,9 @@ def test_images_of_which_none_can_be_used(run: Run, photos: Path) -> None:
         path = Path(f"texts/{name}.jpg")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
+    cold = run("census", "texts")
+    assert cold.out.startswith("texts: 3 different images; ")
+    assert "Nothing is decoded here" in cold.out
     reason = "3 files cannot be used, the first: 'texts/a/1.jpg': not an image"
     for words in (("audit", "texts"), ("audit", "texts", "--json"), ("retrain", "texts")):
         done = run(*words)

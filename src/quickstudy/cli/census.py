@@ -71,6 +71,7 @@ def command(
     if not census.digests("test"):
         print("\nThere are no test images: only cross-validation will tell the model's accuracy")
         print_way_to_a_test(census)
+    print("\nNothing is decoded here; retrain and audit also leave out the images that prove damaged")
     print_skipped(census.skipped)
     try:
         census.require_enough()
