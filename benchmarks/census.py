@@ -22,7 +22,8 @@ from common import run_measured, save, spread
 _CENSUS = """
 import json, resource, sys, time
 from pathlib import Path
-from quickstudy.images.census import identify, take_census
+from quickstudy.images.census import take_census
+from quickstudy.images.identity import identify
 from quickstudy.images.imageset import load_image_set
 
 started = time.perf_counter()

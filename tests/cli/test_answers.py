@@ -145,7 +145,7 @@ class TestTheFile:
             few.sets(few.predict_proba([]), 0.95)
 
     def test_a_share_to_refuse_beyond_reason_is_refused(self, folder: Path, tmp_path: Path) -> None:
-        with pytest.raises(OptionError, match="refuse is 60 %"):
+        with pytest.raises(OptionError, match="--refuse is 60 %"):
             quickstudy.retrain(folder / "photos", tmp_path / "m.onnx", refuse=0.6)
 
 

@@ -66,6 +66,35 @@ def test_look_plan_apply_undo(run: Run, photos: Path) -> None:
     assert sorted(path.relative_to(photos) for path in photos.rglob("*.*")) == before
 
 
+def test_images_of_which_none_can_be_used(run: Run, photos: Path) -> None:
+    for name in ("a/1", "a/2", "b/1"):
+        path = Path(f"texts/{name}.jpg")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    cold = run("census", "texts")
+    assert cold.out.startswith("texts: 3 different images; ")
+    assert "Nothing is decoded here" in cold.out
+    reason = "3 files cannot be used, the first: 'texts/a/1.jpg': not an image"
+    for words in (("audit", "texts"), ("audit", "texts", "--json"), ("retrain", "texts")):
+        done = run(*words)
+        assert (done.code, done.out) == (2, "")
+        assert reason in done.err
+    done = run("census", "texts")
+    assert done.code == 0
+    assert done.out.startswith("texts: 3 different images; none of them can be used\n")
+    assert reason in done.out.splitlines()[-1]
+
+
+def test_nothing_found_is_said(run: Run, photos: Path) -> None:
+    for name in ("checks", "discs"):
+        shutil.copytree(photos / name, f"good/{name}")
+    for name in ("checks/copy.jpg", "checks/black.png", "discs/broken.jpg"):
+        (Path("good") / name).unlink()
+    done = run("audit", "good")
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[1] == "Nothing found."
+
+
 def test_json_holds_everything(run: Run, photos: Path) -> None:
     values = json.loads(run("audit", "photos", "--json").out)
     assert values["images"] == 38
@@ -105,3 +134,13 @@ def test_a_plan_that_keeps_all_has_nothing_to_undo(run: Run, photos: Path, tmp_p
     done = run("audit", str(photos), "--apply", str(plan))
     assert (done.code, done.out) == (0, "There is nothing to move: the plan keeps every file where it is\n")
     assert not (tmp_path / "plan.undo.csv").exists()
+
+
+@pytest.mark.parametrize("option", ["--apply", "--undo"])
+def test_a_plan_that_is_not_there(run: Run, photos: Path, option: str) -> None:
+    done = run("audit", "photos", option, "nope.csv")
+    assert (done.code, done.err) == (
+        2,
+        "quickstudy: No such file: 'nope.csv'; expected a plan that --fix wrote, or to undo one, the file that --apply "
+        "wrote\n",
+    )

@@ -16,6 +16,7 @@ import pytest
 from in_process import Run
 from PIL import Image, ImageOps
 
+from quickstudy.cli.export import change_told
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.conversion import TOLERANCES
 from quickstudy.models.loading import load
@@ -72,6 +73,19 @@ def test_fp16_with_check_labels_and_card(run: Run, model: Path, photo_source: Pa
     assert load("small.fp16.onnx").metadata["export"]["kind"] == "fp16"
 
 
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        ((0.015, -0.01, 0.04), "lost             1.5 points (95 % interval -1.0 to 4.0)"),
+        ((-0.015, -0.04, 0.01), "gained           1.5 points (95 % interval -1.0 to 4.0)"),
+        ((-0.0, -0.01, 0.01), "the same         0.0 points apart (95 % interval -1.0 to 1.0)"),
+        ((-0.0004, -0.0, 0.0), "the same         0.0 points apart (95 % interval 0.0 to 0.0)"),
+    ],
+)
+def test_what_is_lost_or_gained(loss: tuple[float, float, float], told: str) -> None:
+    assert change_told(*loss) == told
+
+
 def test_int8_in_json(run: Run, model: Path, photo_source: Path) -> None:
     done = run("export", "small.onnx", "--int8", "--calibrate", str(photo_source), "-o", "eight.onnx", "--json")
     assert done.code == 0, done.err
@@ -97,6 +111,29 @@ def test_refusal_names_the_numbers_and_force_insists(
     assert "forced although on golden images a probability differs by" in done.out
     assert "not compared on photos; give some with --check photos/" in done.out
     assert Path("small.fp16.onnx").exists()
+
+
+def test_photos_to_check_on_of_which_none_can_be_used(run: Run, model: Path) -> None:
+    for name in ("a", "b"):
+        Path(f"texts/{name}").mkdir(parents=True)
+        Path(f"texts/{name}/1.jpg").write_text(name)
+    done = run("export", "small.onnx", "--fp16", "--check", "texts")
+    assert done.code == 2
+    assert "none of the 2 images to check on could be used; 'texts/" in done.err
+    for others in ("too far", "alibrate"):
+        assert others not in done.err
+    done = run("export", "small.onnx", "--fp16", "--check", "texts", "--force")
+    assert (done.code, "forced although none of the 2 images" in done.out) == (0, True)
+
+
+@pytest.mark.parametrize(("kind", "told"), [("--fp16", False), ("--int8", True)])
+def test_only_what_is_calibrated_is_to_be_calibrated_on_more(
+    run: Run, model: Path, photo_source: Path, monkeypatch: pytest.MonkeyPatch, kind: str, told: bool
+) -> None:
+    for name, tolerance in list(TOLERANCES.items()):
+        monkeypatch.setitem(TOLERANCES, name, type(tolerance)(golden=0, same=0, accuracy_loss=1))
+    done = run("export", "small.onnx", kind, *(("--calibrate", str(photo_source)) if told else ()))
+    assert (done.code, "calibrate on more photos" in done.err) == (2, told)
 
 
 @pytest.mark.parametrize(

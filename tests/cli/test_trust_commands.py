@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from in_process import Run
@@ -14,7 +15,10 @@ from PIL import Image
 
 from drawn_photos import draw_photo
 from quickstudy.cli.report import sees_browser
+from quickstudy.errors import ModelError
+from quickstudy.models.loading import load
 from small_backbones import add_small_backbone
+from small_models import write_small_model
 
 SMALL = ("--backbone", "small")
 
@@ -111,7 +115,7 @@ def test_a_model_without_a_threshold_says_so(run: Run, here: Path, photo_source:
     run("retrain", "easy", *SMALL)
     done = run("predict", "easy.onnx", "easy", "--abstain")
     assert done.code == 2
-    assert "no threshold for 'don't know'" in done.err
+    assert "no threshold for 'don't know': its cross-validation made no mistake" in done.err
     assert run("predict", "easy.onnx", "easy").code == 0
 
 
@@ -128,3 +132,24 @@ def test_compare_prints_and_gives_json(run: Run, here: Path, photo_source: Path)
     assert found["first"]["n"] == found["second"]["n"] < 60
     assert found["difference"] == pytest.approx(found["second"]["accuracy"] - found["first"]["accuracy"])
     assert run("compare", "photos.onnx", "missing.onnx", "photos").code == 2
+
+
+@pytest.mark.parametrize(
+    ("training", "cause"),
+    [
+        ({}, "written before quickstudy set thresholds"),
+        ({"abstention": None, "cross_validation": {"accuracy": 1.0}}, "its cross-validation made no mistake"),
+        ({"abstention": None, "cross_validation": {"accuracy": 0.9}}, "at none are 30 or more"),
+        (
+            {"abstention": None, "cross_validation": {"accuracy": 1.0}, "fine_tuning": {"kept_epoch": 1}},
+            "at none are 30 or more",
+        ),
+    ],
+)
+def test_why_there_is_no_threshold(tmp_path: Path, training: dict[str, Any], cause: str) -> None:
+    model = load(write_small_model(tmp_path / "m.onnx"))
+    model.metadata["training"] = training
+    with pytest.raises(ModelError) as caught:
+        model.threshold()
+    assert str(caught.value).startswith("The model has no threshold for 'don't know': ")
+    assert cause in str(caught.value)

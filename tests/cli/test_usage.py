@@ -27,6 +27,13 @@ LONG_HELP = "Print the most probable classes of images; files that cannot be use
         ("audit photos --limit 0", "--limit is '0'; expected 1 or more"),
         ("serve x.onnx --port 99999", "--port is '99999'; expected at most 65535"),
         ("retrain photos --strickt", "There is no option '--strickt'; did you mean --strict?"),
+        ("retrain photos --preset", "--preset needs a value"),
+        ("predict a.onnx b.jpg --sets", "--sets needs a value"),
+        ("export a.onnx --web", "--web needs a value"),
+        ("label photos --port", "--port needs a value"),
+        ("data get mnist --from", "--from needs a value"),
+        ("retrain photos --strict=3", "--strict takes no value"),
+        ("retrain photos --preset x", "--preset is 'x'; expected 'fast', 'good' or 'best'"),
         ("retran photos", "There is no command 'retran'; did you mean retrain or train?"),
         ("evaluate a b c", "Unexpected argument 'c'"),
         (
@@ -42,6 +49,20 @@ def test_words_that_cannot_be_used(words: str, told: str, run: Run) -> None:
     assert done.err.splitlines()[0] == f"quickstudy: {told}"
     for others in ("Traceback", "Error:", "Input should"):
         assert others not in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [("retrain photos --preset", "retrain"), ("data get mnist --from", "data get")],
+)
+def test_a_missing_value_points_to_the_help_of_its_command(words: str, command: str, run: Run) -> None:
+    assert run(*words.split()).err.splitlines()[-1] == f"More: quickstudy {command} --help"
+
+
+@pytest.mark.parametrize("option", ["--refuse", "--least-precision"])
+def test_a_share_out_of_range_is_named_as_it_was_typed(option: str, photos: Path, run: Run) -> None:
+    done = run("retrain", str(photos), option, "200")
+    assert (done.code, done.err.startswith(f"quickstudy: {option} is 200 %; expected ")) == (2, True)
 
 
 def test_the_list_of_commands_is_whole(run: Run) -> None:
@@ -64,6 +85,25 @@ def test_model_and_images_swapped(tmp_path: Path, run: Run, monkeypatch: pytest.
         assert shlex.split(meant) == ["quickstudy", words[0], model, "photos", *words[3:]]
     assert command_meant(["predict", model, "photos"]) == ""
     assert command_meant(["export", "photos", "--output", model]) == ""
+
+
+def test_a_manifest_of_several_labels_tells_what_each_command_has(
+    tmp_path: Path, run: Run, photo_source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QUICKSTUDY_CACHE", str(tmp_path / "cache"))
+    write_small_model(tmp_path / "m.onnx")
+    rows = "".join(f"{path},checks|discs\n" for path in photo_source.rglob("*.jpg"))
+    (tmp_path / "tags.csv").write_text(f"path,tags\n{rows}")
+    of_model = "take a model of several labels, which retrain --several makes"
+    for words, way in (
+        ("evaluate m.onnx tags.csv", of_model),
+        ("compare m.onnx m.onnx tags.csv", of_model),
+        ("retrain tags.csv", "add --several"),
+        ("census tags.csv", "add --several"),
+    ):
+        done = run(*words.split())
+        assert (done.code, done.err.partition("If an image may have several labels, ")[2]) == (2, f"{way}\n")
 
 
 def test_spaces_without_quotes(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, photos: Path) -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from quickstudy.errors import ImageSetError
 from quickstudy.images.census import Census, take_census
 from quickstudy.images.imageset import Split
+from quickstudy.images.manifests import Labelling
 from quickstudy.models.roles import Roles
 
 # One file: which content, under which label, in which split (where the layout has them), and a number for its name.
@@ -191,7 +192,7 @@ def test_a_class_of_one_image_is_left_out_where_it_is_to_be_learned_and_no_split
         census.require_enough(strict=True)
     one_dog = census.without({digest_of(n): "truncated" for n in (4, 5)})
     assert list(one_dog.single) == ["dog", "owl"]
-    with pytest.raises(ImageSetError, match=r"has 1 \('cat'\); 'dog' has a single image, add more; 'owl' "):
+    with pytest.raises(ImageSetError, match=r"has 1 \('cat'\); 'dog' has a single usable image, add more; 'owl' "):
         one_dog.require_enough()
     assert one_dog.without({digest_of(6): "truncated"}).empty_classes == ("dog",)
     given = lay_out(tmp_path / "given", "splits", [(n, "cat", "train", n) for n in range(3)] + [(4, "owl", "train", 4)])
@@ -247,3 +248,32 @@ def test_rows_without_a_split_are_no_leak_beside_rows_to_train_on(tmp_path: Path
     assert (census.leaks, census.copies) == (1, 2)  # the one that is in the test, too
     assert census.contents[digest_of(0)].role == "train"
     assert census.contents[digest_of(6)].role == "test"
+
+
+def test_files_that_cannot_be_read_are_the_reason_why_classes_are_lacking(tmp_path: Path) -> None:
+    lay_out(tmp_path, "folders", [(1, "a", "", 1), (2, "a", "", 2), (3, "b", "", 3)])
+    census = take_census(tmp_path, None)
+    assert census.faults == ""
+    census = census.without(dict.fromkeys(census.contents, "no image"))
+    first = tmp_path / "a" / "1.jpg"
+    assert census.faults == f"3 files cannot be used, the first: '{first}': no image"
+    with pytest.raises(ImageSetError) as caught:
+        census.require_enough()
+    assert census.faults in str(caught.value)
+
+
+def test_contradictions_are_the_reason_why_classes_are_lacking(tmp_path: Path) -> None:
+    lay_out(tmp_path, "folders", [(1, "a", "", 1), (1, "b", "", 2), (2, "a", "", 3), (2, "b", "", 4)])
+    with pytest.raises(ImageSetError) as caught:
+        take_census(tmp_path, None, to_learn=True).require_enough()
+    one, other = tmp_path / "a" / "1.jpg", tmp_path / "b" / "2.jpg"
+    assert f"2 images are under several classes, the first: '{one}' = '{other}'" in str(caught.value)
+
+
+def test_a_label_of_none_that_there_is_not_is_told_with_the_nearest(tmp_path: Path) -> None:
+    names = ("cat", "dog", "hen", "other")
+    lay_out(tmp_path, "folders", [(n, name, "", n) for n, name in enumerate(names * 2)])
+    for none, hint in (("othr", "did you mean 'other'?"), ("zebra", "the labels are 'cat', 'dog', 'hen', …")):
+        with pytest.raises(ImageSetError) as caught:
+            take_census(tmp_path, None, labelling=Labelling(none=none)).require_enough()
+        assert hint in str(caught.value)

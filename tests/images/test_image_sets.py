@@ -386,7 +386,7 @@ def test_a_manifest_without_the_columns(tmp_path: Path, text: str, columns: str)
 def test_a_parquet_manifest_without_the_columns(tmp_path: Path) -> None:
     assert message(parquet(tmp_path, path=["1.jpg"], labels=["cat"])) == (
         "The manifest '…/manifest.parquet' has the columns path, labels; expected path,label[,split]. "
-        "If an image may have several labels, add --several"
+        "If an image may have several labels, use a command that has --several, such as retrain"
     )
 
 

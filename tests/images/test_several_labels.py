@@ -12,6 +12,7 @@ from quickstudy.errors import ImageSetError
 from quickstudy.images.census import take_census
 from quickstudy.images.imageset import load_image_set
 from quickstudy.images.manifests import Labelling
+from quickstudy.retraining.config import RetrainConfig
 
 SEVERAL = Labelling(several=True)
 EXPECTED = {"1.png": ("cat", "dog"), "2.png": (), "3.png": ("dog",)}
@@ -92,7 +93,7 @@ def test_what_cannot_be_read_is_named(folder: Path, text: str, said: str) -> Non
 def test_without_the_option_the_way_to_it_is_named(folder: Path) -> None:
     for text in ("path,labels\n1.png,cat|dog\n", "path,cat,dog\n1.png,1,1\n"):
         with pytest.raises(ImageSetError, match="add --several"):
-            load_image_set(manifest(folder, text))
+            load_image_set(manifest(folder, text), labelling=RetrainConfig().labelling)
     with pytest.raises(ImageSetError, match="separator"):
         load_image_set(folder, labelling=Labelling(several=True, separator=""))
 

@@ -93,8 +93,12 @@ def _print_audit(audit: Audit, images: Path, limit: int) -> None:
         path = audit.images[number]
         return str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
 
+    found_some = False
+
     def section(title: str, lines: list[str]) -> None:
+        nonlocal found_some
         if lines:
+            found_some = True
             print(f"\n{title}:")
             print("\n".join(f"  {line}" for line in lines[:limit]))
             if len(lines) > limit:
@@ -145,6 +149,8 @@ def _print_audit(audit: Audit, images: Path, limit: int) -> None:
         [f"{100 * s.probability:3.0f} %  {name(s.image)}: '{s.label}'" for s in audit.suggestions],
     )
     section("Label these next; most would be learned from them", [name(number) for number in audit.next_to_label])
+    if not found_some and not audit.skipped:
+        print("Nothing found.")
 
 
 def _print_done(done: Done, images: Path, as_json: bool) -> None:

@@ -37,6 +37,7 @@ def command(
 ) -> None:
     """Show what retrain would do with each file: its content, label and role, or why it is left out."""
     from quickstudy.cli.display import count, print_census, print_skipped, print_way_to_a_test, progress_for
+    from quickstudy.errors import ImageSetError
     from quickstudy.files import write_bytes_atomically
     from quickstudy.images.census import take_census
     from quickstudy.models.loading import roles_of_file
@@ -58,7 +59,7 @@ def command(
         return
     counts = {role: census.counts(role) for role in _ROLES}
     total = ", ".join(f"{number:,} {role}" for role in _ROLES if (number := len(census.digests(role))))
-    print(f"{images}: {count(len(census.contents), 'different image')}; {total}")
+    print(f"{images}: {count(len(census.contents), 'different image')}; {total or 'none of them can be used'}")
     print_census(census)
     names = sorted({name for found in set(census.names.values()) for name in found})
     width = max(5, *(len(name) for name in names)) if names else 5
@@ -70,7 +71,12 @@ def command(
     if not census.digests("test"):
         print("\nThere are no test images: only cross-validation will tell the model's accuracy")
         print_way_to_a_test(census)
+    print("\nNothing is decoded here; retrain and audit also leave out the images that prove damaged")
     print_skipped(census.skipped)
+    try:
+        census.require_enough()
+    except ImageSetError as error:
+        print(f"\nretrain would stop: {error}")
     if csv_file:
         print(f"\nManifest: {csv_file}")
 

@@ -184,14 +184,21 @@ def _print_conversion(done: Conversion) -> None:
             low, high = seen.loss_interval
             print(f"       accuracy before  {format_score(seen.labelled.first)}")
             print(f"       accuracy after   {format_score(seen.labelled.second)}")
-            print(
-                f"       lost             {100 * seen.accuracy_loss:.1f} points "
-                f"(95 % interval {100 * low:.1f} to {100 * high:.1f})"
-            )
+            print(f"       {change_told(seen.accuracy_loss, low, high)}")
     else:
         print("       not compared on photos; give some with --check photos/")
     for complaint in done.complaints:
         print(f"       forced although {complaint}")
+
+
+def change_told(loss: float, low: float, high: float) -> str:
+    """Say what an export loses or gains in accuracy, with the ends of the loss's interval."""
+    gains = round(1000 * loss) < 0
+    if gains:  # the ends change places
+        loss, low, high = -loss, -high, -low
+    points = round(100 * loss, 1) + 0.0
+    what = f"{'gained' if gains else 'lost':<17}{points:.1f} points" if points else f"{'the same':<17}0.0 points apart"
+    return f"{what} (95 % interval {round(100 * low, 1) + 0.0:.1f} to {round(100 * high, 1) + 0.0:.1f})"
 
 
 def _write_texts(

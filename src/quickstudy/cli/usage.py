@@ -43,6 +43,16 @@ class Commands(typer.core.TyperGroup):
             ctx.exit(2)
         return super().parse_args(ctx, args)
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was named; an error in its words that does not say which command it is of, is told."""
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            name = ctx.invoked_subcommand
+            if error.ctx is None and (command := self.get_command(ctx, name or "")) is not None:
+                error.ctx = command.context_class(command, info_name=name, parent=ctx)
+            raise
+
     def get_command(self, ctx: Any, name: str) -> Any:
         """Find a command; all its numbers have to be finite, which typer's own limits do not see to."""
         command: Any = super().get_command(ctx, name)
@@ -80,11 +90,15 @@ def _reworded(error: Any) -> str:
         for pattern, words in _LIMITS:
             if found := re.search(pattern, message):
                 return f"{name} is {_given(error)}; expected {words.format(*found.groups())}"
-        return f"{name} is {_given(error)}: {_ended(message)}"
+        if choices := re.search(r"is not one of (.*?)\.?$", message):
+            return f"{name} is {_given(error)}; expected {' or '.join(choices[1].rsplit(', ', 1))}"
+        return f"{name} is {_given(error)}: {_ended(re.sub('^value error, ', '', message, flags=re.IGNORECASE))}"
     if extra := re.fullmatch(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", message):
         return f"Unexpected argument '{extra[1]}'"
-    if option := getattr(error, "option_name", None):
-        near = _nearest(option, getattr(error, "possibilities", None) or ())
+    if (option := getattr(error, "option_name", None)) and not hasattr(error, "possibilities"):
+        return f"{option} takes no value" if "not take a value" in message else f"{option} needs a value"
+    if option:
+        near = _nearest(option, error.possibilities or ())
         return f"There is no option '{option}'" + (f"; did you mean {' or '.join(sorted(near))}?" if near else "")
     if command := re.match(r"No such command '(.*?)'", message):
         near = re.findall(r"'(\S+?)'", message[command.end() :])

@@ -16,12 +16,11 @@ that an earlier model remembers stay as they are (see `quickstudy.models.roles`)
 from __future__ import annotations
 
 import contextlib
+import difflib
 import gc
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import attrgetter
@@ -31,13 +30,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quickstudy.errors import ImageSetError, UnusableImageError
+from quickstudy.errors import ImageSetError
 from quickstudy.images.drawn_roles import RolesBefore, draw_tests, draw_tests_of_several, draw_validation
-from quickstudy.images.identity import Stamp, StatIndex, read_image_file, stamp_of
+from quickstudy.images.identity import StatIndex, identify
 from quickstudy.images.imageset import EXPECTED, ImageFile, ImageSet, Skipped, Split, as_label, load_image_set
 from quickstudy.images.listing import alike
 from quickstudy.images.manifests import ONE_EACH, Labelling
-from quickstudy.process import usable_cores
 from quickstudy.progress import Progress, silent
 
 FEWEST_EXAMPLES = 10
@@ -45,7 +43,6 @@ FEWEST_EXAMPLES = 10
 LeftOut = Literal["unusable", "conflict", "unlabelled", "single"]
 
 _MOST_NAMED = 3
-_HASHED_TOGETHER = 32
 _STRICTEST: tuple[Split, ...] = ("test", "validation", "train")
 
 
@@ -230,6 +227,21 @@ class Census:
         listing = "".join(f"{d.hex()} {c.role} {c.label}\n" for d, c in self.contents.items() if c.role is not None)
         return hashlib.sha256(listing.encode()).hexdigest()
 
+    @property
+    def faults(self) -> str:
+        """Number of files that cannot be used and of images that contradict, with the first of each, in words."""
+        found = []
+        if skipped := sorted(self.skipped, key=attrgetter("path")):
+            are = "files cannot be used, the first" if len(skipped) > 1 else "file cannot be used"
+            found.append(f"{len(skipped):,} {are}: '{skipped[0].path}': {skipped[0].reason}")
+        if conflicts := sorted(self.conflicts):
+            are, first = ("images are", ", the first") if len(conflicts) > 1 else ("image is", "")
+            found.append(
+                f"{len(conflicts):,} {are} under several classes{first}: "
+                + " = ".join(f"'{path}'" for path in conflicts[0])
+            )
+        return "; ".join(found)
+
     def without(self, unusable: Mapping[bytes, str]) -> Census:
         """Return the census without the contents that cannot be decoded; roles are given again without them.
 
@@ -249,17 +261,19 @@ class Census:
             ImageSetError: there is nothing to learn of two classes; with `strict`, a file or a whole class cannot be
                 used.
         """
+        faults = f"; {self.faults}" if self.faults else ""
         if self.several and not self.classes:
             raise ImageSetError(
-                f"Nothing can be learned from '{self.source}': no label is on some images and not on others; expected "
-                "a manifest with columns path,labels, or path and a column of 0 and 1 for each class"
+                f"Nothing can be learned from '{self.source}': no label is on some images and not on others{faults}; "
+                "expected a manifest with columns path,labels, or path and a column of 0 and 1 for each class"
             )
         none = self.listed.labelling.none
         if none is not None and all(self.names.values()):
-            listed = ", ".join(f"'{name}'" for name in self.classes[:_MOST_NAMED])
+            near = difflib.get_close_matches(none, self.classes, n=1)
+            hint = f"did you mean '{near[0]}'? The" if near else "the"
             raise ImageSetError(
                 f"No usable image of '{self.source}' is labelled '{none}', whose images are to be of none of the "
-                f"classes; the labels are {listed}"
+                f"classes; {hint} labels are {_listed(self.classes) or 'none'}{faults}"
             )
         examples = self.examples_of_none("train", "validation")
         if none is not None and not self.several and len(examples) < FEWEST_EXAMPLES:
@@ -269,10 +283,10 @@ class Census:
             )
         if not self.several and len(self.classes) < 2:
             names = ", ".join(f"'{name}'" for name in self.classes) or "none"
-            alone = "".join(f"; '{name}' has a single image, add more" for name in [*self.single][:_MOST_NAMED])
+            alone = "".join(f"; '{name}' has a single usable image, add more" for name in [*self.single][:_MOST_NAMED])
             raise ImageSetError(
-                f"At least 2 classes are needed to train, '{self.source}' has {len(self.classes)} ({names}){alone}; "
-                f"{self._classes_further_down() or EXPECTED}"
+                f"At least 2 classes are needed to train, '{self.source}' has {len(self.classes)} ({names}){alone}"
+                f"{faults}; {self._classes_further_down() or EXPECTED}"
             )
         if strict and (skipped := self.skipped):
             raise ImageSetError(
@@ -296,9 +310,12 @@ class Census:
         names = sorted({path[1] for path in parts})
         if len({path[0] for path in parts}) != 1 or len(names) < 2 or any(len(path) < 3 for path in parts):
             return ""
-        listed = ", ".join(f"'{name}'" for name in names[:_MOST_NAMED]) + (", …" if len(names) > _MOST_NAMED else "")
         below = self.source / parts[0][0]
-        return f"if {listed} are the classes, give the folder that holds them: '{below}'"
+        return f"if {_listed(names)} are the classes, give the folder that holds them: '{below}'"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:_MOST_NAMED]) + (", …" if len(names) > _MOST_NAMED else "")
 
 
 def take_census(
@@ -385,63 +402,6 @@ def _collector_paused() -> Iterator[None]:
                 gc.freeze()
                 gc.unfreeze()
             gc.enable()
-
-
-def identify(paths: Sequence[Path | str], index: Path | None, *, progress: Progress = silent) -> list[bytes | str]:
-    """Return the SHA-256 digest of each file, or why it cannot be read; unchanged files are known to the stat index."""
-    store = StatIndex(index)
-    names = [os.path.abspath(path) for path in paths]
-    found: list[bytes | str] = [b""] * len(paths)
-    to_read: list[tuple[int, Stamp]] = []
-    try:
-        known = store.look_up(names)
-        for number, name in enumerate(names):
-            try:
-                stamp = stamp_of(name)
-            except UnusableImageError as error:
-                found[number] = str(error)
-                continue
-            remembered = known.get(name)
-            if remembered is not None and remembered[0] == stamp:
-                found[number] = remembered[1]
-            else:
-                to_read.append((number, stamp))
-        if to_read:
-            _read(paths, to_read, found, store, progress)
-    finally:
-        store.close()
-    return found
-
-
-def _read(
-    paths: Sequence[Path | str],
-    to_read: Sequence[tuple[int, Stamp]],
-    found: list[bytes | str],
-    index: StatIndex,
-    progress: Progress,
-) -> None:
-    """Hash the files that are new, 32 at a time: a future for each would take as long as hashing a small file."""
-
-    def hash_some(start: int) -> int:
-        some = to_read[start : start + _HASHED_TOGETHER]
-        for number, _ in some:
-            try:
-                found[number] = read_image_file(paths[number])[1]
-            except UnusableImageError as error:
-                found[number] = str(error)
-        return len(some)
-
-    progress.start("hashing", len(to_read))
-    done = 0
-    pool = ThreadPoolExecutor(usable_cores())
-    try:
-        for hashed in pool.map(hash_some, range(0, len(to_read), _HASHED_TOGETHER)):
-            done += hashed
-            progress.update(done=done, note="")
-    finally:
-        pool.shutdown(cancel_futures=True)
-        progress.finish()
-    index.remember((paths[n], stamp, digest) for n, stamp in to_read if isinstance(digest := found[n], bytes))
 
 
 def _contents(

@@ -15,15 +15,19 @@ import sqlite3
 import stat
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from quickstudy.errors import UnusableImageError
 from quickstudy.files import is_text, sha256_of_file
 from quickstudy.images.decoding import DECODER, MOST_BYTES
+from quickstudy.process import usable_cores
+from quickstudy.progress import Progress, silent
 
 _RACY_NANOSECONDS = 2_000_000_000
 _ATTEMPTS = 100
+_HASHED_TOGETHER = 32
 _LARGEST_INTEGER = 2**63 - 1  # that SQLite holds
 # Earlier versions kept stamps without ctime in a table called files.
 _SCHEMA = """
@@ -242,3 +246,60 @@ class StatIndex:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def identify(paths: Sequence[Path | str], index: Path | None, *, progress: Progress = silent) -> list[bytes | str]:
+    """Return the SHA-256 digest of each file, or why it cannot be read; unchanged files are known to the stat index."""
+    store = StatIndex(index)
+    names = [os.path.abspath(path) for path in paths]
+    found: list[bytes | str] = [b""] * len(paths)
+    to_read: list[tuple[int, Stamp]] = []
+    try:
+        known = store.look_up(names)
+        for number, name in enumerate(names):
+            try:
+                stamp = stamp_of(name)
+            except UnusableImageError as error:
+                found[number] = str(error)
+                continue
+            remembered = known.get(name)
+            if remembered is not None and remembered[0] == stamp:
+                found[number] = remembered[1]
+            else:
+                to_read.append((number, stamp))
+        if to_read:
+            _read(paths, to_read, found, store, progress)
+    finally:
+        store.close()
+    return found
+
+
+def _read(
+    paths: Sequence[Path | str],
+    to_read: Sequence[tuple[int, Stamp]],
+    found: list[bytes | str],
+    index: StatIndex,
+    progress: Progress,
+) -> None:
+    """Hash the files that are new, 32 at a time: a future for each would take as long as hashing a small file."""
+
+    def hash_some(start: int) -> int:
+        some = to_read[start : start + _HASHED_TOGETHER]
+        for number, _ in some:
+            try:
+                found[number] = read_image_file(paths[number])[1]
+            except UnusableImageError as error:
+                found[number] = str(error)
+        return len(some)
+
+    progress.start("hashing", len(to_read))
+    done = 0
+    pool = ThreadPoolExecutor(usable_cores())
+    try:
+        for hashed in pool.map(hash_some, range(0, len(to_read), _HASHED_TOGETHER)):
+            done += hashed
+            progress.update(done=done, note="")
+    finally:
+        pool.shutdown(cancel_futures=True)
+        progress.finish()
+    index.remember((paths[n], stamp, digest) for n, stamp in to_read if isinstance(digest := found[n], bytes))

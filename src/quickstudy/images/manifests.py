@@ -21,7 +21,7 @@ import math
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
@@ -61,6 +61,8 @@ class Labelling:
     """What stands between labels in a cell of a manifest; None takes `|`, `;` or `,`, whichever there is."""
     none: str | None = None
     """Label of images that are of none of the classes; None where there is no such label."""
+    way_to_several: str = field(default="use a command that has --several, such as retrain", compare=False)
+    """What to do where images have several labels after all, for an error to say."""
 
     def of(self, name: str) -> tuple[str, ...]:
         """Give the labels of an image that is called this, in a folder's name or a cell of its own."""
@@ -114,7 +116,9 @@ def read_manifest(source: Path, labelling: Labelling = ONE_EACH) -> Iterator[Row
         expected = "path,labels or path and a column for each class" if labelling.several else "path,label"
         others = len(names) - 1 - (split is not None)
         may_be_several = path is not None and (others > 1 or _find(names, "labels", source) is not None)
-        hint = ". If an image may have several labels, add --several" * (may_be_several and not labelling.several)
+        hint = f". If an image may have several labels, {labelling.way_to_several}" * (
+            may_be_several and not labelling.several
+        )
         raise ImageSetError(
             f"The manifest '{source}' has the columns {', '.join(names) or 'none'}; expected {expected}[,split]{hint}"
         )

@@ -143,11 +143,16 @@ def convert(
     agreement = agreement_of(before, after, check, progress=progress) if check else None
     complaints = TOLERANCES[kind].complaints(difference, agreement)
     if check and agreement is None:
-        complaints.append("not one of the images to check on could be used")
+        first = next(before.predict_each([check[0].path]))
+        unused = f"none of the {len(check):,} images to check on could be used; '{check[0].path}': {first.reason}"
+        if not force:
+            raise ModelError(f"'{output}' was not written: {unused}. Check on others, or write it anyway with --force")
+        complaints.append(unused)
     if complaints and not force:
+        calibrate_more = "calibrate on more photos like those it is for, or " if kind == "int8" else ""
         raise ModelError(
-            f"'{output}' was not written: as {kind}, the model is too far from '{source}': {'; '.join(complaints)}. "
-            "Calibrate on more photos like those it is for, or write it anyway with --force"
+            f"'{output}' was not written: as {kind}, the model is too far from '{source}': {'; '.join(complaints)}; "
+            f"{calibrate_more}write it anyway with --force"
         )
     speeds = images_per_second([before, after])
     write_model_file(output, data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -197,11 +197,26 @@ class Model:
         try:
             return float(self.metadata["training"]["abstention"]["threshold"])
         except (KeyError, TypeError, ValueError):
-            raise ModelError(
-                "The model has no threshold for 'don't know': it is a pretrained network, was written before "
-                "quickstudy set thresholds, or had too few images to find one (fewer than 30 would be answered at half "
-                "the errors). Retrain with more images, or decide by the probabilities"
-            ) from None
+            raise ModelError(f"The model has no threshold for 'don't know': {self._why_no_threshold()}") from None
+
+    def _why_no_threshold(self) -> str:
+        """Say why no threshold was set, and what to do, by what the model remembers of its training."""
+        training = self.metadata.get("training")
+        if not isinstance(training, Mapping) or "abstention" not in training:
+            return (
+                "it is a pretrained network, or was written before quickstudy set thresholds. Retrain, or decide by "
+                "the probabilities"
+            )
+        judged = training.get("cross_validation")
+        if isinstance(judged, Mapping) and judged.get("accuracy") == 1 and not training.get("fine_tuning"):
+            return (
+                "its cross-validation made no mistake, so there is nothing to abstain from. Leave out --abstain, or "
+                "retrain with harder images"
+            )
+        return (
+            "at none are 30 or more of the images it was judged by answered at half the errors, as they are too few or "
+            "its probabilities do not tell right from wrong. Retrain with more images, or decide by the probabilities"
+        )
 
     def predict_each(
         self, images: ImageLike | Iterable[ImageLike], *, threads: int | None = None

@@ -87,7 +87,12 @@ def labelling_in(metadata: dict[str, Any]) -> Labelling:
     """Read how the labels of images were read from which the model was made."""
     options = (metadata.get("training") or {}).get("options") or {}
     several = (metadata.get("head") or {}).get("kind") == "several"
-    return Labelling(several=several, separator=options.get("separator"), none=options.get("none"))
+    return Labelling(
+        several=several,
+        separator=options.get("separator"),
+        none=options.get("none"),
+        way_to_several="take a model of several labels, which retrain --several makes",
+    )
 
 
 def outputs_of(features: str | None, refusal: Refusal | None) -> list[str]:

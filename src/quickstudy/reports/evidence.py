@@ -18,6 +18,7 @@ from quickstudy.backbones.backbone import Backbone, load_backbone
 from quickstudy.backbones.engines import engine_for
 from quickstudy.bottlenecks.extraction import Extraction, extract_census
 from quickstudy.bottlenecks.store import Store
+from quickstudy.errors import ImageSetError
 from quickstudy.files import as_path, cache_folder
 from quickstudy.images.census import Census, take_census
 from quickstudy.images.depth import significant_bits
@@ -122,6 +123,8 @@ def gather_evidence(
     net = net.reading(significant_bits(census, store.index_path))
     extraction = extract_census(census, net, store, unlabelled=True, engine=runner, progress=progress)
     census = census.without(extraction.unusable)
+    if all(content.left_out == "unusable" for content in census.contents.values()):
+        raise ImageSetError(f"No image of '{source}' can be used; {census.faults}")
     head, trained, classes = _cross_validate(census, extraction)
     return build_evidence(census, extraction, net, head, trained, classes)
 

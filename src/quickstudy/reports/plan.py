@@ -144,8 +144,13 @@ def read_plan(path: Path) -> tuple[Step, ...]:
     """
     try:
         table = read_table(path.read_bytes(), COLUMNS, strict=True, errors="surrogateescape")
+    except FileNotFoundError:
+        raise AuditError(
+            f"No such file: '{path}'; expected a plan that --fix wrote, or to undo one, the file that --apply wrote"
+        ) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise AuditError(f"Cannot read the plan '{path}': {error}") from None
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise AuditError(f"Cannot read the plan '{path}': {why}") from None
     places = {name.lower(): place for place, name in enumerate(table.header)}
     if missing := [name for name in ("action", "path") if name not in places]:
         raise AuditError(

@@ -309,10 +309,10 @@ class RetrainConfig:
         numbers = {name: value for name in _LIMITS if (value := getattr(self, name)) is not None}
         require_in_range(numbers, _LIMITS)
         if self.refuse is not None and not 0 <= self.refuse <= 0.5:
-            raise OptionError(f"refuse is {100 * self.refuse:g} %; expected 0 to 50 %")
+            raise OptionError(f"--refuse is {100 * self.refuse:g} %; expected 0 to 50 %")
         if self.least_precision is not None and not 0 < self.least_precision < 1:
             raise OptionError(
-                f"least_precision is {100 * self.least_precision:g} %; expected above 0 and below 100 %, such as 90"
+                f"--least-precision is {100 * self.least_precision:g} %; expected above 0 and below 100 %, such as 90"
             )
         if self.fit is not None and self.fit.startswith("tiles") and not self.may_tile:
             raise OptionError(
@@ -363,7 +363,7 @@ class RetrainConfig:
     @property
     def labelling(self) -> Labelling:
         """How the labels of the images are to be read."""
-        return Labelling(several=self.several, separator=self.separator, none=self.none)
+        return Labelling(several=self.several, separator=self.separator, none=self.none, way_to_several="add --several")
 
     @property
     def chooses_backbone(self) -> bool:
