@@ -106,9 +106,8 @@ def test_broken_files_are_named(photos, cache) -> None:
 def test_nothing_but_broken_files(tmp_path, cache) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.jpg").write_bytes(b"")
-    found = quickstudy.audit(tmp_path, cache=cache)
-    assert found.images == ()
-    assert len(found.skipped) == 1
+    with pytest.raises(ImageSetError, match=r"1\.jpg': empty file"):
+        quickstudy.audit(tmp_path, cache=cache)
 
 
 def test_an_empty_folder_is_an_error(tmp_path, cache) -> None:

@@ -21,7 +21,7 @@ import quickstudy
 from quickstudy.bottlenecks import carrying, looks
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import HeadError, ImageSetError, ModelError, OptionError, QuickstudyError
-from quickstudy.images import census
+from quickstudy.images import identity
 from quickstudy.images.distortions import Distortions
 from quickstudy.models.checks import photos_for_checking
 from quickstudy.models.roles import Roles
@@ -593,6 +593,6 @@ def test_the_second_run_of_anything_reads_no_image_file(
         return model.read_bytes(), len(audit.images), quickstudy.report(model, cache=cache).name
 
     first = run()
-    for module in (census, carrying, looks):
+    for module in (identity, carrying, looks):
         monkeypatch.setattr(module, "read_image_file", lambda path: pytest.fail(f"{path} is read again"))
     assert run() == first

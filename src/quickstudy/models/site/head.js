@@ -381,17 +381,22 @@ function foldsOf(labels, keys) {
   return folds;
 }
 
-/** What to divide logits by for the least log loss of held-out pictures; 1 where they are too few to tell. */
+/**
+ * What to divide logits by for the least log loss of held-out pictures; 1 where they are too few to tell, or are all told
+ * apart, which would make it bolder and bolder.
+ */
 function temperatureOf(logits, truth) {
   if (logits.length < FEWEST_TO_CALIBRATE) return 1;
+  const slope = (temperature) => logits.reduce((sum, row, place) => {
+    const beyond = row.map((logit) => logit - row[truth[place]]);
+    const shares = softmax(beyond.map((logit) => logit / temperature));
+    return sum + shares.reduce((part, share, c) => part + share * beyond[c], 0);
+  }, 0);
   let coldest = 0.25, hottest = 16;
+  if (slope(coldest) <= 0) return 1;
   while (hottest > coldest * (1 + 1e-4)) {
     const middle = Math.sqrt(coldest * hottest);
-    const slope = logits.reduce((sum, row, place) => {
-      const beyond = row.map((logit) => logit - row[truth[place]]), shares = softmax(beyond.map((logit) => logit / middle));
-      return sum + shares.reduce((part, share, c) => part + share * beyond[c], 0);
-    }, 0);
-    if (slope > 0) coldest = middle;
+    if (slope(middle) > 0) coldest = middle;
     else hottest = middle;
   }
   return Math.sqrt(coldest * hottest);
