@@ -319,7 +319,7 @@ def test_pillows_filters_with_other_fits_and_parts(resize: Resize) -> None:
 
 @pytest.mark.parametrize(("height", "width", "height_first"), [(100, 40, True), (78, 49, False), (79, 49, True)])
 def test_the_side_that_shrinks_much_more_comes_first(height: int, width: int, height_first: bool) -> None:
-    """As in Pillow since version 13, whichever is installed."""
+    """The sides are resized in the order that Pillow has since version 13, whichever is installed."""
     pixels = np.random.Generator(np.random.PCG64(3)).integers(0, 256, (height, width, 3), np.uint8)
     image, bicubic = Image.fromarray(pixels), Image.Resampling.BICUBIC
     between = (width, 20) if height_first else (20, height)

@@ -261,11 +261,10 @@ class Census:
             ImageSetError: there is nothing to learn of two classes; with `strict`, a file or a whole class cannot be
                 used.
         """
-        faults = f"; {self.faults}" if self.faults else ""
         if self.several and not self.classes:
             raise ImageSetError(
-                f"Nothing can be learned from '{self.source}': no label is on some images and not on others{faults}; "
-                "expected a manifest with columns path,labels, or path and a column of 0 and 1 for each class"
+                f"Nothing can be learned from '{self.source}': no label is on some images and not on others"
+                f"{self._and_faults()}; expected a manifest with columns path,labels, or path and a column of 0 and 1 for each class"
             )
         none = self.listed.labelling.none
         if none is not None and all(self.names.values()):
@@ -273,7 +272,7 @@ class Census:
             hint = f"did you mean '{near[0]}'? The" if near else "the"
             raise ImageSetError(
                 f"No usable image of '{self.source}' is labelled '{none}', whose images are to be of none of the "
-                f"classes; {hint} labels are {_listed(self.classes) or 'none'}{faults}"
+                f"classes; {hint} labels are {_listed(self.classes) or 'none'}{self._and_faults()}"
             )
         examples = self.examples_of_none("train", "validation")
         if none is not None and not self.several and len(examples) < FEWEST_EXAMPLES:
@@ -286,7 +285,7 @@ class Census:
             alone = "".join(f"; '{name}' has a single usable image, add more" for name in [*self.single][:_MOST_NAMED])
             raise ImageSetError(
                 f"At least 2 classes are needed to train, '{self.source}' has {len(self.classes)} ({names}){alone}"
-                f"{faults}; {self._classes_further_down() or EXPECTED}"
+                f"{self._and_faults()}; {self._classes_further_down() or EXPECTED}"
             )
         if strict and (skipped := self.skipped):
             raise ImageSetError(
@@ -301,6 +300,11 @@ class Census:
                 f"The class '{name}' has a single image, '{content.path}', and --strict was asked for; at least two "
                 "are needed, one to train on and one to test"
             )
+
+    def _and_faults(self) -> str:
+        """Say what is at fault, for the end of an error; it goes through all contents, so not without need."""
+        faults = self.faults
+        return f"; {faults}" if faults else ""
 
     def _classes_further_down(self) -> str:
         """Say which folder to give where the only folder of the source holds the class folders; else nothing."""
