@@ -264,8 +264,8 @@ class Census:
         if self.several and not self.classes:
             raise ImageSetError(
                 f"Nothing can be learned from '{self.source}': no label is on some images and not on others"
-                f"{self._and_faults()}; expected a manifest with columns path,labels, or path and a column of 0 and 1 for "
-                "each class"
+                f"{self._and_faults()}; expected a manifest with columns path,labels, or path and a column of 0 and 1 "
+                "for each class"
             )
         none = self.listed.labelling.none
         if none is not None and all(self.names.values()):
