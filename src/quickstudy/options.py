@@ -28,6 +28,37 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
+class Range:
+    """Holds what a number may be; infinite it may never be, nor not a number."""
+
+    least: float = -math.inf
+    """Smallest value that the number may have."""
+    most: float = math.inf
+    """Largest value that the number may have."""
+    above: bool = False
+    """Whether the number has to be above the smallest value."""
+    below: bool = False
+    """Whether the number has to be below the largest value."""
+
+    def holds(self, value: float) -> bool:
+        """Tell whether a number is one of these."""
+        low = self.least < value if self.above else self.least <= value
+        high = value < self.most if self.below else value <= self.most
+        return math.isfinite(value) and low and high
+
+    def __str__(self) -> str:
+        """Write the range for people, such as `0 to 1` and `more than 0`."""
+        low, high = f"{self.least:g}", f"{self.most:g}"
+        if self.least == -math.inf:
+            return "a finite number" if self.most == math.inf else f"{'less than' if self.below else 'at most'} {high}"
+        if self.most == math.inf:
+            return f"more than {low}" if self.above else f"{low} or more"
+        if self.above or self.below:
+            return f"{'more than ' if self.above else ''}{low} to {'less than ' if self.below else ''}{high}"
+        return f"{low} to {high}"
+
+
+@dataclass(frozen=True)
 class Option:
     """Tells how the command line offers a field; it is the metadata of the field's `Annotated` type."""
 
@@ -37,8 +68,8 @@ class Option:
     """Name on the command line; empty takes the field's, with dashes."""
     metavar: str = ""
     """Placeholder of the value in the help; empty leaves it to typer."""
-    least: float | None = None
-    """Smallest value that the field can have; None sets no limit."""
+    range: Range = Range()
+    """What the field may be where it is a number."""
     read: Callable[[str], Any] | None = None
     """Makes a value of a text, where the type is not enough to do so."""
     percent: bool = False
@@ -147,35 +178,9 @@ def require_known(names: Iterable[str], known: Iterable[str], owner: str) -> Non
             raise OptionError(f"{owner} has no option '{name}'{hint}")
 
 
-@dataclass(frozen=True)
-class Range:
-    """Holds what a number may be; infinite it may never be, nor not a number."""
-
-    least: float = -math.inf
-    """Smallest value that the number may have."""
-    most: float = math.inf
-    """Largest value that the number may have."""
-    above: bool = False
-    """Whether the number has to be above the smallest value."""
-    below: bool = False
-    """Whether the number has to be below the largest value."""
-
-    def holds(self, value: float) -> bool:
-        """Tell whether a number is one of these."""
-        low = self.least < value if self.above else self.least <= value
-        high = value < self.most if self.below else value <= self.most
-        return math.isfinite(value) and low and high
-
-    def __str__(self) -> str:
-        """Write the range for people, such as `0 to 1` and `more than 0`."""
-        low, high = f"{self.least:g}", f"{self.most:g}"
-        if self.least == -math.inf:
-            return "a finite number" if self.most == math.inf else f"{'less than' if self.below else 'at most'} {high}"
-        if self.most == math.inf:
-            return f"more than {low}" if self.above else f"{low} or more"
-        if self.above or self.below:
-            return f"{'more than ' if self.above else ''}{low} to {'less than ' if self.below else ''}{high}"
-        return f"{low} to {high}"
+def ranges_of(config: DataclassInstance) -> dict[str, Range]:
+    """Give what numbers may be, by the names of the options of a configuration that the command line offers."""
+    return {field.name: field.option.range for field in fields_of(config) if field.option}
 
 
 def require_in_range(values: Mapping[str, Any], ranges: Mapping[str, Range]) -> None:
@@ -332,9 +337,8 @@ def _read(field: Field, value: Any) -> Any:
         raise OptionError(f"{field.name} is '{value}'; expected {', '.join(choices[:-1])} or {choices[-1]}")
     try:
         found = _as_type(kind, value)
-        least = field.option.least if field.option else None
-        if least is not None and not found >= least:
-            raise OptionError(f"{field.name} is {as_text(found)}; expected {least:g} or more")
+        if field.option:
+            require_in_range({field.name: found}, {field.name: field.option.range})
         return found
     except (KeyError, TypeError, ValueError, OverflowError):
         kind = get_origin(kind) or kind

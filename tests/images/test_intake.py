@@ -483,7 +483,7 @@ def test_splits_of_a_manifest_by_all_their_names(tmp_path: Path) -> None:
     ],
 )
 def test_two_columns_that_may_be_meant_are_named(tmp_path: Path, header: str, named: tuple[str, ...]) -> None:
-    (tmp_path / "m.csv").write_text(f"{header}\n1.jpg,a,b,c\n")
+    (tmp_path / "m.csv").write_text(f"{header}\n1.jpg{',a' * header.count(',')}\n")
     message = refusal(tmp_path / "m.csv")
     assert all(f"'{name}'" in message for name in named)
 
@@ -591,6 +591,26 @@ def test_a_table_is_read_as_it_was_written(
     table = read_table(write_table(replace(written, line_end=line_end)), ("path", "label"))
     assert (table.header, table.rows) == (header, written.rows)
     assert (table.delimiter, table.encoding) == (delimiter, encoding)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('path,label\na.jpg,"cat\nb.jpg,dog\n', "line 2"),
+        ('path,label\n\na.jpg,cat\nb.jpg,"dog\nc.jpg,cat\n', "line 4"),
+        ("path,label\na.jpg,cat\nb.jpg,cat,dog\n", "row 2 has 3 cells"),
+        ("path;label\na.jpg;cat;;dog\n", "row 1 has 4 cells"),
+    ],
+)
+def test_a_table_in_which_cells_would_be_lost_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    manifest = tmp_path / "photos.csv"
+    manifest.write_text(text)
+    with pytest.raises(ImageSetError, match=told):
+        load_image_set(manifest)
+
+
+def test_cells_beyond_the_header_may_be_empty() -> None:
+    assert read_table(b"path,label\na.jpg,cat,,\nb.jpg\n").rows == [["a.jpg", "cat"], ["b.jpg", ""]]
 
 
 def test_expected_names_tell_the_delimiter(tmp_path: Path) -> None:

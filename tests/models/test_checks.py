@@ -99,6 +99,9 @@ def test_complaints_name_the_numbers() -> None:
         "8 of 10 images are taken for the same class, 80.0 % (tolerance 90 %)",
         "accuracy falls by 10.0 points (tolerance 2)",
     ]
+    told_by_photos = Agreement(n=50, same=50, largest_difference=0.1, mean_difference=0)
+    assert tolerance.complaints(0.25, told_by_photos) == []
+    assert len(tolerance.complaints(float("nan"), told_by_photos)) == 1
     unlabelled = Agreement(n=10, same=9, largest_difference=1, mean_difference=0)
     assert unlabelled.accuracy_loss is None
     assert unlabelled.loss_interval is None

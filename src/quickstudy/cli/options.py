@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from quickstudy.images.manifests import Labelling
-from quickstudy.options import Field, Option, fields_of
+from quickstudy.options import Field, Option, fields_of, require_in_range
 from quickstudy.retraining.config import RetrainConfig
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def offering(config: DataclassInstance, *names: str) -> Callable[[Callable[..., 
 def _parameter(field: Field) -> inspect.Parameter:
     """Make the parameter of a field's option, which is None where it is not given; its help tells the default."""
     option, kind, flag = _offered(field), field.kind, field.flag
-    settings: dict[str, Any] = {"metavar": option.metavar or None, "min": option.least}
+    settings: dict[str, Any] = {"metavar": option.metavar or None}
     if option.word:
         kind = Literal[option.word]
     elif option.read is not None:
@@ -124,6 +124,7 @@ def _value(field: Field, given: Any) -> Any:
     option = _offered(field)
     if option.word:
         return True
+    require_in_range({field.flag: given}, {field.flag: option.range})
     return given / 100 if option.percent else given
 
 

@@ -313,7 +313,7 @@ class Table:
     header: list[str]
     """The names of the columns, without blanks around them."""
     rows: list[list[str]]
-    """The rows that are not blank, each with at least as many cells as the header."""
+    """The rows that are not blank, each with as many cells as the header."""
     delimiter: str = ","
     """The character between cells."""
     line_end: str = "\n"
@@ -322,18 +322,18 @@ class Table:
     """The text's encoding, by Python's name."""
 
 
-def read_table(data: bytes, names: Collection[str] = (), *, strict: bool = False, errors: str = "strict") -> Table:
+def read_table(data: bytes, names: Collection[str] = (), *, errors: str = "strict") -> Table:
     """Read a table with a header from a file's bytes.
 
     Args:
         data: the file.
         names: names of columns that may be expected, in lower case; they tell the delimiter where it is in doubt.
-        strict: whether a quote that is never closed is an error.
         errors: what becomes of bytes that are not valid text, as in `bytes.decode`.
 
     Raises:
         UnicodeDecodeError: the text is neither UTF-8 nor UTF-16 with a byte order mark.
-        csv.Error: it is no table.
+        csv.Error: it is no table: a quotation mark is never closed, or a row has more cells than the header, as where
+            a comma stands in a label without quotation marks.
     """
     text, encoding = _decoded(data, errors)
     if told := _TOLD.match(text):
@@ -341,9 +341,16 @@ def read_table(data: bytes, names: Collection[str] = (), *, strict: bool = False
     else:
         start = text[:_HEADER_CHARACTERS]
         delimiter = max(_DELIMITERS, key=lambda one: _promise(start, one, names))
-    rows = _rows(text, delimiter, strict=strict)
+    rows = _rows(text, delimiter)
     header = [cell.strip() for cell in next(rows, [])]
-    padded = [row if len(row) >= len(header) else [*row, *[""] * (len(header) - len(row))] for row in rows]
+    padded = []
+    for number, row in enumerate(rows, start=1):
+        if any(map(str.strip, row[len(header) :])):
+            raise csv.Error(
+                f"row {number} has {len(row)} cells, the header {len(header)}: '{delimiter.join(row)}'; put a cell "
+                f"with '{delimiter}' in it in quotation marks"
+            )
+        padded.append([*row[: len(header)], *[""] * (len(header) - len(row))])
     line_end = "\r\n" if "\r\n" in text else "\n"
     return Table(header=header, rows=padded, delimiter=delimiter, line_end=line_end, encoding=encoding)
 
@@ -389,17 +396,25 @@ def _decoded(data: bytes, errors: str) -> tuple[str, str]:
     return data.decode(encoding, errors), encoding
 
 
-def _rows(text: str, delimiter: str, *, strict: bool) -> Iterator[list[str]]:
+def _rows(text: str, delimiter: str) -> Iterator[list[str]]:
     """Yield the rows of a table in which anything stands."""
-    for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=strict):
-        if any(cell and not cell.isspace() for cell in row):
-            yield row
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    line = 0
+    try:
+        for row in reader:
+            if any(cell and not cell.isspace() for cell in row):
+                yield row
+            line = reader.line_num
+    except csv.Error as error:
+        if "unexpected end of data" not in str(error):
+            raise
+        raise csv.Error(f"the row that begins in line {line + 1} has a quotation mark that is never closed") from None
 
 
 def _promise(text: str, delimiter: str, names: Collection[str]) -> tuple[int, int]:
     """Count in a header separated like this the names that are expected, then the cells that are not empty."""
     try:
-        header = next(_rows(text, delimiter, strict=False), [])
+        header = next(_rows(text, delimiter), [])
     except csv.Error:
         return 0, 0
     cells = [cell.strip().lower() for cell in header]

@@ -22,6 +22,8 @@ from quickstudy.models.model import Model
 from quickstudy.models.roles import may_judge
 from quickstudy.progress import Progress, silent
 
+_PHOTOS_THAT_TELL = 50  # how far two models are apart
+
 
 @dataclass(frozen=True, kw_only=True)
 class Photo:
@@ -102,7 +104,8 @@ class Tolerance:
     """How far an export may be from its original."""
 
     golden: float
-    """Largest difference of a probability allowed on the golden images, which are not photos."""
+    """Largest difference of a probability allowed on the golden images, which are not photos, where fewer than 50
+    photos tell."""
     same: float
     """Least share of photos that both must take for the same class, between 0 and 1."""
     accuracy_loss: float
@@ -111,7 +114,8 @@ class Tolerance:
     def complaints(self, golden: float, agreement: Agreement | None) -> list[str]:
         """Say in words what is beyond the tolerance; give none where all is well."""
         found = []
-        if not golden <= self.golden:
+        photos_tell = agreement is not None and agreement.n >= _PHOTOS_THAT_TELL
+        if not golden <= (1 if photos_tell else self.golden):
             found.append(f"on golden images a probability differs by {golden:.3g} (tolerance {self.golden:g})")
         if agreement and agreement.same_share < self.same:
             found.append(

@@ -143,7 +143,7 @@ def read_plan(path: Path) -> tuple[Step, ...]:
         AuditError: the file cannot be read, lacks a column, or names an action that there is not.
     """
     try:
-        table = read_table(path.read_bytes(), COLUMNS, strict=True, errors="surrogateescape")
+        table = read_table(path.read_bytes(), COLUMNS, errors="surrogateescape")
     except FileNotFoundError:
         raise AuditError(
             f"No such file: '{path}'; expected a plan that --fix wrote, or to undo one, the file that --apply wrote"

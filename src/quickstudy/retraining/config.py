@@ -26,6 +26,7 @@ from quickstudy.options import (
     options_of,
     parse_bytes,
     parse_seconds,
+    ranges_of,
     require_in_range,
     with_options,
 )
@@ -38,7 +39,9 @@ VIEWS = 1
 class Method:
     """Decides, with the network and the images, what fine-tuning gives."""
 
-    epochs: Annotated[int, Option("Fine-tune for at most this many passes over the training images.", least=1)] = 12
+    epochs: Annotated[
+        int, Option("Fine-tune for at most this many passes over the training images.", range=Range(1))
+    ] = 12
     batch: int = 32
     """Number of images a step, at least 1."""
     schedule: OneCycle = field(default_factory=lambda: OneCycle(rate=1e-3, rate_start=0.04, rate_end=0.0, warmup=0.2))
@@ -67,11 +70,10 @@ class Method:
     """Number, at least 0, that all random numbers follow from."""
 
     def __post_init__(self) -> None:
-        require_in_range(options_of(self), _RANGES)
+        require_in_range(options_of(self), ranges_of(self) | _RANGES)
 
 
 _RANGES = {
-    "epochs": Range(1),
     "batch": Range(1),
     "rate_start": Range(0, 1),
     "rate_end": Range(0, 1),
@@ -106,15 +108,6 @@ class Preset:
     levels: Levels
     """What the head sees."""
 
-
-_LIMITS = {
-    "views": Range(0),
-    "bits": Range(8, 16),
-    "l2": Range(0, above=True),
-    "budget_seconds": Range(0, above=True),
-    "disk_bytes": Range(0, above=True),
-    "race_seconds": Range(0, above=True),
-}
 
 _FOR_ONE_CLASS = {
     **dict.fromkeys(
@@ -191,6 +184,7 @@ class RetrainConfig:
             flag="--race",
             metavar="TIME",
             read=parse_seconds,
+            range=Range(0, above=True),
         ),
     ] = RACE_SECONDS
     fit: Annotated[
@@ -233,6 +227,7 @@ class RetrainConfig:
             flag="--budget",
             metavar="TIME",
             read=parse_seconds,
+            range=Range(0, above=True),
         ),
     ] = None
     disk_bytes: Annotated[
@@ -242,6 +237,7 @@ class RetrainConfig:
             flag="--disk",
             metavar="SIZE",
             read=parse_bytes,
+            range=Range(0, above=True),
         ),
     ] = None
     method: Method = field(default_factory=Method)
@@ -251,7 +247,7 @@ class RetrainConfig:
         Option(
             "Train on this many distorted views of each image, besides the plain one "
             f"[default: 0; {VIEWS} when fine-tuning].",
-            least=0,
+            range=Range(0),
         ),
     ] = None
     distortions: Distortions = field(default_factory=Distortions)
@@ -260,7 +256,11 @@ class RetrainConfig:
         Literal["balanced"] | None, Option("Give all classes the same weight, however many images they have.")
     ] = None
     l2: Annotated[
-        float | None, Option("Set the head's regularisation strength [default: chosen by cross-validation].")
+        float | None,
+        Option(
+            "Set the head's regularisation strength [default: chosen by cross-validation].",
+            range=Range(0, above=True),
+        ),
     ] = None
     dtype: Annotated[Literal["float16", "float32"], Option("Store bottlenecks in this number format.")] = "float16"
     bits: Annotated[
@@ -268,7 +268,7 @@ class RetrainConfig:
         Option(
             "Use this many bits of images with 16 bits a channel, 8 to 16 [default: as many as the images together "
             "use].",
-            least=8,
+            range=Range(8, 16),
         ),
     ] = None
     engine: Annotated[
@@ -306,8 +306,7 @@ class RetrainConfig:
     ] = True
 
     def __post_init__(self) -> None:
-        numbers = {name: value for name in _LIMITS if (value := getattr(self, name)) is not None}
-        require_in_range(numbers, _LIMITS)
+        require_in_range({one.name: one.value for one in fields_of(self) if not one.part}, ranges_of(self))
         if self.refuse is not None and not 0 <= self.refuse <= 0.5:
             raise OptionError(f"--refuse is {100 * self.refuse:g} %; expected 0 to 50 %")
         if self.least_precision is not None and not 0 < self.least_precision < 1:
