@@ -32,7 +32,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 from sklearn.metrics import average_precision_score
 
 from common import fresh, peak_megabytes, photos, quickstudy, run_measured, save, spread
-from quickstudy.backbones.backbone import load_backbone
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.images.imageset import load_image_set

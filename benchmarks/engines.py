@@ -29,11 +29,12 @@ from numpy.typing import NDArray
 
 from common import fresh, photos, save, spread
 from extraction import rate_of
-from quickstudy.backbones.backbone import Backbone, add_backbone, load_backbone
+from quickstudy.backbones.backbone import Backbone, add_backbone
 from quickstudy.backbones.engine import Engine
 from quickstudy.backbones.engines import engine_for
 from quickstudy.backbones.hub_configs import describe
 from quickstudy.backbones.int8 import without_advice
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.backbones.runtime import open_session, optimised
 from quickstudy.backbones.sources import import_onnx
 from quickstudy.backbones.tiles import prefix_graph

@@ -45,7 +45,7 @@ quickstudy.retrain(sys.argv[1], sys.argv[2], cache=sys.argv[3], progress=Told())
 EXTRACT = """
 import hashlib, sys
 from pathlib import Path
-from quickstudy.backbones.backbone import load_backbone
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.images.imageset import load_image_set

@@ -35,8 +35,9 @@ from numpy.typing import NDArray
 
 from common import fresh, quickstudy, run_measured, save
 from quickstudy.backbones.autograd import GraphModule
-from quickstudy.backbones.backbone import Backbone, load_backbone
+from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.graphs import keep_until
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.backbones.runtime import optimised
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store

@@ -36,7 +36,7 @@ from PIL import Image
 
 import quickstudy
 from common import RESULTS, photos, save
-from quickstudy.backbones.backbone import load_backbone
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.files import cache_folder
 from quickstudy.images import decoding
 from quickstudy.images.fits import FITS

@@ -130,8 +130,8 @@ def extract(options: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
-    from quickstudy.backbones.backbone import load_backbone
     from quickstudy.backbones.batched import engine_on
+    from quickstudy.backbones.loading import load_backbone
     from quickstudy.bottlenecks.extraction import extract as extract_images
     from quickstudy.bottlenecks.store import Store
     from quickstudy.images.distortions import Distortions
@@ -454,7 +454,7 @@ _SCALED = ("decoding_processes", "decoding_threads", "onnxruntime")
 def _scaled(options: argparse.Namespace) -> float:
     """Images a second of one kind of work on the cores that are named."""
     os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
-    from quickstudy.backbones.backbone import load_backbone
+    from quickstudy.backbones.loading import load_backbone
     from quickstudy.bottlenecks.extraction import extract as extract_images
     from quickstudy.bottlenecks.store import Store
     from quickstudy.images.distortions import Distortions

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 import quickstudy
 from common import photos, repeat_photos, save, spread
-from quickstudy.backbones.backbone import load_backbone
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.files import cache_folder

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from common import save
 from levels import judge, write_small
-from quickstudy.backbones.backbone import load_backbone
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.bottlenecks.extraction import extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.files import cache_folder

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from common import save
-from quickstudy.backbones.backbone import load_backbone
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.bottlenecks.extraction import extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.files import cache_folder

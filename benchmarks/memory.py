@@ -37,7 +37,7 @@ def main() -> None:
 
 def extract_all(folder: Path, cache: Path) -> None:
     """Extract a folder and print the peak memory of this process."""
-    from quickstudy.backbones.backbone import load_backbone
+    from quickstudy.backbones.loading import load_backbone
     from quickstudy.bottlenecks.extraction import extract
     from quickstudy.bottlenecks.store import Store
 

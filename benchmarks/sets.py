@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from common import save
-from quickstudy.backbones.backbone import load_backbone
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.bottlenecks.extraction import extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.files import cache_folder

@@ -36,7 +36,7 @@ from PIL import Image
 
 import quickstudy
 from common import save
-from quickstudy.backbones.backbone import load_backbone
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.bottlenecks.extraction import extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.files import cache_folder

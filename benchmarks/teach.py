@@ -25,7 +25,7 @@ from playwright.sync_api import sync_playwright
 
 from common import photos, save, spread
 from label import SETS
-from quickstudy.backbones.backbone import load_backbone
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.files import cache_folder

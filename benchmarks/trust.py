@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common import save, spread
-from quickstudy.backbones.backbone import load_backbone
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.bottlenecks.extraction import extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.images.census import take_census

@@ -15,7 +15,8 @@ from hypothesis import settings
 
 import quickstudy
 from drawn_photos import draw_photo
-from quickstudy.backbones.backbone import Backbone, load_backbone
+from quickstudy.backbones.backbone import Backbone
+from quickstudy.backbones.loading import load_backbone
 
 # The same examples in every run, and none of them timed: a red build means a change, not bad luck.
 settings.register_profile("quickstudy", derandomize=True, deadline=None, database=None)

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from keras_tutorial import choose_photos
 
-from quickstudy.backbones.backbone import load_backbone
 from quickstudy.backbones.engines import engine_for
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.learning.selection import fit_head

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from quickstudy.backbones.backbone import Backbone, load_backbone
+from quickstudy.backbones.backbone import Backbone
+from quickstudy.backbones.loading import load_backbone
 
 
 @pytest.fixture(scope="session")

@@ -16,14 +16,8 @@ import pytest
 from small_networks import Net
 
 from quickstudy.backbones import published
-from quickstudy.backbones.backbone import (
-    Backbone,
-    add_backbone,
-    backbone_names,
-    check_name,
-    imagenet_classes,
-    load_backbone,
-)
+from quickstudy.backbones.backbone import Backbone, add_backbone, backbone_names, check_name, imagenet_classes
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.errors import BackboneError, WriteError
 from quickstudy.images import identity
 from quickstudy.images.decoding import InputSpec

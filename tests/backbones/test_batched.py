@@ -20,8 +20,7 @@ from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.batched import BatchedPrefix, engine_on
 from quickstudy.backbones.engine import AnyPrefix
-from quickstudy.backbones.engines import device_of, engine_for
-from quickstudy.backbones.runtime import ONNX_RUNTIME, Prefix
+from quickstudy.backbones.engines import ONNX_RUNTIME, Prefix, device_of, engine_for
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import BackboneError, DeviceError

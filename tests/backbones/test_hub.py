@@ -17,8 +17,8 @@ from PIL import Image
 from small_networks import SIZE, photos, run
 from small_transformers import WIDTH, save_vit
 
-from quickstudy.backbones.backbone import load_backbone
 from quickstudy.backbones.hub import HubPlace, parse_place
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.backbones.sources import BackboneSource, add_from, from_hub
 from quickstudy.errors import BackboneError, DownloadError, QuickstudyError, UnsafeFileError
 from quickstudy.images.decoding import decode, to_input

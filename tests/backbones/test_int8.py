@@ -10,10 +10,9 @@ from small_networks import SIZE, photos
 from small_transformers import save_vit
 
 from quickstudy.backbones.backbone import Backbone, add_backbone
-from quickstudy.backbones.engines import device_of, engine_for, engine_named
+from quickstudy.backbones.engines import Prefix, device_of, engine_for, engine_named
 from quickstudy.backbones.int8 import INT8
 from quickstudy.backbones.preprocessing import Preprocessing
-from quickstudy.backbones.runtime import Prefix
 from quickstudy.backbones.sources import import_onnx
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store

@@ -11,12 +11,13 @@ import pytest
 from small_networks import SIZE, Net
 from small_transformers import save_vit
 
-from quickstudy.backbones.backbone import Backbone, add_backbone, load_backbone
+from quickstudy.backbones.backbone import Backbone, add_backbone
 from quickstudy.backbones.cuts import LEVELS
+from quickstudy.backbones.engines import Prefix
 from quickstudy.backbones.graphs import describe_cuts
 from quickstudy.backbones.levels import add_levels
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.backbones.preprocessing import Preprocessing
-from quickstudy.backbones.runtime import Prefix
 from quickstudy.backbones.sources import import_onnx
 from quickstudy.errors import BackboneError
 from quickstudy.images.decoding import InputSpec

@@ -14,7 +14,8 @@ from small_networks import SIZE, photos, run
 from small_transformers import save_vit
 from test_transformers import MIDDLE, PATCHES, SQUARE, TEXT, spread
 
-from quickstudy.backbones.backbone import Backbone, load_backbone
+from quickstudy.backbones.backbone import Backbone
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.backbones.names import embed_names
 from quickstudy.errors import BackboneError
 

@@ -16,9 +16,8 @@ pytest.importorskip("openvino")
 from quickstudy.backbones import openvino as engine_room
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.engine import Engine
-from quickstudy.backbones.engines import engine_for, engine_named
+from quickstudy.backbones.engines import ONNX_RUNTIME, Prefix, engine_for, engine_named
 from quickstudy.backbones.openvino import OpenVinoPrefix, openvino_engine
-from quickstudy.backbones.runtime import ONNX_RUNTIME, Prefix
 from quickstudy.backbones.speed import known_speed, measure_speed
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
@@ -26,7 +25,7 @@ from quickstudy.errors import BackboneError, MissingExtraError, OptionError
 from quickstudy.models.loading import load
 from quickstudy.reports.audit import audit
 from quickstudy.reports.report import report
-from quickstudy.retraining.result import load_record
+from quickstudy.retraining.record import load_record
 from quickstudy.retraining.retrain import retrain
 from quickstudy.retraining.transformer import Bottleneck
 from small_backbones import SIDE, add_small_backbone
@@ -137,7 +136,7 @@ def refuse(*_args, **_kwargs):
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 from pathlib import Path
 import numpy as np
-from quickstudy.backbones.backbone import load_backbone
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.backbones.engines import engine_for
 net = load_backbone("small", Path({str(cache)!r}))
 engine_for("openvino").open(net, net.cut, net.cut_shape)(np.zeros((1, {SIDE}, {SIDE}, 3), np.uint8))

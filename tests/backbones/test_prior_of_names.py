@@ -17,7 +17,7 @@ from small_transformers import save_vit
 
 import quickstudy
 from drawn_photos import draw_photo
-from quickstudy.backbones.backbone import load_backbone
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import BackboneError, OptionError

@@ -10,8 +10,7 @@ import pytest
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.cuts import FEATURES, LEVELS
 from quickstudy.backbones.engine import Engine
-from quickstudy.backbones.engines import engine_for
-from quickstudy.backbones.runtime import ONNX_RUNTIME
+from quickstudy.backbones.engines import ONNX_RUNTIME, engine_for
 from quickstudy.backbones.tiles import prefix_graph
 from quickstudy.errors import BackboneError
 from quickstudy.images.fits import Fit

@@ -15,8 +15,8 @@ from PIL import Image
 from small_networks import photos, run
 
 from quickstudy.backbones.backbone import Backbone
+from quickstudy.backbones.engines import Prefix
 from quickstudy.backbones.graphs import keep_between
-from quickstudy.backbones.runtime import Prefix
 from quickstudy.backbones.sources import BackboneSource, add_from
 from quickstudy.errors import BackboneError
 from quickstudy.images.decoding import to_input

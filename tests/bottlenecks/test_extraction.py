@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from quickstudy.backbones.backbone import Backbone, load_backbone
-from quickstudy.backbones.engines import engine_named
-from quickstudy.backbones.runtime import Prefix
+from quickstudy.backbones.backbone import Backbone
+from quickstudy.backbones.engines import Prefix, engine_named
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.bottlenecks.extraction import Extraction, extract, source_spec
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import StoreError
@@ -451,7 +451,7 @@ INTERRUPTED = """
 import sys
 import time
 from pathlib import Path
-from quickstudy.backbones.backbone import load_backbone
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 
@@ -526,7 +526,7 @@ def test_an_interrupt_keeps_what_was_computed(paths: list[Path], lite0: Backbone
 CROWD = """
 import hashlib, sys
 from pathlib import Path
-from quickstudy.backbones.backbone import load_backbone
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 

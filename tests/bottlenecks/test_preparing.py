@@ -166,7 +166,7 @@ def test_processes_that_cannot_start_are_an_error(photos: Path, monkeypatch: pyt
 RUN = """
 import sys
 from pathlib import Path
-from quickstudy.backbones.backbone import load_backbone
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.backbones.batched import engine_on
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store

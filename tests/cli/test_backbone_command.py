@@ -17,8 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from quickstudy.backbones import keras_models, speed
-from quickstudy.backbones.backbone import load_backbone
 from quickstudy.backbones.graph_import import Imported
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.backbones.preprocessing import PRESETS
 from quickstudy.backbones.sources import import_onnx
 from quickstudy.extras import installation_of

@@ -16,7 +16,7 @@ from quickstudy.learning.checkpoints import Interrupts
     ("arguments", "function"),
     [
         (("retrain", "photos"), "quickstudy.retraining.retrain.retrain"),
-        (("cache", "fill", "photos"), "quickstudy.backbones.backbone.load_backbone"),
+        (("cache", "fill", "photos"), "quickstudy.backbones.loading.load_backbone"),
     ],
 )
 def test_what_was_computed_stays(

@@ -11,7 +11,7 @@ from PIL import Image
 
 import quickstudy
 from drawn_photos import draw_photo
-from quickstudy.backbones.backbone import load_backbone
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.errors import OptionError
 from quickstudy.images.census import take_census
 from quickstudy.images.decoding import InputSpec, bits_used, decode

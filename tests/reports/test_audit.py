@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 import quickstudy
 from drawn_photos import draw_photo
-from quickstudy.backbones.backbone import load_backbone
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.bottlenecks.extraction import extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ImageSetError

@@ -20,7 +20,7 @@ from quickstudy.errors import ImageSetError, ModelError, WriteError
 from quickstudy.models.loading import load
 from quickstudy.progress import silent
 from quickstudy.reports.judged import judge_images
-from quickstudy.retraining.result import load_record
+from quickstudy.retraining.record import load_record
 from reported import CLASSES, Reported, make_report
 from small_backbones import add_small_backbone
 

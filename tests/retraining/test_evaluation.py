@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import quickstudy
-from quickstudy.backbones.backbone import load_backbone
-from quickstudy.backbones.runtime import Prefix
+from quickstudy.backbones.engines import Prefix
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.errors import ImageSetError, ModelError
 from quickstudy.images.decoding import decode, to_input
 from quickstudy.learning.scores import Score, score_predictions

@@ -12,7 +12,7 @@ import torch
 
 from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.runtime import Prefix
+from quickstudy.backbones.engines import Prefix
 from quickstudy.errors import TrainingError
 from quickstudy.learning.checkpoints import Checkpoints
 from quickstudy.learning.selection import Head, fit_head

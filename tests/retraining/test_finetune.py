@@ -17,14 +17,15 @@ import onnx
 import pytest
 
 from quickstudy.backbones.backbone import Backbone
+from quickstudy.backbones.engines import Prefix
 from quickstudy.backbones.graphs import keep_until
-from quickstudy.backbones.runtime import Prefix
 from quickstudy.errors import BackboneError, ImageSetError, PlanError
 from quickstudy.images.identity import read_image_file
 from quickstudy.models.assemble import fingerprint_of
 from quickstudy.models.loading import load
 from quickstudy.retraining import finetune, planning, tuning
-from quickstudy.retraining.result import RetrainResult, load_record
+from quickstudy.retraining.record import load_record
+from quickstudy.retraining.result import RetrainResult
 from quickstudy.retraining.retrain import retrain
 from small_backbones import add_small_backbone, method_of
 

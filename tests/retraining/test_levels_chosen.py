@@ -12,8 +12,9 @@ import pytest
 
 import quickstudy
 from drawn_photos import draw_photo
-from quickstudy.backbones.backbone import add_backbone, load_backbone
+from quickstudy.backbones.backbone import add_backbone
 from quickstudy.backbones.cuts import LEVELS
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.errors import BackboneError
 from quickstudy.models.conversion import convert
 from quickstudy.models.format import HEAD_WEIGHTS

@@ -14,7 +14,7 @@ import quickstudy
 from quickstudy.backbones import engines
 from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.runtime import Prefix
+from quickstudy.backbones.engines import Prefix
 from quickstudy.learning.checkpoints import Checkpoints
 from quickstudy.retraining import tuning
 from quickstudy.retraining.network import SuffixNetwork, features_of, suffix_graph

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 import quickstudy
-from quickstudy.backbones.backbone import add_backbone, check_name, load_backbone
+from quickstudy.backbones.backbone import add_backbone, check_name
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.backbones.published import PUBLISHED
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import BackboneError, OptionError

@@ -1,7 +1,7 @@
 """Backbones: pretrained networks as ONNX graphs, verified by hash, with what is needed to feed and to cut them.
 
-They lie in the cache folder: `<name>.onnx`, and `<name>.json` with its hash and what is known of it. Those that
-quickstudy can make from published weights are made when they are first asked for; others are added by `backbone add`.
+They lie in the cache folder: `<name>.onnx`, and `<name>.json` with its hash and what is known of it. How the
+backbone of a name comes there, `loading` says.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quickstudy.backbones.cuts import FEATURES, LEVELS, Cut, Level
-from quickstudy.backbones.published import PUBLISHED, build_published
+from quickstudy.backbones.published import PUBLISHED
 from quickstudy.errors import BackboneError, WriteError
 from quickstudy.files import sha256_of_file, write_bytes_atomically, write_json_atomically
 from quickstudy.images.decoding import InputSpec
@@ -31,7 +31,6 @@ JOINED = "+"
 HUB = "hf:"
 """What stands before the name of a network on the hub of Hugging Face."""
 _HUB_OF_TIMM = "hf-hub:"
-_MOST_JOINED = 3
 # Raised when what is written here changes, so that what an older version wrote is made anew.
 _BUILD = 5
 
@@ -107,75 +106,6 @@ class Backbone:
         return replace(self, input=replace(self.input, bits=bits, fit=fit, crop=crop))
 
 
-def load_backbone(name: str, cache: Path) -> Backbone:
-    """Find a backbone in the cache folder, build it from its weights package, or fetch it from the hub.
-
-    Raises:
-        BackboneError: the name is unknown, or its weights package is missing, or the network cannot be imported.
-        DownloadError: the network is on the hub, which cannot be reached.
-        WriteError: the cache folder cannot be written.
-        UnsafeFileError: the weights are not what they should be.
-    """
-    if JOINED in name:
-        return _join(name, cache)
-    if on_hub(name):
-        from quickstudy.backbones.sources import from_hub
-
-        return from_hub(name, cache)[0]
-    if (found := find_backbone(name, cache)) is not None:
-        return found
-    if name not in PUBLISHED:
-        if (_folder(cache) / f"{name}.json").exists():
-            raise BackboneError(f"The backbone '{name}' in '{_folder(cache)}' is damaged; add it again")
-        names = ", ".join(backbone_names(cache))
-        raise BackboneError(f"Unknown backbone '{name}'; there are: {names}. Add others with: quickstudy backbone add")
-    published = PUBLISHED[name]
-    return add_backbone(
-        name,
-        build_published(name),
-        cache,
-        input_spec=InputSpec(size=published.pixels),
-        cuts=published.cuts,
-        classes=imagenet_classes(),
-        origin=published.package,
-        top1=published.top1,
-    )
-
-
-def _join(name: str, cache: Path) -> Backbone:
-    """Give the backbone that others make side by side, each given by its name; it is made anew when one has changed."""
-    names = name.split(JOINED)
-    if not 2 <= len(names) <= _MOST_JOINED or len(set(names)) < len(names):
-        raise BackboneError(
-            f"'{name}' names {len(names)} backbones; expected 2 or 3 different ones, such as {JOINED.join(PUBLISHED)}"
-        )
-    parts = [load_backbone(one, cache) for one in names]
-    name = JOINED.join(part.name for part in parts)
-    origin = ", ".join(f"{part.name} {part.fingerprint[:12]}" for part in parts)
-    if (found := find_backbone(name, cache)) is not None and found.origin == origin:
-        return found
-    import onnx
-
-    from quickstudy.backbones.levels import join_graphs
-
-    for part in parts:
-        if not part.levels:
-            raise BackboneError(f"'{part.name}' has no feature maps, so it cannot be put beside others; leave it out")
-    graph, spec, levels = join_graphs(
-        [(part.name, onnx.load(part.path, load_external_data=False), part.input, part.levels) for part in parts]
-    )
-    return add_backbone(
-        name,
-        graph,
-        cache,
-        input_spec=spec,
-        cuts=(FEATURES,),
-        classes=(),
-        origin=origin,
-        levels=levels,
-    )
-
-
 def add_backbone(
     name: str,
     graph: onnx.ModelProto,
@@ -216,7 +146,7 @@ def add_backbone(
         from quickstudy.backbones.levels import add_levels
 
         levels = add_levels(graph, described, prefix=prefix_tokens)
-    path = _folder(cache) / f"{name}.onnx"
+    path = backbones_in(cache) / f"{name}.onnx"
     try:
         write_bytes_atomically(path, graph.SerializeToString(deterministic=True))
         note = {
@@ -246,7 +176,7 @@ def on_hub(name: str) -> bool:
 
 def backbone_names(cache: Path) -> tuple[str, ...]:
     """List the backbones that can be asked for: those that quickstudy makes itself, then those that were added."""
-    added = sorted(path.stem for path in _folder(cache).glob("*.onnx") if path.stem not in PUBLISHED)
+    added = sorted(path.stem for path in backbones_in(cache).glob("*.onnx") if path.stem not in PUBLISHED)
     return (*PUBLISHED, *added)
 
 
@@ -276,13 +206,14 @@ def imagenet_classes() -> tuple[str, ...]:
     return tuple(text.splitlines())
 
 
-def _folder(cache: Path) -> Path:
+def backbones_in(cache: Path) -> Path:
+    """Give the folder of the backbones in the folder for everything that can be made again."""
     return cache / "backbones"
 
 
 def find_backbone(name: str, cache: Path) -> Backbone | None:
     """Find what the cache has under this name; None where it is not whole, or not of this version."""
-    path = _folder(cache) / f"{name}.onnx"
+    path = backbones_in(cache) / f"{name}.onnx"
     try:
         note = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if note["build"] != _BUILD or _sha256_of(path) != note["sha256"]:

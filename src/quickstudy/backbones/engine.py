@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from quickstudy.backbones.backbone import Backbone
+from quickstudy.backbones.backbone import Backbone
 
 
 class AnyPrefix(Protocol):

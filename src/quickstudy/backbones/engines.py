@@ -1,14 +1,45 @@
-"""The engines that there are, by name; a further one is a module that makes an `Engine`, and a line here."""
+"""The engines that there are, by name: ONNX Runtime, the usual one, and others with a module and a line here.
+
+A session uses one thread and is meant to be called from as many threads as there are cores, one image at a time.
+Measured on EfficientNet-Lite0, that is a quarter faster than one session that spreads a batch over all cores, because
+an image's activations then stay in one core's cache, and decoding overlaps by itself.
+"""
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
+from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.engine import Engine
-from quickstudy.backbones.runtime import ONNX_RUNTIME
+from quickstudy.backbones.runtime import open_session
 from quickstudy.errors import BackboneError, DeviceError, MissingExtraError
 from quickstudy.extras import require
 
 GPUS = ("cuda",)
 """Kinds of GPUs that bottlenecks are computed on, as PyTorch names them."""
+
+
+class Prefix:
+    """The frozen part of a backbone, up to a cut, in ONNX Runtime. Several threads may call it at once."""
+
+    def __init__(self, backbone: Backbone, cut: str, shape: tuple[int, ...]) -> None:
+        from quickstudy.backbones.tiles import prefix_graph
+
+        self._session = open_session(prefix_graph(backbone, cut, shape).SerializeToString())
+        self._cut = cut
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Compute the bottlenecks (N × shape of the cut) of images (uint8, N × the shape of an input)."""
+        bottlenecks: NDArray[np.float32] = self._session.run([self._cut], {"image": images})[0]
+        return bottlenecks
+
+    def close(self) -> None:
+        """Do nothing: the session goes with this object."""
+
+
+ONNX_RUNTIME = Engine(name="onnxruntime", open=Prefix)
+"""The usual engine, on the processor."""
 
 
 def engine_for(name: str) -> Engine:

@@ -1,9 +1,4 @@
-"""Runs graphs in ONNX Runtime on the CPU, which is the usual engine.
-
-A session uses one thread and is meant to be called from as many threads as there are cores, one image at a time.
-Measured on EfficientNet-Lite0, that is a quarter faster than one session that spreads a batch over all cores, because
-an image's activations then stay in one core's cache, and decoding overlaps by itself.
-"""
+"""Loads graphs in ONNX Runtime on the CPU, and optimises them there."""
 
 from __future__ import annotations
 
@@ -14,18 +9,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from quickstudy.backbones.engine import Engine
 from quickstudy.errors import BackboneError
 from quickstudy.process import TELEMETRY_OFF, default_variable
 
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
-
-    from quickstudy.backbones.backbone import Backbone
 
 
 def import_onnxruntime() -> ModuleType:
@@ -96,25 +85,3 @@ def optimised(model: onnx.ModelProto, *, without: Sequence[str] = ()) -> onnx.Mo
     del result.opset_import[:]  # ONNX Runtime lists all that it knows
     result.opset_import.extend(entry for entry in model.opset_import if entry.domain in used)
     return result
-
-
-class Prefix:
-    """The frozen part of a backbone, up to a cut, in ONNX Runtime. Several threads may call it at once."""
-
-    def __init__(self, backbone: Backbone, cut: str, shape: tuple[int, ...]) -> None:
-        from quickstudy.backbones.tiles import prefix_graph
-
-        self._session = open_session(prefix_graph(backbone, cut, shape).SerializeToString())
-        self._cut = cut
-
-    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Compute the bottlenecks (N × shape of the cut) of images (uint8, N × the shape of an input)."""
-        bottlenecks: NDArray[np.float32] = self._session.run([self._cut], {"image": images})[0]
-        return bottlenecks
-
-    def close(self) -> None:
-        """Do nothing: the session goes with this object."""
-
-
-ONNX_RUNTIME = Engine(name="onnxruntime", open=Prefix)
-"""The usual engine, on the processor."""

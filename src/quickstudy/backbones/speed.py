@@ -17,7 +17,7 @@ import numpy as np
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.engine import Engine
-from quickstudy.backbones.runtime import ONNX_RUNTIME
+from quickstudy.backbones.engines import ONNX_RUNTIME
 from quickstudy.files import write_json_atomically
 from quickstudy.process import usable_cores
 

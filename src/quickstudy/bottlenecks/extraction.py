@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.engine import Engine
-from quickstudy.backbones.runtime import ONNX_RUNTIME
+from quickstudy.backbones.engines import ONNX_RUNTIME
 from quickstudy.bottlenecks.carrying import Job, LazyPrefix, carry_batch, carry_next, work
 from quickstudy.bottlenecks.preparing import Preparers, Timings
 from quickstudy.bottlenecks.shards import SourceSpec

@@ -144,7 +144,7 @@ def pack(
     as_json: Json = False,
 ) -> None:
     """Write a backbone to one file, which 'quickstudy backbone add FILE' takes on a machine without a network."""
-    from quickstudy.backbones.backbone import load_backbone
+    from quickstudy.backbones.loading import load_backbone
     from quickstudy.backbones.packing import pack_backbone
     from quickstudy.files import cache_folder
 
@@ -187,8 +187,9 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure again how fast backbones are on this machine: images a second up to the features, without decoding."""
-    from quickstudy.backbones.backbone import backbone_names, load_backbone
+    from quickstudy.backbones.backbone import backbone_names
     from quickstudy.backbones.engines import engine_for
+    from quickstudy.backbones.loading import load_backbone
     from quickstudy.files import cache_folder
 
     runner = engine_for(engine)
@@ -205,7 +206,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show where a backbone can be cut, and what each cut costs, measured on this machine if torch is installed."""
-    from quickstudy.backbones.backbone import load_backbone
+    from quickstudy.backbones.loading import load_backbone
     from quickstudy.files import cache_folder
 
     backbone = load_backbone(name, cache_folder(cache))
@@ -272,8 +273,8 @@ def _rows(
     names: Sequence[str], cache: Path | None, *, measured_with: PrefixEngine | None = None
 ) -> list[dict[str, Any]]:
     """Describe each backbone, or say why it cannot be had; known speeds count where no engine is named."""
-    from quickstudy.backbones.backbone import load_backbone
-    from quickstudy.backbones.runtime import ONNX_RUNTIME
+    from quickstudy.backbones.engines import ONNX_RUNTIME
+    from quickstudy.backbones.loading import load_backbone
     from quickstudy.backbones.speed import known_speed, measure_speed
     from quickstudy.errors import BackboneError
     from quickstudy.files import cache_folder

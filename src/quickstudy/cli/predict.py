@@ -101,7 +101,8 @@ def _load(model: str, cache: Path | None) -> tuple[Model, int]:
 
         return load(export(model).model), 1
     if not Path(model).exists() and Path(model).suffix != ".onnx":
-        from quickstudy.backbones.backbone import backbone_names, load_backbone
+        from quickstudy.backbones.backbone import backbone_names
+        from quickstudy.backbones.loading import load_backbone
         from quickstudy.files import cache_folder
 
         names = backbone_names(cache_folder(cache))

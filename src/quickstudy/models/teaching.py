@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quickstudy.backbones.backbone import Backbone, load_backbone
+from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.cuts import FEATURES, LEVELS
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.backbones.untrusted import parse_onnx
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quickstudy.backbones.backbone import Backbone, load_backbone
+from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.engines import engine_for
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.bottlenecks.extraction import Extraction, extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ImageSetError

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from quickstudy.backbones.backbone import Backbone, load_backbone
+from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.cuts import LEVELS
-from quickstudy.backbones.engines import engine_named
-from quickstudy.backbones.runtime import ONNX_RUNTIME
+from quickstudy.backbones.engines import ONNX_RUNTIME, engine_named
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.backbones.untrusted import parse_onnx
 from quickstudy.bottlenecks.extraction import Extraction, extract_census
 from quickstudy.bottlenecks.store import Store
@@ -40,7 +40,7 @@ from quickstudy.options import pasted
 from quickstudy.progress import Progress
 from quickstudy.reports.evidence import Evidence, KnownImage
 from quickstudy.retraining.merging import TAUGHT
-from quickstudy.retraining.result import Record, Unseen, cross_validated, load_record
+from quickstudy.retraining.record import Record, Unseen, cross_validated, load_record
 
 By = Literal["cross-validation", "validation", "test"]
 

@@ -35,7 +35,7 @@ from quickstudy.models.roles import Roles
 from quickstudy.progress import Progress
 from quickstudy.retraining.config import RetrainConfig
 from quickstudy.retraining.network import SuffixNetwork, features_of, suffix_graph
-from quickstudy.retraining.result import Unseen, cross_validated
+from quickstudy.retraining.record import Unseen, cross_validated
 from quickstudy.retraining.tuning import Candidate, Examples, FineTuned, fine_tune, suffix_logits
 
 

@@ -23,7 +23,7 @@ from quickstudy.learning.strangeness import Strangeness, fit_strangeness, learn_
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.roles import Roles
 from quickstudy.retraining.config import RetrainConfig
-from quickstudy.retraining.result import Unseen, cross_validated
+from quickstudy.retraining.record import Unseen, cross_validated
 
 if TYPE_CHECKING:
     from quickstudy.backbones.names import NamedClasses

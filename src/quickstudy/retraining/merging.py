@@ -19,7 +19,7 @@ from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.roles import Roles
 from quickstudy.models.teaching import TaughtFile, read_taught
 from quickstudy.retraining.config import RetrainConfig
-from quickstudy.retraining.result import cross_validated
+from quickstudy.retraining.record import cross_validated
 
 TAUGHT = "classes taught in a browser"
 """What a merged model says that it was made from, in place of the place of its images."""

@@ -19,7 +19,7 @@ from quickstudy.learning.answers import MOST_PROBABLE, Answer, labels_given
 from quickstudy.learning.scores import Score
 from quickstudy.models.loading import metadata_of_file
 from quickstudy.models.properties import answer_in
-from quickstudy.retraining.result import Unseen, load_record
+from quickstudy.retraining.record import Unseen, load_record
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from quickstudy.backbones.backbone import JOINED, Backbone, backbone_names, load_backbone
+from quickstudy.backbones.backbone import JOINED, Backbone, backbone_names
 from quickstudy.backbones.cuts import FEATURES
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.errors import BackboneError, UnusableImageError
 from quickstudy.images.census import Census
 from quickstudy.images.decoding import size_of

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from quickstudy.backbones.backbone import Backbone, load_backbone
+from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.cuts import FEATURES, stages
 from quickstudy.backbones.engine import Engine
-from quickstudy.backbones.engines import engine_for
-from quickstudy.backbones.runtime import ONNX_RUNTIME
+from quickstudy.backbones.engines import ONNX_RUNTIME, engine_for
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.bottlenecks.extraction import Extraction
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ModelError, OptionError
@@ -44,7 +44,8 @@ from quickstudy.retraining.linear import learn_head
 from quickstudy.retraining.passes import Passes
 from quickstudy.retraining.previous import Predecessor
 from quickstudy.retraining.race import Choice, choose, own_fit
-from quickstudy.retraining.result import NOT_CALIBRATED, Record, RetrainResult, Unseen, save_record
+from quickstudy.retraining.record import NOT_CALIBRATED, Record, Unseen, save_record
+from quickstudy.retraining.result import RetrainResult
 
 if TYPE_CHECKING:
     from quickstudy.backbones.names import NamedClasses

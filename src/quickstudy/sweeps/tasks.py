@@ -10,15 +10,16 @@ from typing import Any, Protocol
 
 import torch
 
-from quickstudy.backbones.backbone import load_backbone
 from quickstudy.backbones.engines import engine_for
+from quickstudy.backbones.loading import load_backbone
 from quickstudy.errors import OptionError
 from quickstudy.files import cache_folder, write_json_atomically
 from quickstudy.images.fits import tiles_in
 from quickstudy.learning.answers import labels_given
 from quickstudy.options import options_of, with_options
 from quickstudy.retraining.config import RetrainConfig
-from quickstudy.retraining.result import RetrainResult, load_record
+from quickstudy.retraining.record import load_record
+from quickstudy.retraining.result import RetrainResult
 from quickstudy.retraining.retrain import retrain
 from quickstudy.scratch.data import TrainingData, load_training_data
 from quickstudy.scratch.folder import RESULT, RunFolder
