@@ -378,3 +378,9 @@ _KINDS = {
 }
 _SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
 _BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+
+
+def quoted(names: Iterable[str], *, most: int = 5) -> str:
+    """List names for a message, in quotation marks; of more than so many the first, and an ellipsis."""
+    marked = [f"'{name}'" for name in names]
+    return ", ".join(marked[:most]) + (", …" if len(marked) > most else "")

@@ -12,7 +12,7 @@ import typer
 from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Cache, Json, Quiet, Ray, Set, SharedStore, offering
 from quickstudy.extras import require
-from quickstudy.options import pasted, read_assignment
+from quickstudy.options import pasted, quoted, read_assignment
 from quickstudy.retraining.config import RetrainConfig
 
 if TYPE_CHECKING:
@@ -241,8 +241,7 @@ def _print_thresholds(result: RetrainResult, thresholds: Thresholds) -> None:
         )
     never = [name for name, value in zip(result.classes, thresholds.values, strict=True) if value > 1]
     if never:
-        names = ", ".join(f"'{name}'" for name in never[:_MOST_FEW]) + (", …" if len(never) > _MOST_FEW else "")
-        print(f"Never given, as no threshold has that precision: {names}")
+        print(f"Never given, as no threshold has that precision: {quoted(never, most=_MOST_FEW)}")
 
 
 def _print_few(result: RetrainResult) -> None:

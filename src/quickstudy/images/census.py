@@ -36,6 +36,7 @@ from quickstudy.images.identity import StatIndex, identify
 from quickstudy.images.imageset import EXPECTED, ImageFile, ImageSet, Skipped, Split, as_label, load_image_set
 from quickstudy.images.listing import alike
 from quickstudy.images.manifests import ONE_EACH, Labelling
+from quickstudy.options import quoted
 from quickstudy.progress import Progress, silent
 
 FEWEST_EXAMPLES = 10
@@ -273,7 +274,7 @@ class Census:
             hint = f"did you mean '{near[0]}'? The" if near else "the"
             raise ImageSetError(
                 f"No usable image of '{self.source}' is labelled '{none}', whose images are to be of none of the "
-                f"classes; {hint} labels are {_listed(self.classes) or 'none'}{self._and_faults()}"
+                f"classes; {hint} labels are {quoted(self.classes, most=_MOST_NAMED) or 'none'}{self._and_faults()}"
             )
         examples = self.examples_of_none("train", "validation")
         if none is not None and not self.several and len(examples) < FEWEST_EXAMPLES:
@@ -316,11 +317,7 @@ class Census:
         if len({path[0] for path in parts}) != 1 or len(names) < 2 or any(len(path) < 3 for path in parts):
             return ""
         below = self.source / parts[0][0]
-        return f"if {_listed(names)} are the classes, give the folder that holds them: '{below}'"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names[:_MOST_NAMED]) + (", …" if len(names) > _MOST_NAMED else "")
+        return f"if {quoted(names, most=_MOST_NAMED)} are the classes, give the folder that holds them: '{below}'"
 
 
 def take_census(

@@ -8,12 +8,13 @@ splits: learning what tells `batch_1` from `batch_2` would help nobody, so that 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from quickstudy.errors import ImageSetError
 from quickstudy.images.listing import Lister, Scan, Split, is_to_predict, is_unlabelled, label_of, split_named
+from quickstudy.options import quoted
 
 _MOST_WRAPPERS = 5
 _WAY_OUT = "rename the split folders to train/ and test/, or name each image's class and split in a manifest"
@@ -159,8 +160,9 @@ def _refuse_doubtful(top: Scan, folders: Sequence[Scan]) -> None:
     names = [{label_of(path.name).casefold() for path in folder.folders} for folder in folders]
     if len(names[0]) > 1 and all(those == names[0] for those in names) and not any(f.images for f in folders):
         raise ImageSetError(
-            f"The folders {_listed(folder.path for folder in folders)} of '{top.path}' all hold folders of the same "
-            f"names ({_listed(folders[0].folders)}), so either these or those must be splits, not classes; {_WAY_OUT}"
+            f"The folders {quoted(folder.path.name for folder in folders)} of '{top.path}' all hold folders of the "
+            f"same names ({quoted(path.name for path in folders[0].folders)}), so either these or those must be "
+            f"splits, not classes; {_WAY_OUT}"
         )
     for folder, inside in zip(folders, names, strict=True):
         if split_named(folder.path.name) is None:
@@ -176,14 +178,10 @@ def _refuse_doubtful(top: Scan, folders: Sequence[Scan]) -> None:
         if "train" in splits and splits & {"validation", "test"}:
             odd = next(f for f in folders if not f.folders or any(not split_named(path.name) for path in f.folders))
             raise ImageSetError(
-                f"The class folder '{folder.path}' holds split folders ({_listed(folder.folders)}), and "
-                f"'{odd.path}' holds others, or images beside them; {_WAY_OUT}"
+                f"The class folder '{folder.path}' holds split folders "
+                f"({quoted(path.name for path in folder.folders)}), and '{odd.path}' holds others, or images beside "
+                f"them; {_WAY_OUT}"
             )
-
-
-def _listed(paths: Iterable[Path]) -> str:
-    names = [f"'{path.name}'" for path in paths]
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
 def _unwrapped(folder: Scan, lister: Lister) -> Scan:
