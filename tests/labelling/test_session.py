@@ -14,7 +14,7 @@ import pytest
 from quickstudy.cli.main import run as quickstudy
 from quickstudy.errors import ImageSetError, LabellingError
 from quickstudy.images.census import take_census
-from quickstudy.labelling.journal import LONGEST_NAME, class_name
+from quickstudy.labelling.journal import LONGEST_NAME, class_name, class_names
 from quickstudy.labelling.photos import places_beside
 from quickstudy.labelling.session import Session
 
@@ -210,6 +210,15 @@ def test_what_cannot_be_the_name_of_a_class(name: object) -> None:
     with pytest.raises(LabellingError):
         class_name(name)
     assert class_name(" Mütze ") == "Mütze"
+
+
+def test_a_class_that_differs_in_case_only_is_refused() -> None:
+    with pytest.raises(LabellingError, match="'pants'"):
+        class_names(["Pants"], ["hat", "pants"], most=1, separators=())
+    with pytest.raises(LabellingError, match="'new'"):
+        class_names(["new", "NEW"], ["hat"], most=9, separators=())
+    assert class_names(["Pants"], ["pants", "Pants"], most=1, separators=()) == ("Pants",)
+    assert class_names(["pants", "trousers"], ["pants"], most=9, separators=()) == ("pants", "trousers")
 
 
 def test_places_follow_the_name_of_the_photos(tmp_path: Path) -> None:

@@ -300,9 +300,16 @@ def class_names(
     """Make the names of classes, each once, of what somebody typed; those that are known are taken as they are.
 
     Raises:
-        LabellingError: one cannot be the name of a class, or there are more than `most`, or none where that is 1.
+        LabellingError: one cannot be the name of a class, or is that of another class but for upper and lower case, or
+            there are more than `most`, or none where that is 1.
     """
     names = dict.fromkeys(text if text in known else class_name(text, separators=separators) for text in texts)
+    spelt = {name.casefold(): name for name in known}
+    for name in names:
+        if name not in known and (other := spelt.setdefault(name.casefold(), name)) != name:
+            raise LabellingError(
+                f"'{name}' differs from the class '{other}' in upper and lower case only; take that one"
+            )
     if len(names) > most or (most == 1 and not names):
         raise LabellingError(f"Got {len(names)} names for one; start with --several to give a photo several labels")
     return tuple(names)
