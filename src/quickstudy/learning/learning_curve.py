@@ -90,6 +90,8 @@ class LearningCurve:
     """How fast a class's error falls with its own images, as b in n^-b, by draw of the bootstrap; 0 for not at all."""
     curves: NDArray[np.float64]
     """The fitted power laws, error = c + a · n^-b: draws × exponents b × (weight, c, a); a draw's weights sum to 1."""
+    least_deviation: float = 0.0
+    """Standard deviation of an error of which none was seen in so many images; no forecast is surer than that."""
 
     def forecast(self, images: float) -> tuple[float, float]:
         """Forecast accuracy with so many training images in the same proportions, and its standard deviation."""
@@ -98,7 +100,7 @@ class LearningCurve:
         means = (weights * errors).sum(axis=1)
         # Scatter between draws of the images, and between exponents that fit about as well.
         between = (weights * np.square(errors - means[:, None])).sum(axis=1).mean()
-        return float(1 - means.mean()), float(np.sqrt(means.var() + between))
+        return float(1 - means.mean()), max(float(np.sqrt(means.var() + between)), self.least_deviation)
 
     def gain(self, more: int) -> tuple[float, float]:
         """Forecast the gain by so many images more, in percentage points, and its standard deviation."""
@@ -106,7 +108,7 @@ class LearningCurve:
         gains = heights * (float(self.images) ** -_EXPONENTS - float(self.images + more) ** -_EXPONENTS)
         means = (weights * gains).sum(axis=1)
         between = (weights * np.square(gains - means[:, None])).sum(axis=1).mean()
-        return 100 * float(means.mean()), 100 * float(np.sqrt(means.var() + between))
+        return 100 * float(means.mean()), 100 * max(float(np.sqrt(means.var() + between)), self.least_deviation)
 
 
 def learning_curve(
@@ -152,7 +154,9 @@ def learning_curve(
     weights = _bootstrap(len(labels), seed)
     errors = _nested_errors(wrong[:, :measured], judged[:, :measured], right, weights)
     sizes = np.array([subset.sum() for subset in subsets[: len(SHARES)]] + [_FOLD_SHARE * len(labels)])
-    scatter = np.maximum(errors[1:].std(axis=0), 1e-6)
+    images = (judged[:, :measured] & ~np.isnan(right)[:, None]).reshape(len(labels), _CHAINS, len(SHARES))
+    least = _deviation_of_none(np.append(images.any(axis=1).sum(axis=0), (~np.isnan(right)).sum()))
+    scatter = np.maximum(errors[1:].std(axis=0), least)
     exponents = _own_exponents(wrong[:, measured:], judged[:, measured:], labels, thinned, weights)
     return LearningCurve(
         points=tuple(
@@ -163,7 +167,17 @@ def learning_curve(
         gains=_gains(labels, right, exponents, weights, classes, more),
         exponents=exponents,
         curves=np.stack([_fit_power_laws(sizes, drawn, scatter) for drawn in errors[1:]]),
+        least_deviation=float(least[-1]),
     )
+
+
+def _deviation_of_none(images: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Work out one standard deviation of the error where none of so many images is wrong, by Jeffreys' prior.
+
+    Drawing images anew would say 0, since there is no wrong one to draw.
+    """
+    deviations: NDArray[np.float64] = np.sqrt(0.5 * (images + 0.5) / (images + 2)) / (images + 1)
+    return deviations
 
 
 def _ranks(labels: NDArray[np.intp], keys: Sequence[bytes], salt: str) -> NDArray[np.float64]:
@@ -287,6 +301,7 @@ def _gains(
         errors = mistakes / np.maximum(weights[:, members].sum(axis=1), 1)
         growth = np.log((images + more) / images)
         saved = errors * (1 - np.exp(-exponents * growth))
+        none_wrong = 0.0 if mistakes[0] else float(_deviation_of_none(members.sum()))
         by_class = errors[0] * np.exp(-exponents[0] * growth) * growth * _CLASSES_DIFFER
         gains.append(
             Gain(
@@ -295,7 +310,7 @@ def _gains(
                 recall=float(right[members].mean()),
                 more=more,
                 points=100 * float(saved[0]),
-                deviation=100 * float(np.hypot(saved[1:].std(), by_class)),
+                deviation=100 * max(float(np.hypot(saved[1:].std(), by_class)), none_wrong),
             )
         )
     return tuple(gains)
