@@ -30,14 +30,14 @@ from numpy.typing import NDArray
 from common import fresh, photos, save, spread
 from extraction import rate_of
 from quickstudy.backbones.backbone import Backbone, add_backbone
-from quickstudy.backbones.engine import Engine
-from quickstudy.backbones.engines import engine_for
-from quickstudy.backbones.hub_configs import describe
-from quickstudy.backbones.int8 import without_advice
+from quickstudy.backbones.engines.engine import Engine
+from quickstudy.backbones.engines.int8 import without_advice
+from quickstudy.backbones.engines.named import engine_for
+from quickstudy.backbones.engines.tiles import prefix_graph
+from quickstudy.backbones.graphs.runtime import open_session, optimised
 from quickstudy.backbones.loading import load_backbone
-from quickstudy.backbones.runtime import open_session, optimised
-from quickstudy.backbones.sources import import_onnx
-from quickstudy.backbones.tiles import prefix_graph
+from quickstudy.backbones.sources.adding import import_onnx
+from quickstudy.backbones.sources.hub_configs import describe
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.images.decoding import decode, to_input
@@ -93,7 +93,7 @@ def vit_small(folder: Path) -> Backbone:
     import torch
     import transformers
 
-    from quickstudy.backbones.transformers_models import export_transformers
+    from quickstudy.backbones.sources.transformers_models import export_transformers
 
     torch.manual_seed(0)
     config = transformers.Dinov2Config(

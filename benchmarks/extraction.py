@@ -27,10 +27,10 @@ from PIL import Image
 
 from common import backbone_from_graph, fresh, photos, save, spread
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.engines import ONNX_RUNTIME, engine_for
-from quickstudy.backbones.graphs import keep_until
+from quickstudy.backbones.engines.named import ONNX_RUNTIME, engine_for
+from quickstudy.backbones.graphs.cutting import keep_until
+from quickstudy.backbones.graphs.runtime import open_session
 from quickstudy.backbones.loading import load_backbone
-from quickstudy.backbones.runtime import open_session
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.process import usable_cores

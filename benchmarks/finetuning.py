@@ -34,11 +34,11 @@ import torch
 from numpy.typing import NDArray
 
 from common import fresh, quickstudy, run_measured, save
-from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.graphs import keep_until
+from quickstudy.backbones.graphs.autograd import GraphModule
+from quickstudy.backbones.graphs.cutting import keep_until
+from quickstudy.backbones.graphs.runtime import optimised
 from quickstudy.backbones.loading import load_backbone
-from quickstudy.backbones.runtime import optimised
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.images.decoding import decode

@@ -130,7 +130,7 @@ def extract(options: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
-    from quickstudy.backbones.batched import engine_on
+    from quickstudy.backbones.engines.batched import engine_on
     from quickstudy.backbones.loading import load_backbone
     from quickstudy.bottlenecks.extraction import extract as extract_images
     from quickstudy.bottlenecks.store import Store

@@ -21,7 +21,7 @@ import onnx
 
 from common import backbone_from_graph, fresh, photos, save, spread
 from quickstudy.backbones.backbone import Backbone, add_backbone
-from quickstudy.backbones.engines import engine_for
+from quickstudy.backbones.engines.named import engine_for
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.images.decoding import InputSpec

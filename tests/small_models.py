@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 
-from quickstudy.backbones.runtime import open_session
+from quickstudy.backbones.graphs.runtime import open_session
 from quickstudy.images.decoding import OWN_RESIZE, InputSpec, Resize
 from quickstudy.models.assemble import save_model
 from quickstudy.models.format import golden_images

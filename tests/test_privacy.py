@@ -15,7 +15,7 @@ def test_onnx_runtime_leaves_no_telemetry(backbone: Backbone, tmp_path: Path) ->
     script = (
         "import sys, numpy, quickstudy; quickstudy.load\n"
         "from pathlib import Path\n"
-        "from quickstudy.backbones.runtime import open_session\n"
+        "from quickstudy.backbones.graphs.runtime import open_session\n"
         "session = open_session(Path(sys.argv[1]))\n"
         "shape = (1, *session.get_inputs()[0].shape[1:])\n"
         "for _ in range(3):\n"

@@ -83,7 +83,7 @@ print(json.dumps(differences(before)))
 def test_onnx_runtime_is_imported_without_a_trace_in_the_environment() -> None:
     code = """
 before = state()
-from quickstudy.backbones.runtime import import_onnxruntime
+from quickstudy.backbones.graphs.runtime import import_onnxruntime
 assert import_onnxruntime().__name__ == "onnxruntime"
 print(json.dumps(differences(before)))
 """

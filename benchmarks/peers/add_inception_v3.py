@@ -16,8 +16,8 @@ os.environ["KERAS_BACKEND"] = "torch"
 from keras_finetuning import inception_to_mixed8
 
 from quickstudy.backbones.backbone import add_backbone
-from quickstudy.backbones.keras_models import import_keras_model
-from quickstudy.backbones.preprocessing import Preprocessing
+from quickstudy.backbones.graphs.preprocessing import Preprocessing
+from quickstudy.backbones.sources.keras_models import import_keras_model
 
 weights, cache = Path(sys.argv[1]), Path(sys.argv[2])
 found = import_keras_model(inception_to_mixed8(weights), preprocessing=Preprocessing(mean=(128,), std=(128,)))

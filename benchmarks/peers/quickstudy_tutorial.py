@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from keras_tutorial import choose_photos
 
-from quickstudy.backbones.engines import engine_for
+from quickstudy.backbones.engines.named import engine_for
 from quickstudy.backbones.loading import load_backbone
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store

@@ -8,10 +8,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.graphs import keep_between
-from quickstudy.backbones.runtime import open_session, optimised
+from quickstudy.backbones.graphs.autograd import GraphModule
+from quickstudy.backbones.graphs.cutting import keep_between
+from quickstudy.backbones.graphs.runtime import open_session, optimised
 from quickstudy.errors import BackboneError
 
 

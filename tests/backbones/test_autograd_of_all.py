@@ -12,12 +12,12 @@ pytest.importorskip("torch")
 import torch
 from small_networks import photos
 
-from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.graphs import keep_until
-from quickstudy.backbones.keras_models import import_keras_model
-from quickstudy.backbones.preprocessing import PRESETS
-from quickstudy.backbones.runtime import open_session
+from quickstudy.backbones.graphs.autograd import GraphModule
+from quickstudy.backbones.graphs.cutting import keep_until
+from quickstudy.backbones.graphs.preprocessing import PRESETS
+from quickstudy.backbones.graphs.runtime import open_session
+from quickstudy.backbones.sources.keras_models import import_keras_model
 
 # One or two of each family that keras.applications has, without NASNet, which Keras does not build on torch.
 APPLICATIONS = [

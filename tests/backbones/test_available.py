@@ -10,10 +10,10 @@ from local_hub import LocalHub, Repository
 from test_hub import vit_files
 from test_suggesting import run_here
 
-from quickstudy.backbones import available
-from quickstudy.backbones.available import AVAILABLE, Available
 from quickstudy.backbones.backbone import check_name, find_backbone, on_hub
-from quickstudy.backbones.hub import parse_place
+from quickstudy.backbones.sources import available
+from quickstudy.backbones.sources.available import AVAILABLE, Available
+from quickstudy.backbones.sources.hub import parse_place
 
 pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
 

@@ -264,7 +264,7 @@ def test_the_classes_of_imagenet_are_in_their_usual_order() -> None:
 
 
 def test_a_grey_image_is_nothing_in_particular(backbone: Backbone) -> None:
-    from quickstudy.backbones.runtime import open_session
+    from quickstudy.backbones.graphs.runtime import open_session
 
     image = np.full((1, backbone.input.size, backbone.input.size, 3), 127, np.uint8)
     probabilities = open_session(backbone.path).run(["probabilities"], {"image": image})[0]

@@ -15,12 +15,12 @@ import pytest
 pytest.importorskip("torch")
 import torch
 
-from quickstudy.backbones import batched as batched_module
-from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.batched import BatchedPrefix, engine_on
-from quickstudy.backbones.engine import AnyPrefix
-from quickstudy.backbones.engines import ONNX_RUNTIME, Prefix, device_of, engine_for
+from quickstudy.backbones.engines import batched as batched_module
+from quickstudy.backbones.engines.batched import BatchedPrefix, engine_on
+from quickstudy.backbones.engines.engine import AnyPrefix
+from quickstudy.backbones.engines.named import ONNX_RUNTIME, Prefix, device_of, engine_for
+from quickstudy.backbones.graphs.autograd import GraphModule
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import BackboneError, DeviceError

@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto
 from small_networks import SIZE, Net, photos, run
 
-from quickstudy.backbones.batches import free_batch, settle_shapes
+from quickstudy.backbones.graphs.batches import free_batch, settle_shapes
 from quickstudy.models.format import check_graph
 
 HEADS, WIDTH = 2, 6

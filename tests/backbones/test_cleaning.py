@@ -8,7 +8,7 @@ import pytest
 from onnx import helper
 from small_networks import SIZE, Net, photos, run
 
-from quickstudy.backbones.cleaning import join_batch_norms, pool_channels_first, rename
+from quickstudy.backbones.graphs.cleaning import join_batch_norms, pool_channels_first, rename
 
 
 def operators(model: onnx.ModelProto) -> list[str]:

@@ -9,7 +9,7 @@ from small_networks import SIZE, Net, classifier
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.cuts import Cut
-from quickstudy.backbones.graphs import articulations, block_ends, describe_cuts, readable_names, shapes_of
+from quickstudy.backbones.graphs.cutting import articulations, block_ends, describe_cuts, readable_names, shapes_of
 from quickstudy.errors import BackboneError
 from quickstudy.records import as_values, read_record
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from quickstudy.backbones.backbone import Backbone
+from quickstudy.backbones.graphs.runtime import open_session
 from quickstudy.backbones.published import _same_padding, build_efficientnet_lite, read_state_dict
-from quickstudy.backbones.runtime import open_session
 from quickstudy.images.decoding import decode, to_input
 
 Array = np.ndarray

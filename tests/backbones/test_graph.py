@@ -8,8 +8,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.graphs import keep_between, keep_until, weights_of
-from quickstudy.backbones.runtime import open_session
+from quickstudy.backbones.graphs.cutting import keep_between, keep_until, weights_of
+from quickstudy.backbones.graphs.runtime import open_session
 from quickstudy.errors import BackboneError
 
 

@@ -17,9 +17,9 @@ from PIL import Image
 from small_networks import SIZE, photos, run
 from small_transformers import WIDTH, save_vit
 
-from quickstudy.backbones.hub import HubPlace, parse_place
 from quickstudy.backbones.loading import load_backbone
-from quickstudy.backbones.sources import BackboneSource, add_from, from_hub
+from quickstudy.backbones.sources.adding import BackboneSource, add_from, from_hub
+from quickstudy.backbones.sources.hub import HubPlace, parse_place
 from quickstudy.errors import BackboneError, DownloadError, QuickstudyError, UnsafeFileError
 from quickstudy.images.decoding import decode, to_input
 

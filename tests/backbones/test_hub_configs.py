@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quickstudy.backbones.hub_configs import FILTERS, describe
-from quickstudy.backbones.preprocessing import PRESETS, Preprocessing
+from quickstudy.backbones.graphs.preprocessing import PRESETS, Preprocessing
+from quickstudy.backbones.sources.hub_configs import FILTERS, describe
 from quickstudy.errors import BackboneError
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from quickstudy.backbones.cleaning import ImageInput, find_image_input
+from quickstudy.backbones.graphs.cleaning import ImageInput, find_image_input
 from quickstudy.errors import BackboneError
 
 

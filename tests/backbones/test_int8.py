@@ -10,10 +10,10 @@ from small_networks import SIZE, photos
 from small_transformers import save_vit
 
 from quickstudy.backbones.backbone import Backbone, add_backbone
-from quickstudy.backbones.engines import Prefix, device_of, engine_for, engine_named
-from quickstudy.backbones.int8 import INT8
-from quickstudy.backbones.preprocessing import Preprocessing
-from quickstudy.backbones.sources import import_onnx
+from quickstudy.backbones.engines.int8 import INT8
+from quickstudy.backbones.engines.named import Prefix, device_of, engine_for, engine_named
+from quickstudy.backbones.graphs.preprocessing import Preprocessing
+from quickstudy.backbones.sources.adding import import_onnx
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import BackboneError

@@ -13,11 +13,11 @@ import pytest
 from small_networks import photos, run
 
 from lazily import lazily
-from quickstudy.backbones import keras_models
 from quickstudy.backbones.backbone import add_backbone, imagenet_classes
-from quickstudy.backbones.graph_import import Imported
-from quickstudy.backbones.keras_models import import_keras, import_keras_model, snake_case
-from quickstudy.backbones.preprocessing import PRESETS, Preprocessing
+from quickstudy.backbones.graphs.preprocessing import PRESETS, Preprocessing
+from quickstudy.backbones.sources import keras_models
+from quickstudy.backbones.sources.graph_import import Imported
+from quickstudy.backbones.sources.keras_models import import_keras, import_keras_model, snake_case
 from quickstudy.errors import BackboneError, UnsafeFileError
 from quickstudy.extras import installation_of
 
@@ -282,7 +282,7 @@ def test_a_keras_that_will_not_do_is_explained(code: str, words: str) -> None:
 import sys, types
 {code}
 from quickstudy.errors import BackboneError
-from quickstudy.backbones.keras_models import import_keras
+from quickstudy.backbones.sources.keras_models import import_keras
 try:
     import_keras("VGG16")
 except BackboneError as error:

@@ -10,8 +10,8 @@ import pytest
 from small_networks import photos, run
 
 from lazily import lazily
-from quickstudy.backbones.keras_models import import_keras_model
-from quickstudy.backbones.preprocessing import PRESETS
+from quickstudy.backbones.graphs.preprocessing import PRESETS
+from quickstudy.backbones.sources.keras_models import import_keras_model
 from quickstudy.errors import BackboneError
 
 os.environ.setdefault("KERAS_BACKEND", "torch")

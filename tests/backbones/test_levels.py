@@ -13,12 +13,12 @@ from small_transformers import save_vit
 
 from quickstudy.backbones.backbone import Backbone, add_backbone
 from quickstudy.backbones.cuts import LEVELS
-from quickstudy.backbones.engines import Prefix
-from quickstudy.backbones.graphs import describe_cuts
-from quickstudy.backbones.levels import add_levels
+from quickstudy.backbones.engines.named import Prefix
+from quickstudy.backbones.graphs.cutting import describe_cuts
+from quickstudy.backbones.graphs.levels import add_levels
+from quickstudy.backbones.graphs.preprocessing import Preprocessing
 from quickstudy.backbones.loading import load_backbone
-from quickstudy.backbones.preprocessing import Preprocessing
-from quickstudy.backbones.sources import import_onnx
+from quickstudy.backbones.sources.adding import import_onnx
 from quickstudy.errors import BackboneError
 from quickstudy.images.decoding import InputSpec
 from small_backbones import add_small_backbone, small_graph

@@ -11,9 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 from small_networks import CLASSES, SIZE, Net, classifier, photos, run, softmax
 
 from quickstudy.backbones.backbone import add_backbone, imagenet_classes
-from quickstudy.backbones.graph_import import Imported
-from quickstudy.backbones.preprocessing import PRESETS, Preprocessing
-from quickstudy.backbones.sources import import_onnx, read_classes
+from quickstudy.backbones.graphs.preprocessing import PRESETS, Preprocessing
+from quickstudy.backbones.sources.adding import import_onnx, read_classes
+from quickstudy.backbones.sources.graph_import import Imported
 from quickstudy.errors import BackboneError
 
 NONE = PRESETS["none"]

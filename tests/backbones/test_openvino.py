@@ -13,12 +13,12 @@ import pytest
 
 pytest.importorskip("openvino")
 
-from quickstudy.backbones import openvino as engine_room
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.engine import Engine
-from quickstudy.backbones.engines import ONNX_RUNTIME, Prefix, engine_for, engine_named
-from quickstudy.backbones.openvino import OpenVinoPrefix, openvino_engine
-from quickstudy.backbones.speed import known_speed, measure_speed
+from quickstudy.backbones.engines import openvino as engine_room
+from quickstudy.backbones.engines.engine import Engine
+from quickstudy.backbones.engines.named import ONNX_RUNTIME, Prefix, engine_for, engine_named
+from quickstudy.backbones.engines.openvino import OpenVinoPrefix, openvino_engine
+from quickstudy.backbones.engines.speed import known_speed, measure_speed
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import BackboneError, MissingExtraError, OptionError
@@ -137,7 +137,7 @@ socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 from pathlib import Path
 import numpy as np
 from quickstudy.backbones.loading import load_backbone
-from quickstudy.backbones.engines import engine_for
+from quickstudy.backbones.engines.named import engine_for
 net = load_backbone("small", Path({str(cache)!r}))
 engine_for("openvino").open(net, net.cut, net.cut_shape)(np.zeros((1, {SIDE}, {SIDE}, 3), np.uint8))
 print("ran")

@@ -11,9 +11,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from quickstudy.backbones.autograd import GraphModule
-from quickstudy.backbones.operators import OPERATORS
-from quickstudy.backbones.runtime import open_session
+from quickstudy.backbones.graphs.autograd import GraphModule
+from quickstudy.backbones.graphs.operators import OPERATORS
+from quickstudy.backbones.graphs.runtime import open_session
 from quickstudy.errors import BackboneError
 
 Array = np.ndarray

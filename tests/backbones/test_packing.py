@@ -15,9 +15,9 @@ from small_networks import classifier, photos, run
 from small_transformers import save_vit
 
 from quickstudy.backbones.backbone import Backbone, find_backbone
-from quickstudy.backbones.packing import add_packed, is_packed, pack_backbone
-from quickstudy.backbones.preprocessing import PRESETS
-from quickstudy.backbones.sources import BackboneSource, add_from
+from quickstudy.backbones.graphs.preprocessing import PRESETS
+from quickstudy.backbones.sources.adding import BackboneSource, add_from
+from quickstudy.backbones.sources.packing import add_packed, is_packed, pack_backbone
 from quickstudy.errors import BackboneError, UnsafeFileError, WriteError
 
 

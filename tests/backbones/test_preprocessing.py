@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from small_networks import photos, run
 
-from quickstudy.backbones.cleaning import ImageInput
-from quickstudy.backbones.preprocessing import PRESETS, Preprocessing, choose_preprocessing, put_before
+from quickstudy.backbones.graphs.cleaning import ImageInput
+from quickstudy.backbones.graphs.preprocessing import PRESETS, Preprocessing, choose_preprocessing, put_before
 from quickstudy.errors import BackboneError
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.engines import Prefix
-from quickstudy.backbones.runtime import open_session
+from quickstudy.backbones.engines.named import Prefix
+from quickstudy.backbones.graphs.runtime import open_session
 from quickstudy.errors import BackboneError
 from quickstudy.process import usable_cores
 

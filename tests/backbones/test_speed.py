@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from quickstudy.backbones import speed
 from quickstudy.backbones.backbone import Backbone, backbone_names
-from quickstudy.backbones.speed import known_speed, measure_speed
+from quickstudy.backbones.engines import speed
+from quickstudy.backbones.engines.speed import known_speed, measure_speed
 
 
 @pytest.fixture

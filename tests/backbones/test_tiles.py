@@ -9,9 +9,9 @@ import pytest
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.cuts import FEATURES, LEVELS
-from quickstudy.backbones.engine import Engine
-from quickstudy.backbones.engines import ONNX_RUNTIME, engine_for
-from quickstudy.backbones.tiles import prefix_graph
+from quickstudy.backbones.engines.engine import Engine
+from quickstudy.backbones.engines.named import ONNX_RUNTIME, engine_for
+from quickstudy.backbones.engines.tiles import prefix_graph
 from quickstudy.errors import BackboneError
 from quickstudy.images.fits import Fit
 from small_backbones import SIDE, add_small_backbone
@@ -50,7 +50,7 @@ def test_other_engines_give_the_same(small: Backbone) -> None:
     net, images = small.at(LEVELS).reading(16, "tiles2"), squares(2)
     wanted = averaged(net, ONNX_RUNTIME, images, 2)
     pytest.importorskip("torch")
-    from quickstudy.backbones.batched import engine_on
+    from quickstudy.backbones.engines.batched import engine_on
 
     prefix = engine_on("cpu").open(net, net.cut, net.cut_shape)
     np.testing.assert_allclose(prefix(images), wanted, rtol=1e-4, atol=1e-4)

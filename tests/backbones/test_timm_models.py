@@ -17,8 +17,8 @@ import pytest
 from local_hub import LocalHub, Repository
 from small_networks import photos, run, softmax
 
-from quickstudy.backbones.sources import BackboneSource, add_from
-from quickstudy.backbones.timm_models import import_timm
+from quickstudy.backbones.sources.adding import BackboneSource, add_from
+from quickstudy.backbones.sources.timm_models import import_timm
 from quickstudy.errors import BackboneError
 from quickstudy.extras import installation_of
 from quickstudy.images.decoding import InputSpec
@@ -167,7 +167,7 @@ def test_a_timm_that_cannot_be_imported_is_explained() -> None:
 import sys
 sys.modules["timm"] = None
 from quickstudy.errors import BackboneError
-from quickstudy.backbones.timm_models import import_timm
+from quickstudy.backbones.sources.timm_models import import_timm
 try:
     import_timm("resnet18")
 except BackboneError as error:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from small_networks import run
 
-from quickstudy.backbones import torch_export
-from quickstudy.backbones.torch_export import export_module
+from quickstudy.backbones.sources import torch_export
+from quickstudy.backbones.sources.torch_export import export_module
 from quickstudy.errors import BackboneError
 
 torch = pytest.importorskip("torch")

@@ -15,9 +15,9 @@ from PIL import Image
 from small_networks import photos, run
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.engines import Prefix
-from quickstudy.backbones.graphs import keep_between
-from quickstudy.backbones.sources import BackboneSource, add_from
+from quickstudy.backbones.engines.named import Prefix
+from quickstudy.backbones.graphs.cutting import keep_between
+from quickstudy.backbones.sources.adding import BackboneSource, add_from
 from quickstudy.errors import BackboneError
 from quickstudy.images.decoding import to_input
 from quickstudy.models.format import check_graph
@@ -25,8 +25,8 @@ from quickstudy.models.format import check_graph
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
-from quickstudy.backbones.autograd import GraphModule  # noqa: E402
-from quickstudy.backbones.batched import BatchedPrefix  # noqa: E402
+from quickstudy.backbones.engines.batched import BatchedPrefix  # noqa: E402
+from quickstudy.backbones.graphs.autograd import GraphModule  # noqa: E402
 
 SIZE, TOLERANCE = 32, 1e-5  # of the largest value
 NAME = "somebody/model"

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 from small_networks import classifier, photos, run
 
-from quickstudy.backbones.untrusted import MOST_BYTES, read_onnx
+from quickstudy.backbones.graphs.untrusted import MOST_BYTES, read_onnx
 from quickstudy.errors import BackboneError, UnsafeFileError
 
 
@@ -121,7 +121,7 @@ def test_places_that_are_no_numbers_are_refused(model: onnx.ModelProto, tmp_path
 def test_many_tensors_in_one_large_file_are_too_much(
     model: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quickstudy.backbones.untrusted.MOST_BYTES", 10_000)
+    monkeypatch.setattr("quickstudy.backbones.graphs.untrusted.MOST_BYTES", 10_000)
     for tensor in model.graph.initializer:
         refer(tensor, "net.data", length=4000)
     path = saved(model, tmp_path)

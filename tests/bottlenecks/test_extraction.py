@@ -21,7 +21,7 @@ import pytest
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.engines import Prefix, engine_named
+from quickstudy.backbones.engines.named import Prefix, engine_named
 from quickstudy.backbones.loading import load_backbone
 from quickstudy.bottlenecks.extraction import Extraction, extract, source_spec
 from quickstudy.bottlenecks.store import Store

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 pytest.importorskip("torch")
-from quickstudy.backbones.batched import engine_on
+from quickstudy.backbones.engines.batched import engine_on
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.preparing import Preparers, Wanted
 from quickstudy.bottlenecks.store import Store
@@ -167,7 +167,7 @@ RUN = """
 import sys
 from pathlib import Path
 from quickstudy.backbones.loading import load_backbone
-from quickstudy.backbones.batched import engine_on
+from quickstudy.backbones.engines.batched import engine_on
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.progress import Progress

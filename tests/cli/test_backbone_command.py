@@ -16,11 +16,12 @@ from in_process import Run
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from quickstudy.backbones import keras_models, speed
-from quickstudy.backbones.graph_import import Imported
+from quickstudy.backbones.engines import speed
+from quickstudy.backbones.graphs.preprocessing import PRESETS
 from quickstudy.backbones.loading import load_backbone
-from quickstudy.backbones.preprocessing import PRESETS
-from quickstudy.backbones.sources import import_onnx
+from quickstudy.backbones.sources import keras_models
+from quickstudy.backbones.sources.adding import import_onnx
+from quickstudy.backbones.sources.graph_import import Imported
 from quickstudy.extras import installation_of
 
 

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from quickstudy.backbones.runtime import open_session, optimised
+from quickstudy.backbones.graphs.runtime import open_session, optimised
 from quickstudy.errors import ModelError
 from quickstudy.files import sha256_of_file
 from quickstudy.images.decoding import InputSpec

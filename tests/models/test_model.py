@@ -23,8 +23,8 @@ from PIL import Image
 
 import quickstudy
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.engines import Prefix
-from quickstudy.backbones.graphs import keep_until
+from quickstudy.backbones.engines.named import Prefix
+from quickstudy.backbones.graphs.cutting import keep_until
 from quickstudy.errors import ModelError, OptionError, UnusableImageError, WriteError
 from quickstudy.images.decoding import InputSpec, decode, to_input
 from quickstudy.models.assemble import LinearHead, fingerprint_of, write_model

@@ -15,7 +15,7 @@ from PIL import Image
 
 import quickstudy
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.engines import Prefix
+from quickstudy.backbones.engines.named import Prefix
 from quickstudy.bottlenecks import looks
 from quickstudy.errors import ModelError, UnusableImageError
 from quickstudy.files import sha256_of_file

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import quickstudy
-from quickstudy.backbones.engines import Prefix
+from quickstudy.backbones.engines.named import Prefix
 from quickstudy.backbones.loading import load_backbone
 from quickstudy.errors import ImageSetError, ModelError
 from quickstudy.images.decoding import decode, to_input

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.engines import Prefix
+from quickstudy.backbones.engines.named import Prefix
+from quickstudy.backbones.graphs.autograd import GraphModule
 from quickstudy.errors import TrainingError
 from quickstudy.learning.checkpoints import Checkpoints
 from quickstudy.learning.selection import Head, fit_head

@@ -17,8 +17,8 @@ import onnx
 import pytest
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.engines import Prefix
-from quickstudy.backbones.graphs import keep_until
+from quickstudy.backbones.engines.named import Prefix
+from quickstudy.backbones.graphs.cutting import keep_until
 from quickstudy.errors import BackboneError, ImageSetError, PlanError
 from quickstudy.images.identity import read_image_file
 from quickstudy.models.assemble import fingerprint_of

@@ -9,10 +9,10 @@ import onnx
 import pytest
 import torch
 
-from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.engines import Prefix
-from quickstudy.backbones.runtime import open_session
+from quickstudy.backbones.engines.named import Prefix
+from quickstudy.backbones.graphs.autograd import GraphModule
+from quickstudy.backbones.graphs.runtime import open_session
 from quickstudy.errors import BackboneError
 from quickstudy.learning.features import signed_sqrt
 from quickstudy.retraining.network import SuffixNetwork, features_of, suffix_graph

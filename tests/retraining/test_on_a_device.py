@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import quickstudy
-from quickstudy.backbones import engines
-from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.engines import Prefix
+from quickstudy.backbones.engines import named as engines
+from quickstudy.backbones.engines.named import Prefix
+from quickstudy.backbones.graphs.autograd import GraphModule
 from quickstudy.learning.checkpoints import Checkpoints
 from quickstudy.retraining import tuning
 from quickstudy.retraining.network import SuffixNetwork, features_of, suffix_graph

@@ -139,11 +139,11 @@ def add_backbone(
         BackboneError: the graph lacks one of the cuts.
         WriteError: the cache folder cannot be written.
     """
-    from quickstudy.backbones.graphs import describe_cuts
+    from quickstudy.backbones.graphs.cutting import describe_cuts
 
     described = describe_cuts(graph, cuts)
     if levels is None:
-        from quickstudy.backbones.levels import add_levels
+        from quickstudy.backbones.graphs.levels import add_levels
 
         levels = add_levels(graph, described, prefix=prefix_tokens)
     path = backbones_in(cache) / f"{name}.onnx"

@@ -38,7 +38,7 @@ def load_backbone(name: str, cache: Path) -> Backbone:
     if JOINED in name:
         return _join(name, cache)
     if on_hub(name):
-        from quickstudy.backbones.sources import from_hub
+        from quickstudy.backbones.sources.adding import from_hub
 
         return from_hub(name, cache)[0]
     if (found := find_backbone(name, cache)) is not None:
@@ -75,7 +75,7 @@ def _join(name: str, cache: Path) -> Backbone:
         return found
     import onnx
 
-    from quickstudy.backbones.levels import join_graphs
+    from quickstudy.backbones.graphs.levels import join_graphs
 
     for part in parts:
         if not part.levels:

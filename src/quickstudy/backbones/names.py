@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import HUB, Backbone
-from quickstudy.backbones.cleaning import choose_output, widen
 from quickstudy.backbones.cuts import FEATURES
-from quickstudy.backbones.hub import WEIGHTS, Fetched, NoSuchFileError, fetched, parse_place
-from quickstudy.backbones.runtime import open_session
-from quickstudy.backbones.tokens import without_the_rest
-from quickstudy.backbones.untrusted import first_line, read_onnx
+from quickstudy.backbones.graphs.cleaning import choose_output, widen
+from quickstudy.backbones.graphs.runtime import open_session
+from quickstudy.backbones.graphs.tokens import without_the_rest
+from quickstudy.backbones.graphs.untrusted import first_line, read_onnx
+from quickstudy.backbones.sources.hub import WEIGHTS, Fetched, NoSuchFileError, fetched, parse_place
 from quickstudy.errors import BackboneError
 from quickstudy.extras import require
 
@@ -98,7 +98,7 @@ def embed_names(backbone: Backbone, names: Sequence[str], *, templates: Sequence
         with fetched(replace(image_tower, path=path), tokenizer=True) as hub:
             tokens = list(_tokens(hub, sentences, image_tower.repository))
             if path.endswith(WEIGHTS):
-                from quickstudy.backbones.transformers_models import embed_texts
+                from quickstudy.backbones.sources.transformers_models import embed_texts
 
                 vectors, scale, bias = embed_texts(hub.config, hub.file, tokens, name=image_tower.repository)
             elif (given := _run_tower(hub.file, tokens)) is not None:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.engine import AnyPrefix, Engine
+from quickstudy.backbones.engines.engine import AnyPrefix, Engine
 from quickstudy.bottlenecks.preparing import Preparers, Ready, Timings, Wanted, compute_bottlenecks
 from quickstudy.bottlenecks.store import Source
 from quickstudy.errors import UnusableImageError

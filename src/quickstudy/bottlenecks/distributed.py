@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.engines import Prefix
+from quickstudy.backbones.engines.named import Prefix
 from quickstudy.bottlenecks.extraction import source_spec
 from quickstudy.bottlenecks.preparing import Timings, compute_bottlenecks
 from quickstudy.bottlenecks.shards import SourceSpec

@@ -2,7 +2,7 @@
 
 One thread a core takes files one by one and carries each through all steps, so decoding overlaps with the prefix by
 itself and memory does not grow with the number of images. One-thread runs of one session from several threads beat a
-session that spreads a batch over the cores (see `quickstudy.backbones.runtime`). Finished bottlenecks gather in a
+session that spreads a batch over the cores (see `quickstudy.backbones.engines.named`). Finished bottlenecks gather in a
 buffer that the main thread flushes to the store every two seconds; an interrupt or a kill loses no more than that.
 """
 
@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.engine import Engine
-from quickstudy.backbones.engines import ONNX_RUNTIME
+from quickstudy.backbones.engines.engine import Engine
+from quickstudy.backbones.engines.named import ONNX_RUNTIME
 from quickstudy.bottlenecks.carrying import Job, LazyPrefix, carry_batch, carry_next, work
 from quickstudy.bottlenecks.preparing import Preparers, Timings
 from quickstudy.bottlenecks.shards import SourceSpec

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quickstudy.backbones.engine import AnyPrefix
+from quickstudy.backbones.engines.engine import AnyPrefix
 from quickstudy.errors import MachineError, UnusableImageError
 from quickstudy.images.decoding import InputSpec, decode
 from quickstudy.images.distortions import Distortions

@@ -18,8 +18,8 @@ from quickstudy.options import pasted
 
 if TYPE_CHECKING:
     from quickstudy.backbones.backbone import Backbone
-    from quickstudy.backbones.engine import Engine as PrefixEngine
-    from quickstudy.backbones.graph_import import Imported
+    from quickstudy.backbones.engines.engine import Engine as PrefixEngine
+    from quickstudy.backbones.sources.graph_import import Imported
 
 app = typer.Typer(
     cls=Commands,
@@ -99,9 +99,9 @@ def add(
     as_json: Json = False,
 ) -> None:
     """Make a backbone from a network, compare it with the original, and keep it."""
-    from quickstudy.backbones.packing import add_packed, is_packed
-    from quickstudy.backbones.preprocessing import choose_preprocessing
-    from quickstudy.backbones.sources import BackboneSource, add_from, read_classes
+    from quickstudy.backbones.graphs.preprocessing import choose_preprocessing
+    from quickstudy.backbones.sources.adding import BackboneSource, add_from, read_classes
+    from quickstudy.backbones.sources.packing import add_packed, is_packed
     from quickstudy.errors import BackboneError
     from quickstudy.files import cache_folder
 
@@ -145,7 +145,7 @@ def pack(
 ) -> None:
     """Write a backbone to one file, which 'quickstudy backbone add FILE' takes on a machine without a network."""
     from quickstudy.backbones.loading import load_backbone
-    from quickstudy.backbones.packing import pack_backbone
+    from quickstudy.backbones.sources.packing import pack_backbone
     from quickstudy.files import cache_folder
 
     backbone = load_backbone(name, cache_folder(cache))
@@ -188,7 +188,7 @@ def bench(
 ) -> None:
     """Measure again how fast backbones are on this machine: images a second up to the features, without decoding."""
     from quickstudy.backbones.backbone import backbone_names
-    from quickstudy.backbones.engines import engine_for
+    from quickstudy.backbones.engines.named import engine_for
     from quickstudy.backbones.loading import load_backbone
     from quickstudy.files import cache_folder
 
@@ -273,9 +273,9 @@ def _rows(
     names: Sequence[str], cache: Path | None, *, measured_with: PrefixEngine | None = None
 ) -> list[dict[str, Any]]:
     """Describe each backbone, or say why it cannot be had; known speeds count where no engine is named."""
-    from quickstudy.backbones.engines import ONNX_RUNTIME
+    from quickstudy.backbones.engines.named import ONNX_RUNTIME
+    from quickstudy.backbones.engines.speed import known_speed, measure_speed
     from quickstudy.backbones.loading import load_backbone
-    from quickstudy.backbones.speed import known_speed, measure_speed
     from quickstudy.errors import BackboneError
     from quickstudy.files import cache_folder
 
@@ -360,7 +360,7 @@ def _print_table(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
 
 def _print_available(cache: Path, *, as_json: bool) -> None:
     """Print what is worth trying on the hub, and whether it is here."""
-    from quickstudy.backbones.available import AVAILABLE
+    from quickstudy.backbones.sources.available import AVAILABLE
 
     if as_json:
         print_json([{**asdict(one), "name": one.name, "here": one.is_here(cache)} for one in AVAILABLE])

@@ -107,7 +107,7 @@ def _fill(
     one machine.
     """
     started = time.perf_counter()
-    from quickstudy.backbones.engines import engine_for
+    from quickstudy.backbones.engines.named import engine_for
     from quickstudy.backbones.loading import load_backbone
     from quickstudy.bottlenecks.distributed import extract_on_cluster
     from quickstudy.bottlenecks.extraction import extract_census

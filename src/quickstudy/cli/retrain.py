@@ -92,8 +92,8 @@ def _download_candidates(network: str, cache: Path | None) -> None:
 
     What cannot be had is told and left out: the race goes on without it.
     """
-    from quickstudy.backbones.available import AVAILABLE
-    from quickstudy.backbones.sources import BackboneSource, add_from
+    from quickstudy.backbones.sources.adding import BackboneSource, add_from
+    from quickstudy.backbones.sources.available import AVAILABLE
     from quickstudy.errors import OptionError, QuickstudyError
     from quickstudy.extras import installation_of
     from quickstudy.files import cache_folder
@@ -121,7 +121,7 @@ def _fetch_from_hub(network: str, cache: Path | None) -> None:
 
     for place in network.split(JOINED):
         if on_hub(place):
-            from quickstudy.backbones.sources import from_hub
+            from quickstudy.backbones.sources.adding import from_hub
             from quickstudy.cli.backbone import print_added
 
             added, imported = from_hub(place, cache_folder(cache))

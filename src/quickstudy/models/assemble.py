@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.graphs import keep_until
-from quickstudy.backbones.runtime import open_session
-from quickstudy.backbones.tiles import prefix_graph
+from quickstudy.backbones.engines.tiles import prefix_graph
+from quickstudy.backbones.graphs.cutting import keep_until
+from quickstudy.backbones.graphs.runtime import open_session
 from quickstudy.errors import ModelError, WriteError
 from quickstudy.files import write_bytes_atomically
 from quickstudy.images.decoding import InputSpec

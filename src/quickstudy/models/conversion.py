@@ -27,8 +27,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from quickstudy.backbones.int8 import without_advice
-from quickstudy.backbones.runtime import import_onnxruntime, open_session, optimised
+from quickstudy.backbones.engines.int8 import without_advice
+from quickstudy.backbones.graphs.runtime import import_onnxruntime, open_session, optimised
 from quickstudy.errors import ModelError, UnusableImageError
 from quickstudy.files import sha256_of_file
 from quickstudy.images.decoding import InputSpec, Pixels, decode, to_input

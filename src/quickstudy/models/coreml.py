@@ -1,8 +1,8 @@
 """Models as Core ML packages, for apps on Apple's devices, checked without one.
 
-coremltools converts PyTorch programs only, so the graph is run in PyTorch (`backbones/autograd.py`), traced there, and
-converted to Core ML's own language, MIL. Core ML itself exists on Apple's systems only. What can be checked anywhere is
-that the traced network gives what the model gives, and that the MIL program does: its operators, those that
+coremltools converts PyTorch programs only, so the graph is run in PyTorch (`backbones/graphs/autograd.py`), traced
+there, and converted to Core ML's own language, MIL. Core ML itself exists on Apple's systems only. What can be checked
+anywhere is that the traced network gives what the model gives, and that the MIL program does: its operators, those that
 convolutional networks are made of, are run here one by one in PyTorch, by the definitions in coremltools' documentation
 of MIL. Arithmetic stays float32, so that what was checked is what will run.
 """
@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from quickstudy.backbones.autograd import GraphModule
-from quickstudy.backbones.graphs import keep_until
-from quickstudy.backbones.runtime import optimised
+from quickstudy.backbones.graphs.autograd import GraphModule
+from quickstudy.backbones.graphs.cutting import keep_until
+from quickstudy.backbones.graphs.runtime import optimised
 from quickstudy.errors import ModelError, WriteError
 from quickstudy.images.decoding import MARGIN
 from quickstudy.models.format import GOLDEN_TOLERANCE, golden_images

@@ -30,7 +30,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto, numpy_helper
 
-from quickstudy.backbones.untrusted import check_operators, first_line, tensors_of
+from quickstudy.backbones.graphs.untrusted import check_operators, first_line, tensors_of
 from quickstudy.errors import BackboneError, UnsafeFileError
 from quickstudy.images.decoding import InputSpec
 

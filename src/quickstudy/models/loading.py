@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.runtime import open_session
-from quickstudy.backbones.untrusted import parse_onnx
+from quickstudy.backbones.graphs.runtime import open_session
+from quickstudy.backbones.graphs.untrusted import parse_onnx
 from quickstudy.errors import BackboneError, ModelError
 from quickstudy.files import as_path
 from quickstudy.models.format import (

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from quickstudy.backbones.untrusted import parse_onnx
+from quickstudy.backbones.graphs.untrusted import parse_onnx
 from quickstudy.bottlenecks.looks import view_gallery
 from quickstudy.errors import ModelError, WriteError
 from quickstudy.files import write_bytes_atomically

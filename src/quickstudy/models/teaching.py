@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.cuts import FEATURES, LEVELS
+from quickstudy.backbones.graphs.untrusted import parse_onnx
 from quickstudy.backbones.loading import load_backbone
-from quickstudy.backbones.untrusted import parse_onnx
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import BackboneError, ImageSetError, ModelError

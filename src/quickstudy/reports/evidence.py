@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.engines import engine_for
+from quickstudy.backbones.engines.named import engine_for
 from quickstudy.backbones.loading import load_backbone
 from quickstudy.bottlenecks.extraction import Extraction, extract_census
 from quickstudy.bottlenecks.store import Store

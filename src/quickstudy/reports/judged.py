@@ -19,9 +19,9 @@ from onnx import numpy_helper
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.cuts import LEVELS
-from quickstudy.backbones.engines import ONNX_RUNTIME, engine_named
+from quickstudy.backbones.engines.named import ONNX_RUNTIME, engine_named
+from quickstudy.backbones.graphs.untrusted import parse_onnx
 from quickstudy.backbones.loading import load_backbone
-from quickstudy.backbones.untrusted import parse_onnx
 from quickstudy.bottlenecks.extraction import Extraction, extract_census
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ImageSetError, ModelError

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quickstudy.backbones.engines import engine_for
+from quickstudy.backbones.engines.named import engine_for
 from quickstudy.backbones.loading import load_backbone
 from quickstudy.backbones.names import TEMPLATES, check_templates, embed_names
 from quickstudy.bottlenecks.extraction import extract_census

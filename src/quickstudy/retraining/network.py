@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.cuts import FEATURES
-from quickstudy.backbones.graphs import keep_between
-from quickstudy.backbones.runtime import optimised
+from quickstudy.backbones.graphs.autograd import GraphModule
+from quickstudy.backbones.graphs.cutting import keep_between
+from quickstudy.backbones.graphs.runtime import optimised
 from quickstudy.errors import BackboneError
 
 # Below this, the square root's slope no longer grows: near zero it has none, and a network's zeros are common.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.engine import Engine
+from quickstudy.backbones.engines.engine import Engine
 from quickstudy.bottlenecks.extraction import Extraction, extract, extract_census, source_spec
 from quickstudy.bottlenecks.store import Store
 from quickstudy.images.census import Census

@@ -26,8 +26,8 @@ import onnx
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.cuts import Cut
-from quickstudy.backbones.graphs import keep_between, keep_until
-from quickstudy.backbones.runtime import open_session, optimised
+from quickstudy.backbones.graphs.cutting import keep_between, keep_until
+from quickstudy.backbones.graphs.runtime import open_session, optimised
 from quickstudy.errors import BackboneError, PlanError, UnusableImageError
 from quickstudy.images.census import Census
 from quickstudy.images.decoding import InputSpec, decode
@@ -377,7 +377,7 @@ def _suffix_seconds(graph: onnx.ModelProto, batch: np.ndarray) -> tuple[float, f
     """
     import torch
 
-    from quickstudy.backbones.autograd import GraphModule
+    from quickstudy.backbones.graphs.autograd import GraphModule
     from quickstudy.learning.averages import choose_precision
     from quickstudy.retraining.network import channels_last
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.cuts import FEATURES, stages
-from quickstudy.backbones.engine import Engine
-from quickstudy.backbones.engines import ONNX_RUNTIME, engine_for
+from quickstudy.backbones.engines.engine import Engine
+from quickstudy.backbones.engines.named import ONNX_RUNTIME, engine_for
 from quickstudy.backbones.loading import load_backbone
 from quickstudy.bottlenecks.extraction import Extraction
 from quickstudy.bottlenecks.store import Store

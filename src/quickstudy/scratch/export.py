@@ -16,7 +16,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from quickstudy.backbones.runtime import open_session
+from quickstudy.backbones.graphs.runtime import open_session
 from quickstudy.errors import ModelError, RunError
 from quickstudy.images.decoding import InputSpec
 from quickstudy.models.assemble import save_model

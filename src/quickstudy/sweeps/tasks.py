@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from quickstudy.backbones.engines import engine_for
+from quickstudy.backbones.engines.named import engine_for
 from quickstudy.backbones.loading import load_backbone
 from quickstudy.errors import OptionError
 from quickstudy.files import cache_folder, write_json_atomically

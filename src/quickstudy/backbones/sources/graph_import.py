@@ -17,15 +17,16 @@ import onnx
 from onnx import helper
 
 from quickstudy.backbones.backbone import imagenet_classes
-from quickstudy.backbones.batches import free_batch, settle_shapes
-from quickstudy.backbones.cleaning import (
+from quickstudy.backbones.cuts import FEATURES
+from quickstudy.backbones.graphs.batches import free_batch, settle_shapes
+from quickstudy.backbones.graphs.cleaning import (
     ImageInput,
     fix_shapes,
     join_batch_norms,
     pool_channels_first,
     rename,
 )
-from quickstudy.backbones.comparison import (
+from quickstudy.backbones.graphs.comparison import (
     IMAGE,
     PROBABILITIES,
     TOLERANCE,
@@ -33,11 +34,10 @@ from quickstudy.backbones.comparison import (
     largest_difference,
     with_outputs,
 )
-from quickstudy.backbones.cuts import FEATURES
-from quickstudy.backbones.graphs import Ending, block_ends, find_ending, readable_names, shapes_of
-from quickstudy.backbones.preprocessing import Preprocessing, explain_presets, put_before, read_from_graph
-from quickstudy.backbones.runtime import optimised
-from quickstudy.backbones.untrusted import foreign_operators
+from quickstudy.backbones.graphs.cutting import Ending, block_ends, find_ending, readable_names, shapes_of
+from quickstudy.backbones.graphs.preprocessing import Preprocessing, explain_presets, put_before, read_from_graph
+from quickstudy.backbones.graphs.runtime import optimised
+from quickstudy.backbones.graphs.untrusted import foreign_operators
 from quickstudy.errors import BackboneError
 from quickstudy.images.decoding import InputSpec
 

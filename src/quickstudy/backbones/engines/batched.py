@@ -24,11 +24,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quickstudy.backbones.autograd import GraphModule
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.engine import Engine
-from quickstudy.backbones.runtime import optimised
-from quickstudy.backbones.tiles import prefix_graph
+from quickstudy.backbones.engines.engine import Engine
+from quickstudy.backbones.engines.tiles import prefix_graph
+from quickstudy.backbones.graphs.autograd import GraphModule
+from quickstudy.backbones.graphs.runtime import optimised
 from quickstudy.errors import DeviceError
 
 _BATCH = 512

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.engine import Engine
-from quickstudy.backbones.runtime import open_session
+from quickstudy.backbones.engines.engine import Engine
+from quickstudy.backbones.graphs.runtime import open_session
 from quickstudy.errors import BackboneError, DeviceError, MissingExtraError
 from quickstudy.extras import require
 
@@ -24,7 +24,7 @@ class Prefix:
     """The frozen part of a backbone, up to a cut, in ONNX Runtime. Several threads may call it at once."""
 
     def __init__(self, backbone: Backbone, cut: str, shape: tuple[int, ...]) -> None:
-        from quickstudy.backbones.tiles import prefix_graph
+        from quickstudy.backbones.engines.tiles import prefix_graph
 
         self._session = open_session(prefix_graph(backbone, cut, shape).SerializeToString())
         self._cut = cut
@@ -57,18 +57,18 @@ def engine_for(name: str) -> Engine:
     if name == ONNX_RUNTIME.name:
         return ONNX_RUNTIME
     if name == "onnxruntime-int8":
-        from quickstudy.backbones.int8 import INT8
+        from quickstudy.backbones.engines.int8 import INT8
 
         return INT8
     if name == "openvino":
         require("openvino", extra="openvino", what="Engine 'openvino'")
-        from quickstudy.backbones.openvino import openvino_engine
+        from quickstudy.backbones.engines.openvino import openvino_engine
 
         return openvino_engine()
     if not is_gpu(name):
         raise BackboneError(f"The engine is '{name}'; expected onnxruntime, onnxruntime-int8, openvino or cuda")
     require("torch", extra="train", what=f"Engine '{name}'")
-    from quickstudy.backbones.batched import engine_on
+    from quickstudy.backbones.engines.batched import engine_on
 
     return engine_on(name)
 

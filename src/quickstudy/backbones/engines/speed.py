@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.engine import Engine
-from quickstudy.backbones.engines import ONNX_RUNTIME
+from quickstudy.backbones.engines.engine import Engine
+from quickstudy.backbones.engines.named import ONNX_RUNTIME
 from quickstudy.files import write_json_atomically
 from quickstudy.process import usable_cores
 

@@ -27,11 +27,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 
-from quickstudy.backbones.comparison import TOLERANCE, run_until, sample_images
 from quickstudy.backbones.cuts import FEATURES, LEVELS, Cut, Level
-from quickstudy.backbones.graphs import keep_until
-from quickstudy.backbones.tokens import mean_of, patches_of
-from quickstudy.backbones.untrusted import first_line
+from quickstudy.backbones.graphs.comparison import TOLERANCE, run_until, sample_images
+from quickstudy.backbones.graphs.cutting import keep_until
+from quickstudy.backbones.graphs.tokens import mean_of, patches_of
+from quickstudy.backbones.graphs.untrusted import first_line
 from quickstudy.errors import BackboneError
 from quickstudy.images.decoding import InputSpec
 

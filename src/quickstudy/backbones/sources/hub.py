@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from quickstudy.backbones.backbone import HUB
-from quickstudy.backbones.untrusted import MOST_BYTES, first_line, outside_files, parse_onnx
+from quickstudy.backbones.graphs.untrusted import MOST_BYTES, first_line, outside_files, parse_onnx
 from quickstudy.errors import BackboneError, DownloadError, UnsafeFileError
 from quickstudy.extras import require
 from quickstudy.files import sha256_of_file

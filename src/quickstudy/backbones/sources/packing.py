@@ -17,10 +17,10 @@ from typing import Any
 import onnx
 
 from quickstudy.backbones.backbone import JOINED, Backbone, add_backbone, check_name, imagenet_classes
-from quickstudy.backbones.comparison import IMAGE
 from quickstudy.backbones.cuts import FEATURES, LEVELS, Level
-from quickstudy.backbones.graphs import shapes_of
-from quickstudy.backbones.untrusted import MOST_BYTES, check_operators, first_line, outside_files, parse_onnx
+from quickstudy.backbones.graphs.comparison import IMAGE
+from quickstudy.backbones.graphs.cutting import shapes_of
+from quickstudy.backbones.graphs.untrusted import MOST_BYTES, check_operators, first_line, outside_files, parse_onnx
 from quickstudy.errors import BackboneError, UnsafeFileError, WriteError
 from quickstudy.files import write_atomically
 from quickstudy.images.decoding import InputSpec

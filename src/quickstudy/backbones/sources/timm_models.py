@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import name_of
-from quickstudy.backbones.cleaning import find_image_input
-from quickstudy.backbones.graph_import import Imported, import_graph
-from quickstudy.backbones.hub import WEIGHTS, Fetched, HubPlace, fetched
-from quickstudy.backbones.hub_configs import describe
-from quickstudy.backbones.torch_export import export_module
-from quickstudy.backbones.untrusted import first_line
+from quickstudy.backbones.graphs.cleaning import find_image_input
+from quickstudy.backbones.graphs.untrusted import first_line
+from quickstudy.backbones.sources.graph_import import Imported, import_graph
+from quickstudy.backbones.sources.hub import WEIGHTS, Fetched, HubPlace, fetched
+from quickstudy.backbones.sources.hub_configs import describe
+from quickstudy.backbones.sources.torch_export import export_module
 from quickstudy.errors import BackboneError
 from quickstudy.extras import installation_of
 

@@ -19,8 +19,8 @@ import openvino
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.engine import Engine
-from quickstudy.backbones.tiles import prefix_graph
+from quickstudy.backbones.engines.engine import Engine
+from quickstudy.backbones.engines.tiles import prefix_graph
 from quickstudy.process import usable_cores
 
 

@@ -15,9 +15,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from quickstudy.backbones.cleaning import BATCH, ImageInput
-from quickstudy.backbones.graphs import keep_until, shapes_of
-from quickstudy.backbones.runtime import open_session
+from quickstudy.backbones.graphs.cleaning import BATCH, ImageInput
+from quickstudy.backbones.graphs.cutting import keep_until, shapes_of
+from quickstudy.backbones.graphs.runtime import open_session
 from quickstudy.errors import BackboneError
 
 _NORMALISING = ("Sub", "Add", "Mul", "Div", "BatchNormalization")

@@ -24,9 +24,9 @@ import onnx
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.backbones.engine import Engine
-from quickstudy.backbones.runtime import import_onnxruntime, open_session, optimised
-from quickstudy.backbones.tiles import prefix_graph
+from quickstudy.backbones.engines.engine import Engine
+from quickstudy.backbones.engines.tiles import prefix_graph
+from quickstudy.backbones.graphs.runtime import import_onnxruntime, open_session, optimised
 from quickstudy.errors import BackboneError
 
 _OPERATORS = ("MatMul", "Gemm")

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from quickstudy.backbones.graphs import keep_until
+from quickstudy.backbones.graphs.cutting import keep_until
 from quickstudy.errors import BackboneError
 from quickstudy.images.decoding import InputSpec
 

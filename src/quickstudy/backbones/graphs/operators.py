@@ -23,7 +23,7 @@ from onnx import helper
 from torch import Tensor
 from torch.nn import functional
 
-from quickstudy.backbones.token_operators import TOKEN_OPERATORS, Attributes, Inputs, Operator
+from quickstudy.backbones.graphs.token_operators import TOKEN_OPERATORS, Attributes, Inputs, Operator
 from quickstudy.errors import BackboneError
 
 # Depthwise convolutions

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quickstudy.backbones.comparison import TOLERANCE, sample_images
-from quickstudy.backbones.runtime import open_session
-from quickstudy.backbones.untrusted import first_line
+from quickstudy.backbones.graphs.comparison import TOLERANCE, sample_images
+from quickstudy.backbones.graphs.runtime import open_session
+from quickstudy.backbones.graphs.untrusted import first_line
 from quickstudy.errors import BackboneError
 from quickstudy.extras import require
 
@@ -62,7 +62,7 @@ def export_transformers(config: Mapping[str, Any], weights: Path, target: Path, 
     import onnx
     import torch
 
-    from quickstudy.backbones.torch_export import export_module
+    from quickstudy.backbones.sources.torch_export import export_module
 
     network: Any = _load(config, weights, name)
     own_size = _whole(getattr(getattr(network.config, "vision_config", network.config), "image_size", None))

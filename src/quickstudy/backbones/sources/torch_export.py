@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quickstudy.backbones.untrusted import first_line
+from quickstudy.backbones.graphs.untrusted import first_line
 from quickstudy.errors import BackboneError
 
 if TYPE_CHECKING:

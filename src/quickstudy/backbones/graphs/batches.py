@@ -18,10 +18,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from quickstudy.backbones.cleaning import BATCH, replace_nodes
-from quickstudy.backbones.graphs import ancestors, shapes_of
-from quickstudy.backbones.runtime import open_session
-from quickstudy.backbones.tokens import without_the_rest
+from quickstudy.backbones.graphs.cleaning import BATCH, replace_nodes
+from quickstudy.backbones.graphs.cutting import ancestors, shapes_of
+from quickstudy.backbones.graphs.runtime import open_session
+from quickstudy.backbones.graphs.tokens import without_the_rest
 
 _PADS_ARE_INPUTS = 11  # the first opset in which they are
 _TRIED = (1, 2, 3)

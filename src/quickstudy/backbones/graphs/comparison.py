@@ -10,12 +10,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from quickstudy.backbones.cleaning import BATCH
 from quickstudy.backbones.cuts import FEATURES
-from quickstudy.backbones.graphs import ancestors, shapes_of
-from quickstudy.backbones.preprocessing import Preprocessing
-from quickstudy.backbones.runtime import open_session
-from quickstudy.backbones.untrusted import first_line
+from quickstudy.backbones.graphs.cleaning import BATCH
+from quickstudy.backbones.graphs.cutting import ancestors, shapes_of
+from quickstudy.backbones.graphs.preprocessing import Preprocessing
+from quickstudy.backbones.graphs.runtime import open_session
+from quickstudy.backbones.graphs.untrusted import first_line
 from quickstudy.errors import BackboneError
 
 IMAGE = "image"

@@ -24,13 +24,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from quickstudy.backbones.cleaning import find_image_input, widen
-from quickstudy.backbones.comparison import TOLERANCE, run_until, sample_images
-from quickstudy.backbones.graph_import import Imported, import_graph
-from quickstudy.backbones.preprocessing import PRESETS, Preprocessing
-from quickstudy.backbones.runtime import open_session
-from quickstudy.backbones.torch_export import export_module
-from quickstudy.backbones.untrusted import first_line
+from quickstudy.backbones.graphs.cleaning import find_image_input, widen
+from quickstudy.backbones.graphs.comparison import TOLERANCE, run_until, sample_images
+from quickstudy.backbones.graphs.preprocessing import PRESETS, Preprocessing
+from quickstudy.backbones.graphs.runtime import open_session
+from quickstudy.backbones.graphs.untrusted import first_line
+from quickstudy.backbones.sources.graph_import import Imported, import_graph
+from quickstudy.backbones.sources.torch_export import export_module
 from quickstudy.errors import BackboneError, UnsafeFileError
 from quickstudy.extras import installation_of
 from quickstudy.process import default_variable
@@ -225,7 +225,7 @@ def _published_accuracy(name: str) -> float | None:
 
     The figures are from keras.io/api/applications, and for MobileNetV3 from Keras' source.
     """
-    text = resources.files("quickstudy.backbones").joinpath("keras_top1.json").read_text(encoding="utf-8")
+    text = resources.files("quickstudy.backbones.sources").joinpath("keras_top1.json").read_text(encoding="utf-8")
     accuracies: dict[str, float] = json.loads(text)
     return accuracies.get(name)
 

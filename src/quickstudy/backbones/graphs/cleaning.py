@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from quickstudy.backbones.graphs import shapes_of
+from quickstudy.backbones.graphs.cutting import shapes_of
 from quickstudy.errors import BackboneError
 
 BATCH = "N"

@@ -1,6 +1,6 @@
 """Makes a backbone in the cache of what a user names: `keras:InceptionV3`, `timm:resnet18`, `hf:OWNER/REPO`, a file.
 
-An ONNX file may come from anybody; what is read of it, and what is refused, stands in `untrusted.py`.
+An ONNX file may come from anybody; what is read of it, and what is refused, stands in `graphs/untrusted.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import HUB, Backbone, add_backbone, check_name, find_backbone, name_of, on_hub
-from quickstudy.backbones.cleaning import (
+from quickstudy.backbones.graphs.cleaning import (
     IMAGE_OUTPUTS,
     ImageInput,
     choose_output,
@@ -23,13 +23,13 @@ from quickstudy.backbones.cleaning import (
     refuse_training_mode,
     widen,
 )
-from quickstudy.backbones.graph_import import Imported, import_graph
-from quickstudy.backbones.hub import fetched, parse_place
-from quickstudy.backbones.hub_configs import FILTERS, describe
-from quickstudy.backbones.preprocessing import Preprocessing
-from quickstudy.backbones.runtime import open_session
-from quickstudy.backbones.tokens import TokenPooling, Tokens, append_pooling, pooling_of, without_the_rest
-from quickstudy.backbones.untrusted import own_class_names, read_onnx
+from quickstudy.backbones.graphs.preprocessing import Preprocessing
+from quickstudy.backbones.graphs.runtime import open_session
+from quickstudy.backbones.graphs.tokens import TokenPooling, Tokens, append_pooling, pooling_of, without_the_rest
+from quickstudy.backbones.graphs.untrusted import own_class_names, read_onnx
+from quickstudy.backbones.sources.graph_import import Imported, import_graph
+from quickstudy.backbones.sources.hub import fetched, parse_place
+from quickstudy.backbones.sources.hub_configs import FILTERS, describe
 from quickstudy.errors import BackboneError
 
 
@@ -128,9 +128,9 @@ def _import(source: BackboneSource) -> Imported:
             )
         # Here, not above: both need torch, which is not needed for files.
         if kind == "keras":
-            from quickstudy.backbones.keras_models import import_keras as import_named
+            from quickstudy.backbones.sources.keras_models import import_keras as import_named
         else:
-            from quickstudy.backbones.timm_models import import_timm as import_named
+            from quickstudy.backbones.sources.timm_models import import_timm as import_named
         return import_named(name, weights=source.weights, top=source.top, size=source.size, classes=source.classes)
     if source.weights is not None or not source.top:
         raise BackboneError(
@@ -157,14 +157,14 @@ def _import_from_hub(source: BackboneSource) -> Imported:
         told = describe(hub.config, hub.preprocessor)
         file = hub.file
         if file.suffix != ".onnx" and "architecture" in hub.config:
-            from quickstudy.backbones.timm_models import import_timm_from_hub
+            from quickstudy.backbones.sources.timm_models import import_timm_from_hub
 
             imported = import_timm_from_hub(hub, size=source.size, classes=source.classes)
             found = {**imported.found, "licence": hub.licence}
             name = _name_on_hub(source.place)
             return replace(imported, name=name, origin=hub.origin, licence=hub.licence, found=found)
         if file.suffix != ".onnx":
-            from quickstudy.backbones.transformers_models import export_transformers
+            from quickstudy.backbones.sources.transformers_models import export_transformers
 
             file = Path(folder) / "exported.onnx"
             size = source.size or told.size

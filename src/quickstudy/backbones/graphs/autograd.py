@@ -14,8 +14,8 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from quickstudy.backbones.graphs import weights_of
-from quickstudy.backbones.operators import OPERATORS
+from quickstudy.backbones.graphs.cutting import weights_of
+from quickstudy.backbones.graphs.operators import OPERATORS
 from quickstudy.errors import BackboneError
 
 _NUMBERS: dict[str, tuple[int, ...]] = {

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quickstudy.backbones.cleaning import IMAGE_OUTPUTS
-from quickstudy.backbones.preprocessing import Preprocessing
-from quickstudy.backbones.tokens import Tokens
+from quickstudy.backbones.graphs.cleaning import IMAGE_OUTPUTS
+from quickstudy.backbones.graphs.preprocessing import Preprocessing
+from quickstudy.backbones.graphs.tokens import Tokens
 from quickstudy.errors import BackboneError
 from quickstudy.images.decoding import OWN_RESIZE, Resize
 from quickstudy.images.fits import Fit

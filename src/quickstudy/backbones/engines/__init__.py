@@ -1,0 +1,1 @@
+"""Engines: what runs prefixes, on the processor or on a GPU."""
