@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -20,6 +21,11 @@ from quickstudy.backbones.backbone import Backbone, load_backbone
 # The same examples in every run, and none of them timed: a red build means a change, not bad luck.
 settings.register_profile("quickstudy", derandomize=True, deadline=None, database=None)
 settings.load_profile("quickstudy")
+
+
+def pytest_collection_finish() -> None:
+    """Leave alone what was imported for the tests: a million objects, which the collector would visit again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
