@@ -24,7 +24,7 @@ settings.load_profile("quickstudy")
 
 
 def pytest_collection_finish() -> None:
-    """Leave alone what was imported for the tests: a million objects, which the collector would visit again and again."""
+    """Leave alone what was imported for the tests: a million objects, which the collector visits again and again."""
     gc.freeze()
 
 
