@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -21,6 +22,14 @@ from quickstudy.backbones.loading import load_backbone
 # The same examples in every run, and none of them timed: a red build means a change, not bad luck.
 settings.register_profile("quickstudy", derandomize=True, deadline=None, database=None)
 settings.load_profile("quickstudy")
+
+# No machine loses its power here, so nothing has to wait for its disk.
+os.fsync, os.sync = lambda _descriptor: None, lambda: None
+
+
+def pytest_collection_finish() -> None:
+    """Leave alone what was imported for the tests: a million objects, which the collector visits again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

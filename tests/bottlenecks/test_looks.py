@@ -181,7 +181,7 @@ def _view(images: list[KnownImage], cache: Path) -> None:
 
 def test_processes_may_look_at_once(images, tmp_path, monkeypatch) -> None:
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_view, args=(images, tmp_path)) for _ in range(3)]
+    workers = [context.Process(target=_view, args=(images, tmp_path)) for _ in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:

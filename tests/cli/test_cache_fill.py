@@ -12,39 +12,42 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from in_process import Run
 
 from quickstudy.extras import installation_of
 from ray_processes import NO_RAY, ray_folder, without_rays
 
 COMMAND = str(Path(sys.executable).parent / "quickstudy")
-WITHOUT_RAY = "import sys; sys.modules['ray'] = None; from quickstudy.cli.main import run; run()"
 
 
 @pytest.fixture
-def folder(photos: Path) -> Path:
-    """A folder with `photos/`, one of them broken."""
+def folder(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with `photos/`, one of them broken; the commands run there, with a cache of their own."""
     (photos / "discs" / "broken.jpg").write_bytes(b"<html>not an image</html>")
+    monkeypatch.chdir(photos.parent)
+    monkeypatch.setenv("QUICKSTUDY_CACHE", str(photos.parent / "cache"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return photos.parent
 
 
-def run(folder: Path, *arguments: str, program: tuple[str, ...] = (COMMAND,)) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "QUICKSTUDY_CACHE": str(folder / "cache"), "COLUMNS": "100"}
-    environment.pop("RAY_ADDRESS", None)
+def apart(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own, which a private Ray ends with."""
+    environment = {**os.environ, "COLUMNS": "100"}
     return subprocess.run(
-        [*program, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+        [COMMAND, *arguments], env=environment, capture_output=True, text=True, check=False, timeout=120
     )
 
 
-def test_filling_here_spares_the_retraining_its_forward_passes(folder: Path) -> None:
-    first = run(folder, "cache", "fill", "photos/")
-    assert first.returncode == 0, first.stderr
-    assert first.stdout.startswith("photos: 37 images\n36 forward passes, 0 bottlenecks from the store\n")
-    assert "photos/discs/broken.jpg: an HTML page, not an image" in first.stdout
-    assert f"Store: {folder / 'cache' / 'bottlenecks'}" in first.stdout
-    again = json.loads(run(folder, "cache", "fill", "photos/", "--json").stdout)
+def test_filling_here_spares_the_retraining_its_forward_passes(run: Run, folder: Path) -> None:
+    first = run("cache", "fill", "photos/")
+    assert first.code == 0, first.err
+    assert first.out.startswith("photos: 37 images\n36 forward passes, 0 bottlenecks from the store\n")
+    assert "photos/discs/broken.jpg: an HTML page, not an image" in first.out
+    assert f"Store: {folder / 'cache' / 'bottlenecks'}" in first.out
+    again = json.loads(run("cache", "fill", "photos/", "--json").out)
     assert (again["images"], again["forward_passes"], again["from_store"]) == (37, 0, 36)
     assert again["skipped"] == [{"path": "photos/discs/broken.jpg", "reason": "an HTML page, not an image"}]
-    assert "0 forward passes, 36 bottlenecks from the store" in run(folder, "retrain", "photos/").stdout
+    assert "0 forward passes, 36 bottlenecks from the store" in run("retrain", "photos/").out
 
 
 @pytest.mark.slow
@@ -54,20 +57,20 @@ def test_what_a_cluster_stored_elsewhere_is_pulled(folder: Path, monkeypatch: py
     uri = (folder / "shared").as_uri()
     with ray_folder() as temporary:
         monkeypatch.setenv("RAY_TMPDIR", str(temporary))
-        filled = run(folder, "cache", "fill", "photos/", "--ray", "auto", "--store", uri)
+        filled = apart("cache", "fill", "photos/", "--ray", "auto", "--store", uri)
     assert (filled.returncode, without_rays(filled.stderr)) == (0, "")
     assert filled.stdout.startswith("photos: 37 images\n36 forward passes, 0 bottlenecks from the store\n")
     assert "photos/discs/broken.jpg: an HTML page, not an image" in filled.stdout
     assert re.search(rf"Store: {uri}; [\d.]+ s, \d+ workers? on 1 node\n", filled.stdout)
     assert f"Next:  quickstudy cache pull {uri}" in filled.stdout
-    pulled = run(folder, "cache", "pull", uri)
+    pulled = apart("cache", "pull", uri)
     assert pulled.returncode == 0, pulled.stderr
     assert "36 bottlenecks new" in pulled.stdout
-    assert json.loads(run(folder, "cache", "pull", uri, "--json").stdout)["shards"] == 0
-    assert "0 forward passes, 36 bottlenecks from the store" in run(folder, "cache", "fill", "photos").stdout
+    assert json.loads(apart("cache", "pull", uri, "--json").stdout)["shards"] == 0
+    assert "0 forward passes, 36 bottlenecks from the store" in apart("cache", "fill", "photos").stdout
 
 
-def test_errors_come_before_anything_is_computed(folder: Path) -> None:
+def test_errors_come_before_anything_is_computed(run: Run, folder: Path) -> None:
     pytest.importorskip("ray", reason=NO_RAY)
     (folder / "occupied").write_text("")
     with closing(socket.socket()) as taken:
@@ -80,17 +83,18 @@ def test_errors_come_before_anything_is_computed(folder: Path) -> None:
             (["--store", "shared"], "--ray auto"),
         ]
         for arguments, words in cases:
-            done = run(folder, "cache", "fill", "photos", *arguments)
-            assert done.returncode == 2
-            assert "Traceback" not in done.stderr
-            assert words in " ".join(done.stderr.split())
+            done = run("cache", "fill", "photos", *arguments)
+            assert done.code == 2
+            assert "Traceback" not in done.err
+            assert words in " ".join(done.err.split())
     assert not (folder / "cache").exists()
 
 
-def test_without_ray_the_message_says_what_to_install(folder: Path) -> None:
-    done = run(folder, "cache", "fill", "photos", "--ray", "auto", program=(sys.executable, "-c", WITHOUT_RAY))
-    assert done.returncode == 2
-    assert "needs ray, which is not installed" in done.stderr
-    assert installation_of("ray") in done.stderr
-    here = run(folder, "cache", "fill", "photos", program=(sys.executable, "-c", WITHOUT_RAY))
-    assert here.returncode == 0, here.stderr
+def test_without_ray_the_message_says_what_to_install(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    done = run("cache", "fill", "photos", "--ray", "auto")
+    assert done.code == 2
+    assert "needs ray, which is not installed" in done.err
+    assert installation_of("ray") in done.err
+    here = run("cache", "fill", "photos")
+    assert here.code == 0, here.err

@@ -178,15 +178,15 @@ def test_fp16_of_the_real_network_on_real_photos(test_data: Path, tmp_path: Path
     photos = tmp_path / "photos"
     for name in ("hat", "pants"):
         (photos / name).mkdir(parents=True)
-        for file in sorted((test_data / "clothing" / "train" / name).glob("*.jpg"))[:12]:
+        for file in sorted((test_data / "clothing" / "train" / name).glob("*.jpg"))[:8]:
             (photos / name / file.name).symlink_to(file)
     model = quickstudy.retrain(photos, tmp_path / "model.onnx", cache=tmp_path / "cache").model
     check = [Photo(path=path, labels=(path.parent.name,)) for path in sorted(photos.rglob("*.jpg"))]
     done = convert(model, tmp_path / "half.onnx", "fp16", check=check)
     assert done.agreement is not None
-    assert done.agreement.same == done.agreement.n == 24
+    assert done.agreement.same == done.agreement.n == 16
     assert done.bytes_after < 0.51 * done.bytes_before
     eight = convert(model, tmp_path / "int8.onnx", "int8", calibrate=[photo.path for photo in check], check=check)
     assert eight.agreement is not None
-    assert eight.agreement.same >= 23
+    assert eight.agreement.same >= 15
     assert eight.bytes_after < 0.4 * eight.bytes_before

@@ -11,7 +11,8 @@ from servers import Running
 
 
 def metric(server: Running, name: str) -> float:
-    lines = httpx.get(f"{server.address}/metrics").text.splitlines()
+    # Without certificates of the world's authorities, which take longer to read than the answer.
+    lines = httpx.get(f"{server.address}/metrics", verify=False).text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 

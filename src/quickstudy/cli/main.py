@@ -5,12 +5,14 @@ Typer does without Rich markup, and commands import what they need inside, so th
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import sys
 from typing import Any
 
 import typer
+import typer.main
 
 from quickstudy.cli import (
     audit,
@@ -87,6 +89,12 @@ def _root(
     pass
 
 
+@functools.cache
+def _command_line() -> Any:
+    """All commands with their options, which take Typer some hundredths of a second to gather: once a process."""
+    return typer.main.get_command(app)
+
+
 def run() -> None:
     """Run the command line: errors of use go to standard error without a traceback, with exit status 2."""
     settle_own_process()
@@ -94,7 +102,7 @@ def run() -> None:
         if isinstance(stream, io.TextIOWrapper):  # file names need not be valid text
             stream.reconfigure(errors="backslashreplace")
     try:
-        sys.exit(app(prog_name="quickstudy", standalone_mode=False))
+        sys.exit(_command_line()(prog_name="quickstudy", standalone_mode=False))
     except (QuickstudyError, UsageError) as error:
         told = str(error) if isinstance(error, QuickstudyError) else reworded(error)
         print(f"quickstudy: {told}", file=sys.stderr)

@@ -62,7 +62,7 @@ def averaged_logits(network: nn.Module, images: Tensor, *, mirrored: bool, shift
         logits: Tensor = network(view).float()
         return (logits + network(view.flip(-1)).float()) / 2 if mirrored else logits
 
-    logits, side = logits_at(images), images.shape[-1]
+    logits, side = logits_at(images), int(images.shape[-1])  # not what a tracer follows
     if not shifted:
         return logits
     wider = functional.pad(images, [shifted] * 4, mode="reflect")

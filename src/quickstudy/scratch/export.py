@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import math
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +11,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from quickstudy.backbones.graphs.runtime import open_session
+from quickstudy.backbones.graphs.cleaning import BATCH, rename
+from quickstudy.backbones.graphs.runtime import open_session, optimised
+from quickstudy.backbones.sources.torch_export import export_module
 from quickstudy.errors import ModelError, RunError
 from quickstudy.images.decoding import InputSpec
 from quickstudy.models.assemble import save_model
@@ -30,8 +27,6 @@ from quickstudy.scratch.state import TrainingState
 
 _GREY = (0.299, 0.587, 0.114)
 """Weights of red, green and blue (ITU-R BT.601), as Pillow converts to grey."""
-_OPSET = 18
-"""Version of ONNX's operators."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +52,7 @@ def export(run: str | Path, output: str | Path | None = None, *, checkpoint: str
     Raises:
         OptionError: there is no such checkpoint.
         RunError: there is no such run, or it has no checkpoint that is whole.
+        BackboneError: torch cannot export the network.
         ModelError: the model does not give what torch gives, or cannot be written.
     """
     folder = RunFolder.existing(Path(run))
@@ -141,31 +137,11 @@ class _Classifier(nn.Module):
 
 
 def _to_onnx(classifier: nn.Module, images: Tensor) -> onnx.ModelProto:
-    """Call torch's own exporter, silenced: what it says is for its developers, and the result is checked."""
-    with evaluation_mode(classifier), torch.inference_mode(), warnings.catch_warnings(), _quiet():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            classifier,
-            (images,),
-            input_names=["image"],
-            output_names=["probabilities"],
-            dynamic_shapes={"image": {0: torch.export.Dim("N")}},
-            opset_version=_OPSET,
-            dynamo=True,
-            verbose=False,
-        )
-    if program is None:
-        raise ModelError("torch has exported nothing, so no model was written. Please report this")
-    return program.model_proto
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Print and log nothing inside this context."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        previous = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(previous)
+    with evaluation_mode(classifier):
+        model = optimised(export_module(classifier, images, any_batch=True))
+    [given], [made] = model.graph.input, model.graph.output
+    for info in (given, made):
+        info.type.tensor_type.shape.dim[0].dim_param = BATCH
+    del model.graph.value_info[:]  # with other names of the batch
+    rename(model.graph, {given.name: "image", made.name: "probabilities"})
+    return model

@@ -104,11 +104,11 @@ class LocallyConnected(nn.Module):
         """Make one matrix product for each place."""
         patches = (
             self._shifted(x)
-            if torch.compiler.is_exporting()
+            if torch.onnx.is_in_onnx_export()
             else functional.unfold(x, self.kernel, padding=self.kernel // 2)
         )
         products = torch.bmm(patches.permute(2, 0, 1), self.weight)
-        return products.permute(1, 2, 0).reshape(x.shape[0], -1, self.size, self.size) + self.bias
+        return products.permute(1, 2, 0).reshape(-1, len(self.bias), self.size, self.size) + self.bias
 
     def _shifted(self, x: Tensor) -> Tensor:
         """Give what `unfold` gives, in operators whose sizes ONNX can tell before it runs them."""
@@ -118,7 +118,7 @@ class LocallyConnected(nn.Module):
             for top in range(self.kernel)
             for left in range(self.kernel)
         ]
-        return torch.stack(shifts, dim=2).reshape(x.shape[0], -1, self.size * self.size)
+        return torch.stack(shifts, dim=2).reshape(-1, self.weight.shape[1], self.size * self.size)
 
     def extra_repr(self) -> str:
         """Show the shape in `print(network)`."""

@@ -127,6 +127,7 @@ def describe_cuts(model: onnx.ModelProto, names: Sequence[str]) -> tuple[Cut, ..
     shapes = shapes_of(model)
     before = {name: ancestors(model.graph, name) for name in names}
     weights = weights_of(model.graph, before[names[-1]])
+    work = _multiply_adds(model.graph, shapes)
     cuts = []
     for name in names:
         shape = shapes.get(name)
@@ -136,7 +137,7 @@ def describe_cuts(model: onnx.ModelProto, names: Sequence[str]) -> tuple[Cut, ..
             Cut(
                 name=name,
                 shape=shape,
-                multiply_adds=sum(_multiply_adds(node, shapes, model.graph) for node in before[name]),
+                multiply_adds=sum(work[node.output[0]] for node in before[name]),
                 parameters_after=sum(weights.values()) - sum(weights_of(model.graph, before[name]).values()),
             )
         )
@@ -275,24 +276,31 @@ def _meets(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]], graph: o
 def _work_until(model: onnx.ModelProto, names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[int]:
     """Count the multiply-adds before each of some tensors that lie one behind the other."""
     places = {name: number for number, node in enumerate(model.graph.node) for name in node.output}
-    costs = np.cumsum([_multiply_adds(node, shapes, model.graph) for node in model.graph.node])
+    costs = np.cumsum(list(_multiply_adds(model.graph, shapes).values()))
     for name in names:
         yield int(costs[places[name]])
 
 
-def _multiply_adds(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]], graph: onnx.GraphProto) -> int:
-    """Count the multiply-adds of one node for one image; only layers with weights count, as is usual."""
-    if node.op_type not in WEIGHTED:
-        return 0
+def _multiply_adds(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Count the multiply-adds for one image by node, in the graph's order, each named by its first output.
+
+    Only layers with weights count, as is usual.
+    """
     dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    kernel, given = dims.get(node.input[1]), shapes.get(node.output[0])
-    if kernel is None or given is None:
-        return 0
-    if node.op_type == "Conv":
-        return int(np.prod(given)) * int(np.prod(kernel[1:]))
-    if node.op_type == "ConvTranspose":
-        return int(np.prod(shapes.get(node.input[0], (0,)))) * int(np.prod(kernel[1:]))
-    return int(np.prod(kernel)) * int(np.prod(given[:-1]))
+    found = {}
+    for node in graph.node:
+        layer = node.op_type in WEIGHTED
+        kernel, given = (dims.get(node.input[1]), shapes.get(node.output[0])) if layer else (None, None)
+        if kernel is None or given is None:
+            work = 0
+        elif node.op_type == "Conv":
+            work = int(np.prod(given)) * int(np.prod(kernel[1:]))
+        elif node.op_type == "ConvTranspose":
+            work = int(np.prod(shapes.get(node.input[0], (0,)))) * int(np.prod(kernel[1:]))
+        else:
+            work = int(np.prod(kernel)) * int(np.prod(given[:-1]))
+        found[node.output[0]] = work
+    return found
 
 
 # Where features end and a classifier begins
