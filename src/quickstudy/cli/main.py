@@ -91,7 +91,7 @@ def _root(
 
 @functools.cache
 def _command_line() -> Any:
-    """All commands with their options, which take Typer some hundredths of a second to gather: once a process."""
+    """Gather all commands with their options, once a process: it takes Typer some hundredths of a second."""
     return typer.main.get_command(app)
 
 
