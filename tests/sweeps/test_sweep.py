@@ -229,7 +229,7 @@ def test_workers(tmp_path: Path) -> None:
 
 SLOW = Study(
     name="slow",
-    grids=(Grid(recipe="mlp", fixed={**FIXED, "steps": 400}, axes={"depth": (1, 2), "rate": (0.001, 0.002)}),),
+    grids=(Grid(recipe="mlp", fixed={**FIXED, "steps": 200}, axes={"depth": (1, 2), "rate": (0.001, 0.002)}),),
 )
 
 
