@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 # Test processes share the cores, and threads that wait for each other burn what the others need: one each, in what they
-# start, too. Read when NumPy and torch are first imported. Tests of several threads ask for them.
-os.environ.update({name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS") if name not in os.environ})
+# start, too, and where tests ask for several, they soon sleep. Read when NumPy and torch are first imported.
+os.environ.update({"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "GOMP_SPINCOUNT": "1000"} | os.environ)
 
 import pytest
 from hypothesis import settings

@@ -59,8 +59,8 @@ def next_fork(asking: Connection) -> Asked | None:
 
 if __name__ == "__main__":
     import sklearn.cluster  # noqa: F401  # imported here, so that no fork has to
-    from quickstudy.backbones.graphs.runtime import import_onnxruntime
 
+    from quickstudy.backbones.graphs.runtime import import_onnxruntime
     from quickstudy.cli.main import run
 
     import_onnxruntime()

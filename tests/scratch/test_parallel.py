@@ -22,9 +22,10 @@ import torch
 from small_runs import CLASSIC, QUIET, newest, small_data, train_until, train_whole
 
 from quickstudy.errors import DeviceError, ImageSetError, OptionError, QuickstudyError, RunError, TrainingError
+from quickstudy.process import usable_cores
 from quickstudy.scratch.folder import METRICS, RunFolder
 from quickstudy.scratch.input import Pipeline
-from quickstudy.scratch.parallel import Replica, choose_device, run_replicas, torchrun_replica
+from quickstudy.scratch.parallel import Replica, choose_device, joined, run_replicas, torchrun_replica
 from quickstudy.scratch.recipe import Recipe, RunSettings
 from quickstudy.scratch.train import train, train_recipe
 
@@ -220,6 +221,17 @@ def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     with pytest.raises(OptionError, match=r"devices is 2\b.*\b1 GPU"):
         train(CLASSIC, tmp_path / "run", settings=RunSettings(devices=2, device="cuda"))
     assert not (tmp_path / "run").exists()
+
+
+def test_torch_has_as_many_threads_afterwards_as_before() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with joined(Replica(local_world=usable_cores())):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_settings_that_cannot_be(tmp_path: Path) -> None:

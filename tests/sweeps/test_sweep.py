@@ -80,11 +80,9 @@ def test_each_run_is_a_run_like_any_other(whole: SweepResult, tmp_path: Path) ->
     run = RunFolder(row.folder)
     recipe = recipe_named("mlp").with_options({**FIXED, "depth": 2, "batch_norm": "before", "seed": 0})
     assert run.recipe() == recipe
-    threads = torch.get_num_threads()
     data = load_training_data("digits", image_size=32, validation=0)
     with joined(Replica(local_world=usable_cores())):  # with as many threads as each of two workers has
         result = train_recipe(recipe, data, RunFolder(tmp_path / "alone"), settings=RunSettings(threads=0))
-    torch.set_num_threads(threads)
     assert result is not None
     assert_same(row.folder, tmp_path / "alone")
     assert row.values["accuracy"] == result.test.score.accuracy

@@ -132,24 +132,31 @@ _AS_TORCHRUN = "If torchrun has not set these, unset RANK, WORLD_SIZE and MASTER
 
 @contextmanager
 def joined(replica: Replica, meeting: str = "env://") -> Iterator[None]:
-    """Be one of the replicas inside this context; `meeting` is the address where they find each other."""
+    """Be one of the replicas inside this context; `meeting` is the address where they find each other.
+
+    PyTorch has this replica's share of the cores as threads inside, and as many as before afterwards.
+    """
+    threads = torch.get_num_threads()
     torch.set_num_threads(max(1, usable_cores() // replica.local_world))
-    if replica.device_type == "cuda":
-        torch.cuda.set_device(replica.device)
-    if replica.world == 1:
-        yield
-        return
-    torch.distributed.init_process_group(
-        "nccl" if replica.device_type == "cuda" else "gloo",
-        init_method=meeting,
-        rank=replica.rank,
-        world_size=replica.world,
-        timeout=_TIMEOUT,
-    )
     try:
-        yield
+        if replica.device_type == "cuda":
+            torch.cuda.set_device(replica.device)
+        if replica.world == 1:
+            yield
+            return
+        torch.distributed.init_process_group(
+            "nccl" if replica.device_type == "cuda" else "gloo",
+            init_method=meeting,
+            rank=replica.rank,
+            world_size=replica.world,
+            timeout=_TIMEOUT,
+        )
+        try:
+            yield
+        finally:
+            torch.distributed.destroy_process_group()
     finally:
-        torch.distributed.destroy_process_group()
+        torch.set_num_threads(threads)
 
 
 def agree_on_step(replica: Replica, step: int) -> None:
