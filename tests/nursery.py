@@ -58,8 +58,12 @@ def next_fork(asking: Connection) -> Asked | None:
 
 
 if __name__ == "__main__":
-    import sklearn.cluster  # noqa: F401  # imported here, so that no fork has to
+    # What is imported here, no fork has to import.
+    import sklearn.cluster  # noqa: F401
 
+    import quickstudy.labelling.app
+    import quickstudy.retraining.retrain
+    import quickstudy.serving.server  # noqa: F401
     from quickstudy.backbones.graphs.runtime import import_onnxruntime
     from quickstudy.cli.main import run
 
