@@ -7,6 +7,7 @@ be saved to go on with the same batches.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections import deque
@@ -79,6 +80,13 @@ class Pipeline:
         self._ahead: dict[int, tuple[Tensor, Draws]] = {}
         """Rows and random numbers of the next steps, on a GPU; empty elsewhere."""
         self._first = _generator(seed, _FIRST_FLIP, 0).random(len(data)) < 0.5
+
+    def with_seed(self, seed: int) -> Pipeline:
+        """Give batches of the same images, which are not copied, by another seed."""
+        other = copy.copy(self)
+        other.seed, other._orders, other._ahead = seed, {}, {}
+        other._first = _generator(seed, _FIRST_FLIP, 0).random(len(self.labels)) < 0.5
+        return other
 
     def batches(self, steps: range) -> Iterator[Batch]:
         """Make the batches of these steps, in order."""
