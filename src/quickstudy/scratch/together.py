@@ -247,7 +247,7 @@ def _stacked(members: Sequence[_Member]) -> list[_Stack]:
 
 @dataclass
 class _Part:
-    """Runs of a stack whose recipes differ in seed or target only, so that one optimiser serves them."""
+    """Runs of a stack with the same optimiser, rates and steps, so that one optimiser serves them."""
 
     members: Sequence[_Member]
     state: StackedState
@@ -280,10 +280,12 @@ class _Stack:
     """Runs whose networks are alike, as one network; in parts, each of which has one optimiser."""
 
     def __init__(self, members: Sequence[_Member]) -> None:
-        parts: dict[Recipe, list[_Member]] = {}
+        parts: dict[Any, list[_Member]] = {}
+        # By activation first, so that equal ones lie side by side; one optimiser serves several activations.
         for member in sorted(members, key=lambda member: member.run.recipe.network.activation):
-            recipe = dataclasses.replace(member.run.recipe, seed=0, target=0.0)
-            parts.setdefault(recipe, []).append(member)
+            recipe = member.run.recipe
+            key = (recipe.optimiser, recipe.schedule, member.run.steps)
+            parts.setdefault(key, []).append(member)
         self.members = [member for found in parts.values() for member in found]
         self.network = StackedNetwork(
             [member.run.state.network for member in self.members],
