@@ -394,18 +394,42 @@ class Normalize:
 
 
 def sweep(options: argparse.Namespace) -> None:
-    """The batch-norm study of 70 runs, with one worker and with several on the device."""
+    """The batch-norm study of 70 runs, trained together and one after the other, and whether both say the same."""
+    found: dict[str, list[dict[str, Any]]] = {}
 
-    def run(workers: int) -> None:
+    def run(kind: str, study: list[str], workers: list[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "quickstudy", "sweep"]
-            command += ["mlp", "--grid", "depth=1,2", "--steps", "4"] if options.small else ["batchnorm"]
-            command += ["--results", f"{folder}/sweep", "--workers", str(workers), "--device", options.device]
-            command += ["--data-folder", str(options.mnist), "--yes", "--json"]
-            _tell(**{f"workers_{workers}_seconds": _seconds(command)})
+            command = [sys.executable, "-m", "quickstudy", "sweep", *study, "--results", f"{folder}/sweep", *workers]
+            command += ["--device", options.device, "--data-folder", str(options.mnist), "--yes", "--json"]
+            began = time.perf_counter()
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            seconds = time.perf_counter() - began
+        rows = found[kind] = json.loads(output)["rows"]
+        _tell(**{f"{kind}_seconds": seconds, f"{kind}_in_runs_seconds": sum(row["seconds"] for row in rows)})
+        _tell(**{f"{kind}_in_steps_seconds": sum(row["training_seconds"] for row in rows)})
+        _tell(**{f"{kind}_at_once": max(row["together"] for row in rows)})
 
-    counts = (1, 2) if options.small else (8, 1)
-    _each((f"workers_{workers}", lambda workers=workers: run(workers)) for workers in counts)
+    def compare() -> None:
+        pairs = list(zip(found["together"], found["separate"], strict=True))
+        _tell(
+            same_number_of_steps=sum(one["steps"] == other["steps"] for one, other in pairs),
+            steps_differ_by_at_most=max(abs(one["steps"] - other["steps"]) for one, other in pairs),
+            accuracies_differ_by_at_most=max(abs(one["accuracy"] - other["accuracy"]) for one, other in pairs),
+            runs=len(pairs),
+        )
+
+    small = ["mlp", "--grid", "depth=1,2", "--steps", "4"]
+    study = small if options.small else ["batchnorm"]
+    # The first one reads libraries and draws a picture for the first time on this machine.
+    first = [] if options.small else [("first", lambda: run("first", small, []))]
+    _each(
+        [
+            *first,
+            ("together", lambda: run("together", study, [])),
+            ("separate", lambda: run("separate", study, ["--workers", "1"])),
+            ("compare", compare),
+        ]
+    )
 
 
 def classic(options: argparse.Namespace) -> None:
@@ -478,8 +502,8 @@ def _scaled(options: argparse.Namespace) -> float:
 _SECTIONS: dict[str, tuple[Callable[[argparse.Namespace], None], float]] = {
     "extract": (extract, 100.0),
     "finetune": (finetune, 70.0),
-    "cifar94": (cifar94, 150.0),
-    "sweep": (sweep, 60.0),
+    "cifar94": (cifar94, 145.0),
+    "sweep": (sweep, 85.0),
     "classic": (classic, 45.0),
     "scaling": (scaling, 55.0),
 }

@@ -337,6 +337,24 @@ def sweep() -> str:
     return table(["", "seconds, process start to exit"], rows) + text
 
 
+def together() -> str:
+    """Separate runs against runs that are trained together: what a device is asked for."""
+    figures = {"operators_a_step": 0, "operators_an_evaluation": 0, "milliseconds_a_step": 1}
+    rows = [
+        [
+            name,
+            *(
+                f"{of[how][figure]:,.{digits}f}"
+                for figure, digits in figures.items()
+                for how in ("separate", "together")
+            ),
+        ]
+        for name, of in load("together")["sets"].items()
+    ]
+    heads = ["a step of all", "operators, separate", "together", "an evaluation's, separate", "together"]
+    return table([*heads, "processor ms a step, separate", "together"], rows)
+
+
 def finetuning_epoch() -> str:
     """Steps with and without the cache, cut by cut."""
     rows = [
@@ -549,6 +567,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "training_parts": training_parts,
     "training_devices": training_devices,
     "sweep": sweep,
+    "together": together,
     "finetuning_epoch": finetuning_epoch,
     "finetuning_accuracy": finetuning_accuracy,
     "finetuning_curves": finetuning_curves,

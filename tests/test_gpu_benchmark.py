@@ -94,5 +94,6 @@ def test_all_of_it_in_miniature(photos: Path, tmp_path: Path) -> None:
     cifar = found["cifar94"]
     assert (cifar["peer_accuracy"], cifar["peer_training_seconds"]["median"]) == (0.94, 2.5)
     assert len(cifar["eager_rows"]) == 2
-    assert found["sweep"]["workers_1_seconds"] > 0
+    assert found["sweep"]["together_seconds"] > 0
+    assert found["sweep"]["same_number_of_steps"] == found["sweep"]["runs"] == 2
     assert found["classic"]["cpu_images_per_second"] > 0

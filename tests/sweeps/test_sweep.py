@@ -285,7 +285,7 @@ def test_a_trial_that_kills_its_workers_is_given_up(tmp_path: Path, monkeypatch:
     study = Study(name="deadly", grids=(grid,))
     trials = study.trials()
     trials[0] = dataclasses.replace(trials[0], task=Deadly())
-    news = list(run_locally(trials, tmp_path, Conditions(workers=1)))
+    news = list(run_locally([[trial] for trial in trials], tmp_path, Conditions(workers=1)))
     errors = {went.trial.seed: went.error for went in news if went.error}
     assert list(errors.values()) == ["The process that ran it died 3 times (signal SIGKILL)"]
     assert [went.trial for went in news if went.ended] == [trials[1]]
@@ -304,6 +304,9 @@ class Deadly:
 
     def work(self, conditions: Conditions) -> float:
         return 0.0
+
+    def why_apart(self) -> str:
+        return "it is deadly"
 
     def run(self, folder: Path, conditions: Conditions, note: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -49,7 +49,9 @@ def command(
     steps: Annotated[int | None, typer.Option(min=1, help="Number of steps after which a run ends.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Seconds of training after which a run ends.")] = None,
     results: Annotated[Path | None, typer.Option(help="The sweep's folder [default: sweeps/STUDY].")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Number of runs at a time [default: one a core].")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Number of runs at a time [default: one a core; on a GPU all].")
+    ] = None,
     ray: Annotated[
         str | None, typer.Option(help="Run on a Ray cluster: its address, or auto.", show_default=False)
     ] = None,
@@ -135,6 +137,14 @@ def _reporter(*, quiet: bool) -> Iterator[Any]:
         yield _Lines()
 
 
+def _how(planned: Planned) -> str:
+    """Say how many runs there are at a time, and why some are not trained together with the others."""
+    if not planned.together:
+        return f"{planned.workers} at a time"
+    apart = "".join(f"; {count} alone, since {reason}" for reason, count in planned.apart.items())
+    return f"{planned.together} trained together{apart}"
+
+
 class _Lines:
     """Prints a line for each run that has ended or failed, for a log."""
 
@@ -148,7 +158,9 @@ class _Lines:
         if isinstance(news, Planned):
             self.ended, self.total = news.done, news.trials
             done = f", {news.done} of them done" if news.done else ""
-            print(f"{news.trials} runs{done}; {news.workers} at a time", flush=True)
+            print(f"{news.trials} runs{done}; {_how(news)}", flush=True)
+        elif news.halved is not None:
+            print(f"{news.trial} and those trained with it: again in two halves, since {news.halved}", flush=True)
         elif news.ended or news.error is not None:
             self.ended += 1
             print(f"{self.ended}/{self.total}  {self.describe(news)}", flush=True)
@@ -189,6 +201,10 @@ class _LiveTable(_Lines):
         if isinstance(news, Planned):
             self.ended, self.total = news.done, news.trials
             self.progress.update(self.all, total=news.trials, completed=news.done)
+            if news.together:
+                self.progress.console.print(f"{news.trials} runs; {_how(news)}", highlight=False)
+            return
+        if news.halved is not None:
             return
         if news.ended or news.error is not None:
             self.ended += 1
@@ -243,6 +259,8 @@ def _print_table(result: SweepResult) -> None:
         names.remove("accuracy")  # the test is for the one that was chosen, and said once
     if all(row["status"] == "done" for row in rows):
         names.remove("status")
+    if "together" in names and all(row["together"] in (None, 1) for row in rows):
+        names.remove("together")
     heads = [_HEADS.get(name, name) for name in names]
     cells = [[_cell(name, row[name]) for name in names] for row in rows]
     widths = [max(len(head), *(len(line[place]) for line in cells)) for place, head in enumerate(heads)]

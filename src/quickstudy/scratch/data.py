@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from quickstudy.errors import ImageSetError
 from quickstudy.images.decoding import InputSpec
@@ -20,7 +22,14 @@ from quickstudy.images.pixels import PixelSet, decode_image_set
 from quickstudy.models.roles import Roles
 from quickstudy.progress import Progress, silent
 from quickstudy.records import as_values, read_record
-from quickstudy.scratch.input import Moments
+from quickstudy.scratch.input import Augmentation, Moments, Pipeline, evaluation_batches
+from quickstudy.scratch.parallel import Replica
+from quickstudy.scratch.recipe import Recipe
+
+_PREPARING_IMAGES = 2000
+"""Number of training images that a network may take its first layer from."""
+_KEPT_VALUES = 64_000_000
+"""Most values of images that are kept from one evaluation to the next: 256 MB in float32."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,6 +90,56 @@ class TrainingData:
             moments=self.moments,
             roles=self.roles,
         )
+
+
+class ImagesAtHand:
+    """The images on a device, as training and evaluation take them; runs that are trained together share them."""
+
+    def __init__(self, data: TrainingData, replica: Replica, *, threads: int) -> None:
+        """Bring nothing to the device yet; `threads` is the number of those that make batches ahead on a processor."""
+        self.data, self.replica, self.threads = data, replica, threads
+        self._pipelines: dict[tuple[Augmentation, int], Pipeline] = {}
+        self._kept: dict[tuple[Augmentation, int], list[Tensor]] = {}
+        """Batches to evaluate on, by how they are made and the identity of their set of images."""
+        self._first: dict[Augmentation, Tensor] = {}
+        """Images that networks are prepared with, by how they are made."""
+
+    def pipeline(self, recipe: Recipe) -> Pipeline:
+        """Give the batches that a recipe trains on."""
+        replica, key = self.replica, (recipe.augmentation, recipe.optimiser.batch)
+        if key not in self._pipelines:
+            self._pipelines[key] = Pipeline(
+                self.data.train,
+                recipe.augmentation,
+                batch=recipe.optimiser.batch,
+                seed=recipe.seed,
+                moments=self.data.moments,
+                rank=replica.rank,
+                world=replica.world,
+                threads=self.threads,
+                device=replica.device,
+            )
+        return self._pipelines[key].with_seed(recipe.seed)
+
+    def to_evaluate(self, recipe: Recipe, data: PixelSet) -> Iterable[Tensor]:
+        """List the images to evaluate on; they are kept where they are small and evaluated on again and again."""
+        made = self._undistorted(recipe, data.pixels)
+        if not recipe.evaluate_steps or data.pixels.size > _KEPT_VALUES:
+            return made
+        key = (recipe.augmentation, id(data))
+        if key not in self._kept:
+            self._kept[key] = list(made)
+        return self._kept[key]
+
+    def to_prepare(self, recipe: Recipe) -> Tensor:
+        """Give some of the training images, from which a network may take what it does not train."""
+        if recipe.augmentation not in self._first:
+            some = self._undistorted(recipe, self.data.train.pixels[:_PREPARING_IMAGES])
+            self._first[recipe.augmentation] = torch.cat(list(some))
+        return self._first[recipe.augmentation]
+
+    def _undistorted(self, recipe: Recipe, pixels: NDArray[np.uint8]) -> Iterator[Tensor]:
+        return evaluation_batches(pixels, recipe.augmentation, self.data.moments, device=self.replica.device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from torch.nn import functional
 from quickstudy.errors import RunError
 from quickstudy.images.pixels import PixelSet
 from quickstudy.learning.checkpoints import Checkpoint
-from quickstudy.learning.scores import Score, Scores, score_predictions
+from quickstudy.learning.scores import Score, Scores, score_numbers
 from quickstudy.scratch.data import TrainingData
 from quickstudy.scratch.folder import EVALUATIONS, RunFolder
 from quickstudy.scratch.input import Moments, evaluation_batches
@@ -39,12 +39,15 @@ def evaluation_logits(
     shifted: int = 0,
     precision: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Work out the logits of all images in `batches`, N×classes in float32 on the CPU; see `averaged_logits`."""
+    """Work out the logits of all images in `batches`, N×classes in float32 on the CPU; see `averaged_logits`.
+
+    A network of several side by side gives as many rows of them, R×N×classes.
+    """
     device = next(network.parameters()).device
     autocast = torch.autocast(device.type, precision, enabled=precision is not torch.float32)
-    with evaluation_mode(network), torch.inference_mode(), autocast:
-        rows = [averaged_logits(network, images, mirrored=mirrored, shifted=shifted).cpu() for images in batches]
-    return torch.cat(rows)
+    with evaluation_mode(network), torch.no_grad(), autocast:
+        rows = [averaged_logits(network, images, mirrored=mirrored, shifted=shifted) for images in batches]
+        return torch.cat(rows, dim=-2).cpu()  # in one piece: a GPU waits for each
 
 
 def averaged_logits(network: nn.Module, images: Tensor, *, mirrored: bool, shifted: int) -> Tensor:
@@ -105,12 +108,7 @@ def evaluate_state(
 
 def evaluate_logits(logits: Tensor, data: PixelSet) -> Scores:
     """Compare the most probable classes with the labels."""
-    names = data.classes
-    return score_predictions(
-        [names[label] for label in data.labels.tolist()],
-        [names[label] for label in logits.argmax(dim=1).tolist()],
-        names,
-    )
+    return score_numbers(data.labels, logits.argmax(dim=1).numpy(), data.classes)
 
 
 _CELL = 16

@@ -7,6 +7,7 @@ be saved to go on with the same batches.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections import deque
@@ -24,6 +25,8 @@ from quickstudy.images.pixels import PixelSet
 
 _DRAWN_AHEAD = 50
 """Steps whose random numbers are brought to a GPU together: 4 MB at 2,000 images a step."""
+_EVALUATED, _EVALUATED_VALUES = 500, 4_000_000
+"""Images in a batch of an evaluation; on a GPU, values in one where that is more."""
 _ORDER, _DISTORTION, _FIRST_FLIP = 1, 2, 3
 """Purposes of random numbers, so that no two draw from the same stream."""
 
@@ -79,6 +82,13 @@ class Pipeline:
         self._ahead: dict[int, tuple[Tensor, Draws]] = {}
         """Rows and random numbers of the next steps, on a GPU; empty elsewhere."""
         self._first = _generator(seed, _FIRST_FLIP, 0).random(len(data)) < 0.5
+
+    def with_seed(self, seed: int) -> Pipeline:
+        """Give batches of the same images, which are not copied, by another seed."""
+        other = copy.copy(self)
+        other.seed, other._orders, other._ahead = seed, {}, {}
+        other._first = _generator(seed, _FIRST_FLIP, 0).random(len(self.labels)) < 0.5
+        return other
 
     def batches(self, steps: range) -> Iterator[Batch]:
         """Make the batches of these steps, in order."""
@@ -176,10 +186,17 @@ def evaluation_batches(
     augmentation: Augmentation,
     moments: Moments,
     *,
-    batch: int = 500,
+    batch: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[Tensor]:
-    """Give all images (N×H×H×C) in order and undistorted, as the network takes them; the last batch may be smaller."""
+    """Give all images (N×H×H×C) in order and undistorted, as the network takes them; the last batch may be smaller.
+
+    Without `batch`, there are 500 images in one on a processor, whose caches they suit, and more on a GPU, where asking
+    for the next one costs more than that: as many as have some four million values.
+    """
+    device = torch.device(device)
+    if batch is None:
+        batch = _EVALUATED if device.type == "cpu" else max(_EVALUATED, _EVALUATED_VALUES // pixels[0].size)
     for start in range(0, len(pixels), batch):
         part = torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch])).to(device)
         rows = torch.arange(len(part), device=device)

@@ -173,6 +173,8 @@ class Dense(nn.Linear):
             return super().forward(x)
         if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or torch._C._get_tracing_state():
             return super().forward(x)  # a graph for others has the standard operator
+        if torch._C._functorch.is_batchedtensor(self.weight):  # of several networks: their products are one
+            return super().forward(x)
         result: Tensor = _Product.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return result
 

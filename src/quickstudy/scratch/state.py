@@ -9,12 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from quickstudy.learning.averages import ParameterAverages, choose_precision
+from quickstudy.scratch.networks import ClassicNet, FastNet, Mlp
 from quickstudy.scratch.recipe import OptimiserOptions, Recipe
 
 LOSS_TERMS = ("total", "cross_entropy", "weight_decay")
@@ -30,8 +32,10 @@ class Clock:
     checkpoint holds them.
     """
 
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
+    def __init__(self, now: Callable[[], float] | None = None) -> None:
+        """Args: `now`: gives the time in seconds, which runs that are trained together share; None: the system's."""
+        self._now = now or time.perf_counter
+        self._started = self._now()
         self._seconds_before = 0.0
         self._idle_seconds = 0.0
         self._lap_started, self._lap_step = self._started, 0
@@ -40,7 +44,7 @@ class Clock:
     @property
     def run_seconds(self) -> float:
         """Time spent on the run so far, start-up and evaluations included."""
-        return self._seconds_before + time.perf_counter() - self._started
+        return self._seconds_before + self._now() - self._started
 
     @property
     def training_seconds(self) -> float:
@@ -50,11 +54,11 @@ class Clock:
     @property
     def seconds_since_checkpoint(self) -> float:
         """Time since the newest checkpoint of this process, or since its first step where it has written none."""
-        return time.perf_counter() - self._checkpoint_at
+        return self._now() - self._checkpoint_at
 
     def begin_steps(self, step: int) -> None:
         """End the start-up, which does not count as training; `step` steps have been made before."""
-        now = time.perf_counter()
+        now = self._now()
         self._idle_seconds += now - self._started
         self._lap_started, self._lap_step = now, step
         self._checkpoint_at = now
@@ -62,22 +66,22 @@ class Clock:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Count nothing inside this context as training."""
-        started = time.perf_counter()
+        started = self._now()
         yield
-        spent = time.perf_counter() - started
+        spent = self._now() - started
         self._idle_seconds += spent
         self._lap_started += spent
 
     def lap(self, step: int) -> float:
         """End a lap after this step and begin the next one; the result is the lap's mean time of a step."""
-        now = time.perf_counter()
+        now = self._now()
         seconds = (now - self._lap_started) / max(step - self._lap_step, 1)
         self._lap_started, self._lap_step = now, step
         return seconds
 
     def checkpoint_written(self) -> None:
         """Count the time since the newest checkpoint from now on."""
-        self._checkpoint_at = time.perf_counter()
+        self._checkpoint_at = self._now()
 
     def state_dict(self) -> dict[str, float]:
         """Give the times as they go to a checkpoint."""
@@ -86,6 +90,18 @@ class Clock:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from the times of a checkpoint."""
         self._seconds_before, self._idle_seconds = float(state["seconds"]), float(state["idle_seconds"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """The numbers of one step, as reports have them."""
+
+    losses: list[float]
+    """Losses of the step, as in `LOSS_TERMS`."""
+    smoothed: list[float]
+    """Their moving averages."""
+    gradient_norms: dict[str, float]
+    """Norm of each trained parameter's gradient, by name."""
 
 
 class TrainingState:
@@ -101,18 +117,27 @@ class TrainingState:
             classes: number of classes.
             device: where the network computes.
         """
+        torch.manual_seed(recipe.seed)
+        network = recipe.network.build(size=recipe.augmentation.output_side(side), channels=channels, classes=classes)
+        network = network.to(device)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        muon = recipe.optimiser.method == "muon"  # which keeps its weights' norms as they are
+        decayed = [weight for weight in network.decayed() if not (muon and weight.ndim == 4)]
+        self._hold(recipe, network, decayed, device)
+
+    def _hold(
+        self, recipe: Recipe, network: ClassicNet | FastNet | Mlp, decayed: list[Tensor], device: torch.device
+    ) -> None:
+        """Keep this network, and make all that goes with it."""
         self.recipe = recipe
         """What is trained, and how."""
         self.clock = Clock()
         """Time that the run takes; only the training loop tells it anything."""
-        torch.manual_seed(recipe.seed)
-        network = recipe.network.build(size=recipe.augmentation.output_side(side), channels=channels, classes=classes)
-        self.network = network.to(device)
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        muon = recipe.optimiser.method == "muon"  # which keeps its weights' norms as they are
+        self.network = network
+        """What is trained, itself."""
         self.precision = choose_precision(recipe.optimiser.precision, device.type)
         """Type in which layers multiply."""
-        self.decayed = [weight for weight in self.network.decayed() if not (muon and weight.ndim == 4)]
+        self.decayed = decayed
         """Weights that weight decay makes smaller."""
         self.optimisers = _optimisers(self.network, self.decayed, recipe.optimiser, self.precision)
         """One optimiser for all parameters, or Muon and the one for all that Muon does not change."""
@@ -145,6 +170,21 @@ class TrainingState:
             optimiser.step()
         self.step += 1
 
+    def follow_gradients(self, rate: float, cross_entropy: Tensor, *, last: bool) -> Tensor:
+        """Make a step by the gradients that are there; the result is the step's losses, as in `LOSS_TERMS`.
+
+        Args:
+            rate: the learning rate.
+            cross_entropy: the loss that the gradients are of.
+            last: whether it is the last step.
+        """
+        options = self.recipe.optimiser
+        decay = self.decay_loss(options.weight_decay)
+        self.update_parameters(rate)
+        if self.averages is not None and (last or self.step % options.average_every == 0):
+            self.averages.update()
+        return self.smooth_losses(cross_entropy.detach(), decay)
+
     def decay_loss(self, weight_decay: float) -> Tensor:
         """Work out what weight decay adds to the loss: its factor times half the sum of squares."""
         flat = [weight.detach().flatten() for weight in self.decayed] if weight_decay else []
@@ -152,11 +192,15 @@ class TrainingState:
             return torch.zeros((), device=self.smoothed.device)
         return weight_decay / 2 * torch.stack([weights.dot(weights) for weights in flat]).sum()
 
-    def gradient_norms(self) -> dict[str, float]:
-        """Norm of each trained parameter's gradient in the last step, by name; brought from a GPU in one piece."""
+    def measured(self, losses: Tensor) -> Measures:
+        """Give the numbers of the step just made, whose losses these are."""
         with_gradient = {name: p.grad for name, p in self.network.named_parameters() if p.grad is not None}
         norms = torch._foreach_norm(list(with_gradient.values()))
-        return dict(zip(with_gradient, torch.stack(norms).tolist() if norms else [], strict=True))
+        return Measures(
+            losses=losses.tolist(),
+            smoothed=self.smoothed.tolist(),
+            gradient_norms=dict(zip(with_gradient, torch.stack(norms).tolist() if norms else [], strict=True)),
+        )
 
     def smooth_losses(self, cross_entropy: Tensor, decay: Tensor) -> Tensor:
         """Take a step's losses into their moving averages; the result is the losses themselves, as in `LOSS_TERMS`."""
@@ -175,27 +219,38 @@ class TrainingState:
     def state_dict(self) -> dict[str, Any]:
         """Give the state as it goes to a checkpoint."""
         return {
-            "step": self.step,
+            **self.values(),
             "ended": self.ended,
             **self.clock.state_dict(),
-            "network": self.network.state_dict(),
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
-            "averages": None if self.averages is None else self.averages.state_dict(),
-            "smoothed": self.smoothed,
             "generator": torch.get_rng_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from the state of a checkpoint."""
-        self.step, self.ended = int(state["step"]), bool(state["ended"])
+        self.take(state)
+        self.ended = bool(state["ended"])
         self.clock.load_state_dict(state)
-        self.network.load_state_dict(state["network"])
-        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+        torch.set_rng_state(state["generator"])
+
+    def values(self) -> dict[str, Any]:
+        """Give all that a step changes, by name."""
+        return {
+            "step": self.step,
+            "network": self.network.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "averages": None if self.averages is None else self.averages.state_dict(),
+            "smoothed": self.smoothed,
+        }
+
+    def take(self, values: Mapping[str, Any]) -> None:
+        """Take over what `values` gave."""
+        self.step = int(values["step"])
+        self.network.load_state_dict(values["network"])
+        for optimiser, saved in zip(self.optimisers, values["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         if self.averages is not None:
-            self.averages.load_state_dict(state["averages"])
-        self.smoothed = state["smoothed"].to(self.smoothed.device)
-        torch.set_rng_state(state["generator"])
+            self.averages.load_state_dict(values["averages"])
+        self.smoothed = values["smoothed"].to(self.smoothed.device)
 
 
 def _optimisers(

@@ -25,7 +25,7 @@ from quickstudy.scratch.folder import METRICS, RunFolder, append_line
 from quickstudy.scratch.input import Batch, Pipeline
 from quickstudy.scratch.layers import ACTIVATIONS, Cost, evaluation_mode
 from quickstudy.scratch.recipe import Recipe, RunSettings
-from quickstudy.scratch.state import LOSS_TERMS, TrainingState
+from quickstudy.scratch.state import LOSS_TERMS, Measures, TrainingState
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -110,6 +110,7 @@ class RunLog:
         *,
         writes: bool,
         report: Reporter | None,
+        apart: bool = False,
     ) -> None:
         """Open the files, and drop what they hold of steps that will be made again.
 
@@ -120,10 +121,11 @@ class RunLog:
             settings: how often something is told and written.
             writes: whether this is the first replica.
             report: function that is told the news, or None.
+            apart: whether steps do not pass through `state.network` itself, so that nobody can look into them.
         """
         self.state, self.settings, self.report = state, settings, report if writes else None
         self.batch_size = pipeline.batch
-        self.compiled = state.recipe.optimiser.compiled
+        self.apart = apart
         self.summaries: Summaries | None = None
         if not writes:
             return
@@ -142,9 +144,9 @@ class RunLog:
     def forward(self, batch: Batch) -> Iterator[None]:
         """Take the forward pass of a step: where a summary is due, its images and activations are written."""
         step = batch.step + 1
-        if self.summaries is not None and self._summary_is_due(step):
+        if self.summary_is_due(step) and self.summaries is not None:
             self.summaries.images(step, "images", batch.images)
-            if self.compiled:  # nobody can look into compiled code, so a copy of the network does the same
+            if self.apart:  # a copy of the network does the same, and leaves what batch norms collect as it is
                 network = copy.deepcopy(self.state.network)
                 with torch.no_grad(), self.summaries.activations(step, network):
                     network(batch.images)
@@ -157,26 +159,25 @@ class RunLog:
 
     def histograms(self) -> None:
         """Write histograms of parameters and gradients, where a summary of the step just made is due."""
-        if self.summaries is not None and self._summary_is_due(self.state.step):
+        if self.summary_is_due(self.state.step) and self.summaries is not None:
             self.summaries.network(self.state.step, self.state.network)
 
-    def progress(self, losses: Tensor, rate: float, *, seconds_per_batch: float) -> None:
-        """Tell and write the losses of the step just made (as in `LOSS_TERMS`), its learning rate, and the speed."""
+    def progress(self, measured: Measures, rate: float, *, seconds_per_batch: float) -> None:
+        """Tell and write the numbers of the step just made, its learning rate, and the speed."""
         if self.summaries is None:
             return
         step, speed = self.state.step, self.batch_size / seconds_per_batch
-        raw, smoothed = losses.tolist(), self.state.smoothed.tolist()
-        values = {f"loss/{name}": value for name, value in zip(LOSS_TERMS, raw, strict=True)}
-        values |= {f"loss_smoothed/{name}": value for name, value in zip(LOSS_TERMS, smoothed, strict=True)}
+        values = {f"loss/{name}": value for name, value in zip(LOSS_TERMS, measured.losses, strict=True)}
+        values |= {f"loss_smoothed/{name}": value for name, value in zip(LOSS_TERMS, measured.smoothed, strict=True)}
         values |= {"learning_rate": rate, "examples_per_second": speed}
-        values |= {f"gradient_norm/{name}": norm for name, norm in self.state.gradient_norms().items()}
+        values |= {f"gradient_norm/{name}": norm for name, norm in measured.gradient_norms.items()}
         self.summaries.scalars(step, values)
         if self.report:
             self.report(
                 RunProgress(
                     step=step,
-                    loss=raw[0],
-                    smoothed_loss=smoothed[0],
+                    loss=measured.losses[0],
+                    smoothed_loss=measured.smoothed[0],
                     examples_per_second=speed,
                     seconds_per_batch=seconds_per_batch,
                 )
@@ -190,9 +191,9 @@ class RunLog:
         if self.report:
             self.report(RunEvaluation(step=step, split=split, score=score, seconds=seconds))
 
-    def _summary_is_due(self, step: int) -> bool:
+    def summary_is_due(self, step: int) -> bool:
         """Tell whether it is the first step or one of every so many; steps count from 1 in all that is written."""
-        every = self.settings.summary_steps
+        every = self.settings.summary_steps if self.summaries is not None else 0
         return bool(every) and (step == 1 or step % every == 0)
 
 

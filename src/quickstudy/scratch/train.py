@@ -6,8 +6,8 @@ process stopped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,9 @@ from quickstudy.errors import OptionError, RunError, TrainingError, WriteError
 from quickstudy.images.pixels import PixelSet
 from quickstudy.learning.checkpoints import Interrupts
 from quickstudy.learning.scores import Scores
-from quickstudy.scratch.data import TrainingData, load_training_data
+from quickstudy.scratch.data import ImagesAtHand, TrainingData, load_training_data
 from quickstudy.scratch.evaluation import evaluate_state
 from quickstudy.scratch.folder import RunFolder
-from quickstudy.scratch.input import Pipeline, evaluation_batches
 from quickstudy.scratch.layers import Cost, cost_of
 from quickstudy.scratch.parallel import (
     Replica,
@@ -38,10 +37,6 @@ from quickstudy.scratch.recipe import Recipe, RunSettings
 from quickstudy.scratch.state import TrainingState
 from quickstudy.scratch.summaries import Reporter, RunBegun, RunLog
 
-_PREPARING_IMAGES = 2000
-"""Number of training images that a network may take its first layer from."""
-_KEPT_VALUES = 64_000_000
-"""Most values of images that are kept from one evaluation to the next: 256 MB in float32."""
 _ROWS_NAMED = 16
 """Most images that the error of a loss that is no number names."""
 
@@ -64,6 +59,9 @@ class RunResult:
     """Part of `seconds` that was spent on steps: without start-up and evaluations."""
     cost: Cost
     """Size and work of the network."""
+    together: int = 1
+    """Number of runs that its process trained at once, this one included; of more than one, `seconds` and
+    `training_seconds` are its share of the time that all of them took, and no measure of its own cost."""
 
     def to_dict(self) -> dict[str, Any]:
         """Give the result as JSON values, without the folder; `from_dict` reads them back."""
@@ -71,6 +69,7 @@ class RunResult:
             "steps": self.steps,
             "seconds": self.seconds,
             "training_seconds": self.training_seconds,
+            "together": self.together,
             "parameters": self.cost.parameters,
             "multiply_adds": self.cost.multiply_adds,
             "test": self.test.to_dict(),
@@ -88,6 +87,7 @@ class RunResult:
             validation=None if held is None else Scores.from_dict(held),
             seconds=values["seconds"],
             training_seconds=values["training_seconds"],
+            together=values.get("together", 1),
             cost=Cost(parameters=values["parameters"], multiply_adds=values["multiply_adds"]),
         )
 
@@ -169,14 +169,21 @@ def train_recipe(
     check_recipe(recipe, data, replica)
     if not replica.is_first and folder.result() is not None:
         return None
+    with writing_to(folder), ExitStack() as stack:
+        if replica.is_first:
+            stack.enter_context(folder.locked())
+            folder.begin(recipe, data.facts)
+            if (finished := folder.result()) is not None:
+                return RunResult.from_dict(folder.path, finished)
+        images = ImagesAtHand(data, replica, threads=settings.threads)
+        return RunTraining(recipe, images, folder, replica, settings, report).run()
+
+
+@contextmanager
+def writing_to(folder: RunFolder) -> Iterator[None]:
+    """Say in a WriteError what cannot be written inside this context."""
     try:
-        with ExitStack() as stack:
-            if replica.is_first:
-                stack.enter_context(folder.locked())
-                folder.begin(recipe, data.facts)
-                if (finished := folder.result()) is not None:
-                    return RunResult.from_dict(folder.path, finished)
-            return _Training(recipe, data, folder, replica, settings, report).run()
+        yield
     except BrokenPipeError:  # who read the reports has gone
         raise
     except OSError as error:
@@ -200,19 +207,24 @@ def check_recipe(recipe: Recipe, data: TrainingData, replica: Replica) -> None:
         )
 
 
-class _Training:
+class RunTraining:
     """One training in one replica; `run` is the algorithm, and what else stands here serves it."""
 
     def __init__(
         self,
         recipe: Recipe,
-        data: TrainingData,
+        images: ImagesAtHand,
         folder: RunFolder,
         replica: Replica,
         settings: RunSettings,
         report: Reporter | None,
+        *,
+        together: int = 1,
     ) -> None:
+        """Make all that is there before the first step; `together` is the number of runs that are trained at once."""
+        data = images.data
         self.recipe, self.data, self.folder, self.settings = recipe, data, folder, settings
+        self.images, self.together = images, together
         self.replica, self.device = replica, replica.device
         self.report = report if replica.is_first else None
         self.steps = recipe.total_steps(len(data.train))
@@ -220,17 +232,7 @@ class _Training:
             recipe, side=data.side, channels=data.channels, classes=len(data.classes), device=self.device
         )
         self.cost = cost_of(self.state.network, size=recipe.augmentation.output_side(data.side), channels=data.channels)
-        self.pipeline = Pipeline(
-            data.train,
-            recipe.augmentation,
-            batch=recipe.optimiser.batch,
-            seed=recipe.seed,
-            moments=data.moments,
-            rank=replica.rank,
-            world=replica.world,
-            threads=settings.threads,
-            device=self.device,
-        )
+        self.pipeline = images.pipeline(recipe)
         # A look at the loss makes a GPU wait, so there it is looked at only when it is reported.
         self.check_every = 1 if self.device.type == "cpu" else settings.log_steps
         self.unchecked: list[tuple[int, Tensor]] = []
@@ -239,23 +241,18 @@ class _Training:
         """Step of the newest checkpoint that is whole; -1 where there is none."""
         self.evaluated: tuple[int, PixelSet, Scores] | None = None
         """The newest evaluation: its step, the images and their scores."""
-        self.kept: dict[int, list[Tensor]] = {}
-        """Batches to evaluate on, by the identity of their set of images."""
 
     def run(self) -> RunResult | None:
         """Train to the last step, then evaluate."""
         recipe, state, clock, settings = self.recipe, self.state, self.state.clock, self.settings
-        self._resume_or_prepare()
-        self._announce()
+        self.resume_or_prepare()
+        self.announce()
         network = self._wrapped_network()
-        steps_per_epoch = len(self.data.train) / recipe.optimiser.batch
         state.network.train()
-        with Interrupts() as interrupts, closing(self._open_log()) as log:
+        with Interrupts() as interrupts, closing(self.open_log()) as log:
             agree_on_step(self.replica, state.step)
             clock.begin_steps(state.step)
             for batch in self.pipeline.batches(range(state.step, state.step if state.ended else self.steps)):
-                rate = recipe.schedule.at(batch.step, steps=self.steps, steps_per_epoch=steps_per_epoch)
-
                 with self._autocast(), log.forward(batch):
                     logits = network(batch.images)
                 cross_entropy = functional.cross_entropy(
@@ -265,36 +262,32 @@ class _Training:
                 state.zero_grad()
                 cross_entropy.backward()  # type: ignore[no-untyped-call]
 
-                decay = state.decay_loss(recipe.optimiser.weight_decay)
-                state.update_parameters(rate)
-                averages_due = state.step % recipe.optimiser.average_every == 0 or state.step == self.steps
-                if state.averages is not None and averages_due:
-                    state.averages.update()
+                rate = self.rate(batch.step)
+                losses = state.follow_gradients(rate, cross_entropy, last=batch.step + 1 == self.steps)
 
-                losses = state.smooth_losses(cross_entropy.detach(), decay)
                 self.unchecked.append((batch.step, losses[0]))
                 if state.step % self.check_every == 0:
                     self._check_losses()
                 log.histograms()
                 if self.replica.is_first and state.step % settings.log_steps == 0:
-                    log.progress(losses, rate, seconds_per_batch=clock.lap(state.step))
+                    log.progress(state.measured(losses), rate, seconds_per_batch=clock.lap(state.step))
 
                 # Evaluated before the checkpoint is written: it says whether the run has ended, and a run that goes on
                 # from it does not come to this step again.
-                state.ended, asked = self._agreed(self._evaluate_and_decide(log), interrupts.pending)
+                state.ended, asked = self._agreed(self.evaluate_and_decide(log), interrupts.pending)
                 if self.replica.is_first and clock.seconds_since_checkpoint >= settings.checkpoint_seconds:
-                    self._save()
+                    self.save()
                 if asked:
-                    self._save()
+                    self.save()
                     largest_of_all(self.replica, 0)  # the others wait until it is saved
                     interrupts.pending = asked
                     interrupts.raise_pending()
                 if state.ended:
                     break
-            self._save()
-        return self._result() if self.replica.is_first else None
+            self.save()
+        return self.result() if self.replica.is_first else None
 
-    def _resume_or_prepare(self) -> None:
+    def resume_or_prepare(self) -> None:
         """Go on from the newest checkpoint that is whole; without one, let the network see its first images."""
         checkpoint = self.folder.checkpoints.newest()
         if checkpoint is not None:
@@ -302,9 +295,12 @@ class _Training:
             # The checkpoint of this step is not written again, which would endanger it.
             self.saved_step = self.state.step or -1
         else:
-            some = self.data.train.pixels[:_PREPARING_IMAGES]
-            batches = evaluation_batches(some, self.recipe.augmentation, self.data.moments, device=self.device)
-            self.state.prepare(torch.cat(list(batches)))
+            self.state.prepare(self.images.to_prepare(self.recipe))
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        steps_per_epoch = len(self.data.train) / self.recipe.optimiser.batch
+        return self.recipe.schedule.at(step, steps=self.steps, steps_per_epoch=steps_per_epoch)
 
     def _wrapped_network(self) -> nn.Module:
         """Make the network as steps call it: compiled if asked for, and averaging gradients over replicas, if any."""
@@ -322,7 +318,7 @@ class _Training:
             return nullcontext()
         return torch.autocast(self.device.type, self.state.precision)
 
-    def _evaluate_and_decide(self, log: RunLog) -> bool:
+    def evaluate_and_decide(self, log: RunLog) -> bool:
         """Evaluate where that is due, in the first replica; whether it has reached its target, or used up its time."""
         recipe, clock, enough = self.recipe, self.state.clock, False
         if self.replica.is_first:
@@ -351,19 +347,10 @@ class _Training:
         """Scores of the network as it stands on all of these images; the same are not worked out twice in a row."""
         if self.evaluated is None or self.evaluated[0] != self.state.step or self.evaluated[1] is not data:
             scores = evaluate_state(
-                self.state, self.recipe, data, self.data.moments, batches=self._batches_to_evaluate(data)
+                self.state, self.recipe, data, self.data.moments, batches=self.images.to_evaluate(self.recipe, data)
             )
             self.evaluated = (self.state.step, data, scores)
         return self.evaluated[2]
-
-    def _batches_to_evaluate(self, data: PixelSet) -> Iterable[Tensor]:
-        """List the images to evaluate on; they are kept where they are small and evaluated on again and again."""
-        batches = evaluation_batches(data.pixels, self.recipe.augmentation, self.data.moments, device=self.device)
-        if not self.recipe.evaluate_steps or data.pixels.size > _KEPT_VALUES:
-            return batches
-        if id(data) not in self.kept:
-            self.kept[id(data)] = list(batches)
-        return self.kept[id(data)]
 
     def _check_losses(self) -> None:
         """Raise a TrainingError where a loss that nobody has looked at is not a number."""
@@ -372,9 +359,9 @@ class _Training:
             finite = torch.isfinite(torch.stack([loss for _, loss in unchecked])).tolist()
             for (step, _), is_finite in zip(unchecked, finite, strict=True):
                 if not is_finite:
-                    raise self._not_a_number(step)
+                    raise self.not_a_number(step)
 
-    def _not_a_number(self, step: int) -> TrainingError:
+    def not_a_number(self, step: int) -> TrainingError:
         """Make the error of a step, counted from 0, whose loss is not a number."""
         rows = self.pipeline.rows(step).tolist()
         shown = ", ".join(str(row) for row in rows[:_ROWS_NAMED])
@@ -386,18 +373,18 @@ class _Training:
             "Lower the rate (--set rate=…), or look at these images"
         )
 
-    def _save(self) -> None:
+    def save(self) -> None:
         """Write a checkpoint, unless there is one of this step; one whose parameters are no numbers is an error."""
         self._check_losses()
         if not self.replica.is_first or self.saved_step == self.state.step:
             return
         if not self.state.is_finite():
-            raise self._not_a_number(self.state.step - 1)
+            raise self.not_a_number(self.state.step - 1)
         self.folder.checkpoints.save(self.state.step, self.state.state_dict(), best=self.folder.best_step())
         self.state.clock.checkpoint_written()
         self.saved_step = self.state.step
 
-    def _result(self) -> RunResult:
+    def result(self) -> RunResult:
         """Evaluate the last step, and write what the run came to."""
         training_seconds = self.state.clock.training_seconds
         test = self._evaluate(self.data.test)
@@ -410,11 +397,13 @@ class _Training:
             seconds=self.state.clock.run_seconds,
             training_seconds=training_seconds,
             cost=self.cost,
+            together=self.together,
         )
         self.folder.finish(result.to_dict())
         return result
 
-    def _open_log(self) -> RunLog:
+    def open_log(self, *, apart: bool = False) -> RunLog:
+        """Open what tells and writes how the run goes; `apart` as in `RunLog`."""
         return RunLog(
             self.state,
             self.pipeline,
@@ -422,9 +411,10 @@ class _Training:
             self.settings,
             writes=self.replica.is_first,
             report=self.report,
+            apart=apart or self.recipe.optimiser.compiled,
         )
 
-    def _announce(self) -> None:
+    def announce(self) -> None:
         """Tell what is known before the first step."""
         if self.report is None:
             return

@@ -14,6 +14,7 @@ from quickstudy.sweeps.results import (
     TrialRow,
     axes_of,
     group,
+    have_own_time,
     have_target,
     largest,
     median,
@@ -49,6 +50,8 @@ def _what_ran(rows: Sequence[TrialRow], done: Sequence[TrialRow]) -> Iterator[st
     many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     seeds = "" if not random else ", one seed each" if counts == [1] else f", {many} seeds each"
     yield f"{len(done)} of {len(rows)} runs have ended{seeds}."
+    if not have_own_time(done):
+        yield "Some were trained together, so seconds are shares of what all of them took, and are not compared."
     for row in rows:
         if row.status == "failed" and row.error:
             yield f"Failed: {row.trial}: {row.error.splitlines()[0]}"
@@ -175,7 +178,7 @@ def _compared(layout: Layout, rows: Sequence[TrialRow]) -> Iterator[str]:
             )
         for value in values[1:]:
             yield from _to_target(layout, rows, first, value)
-    for value in values[1:]:
+    for value in values[1:] if have_own_time(rows) else []:
         ratios = list(_ratios(layout, rows, "milliseconds_a_step", first, value))
         if ratios:
             yield (
@@ -188,7 +191,7 @@ def _compared(layout: Layout, rows: Sequence[TrialRow]) -> Iterator[str]:
 def _to_target(layout: Layout, rows: Sequence[TrialRow], first: Any, value: Any) -> Iterator[str]:
     sooner: list[str] = []
     later: list[str] = []
-    last = largest(values_of(rows, layout.x))
+    last, timed = largest(values_of(rows, layout.x)), have_own_time(rows)
     for line in values_of(rows, layout.lines):
         for x in values_of(rows, layout.x):
             pairs = {
@@ -209,13 +212,13 @@ def _to_target(layout: Layout, rows: Sequence[TrialRow], first: Any, value: Any)
                 later.append(name)
             if x == last:
                 steps, seconds = pairs["steps_to_target"], pairs["seconds_to_target"]
+                times = f"; in seconds of training {_seconds(seconds[0])} and {_seconds(seconds[1])}" if timed else ""
                 yield (
                     f"{name}: {_steps(steps[0])} with {shown_on(layout.panels, first)}, {_steps(steps[1])} with "
-                    f"{shown_on(layout.panels, value)}; in seconds of training {_seconds(seconds[0])} and "
-                    f"{_seconds(seconds[1])}."
+                    f"{shown_on(layout.panels, value)}{times}."
                 )
     total = len(sooner) + len(later)
-    if total:
+    if total and timed:
         yield (
             f"In seconds, {shown_on(layout.panels, value)} gets there sooner than {shown_on(layout.panels, first)} in "
             f"{len(sooner)} of {total} combinations" + (f"; not with {'; '.join(later)}." if later else ".")
@@ -252,10 +255,11 @@ def _narrowed(layout: Layout, rows: Sequence[TrialRow]) -> Iterator[str]:
                 x = enough[0]
                 sides = [_means(group(rows, layout, side, line, panel)) for side in (0, x)]
                 if all(side["parameters"] for side in sides):
+                    before, after = (side["milliseconds_a_step"] for side in sides)
+                    cost = f", and {after:.1f} ms a step instead of {before:.1f}" if have_own_time(rows) else ""
                     yield (
                         f"{name or 'The network'}, width {x}: {sides[1]['parameters']:,.0f} parameters instead of "
-                        f"{sides[0]['parameters']:,.0f}, and {sides[1]['milliseconds_a_step']:.1f} ms a step "
-                        f"instead of {sides[0]['milliseconds_a_step']:.1f}."
+                        f"{sides[0]['parameters']:,.0f}{cost}."
                     )
 
 

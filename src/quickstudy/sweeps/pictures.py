@@ -21,6 +21,7 @@ from quickstudy.sweeps.results import (
     TrialRow,
     axes_of,
     group,
+    have_own_time,
     have_target,
     largest,
     median,
@@ -66,7 +67,7 @@ def _steps_to_target(study: Study, layout: Layout, rows: Sequence[TrialRow]) -> 
 
 
 def _seconds_to_target(study: Study, layout: Layout, rows: Sequence[TrialRow]) -> Figure | None:
-    return _to_target(layout, rows, "seconds_to_target", "seconds of training", study)
+    return _to_target(layout, rows, "seconds_to_target", "seconds of training", study) if have_own_time(rows) else None
 
 
 def _to_target(layout: Layout, rows: Sequence[TrialRow], column: str, unit: str, study: Study) -> Figure | None:
@@ -95,7 +96,8 @@ def _to_target(layout: Layout, rows: Sequence[TrialRow], column: str, unit: str,
 
 def _step_cost(study: Study, layout: Layout, rows: Sequence[TrialRow]) -> Figure | None:
     """Draw milliseconds a step against x, one line for each panel of the other pictures, over all their lines."""
-    if not any("milliseconds_a_step" in row.values for row in rows) or not layout.panels or layout.panels == CASE:
+    known = any("milliseconds_a_step" in row.values for row in rows) and have_own_time(rows)
+    if not known or not layout.panels or layout.panels == CASE:
         return None
     flat = Layout(x=layout.x, lines=layout.panels, panels="")
     figure, panels = _panels(flat, rows)
@@ -111,6 +113,8 @@ def _accuracy(study: Study, layout: Layout, rows: Sequence[TrialRow]) -> Figure 
 
 
 def _seconds(study: Study, layout: Layout, rows: Sequence[TrialRow]) -> Figure | None:
+    if not have_own_time(rows):
+        return None
     if any("milliseconds_a_step" in row.values for row in rows):
         return _against_x(study, layout, rows, "milliseconds_a_step", "milliseconds a step", 1)
     return _against_x(study, layout, rows, "seconds", "seconds", 1)

@@ -58,7 +58,8 @@ class TrialRow:
     error: str | None
     """Reason of a failure; None where there was none."""
     values: dict[str, Any]
-    """Values of the table's columns that are not labels, by name."""
+    """Values of the table's columns that are not labels, by name; where `together` is above 1, seconds and milliseconds
+    are the run's share of what so many runs took at once."""
     result: Mapping[str, Any] = field(default_factory=dict)
     """What the trial's `result.json` holds; empty where it has not ended."""
 
@@ -238,6 +239,7 @@ COLUMNS = (
     "seconds_to_target",
     "training_seconds",
     "seconds",
+    "together",
     "parameters",
     "multiply_adds",
     "validation",
@@ -256,6 +258,7 @@ def _values(result: dict[str, Any]) -> dict[str, Any]:
     if "training_seconds" in result:
         values |= {name: result[name] for name in ("steps", "seconds", "training_seconds")}
         values |= {name: result[name] for name in ("parameters", "multiply_adds")}
+        values["together"] = result.get("together", 1)
         values["milliseconds_a_step"] = 1e3 * result["training_seconds"] / max(result["steps"], 1)
     else:
         values["seconds"] = sum(result["seconds"].values())
@@ -337,6 +340,14 @@ def value_on(row: TrialRow, name: str) -> Any:
 def have_target(rows: Sequence[TrialRow]) -> bool:
     """Tell whether the runs end at a target."""
     return any("steps_to_target" in row.values for row in rows)
+
+
+def have_own_time(rows: Sequence[TrialRow]) -> bool:
+    """Tell whether each run had its process for itself, so that its seconds say what it costs.
+
+    Those of runs that were trained together are shares: so long as all took, divided by their number at the time.
+    """
+    return all(row.values.get("together", 1) == 1 for row in rows)
 
 
 def largest(values: Sequence[Any]) -> Any:

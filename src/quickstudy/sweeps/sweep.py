@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -18,8 +20,11 @@ from quickstudy.scratch.parallel import choose_device
 from quickstudy.sweeps.conclusion import conclude
 from quickstudy.sweeps.results import SweepFolder, TrialRow, table_of
 from quickstudy.sweeps.study import Study, Trial
-from quickstudy.sweeps.tasks import RETRAIN, Conditions
+from quickstudy.sweeps.tasks import RETRAIN, Conditions, Training
 from quickstudy.sweeps.workers import TrialNews, run_locally
+
+_MOST_TOGETHER = 128
+"""Most trials that one process trains at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +36,11 @@ class Planned:
     done: int
     """Number of trials that ended before."""
     workers: int
-    """Number of trials at a time."""
+    """Number of processes that carry out a trial, or trials together, at a time."""
+    together: int = 0
+    """Number of trials that are trained together with others in one process, as on a GPU."""
+    apart: Mapping[str, int] = field(default_factory=dict)
+    """Number of those that could not be, by reason; empty where none was to be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +80,8 @@ def sweep(
     Args:
         study: what is varied.
         results: the sweep's folder; made where there is none.
-        workers: trials at a time; left out, one for each core, or one for a GPU.
+        workers: trials at a time, each in a process; left out, one for each core, or all that can be trained together
+            on a GPU.
         ray: `auto` or the address of a Ray cluster to send the trials to.
         device: auto, cpu or cuda.
         data_folder: where named data sets lie.
@@ -95,8 +105,13 @@ def sweep(
     # The longest first, so that no worker is left alone with one at the end.
     todo.sort(key=lambda trial: -trial.task.work(conditions))
     folder.begin(study)
-    count = min(workers or usable_workers(device), max(len(todo), 1))
-    report(Planned(trials=len(trials), done=len(trials) - len(todo), workers=count))
+    at_once = workers is None and ray is None and choose_device(device) != "cpu"
+    jobs, apart = jobs_of(todo) if at_once else ([[trial] for trial in todo], {})
+    count = min(workers or usable_workers(device), max(len(jobs), 1))
+    together = sum(len(job) for job in jobs if len(job) > 1)
+    report(
+        Planned(trials=len(trials), done=len(trials) - len(todo), workers=count, together=together, apart=dict(apart))
+    )
     for trial in todo:
         folder.forget_failure(trial)
     if ray is not None:
@@ -105,7 +120,7 @@ def sweep(
         news = run_on_ray(todo, folder.runs, conditions, address=ray)
     else:
         # Workers may come from a process that was begun before the environment said where the cache is.
-        news = run_locally(todo, folder.runs, replace(conditions, workers=count, cache=cache_folder(cache)))
+        news = run_locally(jobs, folder.runs, replace(conditions, workers=count, cache=cache_folder(cache)))
     with contextlib.closing(news):  # whatever ends it, workers save what they have
         for went in news:
             from quickstudy.sweeps import pictures  # noqa: F401  which takes its second while the workers are busy
@@ -114,6 +129,27 @@ def sweep(
                 folder.failed(went.trial, went.error)
             report(went)
     return conclude_sweep(folder, study, trials)
+
+
+def jobs_of(trials: Sequence[Trial]) -> tuple[list[list[Trial]], Mapping[str, int]]:
+    """Put together what one process trains at once: trainings on the same images, unless something is against it.
+
+    Returns:
+        The jobs, and the number of trials that are jobs of their own by the reason for that.
+    """
+    jobs: dict[Any, list[Trial]] = {}
+    apart = Counter[str]()
+    for trial in trials:
+        task, reason = trial.task, trial.task.why_apart()
+        if reason or not isinstance(task, Training):
+            apart[reason] += 1
+            jobs[trial.identity] = [trial]
+        else:
+            jobs.setdefault(task.images, []).append(trial)
+    parts = [
+        job[start : start + _MOST_TOGETHER] for job in jobs.values() for start in range(0, len(job), _MOST_TOGETHER)
+    ]
+    return parts, apart
 
 
 def _fingerprints(trials: Sequence[Trial], cache: Path | None) -> dict[str, str]:
@@ -165,7 +201,7 @@ def conclude_sweep(folder: SweepFolder, study: Study, trials: list[Trial]) -> Sw
 
 
 def usable_workers(device: str) -> int:
-    """Tell how many trials at a time pay: one on a GPU, else one for each core.
+    """Tell how many processes at a time pay: one on a GPU, else one for each core.
 
     Two one-thread trainings of a small network at a time are quicker than one after the other with two threads.
     """

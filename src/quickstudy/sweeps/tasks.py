@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 
 from quickstudy.backbones.engines.named import engine_for
 from quickstudy.backbones.loading import load_backbone
-from quickstudy.errors import OptionError
+from quickstudy.errors import OptionError, QuickstudyError
 from quickstudy.files import cache_folder, write_json_atomically
 from quickstudy.images.fits import tiles_in
 from quickstudy.learning.answers import labels_given
@@ -25,7 +25,8 @@ from quickstudy.scratch.data import TrainingData, load_training_data
 from quickstudy.scratch.folder import RESULT, RunFolder
 from quickstudy.scratch.parallel import Replica, choose_device, joined
 from quickstudy.scratch.recipe import RECIPES, Recipe, RunSettings
-from quickstudy.scratch.summaries import RunBegun, RunEvaluation, RunProgress
+from quickstudy.scratch.summaries import Reporter, RunBegun, RunEvaluation, RunProgress
+from quickstudy.scratch.together import train_together, why_apart
 from quickstudy.scratch.train import check_recipe, train_recipe
 
 RETRAIN = "retrain"
@@ -84,6 +85,9 @@ class Task(Protocol):
     def work(self, conditions: Conditions) -> float:
         """Estimate how much there is to do, comparably within a study, to begin with the longest trials."""
 
+    def why_apart(self) -> str:
+        """Say why the trial cannot be carried out together with others in one process; empty where it can."""
+
     def run(self, folder: Path, conditions: Conditions, note: Note) -> None:
         """Carry out the trial in a folder, which has `result.json` when it has ended."""
 
@@ -123,30 +127,66 @@ class Training:
         parameters = sum(parameter.numel() for parameter in network.parameters())
         return float(parameters * recipe.optimiser.batch * recipe.total_steps(len(data.train)))
 
+    def why_apart(self) -> str:
+        """Say why the run cannot be trained together with others; empty where it can."""
+        return why_apart(self.recipe)
+
+    @property
+    def images(self) -> tuple[str, int, float]:
+        """What tells the images of one training from those of another: those with the same share them."""
+        return self.recipe.data, self.recipe.image_size, self.recipe.validation
+
     def run(self, folder: Path, conditions: Conditions, note: Note) -> None:
         """Train, or go on with a training."""
-        steps, accuracy = 0, None
-
-        def report(news: RunBegun | RunProgress | RunEvaluation) -> None:
-            nonlocal steps, accuracy
-            if isinstance(news, RunBegun):
-                steps = news.steps
-            elif isinstance(news, RunEvaluation):
-                accuracy = news.score.accuracy
-            note(TrialProgress(step=news.step, steps=steps, accuracy=accuracy))
-
-        replica = Replica(device_type=choose_device(conditions.device), local_world=conditions.workers)
+        replica = _replica(conditions)
         # No threads for the input: each worker has its cores busy with its own network.
         settings = RunSettings(threads=0 if conditions.workers > 1 else 2, graph=False)
-        data = self._data(conditions)
+        data, place = self._data(conditions), RunFolder(folder, keep=1)
         with joined(replica):
-            train_recipe(
-                self.recipe, data, RunFolder(folder, keep=1), replica=replica, settings=settings, report=report
-            )
+            train_recipe(self.recipe, data, place, replica=replica, settings=settings, report=_reporter(note))
 
     def _data(self, conditions: Conditions) -> TrainingData:
         recipe = self.recipe
         return _load(recipe.data, recipe.image_size, recipe.validation, conditions.data_folder)
+
+
+def run_together(
+    tasks: Sequence[Training],
+    folders: Sequence[Path],
+    conditions: Conditions,
+    notes: Sequence[Note],
+    ended: Callable[[int, QuickstudyError | None], None],
+) -> None:
+    """Carry out trainings on the same images at the same time; `ended` is told the number of each, and its failure."""
+    replica = _replica(conditions)
+    with joined(replica):
+        train_together(
+            [task.recipe for task in tasks],
+            tasks[0]._data(conditions),
+            [RunFolder(folder, keep=1) for folder in folders],
+            replica=replica,
+            settings=RunSettings(threads=0, graph=False),
+            reports=[_reporter(note) for note in notes],
+            ended=ended,
+        )
+
+
+def _replica(conditions: Conditions) -> Replica:
+    return Replica(device_type=choose_device(conditions.device), local_world=conditions.workers)
+
+
+def _reporter(note: Note) -> Reporter:
+    steps, accuracy = 0, None
+
+    def report(news: RunBegun | RunProgress | RunEvaluation) -> None:
+        nonlocal steps, accuracy
+        if isinstance(news, RunBegun):
+            steps = news.steps
+        elif isinstance(news, RunEvaluation):
+            accuracy = news.score.accuracy
+        note(TrialProgress(step=news.step, steps=steps, accuracy=accuracy))
+
+    return report
 
 
 @lru_cache(maxsize=2)
@@ -201,6 +241,10 @@ class Retraining:
         """Estimate the work as the number of passes through the backbone for each image."""
         del conditions
         return tiles_in(self.config.named_fit or "crop") * (1.0 + self.config.distorted)
+
+    def why_apart(self) -> str:
+        """Say why: a retraining has the processor for itself."""
+        return "it is a retraining"
 
     def run(self, folder: Path, conditions: Conditions, note: Note) -> None:
         """Retrain; the model lies in the folder, too."""

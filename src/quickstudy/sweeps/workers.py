@@ -1,13 +1,16 @@
-"""Workers are processes that stay: each carries out one trial after the other, and here is the parent's side, too.
+"""Workers are processes that stay: each carries out one job after the other, and here is the parent's side, too.
 
-A worker keeps torch and the data loaded from one trial to the next. Where the system can, it is forked from a process
+A worker keeps torch and the data loaded from one job to the next. Where the system can, it is forked from a process
 that has torch imported already. When it dies, however it dies, another takes its place and goes on with the trial from
 its newest checkpoint; a trial whose worker dies three times is given up.
 
 Each has one thread: two one-thread trainings of a small network at a time are quicker than one after the other with two
-threads. Runs that differ in seed only are not trained at once either. With torch.func's `vmap` over stacked parameters,
-five networks of the batch-norm study take as long as one after the other on a processor (0.99 to 1.36 times; 1.5 times
-for networks of a few thousand parameters). On a GPU it should pay; none was at hand to measure it.
+threads.
+
+A job is one trial, or, on a GPU, all that can be trained together (`scratch/together.py`). Where such a job comes to
+grief as a whole, for want of memory, or since its worker died, what is left of it is tried again in two halves. On a
+processor trials are not trained together: five networks of the batch-norm study that differ in seed take as long as one
+after the other (0.99 to 1.36 times; 1.5 times for networks of a few thousand parameters).
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import signal
 import sys
 import traceback
 from collections import Counter, deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
@@ -26,7 +29,7 @@ from pathlib import Path
 from quickstudy.errors import QuickstudyError
 from quickstudy.process import leave_group, own_processes, settle_own_process, starting_own_process
 from quickstudy.sweeps.study import Trial
-from quickstudy.sweeps.tasks import Conditions, Note, TrialProgress
+from quickstudy.sweeps.tasks import Conditions, Note, Training, TrialProgress, run_together
 
 _ATTEMPTS = 3
 _ENDING_SECONDS = 60.0
@@ -44,41 +47,72 @@ class TrialNews:
     """Whether the trial has ended, and not failed."""
     error: str | None = None
     """Reason of a failure; None where there was none."""
+    halved: str | None = None
+    """Reason why what is left of a job that this trial is in is tried again in two halves; None where it is not."""
 
 
-def run_locally(trials: Sequence[Trial], runs: Path, conditions: Conditions) -> Generator[TrialNews, None, None]:
-    """Carry out trials in worker processes on this machine, and tell how they go."""
-    waiting, attempts = deque(trials), Counter[str]()
-    workers = [_Worker(runs, conditions) for _ in range(min(conditions.workers, len(trials)))]
+def run_locally(
+    jobs: Sequence[Sequence[Trial]], runs: Path, conditions: Conditions
+) -> Generator[TrialNews, None, None]:
+    """Carry out jobs in worker processes on this machine, and tell how their trials go."""
+    waiting, attempts = deque(jobs), Counter[str]()
+    workers = [_Worker(runs, conditions) for _ in range(min(conditions.workers, len(jobs)))]
     try:
-        while waiting or any(worker.trial for worker in workers):
+        while waiting or any(worker.trials for worker in workers):
             for worker in workers:
-                if worker.trial is None and waiting:
+                if not worker.trials and waiting:
                     worker.begin(waiting.popleft())
-            connection.wait([worker.pipe for worker in workers if worker.trial is not None])
+            connection.wait([worker.pipe for worker in workers if worker.trials])
             for number, worker in enumerate(workers):
-                trial = worker.trial
-                if trial is None or not worker.pipe.poll():
+                if not worker.trials or not worker.pipe.poll():
                     continue
                 try:
-                    progress, error = worker.pipe.recv()
+                    told: _Told = worker.pipe.recv()
                 except (EOFError, OSError):
-                    how = worker.death()
+                    told = _Told(died=worker.death())
                     workers[number] = _Worker(runs, conditions)
-                    attempts[trial.identity] += 1
-                    if attempts[trial.identity] < _ATTEMPTS:
-                        waiting.appendleft(trial)
+                if told.identity is None:
+                    left = list(worker.trials.values())
+                    worker.trials = {}
+                    if len(left) > 1:
+                        waiting.extendleft((left[len(left) // 2 :], left[: len(left) // 2]))
+                        reason = f"their process died ({told.died})" if told.died else told.failure
+                        yield TrialNews(trial=left[0], halved=reason)
+                        continue
+                    attempts[left[0].identity] += bool(told.died)
+                    if attempts[left[0].identity] < _ATTEMPTS:
+                        waiting.appendleft(left)
                     else:
-                        yield TrialNews(trial=trial, error=f"The process that ran it died {_ATTEMPTS} times ({how})")
+                        error = f"The process that ran it died {_ATTEMPTS} times ({told.died})"
+                        yield TrialNews(trial=left[0], error=error)
                     continue
-                if progress is None:
-                    worker.trial = None
-                yield TrialNews(trial=trial, progress=progress, ended=progress is None and error is None, error=error)
+                trial = worker.trials[told.identity]
+                if told.progress is None:
+                    del worker.trials[told.identity]
+                yield TrialNews(
+                    trial=trial,
+                    progress=told.progress,
+                    ended=told.progress is None and told.failure is None,
+                    error=told.failure,
+                )
     finally:
         for worker in workers:
             worker.ask_to_end()
         for worker in workers:
             worker.end()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Told:
+    """What a worker tells its parent of one trial, or of its job as a whole."""
+
+    identity: str | None = None
+    """The trial's; None where it is of all that are left of the job."""
+    progress: TrialProgress | None = None
+    """How far it is; None where it has ended or failed."""
+    failure: str | None = None
+    died: str = ""
+    """How its process died, which its parent tells itself; empty where it lives."""
 
 
 class _Worker:
@@ -87,16 +121,17 @@ class _Worker:
     def __init__(self, runs: Path, conditions: Conditions) -> None:
         context = own_processes()
         self.pipe, theirs = context.Pipe()
-        self.trial: Trial | None = None
+        self.trials: dict[str, Trial] = {}
+        """Trials of its job that have not ended, by identity."""
         self.process = context.Process(target=_serve, args=(theirs, runs, conditions), daemon=True)
         with starting_own_process():
             self.process.start()
         theirs.close()
 
-    def begin(self, trial: Trial) -> None:
-        self.trial = trial
+    def begin(self, job: Sequence[Trial]) -> None:
+        self.trials = {trial.identity: trial for trial in job}
         with contextlib.suppress(OSError):  # it has died: seen when its news are read
-            self.pipe.send(trial)
+            self.pipe.send(list(job))
 
     def death(self) -> str:
         self.process.join()
@@ -106,7 +141,7 @@ class _Worker:
 
     def ask_to_end(self) -> None:
         """Ask the worker to stop, as Ctrl-C does; it saves what it has."""
-        if self.trial is None:
+        if not self.trials:
             self.pipe.close()  # which it waits for
         elif self.process.is_alive() and self.process.pid is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -125,22 +160,47 @@ def _serve(pipe: connection.Connection, runs: Path, conditions: Conditions) -> N
     """Carry out, in a worker, what comes through the pipe until it closes."""
     leave_group()
 
-    def tell(progress: TrialProgress) -> None:
+    def tell(told: _Told) -> None:
         try:
-            pipe.send((progress, None))
+            pipe.send(told)
         except ConnectionError:  # the parent has gone; what is trained here is saved all the same
             os.kill(os.getpid(), signal.SIGTERM)
 
     try:
         settle_own_process()
         while True:
-            trial: Trial = pipe.recv()
-            folder = runs / trial.folder
-            pipe.send((None, attempt(trial, folder, conditions, tell)))
+            job: list[Trial] = pipe.recv()
+            if len(job) == 1:
+                trial = job[0]
+                error = attempt(trial, runs / trial.folder, conditions, _note(trial, tell))
+                pipe.send(_Told(identity=trial.identity, failure=error))
+            else:
+                _attempt_together(job, runs, conditions, tell)
     except (EOFError, ConnectionError, KeyboardInterrupt, SystemExit):  # the parent has gone, or wants it to stop
         # At once: there is nothing to clean up, and the interpreter's own end can hang on torch's threads.
         sys.stdout.flush()
         os._exit(0)
+
+
+def _note(trial: Trial, tell: Callable[[_Told], None]) -> Note:
+    return lambda progress: tell(_Told(identity=trial.identity, progress=progress))
+
+
+def _attempt_together(job: list[Trial], runs: Path, conditions: Conditions, tell: Callable[[_Told], None]) -> None:
+    """Carry out trials together, and tell of each as it ends, or of all that are left where all fail."""
+
+    def ended(number: int, error: QuickstudyError | None) -> None:
+        tell(_Told(identity=job[number].identity, failure=None if error is None else str(error)))
+
+    tasks = [trial.task for trial in job if isinstance(trial.task, Training)]
+    try:
+        run_together(
+            tasks, [runs / trial.folder for trial in job], conditions, [_note(trial, tell) for trial in job], ended
+        )
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # whichever of them it is about
+        tell(_Told(failure=f"{type(error).__name__}: {error}"))
 
 
 def attempt(trial: Trial, folder: Path, conditions: Conditions, note: Note) -> str | None:
