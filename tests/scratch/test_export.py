@@ -31,7 +31,8 @@ VARIANTS: dict[str, tuple[Recipe, dict[str, object], int]] = {
     "local": (CLASSIC, {"top": "local"}, 3),
     "bottleneck": (CLASSIC, {"bottleneck": 16, "average_decay": 0, "normalisation": "batch_norm"}, 3),
     "fast, mirrored": (FAST, {}, 3),
-    "fast, mirrored and shifted": (FAST, {"shifted_test": 1}, 3),
+    "fast, mirrored and shifted": (FAST, {"shifted_test": 1, "unsure_lead": 1}, 3),
+    "fast, shifted where unsure": (FAST, {"shifted_test": 1, "unsure_lead": 0.3}, 3),
     "fast, grey": (FAST, {"whitening": "off", "mirrored_test": "off", "standardise": "image"}, 1),
 }
 
@@ -53,7 +54,13 @@ def torch_probabilities(recipe: Recipe, run: Path, data: TrainingData) -> np.nda
         state.network.load_state_dict({**state.network.state_dict(), **values["averages"]["averages"]})
     moments = data.facts.moments
     batches = evaluation_batches(data.test.pixels, recipe.augmentation, moments)
-    logits = evaluation_logits(state.network, batches, mirrored=recipe.mirrored_test, shifted=recipe.shifted_test)
+    logits = evaluation_logits(
+        state.network,
+        batches,
+        mirrored=recipe.mirrored_test,
+        shifted=recipe.shifted_test,
+        lead=recipe.unsure_lead,
+    )
     return logits.softmax(1).numpy()
 
 
