@@ -79,11 +79,14 @@ def averaged_logits(network: nn.Module, images: Tensor, *, mirrored: bool, shift
         return logits
     if lead >= 1 or logits.shape[1] < 2:
         return with_copies(images, logits)
-    first, second = logits.softmax(dim=1).topk(2).values.unbind(dim=1)
-    unsure = first - second <= lead
-    if torch.compiler.is_exporting():  # a graph works the copies out for all images, and takes those of the unsure
-        return torch.where(unsure[:, None], with_copies(images, logits), logits)
-    rows = unsure.nonzero().flatten()
+    probabilities = logits.softmax(dim=1)
+    first = probabilities.amax(dim=1, keepdim=True)
+    if torch.compiler.is_exporting():  # a graph has all images' copies, and operators that its other forms know, too
+        second = (probabilities * (first - probabilities).sign()).amax(dim=1, keepdim=True)
+        is_unsure = ((lead - (first - second)).sign() + 1) / 2
+        return logits + is_unsure * (with_copies(images, logits) - logits)
+    second = probabilities.topk(2).values[:, 1:]
+    rows = (first - second <= lead).flatten().nonzero().flatten()
     return logits.index_copy(0, rows, with_copies(images[rows], logits[rows])) if len(rows) else logits
 
 
