@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from small_runs import CLASSES, CLASSIC, FAST, differences, newest, small_data, train_until, train_whole
 
-from quickstudy.backbones.autograd import GraphModule
+from quickstudy.backbones.graphs.autograd import GraphModule
 from quickstudy.errors import RunError
 from quickstudy.models.loading import load
 from quickstudy.scratch.data import TrainingData

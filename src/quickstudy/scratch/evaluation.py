@@ -77,11 +77,11 @@ def averaged_logits(network: nn.Module, images: Tensor, *, mirrored: bool, shift
     logits = logits_at(images)
     if not shifted:
         return logits
-    if lead >= 1 or logits.shape[1] < 2:
+    if lead >= 1 or int(logits.shape[1]) < 2:
         return with_copies(images, logits)
     probabilities = logits.softmax(dim=1)
     first = probabilities.amax(dim=1, keepdim=True)
-    if torch.compiler.is_exporting():  # a graph has all images' copies, and operators that its other forms know, too
+    if torch.onnx.is_in_onnx_export():  # a graph has all images' copies, and operators that its other forms know, too
         second = (probabilities * (first - probabilities).sign()).amax(dim=1, keepdim=True)
         is_unsure = ((lead - (first - second)).sign() + 1) / 2
         return logits + is_unsure * (with_copies(images, logits) - logits)
