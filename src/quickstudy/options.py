@@ -356,7 +356,7 @@ def _as_type(kind: Any, value: Any) -> Any:
     if kind is bool:
         return value if isinstance(value, bool) else _SWITCH[str(value).strip().lower()]
     if get_origin(kind) is tuple:
-        parts = value.split(",") if isinstance(value, str) else value
+        parts = value.split(",") if isinstance(value, str) and value.strip() else value
         return tuple(_as_type(get_args(kind)[0], part) for part in parts)
     if kind is int:
         if isinstance(value, str) and value.strip().isdecimal():

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 from PIL import Image
 from small_runs import CLASSES, CLASSIC, FAST, differences, newest, small_data, train_until, train_whole
 
+from quickstudy.backbones.graphs.autograd import GraphModule
 from quickstudy.errors import RunError
 from quickstudy.models.loading import load
 from quickstudy.scratch.data import TrainingData
@@ -31,7 +33,8 @@ VARIANTS: dict[str, tuple[Recipe, dict[str, object], int]] = {
     "local": (CLASSIC, {"top": "local"}, 3),
     "bottleneck": (CLASSIC, {"bottleneck": 16, "average_decay": 0, "normalisation": "batch_norm"}, 3),
     "fast, mirrored": (FAST, {}, 3),
-    "fast, mirrored and shifted": (FAST, {"shifted_test": 1}, 3),
+    "fast, mirrored and shifted": (FAST, {"shifted_test": 1, "unsure_lead": 1}, 3),
+    "fast, shifted where unsure": (FAST, {"shifted_test": 1, "unsure_lead": 0.3}, 3),
     "fast, grey": (FAST, {"whitening": "off", "mirrored_test": "off", "standardise": "image"}, 1),
 }
 
@@ -53,7 +56,13 @@ def torch_probabilities(recipe: Recipe, run: Path, data: TrainingData) -> np.nda
         state.network.load_state_dict({**state.network.state_dict(), **values["averages"]["averages"]})
     moments = data.facts.moments
     batches = evaluation_batches(data.test.pixels, recipe.augmentation, moments)
-    logits = evaluation_logits(state.network, batches, mirrored=recipe.mirrored_test, shifted=recipe.shifted_test)
+    logits = evaluation_logits(
+        state.network,
+        batches,
+        mirrored=recipe.mirrored_test,
+        shifted=recipe.shifted_test,
+        lead=recipe.unsure_lead,
+    )
     return logits.softmax(1).numpy()
 
 
@@ -86,6 +95,24 @@ def test_the_model_gives_what_torch_gives(variant: str, tmp_path: Path) -> None:
         image.save(tmp_path / f"{number}.png")
     predicted = model.predict([tmp_path / f"{number}.png" for number in (0, 1, 2)])
     assert predicted == [CLASSES[place] for place in expected[:3].argmax(1)]
+
+
+def test_a_graph_with_unsure_images_runs_in_torch_too(tmp_path: Path) -> None:
+    """As Core ML's form of a model is made."""
+    recipe = FAST.with_options({"steps": 12, "shifted_test": 1, "unsure_lead": 0.3})
+    data = small_data()
+    train_whole(recipe, data, tmp_path / "run")
+    model = onnx.load(export(tmp_path / "run").model)
+    with torch.inference_mode():
+        given = GraphModule(model)(torch.from_numpy(data.test.pixels))
+    expected = torch_probabilities(recipe, tmp_path / "run", data)
+    np.testing.assert_allclose(given, expected, rtol=0, atol=1e-5)
+    everywhere, nowhere = (
+        torch_probabilities(recipe.with_options({"unsure_lead": lead}), tmp_path / "run", data) for lead in (1, 0)
+    )
+    of_copies, of_one = (np.abs(expected - other).max(axis=1) < 1e-6 for other in (everywhere, nowhere))
+    assert (of_copies | of_one).all()
+    assert not of_copies.all() and not of_one.all()
 
 
 def test_a_run_that_has_not_ended(tmp_path: Path) -> None:

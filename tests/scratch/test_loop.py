@@ -46,6 +46,7 @@ def batches(recipe: Recipe, count: int) -> list[Batch]:
         batch=recipe.optimiser.batch,
         seed=recipe.seed,
         moments=DATA.facts.moments,
+        side_at=lambda step: recipe.side_at(step, steps=recipe.steps, side=DATA.side),
         threads=0,
     )
     return [pipeline.make(step) for step in range(count)]
@@ -210,6 +211,7 @@ def test_a_classic_step_by_hand(tmp_path: Path) -> None:
 
 def test_three_fast_steps_by_hand(tmp_path: Path) -> None:
     recipe = FAST.with_options({"steps": 3, "method": "sgd"})
+    assert [batch.images.shape[-1] for batch in batches(recipe, 3)] == [8, 10, 12]
     train_whole(recipe, DATA, tmp_path / "run")
     network = initial_state(recipe).network
     network.prepare(first_images(recipe))
@@ -311,6 +313,7 @@ def test_parameters_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
         ({"activation": "step"}, "activation is 'step'"),
         ({"normalisation": "group"}, "normalisation is 'group'"),
         ({"top": "hat"}, "top is 'hat'"),
+        ({"small_sides": "0.5", "small_until": "0.5"}, "small_sides is 0.5"),
     ],
 )
 def test_options_that_these_images_cannot_have_leave_the_folder_free(

@@ -35,6 +35,7 @@ GPU = recipe_named("cifar10-gpu").with_options(
         "compiled": False,
         "precision": "float32",
         "shifted_test": 1,
+        "unsure_lead": 0.5,
         "evaluate_steps": 4,
     }
 )
@@ -66,7 +67,17 @@ def run(
 def test_batches_are_those_of_the_processor(name: str) -> None:
     augmentation = RECIPES[name].augmentation
     pipelines = [
-        Pipeline(DATA.train, augmentation, batch=16, seed=5, moments=DATA.moments, rank=1, world=2, device=device)
+        Pipeline(
+            DATA.train,
+            augmentation,
+            batch=16,
+            seed=5,
+            moments=DATA.moments,
+            side_at=lambda step: RECIPES[name].side_at(step, steps=72, side=DATA.side),
+            rank=1,
+            world=2,
+            device=device,
+        )
         for device in ("cpu", DEVICE)
     ]
     for step in (0, 1, 2, 70, 71, 3):

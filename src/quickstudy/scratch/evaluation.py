@@ -37,6 +37,7 @@ def evaluation_logits(
     *,
     mirrored: bool = False,
     shifted: int = 0,
+    lead: float = 1.0,
     precision: torch.dtype = torch.float32,
 ) -> Tensor:
     """Work out the logits of all images in `batches`, N×classes in float32 on the CPU; see `averaged_logits`.
@@ -46,11 +47,11 @@ def evaluation_logits(
     device = next(network.parameters()).device
     autocast = torch.autocast(device.type, precision, enabled=precision is not torch.float32)
     with evaluation_mode(network), torch.no_grad(), autocast:
-        rows = [averaged_logits(network, images, mirrored=mirrored, shifted=shifted) for images in batches]
+        rows = [averaged_logits(network, images, mirrored=mirrored, shifted=shifted, lead=lead) for images in batches]
         return torch.cat(rows, dim=-2).cpu()  # in one piece: a GPU waits for each
 
 
-def averaged_logits(network: nn.Module, images: Tensor, *, mirrored: bool, shifted: int) -> Tensor:
+def averaged_logits(network: nn.Module, images: Tensor, *, mirrored: bool, shifted: int, lead: float = 1.0) -> Tensor:
     """Work out logits (N×classes, float32) of images (N×C×S×S), means over an image and what it could have looked like.
 
     Args:
@@ -59,18 +60,35 @@ def averaged_logits(network: nn.Module, images: Tensor, *, mirrored: bool, shift
         mirrored: whether the mirror image counts, as much as the image.
         shifted: number of pixels by which two copies are shifted, borders mirrored (Jordan, 2024, arXiv:2404.00498,
             whose weights these are); 0: no copies.
+        lead: how far, in probability, the first class may be ahead of the second without the copies for an image to be
+            unsure; only the copies of unsure images count. 1: all are. What an image's logits are does not depend on
+            the images beside it.
     """
 
     def logits_at(view: Tensor) -> Tensor:
         logits: Tensor = network(view).float()
         return (logits + network(view.flip(-1)).float()) / 2 if mirrored else logits
 
-    logits, side = logits_at(images), int(images.shape[-1])  # not what a tracer follows
+    def with_copies(views: Tensor, own: Tensor) -> Tensor:
+        side = int(views.shape[-1])  # not what a tracer follows
+        wider = functional.pad(views, [shifted] * 4, mode="reflect")
+        copies = [logits_at(wider[:, :, at : at + side, at : at + side]) for at in (0, 2 * shifted)]
+        return own / 2 + (copies[0] + copies[1]) / 4
+
+    logits = logits_at(images)
     if not shifted:
         return logits
-    wider = functional.pad(images, [shifted] * 4, mode="reflect")
-    copies = [logits_at(wider[:, :, at : at + side, at : at + side]) for at in (0, 2 * shifted)]
-    return logits / 2 + (copies[0] + copies[1]) / 4
+    if lead >= 1 or int(logits.shape[1]) < 2:
+        return with_copies(images, logits)
+    probabilities = logits.softmax(dim=1)
+    first = probabilities.amax(dim=1, keepdim=True)
+    if torch.onnx.is_in_onnx_export():  # a graph has all images' copies, and operators that its other forms know, too
+        second = (probabilities * (first - probabilities).sign()).amax(dim=1, keepdim=True)
+        is_unsure = ((lead - (first - second)).sign() + 1) / 2
+        return logits + is_unsure * (with_copies(images, logits) - logits)
+    second = probabilities.topk(2).values[:, 1:]
+    rows = (first - second <= lead).flatten().nonzero().flatten()
+    return logits.index_copy(0, rows, with_copies(images[rows], logits[rows])) if len(rows) else logits
 
 
 def evaluate_state(
@@ -101,6 +119,7 @@ def evaluate_state(
             batches,
             mirrored=recipe.mirrored_test,
             shifted=recipe.shifted_test,
+            lead=recipe.unsure_lead,
             precision=state.precision,
         )
     return evaluate_logits(logits, data)

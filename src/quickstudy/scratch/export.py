@@ -110,8 +110,8 @@ class _Classifier(nn.Module):
 
     def __init__(self, network: nn.Module, recipe: Recipe, facts: DataFacts) -> None:
         super().__init__()
-        self.network, self.mirrored, self.shifted = network, recipe.mirrored_test, recipe.shifted_test
-        self.augmentation, self.facts = recipe.augmentation, facts
+        self.network, self.recipe, self.facts = network, recipe, facts
+        self.augmentation = recipe.augmentation
         self.register_buffer("grey", torch.tensor(_GREY).reshape(1, 3, 1, 1))
         self.register_buffer("mean", torch.tensor(facts.moments.mean).reshape(1, -1, 1, 1))
         self.register_buffer("deviation", torch.tensor(facts.moments.deviation).reshape(1, -1, 1, 1))
@@ -131,7 +131,13 @@ class _Classifier(nn.Module):
             x = (x - self.mean) / self.deviation
         else:
             x = x / 255
-        logits = averaged_logits(self.network, x, mirrored=self.mirrored, shifted=self.shifted)
+        logits = averaged_logits(
+            self.network,
+            x,
+            mirrored=self.recipe.mirrored_test,
+            shifted=self.recipe.shifted_test,
+            lead=self.recipe.unsure_lead,
+        )
         probabilities: Tensor = logits.softmax(dim=1)
         return probabilities
 
