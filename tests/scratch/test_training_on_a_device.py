@@ -23,8 +23,9 @@ from stand_in import DEVICE, waits
 
 STEPS = 10  # each operator passes through Python there
 DATA = small_data(validation=9)
+# Not relu: before a batch norm, it lets Adam amplify rounding, which differs with what the process did before.
 MLP = recipe_named("mlp").with_options(
-    {"widths": "12,8", "depth": 2, "batch": 16, "steps": STEPS, "batch_norm": "after"}
+    {"widths": "12,8", "depth": 2, "batch": 16, "steps": STEPS, "batch_norm": "after", "activation": "tanh"}
 )
 GPU = recipe_named("cifar10-gpu").with_options(
     {

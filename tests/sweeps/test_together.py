@@ -26,9 +26,9 @@ from quickstudy.scratch.train import train_recipe
 from quickstudy.sweeps.conclusion import conclude
 from quickstudy.sweeps.results import COLUMNS, SweepFolder, table_of
 from quickstudy.sweeps.study import Grid, Study, Trial
-from quickstudy.sweeps.sweep import conclude_sweep, jobs_of
+from quickstudy.sweeps.sweep import Planned, conclude_sweep, jobs_of, sweep
 from quickstudy.sweeps.tasks import Conditions
-from quickstudy.sweeps.workers import run_locally
+from quickstudy.sweeps.workers import TrialNews, run_locally
 
 FIXED = {"data": "digits", "batch": 32, "steps": 25, "widths": "24,16", "depth": 2, "evaluate_steps": 10, "rate": 0.01}
 SETTINGS = RunSettings(threads=0, graph=False, summary_steps=20)
@@ -289,11 +289,16 @@ def carried_out(jobs: list[list[Trial]], place: Path) -> SweepFolder:
     return folder
 
 
-def test_the_table_is_that_of_separate_runs(tmp_path: Path) -> None:
-    trials = STUDY.trials()
-    jobs, apart = jobs_of(trials)
-    assert (len(jobs), len(jobs[0]), dict(apart)) == (1, 8, {})
-    folders = [carried_out(jobs, tmp_path / "one"), carried_out([[trial] for trial in trials], tmp_path / "many")]
+def test_the_table_is_that_of_separate_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trials, told = STUDY.trials(), list[Planned | TrialNews]()
+    with monkeypatch.context() as patch:  # the workers compute on the processor all the same
+        patch.setattr("quickstudy.sweeps.sweep.choose_device", lambda _: "cuda")
+        sweep(STUDY, tmp_path / "one", report=told.append)
+    assert told[0] == Planned(trials=8, done=0, workers=1, together=8)
+    assert sorted(news.trial.folder for news in told[1:] if isinstance(news, TrialNews) and news.ended) == sorted(
+        trial.folder for trial in trials
+    )
+    folders = [SweepFolder(tmp_path / "one"), carried_out([[trial] for trial in trials], tmp_path / "many")]
     tables = [table_of(STUDY, folder.rows(trials)).to_pylist() for folder in folders]
     same = {*STUDY.axes, "seed", "status", "error", "run"} | {
         name for name in COLUMNS if "second" not in name and name not in ("accuracy", "together")

@@ -148,6 +148,7 @@ class _Group:
                 member.run.state.clock.begin_steps(member.run.state.step)
                 if member.run.state.ended or member.run.state.step >= member.run.steps:
                     self._finish(member)
+            self.time.share(len(self.members))
             self.stacks = _stacked(list(self.members.values()))
             saved = time.monotonic()
             while self.members:
@@ -156,8 +157,9 @@ class _Group:
                 torch.cat(losses).sum().backward()  # type: ignore[no-untyped-call]
                 for stack in self.stacks:
                     stack.follow_gradients()
-                for stack in list(self.stacks):
+                for stack in self.stacks:
                     self._look_at(stack)
+                self._close_up()
                 if interrupts.pending or time.monotonic() - saved >= self.settings.checkpoint_seconds:
                     self._save()
                     saved = time.monotonic()
@@ -183,7 +185,7 @@ class _Group:
         return self.failing_alone(member.number, member.run.folder, member.own)
 
     def _look_at(self, stack: _Stack) -> None:
-        """Do for each run what is due after the step just made; those that end leave the stack."""
+        """Do for each run what is due after the step just made."""
         for part in stack.parts:
             for member, bad in part.not_numbers():
                 with self._alone(member):
@@ -212,8 +214,9 @@ class _Group:
                     if run.state.ended or part.state.step == run.steps:
                         part.state.give(row)
                         self._finish(member)
-        stack.let_go(self.members)
-        self.stacks = [stack for stack in self.stacks if stack.parts]
+
+    def _close_up(self) -> None:
+        self.stacks = [left for stack in self.stacks if (left := stack.left(self.members)) is not None]
 
     def _finish(self, member: _Member) -> None:
         with self._alone(member):
@@ -227,9 +230,7 @@ class _Group:
         for member in list(self.members.values()):
             with self._alone(member):
                 member.run.save()
-        for stack in list(self.stacks):
-            stack.let_go(self.members)
-        self.stacks = [stack for stack in self.stacks if stack.parts]
+        self._close_up()
 
 
 def _stacked(members: Sequence[_Member]) -> list[_Stack]:
@@ -296,7 +297,7 @@ class _Stack:
             [member.run.recipe.network.activation for member in self.members],
         )
         self.parts: list[_Part] = []
-        """The runs in the order of the rows; empty once none goes on."""
+        """The runs in the order of the rows."""
         first = 0
         for found in parts.values():
             rows = slice(first, first + len(found))
@@ -362,15 +363,13 @@ class _Stack:
                 if member.number in going_on:
                     part.state.give(row)
 
-    def let_go(self, going_on: Collection[int]) -> None:
-        """Close up where runs have left."""
+    def left(self, going_on: Collection[int]) -> _Stack | None:
+        """Close up where runs have left; None where none goes on."""
         left = [member for member in self.members if member.number in going_on]
         if len(left) == len(self.members):
-            return
+            return self
         self.give_all(going_on)
-        self.parts = []
-        if left:
-            self.__init__(left)  # type: ignore[misc]
+        return _Stack(left) if left else None
 
     def _show(self, member: _Member) -> None:
         for part in self.parts:
