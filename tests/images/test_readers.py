@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from quickstudy.errors import ImageSetError, QuickstudyError
 from quickstudy.images import readers
+from quickstudy.images.named import load
 from quickstudy.images.pixels import PixelSet
 from quickstudy.images.readers import IDX_STEMS, read_idx, read_mat
 
@@ -360,7 +361,7 @@ def test_matlab_files_that_are_none(tmp_path: Path, data: bytes, told: str) -> N
 
 
 def test_the_digits_are_there_without_any_file() -> None:
-    sets = readers.read_digits()
+    sets = load("digits")
     assert len(sets["train"]) + len(sets["test"]) == 1797
     assert sets["train"].pixels.shape[1:] == (8, 8, 1)
     assert sets["train"].pixels.max() == 255
@@ -368,7 +369,7 @@ def test_the_digits_are_there_without_any_file() -> None:
     assert 0.15 < len(sets["test"]) / 1797 < 0.25
     seen = {image.tobytes() for image in sets["train"].pixels}
     assert not seen & {image.tobytes() for image in sets["test"].pixels}
-    assert readers.read_digits()["test"].content_fingerprint() == sets["test"].content_fingerprint()
+    assert load("digits")["test"].content_fingerprint() == sets["test"].content_fingerprint()
 
 
 def test_mnist_as_published(test_data: Path) -> None:

@@ -218,7 +218,7 @@ def _read(name: str, place: Path) -> Mapping[str, PixelSet]:
     if name == "svhn":
         return readers.read_svhn(place)
     if name == "digits":
-        return readers.read_digits()
+        return readers.read_digits(place)
     return readers.read_mnist(place, readers.DIGIT_CLASSES if name == "mnist" else readers.FASHION_CLASSES)
 
 
