@@ -263,7 +263,7 @@ _FAST = Recipe(
     epochs=5.1,
     mirrored_test=True,
     shifted_test=1,
-    unsure_lead=0.5,
+    unsure_lead=0.4,
 )  # fmt: skip
 _WIDE = FastNetworkOptions(widths=(64, 256, 256))
 _LONG = dataclasses.replace(
