@@ -19,7 +19,8 @@ from quickstudy.scratch.state import TrainingState
 from quickstudy.scratch.train import train_recipe
 
 DATA = small_data()
-COMPILED = FAST.with_options({"compiled": True, "evaluate_steps": 5})
+PLAIN = FAST.with_options({"evaluate_steps": 5, "small_sides": "", "small_until": ""})  # each side is compiled anew
+COMPILED = PLAIN.with_options({"compiled": True})
 SETTINGS = RunSettings(threads=0, summary_steps=6, log_steps=1, checkpoint_seconds=0)
 
 # The compiler's first step takes some twenty seconds of two busy cores.
@@ -42,8 +43,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_all_is_written_that_is_written_without(whole: Path, tmp_path: Path) -> None:
-    plain = FAST.with_options({"evaluate_steps": 5})
-    train_recipe(plain, DATA, RunFolder(tmp_path / "plain"), settings=SETTINGS)
+    train_recipe(PLAIN, DATA, RunFolder(tmp_path / "plain"), settings=SETTINGS)
     tags = []
     for folder in (whole, tmp_path / "plain"):
         events = EventAccumulator(str(folder / "tensorboard" / "train"))

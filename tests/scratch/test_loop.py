@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +103,23 @@ def test_the_result_is_that_of_the_last_parameters_averaged(
     assert torch.allclose(evaluated[0], averaged, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(evaluated[0], logits_with({}), rtol=1e-3, atol=1e-3)
     assert result.test.score.right == int((averaged.argmax(1).numpy() == DATA.test.labels).sum())
+
+
+LOOK = """
+import sys
+from pathlib import Path
+from small_runs import FAST, small_data, train_whole
+from quickstudy.scratch.recipe import RunSettings
+train_whole(FAST.with_options({"steps": 1}), small_data(), Path(sys.argv[1]), RunSettings(summary_steps=1))
+sys.exit("torch._dynamo" in sys.modules)
+"""
+
+
+def test_the_compiler_is_not_imported_where_it_does_not_compile(tmp_path: Path) -> None:
+    """In a process that has imported nothing; with all that a run writes."""
+    command = [sys.executable, "-c", LOOK, tmp_path / "run"]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    assert RunFolder(tmp_path / "run").result() is not None
 
 
 def test_validation_is_evaluated_too(tmp_path: Path) -> None:

@@ -249,21 +249,21 @@ _CLASSIC = Recipe(
     steps=60_000,
 )
 # Muon, since it is right on 85.2 % of 10,000 held-out training images, gradient descent with the same work on 84.0 %.
-# Little shifting and smoothing, since the training is so short: of 10,000 held-out images 83.4 instead of 82.9 % after
-# half as long a training.
+# Copies of the unsure, since they brought 0.2 to 0.5 points in six trainings, for as much work as 0.1 of an epoch; they
+# pay for 5.2 epochs instead of 5.6.
 _FAST = Recipe(
     name="cifar10-fast",
     network=FastNetworkOptions(),
-    augmentation=Augmentation(pad=1, alternate=True, standardise="set"),
+    augmentation=Augmentation(pad=2, alternate=True, standardise="set"),
     optimiser=OptimiserOptions(
         method="muon", batch=256, momentum=0.85, nesterov=True, weight_decay=0.0064, bias_rate=0.66, head_rate=8.4,
-        label_smoothing=0.1, precision="auto",
+        label_smoothing=0.2, precision="auto",
     ),
     schedule=OneCycle(rate=0.08, warmup=0.01, rate_end=0.0),
-    epochs=5.1,
+    epochs=5.2,
     mirrored_test=True,
     shifted_test=1,
-    unsure_lead=0.5,
+    unsure_lead=0.35,
 )  # fmt: skip
 _WIDE = FastNetworkOptions(widths=(64, 256, 256))
 _LONG = dataclasses.replace(
@@ -271,7 +271,6 @@ _LONG = dataclasses.replace(
     name="cifar10-long",
     network=dataclasses.replace(_WIDE, directions=12),
     augmentation=dataclasses.replace(_FAST.augmentation, pad=4),
-    optimiser=dataclasses.replace(_FAST.optimiser, label_smoothing=0.2),
     epochs=24,
     unsure_lead=1.0,
 )
@@ -283,15 +282,8 @@ _GPU = dataclasses.replace(
     _FAST,
     name="cifar10-gpu",
     network=dataclasses.replace(_WIDE, convolutions=2, residual=False, activation="gelu", batch_norm_momentum=0.4),
-    augmentation=dataclasses.replace(_FAST.augmentation, pad=2),
     optimiser=dataclasses.replace(
-        _FAST.optimiser,
-        batch=2000,
-        weight_decay=0.017,
-        bias_rate=0.22,
-        head_rate=2.8,
-        label_smoothing=0.2,
-        compiled=True,
+        _FAST.optimiser, batch=2000, weight_decay=0.017, bias_rate=0.22, head_rate=2.8, compiled=True
     ),
     schedule=dataclasses.replace(_FAST.schedule, rate=0.24),
     epochs=8,
