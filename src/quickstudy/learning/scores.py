@@ -9,10 +9,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,6 +260,8 @@ def score_predictions(
 
 def score_numbers(truth: NDArray[np.int64], predicted: NDArray[np.int64], classes: Sequence[str]) -> Scores:
     """Compare predicted class numbers with the true ones, by image: a fiftieth of the time that names take."""
+    import numpy as np  # here, as the command line's help does without
+
     many = len(classes)
     table = np.bincount(truth * many + predicted, minlength=many * many)
     there = np.flatnonzero(table).tolist()
