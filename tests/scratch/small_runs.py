@@ -43,11 +43,9 @@ FAST = recipe_named("cifar10-fast").with_options(
         "label_smoothing": 0.2,
         "mirrored_test": True,
         "shifted_test": 0,
-        "small_sides": "0.7,0.8",
-        "small_until": "0.2,0.6",
     }
 )
-"""All that an optimiser can do, and little of it; the images have 8 pixels a side at first, then 10, then 12."""
+"""All that an optimiser can do, and little of it."""
 RECIPES = {"classic": CLASSIC, "fast": FAST}
 QUIET = RunSettings(threads=0, summary_steps=0, log_steps=1, checkpoint_seconds=1e9)
 """Nothing in the background, no checkpoint but at the end or when asked to stop."""

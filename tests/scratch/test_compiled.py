@@ -19,7 +19,7 @@ from quickstudy.scratch.state import TrainingState
 from quickstudy.scratch.train import train_recipe
 
 DATA = small_data()
-PLAIN = FAST.with_options({"evaluate_steps": 5, "small_sides": "", "small_until": ""})  # each side is compiled anew
+PLAIN = FAST.with_options({"evaluate_steps": 5})
 COMPILED = PLAIN.with_options({"compiled": True})
 SETTINGS = RunSettings(threads=0, summary_steps=6, log_steps=1, checkpoint_seconds=0)
 

@@ -49,7 +49,6 @@ def batches(recipe: Recipe, count: int) -> list[Batch]:
         batch=recipe.optimiser.batch,
         seed=recipe.seed,
         moments=DATA.facts.moments,
-        side_at=lambda step: recipe.side_at(step, steps=recipe.steps, side=DATA.side),
         threads=0,
     )
     return [pipeline.make(step) for step in range(count)]
@@ -333,7 +332,6 @@ def test_parameters_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
         ({"activation": "step"}, "activation is 'step'"),
         ({"normalisation": "group"}, "normalisation is 'group'"),
         ({"top": "hat"}, "top is 'hat'"),
-        ({"small_sides": "0.5", "small_until": "0.5"}, "small_sides is 0.5"),
     ],
 )
 def test_options_that_these_images_cannot_have_leave_the_folder_free(

@@ -15,7 +15,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from quickstudy.images.pixels import PixelSet
 from quickstudy.scratch.input import Augmentation, Batch, Moments, Pipeline, evaluation_batches
@@ -153,28 +152,6 @@ def test_alternate_mirroring_alternates() -> None:
     for history in mirrored.values():
         assert history == [history[0] != (epoch % 2 == 1) for epoch in range(epochs)]
     assert 4 <= sum(history[0] for history in mirrored.values()) <= n - 4  # at first by chance
-
-
-@pytest.mark.parametrize(("side", "smaller"), [(12, 8), (12, 6), (13, 10), (32, 24)])
-def test_images_are_averaged_down_as_pillow_does(side: int, smaller: int) -> None:
-    data = images(10, side=side)
-    plain = pipeline(data, Augmentation(pad=1)).make(2)
-    small = pipeline(data, Augmentation(pad=1), side_at=lambda step: smaller if step == 2 else side).make(2)
-    assert small.images.shape == (8, 3, smaller, smaller)
-    assert small.images.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(small.labels, plain.labels)
-    for image, expected in zip(small.images.flatten(0, 1), plain.images.flatten(0, 1), strict=True):
-        resized = Image.fromarray(expected.numpy()).resize((smaller, smaller), Image.Resampling.BILINEAR)
-        np.testing.assert_allclose(image, np.asarray(resized), rtol=0, atol=1e-4)
-
-
-def test_threads_change_nothing_where_sides_change() -> None:
-    data = images()
-    alone = pipeline(data, PLAIN, side_at=lambda step: 4 + step % 5)
-    many = pipeline(data, PLAIN, side_at=lambda step: 4 + step % 5, threads=3)
-    made = list(alone.batches(range(10)))
-    assert [batch.images.shape[-1] for batch in made] == [4, 5, 6, 7, 8] * 2
-    assert_same(list(many.batches(range(10))), made)
 
 
 class Counted:

@@ -78,7 +78,7 @@ CHANGED: dict[str, Any] = {
     "flip": False, "alternate": True, "brightness": 31.5, "contrast": (0.5, 1.5), "standardise": "none", "rate": 0.375,
     "activation": "tanh", "method": "adam", "muon_momentum": 0.5, "head_rate": 0.5, "compiled": True,
     "random_crop": False, "seconds": 2.5, "evaluate_steps": 3, "target": 0.5, "shifted_test": 2,
-    "unsure_lead": 0.25, "small_sides": (0.5, 0.75), "small_until": (0.25, 0.5),
+    "unsure_lead": 0.25,
 }  # fmt: skip
 _FAST: dict[str, Any] = {
     "widths": (8, 16), "convolutions": 4, "residual": False, "whitening": False, "directions": 4, "logit_scale": 0.5,
@@ -227,34 +227,6 @@ def test_an_option_of_the_other_recipe_is_unknown() -> None:
 )
 def test_out_of_range(name: str, value: Any, said: str) -> None:
     assert refusal(CLASSIC, **{name: value}).startswith(f"{said}; expected")
-
-
-def test_the_first_stages_have_smaller_sides() -> None:
-    recipe = FAST.with_options({"small_sides": "0.5,0.8", "small_until": "0.25,0.5"})
-    assert [recipe.side_at(step, steps=8, side=40) for step in range(8)] == [20, 20, 32, 32, 40, 40, 40, 40]
-    # No smaller than the network takes, 16 pixels for three blocks, and no larger than the images are.
-    assert [recipe.side_at(step, steps=4, side=24) for step in range(4)] == [16, 19, 24, 24]
-    assert recipe.side_at(0, steps=4, side=12) == 12
-    cropped = recipe.with_options({"crop": 32})
-    assert [cropped.side_at(step, steps=4, side=40) for step in range(4)] == [16, 26, 32, 32]
-    assert [FAST.with_options({"small_sides": "", "small_until": ""}).side_at(0, steps=4, side=40)] == [40]
-
-
-@pytest.mark.parametrize(
-    ("sides", "until", "said"),
-    [
-        ("0.5,0.8", "0.5", "small_until is 0.5; expected"),
-        ("0.5", "", "small_until is empty; expected"),
-        ("", "0.5", "small_until is 0.5; expected"),
-        ("0.5,0.8", "0.5,0.3", "small_until is 0.5,0.3; expected"),
-        ("0.5,1.5", "0.3,0.5", "small_sides is 1.5; expected"),
-        ("0", "0.3", "small_sides is 0; expected"),
-        ("0.5", "1.2", "small_until is 1.2; expected"),
-        ("small", "0.5", "small_sides is 'small'; expected"),
-    ],
-)
-def test_stages_that_cannot_be(sides: str, until: str, said: str) -> None:
-    assert refusal(FAST, small_sides=sides, small_until=until).startswith(said)
 
 
 def test_out_of_range_in_one_recipe() -> None:

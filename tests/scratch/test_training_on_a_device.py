@@ -74,7 +74,6 @@ def test_batches_are_those_of_the_processor(name: str) -> None:
             batch=16,
             seed=5,
             moments=DATA.moments,
-            side_at=lambda step: RECIPES[name].side_at(step, steps=72, side=DATA.side),
             rank=1,
             world=2,
             device=device,

@@ -245,7 +245,6 @@ def test_checkpoints_are_written_meanwhile(data: TrainingData, tmp_path: Path) -
         ({"recipe": "cifar10-fast", "method": "sgd", "precision": "float32", "compiled": True}, "compiled"),
         ({"recipe": "mlp", "seconds": 3}, "time"),
         ({"recipe": "cifar10-fast", "method": "sgd", "precision": "float32"}, "unsure"),
-        ({"recipe": "cifar10-classic", "small_sides": (0.5,), "small_until": (0.5,)}, "grow"),
         ({"recipe": "cifar10-classic"}, "local response"),
     ],
 )

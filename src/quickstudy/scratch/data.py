@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ class ImagesAtHand:
     def __init__(self, data: TrainingData, replica: Replica, *, threads: int) -> None:
         """Bring nothing to the device yet; `threads` is the number of those that make batches ahead on a processor."""
         self.data, self.replica, self.threads = data, replica, threads
-        self._pipelines: dict[Any, Pipeline] = {}
+        self._pipelines: dict[tuple[Augmentation, int], Pipeline] = {}
         self._kept: dict[tuple[Augmentation, int], list[Tensor]] = {}
         """Batches to evaluate on, by how they are made and the identity of their set of images."""
         self._first: dict[Augmentation, Tensor] = {}
@@ -106,9 +106,7 @@ class ImagesAtHand:
 
     def pipeline(self, recipe: Recipe) -> Pipeline:
         """Give the batches that a recipe trains on."""
-        replica, steps, side = self.replica, recipe.total_steps(len(self.data.train)), self.data.side
-        stages = (recipe.small_sides, recipe.small_until, steps) if recipe.small_sides else None
-        key = (recipe.augmentation, recipe.optimiser.batch, stages)
+        replica, key = self.replica, (recipe.augmentation, recipe.optimiser.batch)
         if key not in self._pipelines:
             self._pipelines[key] = Pipeline(
                 self.data.train,
@@ -116,7 +114,6 @@ class ImagesAtHand:
                 batch=recipe.optimiser.batch,
                 seed=recipe.seed,
                 moments=self.data.moments,
-                side_at=partial(recipe.side_at, steps=steps, side=side) if stages else None,
                 rank=replica.rank,
                 world=replica.world,
                 threads=self.threads,

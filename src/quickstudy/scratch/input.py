@@ -11,7 +11,7 @@ import copy
 import functools
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from quickstudy.errors import OptionError
 from quickstudy.images.pixels import PixelSet
@@ -55,7 +54,6 @@ class Pipeline:
         batch: int,
         seed: int,
         moments: Moments,
-        side_at: Callable[[int], int] | None = None,
         rank: int = 0,
         world: int = 1,
         threads: int = 16,
@@ -69,7 +67,6 @@ class Pipeline:
             batch: number of images in a step, over all replicas.
             seed: seed of order and distortions.
             moments: mean and deviation of the channels of `data`.
-            side_at: side of the images in a step, in pixels, to which they are averaged down; None: they stay.
             rank: number of this replica.
             world: number of replicas, which share each batch evenly.
             threads: number of threads that make batches ahead; 0: each is made when it is asked for.
@@ -77,7 +74,7 @@ class Pipeline:
         """
         self.augmentation, self.batch, self.seed, self.moments = augmentation, batch, seed, moments
         self.part = slice(rank * batch // world, (rank + 1) * batch // world)
-        self.threads, self.side_at = threads, side_at
+        self.threads = threads
         self.pixels = torch.from_numpy(with_margin(data.pixels, augmentation.pad)).to(device)
         self.labels = torch.from_numpy(data.labels).to(device)
         self.side = data.pixels.shape[1]
@@ -124,8 +121,6 @@ class Pipeline:
             chosen, draws = self._ahead.pop(step)
         side = self.augmentation.output_side(self.side)
         images = augment(self.pixels, chosen, draws, self.augmentation, self.moments, side=side)
-        if self.side_at is not None:
-            images = averaged_down(images, self.side_at(step))
         return Batch(step=step, images=images, labels=self.labels[chosen])
 
     def _draw(self, step: int) -> tuple[Tensor, Draws]:
@@ -387,14 +382,6 @@ def augment(
     images = crops.reshape(len(rows), side, length).to(torch.float32)
     images.mul_(scale.repeat(1, side)[:, None]).add_(offset.repeat(1, side)[:, None])
     return images.reshape(len(rows), side, side, channels).permute(0, 3, 1, 2)
-
-
-def averaged_down(images: Tensor, side: int) -> Tensor:
-    """Make images (n×C×S×S) smaller; each new pixel is a weighted mean of the old ones around it."""
-    if images.shape[-1] == side:
-        return images
-    smaller = functional.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
-    return smaller.contiguous(memory_format=torch.channels_last)
 
 
 def _affine(crops: Tensor, draws: Draws, augmentation: Augmentation, moments: Moments) -> tuple[Tensor, Tensor]:

@@ -45,11 +45,6 @@ class ClassicNetworkOptions:
     bottleneck: int = 0
     """Number of channels of a 1×1 bottleneck around the second convolution; 0: no bottleneck."""
 
-    @property
-    def least_side(self) -> int:
-        """Least side of images where it may change from step to step, in pixels; 0 where the network has one side."""
-        return 0
-
     def build(self, *, size: int, channels: int, classes: int) -> ClassicNet:
         """Make the network for images of `channels`×`size`×`size`."""
         for name, value, known in (
@@ -181,11 +176,6 @@ class FastNetworkOptions:
     batch_norm_momentum: float = 0.6
     """Share of the newest batch in the running statistics, 0 to 1; high, since runs are short."""
 
-    @property
-    def least_side(self) -> int:
-        """Least side of images where it may change from step to step, in pixels; 0 where the network has one side."""
-        return 1 << (len(self.widths) + 1)
-
     def build(self, *, size: int, channels: int, classes: int) -> FastNet:
         """Make the network for images of `channels`×`size`×`size`."""
         if self.activation not in ACTIVATIONS:
@@ -193,7 +183,7 @@ class FastNetworkOptions:
         if not self.widths or min(self.widths) < 1:
             shown = ",".join(map(str, self.widths)) or "empty"
             raise OptionError(f"widths is {shown}; expected the channels of each block, 1 or more, such as 32,64,128")
-        if size < (least := self.least_side):
+        if size < (least := 1 << (len(self.widths) + 1)):
             raise OptionError(
                 f"Images of {size} pixels a side are too small for {len(self.widths)} blocks, which take {least}; "
                 "set fewer widths, such as widths=32,64, or larger images"
@@ -282,11 +272,6 @@ class MlpNetworkOptions:
     """Place of batch normalisation: off, before or after each activation (Ioffe & Szegedy, 2015, have it before)."""
     bottleneck: int = 0
     """Number of units of one more hidden layer, between the others and the classes; 0: no such layer."""
-
-    @property
-    def least_side(self) -> int:
-        """Least side of images where it may change from step to step, in pixels; 0 where the network has one side."""
-        return 0
 
     def build(self, *, size: int, channels: int, classes: int) -> Mlp:
         """Make the network for images of `channels`×`size`×`size`."""

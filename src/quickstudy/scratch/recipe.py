@@ -13,7 +13,7 @@ from typing import Any
 
 from quickstudy.errors import OptionError
 from quickstudy.learning.schedules import OneCycle, Staircase
-from quickstudy.options import Range, as_text, options_of, require_in_range, with_options
+from quickstudy.options import Range, options_of, require_in_range, with_options
 from quickstudy.scratch.input import Augmentation
 from quickstudy.scratch.networks import ClassicNetworkOptions, FastNetworkOptions, MlpNetworkOptions
 
@@ -74,11 +74,6 @@ class Recipe:
     """Number of steps to train for; 0: as many as `epochs` takes."""
     epochs: float = 0.0
     """Number of passes over the training images; used where `steps` is 0."""
-    small_sides: tuple[float, ...] = ()
-    """Sides of the images in the first stages of training, as shares of the whole side, which all later steps and
-    evaluation have; empty: there are no such stages."""
-    small_until: tuple[float, ...] = ()
-    """Ends of these stages, as shares of the steps, the first one first."""
     seconds: float = 0.0
     """Most time to spend on steps, in seconds, without start-up and evaluation; 0: as long as it takes."""
     evaluate_steps: int = 0
@@ -100,14 +95,6 @@ class Recipe:
     def total_steps(self, images: int) -> int:
         """Work out the number of steps to train for on so many images."""
         return self.steps or max(1, round(self.epochs * images / self.optimiser.batch))
-
-    def side_at(self, step: int, *, steps: int, side: int) -> int:
-        """Work out the side of the network's input in a step, counted from 0; images have `side` pixels before."""
-        whole = self.augmentation.output_side(side)
-        for share, end in zip(self.small_sides, self.small_until, strict=True):
-            if step < end * steps:
-                return min(max(round(share * whole), self.network.least_side), whole)
-        return whole
 
     def options(self) -> dict[str, Any]:
         """List all options by name, with their values; names are unique over the parts of a recipe."""
@@ -132,11 +119,6 @@ class Recipe:
             raise OptionError(
                 f"target is {self.target:g}, but evaluate_steps is 0, so the accuracy is never measured; "
                 "set evaluate_steps, for example to 10"
-            )
-        if len(self.small_sides) != len(self.small_until) or list(self.small_until) != sorted(self.small_until):
-            raise OptionError(
-                f"small_until is {as_text(self.small_until) or 'empty'}; expected the ends of as many stages as "
-                f"small_sides has ({len(self.small_sides)}), the first one first"
             )
         if self.optimiser.method not in ("sgd", "adam", "muon"):
             raise OptionError(f"method is '{self.optimiser.method}'; expected sgd, adam or muon")
@@ -210,8 +192,6 @@ _RANGES: dict[str, Range] = {
     "target": Range(0, 1),
     "shifted_test": Range(0, 7),
     "unsure_lead": Range(0, 1),
-    "small_sides": Range(0, 1, above=True),
-    "small_until": Range(0, 1, above=True),
     "rate": Range(0),
     "momentum": Range(0, 1, below=True),
     "weight_decay": Range(0),

@@ -47,8 +47,6 @@ def why_apart(recipe: Recipe) -> str:
         return f"precision is {options.precision}, not float32"
     if recipe.seconds:
         return "it ends by its own time"
-    if recipe.small_sides:
-        return "its images grow at steps of its own"
     if recipe.shifted_test and recipe.unsure_lead < 1:
         return "each network is unsure of other images"
     if getattr(recipe.network, "normalisation", "") == "lrn":

@@ -20,7 +20,6 @@ from quickstudy.errors import OptionError, RunError, TrainingError, WriteError
 from quickstudy.images.pixels import PixelSet
 from quickstudy.learning.checkpoints import Interrupts
 from quickstudy.learning.scores import Scores
-from quickstudy.options import as_text
 from quickstudy.scratch.data import ImagesAtHand, TrainingData, load_training_data
 from quickstudy.scratch.evaluation import evaluate_state
 from quickstudy.scratch.folder import RunFolder
@@ -197,11 +196,6 @@ def writing_to(folder: RunFolder) -> Iterator[None]:
 def check_recipe(recipe: Recipe, data: TrainingData, replica: Replica) -> None:
     """Raise an OptionError where these images and this many replicas cannot be trained on; nothing is written."""
     recipe.augmentation.check(data.side)
-    if recipe.small_sides and not recipe.network.least_side:
-        raise OptionError(
-            f"small_sides is {as_text(recipe.small_sides)}, but the network of '{recipe.name}' takes images of one "
-            "size only; leave small_sides and small_until empty"
-        )
     if recipe.optimiser.batch % replica.world:
         raise OptionError(
             f"batch is {recipe.optimiser.batch}, which {replica.world} devices cannot share evenly; "
