@@ -98,7 +98,7 @@ def test_the_model_gives_what_torch_gives(variant: str, tmp_path: Path) -> None:
 
 
 def test_a_graph_with_unsure_images_runs_in_torch_too(tmp_path: Path) -> None:
-    """As Core ML's form of a model is made."""
+    """Run the model's graph in PyTorch, as Core ML's form of a model is made."""
     recipe = FAST.with_options({"steps": 12, "shifted_test": 1, "unsure_lead": 0.3})
     data = small_data()
     train_whole(recipe, data, tmp_path / "run")
