@@ -90,6 +90,33 @@ def test_labels_a_pile_and_learns(client: TestClient, session: Session, answers:
     assert client.get("/api/photos", params={"view": "some", "ids": first}).json()["photos"][0]["id"] == first
 
 
+def test_nothing_is_suggested_for_a_check_that_waits(client: TestClient, session: Session) -> None:
+    wait_for(client, lambda s: s["map"])
+    checks = {session.photos.photos[number].name for number in session.candidates}
+    others = {photo.name for photo in session.photos.photos} - checks
+    labelled = set(sorted(others)[:20])
+    for photo in session.photos.photos:
+        if photo.name in labelled:
+            act(client, {"id": photo.name, "seen": 0}, truth_of(photo.path.name))
+    found = wait_for(client, lambda s: s["learned_from"] == 20)
+    assert len(checks) == 7
+
+    def listed(**query: str) -> list[dict[str, Any]]:
+        return list(client.get("/api/photos", params={**query, "count": "48"}).json()["photos"])
+
+    suggested = [one for name in ("checks", "discs", "stripes") for one in listed(view="suggested", **{"class": name})]
+    assert {one["id"] for one in suggested} == others - labelled
+    assert sum(one["waiting"] for one in found["classes"]) == 9
+    first = next(iter(checks))
+    assert not checks & {one["id"] for one in listed(view="alike", to=first)}
+    assert all(one["guess"] == one["given"] == [] for one in listed(view="some", ids=",".join(checks)))
+    places = client.get("/api/map").json()
+    label = np.frombuffer(base64.b64decode(places["label"]), "<i2")
+    assert {places["ids"][16 * k : 16 * k + 16] for k in np.flatnonzero(label == -2).tolist()} == checks
+    act(client, {"id": first, "seen": 0}, "discs")
+    assert listed(view="some", ids=first)[0]["guess"] != []
+
+
 def test_the_reason_check_comes_without_a_suggestion(client: TestClient) -> None:
     wait_for(client, lambda s: s["extracted"])
     seen = 0

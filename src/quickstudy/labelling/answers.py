@@ -104,8 +104,18 @@ def _waiting(session: Session) -> dict[str, int]:
     knowledge = session.knowledge
     if knowledge.head is None or knowledge.given is None or knowledge.known is None:
         return {}
-    free = knowledge.known & session.free()[: len(knowledge.known)]
+    free = _suggestible(session)
     return dict(zip(knowledge.head.classes, knowledge.given[free].sum(axis=0).tolist(), strict=True))
+
+
+def _suggestible(session: Session) -> NDArray[np.bool_]:
+    """Tell of which of the photos that the head knows (at most n) it may suggest a label in the grid."""
+    known = session.knowledge.known
+    if known is None:
+        return np.zeros(0, np.bool_)
+    free: NDArray[np.bool_] = known & session.free()[: len(known)]
+    free[session.waits_as_check(np.arange(len(known)))] = False
+    return free
 
 
 def _gain(gain: Any) -> dict[str, Any]:
@@ -114,8 +124,6 @@ def _gain(gain: Any) -> dict[str, Any]:
 
 def _asked(session: Session, pick: Pick) -> dict[str, Any]:
     values = photo_values(session, pick.row)
-    if values["check"]:  # a suggestion would lead the answer that is to judge it
-        values["guess"], values["given"] = [], []
     return {
         **values,
         "reason": "check" if values["check"] else pick.reason,
@@ -131,7 +139,8 @@ def photo_values(session: Session, number: int) -> dict[str, Any]:
     knowledge = session.knowledge
     guess: list[list[Any]] = []
     given: list[str] = []
-    if knowledge.head is not None and knowledge.probabilities is not None and is_known(session, number):
+    suggestible = is_known(session, number) and not session.waits_as_check(np.array([number]))[0]
+    if knowledge.head is not None and knowledge.probabilities is not None and suggestible:
         shares = knowledge.probabilities[number]
         guess = [
             [knowledge.head.classes[k], round(float(shares[k]), 3)]
@@ -190,7 +199,8 @@ def list_photos(session: Session, query: Mapping[str, str]) -> dict[str, Any]:
     elif view == "alike":
         rows, have = session.rows()
         row = photo_number(session, query.get("to", ""))
-        found = alike_rows(rows, row, have & ~session.answered, MOST_LISTED) if have[row] else []
+        free = have & ~session.answered & ~session.waits_as_check(np.arange(len(have)))
+        found = alike_rows(rows, row, free, MOST_LISTED) if have[row] else []
         numbers = [number for number, _ in found]
     elif view == "mistakes":
         mistakes = session.figures.mistakes
@@ -230,10 +240,8 @@ def _suggested(session: Session, query: Mapping[str, str]) -> list[int]:
     if name not in knowledge.head.classes:
         return []
     number = knowledge.head.classes.index(name)
-    n = len(knowledge.probabilities)
     own = knowledge.probabilities[:, number]
-    free = knowledge.known & session.free()[:n] & knowledge.given[:, number] & (own >= least)
-    rows = np.flatnonzero(free)
+    rows = np.flatnonzero(_suggestible(session) & knowledge.given[:, number] & (own >= least))
     found: list[int] = rows[np.argsort(-own[rows], kind="stable")].tolist()
     return found
 
@@ -256,8 +264,8 @@ def map_of(session: Session) -> dict[str, Any]:
     """Give all photos with their places, as numbers of 16 bits in base64: places, labels and what the head guesses.
 
     Labels and guesses are places in the list of classes that the state has, -1 for none, -2 for photos that are not
-    shown since they have no place yet, or another answer; guesses come with their probability in percent. Of several
-    labels of a photo, it is the one that the fewest photos have.
+    shown since they have no place yet, have another answer, or wait for theirs as a check; guesses come with their
+    probability in percent. Of several labels of a photo, it is the one that the fewest photos have.
     """
     places, knowledge = session.places, session.knowledge
     if places is None:
@@ -278,12 +286,12 @@ def map_of(session: Session) -> dict[str, Any]:
     if classes:
         order = np.argsort([labels for _, _, labels in classes], kind="stable")  # the rarest comes first
         label = np.where(marks.any(axis=1), order[marks[:, order].argmax(axis=1)], -1).astype(np.int16)
-    answered = session.answered[:n] & (label < 0)
+    apart = (session.answered[:n] & (label < 0)) | session.waits_as_check(np.arange(n))
     return {
         "n": n,
         "x": _packed(np.round(places[:, 0] * 65535).astype(np.uint16)),
         "y": _packed(np.round(places[:, 1] * 65535).astype(np.uint16)),
-        "label": _packed(np.where(have & ~answered, label, -2).astype(np.int16)),
+        "label": _packed(np.where(have & ~apart, label, -2).astype(np.int16)),
         "guess": _packed(guess),
         "sure": _packed(sure),
         "ids": "".join(photo.name for photo in session.photos.photos[:n]),

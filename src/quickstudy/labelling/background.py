@@ -218,7 +218,7 @@ class Background:
             clock.note("suggest")
         candidates = session.candidates[free[session.candidates]]
         others = free.copy()
-        others[candidates] = False
+        others[session.waits_as_check(np.arange(len(others)))] = False
         rest = others & have
         starting = [pick for pick in self._starting if rest[pick.row]]
         if head is None or probabilities is None or (starting and len(learned) < len(self._starting)):

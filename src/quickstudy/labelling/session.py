@@ -344,6 +344,12 @@ class Session:
             found = found[: int(waiting.argmax())] if waiting.any() else found
         return found[self.labelled[found]]
 
+    def waits_as_check(self, numbers: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Tell which photos (m) are of pictures that wait for their label as a check; no suggestion may lead it."""
+        waiting = self.candidates[~self.labelled[self.candidates]]
+        found: NDArray[np.bool_] = np.isin(self.group[numbers], self.group[waiting])
+        return found
+
     def training_rows(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """List the photos that are learned from, each picture once, and those that check the head.
 
@@ -383,7 +389,8 @@ class Session:
         knowledge = self.knowledge
         with self.lock:
             others = {n for n, (owner, when) in self._handed.items() if owner != who and now - when < _HANDED_SECONDS}
-            picks = [pick for pick in knowledge.picks if self._may_ask(pick.row) and pick.row not in others]
+            free = self.free()
+            picks = [pick for pick in knowledge.picks if free[pick.row] and pick.row not in others]
             if len(picks) < count:
                 have = {pick.row for pick in picks} | others
                 picks += self._fillers(count - len(picks), have)
@@ -395,9 +402,6 @@ class Session:
                 if not self.have[pick.row]:
                     self.urgent.append(pick.row)
         return picks[:count]
-
-    def _may_ask(self, number: int) -> bool:
-        return not self.answered[number] and number not in self.unusable
 
     def _fillers(self, count: int, but: set[int]) -> list[Pick]:
         """Pick photos before anything is known of them, one in five as a check; at the end those that were skipped."""
@@ -422,12 +426,9 @@ class Session:
 
     def marked(self, kind: Kind) -> list[int]:
         """List the photos of which this was said last."""
-        found = []
-        for number in np.flatnonzero(self.answered & ~self.marks.any(axis=1)).tolist():
-            mark = self.labels.mark(self.photos.photos[number].id)
-            if mark is not None and mark.kind == kind:
-                found.append(number)
-        return found
+        unlabelled = np.flatnonzero(self.answered & ~self.marks.any(axis=1)).tolist()
+        marks = ((number, self.labels.mark(self.photos.photos[number].id)) for number in unlabelled)
+        return [number for number, mark in marks if mark is not None and mark.kind == kind]
 
     def rows(self) -> tuple[Floats, NDArray[np.bool_]]:
         """Give the photos in the directions in which they vary most (n×r), and which of them are known (n)."""
