@@ -34,6 +34,7 @@ from torch.nn import functional
 from quickstudy.errors import TrainingError
 from quickstudy.learning.averages import ParameterAverages, choose_precision
 from quickstudy.learning.checkpoints import Checkpoints, Interrupts
+from quickstudy.learning.optimisers import AdamW
 from quickstudy.retraining.config import Method
 from quickstudy.retraining.network import SuffixNetwork
 
@@ -145,7 +146,7 @@ class Training:
         self.precision = choose_precision(method.precision, self.device.type)
         self.per_epoch = train.steps_per_epoch(method.batch)
         self.steps = method.epochs * self.per_epoch
-        self.optimiser = torch.optim.AdamW(
+        self.optimiser = AdamW(
             network.parameter_groups(
                 depth_decay=method.depth_decay, head_rate=method.head_rate, weight_decay=method.weight_decay
             ),

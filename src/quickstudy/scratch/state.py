@@ -6,7 +6,6 @@ checkpoint.
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from quickstudy.learning.averages import ParameterAverages, choose_precision
+from quickstudy.learning.optimisers import Adam, Descent, PlainOptimiser
 from quickstudy.scratch.networks import ClassicNet, FastNet, Mlp
 from quickstudy.scratch.recipe import OptimiserOptions, Recipe
 
@@ -277,8 +277,8 @@ def _optimisers(
         for (factor, decay), parameters in groups.items()
     ]
     if options.method == "adam":
-        return [_Adam(members, lr=0.0, fused=True)]
-    descent = _Descent(
+        return [Adam(members, lr=0.0, fused=True)]
+    descent = Descent(
         members,
         lr=0.0,
         momentum=options.momentum,
@@ -291,31 +291,12 @@ def _optimisers(
     return [Muon(group, lr=0.0, momentum=options.muon_momentum, precision=precision), descent]
 
 
-class _Plain(torch.optim.Optimizer):
-    """An optimiser whose methods are called as they were written, so that a training begins two seconds sooner.
-
-    torch hides them from its compiler, which it imports for that where one of them is called; steps are not compiled.
-    """
-
-    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
-    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
-    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
-
-
-class _Descent(_Plain, torch.optim.SGD):
-    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
-
-
-class _Adam(_Plain, torch.optim.Adam):
-    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
-
-
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Factors of the first, third and fifth power in the Newton–Schulz iteration, as Jordan has them."""
 _ITERATIONS = 3
 
 
-class Muon(_Plain):
+class Muon(PlainOptimiser):
     """Momentum with orthogonal updates, for weights (outputs×inputs×height×width) that a batch norm follows.
 
     Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024,
