@@ -60,7 +60,7 @@ def save_vit(
     x = net.op("Add", x, net.random(1, count, WIDTH))
     if registers:
         first = net.op("Slice", x, np.array([0]), np.array([1]), np.array([1]))
-        rest = net.op("Slice", x, np.array([1]), np.array([1 << 40]), np.array([1]))
+        rest = net.op("Slice", x, np.array([1]), np.array([np.iinfo(np.int64).max]), np.array([1]))
         x = net.op("Concat", first, expanded(registers), rest, axis=1)
     for _ in range(blocks):
         x = net.op("Add", x, _attention(net, _norm(net, x)))

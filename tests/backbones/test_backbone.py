@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 from small_networks import Net
 
 from quickstudy.backbones import published
@@ -22,6 +23,7 @@ from quickstudy.errors import BackboneError, WriteError
 from quickstudy.images import identity
 from quickstudy.images.decoding import InputSpec
 from resting_files import index_as_resting
+from small_backbones import SIDE, small_graph
 
 NAME = "efficientnet_lite0"
 
@@ -49,6 +51,18 @@ def test_two_builds_are_the_same_to_the_bit(backbone: Backbone, cache: Path) -> 
     assert again.path.read_bytes() == backbone.path.read_bytes()
     assert again.fingerprint == backbone.fingerprint
     assert dataclasses.replace(again, path=backbone.path) == backbone
+
+
+def test_a_graph_that_no_model_may_hold_becomes_no_backbone(cache: Path) -> None:
+    graph = small_graph()
+    for name, value in (("from", 0), ("to", 1 << 40), ("along", 1)):
+        graph.graph.initializer.append(numpy_helper.from_array(np.array([value]), name))
+    graph.graph.node.append(helper.make_node("Slice", ["features", "from", "to", "along"], ["some"], name="some"))
+    with pytest.raises(BackboneError, match="'far' could not become part of a model: 'to' holds numbers beyond"):
+        add_backbone(
+            "far", graph, cache, input_spec=InputSpec(size=SIDE), cuts=("features",), classes=(), origin="here"
+        )
+    assert not cache.exists()
 
 
 def cached_copy(backbone: Backbone, cache: Path) -> tuple[Path, Path]:

@@ -10,7 +10,7 @@ from onnx import TensorProto
 from small_networks import SIZE, Net, photos, run
 
 from quickstudy.backbones.graphs.batches import free_batch, settle_shapes
-from quickstudy.models.format import check_graph
+from quickstudy.backbones.graphs.untrusted import check_graph
 
 HEADS, WIDTH = 2, 6
 

@@ -15,8 +15,8 @@ import pytest
 from small_networks import run
 from test_transformers import add, assert_trains_after_its_first_cut, drawn_photos
 
+from quickstudy.backbones.graphs.untrusted import check_graph
 from quickstudy.images.decoding import to_input
-from quickstudy.models.format import check_graph
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm", reason="timm is not installed")

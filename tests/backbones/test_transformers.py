@@ -17,10 +17,10 @@ from small_networks import photos, run
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.engines.named import Prefix
 from quickstudy.backbones.graphs.cutting import keep_between
+from quickstudy.backbones.graphs.untrusted import check_graph
 from quickstudy.backbones.sources.adding import BackboneSource, add_from
 from quickstudy.errors import BackboneError
 from quickstudy.images.decoding import to_input
-from quickstudy.models.format import check_graph
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")

@@ -31,6 +31,7 @@ from quickstudy.models.assemble import LinearHead, fingerprint_of, write_model
 from quickstudy.models.format import golden_images, sealed
 from quickstudy.models.loading import from_backbone, load
 from quickstudy.models.model import Model
+from small_backbones import small_graph
 from small_models import write_small_model
 
 CLASSES = ("Äpfel", "location", 'qu"ote', "zebra")
@@ -458,6 +459,18 @@ def test_golden_images_never_change(size: int, digest: str) -> None:
     assert images.shape == (3, size, size, 3)
     assert images.dtype == np.uint8
     assert hashlib.sha256(images.tobytes()).hexdigest() == digest
+
+
+def test_no_model_is_written_that_could_not_be_loaded(tmp_path: Path) -> None:
+    graph = small_graph(classes=4)
+    given = helper.make_tensor("given", TensorProto.FLOAT, [1], [1.0])
+    value = helper.make_node("Constant", [], ["one"], value=given)
+    body = helper.make_graph([value], "body", [], [helper.make_tensor_value_info("one", TensorProto.FLOAT, [1])])
+    graph.graph.initializer.append(numpy_helper.from_array(np.array(True), "always"))
+    graph.graph.node.append(helper.make_node("If", ["always"], ["either"], then_branch=body, else_branch=body))
+    with pytest.raises(ModelError, match="branches are not allowed"):
+        write_small_model(tmp_path / "small.onnx", graph)
+    assert not any(tmp_path.iterdir())
 
 
 def _in_other_processes(model: Model, pixels: NDArray[np.uint8], folder: Path) -> list[Any]:

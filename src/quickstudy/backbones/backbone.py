@@ -136,10 +136,11 @@ def add_backbone(
         licence: of the weights, as their source names it; empty where it does not.
 
     Raises:
-        BackboneError: the graph lacks one of the cuts.
+        BackboneError: the graph lacks one of the cuts, or holds what no model may hold.
         WriteError: the cache folder cannot be written.
     """
     from quickstudy.backbones.graphs.cutting import describe_cuts
+    from quickstudy.backbones.graphs.untrusted import check_graph, parse_onnx
 
     described = describe_cuts(graph, cuts)
     if levels is None:
@@ -147,8 +148,13 @@ def add_backbone(
 
         levels = add_levels(graph, described, prefix=prefix_tokens)
     path = backbones_in(cache) / f"{name}.onnx"
+    data = graph.SerializeToString(deterministic=True)
     try:
-        write_bytes_atomically(path, graph.SerializeToString(deterministic=True))
+        check_graph(parse_onnx(data, path), path)
+    except BackboneError as error:
+        raise BackboneError(f"'{name}' could not become part of a model: {error}") from None
+    try:
+        write_bytes_atomically(path, data)
         note = {
             "build": _BUILD,
             "sha256": sha256_of_file(path),

@@ -25,7 +25,8 @@ from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.engines.tiles import prefix_graph
 from quickstudy.backbones.graphs.cutting import keep_until
 from quickstudy.backbones.graphs.runtime import open_session
-from quickstudy.errors import ModelError, WriteError
+from quickstudy.backbones.graphs.untrusted import check_graph, parse_onnx
+from quickstudy.errors import BackboneError, ModelError, WriteError
 from quickstudy.files import write_bytes_atomically
 from quickstudy.images.decoding import InputSpec
 from quickstudy.learning.answers import Answer, Thresholds
@@ -170,7 +171,7 @@ def save_model(
     roles: Roles | None = None,
     strange: NDArray[np.floating] | None = None,
 ) -> None:
-    """Write a checked graph as a model, with its metadata, golden checks and checksum.
+    """Write a checked graph as a model, with its metadata, golden checks and checksum, if it is one that can be loaded.
 
     Args:
         path: the `.onnx` file to create or replace, atomically.
@@ -184,6 +185,7 @@ def save_model(
         strange: the strangeness of the golden images.
 
     Raises:
+        ModelError: the graph holds what no model may hold.
         WriteError: the file cannot be written.
     """
     properties = {
@@ -194,7 +196,14 @@ def save_model(
         "training": training,
         **({"roles": roles.to_dict()} if roles else {}),
     }
-    write_model_file(path, model_bytes(graph, properties, expected, strange=strange))
+    data = model_bytes(graph, properties, expected, strange=strange)
+    try:
+        check_graph(parse_onnx(data, path), path)
+    except BackboneError as error:
+        raise ModelError(
+            f"The model could not be loaded again ({error}); it was not written. Please report this"
+        ) from None
+    write_model_file(path, data)
 
 
 def model_bytes(

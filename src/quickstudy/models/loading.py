@@ -8,13 +8,11 @@ from typing import Any
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.graphs.runtime import open_session
-from quickstudy.backbones.graphs.untrusted import parse_onnx
+from quickstudy.backbones.graphs.untrusted import MOST_BYTES, check_graph, parse_onnx
 from quickstudy.errors import BackboneError, ModelError
 from quickstudy.files import as_path
 from quickstudy.models.format import (
     FORMAT,
-    MOST_BYTES,
-    check_graph,
     examine_seal,
     features_in,
 )

@@ -341,8 +341,9 @@ def _resize(inputs: Inputs, attributes: Attributes) -> Tensor:
         raise BackboneError(
             "Resize is run where it is linear, between pixel centres, and by scales of a map's two sides"
         )
-    sides = [int(side * scale) for side, scale in zip(x.shape[2:], scales[2:].tolist(), strict=True)]
-    resized: Tensor = functional.interpolate(x, size=sides, mode="bilinear", align_corners=False)
+    resized: Tensor = functional.interpolate(
+        x, scale_factor=tuple(scales[2:].tolist()), mode="bilinear", align_corners=False, recompute_scale_factor=False
+    )
     return resized
 
 
