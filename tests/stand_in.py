@@ -2,8 +2,11 @@
 
 It is made with PyTorch's Python backend, so tensors say `standin:0`, `.to` and factories bring them there, and
 gradients flow as on a GPU. An operator that meets tensors of both places raises, like a GPU's, with one exception: as
-on a GPU, single numbers may come from the processor. Indices may not, which a GPU allows: they make it wait. What comes
-back to the processor is counted by `waits`. It cannot be unmade, so only tests that need it import this.
+on a GPU, single numbers may come from the processor. Indices may not, which a GPU allows: they make it wait. So does
+an operator with a generator of random numbers that is the processor's. What makes the processor wait for a GPU is
+counted by `waits`: all that comes back, what goes there without `non_blocking`, and results whose size depends on
+values. `rounding` gives products of float32 a GPU's precision. It cannot be unmade, so only tests that need it import
+this.
 """
 
 from __future__ import annotations
@@ -23,7 +26,23 @@ from torch.utils.backend_registration import _DummyBackendModule, _setup_private
 DEVICE = "standin"
 _CROSSING = ("aten::copy_", "aten::_copy_from")
 """Operators whose tensors may be in two places: they bring values from one to the other."""
+_SIZED_BY_VALUES = (
+    "aten::_local_scalar_dense",
+    "aten::_unique2",
+    "aten::bincount",
+    "aten::equal",
+    "aten::masked_select",
+    "aten::nonzero",
+    "aten::unique_consecutive",
+    "aten::unique_dim",
+)
+"""Operators that give a number, or a tensor whose size a GPU has to tell before the processor can go on."""
+_INDEXING = ("aten::index", "aten::index_put_", "aten::index_put", "aten::_index_put_impl_")
+"""Operators that are among those where an index is a mask."""
+_ROUNDED = ("aten::convolution", "aten::convolution_backward", "aten::_convolution", "aten::conv2d")
+"""Operators whose products of float32 a GPU rounds, unless it is told not to."""
 _counted: list[str] = []
+_rounds = False
 
 
 class _Module(_DummyBackendModule):
@@ -87,18 +106,55 @@ def _run(operator: Any, *args: Any, **kwargs: Any) -> Any:
     left = [tuple(tensor.shape) for tensor, is_here in zip(tensors, here, strict=True) if not is_here and tensor.ndim]
     if left and any(here) and name not in _CROSSING:
         raise RuntimeError(f"{name} got tensors on {DEVICE}:0 and on cpu, of the shapes {left}")
+    if any(isinstance(value, torch.Generator) for value in tree_flatten((args, kwargs))[0]):
+        raise RuntimeError(f"{name} got a generator on cpu for tensors on {DEVICE}:0")
     devices = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, torch.device)]
     back = bool(devices) and devices[0].type == "cpu"  # from the device to the processor
-    if name == "aten::_local_scalar_dense" or back or (name == "aten::copy_" and not here[0]):
+    if kwargs.get("pin_memory") and not back:
+        raise RuntimeError(f"{name} cannot pin a tensor on {DEVICE}:0; only those of the processor can be")
+    if back or _makes_wait(name, args, kwargs, here):
         _counted.append(name)
     inside = {key: value for key, value in kwargs.items() if key != "pin_memory"}
-    result = operator(*tree_map(_inner, args), **tree_map(_inner, inside))
+    given = tree_map(_inner, args)
+    if _rounds and name in _ROUNDED and torch.backends.cudnn.allow_tf32:
+        given = tree_map(_rounded, given)
+    result = operator(*given, **tree_map(_inner, inside))
     if back:
         return result.clone()
     wrapped = tree_map(lambda value: StandIn(value) if isinstance(value, Tensor) else value, result)
     if name == "aten::copy_" and not here[0]:
         return args[0]
     return return_and_correct_aliasing(operator, args, kwargs, wrapped)
+
+
+def _makes_wait(name: str, args: Any, kwargs: Any, here: list[bool]) -> bool:
+    """Tell whether the processor would wait for a GPU to carry out this operator."""
+    if name in _CROSSING:
+        from_here = not here[0] if name == "aten::copy_" else here[0]
+        place = 2  # of `non_blocking` among the arguments of both
+        does_not_wait = bool(kwargs.get("non_blocking", args[place] if len(args) > place else False))
+        return from_here or (not all(here) and not does_not_wait)
+    if name in _INDEXING:
+        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    return name in _SIZED_BY_VALUES
+
+
+def _rounded(value: Any) -> Any:
+    """Round a tensor of float32 to the ten binary digits of TF32."""
+    if not isinstance(value, Tensor) or value.dtype is not torch.float32:
+        return value
+    return ((value.contiguous().view(torch.int32) + (1 << 12)) & ~0x1FFF).view(torch.float32)
+
+
+@contextmanager
+def rounding() -> Iterator[None]:
+    """Round inside this context what convolutions of float32 multiply, as GPUs do by default."""
+    global _rounds
+    _rounds = True
+    try:
+        yield
+    finally:
+        _rounds = False
 
 
 def _inner(value: Any) -> Any:
@@ -141,7 +197,7 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 _aten = torch.library.Library("aten", "IMPL")
-for _name in ("conv2d", "linear", "matmul"):
+for _name in ("addmm", "baddbmm", "bmm", "conv2d", "linear", "matmul", "mm"):
     _aten.impl(_name, _lowered(getattr(torch.ops.aten, _name).default), "AutocastPrivateUse1")
 for _operator in (torch.ops.aten.arange.default, torch.ops.aten.arange.start, torch.ops.aten.arange.start_step):
     # torch's own changes the size of an empty tensor, which one that stands around another cannot follow.
