@@ -1,4 +1,4 @@
-"""Moving averages of parameters, which evaluation uses in their place, and the precision in which layers multiply."""
+"""Moving averages of parameters, which evaluation uses in their place; the precision of layers; the way to a device."""
 
 from __future__ import annotations
 
@@ -81,3 +81,25 @@ def choose_precision(name: str, device_type: str) -> torch.dtype:
             fast = device_type == "cuda" and torch.cuda.is_bf16_supported()
         return torch.bfloat16 if fast else torch.float32
     return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+@contextmanager
+def exactly() -> Iterator[None]:
+    """Multiply float32 as such inside this context: a GPU's convolutions keep ten binary digits (TF32) by default."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Send the processor's values to a device; a GPU is not waited for, which `Tensor.to` does by itself.
+
+    A GPU takes them from memory that it reads directly. PyTorch keeps that until the GPU has read it. Values that are
+    there already stay as they are.
+    """
+    if device.type == "cpu" or values.device.type != "cpu":
+        return values.to(device)
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)

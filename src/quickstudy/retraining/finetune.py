@@ -6,6 +6,7 @@ fine-tuned.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
@@ -185,10 +186,11 @@ class FineTunedClassifier:
     def write(self, path: Path, *, classes: Sequence[str], training: dict[str, Any], roles: Roles | None) -> None:
         """Write it as a model, with the trained weights in the graph."""
         network, temperature = self.kept.result.network, self.kept.temperature
+        here = copy.deepcopy(network).cpu()  # in the processor's float32, with which the written model has to agree
 
         def probabilities(activations: NDArray[np.float32]) -> NDArray[np.float64]:
             with torch.inference_mode():
-                logits = network(torch.from_numpy(activations).to(network.weights.device)).double().cpu()
+                logits = here(torch.from_numpy(activations)).double()
             calibrated: NDArray[np.float64] = (logits / temperature).softmax(1).numpy()
             return calibrated
 

@@ -17,6 +17,7 @@ from quickstudy.backbones.graphs.autograd import GraphModule
 from quickstudy.backbones.graphs.cutting import keep_between
 from quickstudy.backbones.graphs.runtime import optimised
 from quickstudy.errors import BackboneError
+from quickstudy.learning.averages import exactly, sent
 
 # Below this, the square root's slope no longer grows: near zero it has none, and a network's zeros are common.
 _STEEPEST_AT = 1e-2
@@ -87,9 +88,9 @@ class SuffixNetwork(nn.Module):
 def features_of(suffix: GraphModule, batches: Iterable[Tensor]) -> NDArray[np.float32]:
     """Compute the features (n×d) that a suffix gives for batches of activations at its cut."""
     device = device_of_module(suffix)
-    with torch.inference_mode():
-        rows = [suffix(channels_last(batch.to(device))).float().cpu().numpy() for batch in batches]
-    return np.concatenate(rows)
+    with torch.inference_mode(), exactly():
+        rows = torch.cat([suffix(channels_last(sent(batch, device))).float() for batch in batches])
+    return rows.cpu().numpy()
 
 
 def device_of_module(module: nn.Module) -> torch.device:

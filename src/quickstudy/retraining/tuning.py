@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from quickstudy.errors import TrainingError
-from quickstudy.learning.averages import ParameterAverages, choose_precision
+from quickstudy.learning.averages import ParameterAverages, choose_precision, exactly, sent
 from quickstudy.learning.checkpoints import Checkpoints, Interrupts
 from quickstudy.learning.optimisers import AdamW
 from quickstudy.retraining.config import Method
@@ -233,7 +233,7 @@ class Training:
             return None, 1.0
         draws = np.random.Generator(np.random.Philox(key=[self.method.seed, 1 << 32 | self.step]))
         share = draws.beta(self.method.mixup, self.method.mixup)
-        return torch.from_numpy(draws.permutation(count)).to(self.device), float(max(share, 1 - share))
+        return sent(torch.from_numpy(draws.permutation(count)), self.device), float(max(share, 1 - share))
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return functional.cross_entropy(
@@ -317,8 +317,8 @@ class Training:
 def suffix_logits(network: SuffixNetwork, examples: Examples) -> Tensor:
     """Compute the logits (n×K, float32 on the CPU) of the plain images, in float32 throughout."""
     device = network.weights.device
-    with torch.inference_mode():
-        return torch.cat([network(batch.to(device)).cpu() for batch in examples.plain()])
+    with torch.inference_mode(), exactly():
+        return torch.cat([network(sent(batch, device)) for batch in examples.plain()]).cpu()
 
 
 Gather = Callable[[Sequence[bytes], int], NDArray[np.floating]]
@@ -388,13 +388,13 @@ class _ExamplesOn(Examples):
         """Pick what stays on the device, or bring it there; see `Examples.batch`."""
         if self.resident is None:
             activations, labels = super().batch(step, size=size, seed=seed)
-            return activations.to(self.device), labels.to(self.device)
+            return sent(activations, self.device), sent(labels, self.device)
         epoch, place = divmod(step, self.steps_per_epoch(size))
         if (seed, epoch) not in self.drawn_there:
             rows, views = self.drawn(epoch, seed=seed)
             self.drawn_there.clear()
             places = torch.from_numpy(np.stack([views * len(self) + rows, rows]))
-            self.drawn_there[seed, epoch] = places.to(self.device)
+            self.drawn_there[seed, epoch] = sent(places, self.device)
         places = self.drawn_there[seed, epoch][:, place * size : (place + 1) * size]
         activations, labels = self.resident
         return activations.index_select(0, places[0]).float(), labels.index_select(0, places[1])
@@ -418,7 +418,7 @@ class _ExamplesOn(Examples):
         for view in range(self.views + 1):
             for start in range(0, len(self), _GATHERED):
                 part = torch.from_numpy(self.gather(self.digests[start : start + _GATHERED], view))
-                kept[view * len(self) + start :][: len(part)] = part.to(self.device)
+                kept[view * len(self) + start :][: len(part)] = sent(part, self.device)
         return kept, torch.from_numpy(self.labels.astype(np.int64)).to(self.device)
 
 
