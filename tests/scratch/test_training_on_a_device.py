@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,3 +156,62 @@ def test_a_batch_norm_keeps_as_much_as_the_source() -> None:
     values = torch.from_numpy(np.random.Generator(np.random.PCG64(0)).normal(3, 2, (50, 64, 2, 2))).float()
     norms[0].train()(values)
     torch.testing.assert_close(norms[0].running_mean, 0.4 * values.mean((0, 2, 3)))
+
+
+def test_values_are_those_of_the_source() -> None:
+    """airbench94_muon takes the sum of the losses of 2,000 images, and a last layer whose weights deviate by 1."""
+    recipe = recipe_named("cifar10-gpu")
+    state = TrainingState(recipe, side=32, channels=3, classes=10, device=torch.device("cpu"))
+    network = state.network
+    assert [module.weight.shape[:2] for module in network.modules() if isinstance(module, torch.nn.Conv2d)] == [
+        (24, 3), (64, 24), (64, 64), (256, 64), (256, 256), (256, 256), (256, 256),
+    ]  # fmt: skip
+    deviation = float(network.linear.weight.detach().std())
+    assert deviation * recipe.options()["logit_scale"] == pytest.approx(1 / 256, rel=0.05)
+    rates = [recipe.schedule.at(step, steps=200, steps_per_epoch=25) for step in (0, 100, 199)]
+    assert rates == pytest.approx([0.24, 0.12, 0.0012])
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    state.update_parameters(rates[0])
+    muon, descent = state.optimisers
+    assert [group["lr"] for group in muon.param_groups] == [0.24]
+    of = {len(group["params"]): group for group in descent.param_groups}
+    biases, head = of[6], of[1]
+    assert biases["lr"] == pytest.approx(0.053 * 2000, rel=0.01)
+    assert head["lr"] == pytest.approx(0.67 * 2000 * deviation**2, rel=0.05)
+    for group in (biases, head):
+        assert group["lr"] * group["weight_decay"] == pytest.approx(2e-6 * 2000, rel=0.03)
+        assert (group["momentum"], group["nesterov"]) == (0.85, True)
+
+
+def test_the_last_checkpoint_is_not_part_of_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, clock = RunFolder(tmp_path / "run"), [0.0]
+    save = folder.checkpoints.save
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    def slow(*arguments: Any, **options: Any) -> Path:
+        clock[0] += 10
+        return save(*arguments, **options)
+
+    monkeypatch.setattr(folder.checkpoints, "save", slow)
+    settings = dataclasses.replace(QUIET, log_steps=1000)
+    result = train_recipe(CLASSIC.with_options({"steps": 2}), DATA, folder, settings=settings)
+    assert result is not None
+    assert (result.training_seconds, result.seconds) == (0, 10)
+
+
+def test_convolutions_are_tried_where_steps_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    for compiled in (False, True):
+        found: list[bool] = []
+        recipe = CLASSIC.with_options({"steps": 2, "compiled": compiled})
+        settings = dataclasses.replace(QUIET, log_steps=1)
+        train_recipe(
+            recipe,
+            DATA,
+            RunFolder(tmp_path / str(compiled)),
+            settings=settings,
+            report=lambda news, found=found: found.append(torch.backends.cudnn.benchmark),
+        )
+        assert found == [False, compiled, compiled]  # before the first step, and after each
+        assert not torch.backends.cudnn.benchmark

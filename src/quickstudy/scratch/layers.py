@@ -143,7 +143,8 @@ class Whitening(nn.Conv2d):
         """Take the filters from images (N×C×H×W, as the network gets them); `floor` bounds what flat patches become."""
         kernel = self.kernel_size[0]
         patches = functional.unfold(images.float(), kernel, stride=2).transpose(1, 2).flatten(0, 1).double()
-        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        # On the processor, since a GPU would first have to load a library of hundreds of megabytes for a few numbers.
+        values, vectors = torch.linalg.eigh((patches.T @ patches / len(patches)).cpu())
         filters = (vectors / (values + floor).sqrt()).T.flip(0).reshape(-1, images.shape[1], kernel, kernel)
         filters = filters[: self.out_channels // 2]
         self.weight.copy_(torch.cat([filters, -filters]))

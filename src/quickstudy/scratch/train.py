@@ -193,6 +193,17 @@ def writing_to(folder: RunFolder) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _tried(wanted: bool) -> Iterator[None]:
+    """Let cuDNN, where it is wanted, try inside this context which of its convolutions is quickest for each shape."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = wanted or before
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def check_recipe(recipe: Recipe, data: TrainingData, replica: Replica) -> None:
     """Raise an OptionError where these images and this many replicas cannot be trained on; nothing is written."""
     recipe.augmentation.check(data.side)
@@ -249,7 +260,7 @@ class RunTraining:
         self.announce()
         network = self._wrapped_network()
         state.network.train()
-        with Interrupts() as interrupts, closing(self.open_log()) as log:
+        with Interrupts() as interrupts, closing(self.open_log()) as log, _tried(recipe.optimiser.compiled):
             agree_on_step(self.replica, state.step)
             clock.begin_steps(state.step)
             for batch in self.pipeline.batches(range(state.step, state.step if state.ended else self.steps)):
@@ -284,7 +295,9 @@ class RunTraining:
                     interrupts.raise_pending()
                 if state.ended:
                     break
-            self.save()
+            self._check_losses()  # which waits for a GPU; what follows is not part of the steps
+            with clock.paused():
+                self.save()
         return self.result() if self.replica.is_first else None
 
     def resume_or_prepare(self) -> None:
