@@ -5,20 +5,23 @@
     python benchmarks/gpu.py … --device cpu --small     # all of it in miniature, to see that it runs
 
 `--cifar` and `--mnist` name folders in the official layout, `--peer` the published script, which is run as it is but
-for its number of runs, its compiler's mode, and its images, which are written out for it. Each section is a process of
-its own, which prints figures as it has them; one that fails or takes too long costs its own remaining figures only.
+for its number of runs, its compiler's mode, its images, which are written out for it, and the one function that it
+takes of torchvision. Each section is a process of its own, which prints figures as it has them; one that fails or takes
+too long costs its own remaining figures only, as does each of its parts. What an ended one said is in the JSON, too.
 docs/benchmarks.md says what was expected of each. The JSON goes to `benchmarks/results/gpu.json`, or to `--json`.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import faulthandler
 import json
 import os
 import platform
 import queue
 import re
+import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -26,34 +29,45 @@ import tempfile
 import threading
 import time
 import traceback
+import uuid
+import warnings
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from common import RESULTS, machine, photos, repeat_photos, spread
 
+_BEGAN = time.monotonic()
 _LIMIT_SECONDS = 470.0
 _BACKBONE = "efficientnet_lite0"
 _CUT = "block_12"
+_MARK, _SECONDS = "QUICKSTUDY_GPU_SECTION", "QUICKSTUDY_GPU_SECONDS"
+"""Variables that a section's processes have: what they are known by, and the seconds that the section has."""
+_TAIL = 40
+"""Last lines of what an ended process said that are kept with its error."""
 
 
 def main() -> None:
     """Run the sections, one after the other, and write down what they print."""
     options = _options()
     if options.section:
+        # A section that hangs says where before it is ended.
+        faulthandler.dump_traceback_later(max(0.5, float(os.environ.get(_SECONDS, "1e4")) - 3), exit=False)
         _SECTIONS[options.section][0](options)
         return
-    values: dict[str, Any] = {"machine": _machine(options.device), "small": options.small, "sections": {}}
-    deadline = time.monotonic() + options.limit
+    values: dict[str, Any] = {"machine": _machine(), "small": options.small, "sections": {}}
     for name in options.only or _SECTIONS:
-        limit = min(_SECTIONS[name][1], deadline - time.monotonic())
+        limit = min(_SECTIONS[name][1], options.each, options.limit - (time.monotonic() - _BEGAN))
         if limit < 1:
             values["sections"][name] = {"error": f"no time was left of {options.limit:.0f} s"}
         else:
             values["sections"][name] = _run_section(name, limit)
+        values["seconds"] = round(time.monotonic() - _BEGAN, 1)
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(values, indent=1) + "\n")
     print(f"written: {options.json}")
@@ -62,42 +76,75 @@ def main() -> None:
 def _run_section(name: str, limit: float) -> dict[str, Any]:
     """Run a section in a process of its own: what it told, and what ended it if that was not its end."""
     print(f"== {name}, at most {limit:.0f} s", flush=True)
-    began, found = time.monotonic(), {}
+    began, found, mark = time.monotonic(), dict[str, Any](), uuid.uuid4().hex
     process = subprocess.Popen(
         [sys.executable, __file__, *sys.argv[1:], "--section", name],
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
+        errors="replace",
         start_new_session=True,
+        env={**os.environ, _MARK: mark, _SECONDS: str(limit)},
     )
     lines: queue.Queue[str | None] = queue.Queue()
+    said: deque[str] = deque(maxlen=_TAIL)
 
-    def read() -> None:
-        for line in process.stdout or ():
+    def read(pipe: IO[str] | None) -> None:
+        for line in pipe or ():
             lines.put(line)
         lines.put(None)
 
-    threading.Thread(target=read, daemon=True).start()
-    error = None
+    def listen(pipe: IO[str] | None) -> None:
+        for line in pipe or ():
+            said.append(line.rstrip())
+            print(f"        {line.rstrip()}", file=sys.stderr, flush=True)
+
+    threading.Thread(target=read, args=(process.stdout,), daemon=True).start()
+    listener = threading.Thread(target=listen, args=(process.stderr,), daemon=True)
+    listener.start()
+    error, ended = None, None
     while True:
         try:
-            line = lines.get(timeout=max(0.0, began + limit - time.monotonic()))
+            line = lines.get(timeout=max(0.0, min(1.0, began + limit - time.monotonic())))
         except queue.Empty:
-            error = f"took longer than {limit:.0f} s"
-            break
+            if time.monotonic() >= began + limit:
+                error = f"took longer than {limit:.0f} s"
+                break
+            # What it has begun may keep its output open.
+            ended = ended or (time.monotonic() if process.poll() is not None else None)
+            if ended is not None and time.monotonic() > ended + 3:
+                break
+            continue
         if line is None:
             break
         if line.startswith(_TOLD):
             found.update(json.loads(line.removeprefix(_TOLD)))
         print(f"{time.monotonic() - began:6.1f}  {line.rstrip()}", flush=True)
-    if error is not None or process.poll() is None:
-        try:
-            process.wait(0 if error else 10)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            process.wait()
+    try:
+        process.wait(0 if error else 10)
+    except subprocess.TimeoutExpired:
+        error = error or "did not end"
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    if left := _end_marked(mark):
+        found["ended_by_force"] = left
     if error is None and process.returncode:
         error = f"exit status {process.returncode}"
-    return {**found, "seconds": round(time.monotonic() - began, 2), **({"error": error} if error else {})}
+    listener.join(2)
+    result = {**found, "seconds": round(time.monotonic() - began, 2)}
+    return {**result, "error": error, "said": list(said)} if error else result
+
+
+def _end_marked(mark: str) -> int:
+    """End what processes a section has left behind, which have its mark in their environment: how many there were."""
+    wanted, left = f"{_MARK}={mark}".encode(), 0
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if wanted in (place / "environ").read_bytes().split(b"\0"):
+                os.kill(int(place.name), signal.SIGKILL)
+                left += 1
+    return left
 
 
 _TOLD = "figures: "
@@ -108,18 +155,47 @@ def _tell(**values: Any) -> None:
     print(_TOLD + json.dumps(values), flush=True)
 
 
-def _each(parts: Iterable[tuple[str, Callable[[], None]]]) -> None:
-    """Run the parts of a section; one that fails is told, and the next one is run."""
+class _TooLongError(Exception):
+    """Ends a part of a section that takes too long."""
+
+
+Part = tuple[str, Callable[[], None]] | tuple[str, Callable[[], None], float]
+"""A part of a section: its name, what it does, and the most seconds that it may take, where that is said."""
+
+
+def _each(parts: Iterable[Part]) -> None:
+    """Run the parts of a section; one that fails or takes too long is told, and the next one is run."""
     failed = False
-    for name, part in parts:
+    for name, part, *limit in parts:
+        began = time.perf_counter()
+        print(f"-- {name}", flush=True)
         try:
-            part()
+            with _at_most(*limit):
+                part()
         except Exception as error:
             failed = True
-            traceback.print_exc()
-            _tell(**{f"{name}_error": f"{type(error).__name__}: {error}"[:500]})
+            trace = traceback.format_exc()
+            print(trace, file=sys.stderr, flush=True)
+            _tell(**{f"{name}_error": f"{type(error).__name__}: {error}"[-1500:], f"{name}_trace": trace[-1500:]})
+        _tell(**{f"{name}_part_seconds": round(time.perf_counter() - began, 2)})
     if failed:
         raise SystemExit(1)
+
+
+@contextmanager
+def _at_most(seconds: float = 0.0) -> Any:
+    """End what is done inside this context by an exception after so many seconds; 0: never."""
+
+    def end(_number: int, _frame: object) -> None:
+        raise _TooLongError(f"took longer than {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 # Sections
@@ -150,10 +226,15 @@ def extract(options: argparse.Namespace) -> None:
             engine = replace(engine, open=partial(engine.open, batch=2), batch=2)
         rates: dict[str, float] = {}
 
+        @cache
+        def opened() -> Any:
+            return engine.open(net.kept, net.kept.cut, net.kept.cut_shape)
+
         def bare() -> None:
+            began = time.perf_counter()
+            network = opened().network
+            _tell(ready_after_seconds=time.perf_counter() - began, images_at_once=opened().batch, engine=engine.name)
             for batch in (1, 2) if options.small else (32, 128, 512):
-                prefix = engine.open(net.kept, net.kept.cut, net.kept.cut_shape)
-                network = prefix.network
                 shape = (batch, *net.input.shape)
                 pixels = torch.randint(0, 256, shape, dtype=torch.uint8).to(options.device)
 
@@ -165,7 +246,7 @@ def extract(options: argparse.Namespace) -> None:
                 _tell(bare_images_per_second=rates)
 
         def from_memory() -> None:
-            prefix = engine.open(net.kept, net.kept.cut, net.kept.cut_shape)
+            prefix = opened()
             pixels = np.zeros((engine.batch or 1, *net.input.shape), np.uint8)
             for threads in (1, 3):
                 with ThreadPoolExecutor(threads) as pool:
@@ -177,9 +258,8 @@ def extract(options: argparse.Namespace) -> None:
 
         def decoding() -> None:
             cores = usable_cores()
-            some = paths[: max(16, len(paths) // 2)]
             for kind in ("processes", "threads"):
-                rate = _decoding_rate(some, net.input, Distortions(), cores, apart=kind == "processes")
+                rate = _decoding_rate(paths, net.input, Distortions(), cores, apart=kind == "processes")
                 _tell(**{f"decoding_{cores}_{kind}_images_per_second": rate})
 
         class Told(Progress):
@@ -210,8 +290,11 @@ def extract(options: argparse.Namespace) -> None:
                         f"folder_to_store_{number}_first_after_seconds": told.first,
                         f"folder_to_store_{number}_share_of_bare": rate / max(rates.values(), default=float("nan")),
                         f"folder_to_store_{number}_thread_seconds": vars(found.timings),
+                        f"folder_to_store_{number}_unusable": len(found.reasons),
                     }
                 )
+            if options.device.startswith("cuda"):
+                _tell(most_memory_gigabytes=torch.cuda.max_memory_allocated(options.device) / 1e9)
 
         def on_the_processor() -> None:
             some = paths[: 4 if options.small else 2048]
@@ -221,11 +304,11 @@ def extract(options: argparse.Namespace) -> None:
 
         _each(
             [
-                ("bare", bare),
-                ("to_the_store", to_the_store),
-                ("from_memory", from_memory),
-                ("decoding", decoding),
-                ("on_the_processor", on_the_processor),
+                ("bare", bare, 40),
+                ("to_the_store", to_the_store, 40),
+                ("from_memory", from_memory, 15),
+                ("decoding", decoding, 20),
+                ("on_the_processor", on_the_processor, 15),
             ]
         )
 
@@ -261,7 +344,10 @@ def finetune(options: argparse.Namespace) -> None:
                 }
             )
 
-        there = [("device", lambda: run(options.device, 2 if options.small else 12))] if options.device != "cpu" else []
+        def device() -> None:
+            run(options.device, 2 if options.small else 12)
+
+        there: list[Part] = [("device", device, 50)] if options.device != "cpu" else []
         _each([*there, ("processor", lambda: run("onnxruntime", 1))])
 
 
@@ -278,39 +364,74 @@ def _photos_for_tuning(options: argparse.Namespace, folder: Path) -> Path:
 def cifar94(options: argparse.Namespace) -> None:
     """`cifar10-gpu` against the published script: seconds and accuracies, seed by seed, and whole processes."""
     from quickstudy.process import settle_own_process
-    from quickstudy.scratch.data import load_training_data
+    from quickstudy.scratch.data import ImagesAtHand, load_training_data
+    from quickstudy.scratch.evaluation import evaluate_state
     from quickstudy.scratch.folder import RunFolder
     from quickstudy.scratch.parallel import Replica, joined
-    from quickstudy.scratch.recipe import RunSettings, recipe_named
-    from quickstudy.scratch.train import train_recipe
+    from quickstudy.scratch.recipe import Recipe, RunSettings, recipe_named
+    from quickstudy.scratch.train import RunResult, RunTraining
 
     settle_own_process()
     data = load_training_data(str(options.cifar), image_size=32, validation=0.0)
     quiet = RunSettings(summary_steps=0, log_steps=1000, checkpoint_seconds=1e9, keep=1)
     replica = Replica(device_type=options.device)
-    recipe = recipe_named("cifar10-gpu").with_options({"shifted_test": 1})
+    recipe = recipe_named("cifar10-gpu").with_options({"compiled": False})
     if options.small:
-        recipe = recipe.with_options({"widths": "8,8", "batch": 20, "steps": 4, "epochs": 0, "compiled": False})
+        recipe = recipe.with_options({"widths": "8,8", "batch": 20, "steps": 4, "epochs": 0})
+    images = ImagesAtHand(data, replica, threads=0)
+    found: dict[str, tuple[float, float]] = {}
 
-    def seeds(name: str, compiled: bool, count: int) -> None:
+    def trained(one: Recipe) -> tuple[RunTraining, RunResult]:
+        with tempfile.TemporaryDirectory() as folder:
+            place = RunFolder(Path(folder) / "run")
+            place.begin(one, data.facts)
+            training = RunTraining(one, images, place, replica, quiet, None)
+            result = training.run()
+            assert result is not None
+            return training, result
+
+    def seeds(name: str, count: int, **chosen: Any) -> None:
         rows = []
-        with tempfile.TemporaryDirectory() as folder, joined(replica):
-            for seed in range(count + 1):  # the first warms up and does not count
+        with joined(replica):
+            for seed in range(-1, 1 if options.small else count):  # the first one warms up and does not count
                 began = time.perf_counter()
-                one = recipe.with_options({"seed": seed, "compiled": compiled})
-                run = RunFolder(Path(folder) / f"{name}-{seed}")
-                result = train_recipe(one, data, run, replica=replica, settings=quiet)
+                one = recipe.with_options({**chosen, "seed": max(seed, 0)})
+                training, result = trained(one)
                 took = time.perf_counter() - began
-                assert result is not None
-                rows.append({"training": result.training_seconds, "all": took, "accuracy": result.test.score.accuracy})
+                accuracy = result.test.score.accuracy
+                # What the published script's seconds have besides steps: the first layer's filters, and the evaluation.
+                began = time.perf_counter()
+                evaluate_state(training.state, one, data.test, data.moments)
+                training.state.prepare(images.to_prepare(one))
+                training.state.is_finite()  # which waits for all of it
+                around = time.perf_counter() - began
+                rows.append({"training": result.training_seconds, "around": around, "all": took, "accuracy": accuracy})
                 _tell(**{f"{name}_rows": rows})
         counted = rows[1:]
+        totals = [row["training"] + row["around"] for row in counted]
+        found[name] = statistics.median(totals), statistics.mean(row["accuracy"] for row in counted)
         _tell(
             **{
                 f"{name}_training_seconds": spread([row["training"] for row in counted]),
-                f"{name}_accuracy": statistics.mean(row["accuracy"] for row in counted),
+                f"{name}_seconds_as_the_peer_counts": spread(totals),
+                f"{name}_accuracy": found[name][1],
             }
         )
+
+    def tried() -> None:
+        import torch
+
+        torch.backends.cudnn.benchmark = True
+        try:
+            seeds("tried", 3)
+        finally:
+            torch.backends.cudnn.benchmark = False
+
+    def waits() -> None:
+        """Where steps wait for the GPU, by PyTorch's own count: lines that do so more often in more steps."""
+        with joined(replica):
+            fewer, more = (_waits(partial(trained, recipe.with_options({"steps": steps}))) for steps in (15, 40))
+        _tell(waits_in_25_steps=dict(more - fewer))
 
     def whole_process(name: str, *chosen: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -318,26 +439,60 @@ def cifar94(options: argparse.Namespace) -> None:
             command += ["--run", f"{folder}/run", "--json", "--device", options.device, *chosen]
             if options.small:
                 command += ["--set", "widths=8,8", "--batch", "20", "--steps", "4"]
-            _tell(**{f"{name}_process_seconds": _seconds(command)})
+            seconds, output = _timed(command)
+            _tell(**{f"{name}_process_seconds": seconds, f"{name}_process_says": json.loads(output)})
 
     def peer() -> None:
         if options.peer:
-            _peer(options, data)
+            found["peer"] = _peer(options, data)
 
+    def compare() -> None:
+        if "peer" in found:
+            for name in sorted(found.keys() - {"peer"}):
+                _tell(
+                    **{
+                        f"{name}_share_of_the_peers_seconds": found[name][0] / found["peer"][0],
+                        f"{name}_accuracy_beyond_the_peers": found[name][1] - found["peer"][1],
+                    }
+                )
+
+    on_a_gpu: list[Part] = [
+        ("compiled", lambda: seeds("compiled", 10, compiled=True), 90),
+        ("eager_process", lambda: whole_process("eager", "--set", "compiled=off", "--summary-steps", "0"), 30),
+        # As documented: compiled, with the network's graph and summaries.
+        ("process", lambda: whole_process("documented"), 60),
+        ("tried", tried, 20),
+        ("waits", waits, 15),
+        # The rates of a recipe that takes the source's sum over a batch for a mean.
+        ("small_rates", lambda: seeds("small_rates", 3, bias_rate=0.22, head_rate=2.8), 15),
+    ]
     _each(
         [
-            ("eager", lambda: seeds("eager", compiled=False, count=1 if options.small else 10)),
-            ("eager_process", lambda: whole_process("eager", "--set", "compiled=off", "--summary-steps", "0")),
-            ("peer", peer),
-            ("compiled", lambda: None if options.small else seeds("compiled", compiled=True, count=10)),
-            # As documented: compiled, with the network's graph and summaries.
-            ("process", lambda: None if options.small else whole_process("documented")),
+            ("eager", lambda: seeds("eager", 10), 60),
+            ("peer", peer, 90),
+            ("compare", compare),
+            *(on_a_gpu[1:2] if options.small else on_a_gpu),
+            ("compare", compare),
         ]
     )
 
 
-def _peer(options: argparse.Namespace, data: Any) -> None:
-    """Run the published script ten times on these pixels, in the compiler's default mode."""
+def _waits(work: Callable[[], object]) -> Counter[str]:
+    """Count what waits for the GPU in this work, by the line that does."""
+    import torch
+
+    with warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            work()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return Counter(f"{Path(one.filename).name}:{one.lineno}" for one in noted if "synchroniz" in str(one.message))
+
+
+def _peer(options: argparse.Namespace, data: Any) -> tuple[float, float]:
+    """Run the published script ten times on these pixels, in the compiler's default mode: seconds, and accuracy."""
     import torch
 
     with tempfile.TemporaryDirectory() as name:
@@ -352,30 +507,37 @@ def _peer(options: argparse.Namespace, data: Any) -> None:
         if not changed:
             raise ValueError(f"'{options.peer}' has no range(200), its number of runs; expected airbench94_muon.py")
         (folder / "peer.py").write_text(text)
-        if importlib.util.find_spec("torchvision") is None:  # of which it takes one function
-            (folder / "torchvision").mkdir()
-            (folder / "torchvision" / "__init__.py").write_text("")
-            (folder / "torchvision" / "transforms.py").write_text(_NORMALIZE)
-        process = subprocess.Popen(
-            [sys.executable, "peer.py"],
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **_UNBUFFERED},
-        )
+        # It takes one function of torchvision, whose versions have to match torch's to the digit.
+        (folder / "torchvision").mkdir()
+        (folder / "torchvision" / "__init__.py").write_text("")
+        (folder / "torchvision" / "transforms.py").write_text(_NORMALIZE)
         rows: list[dict[str, float]] = []
-        for line in process.stdout or ():
-            cells = [cell.strip() for cell in line.split("|")[1:-1]]
-            if len(cells) == 6 and cells[1] == "eval":
-                rows.append({"accuracy": float(cells[4]), "training": float(cells[5])})
-                _tell(peer_rows=rows)
-        if process.wait():
-            raise ValueError(f"the peer ended with exit status {process.returncode}")
+        with (folder / "said").open("w+") as said:
+            process = subprocess.Popen(
+                [sys.executable, "peer.py"],
+                cwd=folder,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                text=True,
+                env={**os.environ, **_UNBUFFERED},
+            )
+            try:
+                for line in process.stdout or ():
+                    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+                    if len(cells) == 6 and cells[1] == "eval":
+                        rows.append({"accuracy": float(cells[4]), "training": float(cells[5])})
+                        _tell(peer_rows=rows)
+                if process.wait():
+                    said.seek(0)
+                    raise ValueError(f"the peer ended with exit status {process.returncode}: {said.read()[-1200:]}")
+            finally:
+                process.kill()
+                process.wait()
     counted = rows[1:]
-    _tell(
-        peer_training_seconds=spread([row["training"] for row in counted]),
-        peer_accuracy=statistics.mean(row["accuracy"] for row in counted),
-    )
+    seconds = spread([row["training"] for row in counted])
+    accuracy = statistics.mean(row["accuracy"] for row in counted)
+    _tell(peer_training_seconds=seconds, peer_accuracy=accuracy)
+    return seconds["median"], accuracy
 
 
 _UNBUFFERED = {"PYTHONUNBUFFERED": "1"}
@@ -401,9 +563,7 @@ def sweep(options: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "quickstudy", "sweep", *study, "--results", f"{folder}/sweep", *workers]
             command += ["--device", options.device, "--data-folder", str(options.mnist), "--yes", "--json"]
-            began = time.perf_counter()
-            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            seconds = time.perf_counter() - began
+            seconds, output = _timed(command)
         rows = found[kind] = json.loads(output)["rows"]
         _tell(**{f"{kind}_seconds": seconds, f"{kind}_in_runs_seconds": sum(row["seconds"] for row in rows)})
         _tell(**{f"{kind}_in_steps_seconds": sum(row["training_seconds"] for row in rows)})
@@ -421,12 +581,12 @@ def sweep(options: argparse.Namespace) -> None:
     small = ["mlp", "--grid", "depth=1,2", "--steps", "4"]
     study = small if options.small else ["batchnorm"]
     # The first one reads libraries and draws a picture for the first time on this machine.
-    first = [] if options.small else [("first", lambda: run("first", small, []))]
+    first: list[Part] = [] if options.small else [("first", lambda: run("first", small, []), 30)]
     _each(
         [
             *first,
-            ("together", lambda: run("together", study, [])),
-            ("separate", lambda: run("separate", study, ["--workers", "1"])),
+            ("together", lambda: run("together", study, []), 45),
+            ("separate", lambda: run("separate", study, ["--workers", "1"]), 60),
             ("compare", compare),
         ]
     )
@@ -441,7 +601,7 @@ def classic(options: argparse.Namespace) -> None:
             command = [sys.executable, "-m", "quickstudy", "train", "cifar10-classic", "--data", str(options.cifar)]
             command += ["--steps", str(steps), "--run", f"{folder}/run", "--json", "--device", device]
             command += ["--summary-steps", "10"] if options.small else []
-            seconds = _seconds(command)
+            seconds, _ = _timed(command)
             lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
         rates = [json.loads(line).get("examples_per_second") for line in lines]
         rate = statistics.median(rate for rate in rates if rate is not None)
@@ -454,12 +614,13 @@ def scaling(options: argparse.Namespace) -> None:
     """ONNX Runtime and decoding on 1, 2, 4 and more cores: images a second, and as a share of that many times one's."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     counts = [count for count in (1, 2, 4, 8, 16, 32, 64) if count <= len(cores)]
+    counts.sort(key=lambda count: (count > 1, -count))  # those that tell most first: one, then all
     rates: dict[str, dict[str, float]] = {}
 
     def run(kind: str, count: int) -> None:
         command = [sys.executable, __file__, *sys.argv[1:], "--part", kind]
         command += ["--cores", ",".join(map(str, cores[:count]))]
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        _, output = _timed(command)
         rates.setdefault(kind, {})[str(count)] = float(output.strip().splitlines()[-1])
         shares = {
             name: {count: rate / (int(count) * found["1"]) for count, rate in found.items()}
@@ -469,7 +630,7 @@ def scaling(options: argparse.Namespace) -> None:
         _tell(images_per_second=rates, share_of_linear=shares)
 
     parts = _SCALED[:1] if options.small else _SCALED
-    _each((f"{kind}_{count}", lambda kind=kind, count=count: run(kind, count)) for kind in parts for count in counts)
+    _each((f"{kind}_{count}", lambda kind=kind, count=count: run(kind, count)) for count in counts for kind in parts)
 
 
 _SCALED = ("decoding_processes", "decoding_threads", "onnxruntime")
@@ -495,19 +656,20 @@ def _scaled(options: argparse.Namespace) -> float:
             began = time.perf_counter()
             found = extract_images(some, net, Store(Path(folder) / "store"))
             return found.computed / (time.perf_counter() - began)
-        some = paths[: 16 if options.small else min(len(paths), 800 * cores)]
+        wanted = 16 if options.small else 800 * cores
+        some = (paths * (1 + wanted // len(paths)))[:wanted]
         return _decoding_rate(some, net.input, Distortions(), cores, apart=options.part == "decoding_processes")
 
 
 _SECTIONS: dict[str, tuple[Callable[[argparse.Namespace], None], float]] = {
     "extract": (extract, 100.0),
-    "finetune": (finetune, 70.0),
-    "cifar94": (cifar94, 145.0),
-    "sweep": (sweep, 85.0),
+    "finetune": (finetune, 75.0),
+    "cifar94": (cifar94, 220.0),
+    "sweep": (sweep, 90.0),
     "classic": (classic, 45.0),
-    "scaling": (scaling, 55.0),
+    "scaling": (scaling, 60.0),
 }
-"""Sections, each with the most seconds it may take, in order of worth."""
+"""Sections, each with the most seconds it may take, in order of worth; what is left of all runs out with the last."""
 
 
 # What sections share
@@ -562,22 +724,53 @@ def _rate(some: Callable[[int], None], device: str, seconds: float) -> float:
     return number / (time.perf_counter() - began)
 
 
-def _seconds(command: list[str]) -> float:
-    """Wall seconds of a command, from start to exit; what it says of an error is shown."""
-    began = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - began
+def _timed(command: list[str]) -> tuple[float, str]:
+    """Run a command: its wall seconds from start to exit, and its output; an error has the end of what it said."""
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as said:
+        began = time.perf_counter()
+        process = subprocess.Popen(command, stdout=output, stderr=said, text=True)
+        try:
+            code = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+        seconds = time.perf_counter() - began
+        output.seek(0)
+        said.seek(0)
+        if code:
+            raise RuntimeError(f"exit status {code} of {' '.join(command[1:5])}: {said.read()[-1200:]}")
+        return seconds, output.read()
 
 
-def _machine(device: str) -> dict[str, Any]:
+def _machine() -> dict[str, Any]:
+    """What the figures were measured on; another process asks the device, which this one leaves to the sections."""
+    try:
+        found = json.loads(_timed([sys.executable, __file__, *sys.argv[1:], "--part", "device"])[1])
+    except (RuntimeError, ValueError) as error:
+        found = {"error": str(error)}
+    return {**machine(), **found}
+
+
+def _device(options: argparse.Namespace) -> dict[str, Any]:
+    import sysconfig
+
     import torch
 
-    found: dict[str, Any] = {**machine(), "torch": torch.__version__, "device": platform.processor() or "processor"}
-    if device.startswith("cuda"):
+    found: dict[str, Any] = {
+        "torch": torch.__version__,
+        "device": platform.processor() or "processor",
+        "c_compiler": shutil.which("cc") or shutil.which("gcc"),
+        "python_headers": (Path(sysconfig.get_paths()["include"]) / "Python.h").exists(),
+    }
+    if options.device.startswith("cuda"):
+        free, total = torch.cuda.mem_get_info(options.device)
         found |= {
-            "device": torch.cuda.get_device_name(device),
-            "memory_gigabytes": torch.cuda.get_device_properties(device).total_memory / 1e9,
+            "device": torch.cuda.get_device_name(options.device),
+            "capability": list(torch.cuda.get_device_capability(options.device)),
+            "memory_gigabytes": total / 1e9,
+            "free_memory_gigabytes": free / 1e9,
             "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
         }
     return found
 
@@ -592,15 +785,16 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=list(_SECTIONS), help="a section; all if left out")
     parser.add_argument("--small", action="store_true", help="in miniature")
     parser.add_argument("--limit", type=float, default=_LIMIT_SECONDS, help="most seconds in all")
+    parser.add_argument("--each", type=float, default=_LIMIT_SECONDS, help="most seconds of a section")
     parser.add_argument("--json", type=Path, default=RESULTS / "gpu.json", help="file for the figures")
     parser.add_argument("--section", choices=list(_SECTIONS), help=argparse.SUPPRESS)
-    parser.add_argument("--part", choices=_SCALED, help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=("device", *_SCALED), help=argparse.SUPPRESS)
     parser.add_argument("--cores", help=argparse.SUPPRESS)
     options = parser.parse_args()
     for name in ("photos", "cifar", "mnist"):  # sections run in other folders
         setattr(options, name, getattr(options, name).absolute())
     if options.part:
-        print(_scaled(options))
+        print(json.dumps(_device(options)) if options.part == "device" else _scaled(options))
         raise SystemExit
     return options
 

@@ -78,9 +78,24 @@ def test_a_section_tells_what_it_finds(photos: Path, tmp_path: Path) -> None:
 
 
 def test_a_section_that_takes_too_long_is_ended_and_the_next_one_told(photos: Path, tmp_path: Path) -> None:
-    found = measured(photos, tmp_path, "--only", "classic", "--only", "sweep", "--limit", "1.5")
-    assert found["classic"]["error"].startswith("took longer")
+    found = measured(photos, tmp_path, "--only", "classic", "--only", "sweep", "--each", "1.2")
+    assert [found[name]["error"].partition(" than")[0] for name in ("classic", "sweep")] == ["took longer"] * 2
+    assert any("gpu.py" in line for line in found["sweep"]["said"])  # where it was
+
+
+def test_nothing_begins_when_the_time_is_over(photos: Path, tmp_path: Path) -> None:
+    found = measured(photos, tmp_path, "--only", "sweep", "--limit", "0")
     assert "no time was left" in found["sweep"]["error"]
+
+
+def test_what_a_failed_part_said_is_told_and_the_next_one_run(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "no-mnist").mkdir()
+    found = measured(photos, tmp_path, "--only", "sweep", "--mnist", str(tmp_path / "no-mnist"))["sweep"]
+    assert found["error"] == "exit status 1"
+    for part in ("together", "separate"):
+        assert "mnist" in found[f"{part}_error"]
+        assert found[f"{part}_part_seconds"] > 0
+    assert any("mnist" in line for line in found["said"])
 
 
 @pytest.mark.slow
@@ -94,6 +109,9 @@ def test_all_of_it_in_miniature(photos: Path, tmp_path: Path) -> None:
     cifar = found["cifar94"]
     assert (cifar["peer_accuracy"], cifar["peer_training_seconds"]["median"]) == (0.94, 2.5)
     assert len(cifar["eager_rows"]) == 2
+    assert cifar["eager_rows"][1]["around"] > 0
+    assert cifar["eager_share_of_the_peers_seconds"] > 0
+    assert cifar["eager_process_says"]["steps"] == 4
     assert found["sweep"]["together_seconds"] > 0
     assert found["sweep"]["same_number_of_steps"] == found["sweep"]["runs"] == 2
     assert found["classic"]["cpu_images_per_second"] > 0
