@@ -48,6 +48,16 @@ def wanted(image: Path | bytes, *views: int, expected: bytes | None = None) -> W
     return Wanted(image=image, expected=expected, views=views or (0,))
 
 
+def test_the_processes_import_no_networks() -> None:
+    """As many begin as there are cores, at the same time."""
+    program = (
+        "import sys, quickstudy.bottlenecks.preparing; "
+        "print([name for name in ('onnx', 'onnxruntime', 'pyarrow', 'scipy', 'torch') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert found.strip() == "[]"
+
+
 def test_views_are_those_that_are_rendered_here(preparers: Preparers, photos: Path) -> None:
     paths = sorted(photos.rglob("*.jpg"))[:17]
     asked = [wanted(path, 0, 2) if number % 2 else wanted(path, 1) for number, path in enumerate(paths)]

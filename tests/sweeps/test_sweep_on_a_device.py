@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,3 +36,17 @@ def test_a_trial_is_that_of_the_processor(
         torch.testing.assert_close(value, here.state["network"][name], rtol=2e-3, atol=2e-4)
     results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("cpu", "there")]
     assert abs(results[0]["test"]["right"] - results[1]["test"]["right"]) <= 1
+
+
+def test_what_workers_are_forked_from_asks_nothing_of_a_gpu() -> None:
+    """CUDA cannot be used in a process whose parent has used it."""
+    program = """
+import torch
+asked = []
+for name in ("is_available", "device_count", "current_device", "get_device_properties", "_lazy_init", "init"):
+    setattr(torch.cuda, name, lambda *_, name=name: asked.append(name))
+import quickstudy.sweeps.workers, torch._dynamo, torch.utils.tensorboard, sys, threading
+print(asked, threading.active_count(), "torch._inductor.async_compile" in sys.modules)
+"""
+    found = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert found.strip() == "[] 1 False"

@@ -29,18 +29,20 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quickstudy.backbones.engines.engine import AnyPrefix
 from quickstudy.errors import MachineError, UnusableImageError
 from quickstudy.images.decoding import InputSpec, decode
 from quickstudy.images.distortions import Distortions
 from quickstudy.images.identity import read_image_file
 from quickstudy.images.views import render_view
 from quickstudy.process import settle_own_process
+
+if TYPE_CHECKING:  # each of the processes imports this module, and needs no networks
+    from quickstudy.backbones.engines.engine import AnyPrefix
 
 _TICKET_ROWS = 16
 """About as many views are ordered from a process at a time: a few hundredths of a second."""

@@ -90,6 +90,8 @@ class BatchedPrefix:
             parameter.data = parameter.data.to(precision) if parameter.ndim > 1 else parameter.data
         self._run = module.to(self._device)
         self._run.lay_channels_last()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # the streams that it is called on do not wait for this one
         self._of_thread = threading.local()
         self.batch = batch
         """Number of images that pass at once."""
