@@ -270,7 +270,7 @@ _GPU = dataclasses.replace(
     optimiser=dataclasses.replace(
         _FAST.optimiser, batch=2000, weight_decay=0.017, bias_rate=442, head_rate=7.3, compiled=True
     ),
-    schedule=dataclasses.replace(_FAST.schedule, rate=0.24, warmup=0.0),
+    schedule=OneCycle(rate=0.24, warmup=0.0, rate_end=0.0),
     epochs=8,
     unsure_lead=1.0,
 )
