@@ -93,7 +93,7 @@ def test_evaluate_names_missing_and_unknown_classes(trained: Path) -> None:
     done = run(trained, "evaluate", "photos.onnx", "partly")
     assert done.code == 0, done.err
     assert "never seen" in done.out
-    assert f"No images of these classes of the model: {folders[1].name}" in done.out
+    assert f"is of these classes of the model: '{folders[1].name}'" in done.out
     assert "left out: the model has learned" in done.out
     values = json.loads(run(trained, "evaluate", "photos.onnx", "partly", "--json").out)
     assert values["n"] + values["left_out"] == 12
@@ -102,6 +102,28 @@ def test_evaluate_names_missing_and_unknown_classes(trained: Path) -> None:
     assert "NOT A TEST" in everything.out
     values = json.loads(run(trained, "evaluate", "photos.onnx", "partly", "--all", "--json").out)
     assert (values["n"], values["is_test"]) == (12, False)
+
+
+def test_evaluate_and_compare_tell_of_images_under_two_labels_and_beside_the_test(trained: Path) -> None:
+    folders = sorted(path for path in (trained / "photos").iterdir() if path.is_dir())
+    target = trained / "mixed"
+    for part in ("train", "test"):
+        for folder in folders:
+            shutil.copytree(folder, target / part / folder.name)
+    photos = sorted(folders[0].iterdir())
+    shutil.copy(photos[0], target / "test" / folders[1].name / "wrong.jpg")
+    shutil.copy(photos[1], target / "test" / folders[0].name / "again.jpg")
+    for path in (target / "train").rglob("*.jpg"):
+        path.write_bytes(path.read_bytes() + b"\0")
+    shutil.copy(trained / "photos.onnx", trained / "touched.onnx")
+    for words in (["evaluate", "photos.onnx"], ["compare", "photos.onnx", "photos.onnx"]):
+        told = run(trained, *words, "mixed").out
+        assert told.count("Conflict: ") == 1
+        assert "wrong.jpg" in told
+        assert "1 file is an exact copy" in told
+        assert "36 images left out: the set comes with a test split" in told
+        values = json.loads(run(trained, *words, "mixed", "--json").out)
+        assert (len(values["conflicts"]), values["copies"], values["beside_test"]) == (1, 1, 36)
 
 
 @pytest.mark.parametrize("as_manifest", [False, True])

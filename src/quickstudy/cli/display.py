@@ -17,7 +17,7 @@ from quickstudy.learning.scores import SEVERAL_FIGURES
 from quickstudy.progress import Bar, Progress, silent
 
 if TYPE_CHECKING:
-    from quickstudy.images.census import Census
+    from quickstudy.images.census import Census, Content
     from quickstudy.images.imageset import Skipped
     from quickstudy.learning.scores import Interval, Score, Scores, SeveralScores
     from quickstudy.models.roles import Judgement
@@ -95,23 +95,31 @@ def print_census(census: Census) -> None:
             print(f"'{name}' is learned as a class; if its images are of none of the classes, add: --none {name}")
     for one, other in census.alike_classes:
         print(f"WARNING: the classes '{one}' and '{other}' differ only in capitals; rename one if they are the same")
-    if census.copies:
-        print(f"{census.copies:,} files are exact copies of others; each image counts once")
+    _print_copies(census.copies)
     if census.leaks:
         print(
             f"{count(census.leaks, 'image')} in more than one of the given splits; each is used in one only: test "
             "before validation before train"
         )
-    conflicts = [content for content in census.contents.values() if content.left_out == "conflict"]
+    _print_conflicts([content for content in census.contents.values() if content.left_out == "conflict"])
+    if passed := census.passed_over:
+        from quickstudy.images.kinds import counted
+
+        print("Passed over: " + ", ".join(counted(number, kind) for kind, number in passed))
+
+
+def _print_copies(copies: int) -> None:
+    if copies:
+        are = "file is an exact copy of another" if copies == 1 else "files are exact copies of others"
+        print(f"{copies:,} {are}; each image counts once")
+
+
+def _print_conflicts(conflicts: Sequence[Content]) -> None:
     for content in conflicts[:_MOST_CONFLICTS]:
         places = ", ".join(f"{place.path} ({place.label})" for place in content.places)
         print(f"Conflict: the same image under different labels, left out: {places}")
     if len(conflicts) > _MOST_CONFLICTS:
         print(f"… and {len(conflicts) - _MOST_CONFLICTS} more conflicts; --json lists all")
-    if passed := census.passed_over:
-        from quickstudy.images.kinds import counted
-
-        print("Passed over: " + ", ".join(counted(number, kind) for kind, number in passed))
 
 
 def print_way_to_a_test(census: Census) -> None:
@@ -132,14 +140,23 @@ def print_judgement(judged: Judgement) -> None:
             f"\n{count(judged.left_out, 'image')} left out: the model has learned or was chosen by them, so they "
             "cannot test it; --all scores them, too"
         )
+    if judged.beside_test:
+        print(
+            f"\n{count(judged.beside_test, 'image')} left out: the set comes with a test split, and only that is "
+            "scored; --all scores them, too"
+        )
     if judged.is_test is False and judged.roles:
         seen = judged.roles["trained_on"] + judged.roles["chosen_by"]
         print(f"\nThis is not a test: the model has learned or was chosen by {seen:,} of the images")
     if judged.is_test is None:
         print("\nThis may not be a test: the model does not say which images it was made from")
     if judged.unknown:
-        listed = ", ".join(f"{name} ({number:,})" for name, number in judged.unknown.items())
+        listed = ", ".join(f"'{name}' ({number:,})" for name, number in judged.unknown.items())
         print(f"\nNot scored, since the model does not know their classes: {listed}")
+    if judged.conflicts or judged.copies:
+        print()
+        _print_copies(judged.copies)
+        _print_conflicts(judged.conflicts)
 
 
 def print_evaluation(evaluation: Scores, *, train_counts: dict[str, int] | None = None) -> None:

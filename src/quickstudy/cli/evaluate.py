@@ -13,6 +13,9 @@ import typer
 from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Checkpoint, DataFolder, Everything, Json, Quiet
 from quickstudy.extras import require
+from quickstudy.options import quoted
+
+_MOST_MISSING = 20
 
 
 def command(
@@ -76,7 +79,8 @@ def command(
         print(f"Of {n:,} images of classes that it does not know, it takes {right:,} for none of these")
     print_evaluation(evaluation)
     if evaluation.missing:
-        print(f"\nNo images of these classes of the model: {', '.join(evaluation.missing)}")
+        missing = quoted(evaluation.missing, most=_MOST_MISSING)
+        print(f"\nNo image that was scored is of these classes of the model: {missing}")
     print_judgement(evaluation.judgement)
     print_skipped(evaluation.skipped)
 
