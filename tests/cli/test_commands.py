@@ -115,8 +115,8 @@ def test_evaluate_and_compare_tell_of_images_under_two_labels_and_beside_the_tes
     shutil.copy(photos[1], target / "test" / folders[0].name / "again.jpg")
     for path in (target / "train").rglob("*.jpg"):
         path.write_bytes(path.read_bytes() + b"\0")
-    shutil.copy(trained / "photos.onnx", trained / "touched.onnx")
-    for words in (["evaluate", "photos.onnx"], ["compare", "photos.onnx", "photos.onnx"]):
+    assert run(trained, "retrain", "photos/", "--l2", "1", "--output", "other.onnx").code == 0
+    for words in (["evaluate", "photos.onnx"], ["compare", "photos.onnx", "other.onnx"]):
         told = run(trained, *words, "mixed").out
         assert told.count("Conflict: ") == 1
         assert "wrong.jpg" in told
