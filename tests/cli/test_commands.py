@@ -157,6 +157,22 @@ def test_census_shows_and_writes_what_retrain_would_do(trained: Path) -> None:
     assert again["fingerprint"] == values["fingerprint"]
 
 
+def test_a_census_overwrites_no_other_file(trained: Path) -> None:
+    mine = trained / "mine.csv"
+    mine.write_text("path,label,photographer\nphotos/discs/00.jpg,discs,Ann\nphotos/checks/00.jpg,checks,Ben\n")
+    before = mine.read_bytes()
+    model = (trained / "photos.onnx").read_bytes()
+    for source, target in (("mine.csv", "mine.csv"), ("photos", "mine.csv"), ("photos", "photos.onnx")):
+        done = run(trained, "census", source, "--csv", target)
+        assert (done.code, f"'{target}'" in done.err) == (2, True)
+    assert run(trained, "census", "photos", "--csv", "photos").code == 2  # a folder
+    assert run(trained, "census", "photos", "--csv", "mine.csv/census.csv").code == 2
+    assert (mine.read_bytes(), (trained / "photos.onnx").read_bytes()) == (before, model)
+    for _ in range(2):
+        assert run(trained, "census", "photos", "--csv", "its own.csv").code == 0
+    assert run(trained, "census", "its own.csv", "--csv", "its own.csv").code == 2
+
+
 def test_cache_commands(trained: Path) -> None:
     listed = json.loads(run(trained, "cache", "list", "--json").out)
     assert listed[0]["bottlenecks"] == 36

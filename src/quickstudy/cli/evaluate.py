@@ -43,12 +43,19 @@ def command(
     """Score a model on labelled images, matching classes by name; or follow the checkpoints of a training."""
     is_run = (model / "config.json").is_file() or (images is None and (watch or model.suffix != ".onnx"))
     if is_run:
+        if everything:
+            raise typer.BadParameter("--all is for a model and labelled images; a run is scored on its own")
         if watch and checkpoint is not None:
             raise typer.BadParameter("--watch takes each newest checkpoint; leave out --checkpoint, or --watch")
         _evaluate_run(
             model, images, watch, checkpoint or "newest", split, ema, interval, data, data_folder, as_json, quiet
         )
         return
+    given = {"--watch": watch, "--split": split, "--checkpoint": checkpoint, "--data": data, "--no-ema": not ema}
+    if of_runs := [name for name, value in given.items() if value]:
+        raise typer.BadParameter(
+            f"{of_runs[0]} is for the run of a training; '{model}' is a model, for which it would do nothing"
+        )
     if images is None:
         raise typer.BadParameter("name the labelled images, as in: quickstudy evaluate photos.onnx held_out/")
     from quickstudy.cli.display import (

@@ -10,6 +10,7 @@ import typer
 from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Checkpoint, Json, Quiet
 from quickstudy.extras import require
+from quickstudy.files import require_place_for
 from quickstudy.options import pasted
 
 if TYPE_CHECKING:
@@ -90,6 +91,9 @@ def command(
         raise typer.BadParameter("say what to make of the model: --int8, --fp16, --web, --coreml, --labels or --card")
     if checkpoint is not None and not is_run:
         raise typer.BadParameter(f"--checkpoint is for a run's folder; {source} is a model")
+    for what, path, own in (("list of classes", labels, _is_text), ("card", card, _is_card)):
+        if path is not None:
+            require_place_for(what, path, own=own, sources=[source, output, check, calibrate])
     results: dict[str, Any] = {}
     model = source
     if is_run:
@@ -135,6 +139,14 @@ def command(
         print_json(results)
     elif model.suffix == ".onnx" and (int8 or fp16 or not forms):
         print(f"Next:  {pasted('predict', model, 'new.jpg')}")
+
+
+def _is_text(start: bytes) -> bool:
+    return b"\0" not in start
+
+
+def _is_card(start: bytes) -> bool:
+    return start.startswith(b"# ") and _is_text(start)
 
 
 def _convert(

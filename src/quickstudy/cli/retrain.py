@@ -247,15 +247,20 @@ def _print_thresholds(result: RetrainResult, thresholds: Thresholds) -> None:
 def _print_few(result: RetrainResult) -> None:
     """Say which classes have so few photos that their figures mean little, and what the interval means."""
     few_train = {name: n for name, n in result.train_counts.items() if n < _FEW_TO_TRAIN}
-    few_test = {name: n for name in result.classes if (n := result.test_counts.get(name, 0)) < _FEW_TO_TEST}
+    few_test = {name: n for name in result.classes if 0 < (n := result.test_counts.get(name, 0)) < _FEW_TO_TEST}
+    untested = [name for name in result.classes if not result.test_counts.get(name)]
     if few_train:
         print(f"Fewer than {_FEW_TO_TRAIN} photos to train on: {_listed(few_train)}; more of them would help most")
-    if few_test and result.test_counts:
+    if untested and result.test_counts:
+        print(f"No photos to test: {quoted(untested, most=_MOST_FEW)}; the test accuracy says nothing of them")
+    if few_test:
         print(f"Fewer than {_FEW_TO_TEST} photos to test: {_listed(few_test)}; their precision and recall say little")
         if result.config.several:
             return
+        of = " of the classes that were tested" if untested else ""
         print(
             "The 95 % interval allows for that: in 19 of 20 cases, it contains the accuracy that many more would show"
+            f"{of}"
         )
 
 
