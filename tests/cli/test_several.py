@@ -216,6 +216,7 @@ def test_serve(cached: Path) -> None:
         (("--class-weight", "balanced"), "--class-weight weighs classes"),
         (("--refuse", "5"), "--refuse is about images of none of the classes"),
         (("--least-precision", "0"), "--least-precision is 0 %"),
+        (("--least-precision", "0.9"), "--least-precision is 0.9 %; expected 1 to below 100 %"),
     ],
 )
 def test_what_means_nothing_beside_it_is_an_error(cached: Path, run: Run, words: tuple[str, ...], said: str) -> None:

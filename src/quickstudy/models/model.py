@@ -234,7 +234,7 @@ class Model:
 
         Args:
             probabilities: class probabilities (N×classes) that the model gave.
-            level: share of images whose right class is to be in its set, above 0 and below 1; what that means, says
+            level: share of images whose right class is to be in its set, from 0.01 to below 1; what that means, says
                 `quickstudy.learning.conformal`.
             by_class: let the share hold for each class on its own.
 
