@@ -130,6 +130,7 @@ def _as_json(census: Census) -> dict[str, Any]:
         "leaks": census.leaks,
         "classes_without_images": list(census.empty_classes),
         "classes_of_one_image": list(census.single),
+        "alike_classes": [list(pair) for pair in census.alike_classes],
         "test_images_of_other_classes": census.strangers,
         "files": [
             {

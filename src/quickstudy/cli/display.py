@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from quickstudy.learning.scores import SEVERAL_FIGURES
+from quickstudy.options import printable
 from quickstudy.progress import Bar, Progress, silent
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def print_skipped(skipped: Sequence[Skipped]) -> None:
     if skipped:
         print(f"\nSkipped {count(len(skipped), 'file')}:")
         for item in skipped[:_MOST_SKIPPED]:
-            print(f"  {item.path}: {item.reason}")
+            print(f"  {printable(item.path)}: {item.reason}")
         if len(skipped) > _MOST_SKIPPED:
             print(f"  … and {len(skipped) - _MOST_SKIPPED} more; --json lists all")
 
@@ -94,7 +95,8 @@ def print_census(census: Census) -> None:
         if name.casefold() in _LIKE_NONE and not census.several:
             print(f"'{name}' is learned as a class; if its images are of none of the classes, add: --none {name}")
     for one, other in census.alike_classes:
-        print(f"WARNING: the classes '{one}' and '{other}' differ only in capitals; rename one if they are the same")
+        how = "capitals" if one.casefold() == other.casefold() else "how they are written (blanks, hyphens, zeros, …)"
+        print(f"WARNING: the classes '{one}' and '{other}' differ only in {how}; rename one if they are the same")
     _print_copies(census.copies)
     if census.leaks:
         print(
@@ -116,7 +118,7 @@ def _print_copies(copies: int) -> None:
 
 def _print_conflicts(conflicts: Sequence[Content]) -> None:
     for content in conflicts[:_MOST_CONFLICTS]:
-        places = ", ".join(f"{place.path} ({place.label})" for place in content.places)
+        places = ", ".join(f"{printable(place.path)} ({place.label})" for place in content.places)
         print(f"Conflict: the same image under different labels, left out: {places}")
     if len(conflicts) > _MOST_CONFLICTS:
         print(f"… and {len(conflicts) - _MOST_CONFLICTS} more conflicts; --json lists all")
