@@ -133,6 +133,21 @@ def read_manifest(source: Path, labelling: Labelling = ONE_EACH) -> Iterator[Row
         )
 
 
+def surplus_columns(source: Path, labelling: Labelling = ONE_EACH) -> list[str]:
+    """Name the columns of a manifest in which something stands that is no path, label or split.
+
+    Raises:
+        ImageSetError: it cannot be read.
+    """
+    names, rows = _read_columns(source, labelling)
+    places = {_find(names, role, source) for role in ("path", "labels" if labelling.several else "label", "split")}
+    if labelling.several and _find(names, "labels", source) is None:
+        return []  # all others are classes
+    return [
+        name for place, name in enumerate(names) if place not in places and (name or any(row[place] for row in rows))
+    ]
+
+
 def holds_several(source: Path) -> bool:
     """Tell whether this is a manifest whose columns are those of several labels an image, and can be read."""
     if source.suffix.lower() not in MANIFEST_SUFFIXES or not source.is_file():
