@@ -60,4 +60,4 @@ def test_what_is_no_size(text: str) -> None:
 def test_names_of_files_keep_to_their_line() -> None:
     assert printable("é a-b.jpg") == "é a-b.jpg"
     assert printable(Path("x.jpg\ny.jpg: cat 100.0 %")) == "x.jpg\\ny.jpg: cat 100.0 %"
-    assert printable("\x1b[2Jx\u202ey") == "\\x1b[2Jx\\u202ey"
+    assert printable("\x1b[2Jx\u2028y") == "\\x1b[2Jx\\u2028y"
