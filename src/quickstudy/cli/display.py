@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from quickstudy.learning.scores import SEVERAL_FIGURES
+from quickstudy.learning.scores import SEVERAL_FIGURES, as_percent
 from quickstudy.options import printable
 from quickstudy.progress import Bar, Progress, silent
 
@@ -57,14 +57,14 @@ def format_score(score: Score) -> str:
     if not score.n:
         return "not known (no images)"
     low, high = score.interval
-    return f"{100 * score.accuracy:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %, n = {score.n:,})"
+    return f"{as_percent(score.accuracy)} (95 % interval {100 * low:.1f} to {100 * high:.1f} %, n = {score.n:,})"
 
 
 def format_interval(figure: Interval) -> str:
     """Write a figure with its interval for people, such as `91.4 % (95 % interval 88.1 to 93.8 %)`."""
     if figure.value is None:
         return "not known"
-    return f"{100 * figure.value:.1f} % (95 % interval {100 * figure.low:.1f} to {100 * figure.high:.1f} %)"
+    return f"{as_percent(figure.value)} (95 % interval {100 * figure.low:.1f} to {100 * figure.high:.1f} %)"
 
 
 def print_skipped(skipped: Sequence[Skipped]) -> None:
@@ -207,7 +207,7 @@ def _print_labels(evaluation: Scores, several: SeveralScores, train_counts: dict
 def _short(figure: Interval) -> str:
     if figure.value is None:
         return "–"
-    return f"{100 * figure.value:.0f} % ({100 * figure.low:.0f} to {100 * figure.high:.0f})"
+    return f"{as_percent(figure.value, 0)} ({100 * figure.low:.0f} to {100 * figure.high:.0f})"
 
 
 def print_figures(several: SeveralScores, n: int) -> None:
@@ -218,7 +218,7 @@ def print_figures(several: SeveralScores, n: int) -> None:
 
 
 def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.0f} %"
+    return "–" if share is None else as_percent(share, 0)
 
 
 def count(number: int, noun: str, plural: str = "") -> str:

@@ -178,6 +178,7 @@ def _convert(
 
 def _print_conversion(done: Conversion) -> None:
     from quickstudy.cli.display import format_score
+    from quickstudy.learning.scores import as_percent
 
     print(f"Model: {done.path} ({done.bytes_after / 1e6:.1f} MB instead of {done.bytes_before / 1e6:.1f})")
     print(
@@ -187,7 +188,7 @@ def _print_conversion(done: Conversion) -> None:
     print(f"       golden images: probabilities differ by at most {done.golden_difference:.2g}")
     if seen := done.agreement:
         print(
-            f"       {seen.n:,} photos: {100 * seen.same_share:.1f} % {'of labels ' * (seen.each > 1)}{seen.told}; "
+            f"       {seen.n:,} photos: {as_percent(seen.same_share)} {'of labels ' * (seen.each > 1)}{seen.told}; "
             f"probabilities differ by {seen.mean_difference:.2g} on average, {seen.largest_difference:.2g} at most"
         )
         if seen.refused:

@@ -12,6 +12,7 @@ import typer
 from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Cache, Json, Quiet, Ray, Set, SharedStore, offering
 from quickstudy.extras import require
+from quickstudy.learning.scores import as_percent
 from quickstudy.options import pasted, quoted, read_assignment
 from quickstudy.retraining.config import RetrainConfig
 
@@ -276,13 +277,13 @@ def _print_previous(previous: Previous) -> None:
     was = ""
     if previous.test and previous.test.n:
         classes = count(len(previous.classes), "class", "classes")
-        was = f" {100 * previous.test.accuracy:.1f} % on its test with {classes};"
+        was = f" {as_percent(previous.test.accuracy)} on its test with {classes};"
     print(f"Before:{was} kept as {previous.kept}")
     if previous.common:
         before, now = previous.common
         print(
             f"        on {count(now.n, 'photo')} that test both: "
-            f"{100 * before.accuracy:.1f} % before, {100 * now.accuracy:.1f} % now"
+            f"{as_percent(before.accuracy)} before, {as_percent(now.accuracy)} now"
         )
 
 
@@ -300,7 +301,7 @@ def _print_tuning(result: RetrainResult, seconds: float) -> None:
         for epoch in stage["epochs"]:
             loss = "–" if epoch["training_loss"] is None else f"{epoch['training_loss']:.3f}"
             share = f"{100 * epoch['share']:.0f} %"
-            accuracy = f"{100 * epoch['accuracy']:.1f} %"
+            accuracy = as_percent(epoch["accuracy"])
             kept = "  kept" if epoch["epoch"] == stage["kept"]["epoch"] else ""
             print(f"  {epoch['epoch']:>5}  {loss:>13}  {share:>15}  {epoch['log_loss']:>19.3f}  {accuracy:>19}{kept}")
     first, last = result.tuning[0]["start"], max((stage["kept"] for stage in result.tuning), key=_rank)

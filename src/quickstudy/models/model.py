@@ -19,6 +19,7 @@ from quickstudy.images.given import ImageLike, file_of, one_by_one, pixels_of
 from quickstudy.images.identity import read_image_file
 from quickstudy.learning.answers import MOST_PROBABLE, Answer, Thresholds
 from quickstudy.learning.conformal import Sets
+from quickstudy.learning.scores import as_percent
 from quickstudy.learning.strangeness import Refusal
 from quickstudy.models.format import (
     GOLDEN_TOLERANCE,
@@ -104,7 +105,7 @@ class Model:
         training = self.metadata.get("training") or {}
         test, backbone = training.get("test") or {}, self.metadata.get("backbone") or {}
         right = "all labels right" if self.thresholds else "right"
-        accuracy = f", {100 * test['accuracy']:.1f} % {right} of {test['n']:,} test images" if test.get("n") else ""
+        accuracy = f", {as_percent(test['accuracy'])} {right} of {test['n']:,} test images" if test.get("n") else ""
         on = f", on {backbone['name']}" if backbone.get("name") else ""
         return f"<quickstudy.Model of {len(self.classes):,} classes ({quoted(self.classes)}){accuracy}{on}>"
 
