@@ -204,7 +204,7 @@ def test_cache_verify_finds_and_removes_a_flipped_bit(trained: Path, tmp_path: P
         (["retrain", "photos/", "--backbone", "resnet"], ["Unknown backbone 'resnet'", "efficientnet_lite0"]),
         (["retrain", "photos/", "--output", "model.bin"], ["*.onnx", "model.bin"]),
         (["retrain", "photos/", "--output", "no/such/m.onnx"], ["no/such"]),
-        (["retrain", "photos/", "--random-crop", "200"], ["crop", "is 2,", "less than 100 percent"]),
+        (["retrain", "photos/", "--random-crop", "200"], ["--random-crop is 200 %", "below 100 %"]),
         (["retrain", "photos/", "--l2", "-1"], ["-1", "more than 0"]),
         (["retrain", "photos/", "--cache", "new.jpg/cache"], ["new.jpg/cache", "--cache"]),
         (["predict", "nowhere.onnx", "new.jpg"], ["No such model: 'nowhere.onnx'"]),
