@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
+from pathlib import Path
 
 import pytest
 
 from quickstudy.errors import OptionError
-from quickstudy.options import as_text, parse_bytes, parse_seconds, pasted
+from quickstudy.options import as_text, parse_bytes, parse_seconds, pasted, printable
 
 NAMES = ["photos.onnx", "Mes photos d'été.onnx", 'a "b" $c.onnx', "-x.onnx", "новые снимки.onnx"]
 
@@ -54,3 +55,9 @@ def test_sizes(text: str, size: float) -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(OptionError, match="is not a size"):
         parse_bytes(text)
+
+
+def test_names_of_files_keep_to_their_line() -> None:
+    assert printable("é a-b.jpg") == "é a-b.jpg"
+    assert printable(Path("x.jpg\ny.jpg: cat 100.0 %")) == "x.jpg\\ny.jpg: cat 100.0 %"
+    assert printable("\x1b[2Jx\u2028y") == "\\x1b[2Jx\\u2028y"

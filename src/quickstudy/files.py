@@ -13,15 +13,16 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from quickstudy.errors import QuickstudyError
+from quickstudy.errors import QuickstudyError, WriteError
 
 TEMPORARY_PREFIX = ".tmp-"
 CACHE_VARIABLE = "QUICKSTUDY_CACHE"
 _ABANDONED_SECONDS = 24 * 3600
+_START_BYTES = 4096
 
 # O_BINARY is Windows', which else writes CR LF; O_NOFOLLOW is POSIX', for folders that others may write to as well.
 _NEW_FILE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
@@ -81,6 +82,36 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     flush_folder(path.parent)
+
+
+def require_place_for(
+    what: str, path: Path, *, own: Callable[[bytes], bool], sources: Iterable[str | Path | None] = ()
+) -> None:
+    """Refuse a place to write to where something would be lost, before anything is worked out.
+
+    Args:
+        what: what is to be written, for the message.
+        path: the file to create or replace.
+        own: tells by the first bytes of a file whether it is of the kind that is to be written, and may be replaced.
+        sources: files that it is made from.
+
+    Raises:
+        WriteError: there is a folder, one of the sources, or a file of another kind.
+    """
+    if path.is_dir():
+        raise WriteError(f"Cannot write the {what} '{path}': there is a folder of that name; name a file")
+    if not path.exists():
+        return
+    if any(source is not None and os.path.exists(source) and path.samefile(source) for source in sources):  # noqa: PTH110
+        raise WriteError(f"'{path}' is what the {what} is made from; name another file for it")
+    if path.is_file():
+        try:
+            with path.open("rb") as file:
+                start = file.read(_START_BYTES)
+        except OSError as error:
+            raise WriteError(f"Cannot write the {what} '{path}': {error.strerror}") from None
+        if start and not own(start):
+            raise WriteError(f"There is a '{path}' already, which is no {what}; name another file, or delete it")
 
 
 def write_bytes_atomically(path: Path, data: bytes | memoryview) -> None:

@@ -380,7 +380,16 @@ _SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
 _BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""A character that moves the cursor of a terminal or ends a line."""
+
+
+def printable(name: object) -> str:
+    """Write the name of a file or class for people, on one line; what would act on the terminal is an escape."""
+    return CONTROLS.sub(lambda found: ascii(found[0])[1:-1], str(name))
+
+
 def quoted(names: Iterable[str], *, most: int = 5) -> str:
     """List names for a message, in quotation marks; of more than so many the first, and an ellipsis."""
-    marked = [f"'{name}'" for name in names]
+    marked = [f"'{printable(name)}'" for name in names]
     return ", ".join(marked[:most]) + (", …" if len(marked) > most else "")

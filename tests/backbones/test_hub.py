@@ -133,7 +133,7 @@ def test_revisions_and_files_are_chosen_by_name(tmp_path: Path, hub: LocalHub) -
     files["onnx/other.onnx"] = save_vit(tmp_path / "other.onnx", class_token=False).read_bytes()
     hub.repositories[NAME] = Repository(files, revisions=("main", "v1"))
     _, usual = add_from(source(), tmp_path / "cache")
-    assert usual.found["file"].startswith("'onnx/model.onnx'; others: onnx/other.onnx")
+    assert usual.found["file"].startswith("'onnx/model.onnx'; others: 'onnx/other.onnx'")
     added, _ = add_from(source(f"hf:{NAME}@v1:onnx/other.onnx"), tmp_path / "cache")
     assert added.name == "hf_somebody_small_dino_v1_onnx_other_onnx"
     assert added.cut_shape == (WIDTH,)
@@ -245,7 +245,7 @@ def test_text_networks_and_files_that_are_not_there_are_told(tmp_path: Path, hub
     hub.repositories[NAME] = Repository({"model.onnx": path.read_bytes()})
     with pytest.raises(BackboneError, match=r"vision_model\.onnx"):
         add_from(source(output="text_embeds"), tmp_path / "cache")
-    with pytest.raises(BackboneError, match=r"it has: model\.onnx"):
+    with pytest.raises(BackboneError, match=r"it has: 'model\.onnx'"):
         add_from(source(f"hf:{NAME}:onnx/model.onnx"), tmp_path / "cache")
 
 

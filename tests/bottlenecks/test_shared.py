@@ -231,3 +231,10 @@ def test_a_place_that_cannot_be_read_is_named(tmp_path: Path, local: Store) -> N
     (tmp_path / "occupied").write_text("")
     with pytest.raises(StoreError, match=r"Cannot read the store '.*occupied'"):
         open_shared_store(tmp_path / "occupied").pull(local)
+
+
+def test_a_place_without_bottlenecks_is_not_pulled_from_in_silence(tmp_path: Path, local: Store) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("nowhere", "empty"):
+        with pytest.raises(StoreError, match=f"There are no bottlenecks at '.*{name}'"):
+            open_shared_store(str(tmp_path / name)).pull(local)

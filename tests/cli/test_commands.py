@@ -93,7 +93,7 @@ def test_evaluate_names_missing_and_unknown_classes(trained: Path) -> None:
     done = run(trained, "evaluate", "photos.onnx", "partly")
     assert done.code == 0, done.err
     assert "never seen" in done.out
-    assert f"No images of these classes of the model: {folders[1].name}" in done.out
+    assert f"is of these classes of the model: '{folders[1].name}'" in done.out
     assert "left out: the model has learned" in done.out
     values = json.loads(run(trained, "evaluate", "photos.onnx", "partly", "--json").out)
     assert values["n"] + values["left_out"] == 12
@@ -102,6 +102,28 @@ def test_evaluate_names_missing_and_unknown_classes(trained: Path) -> None:
     assert "NOT A TEST" in everything.out
     values = json.loads(run(trained, "evaluate", "photos.onnx", "partly", "--all", "--json").out)
     assert (values["n"], values["is_test"]) == (12, False)
+
+
+def test_evaluate_and_compare_tell_of_images_under_two_labels_and_beside_the_test(trained: Path) -> None:
+    folders = sorted(path for path in (trained / "photos").iterdir() if path.is_dir())
+    target = trained / "mixed"
+    for part in ("train", "test"):
+        for folder in folders:
+            shutil.copytree(folder, target / part / folder.name)
+    photos = sorted(folders[0].iterdir())
+    shutil.copy(photos[0], target / "test" / folders[1].name / "wrong.jpg")
+    shutil.copy(photos[1], target / "test" / folders[0].name / "again.jpg")
+    for path in (target / "train").rglob("*.jpg"):
+        path.write_bytes(path.read_bytes() + b"\0")
+    assert run(trained, "retrain", "photos/", "--l2", "1", "--output", "other.onnx").code == 0
+    for words in (["evaluate", "photos.onnx"], ["compare", "photos.onnx", "other.onnx"]):
+        told = run(trained, *words, "mixed").out
+        assert told.count("Conflict: ") == 1
+        assert "wrong.jpg" in told
+        assert "1 file is an exact copy" in told
+        assert "36 images left out: the set comes with a test split" in told
+        values = json.loads(run(trained, *words, "mixed", "--json").out)
+        assert (len(values["conflicts"]), values["copies"], values["beside_test"]) == (1, 1, 36)
 
 
 @pytest.mark.parametrize("as_manifest", [False, True])
@@ -135,6 +157,22 @@ def test_census_shows_and_writes_what_retrain_would_do(trained: Path) -> None:
     assert again["fingerprint"] == values["fingerprint"]
 
 
+def test_a_census_overwrites_no_other_file(trained: Path) -> None:
+    mine = trained / "mine.csv"
+    mine.write_text("path,label,photographer\nphotos/discs/00.jpg,discs,Ann\nphotos/checks/00.jpg,checks,Ben\n")
+    before = mine.read_bytes()
+    model = (trained / "photos.onnx").read_bytes()
+    for source, target in (("mine.csv", "mine.csv"), ("photos", "mine.csv"), ("photos", "photos.onnx")):
+        done = run(trained, "census", source, "--csv", target)
+        assert (done.code, f"'{target}'" in done.err) == (2, True)
+    assert run(trained, "census", "photos", "--csv", "photos").code == 2  # a folder
+    assert run(trained, "census", "photos", "--csv", "mine.csv/census.csv").code == 2
+    assert (mine.read_bytes(), (trained / "photos.onnx").read_bytes()) == (before, model)
+    for _ in range(2):
+        assert run(trained, "census", "photos", "--csv", "its own.csv").code == 0
+    assert run(trained, "census", "its own.csv", "--csv", "its own.csv").code == 2
+
+
 def test_cache_commands(trained: Path) -> None:
     listed = json.loads(run(trained, "cache", "list", "--json").out)
     assert listed[0]["bottlenecks"] == 36
@@ -166,7 +204,7 @@ def test_cache_verify_finds_and_removes_a_flipped_bit(trained: Path, tmp_path: P
         (["retrain", "photos/", "--backbone", "resnet"], ["Unknown backbone 'resnet'", "efficientnet_lite0"]),
         (["retrain", "photos/", "--output", "model.bin"], ["*.onnx", "model.bin"]),
         (["retrain", "photos/", "--output", "no/such/m.onnx"], ["no/such"]),
-        (["retrain", "photos/", "--random-crop", "200"], ["crop", "is 2,", "less than 100 percent"]),
+        (["retrain", "photos/", "--random-crop", "200"], ["--random-crop is 200 %", "below 100 %"]),
         (["retrain", "photos/", "--l2", "-1"], ["-1", "more than 0"]),
         (["retrain", "photos/", "--cache", "new.jpg/cache"], ["new.jpg/cache", "--cache"]),
         (["predict", "nowhere.onnx", "new.jpg"], ["No such model: 'nowhere.onnx'"]),

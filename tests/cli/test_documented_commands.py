@@ -122,7 +122,8 @@ def world(photo_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     for line in ("retrain photos/", "retrain tags.csv --several", "train cifar10-fast", "train cifar10-classic"):
         run(folder, shortened(line))
-    for name in ("old.onnx", "new.onnx", "other.onnx", "model.onnx"):
+    run(folder, "retrain photos/ --l2 1 --output new.onnx")
+    for name in ("old.onnx", "other.onnx", "model.onnx"):
         shutil.copy(folder / "photos.onnx", folder / name)
     teachable = TeachableModel.of((folder / "photos.onnx").read_bytes(), folder / "photos.onnx", folder / "cache")
     taught = teachable.classes_of(folder / "photos", folder / "cache")

@@ -149,11 +149,19 @@ def test_only_what_is_calibrated_is_to_be_calibrated_on_more(
         (["small.onnx", "--fp16", "--output", "small.onnx"], "'small.onnx' is the model itself; name another file"),
         (["none.onnx", "--web", "site"], "Cannot read 'none.onnx'"),
         (["small.onnx", "--labels", "small.onnx/l.txt"], "Cannot write 'small.onnx/l.txt'"),
+        (["small.onnx", "--fp16", "--output", "small.jpg"], "must be named *.onnx; got 'small.jpg'"),
+        (["small.onnx", "--labels", "small.onnx"], "'small.onnx' is what the list of classes is made from"),
+        (["small.onnx", "--card", "small.onnx"], "'small.onnx' is what the card is made from"),
+        (["small.onnx", "--card", "notes.csv"], "There is a 'notes.csv' already, which is no card"),
+        (["small.onnx", "--labels", "."], "Cannot write the list of classes '.'"),
     ],
 )
 def test_what_does_not_fit(run: Run, model: Path, arguments: list[str], words: str) -> None:
+    Path("notes.csv").write_text("path,label\n")
+    before = model.read_bytes()
     done = run("export", *arguments)
     assert done.code == 2
+    assert (model.read_bytes(), Path("notes.csv").read_text()) == (before, "path,label\n")
     assert words in " ".join(done.err.replace("│", " ").split())
     assert "Traceback" not in done.err
 

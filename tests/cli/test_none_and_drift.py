@@ -98,6 +98,14 @@ def test_they_have_roles_and_are_never_tested_on(cached: Path, run: Run) -> None
     assert other["strangers_refused"]["right"] > 12
 
 
+def test_a_census_as_a_manifest_keeps_the_examples(cached: Path, tmp_path: Path, run: Run) -> None:
+    table = str(tmp_path / "census.csv")
+    first = json.loads(run("census", str(cached / "photos"), "--none", "other", "--csv", table, "--json").out)
+    again = json.loads(run("census", table, "--none", "other", "--json").out)
+    assert [file["label"] for file in again["files"]].count("other") > 10
+    assert again["fingerprint"] == first["fingerprint"]
+
+
 def test_the_share_to_refuse_may_be_said(folder: Path, tmp_path: Path) -> None:
     result = quickstudy.retrain(
         folder / "photos", tmp_path / "m.onnx", cache=folder / "cache", backbone="small", none="other", refuse=0.25

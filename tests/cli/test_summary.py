@@ -51,6 +51,18 @@ def test_few_photos_are_said(here: Path, run: Run) -> None:
     assert "in 19 of 20 cases" in done.out
 
 
+def test_a_class_that_nothing_tests_is_said_to_be_one(here: Path, run: Run) -> None:
+    for name in ("checks", "discs", "stripes"):
+        for path in sorted((here / "photos" / name).iterdir()):
+            part = "test" if path.name < "04" and name != "discs" else "train"
+            (here / "set" / part / name).mkdir(parents=True, exist_ok=True)
+            path.rename(here / "set" / part / name / path.name)
+    done = run("retrain", "set")
+    assert "No photos to test: 'discs'; the test accuracy says nothing of them" in done.out
+    assert "Fewer than 5 photos to test: 'checks' (4), 'stripes' (4)" in done.out
+    assert "would show of the classes that were tested\n" in done.out
+
+
 def test_the_choice_of_regularisation_is_a_word(here: Path, run: Run) -> None:
     done = run("retrain", "photos")
     assert "Regularisation chosen: 0.01\n" in done.out

@@ -41,6 +41,15 @@ LONG_HELP = "Print the most probable classes of images; files that cannot be use
             "IMAGES is missing: images, folders or patterns such as 'new/*.jpg'; - reads a list of paths from stdin",
         ),
         ("predict a.onnx b.jpg --json --csv", "choose one of --json and --csv"),
+        (
+            "evaluate a.onnx photos --split test",
+            "--split is for the run of a training; 'a.onnx' is a model, for which it would do nothing",
+        ),
+        (
+            "evaluate a.onnx photos --no-ema",
+            "--no-ema is for the run of a training; 'a.onnx' is a model, for which it would do nothing",
+        ),
+        ("evaluate run --all", "--all is for a model and labelled images; a run is scored on its own"),
     ],
 )
 def test_words_that_cannot_be_used(words: str, told: str, run: Run) -> None:
@@ -93,12 +102,13 @@ def test_a_manifest_of_several_labels_tells_what_each_command_has(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("QUICKSTUDY_CACHE", str(tmp_path / "cache"))
     write_small_model(tmp_path / "m.onnx")
+    write_small_model(tmp_path / "n.onnx", resize="pillow-nearest-1")
     rows = "".join(f"{path},checks|discs\n" for path in photo_source.rglob("*.jpg"))
     (tmp_path / "tags.csv").write_text(f"path,tags\n{rows}")
     of_model = "take a model of several labels, which retrain --several makes"
     for words, way in (
         ("evaluate m.onnx tags.csv", of_model),
-        ("compare m.onnx m.onnx tags.csv", of_model),
+        ("compare m.onnx n.onnx tags.csv", of_model),
         ("retrain tags.csv", "add --several"),
         ("census tags.csv", "add --several"),
     ):

@@ -122,5 +122,5 @@ def test_a_model_is_its_file(photo: Path, model: Model, tmp_path: Path) -> None:
 
 
 def test_a_model_says_what_it_is(model: Model) -> None:
-    listed = ", ".join(CLASSES)
+    listed = ", ".join(f"'{name}'" for name in CLASSES)
     assert repr(model) == f"<quickstudy.Model of 4 classes ({listed}), 75.0 % right of 12 test images, on small>"

@@ -371,11 +371,11 @@ def test_missing_labels_of_a_data_frame_are_no_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "columns"),
     [
-        ("picture,kind\n1.jpg,cat\n", "picture, kind"),
-        ("path\n1.jpg\n", "path"),
-        ("path;kind\n1.jpg;cat\n", "path, kind"),
-        ("1.jpg,cat\n", "1.jpg, cat"),
-        ("", "none"),
+        ("picture,kind\n1.jpg,cat\n", "'picture', 'kind'"),
+        ("path\n1.jpg\n", "'path'"),
+        ("path;kind\n1.jpg;cat\n", "'path', 'kind'"),
+        ("1.jpg,cat\n", "'1.jpg', 'cat'"),
+        (",path\n0,1.jpg\n", "'', 'path'"),
     ],
 )
 def test_a_manifest_without_the_columns(tmp_path: Path, text: str, columns: str) -> None:
@@ -385,7 +385,7 @@ def test_a_manifest_without_the_columns(tmp_path: Path, text: str, columns: str)
 
 def test_a_parquet_manifest_without_the_columns(tmp_path: Path) -> None:
     assert message(parquet(tmp_path, path=["1.jpg"], labels=["cat"])) == (
-        "The manifest '…/manifest.parquet' has the columns path, labels; expected path,label[,split]. "
+        "The manifest '…/manifest.parquet' has the columns 'path', 'labels'; expected path,label[,split]. "
         "If an image may have several labels, use a command that has --several, such as retrain"
     )
 
@@ -412,12 +412,30 @@ def test_manifests_that_cannot_be_read(tmp_path: Path) -> None:
         "Cannot read the manifest '…/manifest.csv' as CSV in UTF-8"
     )
     assert message(csv(tmp_path, 'path,label\n"1.jpg,' + "x" * 200_000)).startswith(
-        "Cannot read the manifest '…/manifest.csv' as CSV in UTF-8: field larger than field limit"
+        "Cannot read the manifest '…/manifest.csv' as CSV: the row that begins in line 2 has a cell of more than"
     )
     (tmp_path / "manifest.parquet").write_bytes(b"PAR1 and then nothing that is Parquet PAR1")
     assert message(tmp_path / "manifest.parquet").startswith("Cannot read the manifest '…/manifest.parquet' as Parquet")
     (tmp_path / "manifest.parquet").write_bytes(b"")
     assert message(tmp_path / "manifest.parquet").startswith("Cannot read the manifest '…/manifest.parquet' as Parquet")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('path,label\n1.jpg,cat\n\n"2.jpg"x,cat\n', "line 4 has something behind a closing quotation mark"),
+        ('path,label\n1.jpg,"a "big" cat"\n', "line 2 has something behind a closing quotation mark"),
+        ('path,label\n"1\n.jpg"x,cat\n', "line 2 has something behind"),
+        ('path,label\n1.jpg,"cat\n', "line 2 has a quotation mark that is never closed"),
+        ("", "is empty"),
+        ("path,label\n1.jpg,cat\n".encode("utf-16-le"), "save it as 'CSV UTF-8'"),
+        ("path,label\n1.jpg,cat\n".encode("utf-32"), "save it as 'CSV UTF-8'"),
+    ],
+)
+def test_what_is_no_table_is_told_with_its_line(tmp_path: Path, text: str | bytes, said: str) -> None:
+    told = message(csv(tmp_path, text))
+    assert "…/manifest.csv" in told
+    assert said in told
 
 
 def test_images_without_a_label_come_where_they_are_asked_for(tmp_path: Path) -> None:

@@ -285,6 +285,33 @@ def test_two_spellings_are_told_and_never_joined(tmp_path: Path) -> None:
     assert alike(["a", "B", "b", "É", "é", "straße", "STRASSE"]) == (("B", "b"), ("STRASSE", "straße"), ("É", "é"))
 
 
+@pytest.mark.parametrize(
+    ("names", "pairs"),
+    [
+        (["polar bear", "polar_bear", "polar  bear"], 3),
+        (["T-shirt", "t shirt", "tshirt"], 1),
+        (["cat", "cat\u200b", "c\u0430t"], 1),  # the last one's a is Cyrillic: another word, for all that is known
+        (["a b", "a\u00a0b"], 1),
+        (["1", "01", "1.0", "10", "0.1"], 3),
+        (["0", "00", "-", "_", ""], 1),
+        (["v1", "v01", "1a"], 0),
+    ],
+)
+def test_names_that_differ_only_in_how_they_are_written(names: list[str], pairs: int) -> None:
+    assert len(alike(names)) == pairs
+
+
+@pytest.mark.parametrize("name", ["red\x1b[31m", "two\nlines", "a\u2028b", "bell\x07"])
+def test_a_class_name_that_would_act_on_the_terminal_is_refused(tmp_path: Path, name: str) -> None:
+    table = tmp_path / "labels.csv"
+    put(tmp_path, "1.jpg", "2.jpg")
+    table.write_text(f'path,label\n1.jpg,"{name}"\n2.jpg,b\n')
+    with pytest.raises(ImageSetError, match="control character") as error:
+        load_image_set(table)
+    assert ascii(name) in str(error.value)
+    assert name not in str(error.value)
+
+
 def test_labels() -> None:
     assert label_of(" e\u0301te\u0301\t") == "été"
     assert label_of("Hat") == "Hat"

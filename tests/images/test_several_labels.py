@@ -68,6 +68,11 @@ def test_a_separator_that_is_said(folder: Path) -> None:
     assert labels(path)["1.png"] == ("cat dog",)
 
 
+def test_a_column_for_none_and_columns_in_which_nothing_stands_are_no_classes(folder: Path) -> None:
+    path = manifest(folder, "path,cat,dog,nothing,\n1.png,1,1,0,\n2.png,0,0,1\n3.png,0,1,0, \n")
+    assert labels(path, Labelling(several=True, none="nothing")) == EXPECTED
+
+
 def test_a_name_for_none(folder: Path) -> None:
     path = manifest(folder, "path,labels\n1.png,cat|dog\n2.png,nothing\n3.png,dog\n")
     assert labels(path, Labelling(several=True, none="nothing")) == EXPECTED
@@ -79,8 +84,10 @@ def test_a_name_for_none(folder: Path) -> None:
         ("path,labels\n1.png,cat|dog\n2.png,a;b\n", "both '|' and ';'"),
         ("path,cat,dog\n1.png,1,0\n2.png,0,2\n", "Row 2 of '…' has '2' in the column 'dog'; expected 0 or 1"),
         ("path,cat,notes\n1.png,1,nice\n", "has 'nice' in the column 'notes'"),
-        ("path\n1.png\n", "has the columns path; expected path,labels or path and a column for each class"),
-        ("cat,dog\n1,0\n", "has the columns cat, dog"),
+        ("path\n1.png\n", "has the columns 'path'; expected path,labels or path and a column for each class"),
+        ("cat,dog\n1,0\n", "has the columns 'cat', 'dog'"),
+        (",path,cat\n0,1.png,1\n1,2.png,0\n", "Column 1 of '…' has no name"),
+        ("path,cat,dog,cat \n1.png,1,0,0\n", "Columns 2 and 4 of '…' are both called 'cat'"),
     ],
 )
 def test_what_cannot_be_read_is_named(folder: Path, text: str, said: str) -> None:

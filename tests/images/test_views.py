@@ -146,7 +146,7 @@ def test_a_new_field_of_the_distortions_is_in_the_key_too() -> None:
 @pytest.mark.parametrize("name", ["crop", "scale", "brightness"])
 @pytest.mark.parametrize("value", [-0.1, 1, 1.5, float("nan"), float("inf")])
 def test_impossible_distortions_are_refused(name: str, value: float) -> None:
-    with pytest.raises(OptionError, match=f"'{name}' is {value:g}, .* expected at least 0 and below 1"):
+    with pytest.raises(OptionError, match=f"--random-{name} is {100 * value:g} %; expected 0 to below 100 %"):
         Distortions(**{name: value})
 
 

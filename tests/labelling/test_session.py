@@ -151,6 +151,14 @@ def test_a_manifest_of_other_photos_is_not_written_over(opened: Open, pile: Path
     assert (tmp_path / "x.labels.csv").read_text() == "path,label\nelsewhere/1.jpg,hat\n"
 
 
+def test_a_manifest_with_columns_of_its_own_is_not_written_over(opened: Open, pile: Path, tmp_path: Path) -> None:
+    text = f"path,label,photographer\n{pile}/{next(pile.iterdir()).name},discs,Ann\n"
+    (tmp_path / "x.labels.csv").write_text(text)
+    with pytest.raises(LabellingError, match="'photographer'"):
+        opened(pile)
+    assert (tmp_path / "x.labels.csv").read_text() == text
+
+
 def test_an_added_photo_is_kept_beside_the_manifest_and_is_no_check(opened: Open, pile: Path, photo: bytes) -> None:
     session = opened(pile)
     added = session.add_photo(photo)

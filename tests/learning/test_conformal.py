@@ -104,7 +104,7 @@ def test_very_many_are_a_part_of_them() -> None:
     assert sets.n == 20_000
 
 
-@pytest.mark.parametrize("level", [0, 1, -0.5, 95, float("nan")])
+@pytest.mark.parametrize("level", [0, 0.0095, 1, -0.5, 95, float("nan")])
 def test_an_impossible_level_is_refused(level: float) -> None:
     logits, labels = draw(50, 7)
     sets = fit_sets(logits, labels, classes=CLASSES, by="validation")

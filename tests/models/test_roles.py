@@ -110,8 +110,26 @@ def test_a_test_split_is_judged_by_alone_and_other_classes_are_counted(tmp_path:
     found = may_judge(census, [Roles.of([digest_of(6)], (), ())], classes=("cat", "dog"))
     assert {content.digest for content in found.contents} == set(map(digest_of, (7, 8, 9)))
     assert found.unknown == {"cow": 4}
-    assert found.left_out == 1
+    assert (found.left_out, found.beside_test) == (1, 6)
+    assert may_judge(census, [None], classes=("cat", "dog"), everything=True).beside_test == 0
     with pytest.raises(ImageSetError) as error:
         may_judge(census, [None], classes=("fish",))
     assert "'fish'" in str(error.value)
     assert "'cow'" in str(error.value)
+
+
+def test_where_the_test_split_alone_is_learned_it_is_not_said_of_all_images(tmp_path: Path) -> None:
+    census = image_set(tmp_path, {"train/cat": 3, "train/dog": 3, "test/cat": 1, "test/dog": 1})
+    with pytest.raises(ImageSetError, match="all 2 usable images of the test split"):
+        may_judge(census, [Roles.of(map(digest_of, (6, 7)), (), ())], classes=("cat", "dog"))
+
+
+def test_contradictions_and_copies_are_told(tmp_path: Path) -> None:
+    image_set(tmp_path, {"cat": 3, "dog": 3})
+    (tmp_path / "dog" / "cat.jpg").write_bytes(b"0")
+    (tmp_path / "cat" / "again.jpg").write_bytes(b"1")
+    found = may_judge(take_census(tmp_path, None), [None], classes=("cat", "dog"))
+    assert len(found.contents) == 5
+    assert found.copies == 1
+    assert [[place.path.name for place in content.places] for content in found.conflicts] == [["0.jpg", "cat.jpg"]]
+    assert found.to_dict()["conflicts"] == [[str(tmp_path / "cat" / "0.jpg"), str(tmp_path / "dog" / "cat.jpg")]]

@@ -407,7 +407,7 @@ def test_a_parquet_manifest_keeps_its_columns(tmp_path) -> None:
             "action,path\nerase,a.jpg\n",
             "Row 2 of the plan .* 'erase'; expected drop, relabel, move, keep",
         ),
-        ("path\na.jpg\n", "no column 'action', but path; expected action, path"),
+        ("path\na.jpg\n", "no column 'action', but 'path'; expected action, path"),
     ],
 )
 def test_plans_that_cannot_be_meant(tmp_path, content, message) -> None:

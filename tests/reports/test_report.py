@@ -131,6 +131,16 @@ def test_the_same_report_again(reported: Reported, tmp_path: Path) -> None:
     assert again.read_bytes() == reported.page.read_bytes()
 
 
+def test_a_report_overwrites_nothing_but_reports(reported: Reported, tmp_path: Path) -> None:
+    model = Path(shutil.copy(reported.model, tmp_path / "model.onnx"))
+    other = tmp_path / "notes.txt"
+    other.write_text("mine")
+    for target in (model, other, tmp_path):
+        with pytest.raises(WriteError, match=f"'{target}'"):
+            report(model, output=target, cache=reported.cache)
+    assert (model.read_bytes(), other.read_text()) == (reported.model.read_bytes(), "mine")
+
+
 def test_without_memory_the_images_must_be_named_and_are_worked_out_again(reported: Reported, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     shutil.copytree(reported.cache, cache)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from quickstudy import compare, retrain
-from quickstudy.errors import ImageSetError
+from quickstudy.errors import ImageSetError, ModelError
 from quickstudy.learning.scores import Score, mcnemar
+from quickstudy.models.loading import load
 from quickstudy.models.roles import Judgement
 from quickstudy.retraining.evaluation import Comparison
 
@@ -65,6 +66,17 @@ def two_models(photos: Path, cache: Path, tmp_path: Path) -> tuple[Path, Path]:
     (tmp_path / "other").mkdir()
     retrain(swapped, tmp_path / "other" / "bad.onnx", cache=cache, backbone="small")
     return tmp_path / "good.onnx", tmp_path / "other" / "bad.onnx"
+
+
+def test_a_model_is_not_compared_with_itself(two_models: tuple[Path, Path], photos: Path, tmp_path: Path) -> None:
+    good, _ = two_models
+    copy = Path(shutil.copy(good, tmp_path / "copy.onnx"))
+    for second in (good, copy):
+        with pytest.raises(ModelError, match=f"the same, byte for byte.*'{second}'"):
+            compare(good, second, photos)
+    model = load(good)
+    with pytest.raises(ModelError, match="byte for byte"):
+        compare(model, model, photos)
 
 
 def test_images_of_training_are_left_out_where_others_are_there(two_models: tuple[Path, Path], photos: Path) -> None:

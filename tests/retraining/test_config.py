@@ -78,7 +78,7 @@ def test_a_sweep_has_all_as_axes() -> None:
         ({"dtype": "float64"}, "dtype is 'float64'; expected float16 or float32"),
         ({"method": 3}, "method is 3; expected a Method"),
         ({"crop": 0.2}, "--random-crop distorts views"),
-        ({"crop": 1.2, "views": 1}, "'crop' is 1.2"),
+        ({"crop": 1.2, "views": 1}, "--random-crop is 120 %"),
         ({"method": Method(epochs=3)}, "--epochs is for fine-tuning"),
         ({"cut": "b", "budget_seconds": 60}, "--budget chooses the cut"),
         ({"epochs": 3, "budget_seconds": 60}, "--budget chooses the cut"),

@@ -154,8 +154,10 @@ class SharedStore:
         """Copy to a local store the shards that it lacks, without those whose bottlenecks it has in other shards.
 
         Raises:
-            StoreError: this place cannot be read, or the local store cannot be written.
+            StoreError: this place cannot be read or holds no bottlenecks, or the local store cannot be written.
         """
+        if not self.specs():
+            raise StoreError(f"There are no bottlenecks at '{self.place}'; {EXPECTED}, as cache fill --store fills it")
         pulled = bottlenecks = size = done = 0
         damaged: list[str] = []
         wanted = [(spec, name) for spec in self.specs() for name in self.shards(spec)]

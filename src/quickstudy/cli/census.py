@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from quickstudy.images.census import Census
     from quickstudy.images.imageset import ImageFile, Split
 
+_COLUMNS = ("path", "label", "split", "content", "reason")
 _ROLES: tuple[Split, ...] = ("train", "validation", "test")
 
 
@@ -37,12 +38,15 @@ def command(
 ) -> None:
     """Show what retrain would do with each file: its content, label and role, or why it is left out."""
     from quickstudy.cli.display import count, print_census, print_skipped, print_way_to_a_test, progress_for
-    from quickstudy.errors import ImageSetError
-    from quickstudy.files import write_bytes_atomically
+    from quickstudy.errors import ImageSetError, WriteError
+    from quickstudy.files import require_place_for, write_bytes_atomically
     from quickstudy.images.census import take_census
     from quickstudy.models.loading import roles_of_file
     from quickstudy.retraining.evaluation import stat_index
 
+    if csv_file:
+        begins = ",".join(_COLUMNS).encode()
+        require_place_for("census", csv_file, own=lambda start: start.startswith(begins), sources=[images, roles_of])
     roles = roles_of_file(roles_of) if roles_of else None
     census = take_census(
         images,
@@ -53,7 +57,10 @@ def command(
         progress=progress_for(quiet=quiet),
     )
     if csv_file:
-        write_bytes_atomically(csv_file, _manifest(census, csv_file).encode())
+        try:
+            write_bytes_atomically(csv_file, _manifest(census, csv_file).encode())
+        except OSError as error:
+            raise WriteError(f"Cannot write the census '{csv_file}': {error.strerror}") from error
     if as_json:
         print_json(_as_json(census))
         return
@@ -84,7 +91,7 @@ def command(
 def _rows(census: Census) -> list[tuple[Path, str, str, str, str]]:
     """List path, label, role, digest and reason of every file, by path."""
     rows = [
-        (place.path, _cell(place), content.role or "", content.digest.hex(), content.reason)
+        (place.path, _cell(place, census), content.role or "", content.digest.hex(), content.reason)
         for content in census.contents.values()
         for place in content.places
     ]
@@ -92,7 +99,10 @@ def _rows(census: Census) -> list[tuple[Path, str, str, str, str]]:
     return sorted(rows, key=lambda row: str(row[0]))
 
 
-def _cell(place: ImageFile) -> str:
+def _cell(place: ImageFile, census: Census) -> str:
+    """Write the labels of a file as a manifest has them: examples of none of the classes are called as they came."""
+    if place.labels == () and not census.several:
+        return census.listed.labelling.none or ""
     return "|".join(place.labels or ())
 
 
@@ -100,7 +110,7 @@ def _manifest(census: Census, target: Path) -> str:
     """Write a manifest that retrain reads: files without a role have no label there."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["path", "label", "split", "content", "reason"])
+    writer.writerow(_COLUMNS)
     folder = target.resolve().parent
     for path, label, role, digest, reason in _rows(census):
         absolute = path.resolve()
@@ -120,6 +130,7 @@ def _as_json(census: Census) -> dict[str, Any]:
         "leaks": census.leaks,
         "classes_without_images": list(census.empty_classes),
         "classes_of_one_image": list(census.single),
+        "alike_classes": [list(pair) for pair in census.alike_classes],
         "test_images_of_other_classes": census.strangers,
         "files": [
             {

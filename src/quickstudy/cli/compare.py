@@ -9,6 +9,7 @@ import typer
 
 from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Everything, Json, Quiet
+from quickstudy.options import printable
 
 _MOST_SHOWN = 10
 
@@ -57,7 +58,7 @@ def command(
     if found.differences:
         print(f"\nPredicted differently: {count(len(found.differences), 'image')}")
         for item in found.differences[:_MOST_SHOWN]:
-            print(f"  {item.path} ({item.label}): {item.first} / {item.second}")
+            print(f"  {printable(item.path)} ({item.label}): {item.first} / {item.second}")
         if len(found.differences) > _MOST_SHOWN:
             print(f"  … and {len(found.differences) - _MOST_SHOWN} more; --json lists all")
     print_skipped(found.skipped)

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from quickstudy.learning.scores import SEVERAL_FIGURES
+from quickstudy.learning.scores import SEVERAL_FIGURES, as_percent
+from quickstudy.options import printable
 from quickstudy.progress import Bar, Progress, silent
 
 if TYPE_CHECKING:
-    from quickstudy.images.census import Census
+    from quickstudy.images.census import Census, Content
     from quickstudy.images.imageset import Skipped
     from quickstudy.learning.scores import Interval, Score, Scores, SeveralScores
     from quickstudy.models.roles import Judgement
@@ -56,14 +57,14 @@ def format_score(score: Score) -> str:
     if not score.n:
         return "not known (no images)"
     low, high = score.interval
-    return f"{100 * score.accuracy:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %, n = {score.n:,})"
+    return f"{as_percent(score.accuracy)} (95 % interval {100 * low:.1f} to {100 * high:.1f} %, n = {score.n:,})"
 
 
 def format_interval(figure: Interval) -> str:
     """Write a figure with its interval for people, such as `91.4 % (95 % interval 88.1 to 93.8 %)`."""
     if figure.value is None:
         return "not known"
-    return f"{100 * figure.value:.1f} % (95 % interval {100 * figure.low:.1f} to {100 * figure.high:.1f} %)"
+    return f"{as_percent(figure.value)} (95 % interval {100 * figure.low:.1f} to {100 * figure.high:.1f} %)"
 
 
 def print_skipped(skipped: Sequence[Skipped]) -> None:
@@ -71,7 +72,7 @@ def print_skipped(skipped: Sequence[Skipped]) -> None:
     if skipped:
         print(f"\nSkipped {count(len(skipped), 'file')}:")
         for item in skipped[:_MOST_SKIPPED]:
-            print(f"  {item.path}: {item.reason}")
+            print(f"  {printable(item.path)}: {item.reason}")
         if len(skipped) > _MOST_SKIPPED:
             print(f"  … and {len(skipped) - _MOST_SKIPPED} more; --json lists all")
 
@@ -94,24 +95,33 @@ def print_census(census: Census) -> None:
         if name.casefold() in _LIKE_NONE and not census.several:
             print(f"'{name}' is learned as a class; if its images are of none of the classes, add: --none {name}")
     for one, other in census.alike_classes:
-        print(f"WARNING: the classes '{one}' and '{other}' differ only in capitals; rename one if they are the same")
-    if census.copies:
-        print(f"{census.copies:,} files are exact copies of others; each image counts once")
+        how = "capitals" if one.casefold() == other.casefold() else "how they are written (blanks, hyphens, zeros, …)"
+        print(f"WARNING: the classes '{one}' and '{other}' differ only in {how}; rename one if they are the same")
+    _print_copies(census.copies)
     if census.leaks:
         print(
             f"{count(census.leaks, 'image')} in more than one of the given splits; each is used in one only: test "
             "before validation before train"
         )
-    conflicts = [content for content in census.contents.values() if content.left_out == "conflict"]
-    for content in conflicts[:_MOST_CONFLICTS]:
-        places = ", ".join(f"{place.path} ({place.label})" for place in content.places)
-        print(f"Conflict: the same image under different labels, left out: {places}")
-    if len(conflicts) > _MOST_CONFLICTS:
-        print(f"… and {len(conflicts) - _MOST_CONFLICTS} more conflicts; --json lists all")
+    _print_conflicts([content for content in census.contents.values() if content.left_out == "conflict"])
     if passed := census.passed_over:
         from quickstudy.images.kinds import counted
 
         print("Passed over: " + ", ".join(counted(number, kind) for kind, number in passed))
+
+
+def _print_copies(copies: int) -> None:
+    if copies:
+        are = "file is an exact copy of another" if copies == 1 else "files are exact copies of others"
+        print(f"{copies:,} {are}; each image counts once")
+
+
+def _print_conflicts(conflicts: Sequence[Content]) -> None:
+    for content in conflicts[:_MOST_CONFLICTS]:
+        places = ", ".join(f"{printable(place.path)} ({place.label})" for place in content.places)
+        print(f"Conflict: the same image under different labels, left out: {places}")
+    if len(conflicts) > _MOST_CONFLICTS:
+        print(f"… and {len(conflicts) - _MOST_CONFLICTS} more conflicts; --json lists all")
 
 
 def print_way_to_a_test(census: Census) -> None:
@@ -132,14 +142,23 @@ def print_judgement(judged: Judgement) -> None:
             f"\n{count(judged.left_out, 'image')} left out: the model has learned or was chosen by them, so they "
             "cannot test it; --all scores them, too"
         )
+    if judged.beside_test:
+        print(
+            f"\n{count(judged.beside_test, 'image')} left out: the set comes with a test split, and only that is "
+            "scored; --all scores them, too"
+        )
     if judged.is_test is False and judged.roles:
         seen = judged.roles["trained_on"] + judged.roles["chosen_by"]
         print(f"\nThis is not a test: the model has learned or was chosen by {seen:,} of the images")
     if judged.is_test is None:
         print("\nThis may not be a test: the model does not say which images it was made from")
     if judged.unknown:
-        listed = ", ".join(f"{name} ({number:,})" for name, number in judged.unknown.items())
+        listed = ", ".join(f"'{name}' ({number:,})" for name, number in judged.unknown.items())
         print(f"\nNot scored, since the model does not know their classes: {listed}")
+    if judged.conflicts or judged.copies:
+        print()
+        _print_copies(judged.copies)
+        _print_conflicts(judged.conflicts)
 
 
 def print_evaluation(evaluation: Scores, *, train_counts: dict[str, int] | None = None) -> None:
@@ -188,7 +207,7 @@ def _print_labels(evaluation: Scores, several: SeveralScores, train_counts: dict
 def _short(figure: Interval) -> str:
     if figure.value is None:
         return "–"
-    return f"{100 * figure.value:.0f} % ({100 * figure.low:.0f} to {100 * figure.high:.0f})"
+    return f"{as_percent(figure.value, 0)} ({100 * figure.low:.0f} to {100 * figure.high:.0f})"
 
 
 def print_figures(several: SeveralScores, n: int) -> None:
@@ -199,7 +218,7 @@ def print_figures(several: SeveralScores, n: int) -> None:
 
 
 def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.0f} %"
+    return "–" if share is None else as_percent(share, 0)
 
 
 def count(number: int, noun: str, plural: str = "") -> str:

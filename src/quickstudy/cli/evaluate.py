@@ -13,6 +13,9 @@ import typer
 from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Checkpoint, DataFolder, Everything, Json, Quiet
 from quickstudy.extras import require
+from quickstudy.options import quoted
+
+_MOST_MISSING = 20
 
 
 def command(
@@ -40,12 +43,19 @@ def command(
     """Score a model on labelled images, matching classes by name; or follow the checkpoints of a training."""
     is_run = (model / "config.json").is_file() or (images is None and (watch or model.suffix != ".onnx"))
     if is_run:
+        if everything:
+            raise typer.BadParameter("--all is for a model and labelled images; a run is scored on its own")
         if watch and checkpoint is not None:
             raise typer.BadParameter("--watch takes each newest checkpoint; leave out --checkpoint, or --watch")
         _evaluate_run(
             model, images, watch, checkpoint or "newest", split, ema, interval, data, data_folder, as_json, quiet
         )
         return
+    given = {"--watch": watch, "--split": split, "--checkpoint": checkpoint, "--data": data, "--no-ema": not ema}
+    if of_runs := [name for name, value in given.items() if value]:
+        raise typer.BadParameter(
+            f"{of_runs[0]} is for the run of a training; '{model}' is a model, for which it would do nothing"
+        )
     if images is None:
         raise typer.BadParameter("name the labelled images, as in: quickstudy evaluate photos.onnx held_out/")
     from quickstudy.cli.display import (
@@ -76,7 +86,8 @@ def command(
         print(f"Of {n:,} images of classes that it does not know, it takes {right:,} for none of these")
     print_evaluation(evaluation)
     if evaluation.missing:
-        print(f"\nNo images of these classes of the model: {', '.join(evaluation.missing)}")
+        missing = quoted(evaluation.missing, most=_MOST_MISSING)
+        print(f"\nNo image that was scored is of these classes of the model: {missing}")
     print_judgement(evaluation.judgement)
     print_skipped(evaluation.skipped)
 

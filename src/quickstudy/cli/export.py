@@ -10,6 +10,7 @@ import typer
 from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Checkpoint, Json, Quiet
 from quickstudy.extras import require
+from quickstudy.files import require_place_for
 from quickstudy.options import pasted
 
 if TYPE_CHECKING:
@@ -90,6 +91,9 @@ def command(
         raise typer.BadParameter("say what to make of the model: --int8, --fp16, --web, --coreml, --labels or --card")
     if checkpoint is not None and not is_run:
         raise typer.BadParameter(f"--checkpoint is for a run's folder; {source} is a model")
+    for what, path, own in (("list of classes", labels, _is_text), ("card", card, _is_card)):
+        if path is not None:
+            require_place_for(what, path, own=own, sources=[source, output, check, calibrate])
     results: dict[str, Any] = {}
     model = source
     if is_run:
@@ -137,6 +141,14 @@ def command(
         print(f"Next:  {pasted('predict', model, 'new.jpg')}")
 
 
+def _is_text(start: bytes) -> bool:
+    return b"\0" not in start
+
+
+def _is_card(start: bytes) -> bool:
+    return start.startswith(b"# ") and _is_text(start)
+
+
 def _convert(
     model: Path,
     output: Path | None,
@@ -166,6 +178,7 @@ def _convert(
 
 def _print_conversion(done: Conversion) -> None:
     from quickstudy.cli.display import format_score
+    from quickstudy.learning.scores import as_percent
 
     print(f"Model: {done.path} ({done.bytes_after / 1e6:.1f} MB instead of {done.bytes_before / 1e6:.1f})")
     print(
@@ -175,7 +188,7 @@ def _print_conversion(done: Conversion) -> None:
     print(f"       golden images: probabilities differ by at most {done.golden_difference:.2g}")
     if seen := done.agreement:
         print(
-            f"       {seen.n:,} photos: {100 * seen.same_share:.1f} % {'of labels ' * (seen.each > 1)}{seen.told}; "
+            f"       {seen.n:,} photos: {as_percent(seen.same_share)} {'of labels ' * (seen.each > 1)}{seen.told}; "
             f"probabilities differ by {seen.mean_difference:.2g} on average, {seen.largest_difference:.2g} at most"
         )
         if seen.refused:

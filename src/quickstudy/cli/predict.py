@@ -16,6 +16,7 @@ from quickstudy.cli.display import data_to_stdout, interruptible, print_json
 from quickstudy.cli.options import Cache, Json
 from quickstudy.cli.usage import command_meant
 from quickstudy.extras import require
+from quickstudy.options import printable
 
 if TYPE_CHECKING:
     from quickstudy.models.model import Model, Prediction
@@ -169,7 +170,7 @@ class _Answers:
     threshold: float | None
     """Probability below which the answer is "don't know"; None where that was not asked for."""
     level: float | None
-    """Share of images whose right class is to be in its set, above 0 and below 1; None where no sets were asked for."""
+    """Share of images whose right class is to be in its set, 0.01 to below 1; None where no sets were asked for."""
     by_class: bool
     """Whether the share is to hold for each class."""
 
@@ -214,24 +215,24 @@ def _write_text(answers: _Answers, predictions: Iterator[Prediction], wrong: lis
     for prediction in predictions:
         if prediction.probabilities is None:
             failed += 1
-            print(f"{_path(prediction)}: {prediction.reason}", file=sys.stderr)
+            print(f"{printable(_path(prediction))}: {prediction.reason}", file=sys.stderr)
             continue
         done += 1
         more = answers.more(prediction)
-        shown = ", ".join(f"{name} {100 * share:.1f} %" for name, share in answers.ranked(prediction))
+        told = ", ".join(f"{name} {100 * share:.1f} %" for name, share in answers.ranked(prediction))
         if "labels" in more and not more["labels"]:
             name, share = answers.model.rank(prediction.probabilities, 1)[0]
-            shown = f"none of the labels (nearest: {name} {100 * share:.1f} %)"
+            told = f"none of the labels (nearest: {name} {100 * share:.1f} %)"
         if "set" in more:
-            shown = f"{{{', '.join(more['set'])}}}"
+            told = f"{{{', '.join(more['set'])}}}"
         if more.get("none_of_these"):
-            shown = f"none of these (nearest: {shown})"
+            told = f"none of these (nearest: {told})"
         elif not more.get("answered", True):
-            shown = f"don't know (best guess {shown})"
-        print(f"{_path(prediction)}: {shown}")
+            told = f"don't know (best guess {told})"
+        print(f"{printable(_path(prediction))}: {told}")
     for item in wrong:
         failed += 1
-        print(f"{item.path}: {item.reason}", file=sys.stderr)
+        print(f"{printable(item.path)}: {item.reason}", file=sys.stderr)
     return done, failed
 
 

@@ -12,6 +12,7 @@ import typer
 from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Cache, Json, Quiet, Ray, Set, SharedStore, offering
 from quickstudy.extras import require
+from quickstudy.learning.scores import as_percent
 from quickstudy.options import pasted, quoted, read_assignment
 from quickstudy.retraining.config import RetrainConfig
 
@@ -247,15 +248,20 @@ def _print_thresholds(result: RetrainResult, thresholds: Thresholds) -> None:
 def _print_few(result: RetrainResult) -> None:
     """Say which classes have so few photos that their figures mean little, and what the interval means."""
     few_train = {name: n for name, n in result.train_counts.items() if n < _FEW_TO_TRAIN}
-    few_test = {name: n for name in result.classes if (n := result.test_counts.get(name, 0)) < _FEW_TO_TEST}
+    few_test = {name: n for name in result.classes if 0 < (n := result.test_counts.get(name, 0)) < _FEW_TO_TEST}
+    untested = [name for name in result.classes if not result.test_counts.get(name)]
     if few_train:
         print(f"Fewer than {_FEW_TO_TRAIN} photos to train on: {_listed(few_train)}; more of them would help most")
-    if few_test and result.test_counts:
+    if untested and result.test_counts:
+        print(f"No photos to test: {quoted(untested, most=_MOST_FEW)}; the test accuracy says nothing of them")
+    if few_test:
         print(f"Fewer than {_FEW_TO_TEST} photos to test: {_listed(few_test)}; their precision and recall say little")
         if result.config.several:
             return
+        of = " of the classes that were tested" if untested else ""
         print(
             "The 95 % interval allows for that: in 19 of 20 cases, it contains the accuracy that many more would show"
+            f"{of}"
         )
 
 
@@ -271,13 +277,13 @@ def _print_previous(previous: Previous) -> None:
     was = ""
     if previous.test and previous.test.n:
         classes = count(len(previous.classes), "class", "classes")
-        was = f" {100 * previous.test.accuracy:.1f} % on its test with {classes};"
+        was = f" {as_percent(previous.test.accuracy)} on its test with {classes};"
     print(f"Before:{was} kept as {previous.kept}")
     if previous.common:
         before, now = previous.common
         print(
             f"        on {count(now.n, 'photo')} that test both: "
-            f"{100 * before.accuracy:.1f} % before, {100 * now.accuracy:.1f} % now"
+            f"{as_percent(before.accuracy)} before, {as_percent(now.accuracy)} now"
         )
 
 
@@ -295,7 +301,7 @@ def _print_tuning(result: RetrainResult, seconds: float) -> None:
         for epoch in stage["epochs"]:
             loss = "–" if epoch["training_loss"] is None else f"{epoch['training_loss']:.3f}"
             share = f"{100 * epoch['share']:.0f} %"
-            accuracy = f"{100 * epoch['accuracy']:.1f} %"
+            accuracy = as_percent(epoch["accuracy"])
             kept = "  kept" if epoch["epoch"] == stage["kept"]["epoch"] else ""
             print(f"  {epoch['epoch']:>5}  {loss:>13}  {share:>15}  {epoch['log_loss']:>19.3f}  {accuracy:>19}{kept}")
     first, last = result.tuning[0]["start"], max((stage["kept"] for stage in result.tuning), key=_rank)

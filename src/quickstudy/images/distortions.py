@@ -44,7 +44,4 @@ class Distortions:
     def __post_init__(self) -> None:
         for name in ("crop", "scale", "brightness"):
             if not 0 <= (value := getattr(self, name)) < 1:
-                raise OptionError(
-                    f"The distortion '{name}' is {value:g}, as a share of the side or brightness; expected at least 0 "
-                    "and below 1 (less than 100 percent)"
-                )
+                raise OptionError(f"--random-{name} is {100 * value:g} %; expected 0 to below 100 %")

@@ -36,6 +36,7 @@ from quickstudy.images.listing import (
     why_no_file,
 )
 from quickstudy.images.manifests import MANIFEST_SUFFIXES, ONE_EACH, Labelling, read_manifest
+from quickstudy.options import CONTROLS
 
 __all__ = [
     "EXPECTED",
@@ -117,7 +118,7 @@ class ImageSet:
     empty_classes: tuple[str, ...] = ()
     """The classes that have a folder, or rows in the manifest, and not one file; sorted."""
     alike_classes: tuple[tuple[str, str], ...] = ()
-    """Pairs of class names that differ only in upper and lower case; they are classes of their own."""
+    """Pairs of class names that differ only in how they are written (`alike`); they are classes of their own."""
     labelling: Labelling = ONE_EACH
     """How the labels were read."""
 
@@ -248,6 +249,11 @@ def _image_set(
     labelling: Labelling,
 ) -> ImageSet:
     """Make the image set of what was found; `labels` are all that were named, also those without an image."""
+    if torn := sorted(name for name in labels if CONTROLS.search(name)):
+        raise ImageSetError(
+            f"The class name {torn[0]!a} in '{source}' has a line break or another control character in it, so that it "
+            f"cannot be shown as it is; rename {'its folder' if source.is_dir() else 'it'}"
+        )
     if unwritable := sorted(name for name in labels if not is_text(name)):
         raise ImageSetError(
             f"The class name {unwritable[0]!a} in '{source}' is not valid UTF-8, which models are written in; "

@@ -274,6 +274,7 @@ UNLABELLED = frozenset({"unlabelled", "unlabeled"})
 """Names of folders that hold images without a label, in lower case."""
 _TO_PREDICT = frozenset({"pred", "predict", "prediction", "predictions", "segpred", "topredict"})
 _BETWEEN_WORDS = re.compile(r"[-_\s]+")
+_WHOLE_NUMBER = re.compile(r"0*(\d+)(?:\.0+)?", re.ASCII)
 
 
 def label_of(name: str) -> str:
@@ -298,11 +299,25 @@ def is_to_predict(name: str) -> bool:
 
 
 def alike(labels: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """Find the pairs of class names that differ only in upper and lower case, sorted."""
+    """Find the pairs of class names that differ only in how they are written, sorted.
+
+    That is in upper and lower case, blanks, hyphens and underscores, characters that look the same or like nothing,
+    and, of whole numbers, in zeros: `1`, `01` and `1.0`.
+    """
     spellings: dict[str, list[str]] = {}
     for label in sorted(set(labels)):
-        spellings.setdefault(label_of(label.casefold()), []).append(label)
+        spellings.setdefault(_spelling(label), []).append(label)
     return tuple(sorted(pair for names in spellings.values() for pair in combinations(names, 2)))
+
+
+def _spelling(label: str) -> str:
+    """Bring a class name into a form that is the same for names that differ only in how they are written."""
+    if not label.isascii():
+        label = "".join(one for one in unicodedata.normalize("NFKC", label) if unicodedata.category(one) != "Cf")
+    if number := _WHOLE_NUMBER.fullmatch(label):
+        return number[1]
+    # Without such characters nothing is left of a name like '-', which is then its own.
+    return label_of(_BETWEEN_WORDS.sub(" ", label).casefold()) or label
 
 
 def place_of(folder: Path, name: str) -> Path:

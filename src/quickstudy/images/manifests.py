@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from quickstudy.errors import ImageSetError
 from quickstudy.images.listing import label_of
+from quickstudy.options import quoted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".parquet")
 """The suffixes of manifests, in lower case."""
+_MOST_COLUMNS = 10
 SEPARATORS = ("|", ";", ",")
 """What may stand between labels in a cell where nothing was said."""
 _Role = Literal["path", "label", "labels", "split"]
@@ -119,17 +121,31 @@ def read_manifest(source: Path, labelling: Labelling = ONE_EACH) -> Iterator[Row
         hint = f". If an image may have several labels, {labelling.way_to_several}" * (
             may_be_several and not labelling.several
         )
-        raise ImageSetError(
-            f"The manifest '{source}' has the columns {', '.join(names) or 'none'}; expected {expected}[,split]{hint}"
-        )
+        raise _lacks_columns(names, source, f"{expected}[,split]{hint}")
     if place is not None:
         labels = _labels_of([row[place] for row in rows], labelling, source)
     else:
-        labels = _marked(names, rows, [k for k in range(len(names)) if k not in (path, split)], source)
+        places = [k for k in range(len(names)) if k not in (path, split)]
+        labels = _marked(names, rows, places, labelling, source)
     for number, (row, found) in enumerate(zip(rows, labels, strict=True), start=1):
         yield Row(
             number=number, path=row[path].strip(), labels=found, split="" if split is None else row[split].strip()
         )
+
+
+def surplus_columns(source: Path, labelling: Labelling = ONE_EACH) -> list[str]:
+    """Name the columns of a manifest in which something stands that is no path, label or split.
+
+    Raises:
+        ImageSetError: it cannot be read.
+    """
+    names, rows = _read_columns(source, labelling)
+    places = {_find(names, role, source) for role in ("path", "labels" if labelling.several else "label", "split")}
+    if labelling.several and _find(names, "labels", source) is None:
+        return []  # all others are classes
+    return [
+        name for place, name in enumerate(names) if place not in places and (name or any(row[place] for row in rows))
+    ]
 
 
 def holds_several(source: Path) -> bool:
@@ -174,21 +190,36 @@ def _labels_of(cells: Sequence[str], labelling: Labelling, source: Path) -> list
 
 
 def _marked(
-    names: Sequence[str], rows: Sequence[Sequence[str]], places: Sequence[int], source: Path
+    names: Sequence[str], rows: Sequence[Sequence[str]], places: Sequence[int], labelling: Labelling, source: Path
 ) -> list[tuple[str, ...] | None]:
     """Read the labels of each row from columns, one a class, with 0 and 1."""
-    classes = [(label_of(names[place]), place) for place in places]
+    classes: dict[str, int] = {}
+    for place in places:
+        name = label_of(names[place])
+        if not name and not any(row[place].strip() for row in rows):
+            continue
+        if not name:
+            raise ImageSetError(
+                f"Column {place + 1} of '{source}' has no name, as the row numbers that pandas writes; give it that of "
+                "its class, or leave it out"
+            )
+        if name in classes:
+            raise ImageSetError(
+                f"Columns {classes[name] + 1} and {place + 1} of '{source}' are both called '{name}'; expected a "
+                "column for each class"
+            )
+        classes[name] = place
     found: list[tuple[str, ...] | None] = []
     for number, row in enumerate(rows, start=1):
         mine = []
-        for name, place in classes:
+        for name, place in classes.items():
             mark = _MARKS.get(row[place].strip().lower())
             if mark is None:
                 raise ImageSetError(
                     f"Row {number} of '{source}' has '{row[place]}' in the column '{names[place]}'; expected 0 or 1 in "
                     "a column for each class, or a column 'labels'. Leave out columns that are no class"
                 )
-            if mark:
+            if mark and name != labelling.none:
                 mine.append(name)
         found.append(tuple(sorted(mine)))
     return found
@@ -203,7 +234,9 @@ def _read_csv(source: Path) -> tuple[list[str], list[list[str]]]:
             f"Cannot read the manifest '{source}' as CSV in UTF-8: {error}; save it as 'CSV UTF-8'"
         ) from None
     except (OSError, csv.Error) as error:
-        raise ImageSetError(f"Cannot read the manifest '{source}' as CSV in UTF-8: {error}") from None
+        raise ImageSetError(f"Cannot read the manifest '{source}' as CSV: {error}") from None
+    if not table.header:
+        raise ImageSetError(f"The manifest '{source}' is empty; expected a first row with path,label[,split]")
     return table.header, table.rows
 
 
@@ -219,10 +252,13 @@ def columns_of(names: Sequence[str], source: Path) -> Columns:
     """
     path, label = _find(names, "path", source), _find(names, "label", source)
     if path is None or label is None:
-        raise ImageSetError(
-            f"The manifest '{source}' has the columns {', '.join(names) or 'none'}; expected path,label[,split]"
-        )
+        raise _lacks_columns(names, source, "path,label[,split]")
     return Columns(path=path, label=label, split=_find(names, "split", source))
+
+
+def _lacks_columns(names: Sequence[str], source: Path, expected: str) -> ImageSetError:
+    there = quoted(names, most=_MOST_COLUMNS) or "none"
+    return ImageSetError(f"The manifest '{source}' has the columns {there}; expected {expected}")
 
 
 def text_of(value: object) -> str:
@@ -332,8 +368,8 @@ def read_table(data: bytes, names: Collection[str] = (), *, errors: str = "stric
 
     Raises:
         UnicodeDecodeError: the text is neither UTF-8 nor UTF-16 with a byte order mark.
-        csv.Error: it is no table: a quotation mark is never closed, or a row has more cells than the header, as where
-            a comma stands in a label without quotation marks.
+        csv.Error: it is no table: a quotation mark is never closed, something follows a closed one in its cell, or a
+            row has more cells than the header, as where a comma stands in a label without quotation marks.
     """
     text, encoding = _decoded(data, errors)
     if told := _TOLD.match(text):
@@ -343,6 +379,8 @@ def read_table(data: bytes, names: Collection[str] = (), *, errors: str = "stric
         delimiter = max(_DELIMITERS, key=lambda one: _promise(start, one, names))
     rows = _rows(text, delimiter)
     header = [cell.strip() for cell in next(rows, [])]
+    if any("\0" in name for name in header):
+        raise csv.Error("its first row is no text in UTF-8, but perhaps in UTF-16 or UTF-32; save it as 'CSV UTF-8'")
     padded = []
     for number, row in enumerate(rows, start=1):
         if any(map(str.strip, row[len(header) :])):
@@ -406,9 +444,19 @@ def _rows(text: str, delimiter: str) -> Iterator[list[str]]:
                 yield row
             line = reader.line_num
     except csv.Error as error:
-        if "unexpected end of data" not in str(error):
-            raise
-        raise csv.Error(f"the row that begins in line {line + 1} has a quotation mark that is never closed") from None
+        where, why = f"the row that begins in line {line + 1} has", str(error)
+        if "unexpected end of data" in why:
+            raise csv.Error(f"{where} a quotation mark that is never closed") from None
+        if "expected after" in why:
+            raise csv.Error(
+                f"{where} something behind a closing quotation mark; put quotation marks around the whole cell, and "
+                "write those within it twice"
+            ) from None
+        if "field larger" in why:
+            raise csv.Error(
+                f"{where} a cell of more than {csv.field_size_limit():,} characters; is a quotation mark never closed?"
+            ) from None
+        raise csv.Error(f"{where} what is no table: {why}") from None
 
 
 def _promise(text: str, delimiter: str, names: Collection[str]) -> tuple[int, int]:

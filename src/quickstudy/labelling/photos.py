@@ -30,8 +30,17 @@ from quickstudy.images.identity import read_image_file
 from quickstudy.images.imageset import ImageFile, list_images, load_image_set
 from quickstudy.images.kinds import SNIFFED_BYTES, format_of
 from quickstudy.images.listing import place_of
-from quickstudy.images.manifests import ONE_EACH, SEPARATORS, Labelling, Table, read_manifest, write_table
+from quickstudy.images.manifests import (
+    ONE_EACH,
+    SEPARATORS,
+    Labelling,
+    Table,
+    read_manifest,
+    surplus_columns,
+    write_table,
+)
 from quickstudy.labelling.journal import Labels, digest_of, rows_of
+from quickstudy.options import quoted
 from quickstudy.progress import Progress, silent
 
 SHOWN_SIDE = 1024
@@ -248,7 +257,7 @@ class PhotoSet:
             own: hashes of the manifests that were written here; what such a one says is in the journal.
 
         Raises:
-            LabellingError: it labels files that are not among the photos, and would be lost.
+            LabellingError: it labels files that are not among the photos, or has further columns, which would be lost.
             ImageSetError: it cannot be read.
         """
         try:
@@ -259,6 +268,11 @@ class PhotoSet:
             raise LabellingError(f"Cannot read '{self.manifest}': {error.strerror}") from None
         if digest_of(data) in own:
             return {}
+        if surplus := surplus_columns(self.manifest, self.labelling):
+            raise LabellingError(
+                f"'{self.manifest}' has columns that would be lost when labels are written: {quoted(surplus)}; name "
+                "another manifest with --labels"
+            )
         where = {os.path.abspath(file.name): photo.id for photo in self.photos for file in photo.files}
         found: dict[str, set[str]] = {}
         foreign: list[str] = []

@@ -34,6 +34,8 @@ from quickstudy.learning.calibration import probabilities_of
 
 FEWEST = 20
 """The fewest images to compare with: 5 % of fewer are none, and every set would hold all classes."""
+LEAST_LEVEL = 0.01
+"""The lowest level: nobody wants lower ones, and 0.95 where percent are expected means 95."""
 _MOST = 20_000  # images, 53 kB in a model; a random part of the images serves as well as all
 _LEVELS = 65_535  # a probability is kept as one of so many, rounded down, which makes sets no smaller
 _RESOLUTION = "<u2"
@@ -58,15 +60,15 @@ class Sets:
 
         Args:
             probabilities: what the model gives.
-            level: share of images whose right class is to be in its set, above 0 and below 1.
+            level: share of images whose right class is to be in its set, from 0.01 to below 1.
             by_class: let the share hold for each class; a class of fewer than 1 / (1 - level) - 1 images, 19 at 95 %,
                 is then in all sets.
 
         Raises:
             OptionError: the level is no such share.
         """
-        if not 0 < level < 1:
-            raise OptionError(f"The level of sets is {100 * level:g} %; expected above 0 and below 100, such as 95")
+        if not LEAST_LEVEL <= level < 1:
+            raise OptionError(f"The level of sets is {100 * level:g} %; expected 1 to below 100, such as 95")
         lists = self.given if by_class else (np.sort(np.concatenate(self.given)),) * len(self.given)
         found: NDArray[np.bool_] = probabilities >= np.array([_least(given, level) for given in lists])
         found[np.arange(len(found)), probabilities.argmax(axis=1)] = True

@@ -121,6 +121,8 @@ def convert(
         ModelError: the source is no whole model, what was made of it differs too much, or it cannot be written.
         BackboneError: ONNX Runtime cannot load what was made of it.
     """
+    if output.suffix != ".onnx":
+        raise ModelError(f"The model must be named *.onnx; got '{output}'")
     if output.resolve() == source.resolve():
         raise ModelError(f"'{output}' is the model itself; name another file for what is made of it")
     before = load(source)

@@ -19,6 +19,7 @@ from quickstudy.images.given import ImageLike, file_of, one_by_one, pixels_of
 from quickstudy.images.identity import read_image_file
 from quickstudy.learning.answers import MOST_PROBABLE, Answer, Thresholds
 from quickstudy.learning.conformal import Sets
+from quickstudy.learning.scores import as_percent
 from quickstudy.learning.strangeness import Refusal
 from quickstudy.models.format import (
     GOLDEN_TOLERANCE,
@@ -32,12 +33,11 @@ from quickstudy.models.properties import (
     outputs_of,
 )
 from quickstudy.models.roles import Roles
+from quickstudy.options import quoted
 from quickstudy.process import usable_cores
 
 if TYPE_CHECKING:
     import onnxruntime
-
-_MOST_NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,13 +102,12 @@ class Model:
         """How labels are to be read of images that are like those it was made from."""
 
     def __repr__(self) -> str:
-        named = ", ".join(self.classes[:_MOST_NAMED]) + (", …" if len(self.classes) > _MOST_NAMED else "")
         training = self.metadata.get("training") or {}
         test, backbone = training.get("test") or {}, self.metadata.get("backbone") or {}
         right = "all labels right" if self.thresholds else "right"
-        accuracy = f", {100 * test['accuracy']:.1f} % {right} of {test['n']:,} test images" if test.get("n") else ""
+        accuracy = f", {as_percent(test['accuracy'])} {right} of {test['n']:,} test images" if test.get("n") else ""
         on = f", on {backbone['name']}" if backbone.get("name") else ""
-        return f"<quickstudy.Model of {len(self.classes):,} classes ({named}){accuracy}{on}>"
+        return f"<quickstudy.Model of {len(self.classes):,} classes ({quoted(self.classes)}){accuracy}{on}>"
 
     def __reduce__(self) -> tuple[Callable[[], Model], tuple[()]]:
         """Let copies and pickles be the model's file, which is loaded, checks and all, where they arrive."""
@@ -236,7 +235,7 @@ class Model:
 
         Args:
             probabilities: class probabilities (N×classes) that the model gave.
-            level: share of images whose right class is to be in its set, above 0 and below 1; what that means, says
+            level: share of images whose right class is to be in its set, from 0.01 to below 1; what that means, says
                 `quickstudy.learning.conformal`.
             by_class: let the share hold for each class on its own.
 

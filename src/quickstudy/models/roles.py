@@ -88,10 +88,24 @@ class Judgement:
     """Number of images by label, of classes that not all models know; they are not scored."""
     strangers: tuple[Content, ...] = ()
     """These images, which are of none of the classes."""
+    beside_test: int = 0
+    """Number of labelled images that are not scored since they are not in the test split that the set comes with."""
+    conflicts: tuple[Content, ...] = ()
+    """Images that are not scored since they are there under several classes."""
+    copies: int = 0
+    """Number of files that are not scored, since their content is there already under the same label."""
 
     def to_dict(self) -> dict[str, Any]:
         """Give JSON values."""
-        return {"roles": self.roles, "is_test": self.is_test, "left_out": self.left_out, "unknown_images": self.unknown}
+        return {
+            "roles": self.roles,
+            "is_test": self.is_test,
+            "left_out": self.left_out,
+            "beside_test": self.beside_test,
+            "conflicts": [[str(place.path) for place in content.places] for content in self.conflicts],
+            "copies": self.copies,
+            "unknown_images": self.unknown,
+        }
 
 
 def may_judge(
@@ -128,9 +142,11 @@ def may_judge(
     kinds = {c.digest: min((one.kind(c.digest) for one in known), key=KINDS.index, default="new") for c in labelled}
     seen = {content.digest for content in candidates if kinds[content.digest] in ("trained_on", "chosen_by")}
     scored = candidates if everything else [content for content in candidates if content.digest not in seen]
+    beside_test = len(labelled) - len(offered)
     if not scored:
         raise ImageSetError(
-            f"The model has learned or was chosen by all {len(candidates):,} usable images under '{census.source}', so "
+            f"The model has learned or was chosen by all {len(candidates):,} usable images "
+            f"{'of the test split ' if beside_test else ''}under '{census.source}', so "
             "none of them can test it. Name other images, or score these with --all, which marks the result as no test"
         )
     unsaid = len(known) < len(roles)
@@ -147,6 +163,9 @@ def may_judge(
             for content in offered
             if content.label not in classes and (everything or kinds[content.digest] not in ("trained_on", "chosen_by"))
         ),
+        beside_test=beside_test,
+        conflicts=tuple(content for content in census.contents.values() if content.left_out == "conflict"),
+        copies=census.copies,
     )
 
 

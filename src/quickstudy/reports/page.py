@@ -31,7 +31,7 @@ from quickstudy.learning.calibration import (
 )
 from quickstudy.learning.learning_curve import LearningCurve
 from quickstudy.learning.ridge import LeaveOneOut
-from quickstudy.learning.scores import SEVERAL_FIGURES, Score
+from quickstudy.learning.scores import SEVERAL_FIGURES, Score, as_percent
 from quickstudy.models.properties import refusal_in
 from quickstudy.options import pasted
 from quickstudy.reports import charts
@@ -80,7 +80,7 @@ def render(contents: Contents) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_read), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.1f}\u00a0%"
+    environment.filters["percent"] = lambda share: "–" if share is None else as_percent(share).replace(" ", "\u00a0")
     environment.filters["count"] = lambda number: f"{number:,}"
     # Our own files, not the user's.
     style, script = Markup(_read("report.css")), Markup(_read("report.js"))  # noqa: S704

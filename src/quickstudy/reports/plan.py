@@ -26,6 +26,7 @@ from quickstudy.files import write_bytes_atomically
 from quickstudy.images.decoding import is_broken
 from quickstudy.images.imageset import IMAGE_SUFFIXES
 from quickstudy.images.manifests import read_table
+from quickstudy.options import quoted
 from quickstudy.reports.evidence import Evidence
 from quickstudy.reports.findings import Audit, DuplicateGroup
 
@@ -154,7 +155,7 @@ def read_plan(path: Path) -> tuple[Step, ...]:
     places = {name.lower(): place for place, name in enumerate(table.header)}
     if missing := [name for name in ("action", "path") if name not in places]:
         raise AuditError(
-            f"The plan '{path}' has no column '{missing[0]}', but {', '.join(table.header) or 'none'}; "
+            f"The plan '{path}' has no column '{missing[0]}', but {quoted(table.header, most=10) or 'none'}; "
             f"expected {', '.join(COLUMNS)}"
         )
     steps = []

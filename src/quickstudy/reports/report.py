@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from quickstudy.bottlenecks.looks import Gallery, view_gallery
 from quickstudy.errors import WriteError
-from quickstudy.files import as_path, cache_folder, write_bytes_atomically
+from quickstudy.files import as_path, cache_folder, require_place_for, write_bytes_atomically
 from quickstudy.learning.learning_curve import LearningCurve, learning_curve
 from quickstudy.learning.ridge import LeaveOneOut, leave_one_out
 from quickstudy.progress import Progress, silent
@@ -59,6 +59,7 @@ def report(
     """
     model, folder = as_path(model), cache_folder(cache)
     target = as_path(output) if output else model.with_suffix(".report.html")
+    require_place_for("report", target, own=_is_page, sources=[model, images])
     judged = judge_images(model, as_path(images) if images else None, folder, progress)
     evidence = judged.evidence
     gallery = view_gallery(evidence.images, cache=folder, progress=progress)
@@ -85,6 +86,10 @@ def report(
             f"Cannot write the report '{target}': {error.strerror}. Name another place with --output"
         ) from error
     return target
+
+
+def _is_page(start: bytes) -> bool:
+    return start.lstrip()[:9].lower() == b"<!doctype"
 
 
 def _sheets(evidence: Evidence, gallery: Gallery, cache: Path) -> list[bytes]:

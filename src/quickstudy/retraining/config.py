@@ -33,6 +33,7 @@ from quickstudy.options import (
 
 VIEWS = 1
 """Number of distorted views an image, besides the plain one, where something is fine-tuned and nothing is said."""
+_LEAST_PRECISION = 0.01  # 0.9 where percent are expected means 90
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,9 +310,9 @@ class RetrainConfig:
         require_in_range({one.name: one.value for one in fields_of(self) if not one.part}, ranges_of(self))
         if self.refuse is not None and not 0 <= self.refuse <= 0.5:
             raise OptionError(f"--refuse is {100 * self.refuse:g} %; expected 0 to 50 %")
-        if self.least_precision is not None and not 0 < self.least_precision < 1:
+        if self.least_precision is not None and not _LEAST_PRECISION <= self.least_precision < 1:
             raise OptionError(
-                f"--least-precision is {100 * self.least_precision:g} %; expected above 0 and below 100 %, such as 90"
+                f"--least-precision is {100 * self.least_precision:g} %; expected 1 to below 100 %, such as 90"
             )
         if self.fit is not None and self.fit.startswith("tiles") and not self.may_tile:
             raise OptionError(

@@ -20,6 +20,7 @@ from quickstudy.learning.scores import Interval, Paired, Score, Scores
 from quickstudy.models.loading import load
 from quickstudy.models.model import Model
 from quickstudy.models.roles import Judgement, Kind, may_judge
+from quickstudy.options import quoted
 from quickstudy.progress import Progress, silent
 
 
@@ -198,7 +199,7 @@ def compare(
 
     Raises:
         ModelError: a model cannot be loaded.
-        ModelError: one gives one class an image, the other any number of labels.
+        ModelError: one gives one class an image, the other any number of labels, or they are one and the same.
         ImageSetError: there is no image that can be used, of a class that both models know, that is a test of both.
     """
     models = [model if isinstance(model, Model) else load(model) for model in (first, second)]
@@ -207,6 +208,12 @@ def compare(
         raise ModelError(
             f"The {'first' if several else 'second'} model gives any number of labels an image, the other one class; "
             "compare two of a kind"
+        )
+    seals = [model.metadata.get("sha256") for model in models]
+    if models[0] is models[1] or (seals[0] and seals[0] == seals[1]):
+        names = quoted(dict.fromkeys(str(model) for model in (first, second) if not isinstance(model, Model)))
+        raise ModelError(
+            f"The two models are one and the same, byte for byte{names and f' ({names})'}; name two that differ"
         )
     census = take_census(as_path(images), stat_index(cache), labelling=models[0].labelling, progress=progress)
     shared = set(models[0].classes) & set(models[1].classes)

@@ -109,6 +109,7 @@ class RetrainResult:
             "leaks": self.census.leaks,
             "classes_without_images": list(self.census.empty_classes),
             "classes_of_one_image": list(self.census.single),
+            "alike_classes": [list(pair) for pair in self.census.alike_classes],
             "cross_validation": self.cross_validation.to_dict(),
             "thresholds": self.answer.to_dict() if isinstance(self.answer, Thresholds) else None,
             "test": self.test.to_dict() if self.test else None,

@@ -55,6 +55,8 @@ def export(run: str | Path, output: str | Path | None = None, *, checkpoint: str
         BackboneError: torch cannot export the network.
         ModelError: the model does not give what torch gives, or cannot be written.
     """
+    if output is not None and Path(output).suffix != ".onnx":
+        raise ModelError(f"The model must be named *.onnx; got '{output}'")
     folder = RunFolder.existing(Path(run))
     recipe, facts = folder.recipe(), folder.facts()
     chosen = folder.checkpoint(checkpoint)

@@ -26,6 +26,7 @@ from quickstudy.backbones.graphs.untrusted import MOST_BYTES, first_line, outsid
 from quickstudy.errors import BackboneError, DownloadError, UnsafeFileError
 from quickstudy.extras import require
 from quickstudy.files import sha256_of_file
+from quickstudy.options import quoted
 
 _PLACE = re.compile(r"hf(-hub)?:(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[^:@\s]+))?(:(?P<path>[^:\s]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -148,7 +149,7 @@ def fetched(place: HubPlace, *, tokenizer: bool = False) -> Iterator[Fetched]:
     beside = _weights_beside(repository, file, chosen) if chosen.endswith(".onnx") else {}
     _check_size(repository, [chosen, *beside.values()])
     others = sorted(name for name in repository.files if name.endswith(".onnx") and name != chosen)
-    told = f"'{chosen}'; others: {', '.join(others[:6])}{', …' if others[6:] else ''}" if others else ""
+    told = f"'{chosen}'; others: {quoted(others)}" if others else ""
     with tempfile.TemporaryDirectory() if beside else contextlib.nullcontext() as folder:
         if folder is not None:
             file = _put_together(repository, Path(folder), {file.name: chosen, **beside}) / file.name
@@ -240,7 +241,7 @@ def _choose(place: HubPlace, files: Mapping[str, _Listed]) -> str:
     if place.path is not None:
         if place.path not in files or not place.path.endswith((".onnx", WEIGHTS)):
             raise NoSuchFileError(
-                f"'{place.repository}' has no ONNX file '{place.path}'; it has: {', '.join(graphs) or 'none'}"
+                f"'{place.repository}' has no ONNX file '{place.path}'; it has: {quoted(graphs) or 'none'}"
             )
         return place.path
     if not graphs and WEIGHTS in files and _CONFIGS[0] in files:

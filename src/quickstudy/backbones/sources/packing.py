@@ -22,12 +22,13 @@ from quickstudy.backbones.graphs.comparison import IMAGE
 from quickstudy.backbones.graphs.cutting import shapes_of
 from quickstudy.backbones.graphs.untrusted import MOST_BYTES, check_operators, first_line, outside_files, parse_onnx
 from quickstudy.errors import BackboneError, UnsafeFileError, WriteError
-from quickstudy.files import write_atomically
+from quickstudy.files import require_place_for, write_atomically
 from quickstudy.images.decoding import InputSpec
 from quickstudy.records import as_values, read_record
 
 _FORMAT = 1
 _GRAPH, _NOTE = "backbone.onnx", "backbone.json"
+_ZIP = b"PK\x03\x04"
 _MOST_NOTE_BYTES = 64 << 20
 _DATE = (1980, 1, 1, 0, 0, 0)  # the same for all, so that the same backbone gives the same file
 
@@ -43,6 +44,7 @@ def pack_backbone(backbone: Backbone, path: Path) -> None:
         raise BackboneError(
             f"'{backbone.name}' is several backbones side by side; pack each of them: {backbone.origin}"
         )
+    require_place_for("packed backbone", path, own=lambda start: start.startswith(_ZIP) and _NOTE.encode() in start)
     note = {
         "format": _FORMAT,
         "name": backbone.name,
