@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 DEVICE = "standin"
@@ -82,23 +81,49 @@ class StandIn(Tensor):
 def _run(operator: Any, *args: Any, **kwargs: Any) -> Any:
     """Run an operator on the processor, and say where its results are."""
     name = operator._schema.name
-    tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
+    given = list(_flat((args, kwargs)))
+    tensors = [value for value in given if isinstance(value, Tensor)]
     here = [isinstance(tensor, StandIn) for tensor in tensors]
     left = [tuple(tensor.shape) for tensor, is_here in zip(tensors, here, strict=True) if not is_here and tensor.ndim]
     if left and any(here) and name not in _CROSSING:
         raise RuntimeError(f"{name} got tensors on {DEVICE}:0 and on cpu, of the shapes {left}")
-    devices = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, torch.device)]
+    devices = [value for value in given if isinstance(value, torch.device)]
     back = bool(devices) and devices[0].type == "cpu"  # from the device to the processor
     if name == "aten::_local_scalar_dense" or back or (name == "aten::copy_" and not here[0]):
         _counted.append(name)
     inside = {key: value for key, value in kwargs.items() if key != "pin_memory"}
-    result = operator(*tree_map(_inner, args), **tree_map(_inner, inside))
+    result = operator(*_mapped(_inner, args), **_mapped(_inner, inside))
     if back:
         return result.clone()
-    wrapped = tree_map(lambda value: StandIn(value) if isinstance(value, Tensor) else value, result)
+    wrapped = _mapped(lambda value: StandIn(value) if isinstance(value, Tensor) else value, result)
     if name == "aten::copy_" and not here[0]:
         return args[0]
-    return return_and_correct_aliasing(operator, args, kwargs, wrapped)
+    return return_and_correct_aliasing(operator, args, kwargs, wrapped) if _shares(operator) else wrapped
+
+
+@functools.cache
+def _shares(operator: Any) -> bool:
+    """Say whether a result of an operator can have memory of its arguments."""
+    schema = operator._schema
+    return any(value.alias_info is not None for value in (*schema.arguments, *schema.returns))
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    """Yield what is in lists, tuples and dictionaries, several times sooner than PyTorch's general way."""
+    if isinstance(value, list | tuple | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _flat(part)
+    else:
+        yield value
+
+
+def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """Change what is in lists, tuples and dictionaries."""
+    if isinstance(value, dict):
+        return {name: _mapped(change, part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([_mapped(change, part) for part in value])
+    return change(value)
 
 
 def _inner(value: Any) -> Any:
@@ -131,7 +156,7 @@ def _lowered(operator: Any) -> Any:
     def run(*args: Any, **kwargs: Any) -> Any:
         dtype = torch.get_autocast_dtype(DEVICE)
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)):
-            return operator(*tree_map(lambda value: _cast(value, dtype), args), **kwargs)
+            return operator(*_mapped(lambda value: _cast(value, dtype), args), **kwargs)
 
     return run
 
