@@ -26,11 +26,12 @@ demo: .venv/core
 	-command -v npm > /dev/null && cd .venv && npm pack --silent --ignore-scripts onnxruntime-web@1.30.0
 	touch $@
 
-# A file's tests stay in one process, one after the other; each process has its own empty caches. They start hundreds of
+# Each process begins with neighbouring files, which share what is made once for several, and takes over of the others'
+# when it has done its own, so that all end together; each has its own empty caches. The tests start hundreds of
 # processes, which would compile all that they import again and again where no bytecode may be written.
 test test-slow: export PYTHONDONTWRITEBYTECODE =
 test: .venv/web
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test-slow: .venv/web
 	$(BIN)/python -m pytest -m slow

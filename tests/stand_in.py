@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 DEVICE = "standin"
@@ -101,30 +100,56 @@ class StandIn(Tensor):
 def _run(operator: Any, *args: Any, **kwargs: Any) -> Any:
     """Run an operator on the processor, and say where its results are."""
     name = operator._schema.name
-    tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
+    given = list(_flat((args, kwargs)))
+    tensors = [value for value in given if isinstance(value, Tensor)]
     here = [isinstance(tensor, StandIn) for tensor in tensors]
     left = [tuple(tensor.shape) for tensor, is_here in zip(tensors, here, strict=True) if not is_here and tensor.ndim]
     if left and any(here) and name not in _CROSSING:
         raise RuntimeError(f"{name} got tensors on {DEVICE}:0 and on cpu, of the shapes {left}")
-    if any(isinstance(value, torch.Generator) for value in tree_flatten((args, kwargs))[0]):
+    if any(isinstance(value, torch.Generator) for value in given):
         raise RuntimeError(f"{name} got a generator on cpu for tensors on {DEVICE}:0")
-    devices = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, torch.device)]
+    devices = [value for value in given if isinstance(value, torch.device)]
     back = bool(devices) and devices[0].type == "cpu"  # from the device to the processor
     if kwargs.get("pin_memory") and not back:
         raise RuntimeError(f"{name} cannot pin a tensor on {DEVICE}:0; only those of the processor can be")
     if back or _makes_wait(name, args, kwargs, here):
         _counted.append(name)
     inside = {key: value for key, value in kwargs.items() if key != "pin_memory"}
-    given = tree_map(_inner, args)
+    inner = _mapped(_inner, args)
     if _rounds and name in _ROUNDED and torch.backends.cudnn.allow_tf32:
-        given = tree_map(_rounded, given)
-    result = operator(*given, **tree_map(_inner, inside))
+        inner = _mapped(_rounded, inner)
+    result = operator(*inner, **_mapped(_inner, inside))
     if back:
         return result.clone()
-    wrapped = tree_map(lambda value: StandIn(value) if isinstance(value, Tensor) else value, result)
+    wrapped = _mapped(lambda value: StandIn(value) if isinstance(value, Tensor) else value, result)
     if name == "aten::copy_" and not here[0]:
         return args[0]
-    return return_and_correct_aliasing(operator, args, kwargs, wrapped)
+    return return_and_correct_aliasing(operator, args, kwargs, wrapped) if _shares(operator) else wrapped
+
+
+@functools.cache
+def _shares(operator: Any) -> bool:
+    """Say whether a result of an operator can have memory of its arguments."""
+    schema = operator._schema
+    return any(value.alias_info is not None for value in (*schema.arguments, *schema.returns))
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    """Yield what is in lists, tuples and dictionaries, several times sooner than PyTorch's general way."""
+    if isinstance(value, list | tuple | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _flat(part)
+    else:
+        yield value
+
+
+def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """Change what is in lists, tuples and dictionaries."""
+    if isinstance(value, dict):
+        return {name: _mapped(change, part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([_mapped(change, part) for part in value])
+    return change(value)
 
 
 def _makes_wait(name: str, args: Any, kwargs: Any, here: list[bool]) -> bool:
@@ -187,7 +212,7 @@ def _lowered(operator: Any) -> Any:
     def run(*args: Any, **kwargs: Any) -> Any:
         dtype = torch.get_autocast_dtype(DEVICE)
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)):
-            return operator(*tree_map(lambda value: _cast(value, dtype), args), **kwargs)
+            return operator(*_mapped(lambda value: _cast(value, dtype), args), **kwargs)
 
     return run
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests_of_sites import BROWSER, find_chromium
+from tests_of_sites import BROWSER, CAMERA, find_chromium
 
 from quickstudy.models.web import RUNTIME
 
@@ -40,12 +40,14 @@ def node() -> str:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """Chromium, with a make-believe camera."""
     playwright = pytest.importorskip("playwright.sync_api")
     chromium = find_chromium()
     if chromium is None:
         pytest.skip("no chromium is installed")
+    playwright.expect.set_options(timeout=60_000)
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=list(BROWSER))
+        browser = driver.chromium.launch(executable_path=chromium, args=[*BROWSER, *CAMERA])
         yield browser
         browser.close()
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from tests_of_sites import BROWSER, CAMERA, find_chromium, run_node
+from tests_of_sites import run_node
 
 import quickstudy
 from pages import contrast
@@ -36,19 +36,6 @@ from small_models import write_small_model
 
 SITE = Path(__file__).parents[2] / "src" / "quickstudy" / "models" / "site"
 NAMES = ("checks", "discs", "stripes")
-
-
-@pytest.fixture(scope="module")
-def camera_browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = find_chromium()
-    if chromium is None:
-        pytest.skip("no chromium is installed")
-    playwright.expect.set_options(timeout=60_000)
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=[*BROWSER, *CAMERA])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +67,8 @@ def site(model: Path, teachable_cache: Path, runtime: Path) -> Path:
 
 
 @pytest.fixture
-def page(camera_browser: Any, site: Path) -> Iterator[Any]:
-    yield from opened(camera_browser, site)
+def page(browser: Any, site: Path) -> Iterator[Any]:
+    yield from opened(browser, site)
 
 
 def opened(browser: Any, site: Path, **options: Any) -> Iterator[Any]:
@@ -218,7 +205,7 @@ def test_digests_and_halves_are_the_usual_ones(node: str) -> None:
 
 
 def test_taught_saved_opened_again_and_joined(
-    page: Any, site: Path, camera_browser: Any, net: Backbone, teachable_cache: Path, photo_source: Path, tmp_path: Path
+    page: Any, site: Path, browser: Any, net: Backbone, teachable_cache: Path, photo_source: Path, tmp_path: Path
 ) -> None:
     photos = {name: sorted((photo_source / name).iterdir()) for name in NAMES}
     asked = photos["discs"][11]
@@ -230,7 +217,7 @@ def test_taught_saved_opened_again_and_joined(
     taught: dict[str, Sequence[Path]] = {name: photos[name][:8] for name in ("discs", "stripes")}
     assert same(said(page, asked), in_python(taught, net, teachable_cache, asked))
     first = saved(page, tmp_path / "first.json")
-    for again in opened(camera_browser, site):  # another day
+    for again in opened(browser, site):  # another day
         again.get_by_label("Open saved classes").set_input_files(first)
         wait_until_learned(again, 2, 16)
         assert same(said(again, asked), said(page, asked), 1e-6)
@@ -347,7 +334,7 @@ def resealed(text: str) -> str:
 
 
 def test_begins_with_classes_of_images(
-    camera_browser: Any, model: Path, runtime: Path, teachable_cache: Path, photo_source: Path, tmp_path: Path
+    browser: Any, model: Path, runtime: Path, teachable_cache: Path, photo_source: Path, tmp_path: Path
 ) -> None:
     images = tmp_path / "images"
     for name in NAMES[:2]:
@@ -355,7 +342,7 @@ def test_begins_with_classes_of_images(
         (images / "test" / name).mkdir(parents=True)
         (images / "train" / name / "00.jpg").rename(images / "test" / name / "00.jpg")
     site = write_site(model, tmp_path / "site", trainable=True, start=images, runtime=runtime, cache=teachable_cache)
-    for page in opened(camera_browser, site.page):
+    for page in opened(browser, site.page):
         page.get_by_role("button", name="Begin with the 2 classes it came with").click()
         wait_until_learned(page, 2, 22)
         teach(page, "stripes", sorted((photo_source / "stripes").iterdir())[:9])
@@ -368,9 +355,9 @@ def test_begins_with_classes_of_images(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_fits_a_phone_and_can_be_read(camera_browser: Any, site: Path, photo_source: Path, scheme: str) -> None:
+def test_fits_a_phone_and_can_be_read(browser: Any, site: Path, photo_source: Path, scheme: str) -> None:
     options = {"viewport": {"width": 360, "height": 640}, "has_touch": True, "is_mobile": True, "color_scheme": scheme}
-    for page in opened(camera_browser, site, **options):
+    for page in opened(browser, site, **options):
         teach(page, "discs with a long name", sorted((photo_source / "discs").iterdir())[:3])
         teach(page, "stripes", sorted((photo_source / "stripes").iterdir())[:3])
         wait_until_learned(page, 2, 6)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
-from tests_of_sites import BROWSER, CAMERA, find_chromium, open_page, run_node
+from tests_of_sites import open_page, run_node
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.errors import ModelError, UnusableImageError
@@ -384,14 +384,13 @@ def test_the_camera(runtime: Path, browser: Any, serve: Any, tmp_path: Path) -> 
 
     write_small_model(tmp_path / "small.onnx")
     write_site(tmp_path / "small.onnx", tmp_path / "site", runtime=runtime)
-    with browser.browser_type.launch(executable_path=find_chromium(), args=[*BROWSER, *CAMERA]) as other:
-        page, complaints = open_page(other, serve(tmp_path / "site"))
-        page.get_by_role("button", name="Use the camera").click()
-        page.get_by_role("button", name="Classify this picture").click(timeout=20_000)
-        expect(page.get_by_role("status")).to_contain_text("camera: ", timeout=20_000)
-        page.get_by_role("button", name="Camera off").click()
-        expect(page.get_by_role("button", name="Use the camera")).to_be_focused()
-        assert complaints == []
+    page, complaints = open_page(browser, serve(tmp_path / "site"))
+    page.get_by_role("button", name="Use the camera").click()
+    page.get_by_role("button", name="Classify this picture").click(timeout=20_000)
+    expect(page.get_by_role("status")).to_contain_text("camera: ", timeout=20_000)
+    page.get_by_role("button", name="Camera off").click()
+    expect(page.get_by_role("button", name="Use the camera")).to_be_focused()
+    assert complaints == []
 
 
 def test_the_page_judges_damage_as_python_does(node: str, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def assert_right(values: dict[str, Any], kills: int) -> None:
     assert values["processes"]["is_right"], values["processes"]
 
 
-@pytest.mark.parametrize(("kills", "copies"), [(1, 2), pytest.param(3, 7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "copies"), [(1, 1), pytest.param(3, 7, marks=pytest.mark.slow)])
 def test_killed_runs_lose_nothing_that_was_stored_and_the_next_writes_the_same_model(
     photos: Path, tmp_path: Path, kills: int, copies: int
 ) -> None:
@@ -40,7 +40,7 @@ def test_killed_runs_lose_nothing_that_was_stored_and_the_next_writes_the_same_m
         for number in range(copies):
             copy = path.with_name(f"{path.stem}-{number}.jpg")
             copy.write_bytes(path.read_bytes() + bytes([number]))  # a picture ends before its file does
-    assert_right(find_faults(photos, tmp_path, "--kills", str(kills), "--processes", "2", "--seed", "1"), kills)
+    assert_right(find_faults(photos, tmp_path, "--kills", str(kills), "--processes", "2", "--seed", "6"), kills)
 
 
 @pytest.mark.slow

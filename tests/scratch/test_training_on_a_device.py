@@ -22,7 +22,7 @@ from quickstudy.scratch.state import TrainingState
 from quickstudy.scratch.train import RunResult, train_recipe
 from stand_in import DEVICE, waits
 
-STEPS = 10  # each operator passes through Python there
+STEPS = 6  # each operator passes through Python there
 DATA = small_data(validation=9)
 # Not relu: before a batch norm, it lets Adam amplify rounding, which differs with what the process did before.
 MLP = recipe_named("mlp").with_options(
@@ -129,7 +129,7 @@ def test_steps_do_not_wait_for_the_device(recipe: Recipe, tmp_path: Path) -> Non
     """More steps, but no more reports: nothing more is brought back."""
     settings = dataclasses.replace(QUIET, log_steps=1000)
     counts = []
-    for steps in (5, 15):
+    for steps in (3, 8):
         longer = recipe.with_options({"steps": steps, "evaluate_steps": 0})
         with waits() as found:
             run(longer, tmp_path / str(steps), settings)

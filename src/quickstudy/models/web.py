@@ -214,13 +214,19 @@ def _unpacked(archive: Path) -> dict[str, bytes]:
         raise ModelError(f"Cannot read '{archive}': {error.strerror}; expected the npm package {RUNTIME}") from None
     if f"sha512-{base64.b64encode(hashlib.sha512(data).digest()).decode()}" != _INTEGRITY:
         raise ModelError(f"'{archive}' is not the npm package {RUNTIME}: its hash differs")
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as package:
-        return {name: _member(package, f"package/dist/{name}") for name in _RUNTIME_FILES}
+    return _members(data)
 
 
-def _member(package: tarfile.TarFile, name: str) -> bytes:
-    file = package.extractfile(name)
-    return b"" if file is None else file.read()
+@functools.lru_cache(maxsize=1)  # as below
+def _members(archive: bytes) -> dict[str, bytes]:
+    """Take the files out in one pass over the archive, each where it comes, as going back unpacks all anew."""
+    found = dict.fromkeys(_RUNTIME_FILES, b"")
+    with tarfile.open(fileobj=io.BytesIO(archive), mode="r|gz") as package:
+        for member in package:
+            name = member.name.removeprefix("package/dist/")
+            if name in found and (file := package.extractfile(member)):
+                found[name] = file.read()
+    return found
 
 
 def _fetched(cache: Path) -> Path:
