@@ -54,6 +54,7 @@ def test_figures_by_hand() -> None:
     figures = scores.several
     assert (scores.score.right, scores.score.n) == (2, 5)
     assert figures.exact_match.value == pytest.approx(0.4)
+    assert (figures.exact_match.low, figures.exact_match.high) == share_interval(2, 5)
     assert figures.f1_micro.value == pytest.approx(6 / 9)  # 3 right, 2 wrong, 1 missed
     assert figures.f1_macro.value == pytest.approx((0.8 + 0.5) / 2)
     assert figures.labels["a"]["precision"].value == pytest.approx(2 / 3)

@@ -242,7 +242,7 @@ def score_labels(
         average_precision=_interval(_mean(precisions[has].T), images),
         f1_micro=_interval(_f1(*together), images),
         f1_macro=_interval(_mean(f1[:, has]), images),
-        exact_match=_interval((weights @ (truth == given).all(axis=1).astype(np.float32)) / max(images, 1), images),
+        exact_match=_interval_of_share(int((truth == given).all(axis=1).sum()), images),
         labels={
             name: {
                 "average_precision": _interval(precisions[k], int(truth[:, k].sum())),
@@ -330,6 +330,11 @@ def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Take the mean of each row over what is known in it; NaN where nothing is."""
     known = ~np.isnan(values)
     return _share(np.where(known, values, 0).sum(axis=1), known.sum(axis=1).astype(np.float64))
+
+
+def _interval_of_share(right: int, n: int) -> Interval:
+    low, high = share_interval(right, n)
+    return Interval(value=right / n if n else None, low=low, high=high)
 
 
 def _interval(values: NDArray[np.floating], n: int | None = None) -> Interval:

@@ -109,7 +109,10 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class SeveralScores:
-    """What is measured where an image may have several labels, from 0 to 1, with intervals by bootstrap over images."""
+    """What is measured where an image may have several labels, from 0 to 1, with intervals.
+
+    Intervals are by bootstrap over images, and Wilson's for the share of the images all of whose labels are right.
+    """
 
     average_precision: Interval
     """Mean over the labels of the average precision: how well probabilities put images in order."""
