@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,16 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def nobody_is_left() -> bool:
-    """Whether no replica is left; they are children of the process that they were forked from."""
-    below = psutil.Process().children(recursive=True)
-    return not multiprocessing.active_children() and all(one.ppid() == os.getpid() for one in below)
+@pytest.fixture
+def nobody_is_left() -> Callable[[], bool]:
+    """Tells whether no replica is left; they are children of the process that they were forked from."""
+    before = {one.pid for one in psutil.Process().children(recursive=True)}  # such as a browser's, of other tests
+
+    def tell() -> bool:
+        found = [one for one in psutil.Process().children(recursive=True) if one.pid not in before]
+        return not multiprocessing.active_children() and all(one.ppid() == os.getpid() for one in found)
+
+    return tell
 
 
 # What replicas run, as functions of a module so that other processes find them
@@ -115,7 +122,7 @@ def fail(replica: Replica) -> None:
     torch.distributed.barrier()
 
 
-def test_two_replicas_give_what_one_gives(alone: Path, tmp_path: Path) -> None:
+def test_two_replicas_give_what_one_gives(alone: Path, tmp_path: Path, nobody_is_left: Callable[[], bool]) -> None:
     run_replicas(2, "cpu", train_twice, tmp_path / "run")
     assert nobody_is_left()
     one, two = newest(alone), newest(tmp_path / "run")
@@ -129,7 +136,9 @@ def test_two_replicas_give_what_one_gives(alone: Path, tmp_path: Path) -> None:
     assert farthest(newest(tmp_path / "half").state["network"], one.state["network"]) > 1e-2
 
 
-def test_a_replica_that_is_killed_ends_the_training_and_leaves_a_checkpoint(alone: Path, tmp_path: Path) -> None:
+def test_a_replica_that_is_killed_ends_the_training_and_leaves_a_checkpoint(
+    alone: Path, tmp_path: Path, nobody_is_left: Callable[[], bool]
+) -> None:
     with pytest.raises(TrainingError) as caught:
         run_replicas(2, "cpu", train_and_die, tmp_path / "run")
     assert "Replica 1 died (signal SIGKILL)" in str(caught.value)
@@ -146,7 +155,7 @@ def test_a_replica_that_is_killed_ends_the_training_and_leaves_a_checkpoint(alon
 
 @pytest.mark.parametrize("asked", [0, 1])
 def test_all_replicas_end_after_the_step_in_which_one_is_asked_to(
-    alone: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], asked: int
+    alone: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], asked: int, nobody_is_left: Callable[[], bool]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         run_replicas(2, "cpu", train_and_be_asked_to_end, tmp_path / "run", asked, 4)
@@ -163,7 +172,7 @@ def test_all_replicas_end_after_the_step_in_which_one_is_asked_to(
 
 
 def test_a_replica_that_is_asked_to_end_before_the_first_step(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], nobody_is_left: Callable[[], bool]
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_replicas(2, "cpu", be_asked_before_the_first_step, tmp_path / "run")
@@ -193,7 +202,7 @@ def train_replica_of(replica: Replica, recipe: Recipe, path: Path) -> None:
     train_recipe(recipe, small_data(), RunFolder(path), replica=replica, settings=QUIET)
 
 
-def test_the_error_of_a_replica_is_told_as_it_is() -> None:
+def test_the_error_of_a_replica_is_told_as_it_is(nobody_is_left: Callable[[], bool]) -> None:
     with pytest.raises(QuickstudyError) as caught:
         run_replicas(2, "cpu", fail)
     assert nobody_is_left()
