@@ -49,7 +49,7 @@ def wanted(image: Path | bytes, *views: int, expected: bytes | None = None) -> W
 
 
 def test_the_processes_import_no_networks() -> None:
-    """As many begin as there are cores, at the same time."""
+    """Start-up counts, since as many of them begin at the same time as there are cores."""
     program = (
         "import sys, quickstudy.bottlenecks.preparing; "
         "print([name for name in ('onnx', 'onnxruntime', 'pyarrow', 'scipy', 'torch') if name in sys.modules])"

@@ -35,7 +35,7 @@ from quickstudy.images.decoding import InputSpec, Pixels, decode, to_input
 from quickstudy.images.identity import read_image_file
 from quickstudy.models.assemble import model_bytes, write_model_file
 from quickstudy.models.checks import Agreement, Photo, Tolerance, agreement_of, images_per_second, on_golden_images
-from quickstudy.models.format import GOLDEN_TOLERANCE, STRANGENESS, golden_images
+from quickstudy.models.format import GOLDEN_TOLERANCE, STRANGENESS, golden_images, model_path
 from quickstudy.models.loading import load, load_bytes
 from quickstudy.progress import Progress, silent
 
@@ -121,8 +121,7 @@ def convert(
         ModelError: the source is no whole model, what was made of it differs too much, or it cannot be written.
         BackboneError: ONNX Runtime cannot load what was made of it.
     """
-    if output.suffix != ".onnx":
-        raise ModelError(f"The model must be named *.onnx; got '{output}'")
+    model_path(output)
     if output.resolve() == source.resolve():
         raise ModelError(f"'{output}' is the model itself; name another file for what is made of it")
     before = load(source)

@@ -15,17 +15,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from quickstudy.errors import ModelError
+from quickstudy.files import as_path
 from quickstudy.images.decoding import InputSpec
-
-if TYPE_CHECKING:
-    import onnx
-
 
 PREFIX = "quickstudy."
 """The beginning of the name of each metadata property."""
@@ -40,6 +39,18 @@ HEAD_NAMES = "head/names"
 """Name of what the names of the classes say, features × classes, where they count."""
 STRANGENESS = "strangeness"
 """Name of the second output, where a model has it, and of its golden checks."""
+
+
+def model_path(output: str | Path) -> Path:
+    """Take the place of a model that is to be written.
+
+    Raises:
+        ModelError: its name does not end with `.onnx`.
+    """
+    path = as_path(output)
+    if path.suffix != ".onnx":
+        raise ModelError(f"The model must be named *.onnx; got '{path}'")
+    return path
 
 
 def features_in(graph: onnx.ModelProto) -> str | None:

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from quickstudy.errors import ImageSetError, ModelError
+from quickstudy.errors import ImageSetError
 from quickstudy.files import as_path, cache_folder
 from quickstudy.learning.scores import Score
 from quickstudy.learning.selection import Head, fit_head
 from quickstudy.learning.strangeness import Strangeness, fit_strangeness
 from quickstudy.models.assemble import LinearHead, write_model
+from quickstudy.models.format import model_path
 from quickstudy.models.roles import Roles
 from quickstudy.models.teaching import TaughtFile, read_taught
 from quickstudy.retraining.config import RetrainConfig
@@ -76,9 +77,7 @@ def merge(files: Sequence[str | Path], output: str | Path, *, cache: str | Path 
         ImageSetError: a file cannot be used, files are of different networks, or there are fewer than two classes.
         ModelError: the network is not at hand, or the model cannot be written.
     """
-    path = as_path(output)
-    if path.suffix != ".onnx":
-        raise ModelError(f"The model must be named *.onnx; got '{path}'")
+    path = model_path(output)
     taught = [read_taught(as_path(file)) for file in files]
     if not taught:
         raise ImageSetError("There is no file of classes to merge; name one that a page saved")

@@ -35,6 +35,7 @@ from quickstudy.learning.prior import NamesCompared
 from quickstudy.learning.scores import Score, Scores
 from quickstudy.learning.selection import Head, LevelsCompared
 from quickstudy.learning.strangeness import Strangeness
+from quickstudy.models.format import model_path
 from quickstudy.models.loading import roles_of_file
 from quickstudy.models.roles import Roles
 from quickstudy.options import with_arguments_of
@@ -209,9 +210,7 @@ def _retrain(
 def _model_path(images: Path, output: str | Path | None) -> Path:
     if output is None:
         return Path(f"{set_name(images)}.onnx")
-    path = as_path(output)
-    if path.suffix != ".onnx":
-        raise ModelError(f"The model must be named *.onnx; got '{path}'")
+    path = model_path(output)
     if not path.parent.is_dir():
         raise ModelError(f"There is no folder '{path.parent}' to write the model '{path.name}' to; create it first")
     return path

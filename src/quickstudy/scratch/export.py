@@ -17,7 +17,7 @@ from quickstudy.backbones.sources.torch_export import export_module
 from quickstudy.errors import ModelError, RunError
 from quickstudy.images.decoding import InputSpec
 from quickstudy.models.assemble import save_model
-from quickstudy.models.format import GOLDEN_TOLERANCE, golden_images
+from quickstudy.models.format import GOLDEN_TOLERANCE, golden_images, model_path
 from quickstudy.scratch.data import DataFacts
 from quickstudy.scratch.evaluation import averaged_logits
 from quickstudy.scratch.folder import RunFolder
@@ -55,8 +55,7 @@ def export(run: str | Path, output: str | Path | None = None, *, checkpoint: str
         BackboneError: torch cannot export the network.
         ModelError: the model does not give what torch gives, or cannot be written.
     """
-    if output is not None and Path(output).suffix != ".onnx":
-        raise ModelError(f"The model must be named *.onnx; got '{output}'")
+    place = None if output is None else model_path(output)
     folder = RunFolder.existing(Path(run))
     recipe, facts = folder.recipe(), folder.facts()
     chosen = folder.checkpoint(checkpoint)
@@ -66,7 +65,7 @@ def export(run: str | Path, output: str | Path | None = None, *, checkpoint: str
         recipe, side=facts.side, channels=facts.channels, classes=len(facts.classes), device=torch.device("cpu")
     )
     state.load_state_dict(chosen.state)
-    path = Path(output) if output is not None else folder.path / "model.onnx"
+    path = place or folder.path / "model.onnx"
     spec = InputSpec(size=facts.side)
     images = golden_images(spec)
     with state.averages_applied():
