@@ -475,15 +475,18 @@ def test_no_model_is_written_that_could_not_be_loaded(tmp_path: Path) -> None:
 
 def _in_other_processes(model: Model, pixels: NDArray[np.uint8], folder: Path) -> list[Any]:
     import joblib
+    from joblib.externals.loky import get_reusable_executor
 
     joblib.dump(model, folder / "model.joblib")
     remembered = joblib.Memory(folder / "memory", verbose=0).cache(_probabilities)
-    return [
+    found = [
         joblib.load(folder / "model.joblib").predict_proba(pixels),
         remembered(model, pixels),
         remembered(load(folder / "small.onnx"), pixels),  # the same file is the same argument
         *joblib.Parallel(2)([joblib.delayed(_probabilities)(model, pixels)]),
     ]
+    get_reusable_executor().shutdown(wait=True)  # its processes would wait for minutes
+    return found
 
 
 def _probabilities(model: Model, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import re
 import signal
@@ -53,16 +52,17 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def forked() -> set[int]:
+    """Find the processes that have come from this one's fork server, as replicas do; other tests start others."""
+    servers = [one for one in psutil.Process().children() if "multiprocessing.forkserver" in " ".join(one.cmdline())]
+    return {one.pid for server in servers for one in server.children(recursive=True)}
+
+
 @pytest.fixture
 def nobody_is_left() -> Callable[[], bool]:
-    """Tells whether no replica is left; they are children of the process that they were forked from."""
-    before = {one.pid for one in psutil.Process().children(recursive=True)}  # such as a browser's, of other tests
-
-    def tell() -> bool:
-        found = [one for one in psutil.Process().children(recursive=True) if one.pid not in before]
-        return not multiprocessing.active_children() and all(one.ppid() == os.getpid() for one in found)
-
-    return tell
+    """Tells whether no replica is left."""
+    before = forked()
+    return lambda: not forked() - before
 
 
 # What replicas run, as functions of a module so that other processes find them
