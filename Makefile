@@ -1,5 +1,5 @@
-# make demo: the main job on an embedded data set, or on IMAGES=path; make test, make check: what every change passes;
-# make docs: the documentation as web pages.
+# make demo: the main job on an embedded data set, or on IMAGES=path; make check, make test, make test-heavy: what every
+# change passes; make docs: the documentation as web pages.
 PYTHON ?= python3
 IMAGES ?=
 BIN = .venv/bin
@@ -29,9 +29,12 @@ demo: .venv/core
 # Each process begins with neighbouring files, which share what is made once for several, and takes over of the others'
 # when it has done its own, so that all end together; each has its own empty caches. The tests start hundreds of
 # processes, which would compile all that they import again and again where no bytecode may be written.
-test test-slow: export PYTHONDONTWRITEBYTECODE =
+test test-heavy test-slow: export PYTHONDONTWRITEBYTECODE =
 test: .venv/web
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+test-heavy: .venv/web
+	$(BIN)/python -m pytest -m 'heavy and not slow' --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test-slow: .venv/web
 	$(BIN)/python -m pytest -m slow

@@ -30,6 +30,14 @@ os.fsync, os.sync = lambda _descriptor: None, lambda: None
 gc.set_threshold(20_000, 20, 20)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Tests that need a browser or a cluster are heavy, each of them."""
+    for item in items:
+        if {"browser", "cluster"} & set(item.fixturenames):
+            item.add_marker("heavy")
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of real data that the project does not carry; tests that need it are skipped without it."""

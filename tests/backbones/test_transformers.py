@@ -39,6 +39,9 @@ MIDDLE = {"size": {"shortest_edge": 37}, "crop_size": {"height": SIZE, "width": 
 SQUARE = {"size": {"height": SIZE, "width": SIZE}, **COLOURS}
 # For each family: configuration and model, their options, image processor, its options, what its classifiers take of
 # the outputs, and the number of tokens before the patches.
+# One of each kind: tokens with one first, tokens with registers, maps, two towers.
+QUICK = ("ViT", "DINOv3ViT", "DINOv3ConvNext", "CLIPVision", "SiglipVision")
+
 FAMILIES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], str, int]] = {
     "ViT": ("ViTModel", PATCHES, "ViT", SQUARE, "cls", 1),
     "Dinov2": ("Dinov2Model", {"image_size": 56, "patch_size": 8, **WIDE}, "Bit", MIDDLE, "both", 1),
@@ -170,7 +173,9 @@ def assert_trains_after_its_first_cut(added: Backbone) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [name if name in QUICK else pytest.param(name, marks=pytest.mark.heavy) for name in FAMILIES]
+)
 def test_weights_become_a_backbone_that_equals_the_original(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:

@@ -34,7 +34,7 @@ from ray_processes import NO_RAY, private_ray, ray_workers, without_rays
 
 
 @pytest.fixture(scope="module")
-def ray_address() -> Iterator[str]:
+def cluster() -> Iterator[str]:
     with private_ray() as address:
         yield address
 
@@ -84,7 +84,7 @@ def unreadable_name(image: Path, folder: Path) -> Path:
 
 class TestOnACluster:
     @pytest.fixture(autouse=True)
-    def _cluster(self, ray_address: str) -> None:
+    def _cluster(self, cluster: str) -> None:
         pass
 
     def test_results_are_the_local_ones_to_the_bit_and_each_is_computed_once(
@@ -125,11 +125,11 @@ class TestOnACluster:
 
     @pytest.mark.slow
     def test_a_second_filling_from_another_program_computes_nothing(
-        self, photos: Path, paths: list[Path], backbone: Backbone, ray_address: str, cache: Path
+        self, photos: Path, paths: list[Path], backbone: Backbone, cluster: str, cache: Path
     ) -> None:
         extract(paths, backbone, Store(cache / "bottlenecks"))
         before = files_of(cache / "bottlenecks")
-        command = [sys.executable, "-m", "quickstudy", "cache", "fill", str(photos), "--ray", ray_address, "--json"]
+        command = [sys.executable, "-m", "quickstudy", "cache", "fill", str(photos), "--ray", cluster, "--json"]
         # On Linux, Ray takes the loopback address for the machine's outward one, unless it is told not to.
         environment = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "QUICKSTUDY_CACHE": str(cache)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)

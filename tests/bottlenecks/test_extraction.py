@@ -498,6 +498,7 @@ def test_no_thread_computes_any_more_when_a_signal_has_ended_an_extraction(
     assert computing == set()
 
 
+@pytest.mark.heavy
 def test_an_interrupt_keeps_what_was_computed(paths: list[Path], lite0: Backbone, store: Store) -> None:
     command = [
         sys.executable,

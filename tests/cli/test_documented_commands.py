@@ -44,6 +44,7 @@ ONLY_PARSED = (
     r"--port|--token",
 )
 SLOW = (r"--budget|--unfreeze|--cut|--int8|backbone show|^sweep (batchnorm|mlp)|sweeps/",)
+HEAVY = (r"--preset best|^backbone bench|--fp16|--engine openvino",)
 SHORT = {
     r"^train": "--steps 2 --batch 4",
     r"^sweep (batchnorm|mlp|my_study)": "--steps 2 --set batch=8 --set evaluate_steps=1 --seeds 1 --grid depth=1,2 "
@@ -165,7 +166,8 @@ def running() -> Iterator[Any]:
         if not matches(ONLY_PARSED, line):
             alone = page not in ("README.md", "--help") and not line.startswith("audit")  # whose steps need each other
             slow = matches(SLOW, line) or alone
-            yield pytest.param(line, marks=[pytest.mark.slow] if slow else [])
+            marks = [pytest.mark.slow] if slow else [pytest.mark.heavy] if matches(HEAVY, line) else []
+            yield pytest.param(line, marks=marks)
 
 
 def test_there_are_commands_on_every_page_that_should_have_some() -> None:

@@ -71,6 +71,7 @@ def test_what_cannot_be_filled_is_refused(run: Run, words: tuple[str, ...], said
     assert said in " ".join(done.err.replace("│", " ").split())
 
 
+@pytest.mark.heavy
 def test_a_sweep_has_fits_as_an_axis(run: Run, here: Path) -> None:
     done = run("sweep", "retrain", "--set", "data=photos", "--set", "backbone=small", "--grid", "fit=crop,pad,squash")
     assert done.code == 0, done.err

@@ -225,7 +225,11 @@ def test_two_at_once(here: Path, run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.heavy),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+    ],
 )
 def test_interrupted_it_saves_and_goes_on(tmp_path: Path, number: int, code: int) -> None:
     arguments = ("train", "cifar10-classic", *SMALL, "--steps", "500", "--run", "run", "--summary-steps", "0")

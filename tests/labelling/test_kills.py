@@ -79,6 +79,7 @@ def kill_again_and_again(start: Start, pile: Path, kills: int) -> int:
     return count[0]
 
 
+@pytest.mark.heavy
 def test_three_kills_lose_nothing_acknowledged(start: Start, pile: Path) -> None:
     assert kill_again_and_again(start, pile, 3) >= 3
 

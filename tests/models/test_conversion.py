@@ -171,6 +171,7 @@ def test_a_source_that_fails_its_golden_checks_is_not_exported(path: Path, tmp_p
         convert(tmp_path / "wrong.onnx", tmp_path / "half.onnx", "fp16")
 
 
+@pytest.mark.heavy
 def test_fp16_of_the_real_network_on_real_photos(test_data: Path, tmp_path: Path) -> None:
     """With a head from a few photos; every bottleneck is computed anew, so few."""
     import quickstudy

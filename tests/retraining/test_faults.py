@@ -32,7 +32,9 @@ def assert_right(values: dict[str, Any], kills: int) -> None:
     assert values["processes"]["is_right"], values["processes"]
 
 
-@pytest.mark.parametrize(("kills", "copies"), [(1, 1), pytest.param(3, 7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("kills", "copies"), [pytest.param(1, 1, marks=pytest.mark.heavy), pytest.param(3, 7, marks=pytest.mark.slow)]
+)
 def test_killed_runs_lose_nothing_that_was_stored_and_the_next_writes_the_same_model(
     photos: Path, tmp_path: Path, kills: int, copies: int
 ) -> None:

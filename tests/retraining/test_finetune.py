@@ -263,6 +263,7 @@ def test_mistakes_are_named_with_a_way_out(small: Backbone, photos: Path, cache:
     assert not (tmp_path / "m.onnx").exists()
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_kill_nine_in_the_midst_and_the_same_command_again(
     small: Backbone, photos: Path, cache: Path, tmp_path: Path

@@ -252,6 +252,7 @@ def hold(path: Path, ready: Connection) -> None:
         ready.recv()
 
 
+@pytest.mark.heavy
 def test_it_ends_when_the_trainer_was_killed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = quick_processes()
     ours, theirs = context.Pipe()

@@ -114,6 +114,7 @@ sys.exit("torch._dynamo" in sys.modules)
 """
 
 
+@pytest.mark.heavy
 def test_the_compiler_is_not_imported_where_it_does_not_compile(tmp_path: Path) -> None:
     """In a process that has imported nothing; with all that a run writes."""
     command = [sys.executable, "-c", LOOK, tmp_path / "run"]

@@ -120,7 +120,9 @@ def assert_same(path: Path, state: dict[str, Any]) -> None:
     assert result["steps"] == 30
 
 
-@pytest.mark.parametrize("name", ["classic", pytest.param("fast", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", [pytest.param("classic", marks=pytest.mark.heavy), pytest.param("fast", marks=pytest.mark.slow)]
+)
 def test_three_kills(name: str, tmp_path: Path) -> None:
     moments = {"classic": ["a step", "rename", "evaluation"], "fast": ["some time", "after a rename", "flush"]}[name]
     kill_often(name, moments, tmp_path, seed=1)

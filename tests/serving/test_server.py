@@ -193,6 +193,7 @@ class TestOverload:
         assert ask(0).status_code == 200
         assert metric(server, "quickstudy_pending_images") == metric(server, "quickstudy_held_bytes") == 0
 
+    @pytest.mark.heavy
     def test_bodies_together_are_bounded(self, start: Start, trained: Path) -> None:
         """Each within its limit, all of them together are not; memory stays far below their sum."""
         server = start(trained / "photos.onnx", "--max-bytes", "100MB", "--timeout", 20)
@@ -222,6 +223,7 @@ class TestOverload:
 
 
 class TestReload:
+    @pytest.mark.heavy
     def test_a_model_is_replaced_under_load_without_a_failed_request(
         self, start: Start, model_file: Path, trained: Path, photo: Path
     ) -> None:

@@ -254,6 +254,7 @@ def metrics(folder: Path) -> list[Path]:
     return list(folder.glob("runs/*/metrics.jsonl"))
 
 
+@pytest.mark.heavy
 def test_a_killed_worker_is_replaced(tmp_path: Path, slow: SweepResult) -> None:
     killed = []
 
@@ -280,6 +281,7 @@ def _is_training(process: psutil.Process, folder: Path) -> bool:
         return False
 
 
+@pytest.mark.heavy
 def test_a_trial_that_kills_its_workers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = Grid(recipe="mlp", fixed={**FIXED, "rate": 0.01}, axes={"depth": (1, 2)})
     study = Study(name="deadly", grids=(grid,))
@@ -314,7 +316,10 @@ class Deadly:
 
 @pytest.mark.parametrize(
     "kind",
-    [signal.SIGKILL, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (signal.SIGTERM, signal.SIGINT))],
+    [
+        pytest.param(signal.SIGKILL, marks=pytest.mark.heavy),
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in (signal.SIGTERM, signal.SIGINT)),
+    ],
 )
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, slow: SweepResult, kind: signal.Signals) -> None:
     folder = tmp_path / "sweep"

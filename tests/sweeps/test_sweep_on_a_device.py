@@ -38,6 +38,7 @@ def test_a_trial_is_that_of_the_processor(
     assert abs(results[0]["test"]["right"] - results[1]["test"]["right"]) <= 1
 
 
+@pytest.mark.heavy
 def test_what_workers_are_forked_from_asks_nothing_of_a_gpu() -> None:
     """CUDA cannot be used in a process whose parent has used it."""
     program = """
