@@ -34,7 +34,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 ONLY_PARSED = (
     r"backbone add (keras|timm):|--preprocessing",  # weights to download, a network that needs to be told
-    r"hf:|hf-hub:|^suggest|\.backbone",  # the hub; what was packed of a network from there
+    r"hf:|hf-hub:|dino|^suggest|\.backbone",  # the hub; what came or was packed of a network from there
     r"data get",
     r"--ray|s3://|/data/photos",  # a cluster, an object store
     r"--watch|^serve|^label",  # never ends
@@ -86,15 +86,17 @@ def matches(patterns: tuple[str, ...], line: str) -> bool:
 def world(photo_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all that the commands speak of."""
     folder = tmp_path_factory.mktemp("world")
-    shutil.copytree(photo_source, folder / "photos")
-    for name in ("held_out", "clothing", "garments"):  # a third of them
+    for name in ("photos", "clothing"):
+        shutil.copytree(photo_source, folder / name)
+    for name in ("held_out", "garments"):  # a third of them
         shutil.copytree(photo_source, folder / name, ignore=shutil.ignore_patterns("0[4-9].jpg", "1*.jpg"))
     shutil.make_archive(str(folder / "holiday"), "zip", folder / "clothing")
     images = sorted(photo_source.rglob("*.jpg"))
     for name in ("other", "new", "more"):
         (folder / name).mkdir()
         shutil.copy(images[-1], folder / name / "second.jpg")
-    shutil.copy(images[0], folder / "new.jpg")
+    for name in ("new.jpg", "skirt.jpg"):
+        shutil.copy(images[0], folder / name)
     # Several labels: the kind of each photo, and `even` for every other one; and two kinds with examples of others.
     kinds = [(file.parent.name, file.name) for file in images]
     rows = [f"photos/{kind}/{name},{kind}{'|even' * (n % 2)}" for n, (kind, name) in enumerate(kinds)]
@@ -124,7 +126,7 @@ def world(photo_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for line in ("retrain photos/", "retrain tags.csv --several", "train cifar10-fast", "train cifar10-classic"):
         run(folder, shortened(line))
     run(folder, "retrain photos/ --l2 1 --output new.onnx")
-    for name in ("old.onnx", "other.onnx", "model.onnx"):
+    for name in ("old.onnx", "other.onnx", "model.onnx", "clothing.onnx", "nine.onnx"):
         shutil.copy(folder / "photos.onnx", folder / name)
     teachable = TeachableModel.of((folder / "photos.onnx").read_bytes(), folder / "photos.onnx", folder / "cache")
     taught = teachable.classes_of(folder / "photos", folder / "cache")
@@ -161,12 +163,12 @@ for _page, _line in all_commands():
 
 
 def running() -> Iterator[Any]:
-    """What can be run here; what is on no first page, or takes its time, in the slow tests."""
+    """What can be run here; what is on no first page, or takes its time, in other runs."""
     for line, page in COMMANDS.items():
         if not matches(ONLY_PARSED, line):
             alone = page not in ("README.md", "--help") and not line.startswith("audit")  # whose steps need each other
-            slow = matches(SLOW, line) or alone
-            marks = [pytest.mark.slow] if slow else [pytest.mark.heavy] if matches(HEAVY, line) else []
+            heavy = matches(HEAVY, line) or alone
+            marks = [pytest.mark.slow] if matches(SLOW, line) else [pytest.mark.heavy] if heavy else []
             yield pytest.param(line, marks=marks)
 
 
