@@ -157,7 +157,7 @@ def test_ten_thousand_small_problems_reach_the_stated_gap(much_clothing: tuple[A
     assert max(gaps) <= 1.01 * LARGEST_GAP
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_large_problems_in_single_precision_are_as_near_as_asked_for(much_clothing: tuple[Array, Labels]) -> None:
     """Folds of 600 photos at every strength, against fits to a thousandth of the precision."""
     features, labels = prepare_features(much_clothing[0]), much_clothing[1]

@@ -566,14 +566,14 @@ def test_what_cannot_be_done_is_told_before_any_work(
 
 
 @pytest.mark.slow
-def test_clothing_is_told_apart_with_89_percent(test_data: Path, retrain: Retrain) -> None:
-    result = retrain(test_data / "clothing")
+def test_clothing_is_told_apart_with_90_percent(test_data: Path, retrain: Retrain) -> None:
+    result = retrain(test_data / "clothing", backbone="efficientnet_lite0")
     assert result.test is not None
     assert result.test.score.n == 372
-    assert result.test.score.accuracy >= 0.89
-    assert result.cross_validation.accuracy >= 0.88
+    assert result.test.score.accuracy >= 0.90
+    assert result.cross_validation.accuracy >= 0.90
     quickstudy.load(result.model).verify()
-    again = retrain(test_data / "clothing")
+    again = retrain(test_data / "clothing", backbone="efficientnet_lite0")
     assert again.computed == 0
     assert again.test == result.test
 

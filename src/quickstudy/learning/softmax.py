@@ -58,6 +58,8 @@ from quickstudy.learning.preconditioner import Preconditioner, precondition
 _T = TypeVar("_T")
 
 _LAST_STEP = 3  # times the precision: what the last step may change
+_WEAK = 1e-3  # penalty below which rows are so sure that the same change of probabilities changes their log loss more
+_WEAKEST_IN_SINGLE = 2e-6  # penalty below which float32 leaves probabilities a thousandth from the optimum's
 _GAP_SHARE = 0.01  # nats of loss that may be left, a unit of precision
 _FORCING = 0.25  # how far conjugate gradients reduce the error within a step
 _FAR = 0.04  # nats, squared length of the gradient as the preconditioner measures it: twice what a step may gain
@@ -146,9 +148,9 @@ def fit_softmax(
         begin[:, :, :-1], begin[:, :, -1] = np.moveaxis(start[0], 1, 2), start[1]
     parameters: Real = begin.reshape(sets * classes, width)
     iterations = 0
-    precision = min(precision, _SMALL_PRECISION) if small and not rough else precision
+    precision = min(precision, _SMALL_PRECISION) if small and not rough else precision * min(1, l2 / _WEAK) ** 0.5
     with blas_threads(not small and n * width * sets * classes >= WORTH_THREADS) as threads:
-        for dtype, warm in ((np.float32, 1), (np.float64, 1), (np.float64, 0))[small:]:
+        for dtype, warm in ((np.float32, 1), (np.float64, 1), (np.float64, 0))[int(small or l2 < _WEAKEST_IN_SINGLE) :]:
             problem = _Problem(features, labels, sample_weights, classes, l2, precision, dtype, threads)
             state, spent, converged = problem.minimise((parameters * warm).astype(dtype))
             iterations += spent
