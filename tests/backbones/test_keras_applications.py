@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -125,8 +126,7 @@ def fill_inception(model: keras.Model, folder: Path) -> None:
 
     def numbered(kind: type) -> list[keras.Layer]:
         layers = [layer for layer in model.layers if isinstance(layer, kind)]
-        first = min((layer.name for layer in layers), key=len)
-        return sorted(layers, key=lambda layer: int(f"0{layer.name.removeprefix(first).strip('_')}"))
+        return sorted(layers, key=lambda layer: int(re.findall(r"\d*$", f"0{layer.name}")[0] or 0))
 
     convolutions, norms = numbered(keras.layers.Conv2D), numbered(keras.layers.BatchNormalization)
     for name, convolution, norm in zip(names, convolutions, norms, strict=False):
