@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch")
+pytestmark = pytest.mark.heavy
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
 SECTIONS = ["extract", "finetune", "cifar94", "sweep", "classic", "scaling"]
@@ -77,7 +78,6 @@ def test_a_section_tells_what_it_finds(photos: Path, tmp_path: Path) -> None:
     assert found["share_of_linear"]["decoding_processes"]["1"] == 1
 
 
-@pytest.mark.heavy
 def test_a_section_that_takes_too_long_is_ended_and_the_next_one_told(photos: Path, tmp_path: Path) -> None:
     found = measured(photos, tmp_path, "--only", "classic", "--only", "sweep", "--each", "1.2")
     assert [found[name]["error"].partition(" than")[0] for name in ("classic", "sweep")] == ["took longer"] * 2
@@ -89,7 +89,6 @@ def test_nothing_begins_when_the_time_is_over(photos: Path, tmp_path: Path) -> N
     assert "no time was left" in found["sweep"]["error"]
 
 
-@pytest.mark.heavy
 def test_what_a_failed_part_said_is_told_and_the_next_one_run(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "no-mnist").mkdir()
     found = measured(photos, tmp_path, "--only", "sweep", "--mnist", str(tmp_path / "no-mnist"))["sweep"]

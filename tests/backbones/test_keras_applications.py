@@ -25,6 +25,7 @@ from quickstudy.extras import installation_of
 os.environ.setdefault("KERAS_BACKEND", "torch")
 pytest.importorskip("torch")
 keras = lazily("keras")
+pytestmark = pytest.mark.heavy
 
 SMALL = "MobileNetV3Small"
 

@@ -90,6 +90,7 @@ def features_of(backbone: Backbone, images: np.ndarray) -> np.ndarray:
     return run(backbone.path, "features", images)
 
 
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", ["CLIP", "SigLIP"])
 def test_logits_from_weights_equal_transformers_own(hub: LocalHub, tmp_path: Path, family: str) -> None:

@@ -51,6 +51,7 @@ def test_they_are_those_of_onnx_runtime(net: Backbone, cut: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("cut", ["block_12", "features"])
 def test_the_real_network_at_both_precisions(backbone: Backbone, cut: str) -> None:
     at = backbone.at(cut)

@@ -193,8 +193,9 @@ extract(paths * 40, load_backbone("small", Path(sys.argv[2])), Store(Path(sys.ar
 """
 
 
+@pytest.mark.heavy
 @needs_processes
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGKILL, marks=pytest.mark.heavy), signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_nothing_is_left_behind_by_a_run_that_is_ended(photos: Path, tmp_path: Path, number: int) -> None:
     net = add_small_backbone(tmp_path / "cache")
     command = [sys.executable, "-c", RUN, *map(str, (photos, tmp_path / "cache", tmp_path / "store"))]

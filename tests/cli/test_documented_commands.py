@@ -44,7 +44,7 @@ ONLY_PARSED = (
     r"--port|--token",
 )
 SLOW = (r"--budget|--unfreeze|--cut|--int8|backbone show|^sweep (batchnorm|mlp)|sweeps/",)
-HEAVY = (r"--preset best|^backbone bench|--fp16|--engine openvino",)
+HEAVY = (r"--preset best|^backbone list|^backbone bench|--fp16|--engine openvino",)
 SHORT = {
     r"^train": "--steps 2 --batch 4",
     r"^sweep (batchnorm|mlp|my_study)": "--steps 2 --set batch=8 --set evaluate_steps=1 --seeds 1 --grid depth=1,2 "

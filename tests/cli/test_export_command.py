@@ -166,6 +166,7 @@ def test_what_does_not_fit(run: Run, model: Path, arguments: list[str], words: s
     assert "Traceback" not in done.err
 
 
+@pytest.mark.heavy
 def test_the_guides_commands_run(run: Run, tmp_path: Path, photo_source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every `quickstudy` line of docs/ship.md; the page's needs npm's package, Core ML's coremltools."""
     monkeypatch.chdir(tmp_path)

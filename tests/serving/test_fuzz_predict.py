@@ -229,6 +229,7 @@ def check_health(server: Running, photo: Path) -> None:
     assert server.log.read_text() == ""
 
 
+@pytest.mark.heavy
 def test_hundreds_of_odd_requests(server: Running, photo: Path) -> None:
     statuses = run_fuzz(server, 300)
     assert {200, 400, 422} <= set(statuses), statuses  # odd, but not so odd that nothing gets through

@@ -170,6 +170,7 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     assert [row.status for row in again.rows] == ["failed", "done"]
 
 
+@pytest.mark.heavy
 def test_retraining_can_be_varied(photos: Path, tmp_path: Path, cache: Path) -> None:
     grid = Grid(
         recipe="retrain", fixed={"data": str(photos)}, axes={"views": (0, 1), "class_weight": ("none", "balanced")}
