@@ -91,11 +91,41 @@ def test_they_have_roles_and_are_never_tested_on(cached: Path, run: Run) -> None
         assert digests
         assert {model.roles.kind(digest) for digest in digests} == {kind}
     found = json.loads(run("evaluate", str(cached / "m.onnx"), str(cached / "photos"), "--json").out)
-    assert found["strangers_refused"]["n"] == len(census.examples_of_none("test"))
-    assert found["unknown_images"] == {"none of these": 24}
-    other = json.loads(run("evaluate", str(cached / "m.onnx"), str(cached / "new"), "--json").out)
-    assert other["strangers_refused"]["n"] == 16
-    assert other["strangers_refused"]["right"] > 12
+    assert found["examples_refused"]["n"] == len(census.examples_of_none("test"))
+    assert (found["none_images"], found["unknown_images"], found["strangers_refused"]) == (24, {}, None)
+
+
+def test_evaluate_tells_examples_of_none_from_classes_that_are_not_known(
+    cached: Path, tmp_path: Path, run: Run
+) -> None:
+    held_out = tmp_path / "held_out"
+    for place, name in (("new/checks", "checks"), ("new/other", "other"), ("new/discs", "rings")):
+        (held_out / name).mkdir(parents=True)
+        for file in sorted((cached / place).iterdir())[: 3 if name == "rings" else None]:
+            (held_out / name / file.name).write_bytes(file.read_bytes())
+    found = json.loads(run("evaluate", str(cached / "m.onnx"), str(held_out), "--json").out)
+    assert (found["n"], found["unknown_images"], found["none_images"]) == (8, {"rings": 3}, 16)
+    assert (found["strangers_refused"]["n"], found["examples_refused"]["n"]) == (3, 16)
+    assert found["examples_refused"]["right"] > 12
+    text = run("evaluate", str(cached / "m.onnx"), str(held_out)).out
+    refused = found["examples_refused"]["right"]
+    assert f"Of 16 images labelled as of none of its classes, it takes {refused} for none of these" in text
+    assert "Of 3 images of classes that it does not know" in text
+    assert "does not know their classes: 'rings' (3)" in text
+    assert "of none of the classes: 16 images\n" in text
+    learned = run("evaluate", str(cached / "m.onnx"), str(cached / "photos"), "--all", "--json").out
+    assert json.loads(learned)["examples_refused"]["n"] == 24
+
+
+def test_compare_tells_examples_of_none_whichever_model_knows_of_them(cached: Path, tmp_path: Path, run: Run) -> None:
+    for name in KINDS:
+        (tmp_path / "two").mkdir(exist_ok=True)
+        (tmp_path / "two" / name).symlink_to(cached / "photos" / name)
+    quickstudy.retrain(tmp_path / "two", tmp_path / "two.onnx", cache=cached / "cache", backbone="small")
+    models = [str(cached / "m.onnx"), str(tmp_path / "two.onnx")]
+    for first, second in (models, models[::-1]):
+        found = json.loads(run("compare", first, second, str(cached / "new"), "--json").out)
+        assert (found["first"]["n"], found["unknown_images"], found["none_images"]) == (16, {}, 16)
 
 
 def test_a_census_as_a_manifest_keeps_the_examples(cached: Path, tmp_path: Path, run: Run) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from quickstudy.errors import ImageSetError
 from quickstudy.images.census import Census, take_census
+from quickstudy.images.manifests import Labelling
 from quickstudy.models.roles import Roles, may_judge
 
 
@@ -116,6 +117,23 @@ def test_a_test_split_is_judged_by_alone_and_other_classes_are_counted(tmp_path:
         may_judge(census, [None], classes=("fish",))
     assert "'fish'" in str(error.value)
     assert "'cow'" in str(error.value)
+
+
+def test_images_of_none_of_the_classes_are_not_of_an_unknown_class(tmp_path: Path) -> None:
+    image_set(tmp_path, {"cat": 2, "dog": 2, "none of these": 1, "other": 3})
+    census = take_census(tmp_path, None, labelling=Labelling(none="other"))
+    roles = [Roles.of([digest_of(5), digest_of(0)], (), ())]
+    found = may_judge(census, roles, classes=("cat", "dog"))
+    assert (len(found.contents), found.left_out) == (3, 1)
+    assert (found.unknown, [content.digest for content in found.strangers]) == ({"none of these": 1}, [digest_of(4)])
+    assert (found.none, {content.digest for content in found.examples}) == (3, set(map(digest_of, (6, 7))))
+    assert len(may_judge(census, roles, classes=("cat", "dog"), everything=True).examples) == 3
+    with pytest.raises(ImageSetError, match="of none of the classes"):
+        may_judge(
+            take_census(image_set(tmp_path / "only", {"other": 2}).source, None, labelling=Labelling(none="other")),
+            roles,
+            classes=("cat",),
+        )
 
 
 def test_where_the_test_split_alone_is_learned_it_is_not_said_of_all_images(tmp_path: Path) -> None:

@@ -138,14 +138,16 @@ def print_way_to_a_test(census: Census) -> None:
 def print_judgement(judged: Judgement) -> None:
     """Print what the images are to the model or models: what was left out, and whether the figures are a test."""
     if judged.left_out:
+        they, them = ("it", "it") if judged.left_out == 1 else ("they", "them")
         print(
-            f"\n{count(judged.left_out, 'image')} left out: the model has learned or was chosen by them, so they "
-            "cannot test it; --all scores them, too"
+            f"\n{count(judged.left_out, 'image')} left out: the model has learned or was chosen by {them}, so {they} "
+            f"cannot be a test; --all scores {them}, too"
         )
     if judged.beside_test:
+        them = "it" if judged.beside_test == 1 else "them"
         print(
             f"\n{count(judged.beside_test, 'image')} left out: the set comes with a test split, and only that is "
-            "scored; --all scores them, too"
+            f"scored; --all scores {them}, too"
         )
     if judged.is_test is False and judged.roles:
         seen = judged.roles["trained_on"] + judged.roles["chosen_by"]
@@ -155,6 +157,12 @@ def print_judgement(judged: Judgement) -> None:
     if judged.unknown:
         listed = ", ".join(f"'{name}' ({number:,})" for name, number in judged.unknown.items())
         print(f"\nNot scored, since the model does not know their classes: {listed}")
+    if judged.none:
+        learned = judged.none - len(judged.examples)
+        print(
+            f"\nNot scored, since labelled as of none of the classes: {count(judged.none, 'image')}"
+            + (f", of which the model has learned or was chosen by {learned:,}" if learned else "")
+        )
     if judged.conflicts or judged.copies:
         print()
         _print_copies(judged.copies)

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Checkpoint, DataFolder, Everything, Json, Quiet
 from quickstudy.extras import require
 from quickstudy.options import quoted
+
+if TYPE_CHECKING:
+    from quickstudy.learning.scores import Score
 
 _MOST_MISSING = 20
 
@@ -59,6 +62,7 @@ def command(
     if images is None:
         raise typer.BadParameter("name the labelled images, as in: quickstudy evaluate photos.onnx held_out/")
     from quickstudy.cli.display import (
+        count,
         format_score,
         print_evaluation,
         print_figures,
@@ -74,7 +78,7 @@ def command(
         return
     caution = ", NOT A TEST" if evaluation.is_test is False else ""
     if evaluation.several:
-        print(f"{model} on {images}: {evaluation.score.n:,} images{caution}")
+        print(f"{model} on {images}: {count(evaluation.score.n, 'image')}{caution}")
         print_figures(evaluation.several, evaluation.score.n)
     else:
         print(f"{model} on {images}: accuracy {format_score(evaluation.score)}{caution}")
@@ -82,14 +86,21 @@ def command(
         refused = evaluation.score.n - evaluation.answered.n
         print(f"Without {refused:,} that it takes for none of these: {format_score(evaluation.answered)}")
     if evaluation.strangers is not None:
-        right, n = evaluation.strangers.right, evaluation.strangers.n
-        print(f"Of {n:,} images of classes that it does not know, it takes {right:,} for none of these")
+        print(f"Of {_refused(evaluation.strangers, 'of classes that it does not know')}")
+    if evaluation.examples is not None:
+        print(f"Of {_refused(evaluation.examples, 'labelled as of none of its classes')}")
     print_evaluation(evaluation)
     if evaluation.missing:
         missing = quoted(evaluation.missing, most=_MOST_MISSING)
         print(f"\nNo image that was scored is of these classes of the model: {missing}")
     print_judgement(evaluation.judgement)
     print_skipped(evaluation.skipped)
+
+
+def _refused(score: Score, what: str) -> str:
+    from quickstudy.cli.display import count
+
+    return f"{count(score.n, 'image')} {what}, it takes {score.right:,} for none of these"
 
 
 def _evaluate_run(

@@ -86,8 +86,12 @@ class Judgement:
     """Number of images that are not scored since a model has learned or was chosen by them."""
     unknown: dict[str, int]
     """Number of images by label, of classes that not all models know; they are not scored."""
+    none: int = 0
+    """Number of images that are labelled as of none of the classes; they are not scored."""
     strangers: tuple[Content, ...] = ()
-    """These images, which are of none of the classes."""
+    """Images of unknown classes that no model has learned or was chosen by."""
+    examples: tuple[Content, ...] = ()
+    """Images of none of the classes that no model has learned or was chosen by."""
     beside_test: int = 0
     """Number of labelled images that are not scored since they are not in the test split that the set comes with."""
     conflicts: tuple[Content, ...] = ()
@@ -105,6 +109,7 @@ class Judgement:
             "conflicts": [[str(place.path) for place in content.places] for content in self.conflicts],
             "copies": self.copies,
             "unknown_images": self.unknown,
+            "none_images": self.none,
         }
 
 
@@ -124,24 +129,31 @@ def may_judge(
     Raises:
         ImageSetError: nothing is left.
     """
+    names = set(classes)
     labelled = [content for content in census.contents.values() if content.role is not None]
     tested = [content for content in labelled if content.role == "test"] if census.given else []
     offered = labelled if everything or not tested else tested
     if census.several:
         candidates = offered  # also of an image without a label that is known, each label may be judged
-        unknown = Counter(name for content in offered for name in content.labels or () if name not in classes)
+        others, of_none = [], []
     else:
-        candidates = [content for content in offered if content.label in classes]
-        unknown = Counter(content.label or "" for content in offered if content.label not in classes)
-    if not any(name in classes for content in candidates for name in content.labels or ()):
+        candidates = [content for content in offered if not names.isdisjoint(content.labels or ())]
+        others = [content for content in offered if content.labels and names.isdisjoint(content.labels)]
+        of_none = [content for content in offered if not content.labels]
+    unknown = Counter(name for content in offered for name in content.labels or () if name not in names)
+    if not any(name in names for content in candidates for name in content.labels or ()):
         raise ImageSetError(
             f"No image under '{census.source}' is of a class that the model knows: it knows {_some(sorted(classes))}; "
-            f"the images are of {_some(sorted(unknown))}. Classes are matched by name"
+            f"the images are of {_some(sorted(unknown)) or 'none of the classes'}. Classes are matched by name"
         )
     known = [one for one in roles if one is not None]
     kinds = {c.digest: min((one.kind(c.digest) for one in known), key=KINDS.index, default="new") for c in labelled}
-    seen = {content.digest for content in candidates if kinds[content.digest] in ("trained_on", "chosen_by")}
-    scored = candidates if everything else [content for content in candidates if content.digest not in seen]
+    seen = {digest for digest, kind in kinds.items() if kind in ("trained_on", "chosen_by")}
+
+    def unseen(contents: Sequence[Content]) -> tuple[Content, ...]:
+        return tuple(content for content in contents if everything or content.digest not in seen)
+
+    scored = unseen(candidates)
     beside_test = len(labelled) - len(offered)
     if not scored:
         raise ImageSetError(
@@ -151,18 +163,14 @@ def may_judge(
         )
     unsaid = len(known) < len(roles)
     return Judgement(
-        contents=tuple(scored),
+        contents=scored,
         roles=None if unsaid else {kind: sum(found == kind for found in kinds.values()) for kind in KINDS},
-        is_test=False if everything and seen else None if unsaid else True,
+        is_test=False if any(content.digest in seen for content in scored) else None if unsaid else True,
         left_out=len(candidates) - len(scored),
         unknown=dict(sorted(unknown.items())),
-        strangers=()
-        if census.several
-        else tuple(
-            content
-            for content in offered
-            if content.label not in classes and (everything or kinds[content.digest] not in ("trained_on", "chosen_by"))
-        ),
+        none=len(of_none),
+        strangers=unseen(others),
+        examples=unseen(of_none),
         beside_test=beside_test,
         conflicts=tuple(content for content in census.contents.values() if content.left_out == "conflict"),
         copies=census.copies,

@@ -35,6 +35,9 @@ class Evaluation(Scores):
     strangers: Score | None = None
     """How many of the images of classes that the model does not know it takes for none of its classes; None where it
     does not tell, or there are none."""
+    examples: Score | None = None
+    """How many of the images that are labelled as of none of the classes it takes for none of these; None where it does
+    not tell, or there are none."""
     skipped: tuple[Skipped, ...] = ()
     """Files that cannot be used, with the reason."""
 
@@ -60,6 +63,7 @@ class Evaluation(Scores):
             **self.judgement.to_dict(),
             "answered": self.answered.to_dict() if self.answered else None,
             "strangers_refused": self.strangers.to_dict() if self.strangers else None,
+            "examples_refused": self.examples.to_dict() if self.examples else None,
             "skipped": _as_json(self.skipped),
         }
 
@@ -150,8 +154,8 @@ def evaluate(
     model = model if isinstance(model, Model) else load(model)
     census = take_census(as_path(images), stat_index(cache), labelling=model.labelling, progress=progress)
     judgement = may_judge(census, [model.roles], classes=model.classes, everything=everything)
-    strangers = judgement.strangers if model.refusal else ()
-    contents = (*judgement.contents, *strangers)
+    strange = (*judgement.strangers, *judgement.examples) if model.refusal else ()
+    contents = (*judgement.contents, *strange)
     progress.start("evaluating", len(contents))
     try:
         said, unusable = ask(model, contents, progress)
@@ -166,12 +170,12 @@ def evaluate(
     )
     kept = [content for content in scored if not said[content.digest].none_of_these]
     right = sum(said[content.digest].labels == content.labels for content in kept)
-    strange = [said[content.digest].none_of_these for content in strangers if content.digest in said]
     return Evaluation(
         **vars(scores),
         judgement=judgement,
         answered=Score(right=right, n=len(kept)) if model.refusal else None,
-        strangers=Score(right=sum(strange), n=len(strange)) if strange else None,
+        strangers=_refused(said, judgement.strangers) if model.refusal else None,
+        examples=_refused(said, judgement.examples) if model.refusal else None,
         skipped=(*census.skipped, *unusable),
     )
 
@@ -215,7 +219,9 @@ def compare(
         raise ModelError(
             f"The two models are one and the same, byte for byte{names and f' ({names})'}; name two that differ"
         )
-    census = take_census(as_path(images), stat_index(cache), labelling=models[0].labelling, progress=progress)
+    # The name that stands for none of the classes in one model is that in both: who has learned it as a class says so.
+    labelling = next((model.labelling for model in models if model.labelling.none), models[0].labelling)
+    census = take_census(as_path(images), stat_index(cache), labelling=labelling, progress=progress)
     shared = set(models[0].classes) & set(models[1].classes)
     judgement = may_judge(census, [model.roles for model in models], classes=shared, everything=everything)
     contents = judgement.contents
@@ -295,6 +301,12 @@ def _table(said: dict[bytes, Said], contents: Sequence[Content], classes: int) -
     """Bring together the probabilities (n×K) of images."""
     rows = [said[content.digest].probabilities for content in contents]
     return np.stack(rows) if rows else np.empty((0, classes), np.float32)
+
+
+def _refused(said: dict[bytes, Said], contents: Sequence[Content]) -> Score | None:
+    """Count how many images are taken for none of the classes; None where none could be used."""
+    found = [said[content.digest].none_of_these for content in contents if content.digest in said]
+    return Score(right=sum(found), n=len(found)) if found else None
 
 
 def _among(names: tuple[str, ...], classes: set[str]) -> tuple[str, ...]:
