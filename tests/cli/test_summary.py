@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from in_process import Run
 
+from quickstudy import load
+from quickstudy.models.card import model_card
+
 
 @pytest.fixture
 def here(tmp_path: Path, photos: Path, known_photos: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -49,6 +52,26 @@ def test_few_photos_are_said(here: Path, run: Run) -> None:
     assert "Fewer than 10 photos to train on: 'checks' (7), 'stripes' (8)" in done.out
     assert "Fewer than 5 photos to test: 'discs' (1), 'stripes' (4)" in done.out
     assert "in 19 of 20 cases" in done.out
+
+
+def test_images_that_cross_validation_cannot_judge_are_told(here: Path, run: Run) -> None:
+    for name in ("checks", "discs"):
+        for path in sorted((here / "photos" / name).iterdir()):
+            (here / "set" / "train" / name).mkdir(parents=True, exist_ok=True)
+            path.rename(here / "set" / "train" / name / path.name)
+    stripes = sorted((here / "photos" / "stripes").iterdir())
+    for number, part in enumerate(("train", "test", "test")):
+        (here / "set" / part / "stripes").mkdir(parents=True, exist_ok=True)
+        stripes[number].rename(here / "set" / part / "stripes" / stripes[number].name)
+    done = run("retrain", "set", "--report")
+    assert "n = 24)\n" + 26 * " " + "1 of 25 images is not in it, since it is the only one of its class\n" in done.out
+    assert "1 of 25 images is not in it" in (here / "set.report.html").read_text()
+    said = json.loads(run("retrain", "set", "--json").out)
+    assert (said["cross_validation"]["n"], said["never_held_out"]) == (24, 1)
+    assert "n = 24); 1 of 25 images is not in it" in model_card(load(here / "set.onnx"), "set.onnx")
+    shutil.rmtree(here / "set" / "train" / "stripes")
+    assert "not in it" not in run("retrain", "set").out
+    assert json.loads(run("retrain", "set", "--json").out)["never_held_out"] == 0
 
 
 def test_a_class_that_nothing_tests_is_said_to_be_one(here: Path, run: Run) -> None:

@@ -63,6 +63,9 @@ def test_the_only_image_of_a_class_is_never_held_out() -> None:
     folds = assign_folds(np.array([0, 0, 0, 0, 1, 2, 1, 2]), [*keys[:5], keys[5], keys[4], keys[6]])
     assert (folds[[4, 6]] == -1).all()  # two rows, but of one image
     assert (np.delete(folds, [4, 6]) >= 0).all()
+    rows = np.random.default_rng(1).normal(size=(8, 3)) ** 2
+    head = fit_head(rows, np.array([0, 0, 0, 0, 1, 2, 2, 3]), keys, classes=4)
+    assert (head.never_held_out, head.held_out_count) == (2, 6)
 
 
 @hypothesis_settings(max_examples=60)

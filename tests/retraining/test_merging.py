@@ -94,6 +94,9 @@ def test_classes_of_several_people(teaching: Teaching, net: Backbone, cache: Pat
         l2=STRENGTH,
     )
     assert merged.cross_validation.right == head.held_out_right
+    assert (merged.never_held_out, merged.to_dict()["never_held_out"]) == (1, 1)
+    assert merged.cross_validation.n + 1 == sum(merged.counts.values())
+    assert model.metadata["training"]["never_held_out"] == 1
     assert model.metadata["training"]["temperature"] == pytest.approx(head.temperature, rel=1e-6)
     assert model.metadata["training"]["train_counts"] == merged.counts
     assert model.verify() < 1e-5

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from quickstudy.learning.scores import SEVERAL_FIGURES, as_percent
+from quickstudy.learning.scores import SEVERAL_FIGURES, as_percent, told_of_never_held_out
 from quickstudy.options import printable
 from quickstudy.progress import Bar, Progress, silent
 
@@ -58,6 +58,12 @@ def format_score(score: Score) -> str:
         return "not known (no images)"
     low, high = score.interval
     return f"{as_percent(score.accuracy)} (95 % interval {100 * low:.1f} to {100 * high:.1f} %, n = {score.n:,})"
+
+
+def print_never_held_out(images: int, n: int, *, several: bool = False) -> None:
+    """Print, under a figure of n cross-validated images, how many images are not among these; nothing if none."""
+    if told := told_of_never_held_out(images, n, several=several):
+        print(f"{'':25} {told}")
 
 
 def format_interval(figure: Interval) -> str:

@@ -20,7 +20,7 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Join classes that were taught in browsers, of one person or several, and write them as a model."""
-    from quickstudy.cli.display import count, format_score, print_json
+    from quickstudy.cli.display import count, format_score, print_json, print_never_held_out
     from quickstudy.options import pasted
     from quickstudy.retraining.merging import merge
 
@@ -37,6 +37,8 @@ def command(
     print(f"\n  {'class':{width}}  pictures")
     for name, number in merged.counts.items():
         print(f"  {name:{width}}  {number:8,}")
-    print(f"\nCross-validated accuracy  {format_score(merged.cross_validation)}" if merged.cross_validation.n else "")
+    if merged.cross_validation.n:
+        print(f"\nCross-validated accuracy  {format_score(merged.cross_validation)}")
+        print_never_held_out(merged.never_held_out, merged.cross_validation.n)
     print(f"\nModel: {output} ({output.stat().st_size / 1e6:.1f} MB), its golden checks passed")
     print(f"Next:  {pasted('predict', output, 'new.jpg')}")

@@ -137,6 +137,7 @@ def _print_summary(result: RetrainResult, images: Path, seconds: float, *, ray: 
         print_census,
         print_evaluation,
         print_figures,
+        print_never_held_out,
         print_skipped,
         print_way_to_a_test,
     )
@@ -160,6 +161,7 @@ def _print_summary(result: RetrainResult, images: Path, seconds: float, *, ray: 
     elif not result.census.several:
         name = "Cross-validated accuracy " if ray is None else "Leave-one-out accuracy   "
         print(f"\n{name} {format_score(result.cross_validation)}")
+        print_never_held_out(result.head.never_held_out, result.cross_validation.n)
     if evaluation.several:
         print("\nOn the test images:")
         print_figures(evaluation.several, evaluation.score.n)
@@ -233,13 +235,16 @@ def _print_strangeness(result: RetrainResult) -> None:
 
 
 def _print_thresholds(result: RetrainResult, thresholds: Thresholds) -> None:
+    from quickstudy.cli.display import count, print_never_held_out
+
     goal = "best F1" if thresholds.precision is None else f"precision of {100 * thresholds.precision:g} %"
     values = [value for value in thresholds.values if value <= 1]
     if values:
         print(
             f"Thresholds chosen: labels are given from {100 * min(values):.0f} to {100 * max(values):.0f} % on, for "
-            f"the {goal} on {thresholds.n:,} images unseen in cross-validation"
+            f"the {goal} on {count(thresholds.n, 'image')} unseen in cross-validation"
         )
+        print_never_held_out(result.head.never_held_out, thresholds.n, several=True)
     never = [name for name, value in zip(result.classes, thresholds.values, strict=True) if value > 1]
     if never:
         print(f"Never given, as no threshold has that precision: {quoted(never, most=_MOST_FEW)}")

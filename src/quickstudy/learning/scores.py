@@ -55,6 +55,21 @@ class Score:
         }
 
 
+def told_of_never_held_out(images: int, n: int, *, several: bool = False) -> str:
+    """Say that cross-validation does not judge some images, such as `1 of 301 images is not in it, …`.
+
+    Args:
+        images: how many are not judged; the text is empty where there are none.
+        n: how many are.
+        several: whether an image may have several labels.
+    """
+    if not images:
+        return ""
+    are, each = ("is", "it is") if images == 1 else ("are", "each is")
+    why = "too few others have, or lack, one of the labels" if several else f"{each} the only one of its class"
+    return f"{images:,} of {images + n:,} images {are} not in it, since {why}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassScore:
     """One class: how many of its images were found, and how many called so were right."""

@@ -90,6 +90,9 @@ class Head:
     """Number of iterations of conjugate gradients that the final fit took."""
     gap: float
     """Bound on how far the final fit's loss is above the optimum, in nats."""
+    never_held_out: int = 0
+    """Number of images that cross-validation never held out: the only ones of their class, or without which a label
+    would be on no image, or on all."""
     names: Floats | None = None
     """What the names of the classes say (F×K), which is then added; None where they do not count. See `prior`."""
 
@@ -232,6 +235,7 @@ class _Search:
         self.validation = CrossValidation(
             self.features, labels[order], dealt[order], places[order], plain[order], importance[order], classes
         )
+        self.never_held_out = int(((dealt < 0) & plain).sum())
         self.chosen, self.tried = choose_strength(self.validation, l2=l2, near=near)
         self._in_order = np.argsort(order[self.validation.held_out])  # of the rows, not of their folds
         self.held_out = order[self.validation.held_out][self._in_order]
@@ -274,6 +278,7 @@ class _Search:
             held_out_logits=self.logits / np.float32(self.temperature),
             held_out_right=int(self.link.right(self.logits, self.truth).sum()),
             held_out_count=len(self.held_out),
+            never_held_out=self.never_held_out,
             temperature=self.temperature,
             iterations=fit.iterations,
             gap=fit.gap,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from quickstudy.images.decoding import MARGIN, OWN_RESIZE, InputSpec
-from quickstudy.learning.scores import SEVERAL_FIGURES
+from quickstudy.learning.scores import SEVERAL_FIGURES, as_percent, told_of_never_held_out
 from quickstudy.models.model import Model
 
 
@@ -75,7 +75,7 @@ def _strangeness(model: Model) -> list[str]:
     low, high = (f"{100 * end:.1f}" for end in refusal.interval)
     return [
         "`strangeness`: float32, N, the share of the model's own images that are less strange. Above "
-        f"{refusal.threshold:g}, an image is of none of the classes; that refuses {100 * refusal.share:.1f} % of the "
+        f"{refusal.threshold:g}, an image is of none of the classes; that refuses {as_percent(refusal.share)} of the "
         f"own ones (95 % interval {low} to {high} %, n = {refusal.n:,}).",
     ]
 
@@ -87,7 +87,7 @@ def _accuracy(training: dict[str, Any], several: bool) -> list[str]:
         if figure.get("value") is not None:
             low, high = (f"{100 * end:.1f}" for end in figure["interval_95"])
             lines.append(
-                f"- {called}, on the test split: {100 * figure['value']:.1f} % (95 % interval {low} to {high} %)."
+                f"- {called}, on the test split: {as_percent(figure['value'])} (95 % interval {low} to {high} %)."
             )
     for key, words in (
         ("test", "On the test split, looked at once"),
@@ -98,7 +98,11 @@ def _accuracy(training: dict[str, Any], several: bool) -> list[str]:
         if score.get("n") and score.get("accuracy") is not None:
             ends = [f"{100 * end:.1f}" for end in score.get("interval_95", ())]
             interval = f"95 % interval {' to '.join(ends)} %, " if ends else ""
-            lines.append(f"- {words}: {100 * score['accuracy']:.1f} % ({interval}n = {score['n']:,}).")
+            line = f"- {words}: {as_percent(score['accuracy'])} ({interval}n = {score['n']:,})"
+            alone = training.get("never_held_out") if key == "cross_validation" else None
+            if isinstance(alone, int):
+                line += f"; {told_of_never_held_out(alone, score['n'], several=several)}"
+            lines.append(f"{line}.")
     return lines or ["Not known: the file holds no score."]
 
 

@@ -73,6 +73,11 @@ class JudgedImages:
         return bool(self.metadata["training"].get("fine_tuning"))
 
     @property
+    def never_held_out(self) -> int:
+        """Number of images to learn from that cross-validation could not judge; 0 where these are other images."""
+        return self.metadata["training"].get("never_held_out", 0) if self.unchanged else 0
+
+    @property
     def truth(self) -> NDArray[np.intp]:
         """Class number of each image, -1 where it has none that the model knows."""
         return self.evidence.labels

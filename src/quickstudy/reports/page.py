@@ -31,7 +31,7 @@ from quickstudy.learning.calibration import (
 )
 from quickstudy.learning.learning_curve import LearningCurve
 from quickstudy.learning.ridge import LeaveOneOut
-from quickstudy.learning.scores import SEVERAL_FIGURES, Score, as_percent
+from quickstudy.learning.scores import SEVERAL_FIGURES, Score, as_percent, told_of_never_held_out
 from quickstudy.models.properties import refusal_in
 from quickstudy.options import pasted
 from quickstudy.reports import charts
@@ -148,14 +148,17 @@ def _scores(contents: Contents) -> list[dict[str, Any]]:
     judged = contents.judged
     if judged.evidence.several:
         return _figures(judged)
+    held_out = judged.score("cross-validation")
+    alone = told_of_never_held_out(judged.never_held_out, held_out.n) if held_out else ""
     scores: list[tuple[str, Score | None, str]] = [
         ("Test", judged.score("test"), "images held out of training and of every choice, looked at once"),
         ("Validation", judged.score("validation"), "images held out of fine-tuning, used to choose its result"),
         (
             "Cross-validation",
-            judged.score("cross-validation"),
+            held_out,
             "training images, each predicted by a head that had not seen it"
-            + (", before fine-tuning" if judged.fine_tuned else ""),
+            + (", before fine-tuning" if judged.fine_tuned else "")
+            + (alone and f"; {alone}"),
         ),
     ]
     if contents.left_out:
@@ -179,6 +182,8 @@ def _figures(judged: JudgedImages) -> list[dict[str, Any]]:
         if by == "test"
         else ("training images, each judged by heads that had not seen it, which the thresholds were chosen on")
     )
+    if by == "cross-validation" and judged.never_held_out:
+        of += "; " + told_of_never_held_out(judged.never_held_out, scores.score.n, several=True)
     return [
         {
             "name": called,

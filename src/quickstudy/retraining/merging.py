@@ -48,6 +48,8 @@ class Merged:
     """Pictures that are of two classes, which are left out."""
     cross_validation: Score
     """How many pictures were right by heads that had not seen them."""
+    never_held_out: int
+    """Number of pictures that are not among these, since each is the only one of its class."""
 
     def to_dict(self) -> dict[str, Any]:
         """Give JSON values."""
@@ -60,6 +62,7 @@ class Merged:
                 for one in self.contradictions
             ],
             "cross_validation": self.cross_validation.to_dict(),
+            "never_held_out": self.never_held_out,
         }
 
 
@@ -118,6 +121,7 @@ def merge(files: Sequence[str | Path], output: str | Path, *, cache: str | Path 
             "l2": head.l2,
             "temperature": head.temperature,
             "cross_validation": cross_validation.to_dict(),
+            **({"never_held_out": head.never_held_out} if head.never_held_out else {}),
             **cross_validated(head, keys).calibrated(
                 {key: classes.index(name) for key, name in label.items()}, len(classes)
             ),
@@ -136,6 +140,7 @@ def merge(files: Sequence[str | Path], output: str | Path, *, cache: str | Path 
             for places in (found[digest] for digest in found if digest in contradicting)
         ),
         cross_validation=cross_validation,
+        never_held_out=head.never_held_out,
     )
 
 

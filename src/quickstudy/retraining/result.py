@@ -111,6 +111,7 @@ class RetrainResult:
             "classes_of_one_image": list(self.census.single),
             "alike_classes": [list(pair) for pair in self.census.alike_classes],
             "cross_validation": self.cross_validation.to_dict(),
+            "never_held_out": self.head.never_held_out,
             "thresholds": self.answer.to_dict() if isinstance(self.answer, Thresholds) else None,
             "test": self.test.to_dict() if self.test else None,
             "head": {

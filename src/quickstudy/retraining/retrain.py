@@ -411,6 +411,7 @@ def _describe(
         **({"prior": learned.prior.to_dict()} if learned.prior else {}),
         "choices": [choice.to_dict() for choice in choices],
         "cross_validation": _cross_validated(learned.head).to_dict(),
+        **({"never_held_out": alone} if (alone := learned.head.never_held_out) else {}),
         "options": config.recorded(),
         **(learned.unseen[-1].calibrated(numbers, len(census.classes)) if numbers else NOT_CALIBRATED),
         "strangeness": learned.strangeness.refusal(config.refuse).to_dict() if learned.strangeness else None,
