@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from quickstudy.errors import QuickstudyError
 from quickstudy.files import as_path, cache_folder, write_atomically, write_bytes_atomically
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="Windows has no modes of files")
@@ -99,6 +100,12 @@ def test_a_leading_tilde_is_the_home_folder(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     assert as_path(given) == Path(meant.format(home=tmp_path))
+
+
+def test_an_empty_path_is_not_the_current_folder() -> None:
+    with pytest.raises(QuickstudyError, match="The path '' is empty"):
+        as_path("")
+    assert as_path(".") == Path()
 
 
 def test_the_cache_may_be_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,8 +28,19 @@ _START_BYTES = 4096
 _NEW_FILE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 
-def as_path(value: str | Path) -> Path:
-    """Make a path of what somebody gives, with a leading `~` taken for the home folder, as a shell would.
+def as_path(value: str | os.PathLike[str]) -> Path:
+    """Make a path of what somebody gives, with a leading `~` taken for the home folder; see `expand_home`.
+
+    Raises:
+        QuickstudyError: there is no home folder, or the text is empty, which `Path` would take for the current folder.
+    """
+    if not (text := os.fspath(value)):
+        raise QuickstudyError("The path '' is empty; name a file or a folder, or '.' for the current folder")
+    return Path(expand_home(text))
+
+
+def expand_home(path: str) -> str:
+    """Put the home folder in the place of a leading `~`, as a shell would.
 
     Only `~` alone as the first part is the home folder: a folder may be called '~backup', as a user of the machine is.
     A folder that is called '~' itself is reached by its absolute path.
@@ -37,15 +48,14 @@ def as_path(value: str | Path) -> Path:
     Raises:
         QuickstudyError: there is no home folder.
     """
-    path = Path(value)
-    if path.parts[:1] != ("~",):
+    if not path.startswith("~") or path[1:2] not in ("", "/", os.sep):
         return path
-    try:
-        return path.expanduser()
-    except RuntimeError:
+    expanded = os.path.expanduser(path)  # noqa: PTH111 (paths of lists stay as they are written)
+    if expanded == path:
         raise QuickstudyError(
             f"'{path}' begins with the home folder, but this user has none; set HOME, or give the whole path"
-        ) from None
+        )
+    return expanded
 
 
 def cache_folder(chosen: str | Path | None = None) -> Path:

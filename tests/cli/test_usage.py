@@ -8,13 +8,60 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 from in_process import Run
 
+from quickstudy.cli.main import app
 from quickstudy.cli.usage import command_meant
 from small_models import write_small_model
+
+
+def parameters() -> Iterator[tuple[str, list[str], list[str]]]:
+    """Give each parameter of each command that takes a value: its name, words with an empty one, and its command."""
+
+    def commands(group: Any, path: list[str]) -> Iterator[tuple[list[str], Any]]:
+        for name, command in group.commands.items():
+            yield from commands(command, [*path, name]) if hasattr(command, "commands") else [([*path, name], command)]
+
+    for path, command in commands(typer.main.get_command(app), []):
+        required = [one for one in command.params if one.required]
+        for parameter in command.params:
+            if getattr(parameter, "is_flag", False) or parameter.name == "help" or parameter.default == "":
+                continue
+            words = []
+            for one in (*required, *([parameter] if parameter not in required else [])):
+                name = [] if one.param_type_name == "argument" else one.opts[:1]
+                words += [*name, "" if one is parameter else "x"]
+            yield next((one for one in parameter.opts if one.startswith("--")), parameter.name.upper()), words, path
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "path"), [pytest.param(*one, id=" ".join((*one[2], one[0]))) for one in parameters()]
+)
+def test_nothing_is_given_as_an_empty_text(name: str, words: list[str], path: list[str], run: Run) -> None:
+    done = run(*path, *words)
+    assert (done.code, done.out) == (2, "")
+    assert f"{name} is ''" in done.err
+
+
+def test_the_home_folder_is_known_where_the_shell_leaves_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    write_small_model(tmp_path / "m.onnx")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    done = run("export", "~/m.onnx", "--labels=~/classes.txt")
+    assert done.code == 0, done.err
+    assert (tmp_path / "classes.txt").is_file()
+    assert not list((tmp_path / "here").iterdir())
+
 
 LONG_HELP = "Print the most probable classes of images; files that cannot be used are named and left out."
 

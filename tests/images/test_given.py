@@ -124,3 +124,8 @@ def test_a_model_is_its_file(photo: Path, model: Model, tmp_path: Path) -> None:
 def test_a_model_says_what_it_is(model: Model) -> None:
     listed = ", ".join(f"'{name}'" for name in CLASSES)
     assert repr(model) == f"<quickstudy.Model of 4 classes ({listed}), 75.0 % right of 12 test images, on small>"
+
+
+def test_an_empty_path_is_no_image() -> None:
+    with pytest.raises(UnusableImageError, match="an empty path, ''"):
+        file_of("")

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drawn_photos import draw_photo
-from quickstudy.errors import ImageSetError, UnusableImageError
+from quickstudy.errors import ImageSetError, QuickstudyError, UnusableImageError
 from quickstudy.images import kinds
 from quickstudy.images.decoding import size_of
 from quickstudy.images.imageset import ImageSet, list_images, load_image_set
@@ -647,11 +647,9 @@ def test_expected_names_tell_the_delimiter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_a_list_of_paths(encoding: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+def test_a_list_of_paths(encoding: str) -> None:
     data = "a.jpg\r\n\r\n  \nb c.jpg \n~/é.jpg\nlast.jpg".encode(encoding)
-    assert list(read_list(io.BytesIO(data))) == ["a.jpg", "b c.jpg ", f"{tmp_path}/é.jpg", "last.jpg"]
+    assert list(read_list(io.BytesIO(data))) == ["a.jpg", "b c.jpg ", "~/é.jpg", "last.jpg"]
     assert list(read_list(io.BytesIO(b""))) == []
 
 
@@ -777,6 +775,37 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert image_set.source == tmp_path / "photos"
         assert counted(image_set) == per_class(1)
     assert "No such file or folder" in refusal(Path("~nobody-of-this-name/photos"))
+
+
+def test_rows_of_a_manifest_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    for name in ("home/a.jpg", "home/sub/b.jpg", "set/~c.jpg", "set/~/d.jpg", "home/d.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    rows = ("~/a.jpg,cat", "~\\sub\\b.jpg,dog", "~c.jpg,cat", "~/d.jpg,dog", "~/nowhere.jpg,cat")
+    (tmp_path / "set" / "m.csv").write_text("\n".join(("path,label", *rows)))
+    found = load_image_set(tmp_path / "set" / "m.csv")
+    there = {file.path.relative_to(tmp_path).as_posix(): file.label for file in found.files}
+    # What lies there as it is written comes first, and only `~` alone is the home folder.
+    assert there == {"home/a.jpg": "cat", "home/sub/b.jpg": "dog", "set/~c.jpg": "cat", "set/~/d.jpg": "dog"}
+    assert [(item.path, item.reason) for item in found.skipped] == [(tmp_path / "home" / "nowhere.jpg", "no such file")]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere the home folder is in other variables")
+def test_without_a_home_folder_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pwd
+
+    def nobody(_number: int) -> object:
+        raise KeyError("no such user")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    (tmp_path / "m.csv").write_text("path,label\n~/a.jpg,cat\n")
+    with pytest.raises(QuickstudyError, match=r"'~/a\.jpg' begins with the home folder, .*; set HOME"):
+        load_image_set(tmp_path / "m.csv")
+    with pytest.raises(QuickstudyError, match="set HOME"):
+        load_image_set("~/photos")
 
 
 @pytest.mark.parametrize(

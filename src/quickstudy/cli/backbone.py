@@ -103,7 +103,7 @@ def add(
     from quickstudy.backbones.sources.adding import BackboneSource, add_from, read_classes
     from quickstudy.backbones.sources.packing import add_packed, is_packed
     from quickstudy.errors import BackboneError
-    from quickstudy.files import cache_folder
+    from quickstudy.files import as_path, cache_folder
 
     wanted = BackboneSource(
         place=source,
@@ -118,10 +118,10 @@ def add(
         resize=resize or "",
         classes=read_classes(classes) if classes is not None else None,
     )
-    if is_packed(Path(source)):
+    if is_packed(as_path(source)):
         if wanted != BackboneSource(place=source):
             raise BackboneError(f"'{source}' holds a backbone as it was packed; leave out all options but --name")
-        packed = add_packed(Path(source), cache_folder(cache), name=name)
+        packed = add_packed(as_path(source), cache_folder(cache), name=name)
         if as_json:
             print_json(_describe(packed))
         else:

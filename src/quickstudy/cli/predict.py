@@ -90,8 +90,10 @@ def command(
 def _load(model: str, cache: Path | None) -> tuple[Model, int]:
     """Load the classifier; gives it, and how many classes to print unless told."""
     from quickstudy.errors import ModelError
+    from quickstudy.files import expand_home
     from quickstudy.models.loading import from_backbone, load
 
+    model = expand_home(model)
     if Path(model).is_dir():
         if not (Path(model) / "config.json").is_file():  # known without PyTorch
             raise ModelError(
@@ -122,11 +124,12 @@ def _expand(arguments: list[str], wrong: list[Any]) -> Iterator[str | Path]:
     """Go through the images of files, folders, patterns and standard input; what leads to none goes to `wrong`."""
     import glob
 
+    from quickstudy.files import expand_home
     from quickstudy.images.imageset import Skipped, list_images
     from quickstudy.images.listing import place_of, why_no_file
     from quickstudy.images.manifests import read_list
 
-    for argument in map(os.path.expanduser, arguments):
+    for argument in map(expand_home, arguments):
         if argument == "-":
             for line in read_list(sys.stdin.buffer):
                 place = place_of(Path(), line)

@@ -7,15 +7,18 @@ spaces that the shell took for ends of words, the command as it was meant is sho
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 import typer.core
 
+from quickstudy.errors import OptionError
+from quickstudy.files import as_path
 from quickstudy.options import pasted, require_in_range
 
 # The base of all that typer says about words; it comes with typer, or with click in versions before.
@@ -54,11 +57,11 @@ class Commands(typer.core.TyperGroup):
             raise
 
     def get_command(self, ctx: Any, name: str) -> Any:
-        """Find a command; all its numbers have to be finite, which typer's own limits do not see to."""
+        """Find a command, whose values are looked at before it gets them; see `_usable`."""
         command: Any = super().get_command(ctx, name)
         for parameter in command.params if command is not None else ():
-            if parameter.callback is None:
-                parameter.callback = _finite
+            if not isinstance(parameter.process_value, functools.partial):
+                parameter.process_value = functools.partial(_usable, parameter, parameter.process_value)
         return command
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -68,10 +71,24 @@ class Commands(typer.core.TyperGroup):
         super().format_commands(ctx, formatter)
 
 
-def _finite(_ctx: Any, parameter: Any, value: Any) -> Any:
+def _usable(parameter: Any, convert: Callable[[Any, Any], Any], context: Any, given: Any) -> Any:
+    """Convert what was given for a parameter, with what typer does not see to.
+
+    Numbers are finite; `~` is the home folder also where the shell leaves it, as in `--output=~/a.onnx`; and nothing is
+    given as an empty text, such as a script's variable without a value, which would be the current folder.
+
+    Raises:
+        OptionError: the number is not finite, or the text is empty.
+        QuickstudyError: a path begins with `~`, and there is no home folder.
+    """
+    if "" in (given if isinstance(given, list | tuple) else [given]) and parameter.default != "":
+        raise OptionError(f"{_name_of(parameter)} is '', an empty text; expected: {_help_of(parameter)}")
+    value = convert(context, given)
     if isinstance(value, float):
         require_in_range({_name_of(parameter): value}, {})
-    return value
+    if isinstance(value, list | tuple):
+        return [as_path(one) if isinstance(one, Path) else one for one in value]
+    return as_path(value) if isinstance(value, Path) else value
 
 
 def reworded(error: Any) -> str:

@@ -48,9 +48,11 @@ def file_of(image: ImageLike) -> Path | bytes | None:
     An image that Pillow has opened, but not loaded yet, is judged as its file: Pillow keeps to itself what is missing.
 
     Raises:
-        UnusableImageError: an open file cannot be read, or gives text.
+        UnusableImageError: an open file cannot be read, or gives text; or a path is empty.
     """
     if isinstance(image, str | os.PathLike):
+        if not os.fspath(image):
+            raise UnusableImageError("an empty path, ''")
         return as_path(os.fspath(image))
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from quickstudy.errors import ImageSetError
-from quickstudy.files import is_text
+from quickstudy.files import as_path, is_text
 from quickstudy.images.archives import archive_suffix, unpacked
 from quickstudy.images.folders import arrange
 from quickstudy.images.kinds import IMAGE_SUFFIXES, counted, why_unread
@@ -143,7 +143,7 @@ def load_image_set(
         ImageSetError: the path is missing, holds no images, its folders may be classes or splits, or a manifest cannot
             be read.
     """
-    place = Path(os.path.expanduser(source))  # noqa: PTH111 (pathlib raises where there is no such user)
+    place = as_path(source)
     if not os.path.exists(place):  # noqa: PTH110 (answers where pathlib raises)
         raise ImageSetError(f"No such file or folder: '{place}'; {EXPECTED}")
     if archive_suffix(place) and os.path.isfile(place):  # noqa: PTH113 (as above)

@@ -28,6 +28,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
+from quickstudy.files import expand_home
 from quickstudy.images.kinds import (
     IMAGE_SUFFIXES,
     first_bytes,
@@ -325,15 +326,19 @@ def place_of(folder: Path, name: str) -> Path:
 
     Args:
         folder: what relative paths are relative to.
-        name: the path as it is in the list.
+        name: the path as it is in the list; a leading `~` is the home folder, unless there is a file as it is written.
 
     Returns:
         The first of these that there is; the path as written where there is none.
+
+    Raises:
+        QuickstudyError: it begins with `~`, and there is no home folder.
     """
     written = folder / name
-    if ("\\" not in name and name.isascii()) or os.path.lexists(written):
+    if ("\\" not in name and name.isascii() and name[:1] != "~") or os.path.lexists(written):
         return written
-    return next((place for other in _spellings(name) if os.path.lexists(place := folder / other)), written)
+    places = [folder / expand_home(other) for other in _spellings(name)]
+    return next(filter(os.path.lexists, places), places[0])
 
 
 def _spellings(name: str) -> Iterator[str]:

@@ -404,7 +404,7 @@ def write_table(table: Table, *, errors: str = "strict") -> bytes:
 
 
 def read_list(file: BinaryIO | Iterable[bytes]) -> Iterator[str]:
-    """Yield the paths of a list with one a line, as lines come; blank lines are passed over, `~` is the home folder.
+    """Yield the paths of a list with one a line, as lines come; blank lines are passed over.
 
     Args:
         file: the lines as bytes; names of files need not be valid text.
@@ -412,7 +412,7 @@ def read_list(file: BinaryIO | Iterable[bytes]) -> Iterator[str]:
     for number, line in enumerate(_lines(file)):
         path = (line.removeprefix("\ufeff") if number == 0 else line).rstrip("\r\n")
         if path.strip():
-            yield os.path.expanduser(path)  # noqa: PTH111 (pathlib raises where there is no such user)
+            yield path
 
 
 def _lines(file: BinaryIO | Iterable[bytes]) -> Iterator[str]:

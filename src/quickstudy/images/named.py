@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from quickstudy.errors import DownloadError, ImageSetError
-from quickstudy.files import sha256_of_file, write_atomically
+from quickstudy.files import as_path, sha256_of_file, write_atomically
 from quickstudy.images import readers
 from quickstudy.images.catalogue import NAMED, NamedDataSet, RemoteFile
 from quickstudy.images.download import download, unpack
@@ -167,7 +167,7 @@ def _from_source(data_set: NamedDataSet, file: RemoteFile, source: str | Path) -
             is_file = len(data_set.files) == 1 and last.endswith((".gz", ".tgz", ".tar", ".zip"))
             return source if is_file else f"{source.rstrip('/')}/{file.name}"
         source = urllib.request.url2pathname(source.partition("://")[2].removeprefix("localhost"))
-    path = Path(source)
+    path = as_path(source)
     if path.is_file() and len(data_set.files) > 1:
         path = path.parent
     for candidate in (path, path / file.name, path / data_set.name / file.name):

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.errors import ImageSetError, UnusableImageError
+from quickstudy.files import as_path
 from quickstudy.images.census import Census, take_census
 from quickstudy.images.decoding import InputSpec, Pixels, decode, to_input
 from quickstudy.images.identity import read_image_file
@@ -128,7 +129,7 @@ def decode_image_set(
     Raises:
         ImageSetError: there is too little to learn from, or with `strict` a file cannot be used.
     """
-    listed = source if isinstance(source, ImageSet) else Path(source)
+    listed = source if isinstance(source, ImageSet) else as_path(source)
     census = take_census(listed, index, to_learn=True, hold_out=hold_out, progress=progress)
     census.require_enough()
     decoded, unusable = _decode_all(census, spec, threads, progress)

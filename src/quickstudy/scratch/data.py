@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quickstudy.errors import ImageSetError
+from quickstudy.files import as_path
 from quickstudy.images.decoding import InputSpec
 from quickstudy.images.imageset import Skipped, Split
 from quickstudy.images.named import NAMED, find, layout_of, load
@@ -210,7 +211,7 @@ def load_training_data(
     Raises:
         ImageSetError: there is no such data, or it cannot be used.
     """  # fmt: skip
-    path = Path(source)
+    path = as_path(source)
     skipped: tuple[Skipped, ...] = ()
     digests: Mapping[Split, tuple[bytes, ...]] = {}
     if source in NAMED and source != "flowers":

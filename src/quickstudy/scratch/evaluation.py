@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quickstudy.errors import RunError
+from quickstudy.files import as_path
 from quickstudy.images.pixels import PixelSet
 from quickstudy.learning.checkpoints import Checkpoint
 from quickstudy.learning.scores import Score, Scores, score_numbers
@@ -183,7 +184,7 @@ class Evaluator:
             RunError: there is no such run, or these are other images than its own.
             ImageSetError: its data is not there.
         """
-        self.folder = RunFolder.existing(Path(run))
+        self.folder = RunFolder.existing(as_path(run))
         self.recipe = self.folder.recipe()
         self.data: TrainingData = self.folder.load_data(data, folder=data_folder)
         self.split = split or ("test" if self.data.validation is None else "validation")

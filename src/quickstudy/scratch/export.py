@@ -15,6 +15,7 @@ from quickstudy.backbones.graphs.cleaning import BATCH, rename
 from quickstudy.backbones.graphs.runtime import open_session, optimised
 from quickstudy.backbones.sources.torch_export import export_module
 from quickstudy.errors import ModelError, RunError
+from quickstudy.files import as_path
 from quickstudy.images.decoding import InputSpec
 from quickstudy.models.assemble import save_model
 from quickstudy.models.format import GOLDEN_TOLERANCE, golden_images, model_path
@@ -56,7 +57,7 @@ def export(run: str | Path, output: str | Path | None = None, *, checkpoint: str
         ModelError: the model does not give what torch gives, or cannot be written.
     """
     place = None if output is None else model_path(output)
-    folder = RunFolder.existing(Path(run))
+    folder = RunFolder.existing(as_path(run))
     recipe, facts = folder.recipe(), folder.facts()
     chosen = folder.checkpoint(checkpoint)
     if chosen is None:

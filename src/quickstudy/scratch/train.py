@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quickstudy.errors import OptionError, RunError, TrainingError, WriteError
+from quickstudy.files import as_path
 from quickstudy.images.pixels import PixelSet
 from quickstudy.learning.checkpoints import Interrupts
 from quickstudy.learning.scores import Scores
@@ -113,7 +114,7 @@ def train(
         WriteError: it cannot be written.
         TrainingError: the loss is not a number any more, or a replica died.
     """
-    settings = settings or RunSettings()
+    settings, folder = settings or RunSettings(), as_path(run)
     recipe.check()
     settings.check()
     device_type = choose_device(settings.device)
@@ -124,14 +125,14 @@ def train(
             "replicas (RANK, WORLD_SIZE, MASTER_ADDR); leave out --devices, or unset these variables"
         )
     if replica is None and settings.devices > 1:
-        run_replicas(settings.devices, device_type, train_replica, recipe, Path(run), settings, report)
-        result = RunFolder(Path(run)).result()
+        run_replicas(settings.devices, device_type, train_replica, recipe, folder, settings, report)
+        result = RunFolder(folder).result()
         if result is None:
             raise RunError(f"The replicas ended without a result in '{run}'; the same command continues the run")
-        return RunResult.from_dict(Path(run), result)
+        return RunResult.from_dict(folder, result)
     replica = replica or Replica(device_type=device_type)
     with joined(replica):
-        return train_replica(replica, recipe, Path(run), settings, report)
+        return train_replica(replica, recipe, folder, settings, report)
 
 
 def train_replica(

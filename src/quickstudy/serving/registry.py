@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from quickstudy.errors import ModelError, OptionError, QuickstudyError
+from quickstudy.files import as_path
 from quickstudy.learning.drift import Drift, DriftWatch
 from quickstudy.models.model import Model
 from quickstudy.models.neighbours import Neighbours, load_with_neighbours, neighbours_path
@@ -165,7 +166,7 @@ def parse_models(arguments: list[str]) -> dict[str, Path]:
             )
         if name in models:
             raise OptionError(f"Two models are called '{name}'; name one of them: other={file}")
-        models[name] = Path(file)
+        models[name] = as_path(file)
     return models
 
 

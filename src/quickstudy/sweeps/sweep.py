@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from quickstudy.errors import ImageSetError, SweepError
-from quickstudy.files import cache_folder, sha256_of_file, write_bytes_atomically
+from quickstudy.files import as_path, cache_folder, sha256_of_file, write_bytes_atomically
 from quickstudy.images.census import take_census
 from quickstudy.process import usable_cores
 from quickstudy.retraining.evaluation import stat_index
@@ -161,10 +161,10 @@ def _fingerprints(trials: Sequence[Trial], cache: Path | None) -> dict[str, str]
     options = [trial.task.options() for trial in trials if trial.task.name == RETRAIN]
     for data in {str(values["data"]) for values in options}:
         with contextlib.suppress(ImageSetError):
-            found[data] = take_census(Path(data), stat_index(cache)).fingerprint
+            found[data] = take_census(as_path(data), stat_index(cache)).fingerprint
     for model in {str(values["roles_of"]) for values in options if values["roles_of"]}:
         with contextlib.suppress(OSError):
-            found[model] = sha256_of_file(Path(model))
+            found[model] = sha256_of_file(as_path(model))
     return found
 
 

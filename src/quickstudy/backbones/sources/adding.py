@@ -31,6 +31,7 @@ from quickstudy.backbones.sources.graph_import import Imported, import_graph
 from quickstudy.backbones.sources.hub import fetched, parse_place
 from quickstudy.backbones.sources.hub_configs import FILTERS, describe
 from quickstudy.errors import BackboneError
+from quickstudy.files import as_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +141,7 @@ def _import(source: BackboneSource) -> Imported:
     if on_hub(source.place) and not Path(source.place).exists():
         return _import_from_hub(source)
     return import_onnx(
-        Path(source.place),
+        as_path(source.place),
         size=source.size,
         layout=source.layout,
         preprocessing=source.preprocessing,
