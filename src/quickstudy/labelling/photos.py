@@ -40,6 +40,7 @@ from quickstudy.images.manifests import (
     write_table,
 )
 from quickstudy.labelling.journal import Labels, digest_of, rows_of
+from quickstudy.models.format import model_path
 from quickstudy.options import quoted
 from quickstudy.progress import Progress, silent
 
@@ -325,15 +326,14 @@ def places_beside(images: Path, labels: Path | None, output: Path | None) -> tup
     """Say where the manifest and the model go: where they were told to, or else into the working folder.
 
     Raises:
-        LabellingError: the manifest is the image set or no `.csv`, the model no `.onnx`, or a folder is missing.
+        LabellingError: the manifest is the image set or no `.csv`, or a folder is missing.
+        ModelError: the model is no `.onnx`.
     """
     name = set_name(images)
     manifest = labels if labels is not None else Path(f"{name.removesuffix('.labels')}.labels.csv")
-    model = output if output is not None else Path(f"{name.removesuffix('.labels')}.onnx")
+    model = model_path(output if output is not None else f"{name.removesuffix('.labels')}.onnx")
     if manifest.suffix != ".csv":
         raise LabellingError(f"The manifest must be named *.csv; got '{manifest}'")
-    if model.suffix != ".onnx":
-        raise LabellingError(f"The model must be named *.onnx; got '{model}'")
     for path, what in ((manifest, "labels"), (model, "model")):
         if not path.parent.is_dir():
             raise LabellingError(
