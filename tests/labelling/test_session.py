@@ -151,6 +151,26 @@ def test_a_manifest_of_other_photos_is_not_written_over(opened: Open, pile: Path
     assert (tmp_path / "x.labels.csv").read_text() == "path,label\nelsewhere/1.jpg,hat\n"
 
 
+def test_rows_of_a_photo_that_contradict_are_told_and_the_same_ones_are_one(
+    opened: Open, pile: Path, tmp_path: Path
+) -> None:
+    first, second = sorted(pile.iterdir())[:2]
+    (pile / "copy.jpg").write_bytes(first.read_bytes())
+    manifest = tmp_path / "x.labels.csv"
+    same = f"path,label\npile/{first.name},hat\npile/{first.name},hat\npile/{second.name},cap\n"
+    text = f"{same}pile/{second.name},\npile/copy.jpg,cap\n"
+    manifest.write_text(text)
+    with pytest.raises(LabellingError) as caught:
+        opened(pile)
+    told = [f"row 1 'pile/{first.name}' (hat)", "row 5 'pile/copy.jpg' (cap)", "a photo is"]
+    assert all(part in str(caught.value) for part in told), caught.value
+    assert manifest.read_text() == text
+    manifest.write_text(same)
+    session = opened(pile)
+    assert sorted(filter(None, map(session.labels_of, range(len(session.photos))))) == [("cap",), ("hat",)]
+    session.close()
+
+
 def test_a_manifest_with_columns_of_its_own_is_not_written_over(opened: Open, pile: Path, tmp_path: Path) -> None:
     text = f"path,label,photographer\n{pile}/{next(pile.iterdir()).name},discs,Ann\n"
     (tmp_path / "x.labels.csv").write_text(text)

@@ -27,13 +27,14 @@ from quickstudy.images.archives import set_name
 from quickstudy.images.census import Census, take_census
 from quickstudy.images.decoding import InputSpec, decode
 from quickstudy.images.identity import read_image_file
-from quickstudy.images.imageset import ImageFile, list_images, load_image_set
+from quickstudy.images.imageset import ImageFile, as_label, list_images, load_image_set
 from quickstudy.images.kinds import SNIFFED_BYTES, format_of
 from quickstudy.images.listing import place_of
 from quickstudy.images.manifests import (
     ONE_EACH,
     SEPARATORS,
     Labelling,
+    Row,
     Table,
     read_manifest,
     surplus_columns,
@@ -258,7 +259,8 @@ class PhotoSet:
             own: hashes of the manifests that were written here; what such a one says is in the journal.
 
         Raises:
-            LabellingError: it labels files that are not among the photos, or has further columns, which would be lost.
+            LabellingError: it labels files that are not among the photos, has further columns, which would be lost, or
+                two rows of one photo contradict each other.
             ImageSetError: it cannot be read.
         """
         try:
@@ -275,23 +277,36 @@ class PhotoSet:
                 "another manifest with --labels"
             )
         where = {os.path.abspath(file.name): photo.id for photo in self.photos for file in photo.files}
-        found: dict[str, set[str]] = {}
+        rows: dict[str, list[Row]] = {}
         foreign: list[str] = []
         for row in read_manifest(self.manifest, self.labelling):
-            photo = where.get(os.path.abspath(place_of(self.manifest.parent, row.path)))
+            photo = where.get(os.path.abspath(place_of(self.manifest.parent, row.path))) if row.path else None
             if photo is None:
-                foreign.append(row.path)
+                foreign.append(f"'{row.path}' (row {row.number})")
             elif row.labels is not None:
-                names = found.setdefault(photo, set())
-                if not self.labelling.several:
-                    names.clear()  # of two rows of one file, the last counts
-                names.update(row.labels)
+                rows.setdefault(photo, []).append(row)
         if foreign:
+            files, are = ("a file", "is") if len(foreign) == 1 else (f"{len(foreign):,} files", "are")
             raise LabellingError(
-                f"'{self.manifest}' labels {len(foreign)} files that are not in '{self.source}', such as "
-                f"'{foreign[0]}'; name another manifest with --labels"
+                f"'{self.manifest}' labels {files} that {are} not in '{self.source}', such as {foreign[0]}; name "
+                "another manifest with --labels"
             )
-        return {photo: tuple(sorted(names)) for photo, names in found.items()}
+        if not self.labelling.several:  # where there may be several, a photo has the labels of all its rows
+            self._require_agreement(rows.values())
+        return {
+            photo: tuple(sorted({name for row in mine for name in row.labels or ()})) for photo, mine in rows.items()
+        }
+
+    def _require_agreement(self, rows: Iterable[Sequence[Row]]) -> None:
+        """Check that no photo has rows under different labels: whichever counted, the other would be lost."""
+        conflicts = [mine for mine in rows if len({row.labels for row in mine}) > 1]
+        if not conflicts:
+            return
+        first = ", ".join(f"row {row.number} '{row.path}' ({as_label(row.labels)})" for row in conflicts[0])
+        photos = "a photo is" if len(conflicts) == 1 else f"{len(conflicts):,} photos are"
+        raise LabellingError(
+            f"In '{self.manifest}' {photos} under different labels: {first}; correct these rows, or keep one of them"
+        )
 
     def manifest_bytes(self, labels: Labels, roles: Mapping[str, str]) -> bytes:
         """Make the manifest of what is labelled; a file whose name is no valid text is left out.
