@@ -67,6 +67,26 @@ class TestPredict:
         [prediction] = client.post(f"/predict?top={top}", content=photo.read_bytes()).json()["predictions"]
         assert len(prediction["classes"]) == count
 
+    @pytest.mark.parametrize(
+        ("query", "told"),
+        [
+            ("tpo=5", "no parameter 'tpo'; known are top, neighbours, sets, by_class"),
+            ("top=2&Top=3", "no parameter 'Top'"),
+            ("x", "no parameter 'x'"),
+            ("top=2&top=3", "'top' is given 2 times"),
+        ],
+    )
+    def test_parameters_that_would_do_nothing(self, query: str, told: str, client: TestClient, photo: Path) -> None:
+        for path in ("/predict", "/models/photos/predict"):
+            answer = client.post(f"{path}?{query}", content=photo.read_bytes())
+            assert answer.status_code == 400
+            assert told in answer.json()["error"]
+        for path in ("/model", "/models"):
+            answer = client.get(f"{path}?top=3")
+            assert answer.status_code == 400
+            assert answer.json()["error"] == "there is no parameter 'top'; none is known here"
+        assert client.get("/?utm_source=x").status_code == 200
+
     @pytest.mark.parametrize("query", ["top=0", "top=-1", "top=x", "top=", "top=1e9", "top=٣", "neighbours=x"])
     def test_an_impossible_number_is_400(self, client: TestClient, photo: Path, query: str) -> None:
         answer = client.post(f"/predict?{query}", content=photo.read_bytes())

@@ -15,7 +15,7 @@ import base64
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from quickstudy.errors import ModelError, OptionError, UnusableImageError
 from quickstudy.models.model import Model
 from quickstudy.models.neighbours import Neighbour
 from quickstudy.models.web import PAGE, SHARED
-from quickstudy.serving.documentation import documentation_page, openapi
+from quickstudy.serving.documentation import PREDICT_QUERY, documentation_page, openapi
 from quickstudy.serving.limits import (
     Bodies,
     Guard,
@@ -52,6 +52,7 @@ MOST_NEIGHBOURS = 20
 CLASSIFIER = Path(__file__).parent / "page" / "classifier.js"
 """What the page, the same as that of a static site, asks here: the API."""
 _RETRY_SECONDS = 1
+_LONGEST_SHOWN = 40  # characters of a name that a caller gave
 # With curl, both -d and --data-binary send this type; only the first damages the file.
 _HINTS = {
     "application/x-www-form-urlencoded": "; with curl, send it by --data-binary @photo.jpg: -d drops its line ends"
@@ -126,6 +127,7 @@ class _Service:
     async def predict(self, request: Request) -> Response:
         """Answer POST /predict and POST /models/{name}/predict."""
         served = self._served(request)
+        _require_known(request, [one["name"] for one in PREDICT_QUERY])
         version = served.version
         top = _number(request, "top", least=1) or len(version.model.classes)
         neighbours = min(_number(request, "neighbours", least=0) or 0, MOST_NEIGHBOURS)
@@ -156,10 +158,12 @@ class _Service:
 
     async def describe(self, request: Request) -> Response:
         """Answer GET /model and GET /models/{name}."""
+        _require_known(request)
         return _json(self._served(request).describe())
 
-    async def describe_all(self, _: Request) -> Response:
+    async def describe_all(self, request: Request) -> Response:
         """Answer GET /models: all models, described."""
+        _require_known(request)
         return _json({"models": [served.describe() for served in self._registry.models.values()]})
 
     async def healthz(self, _: Request) -> Response:
@@ -258,6 +262,18 @@ def _shown(neighbour: Neighbour) -> dict[str, Any]:
         "similarity": round(neighbour.similarity, 4),
         "thumbnail": "data:image/jpeg;base64," + base64.b64encode(neighbour.thumbnail).decode(),
     }
+
+
+def _require_known(request: Request, known: Sequence[str] = ()) -> None:
+    """Refuse parameters that there are none of, or one that comes twice: they would do nothing, in silence."""
+    given = [name for name, _ in request.query_params.multi_items()]
+    for name in given:
+        shown = f"'{name[:_LONGEST_SHOWN]}'"
+        if name not in known:
+            expected = f"known are {', '.join(known)}" if known else "none is known here"
+            raise RefusedError(400, f"there is no parameter {shown}; {expected}")
+        if given.count(name) > 1:
+            raise RefusedError(400, f"the parameter {shown} is given {given.count(name)} times; give it once")
 
 
 def _number(request: Request, name: str, *, least: int) -> int | None:

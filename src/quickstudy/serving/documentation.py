@@ -96,15 +96,7 @@ def _predict(settings: ServerSettings, summary: str, parameters: list[dict[str, 
         ),
         "parameters": [
             *parameters,
-            _query("top", "How many classes to name, most probable first; all if left out.", 1),
-            _query("neighbours", "How many of the nearest training images to show, if they were kept.", 0),
-            {
-                "name": "sets",
-                "in": "query",
-                "description": "Name sets of classes: the right one is among them for so many percent of images.",
-                "schema": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 100},
-            },
-            _query("by_class", "With sets: 1 lets that hold for each class on its own.", 0),
+            *PREDICT_QUERY,
         ],
         "requestBody": {
             "required": True,
@@ -151,6 +143,20 @@ def _get(
 def _query(name: str, description: str, least: int) -> dict[str, Any]:
     schema = {"type": "integer", "minimum": least, "maximum": 999_999_999}
     return {"name": name, "in": "query", "description": description, "schema": schema}
+
+
+PREDICT_QUERY: tuple[dict[str, Any], ...] = (
+    _query("top", "How many classes to name, most probable first; all if left out.", 1),
+    _query("neighbours", "How many of the nearest training images to show, if they were kept.", 0),
+    {
+        "name": "sets",
+        "in": "query",
+        "description": "Name sets of classes: the right one is among them for so many percent of images.",
+        "schema": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 100},
+    },
+    _query("by_class", "With sets: 1 lets that hold for each class on its own.", 0),
+)
+"""The parameters that a prediction may have behind the `?`, as OpenAPI has them; there are no others."""
 
 
 def _answer(description: str, schema: str) -> dict[str, Any]:
