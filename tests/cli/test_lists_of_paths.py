@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from in_process import Run
 
 from quickstudy.cli.predict import _expand
+from small_models import write_small_model
 
 
 @pytest.fixture
@@ -39,6 +41,20 @@ def test_a_list_as_windows_writes_it(here: Path, monkeypatch: pytest.MonkeyPatch
     decomposed = unicodedata.normalize("NFD", "é.jpg")
     assert paths == ["./a.jpg", "sub/b.jpg", f"{here}/a.jpg", decomposed, "sub/IMG1", "sub/b.jpg", "nowhere.jpg"]
     assert wrong == {}
+
+
+@pytest.mark.parametrize("data", [b"", b"\n  \r\n"])
+def test_a_list_without_a_path_is_told_as_a_folder_without_an_image_is(
+    here: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, run: Run
+) -> None:
+    write_small_model(here / "m.onnx")
+    (here / "empty").mkdir()
+    for words, told in (("-", "-: no paths on standard input"), ("empty", "empty: no images in this folder")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        done = run("predict", str(here / "m.onnx"), words)
+        assert (done.code, done.out) == (1, "")
+        assert told in done.err
+        assert "1 of 1 could not be used" in done.err
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes in folders")

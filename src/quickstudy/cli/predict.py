@@ -131,6 +131,7 @@ def _expand(arguments: list[str], wrong: list[Any]) -> Iterator[str | Path]:
 
     for argument in map(expand_home, arguments):
         if argument == "-":
+            line = None
             for line in read_list(sys.stdin.buffer):
                 place = place_of(Path(), line)
                 reason = why_no_file(place)
@@ -138,6 +139,8 @@ def _expand(arguments: list[str], wrong: list[Any]) -> Iterator[str | Path]:
                     wrong.append(Skipped(path=place, reason=reason))  # a named pipe, say, to which nobody may write
                 else:
                     yield from _expand([line if place == Path(line) else str(place)], wrong)
+            if line is None:
+                wrong.append(Skipped(path=Path(argument), reason="no paths on standard input"))
         elif Path(argument).is_dir():
             paths, skipped = list_images(Path(argument))
             wrong += skipped
