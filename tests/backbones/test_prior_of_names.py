@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -18,9 +19,12 @@ from small_transformers import save_vit
 import quickstudy
 from drawn_photos import draw_photo
 from quickstudy.backbones.loading import load_backbone
+from quickstudy.backbones.names import embed_names
+from quickstudy.backbones.sources.packing import add_packed
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
-from quickstudy.errors import BackboneError, OptionError
+from quickstudy.cli.backbone import pack
+from quickstudy.errors import BackboneError, DownloadError, OptionError
 from quickstudy.learning.features import unit_rows
 from quickstudy.models.card import model_card
 from quickstudy.models.conversion import convert
@@ -185,3 +189,29 @@ def test_where_there_is_nothing_to_read_names_by_it_is_told(folder: Path, photos
         quickstudy.retrain(photos, tmp_path / "m.onnx", backbone=NETWORK, prior="names", cut="block_1")
     with pytest.raises(OptionError, match="--prior asks which of the names fits best"):
         quickstudy.retrain(photos, tmp_path / "m.onnx", backbone=NETWORK, prior="names", several=True)
+
+
+def test_a_packed_backbone_is_without_its_names_which_is_said_here_and_there(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    net, packed = load_backbone(NETWORK, folder / "cache"), tmp_path / "towers.backbone"
+    named = embed_names(net, NAMES)
+    pack(net.name, packed, cache=folder / "cache")
+    told = capsys.readouterr().out
+    assert "Left out: the tower for text" in told
+    added = add_packed(packed, tmp_path / "cache")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(DownloadError) as caught:
+        embed_names(added, NAMES)
+    for part in ("models--somebody--towers", str(tmp_path / "hub"), "A packed backbone is without its tower for text"):
+        assert part in str(caught.value)
+    shutil.copytree(folder / "hub" / "models--somebody--towers", tmp_path / "hub" / "models--somebody--towers")
+    np.testing.assert_array_equal(embed_names(added, NAMES).vectors, named.vectors)
+    for lacking in ("tokenizer.json", "text_model.onnx"):  # as where only the image tower was ever fetched
+        [file] = (tmp_path / "hub").rglob(lacking)
+        file.rename(tmp_path / lacking)
+        with pytest.raises(DownloadError, match=f"has not got '.*{lacking}' of it"):
+            embed_names(added, NAMES)
+        (tmp_path / lacking).rename(file)

@@ -24,7 +24,7 @@ from quickstudy.backbones.graphs.cleaning import choose_output, widen
 from quickstudy.backbones.graphs.runtime import open_session
 from quickstudy.backbones.graphs.tokens import without_the_rest
 from quickstudy.backbones.graphs.untrusted import first_line, read_onnx
-from quickstudy.backbones.sources.hub import WEIGHTS, Fetched, NoSuchFileError, fetched, parse_place
+from quickstudy.backbones.sources.hub import WEIGHTS, Fetched, NoSuchFileError, fetched, kept_config, parse_place
 from quickstudy.errors import BackboneError
 from quickstudy.extras import require
 
@@ -116,6 +116,15 @@ def embed_names(backbone: Backbone, names: Sequence[str], *, templates: Sequence
     means = vectors.reshape(len(names), len(templates), -1).mean(axis=1)
     means /= np.linalg.norm(means, axis=1, keepdims=True)
     return NamedClasses(names=tuple(names), vectors=means.astype(np.float32), scale=scale, bias=bias)
+
+
+def reads_names(backbone: Backbone) -> bool:
+    """Tell, as far as it is known without asking the hub, whether a backbone has a text tower beside it there."""
+    origin = backbone.origin.rpartition(", ")[2]
+    if not origin.startswith(HUB):
+        return False
+    place = parse_place(origin)
+    return "vision_model" in (place.path or "") or "text_config" in kept_config(place)
 
 
 def check_templates(templates: Sequence[str]) -> None:

@@ -145,16 +145,24 @@ def pack(
 ) -> None:
     """Write a backbone to one file, which 'quickstudy backbone add FILE' takes on a machine without a network."""
     from quickstudy.backbones.loading import load_backbone
+    from quickstudy.backbones.names import reads_names
     from quickstudy.backbones.sources.packing import pack_backbone
     from quickstudy.files import cache_folder
 
     backbone = load_backbone(name, cache_folder(cache))
     path = output or Path(f"{backbone.name}.backbone")
     pack_backbone(backbone, path)
+    without_text = reads_names(backbone)
     if as_json:
-        print_json({**_describe(backbone), "packed": str(path), "bytes": path.stat().st_size})
+        left_out = ["text tower"] if without_text else []
+        print_json({**_describe(backbone), "packed": str(path), "bytes": path.stat().st_size, "left_out": left_out})
     else:
         print(f"Packed {backbone.name}, from {backbone.origin}, as {path} ({path.stat().st_size / 1e6:.1f} MB)")
+        if without_text:
+            print(
+                "Left out: the tower for text; where this is to go, 'suggest' and '--prior names' need the hub, or a "
+                "copy of its cache"
+            )
         print(f"Next, where it is to go:  {pasted('backbone', 'add', path)}")
 
 

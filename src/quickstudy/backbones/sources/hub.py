@@ -139,7 +139,7 @@ def fetched(place: HubPlace, *, tokenizer: bool = False) -> Iterator[Fetched]:
         UnsafeFileError: the graph asks for files outside its folder.
     """
     require("huggingface_hub", extra="hub", what=f"'{HUB}{place.repository}'")
-    repository = _look_up(place)
+    repository = _look_up(place, tokenizer)
     chosen = _choose(place, repository.files)
     _check_size(repository, [chosen])
     wanted = (*_CONFIGS, *_TOKENIZER[1:]) if tokenizer else _CONFIGS
@@ -180,7 +180,16 @@ def _put_together(repository: _Repository, folder: Path, files: Mapping[str, str
     return folder
 
 
-def _look_up(place: HubPlace) -> _Repository:
+def kept_config(place: HubPlace) -> Mapping[str, Any]:
+    """Read, without asking the hub, what `config.json` of a repository holds; empty where its cache has not got it."""
+    try:
+        found = _find_cached(place)
+        return _read_json(_get(found, _CONFIGS[0])) if found and _CONFIGS[0] in found.files else {}
+    except (ImportError, BackboneError, DownloadError):
+        return {}
+
+
+def _look_up(place: HubPlace, reads_text: bool) -> _Repository:
     """Ask the hub for the commit, the files and the licence; where it cannot be reached, ask its cache."""
     from huggingface_hub import HfApi, errors
 
@@ -193,11 +202,10 @@ def _look_up(place: HubPlace) -> _Repository:
     except Exception as error:  # offline mode, and whatever the transport raises
         found = _find_cached(place)
         if found is None:
-            raise DownloadError(
-                f"The hub cannot be reached for '{place.repository}' ({_reason(error)}), and its cache on this machine "
-                "has not got it. Try again with a network, name a mirror with HF_ENDPOINT, or fetch the backbone "
-                "elsewhere: quickstudy backbone add there, backbone pack NAME -o FILE, and backbone add FILE here"
-            ) from None
+            raise _not_at_hand(place, f"it ({_reason(error)})", reads_text) from None
+        wanted = (place.path, _TOKENIZER[0] if reads_text else None)
+        if lacking := [name for name in wanted if name and name not in found.files]:
+            raise _not_at_hand(place, f"'{lacking[0]}' of it ({_reason(error)})", reads_text) from None
         return found
     files = {
         one.rfilename: _Listed(size=one.size, digest=(one.lfs.sha256 if one.lfs else one.blob_id) or "")
@@ -213,6 +221,24 @@ def _look_up(place: HubPlace) -> _Repository:
     )
 
 
+def _not_at_hand(place: HubPlace, what: str, reads_text: bool) -> DownloadError:
+    """Say that the hub cannot be reached and its cache lacks what is needed, and the way out."""
+    way = (
+        "fetch the backbone elsewhere: quickstudy backbone add there, backbone pack NAME -o FILE, and backbone add "
+        "FILE here"
+    )
+    if reads_text:
+        folder = _cache_folder(place)
+        way = (
+            f"compare names elsewhere, and copy the folder '{folder.name}' of the hub's cache from there to "
+            f"'{folder.parent}'. A packed backbone is without its tower for text"
+        )
+    return DownloadError(
+        f"The hub cannot be reached for '{place.repository}', and its cache on this machine has not got {what}. Try "
+        f"again with a network, name a mirror with HF_ENDPOINT, or {way}"
+    )
+
+
 def _find_cached(place: HubPlace) -> _Repository | None:
     """List what the hub's cache has of a repository, under the commit that its revision was last; None if nothing.
 
@@ -220,7 +246,7 @@ def _find_cached(place: HubPlace) -> _Repository | None:
     """
     from huggingface_hub import constants
 
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{place.repository.replace('/', '--')}"
+    folder = _cache_folder(place)
     revision = place.revision or constants.DEFAULT_REVISION
     try:
         commit = revision if _COMMIT.fullmatch(revision) else (folder / "refs" / revision).read_text().strip()
@@ -233,6 +259,13 @@ def _find_cached(place: HubPlace) -> _Repository | None:
             digest = blob.name if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name) else ""
             files[path.relative_to(snapshot).as_posix()] = _Listed(size=blob.stat().st_size, digest=digest)
     return _Repository(place=place, commit=commit, files=files, licence="", cached=True) if files else None
+
+
+def _cache_folder(place: HubPlace) -> Path:
+    """Name the folder of a repository in the hub's cache."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{place.repository.replace('/', '--')}"
 
 
 def _choose(place: HubPlace, files: Mapping[str, _Listed]) -> str:
