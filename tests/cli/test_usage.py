@@ -49,6 +49,35 @@ def test_nothing_is_given_as_an_empty_text(name: str, words: list[str], path: li
     assert f"{name} is ''" in done.err
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("audit photos --apply plan.csv --several", "--several would do nothing beside --apply"),
+        ("audit photos --undo undo.csv --limit 3", "--limit would do nothing beside --undo"),
+        ("evaluate a.onnx photos --interval 5", "--interval is for the run of a training; 'a.onnx' is a model"),
+        ("evaluate a.onnx photos --data-folder x", "--data-folder is for the run of a training"),
+        ("evaluate a.onnx photos --no-ema", "--no-ema is for the run of a training"),
+        ("evaluate run --interval 5", "--interval is for --watch"),
+        ("export a.onnx --fp16 --calibrate photos", "--calibrate is for --int8"),
+        ("export a.onnx --web site --check photos", "--check is for --int8 and --fp16"),
+        ("export a.onnx --labels x.txt --force", "--force is for --int8 and --fp16"),
+        ("export a.onnx --fp16 --runtime x", "--runtime is for a page: --web DIR"),
+        ("export a.onnx --web site -o b.onnx", "--output is for --int8, --fp16 or a run"),
+        ("predict a.onnx b.jpg --sets 95 --top 3", "--top would do nothing beside --sets"),
+        ("suggest photos --sure 90", "--sure is for the plan"),
+        ("sweep show sweeps/x --seeds 3", "--seeds would do nothing: sweep show only shows"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    words: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run(*words.split())
+    assert (done.code, done.out) == (2, "")
+    assert told in done.err
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_home_folder_is_known_where_the_shell_leaves_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:

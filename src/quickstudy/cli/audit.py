@@ -9,6 +9,7 @@ import typer
 
 from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Backbone, Cache, Engine, Json, NoneLabel, Quiet, Separator, Several
+from quickstudy.cli.usage import refuse_beside
 from quickstudy.options import pasted
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def command(
+    context: typer.Context,
     images: Annotated[
         Path,
         typer.Argument(
@@ -47,6 +49,9 @@ def command(
     if sum(option is not None for option in (fix, apply, undo)) > 1:
         raise typer.BadParameter("--fix, --apply and --undo are three steps; give one at a time")
     if apply or undo:
+        way = "--apply" if apply else "--undo"
+        idle = ("backbone", "engine", "limit", "several", "separator", "none", "cache")
+        refuse_beside(context, f"would do nothing beside {way}, which only moves files; leave it out", *idle)
         from quickstudy.reports.carrying_out import apply_plan, undo_plan
 
         _print_done(apply_plan(images, apply) if apply else undo_plan(images, undo or Path()), images, as_json)

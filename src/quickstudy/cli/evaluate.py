@@ -12,6 +12,7 @@ import typer
 
 from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Checkpoint, DataFolder, Everything, Json, Quiet
+from quickstudy.cli.usage import refuse_beside
 from quickstudy.extras import require
 from quickstudy.options import quoted
 
@@ -22,6 +23,7 @@ _MOST_MISSING = 20
 
 
 def command(
+    context: typer.Context,
     model: Annotated[
         Path, typer.Argument(help="A model (.onnx), or the folder of a run of quickstudy train.", show_default=False)
     ],
@@ -37,7 +39,9 @@ def command(
     checkpoint: Checkpoint = None,
     data: Annotated[str | None, typer.Option(help="Run: where its images are now [default: where they were].")] = None,
     ema: Annotated[bool, typer.Option(help="Run: use the averaged parameters.")] = True,
-    interval: Annotated[float, typer.Option(min=0.1, help="Run: seconds between looks for a new checkpoint.")] = 5.0,
+    interval: Annotated[
+        float, typer.Option(min=0.1, help="Run: seconds between looks for a new checkpoint, with --watch.")
+    ] = 5.0,
     data_folder: DataFolder = None,
     everything: Everything = False,
     as_json: Json = False,
@@ -50,15 +54,14 @@ def command(
             raise typer.BadParameter("--all is for a model and labelled images; a run is scored on its own")
         if watch and checkpoint is not None:
             raise typer.BadParameter("--watch takes each newest checkpoint; leave out --checkpoint, or --watch")
+        if not watch:
+            refuse_beside(context, "is for --watch, without which nothing is waited for; leave it out", "interval")
         _evaluate_run(
             model, images, watch, checkpoint or "newest", split, ema, interval, data, data_folder, as_json, quiet
         )
         return
-    given = {"--watch": watch, "--split": split, "--checkpoint": checkpoint, "--data": data, "--no-ema": not ema}
-    if of_runs := [name for name, value in given.items() if value]:
-        raise typer.BadParameter(
-            f"{of_runs[0]} is for the run of a training; '{model}' is a model, for which it would do nothing"
-        )
+    why = f"is for the run of a training; '{model}' is a model, for which it would do nothing"
+    refuse_beside(context, why, "watch", "split", "checkpoint", "data", "ema", "interval", "data_folder")
     if images is None:
         raise typer.BadParameter("name the labelled images, as in: quickstudy evaluate photos.onnx held_out/")
     from quickstudy.cli.display import (

@@ -9,6 +9,7 @@ import typer
 
 from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Checkpoint, Json, Quiet
+from quickstudy.cli.usage import refuse_beside
 from quickstudy.extras import require
 from quickstudy.files import require_place_for
 from quickstudy.options import pasted
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 
 def command(
+    context: typer.Context,
     source: Annotated[
         Path, typer.Argument(metavar="MODEL|RUN", help="A model (.onnx), or a run's folder.", show_default=False)
     ],
@@ -85,10 +87,21 @@ def command(
         raise typer.BadParameter("--trainable is for a page: --web DIR --trainable")
     if start is not None and not trainable:
         raise typer.BadParameter("--start is for a page that learns: --web DIR --trainable --start IMAGES")
+    if not int8:
+        refuse_beside(context, "is for --int8, whose scales it chooses; leave it out, or add --int8", "calibrate")
+    if not int8 and not fp16:
+        refuse_beside(context, "is for --int8 and --fp16; without them it would do nothing", "check", "force")
+    if web is None:
+        refuse_beside(context, "is for a page: --web DIR; without it, it would do nothing", "runtime")
     forms = any((int8, fp16, web, coreml, labels, card))
     is_run = source.is_dir() or source.suffix != ".onnx"
     if not forms and not is_run:
         raise typer.BadParameter("say what to make of the model: --int8, --fp16, --web, --coreml, --labels or --card")
+    if output is not None and not is_run and not (int8 or fp16):
+        raise typer.BadParameter(
+            f"--output is for --int8, --fp16 or a run; what is made of {source} here has places of its own: --web DIR, "
+            "--coreml, --labels and --card FILE"
+        )
     if checkpoint is not None and not is_run:
         raise typer.BadParameter(f"--checkpoint is for a run's folder; {source} is a model")
     for what, path, own in (("list of classes", labels, _is_text), ("card", card, _is_card)):

@@ -14,7 +14,7 @@ import typer
 
 from quickstudy.cli.display import data_to_stdout, interruptible, print_json
 from quickstudy.cli.options import Cache, Json
-from quickstudy.cli.usage import command_meant
+from quickstudy.cli.usage import command_meant, refuse_beside
 from quickstudy.extras import require
 from quickstudy.options import printable
 
@@ -25,6 +25,7 @@ _ALL_FAILED, _SOME_FAILED = 1, 3  # exit statuses; 2 is an error of use
 
 
 def command(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="A model (.onnx), or a backbone by name for ImageNet's classes.")],
     images: Annotated[
         list[str],
@@ -64,6 +65,8 @@ def command(
         raise typer.BadParameter("choose one of --json and --csv")
     if by_class and sets is None:
         raise typer.BadParameter("--by-class goes with --sets, such as --sets 95")
+    if sets is not None and not as_json and not as_csv:
+        refuse_beside(context, "would do nothing beside --sets, which names sets; for both, add --json or --csv", "top")
     classifier, usual = _load(model, cache)
     answers = _Answers(
         model=classifier,

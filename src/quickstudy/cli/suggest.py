@@ -9,12 +9,14 @@ import typer
 
 from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Cache, Engine, Json, Quiet
+from quickstudy.cli.usage import refuse_beside
 from quickstudy.options import pasted
 
 _NETWORK = "hf:Xenova/clip-vit-base-patch32"
 
 
 def command(
+    context: typer.Context,
     images: Annotated[
         Path,
         typer.Argument(help="A folder or manifest; photos without a label may lie loose in it or in unlabelled/."),
@@ -51,6 +53,8 @@ def command(
 
     if output:
         require_new(output)
+    else:
+        refuse_beside(context, "is for the plan, which --output PLAN writes; without it, it would do nothing", "sure")
     found = name_photos(
         images,
         backbone=backbone,

@@ -13,6 +13,7 @@ import typer
 
 from quickstudy.cli.display import interruptible, print_json
 from quickstudy.cli.options import Cache, DataFolder, Json, Quiet
+from quickstudy.cli.usage import refuse_beside
 from quickstudy.extras import require
 from quickstudy.process import begin_own_processes
 
@@ -27,6 +28,7 @@ _SHOW = "show"
 
 
 def command(
+    context: typer.Context,
     study: Annotated[
         str,
         typer.Argument(
@@ -70,6 +72,8 @@ def command(
     if study == _SHOW:
         if shown is None:
             raise SweepError("Which sweep? Name its folder: quickstudy sweep show sweeps/batchnorm")
+        idle = [one.name for one in context.command.params if one.name not in ("study", "shown", "as_json", "quiet")]
+        refuse_beside(context, "would do nothing: sweep show only shows what is there; leave it out", *idle)
         from quickstudy.sweeps.sweep import show
 
         _print_result(show(shown), as_json=as_json)

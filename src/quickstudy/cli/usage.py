@@ -91,6 +91,24 @@ def _usable(parameter: Any, convert: Callable[[Any, Any], Any], context: Any, gi
     return as_path(value) if isinstance(value, Path) else value
 
 
+def refuse_beside(context: Any, why: str, *names: str) -> None:
+    """Refuse options that would do nothing, where they were given on the command line.
+
+    Args:
+        context: of the command, as typer hands it over.
+        why: what is said of the first of them, after its name.
+        names: of the command's parameters.
+
+    Raises:
+        OptionError: one was given.
+    """
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name)
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            off = context.params.get(parameter.name) is False and parameter.secondary_opts
+            raise OptionError(f"{parameter.secondary_opts[0] if off else _name_of(parameter)} {why}")
+
+
 def reworded(error: Any) -> str:
     """Put what typer says of a command line into our words, with the help to turn to."""
     context = error.ctx
