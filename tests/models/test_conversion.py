@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from quickstudy.backbones.graphs.runtime import open_session, optimised
-from quickstudy.errors import ModelError
+from quickstudy.errors import ModelError, WriteError
 from quickstudy.files import sha256_of_file
 from quickstudy.images.decoding import InputSpec
 from quickstudy.models import conversion
@@ -152,6 +153,20 @@ def test_beyond_the_tolerance_nothing_is_written_unless_forced(
     done = convert(path, output, "fp16", check=check, force=True)
     assert len(done.complaints) == 1
     assert load(output).classes == CLASSES
+
+
+def test_another_model_is_not_written_over(path: Path, tmp_path: Path) -> None:
+    other, half = Path(shutil.copy(path, tmp_path / "other.onnx")), tmp_path / "half.onnx"
+    before = other.read_bytes()
+    with pytest.raises(WriteError, match=r"other\.onnx' already, which is no export as fp16 and would be lost"):
+        convert(path, other, "fp16")
+    assert other.read_bytes() == before
+    convert(path, half, "fp16")
+    convert(path, half, "fp16")
+    half.write_text("my notes")
+    with pytest.raises(WriteError):
+        convert(path, half, "fp16")
+    assert half.read_text() == "my notes"
 
 
 def test_images_to_check_on_that_cannot_be_used_are_no_check(path: Path, tmp_path: Path) -> None:

@@ -219,9 +219,10 @@ def set_property(proto: onnx.ModelProto, name: str, value: str | None) -> None:
 
 class TestLoad:
     def test_names_a_missing_file_and_how_to_make_one(self, tmp_path: Path) -> None:
-        for path in (tmp_path / "none.onnx", tmp_path):
-            with pytest.raises(ModelError, match=r"No such model: '.*'; make one with: quickstudy retrain"):
-                load(path)
+        with pytest.raises(ModelError, match=r"No such model: '.*'; make one with: quickstudy retrain"):
+            load(tmp_path / "none.onnx")
+        with pytest.raises(ModelError, match="is a folder, no model"):
+            load(tmp_path)
 
     @pytest.mark.parametrize(
         "data", [b"", b"\x00", b"not a model at all", bytes(range(256)) * 99, b"\x08\x08\x12\x00"], ids=len

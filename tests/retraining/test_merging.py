@@ -17,11 +17,12 @@ import quickstudy
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.cuts import FEATURES
 from quickstudy.cli.main import app
-from quickstudy.errors import ImageSetError, ModelError
+from quickstudy.errors import ImageSetError, ModelError, WriteError
 from quickstudy.learning.selection import fit_head
 from quickstudy.models.teaching import STRENGTH, Network, TaughtClass, Teaching, read_taught, written
 from quickstudy.retraining.merging import merge
 from small_backbones import add_small_backbone
+from small_models import write_small_model
 
 
 @pytest.fixture
@@ -79,6 +80,13 @@ def test_classes_of_several_people(teaching: Teaching, net: Backbone, cache: Pat
     assert len(merged.contradictions) == 10
     assert merged.contradictions[0].places == ((anna, "mug", "30.jpg"), (ben, "cup", "30.jpg"))
     merge([ben, anna], tmp_path / "other.onnx", cache=cache)
+    merge([anna], tmp_path / "other.onnx", cache=cache)  # a merged model is replaced, nothing else
+    merge([ben, anna], tmp_path / "other.onnx", cache=cache)
+    write_small_model(tmp_path / "photos.onnx")
+    before = (tmp_path / "photos.onnx").read_bytes()
+    with pytest.raises(WriteError, match=r"'.*photos\.onnx' already, which is no merged model and would be lost"):
+        merge([ben, anna], tmp_path / "photos.onnx", cache=cache)
+    assert (tmp_path / "photos.onnx").read_bytes() == before
     assert (tmp_path / "other.onnx").read_bytes() == (tmp_path / "m.onnx").read_bytes()
 
     model = quickstudy.load(tmp_path / "m.onnx")

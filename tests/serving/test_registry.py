@@ -156,6 +156,10 @@ class TestNames:
         with pytest.raises(OptionError, match="cannot be a model's name"):
             parse_models([argument])
 
+    def test_need_a_file(self) -> None:
+        with pytest.raises(OptionError, match="'photos=' names no file; expected NAME=FILE"):
+            parse_models(["photos="])
+
     def test_must_differ(self) -> None:
         with pytest.raises(OptionError, match="Two models are called 'photos'"):
             parse_models(["a/photos.onnx", "b/photos.onnx"])

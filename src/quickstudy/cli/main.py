@@ -65,7 +65,7 @@ app.command("compare", epilog="Example: quickstudy compare old.onnx new.onnx hel
 app.command("report", epilog="Example: quickstudy report photos.onnx")(report.command)
 app.command("audit", epilog="Example: quickstudy audit photos/ --fix plan.csv")(audit.command)
 app.command("export", epilog="Example: quickstudy export photos.onnx --fp16 --check held_out/")(export.command)
-app.command("merge", epilog="Example: quickstudy merge anna.json ben.json -o model.onnx")(merge.command)
+app.command("merge", epilog="Example: quickstudy merge anna.json ben.json -o taught.onnx")(merge.command)
 app.command("verify", epilog="Example: quickstudy verify photos.onnx")(verify.command)
 app.command("serve", epilog="Example: quickstudy serve photos.onnx")(serve.command)
 app.command("sweep", epilog="Example: quickstudy sweep mlp --grid depth=1..7 --target 0.9")(sweep.command)

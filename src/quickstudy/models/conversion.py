@@ -36,7 +36,7 @@ from quickstudy.images.identity import read_image_file
 from quickstudy.models.assemble import model_bytes, write_model_file
 from quickstudy.models.checks import Agreement, Photo, Tolerance, agreement_of, images_per_second, on_golden_images
 from quickstudy.models.format import GOLDEN_TOLERANCE, STRANGENESS, golden_images, model_path
-from quickstudy.models.loading import load, load_bytes
+from quickstudy.models.loading import load, load_bytes, require_own_place
 from quickstudy.progress import Progress, silent
 
 Kind = Literal["int8", "fp16"]
@@ -120,10 +120,12 @@ def convert(
     Raises:
         ModelError: the source is no whole model, what was made of it differs too much, or it cannot be written.
         BackboneError: ONNX Runtime cannot load what was made of it.
+        WriteError: there is another file in its place.
     """
     model_path(output)
     if output.resolve() == source.resolve():
         raise ModelError(f"'{output}' is the model itself; name another file for what is made of it")
+    require_own_place(output, f"export as {kind}", lambda said: said.get("export", {}).get("kind") == kind)
     before = load(source)
     before.verify()
     graph = onnx.load(source, load_external_data=False)

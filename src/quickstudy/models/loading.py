@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.graphs.runtime import open_session
 from quickstudy.backbones.graphs.untrusted import MOST_BYTES, check_graph, parse_onnx
-from quickstudy.errors import BackboneError, ModelError
+from quickstudy.errors import BackboneError, ModelError, WriteError
 from quickstudy.files import as_path
 from quickstudy.models.format import (
     FORMAT,
@@ -52,6 +53,8 @@ def read_model_file(path: Path) -> bytes:
     Raises:
         ModelError: there is no such file, or it is too large, or cannot be read.
     """
+    if path.is_dir():
+        raise ModelError(f"'{path}' is a folder, no model; name a file, such as photos.onnx")
     if not path.is_file():
         raise ModelError(f"No such model: '{path}'; make one with: quickstudy retrain photos/")
     if path.stat().st_size > MOST_BYTES:
@@ -146,6 +149,30 @@ def metadata_of_file(path: Path) -> dict[str, Any]:
         raise ModelError(f"Cannot read the model '{path}': {error.strerror}") from None
     except (BackboneError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"'{path}' is not a model that retrain wrote ({first_line(error)}); name one") from None
+
+
+def require_own_place(path: Path, what: str, own: Callable[[dict[str, Any]], object]) -> None:
+    """Refuse to write over a model that cannot be made again by the same command, before anything is worked out.
+
+    Args:
+        path: the file to create or replace.
+        what: what is to be written, for the message.
+        own: tells by what a model says of itself whether it is such a one.
+
+    Raises:
+        WriteError: there is another file.
+    """
+    if not path.exists():
+        return
+    try:
+        replaceable = bool(own(metadata_of_file(path)))
+    except (ModelError, AttributeError):
+        replaceable = False
+    if not replaceable:
+        raise WriteError(
+            f"There is a '{path}' already, which is no {what} and would be lost; name another file with --output, or "
+            "delete it"
+        )
 
 
 def from_backbone(backbone: Backbone) -> Model:

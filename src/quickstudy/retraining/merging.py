@@ -17,6 +17,7 @@ from quickstudy.learning.selection import Head, fit_head
 from quickstudy.learning.strangeness import Strangeness, fit_strangeness
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.format import model_path
+from quickstudy.models.loading import require_own_place
 from quickstudy.models.roles import Roles
 from quickstudy.models.teaching import TaughtFile, read_taught
 from quickstudy.retraining.config import RetrainConfig
@@ -79,8 +80,10 @@ def merge(files: Sequence[str | Path], output: str | Path, *, cache: str | Path 
     Raises:
         ImageSetError: a file cannot be used, files are of different networks, or there are fewer than two classes.
         ModelError: the network is not at hand, or the model cannot be written.
+        WriteError: there is another file in its place.
     """
     path = model_path(output)
+    require_own_place(path, "merged model", lambda said: said["training"].get("data") == TAUGHT)
     taught = [read_taught(as_path(file)) for file in files]
     if not taught:
         raise ImageSetError("There is no file of classes to merge; name one that a page saved")

@@ -19,6 +19,7 @@ from quickstudy.files import as_path
 from quickstudy.images.decoding import InputSpec
 from quickstudy.models.assemble import save_model
 from quickstudy.models.format import GOLDEN_TOLERANCE, golden_images, model_path
+from quickstudy.models.loading import require_own_place
 from quickstudy.scratch.data import DataFacts
 from quickstudy.scratch.evaluation import averaged_logits
 from quickstudy.scratch.folder import RunFolder
@@ -55,9 +56,12 @@ def export(run: str | Path, output: str | Path | None = None, *, checkpoint: str
         RunError: there is no such run, or it has no checkpoint that is whole.
         BackboneError: torch cannot export the network.
         ModelError: the model does not give what torch gives, or cannot be written.
+        WriteError: there is another file in its place.
     """
     place = None if output is None else model_path(output)
     folder = RunFolder.existing(as_path(run))
+    path = place or folder.path / "model.onnx"
+    require_own_place(path, "model of a run", lambda said: "recipe" in said)
     recipe, facts = folder.recipe(), folder.facts()
     chosen = folder.checkpoint(checkpoint)
     if chosen is None:
@@ -66,7 +70,6 @@ def export(run: str | Path, output: str | Path | None = None, *, checkpoint: str
         recipe, side=facts.side, channels=facts.channels, classes=len(facts.classes), device=torch.device("cpu")
     )
     state.load_state_dict(chosen.state)
-    path = place or folder.path / "model.onnx"
     spec = InputSpec(size=facts.side)
     images = golden_images(spec)
     with state.averages_applied():

@@ -164,6 +164,8 @@ def parse_models(arguments: list[str]) -> dict[str, Path]:
                 f"'{name}' cannot be a model's name: it is empty, too long, begins with a dot, or has a slash in it; "
                 f"name it: photos={file}"
             )
+        if not file:
+            raise OptionError(f"'{argument}' names no file; expected NAME=FILE, such as {name}=photos.onnx")
         if name in models:
             raise OptionError(f"Two models are called '{name}'; name one of them: other={file}")
         models[name] = as_path(file)
