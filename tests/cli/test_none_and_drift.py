@@ -126,6 +126,16 @@ def test_compare_tells_examples_of_none_whichever_model_knows_of_them(cached: Pa
     for first, second in (models, models[::-1]):
         found = json.loads(run("compare", first, second, str(cached / "new"), "--json").out)
         assert (found["first"]["n"], found["unknown_images"], found["none_images"]) == (16, {}, 16)
+    held_out = tmp_path / "held_out"
+    for place, name in (("new/checks", "checks"), ("new/discs", "rings")):
+        (held_out / name).mkdir(parents=True)
+        for file in (cached / place).iterdir():
+            (held_out / name / file.name).write_bytes(file.read_bytes())
+    text = run("compare", *models, str(held_out)).out
+    assert "Not scored, since not both models know their classes: 'rings' (8)" in text
+    (held_out / "checks").rename(held_out / "squares")
+    done = run("compare", *models, str(held_out))
+    assert "is of a class that both models know: both know 'checks', 'discs'; the images are of" in done.err
 
 
 def test_a_census_as_a_manifest_keeps_the_examples(cached: Path, tmp_path: Path, run: Run) -> None:

@@ -96,7 +96,9 @@ def test_where_nothing_is_a_test_that_is_an_error(tmp_path: Path) -> None:
     census = image_set(tmp_path, {"cat": 2, "dog": 2})
     with pytest.raises(ImageSetError) as error:
         may_judge(census, [Roles.of(map(digest_of, range(4)), (), ())], classes=("cat", "dog"))
-    assert "all 4 usable images" in str(error.value)
+    assert "The model has learned or was chosen by all 4 usable images" in str(error.value)
+    with pytest.raises(ImageSetError, match="A model has learned or was chosen by all 4"):
+        may_judge(census, [Roles.of(map(digest_of, range(4)), (), ()), None], classes=("cat", "dog"))
     assert "--all" in str(error.value)
 
 

@@ -54,7 +54,7 @@ def command(
             f"Mean average precision: {100 * gain.value:+.1f} points for {second} "
             f"(95 % interval {100 * gain.low:+.1f} to {100 * gain.high:+.1f}, paired bootstrap)"
         )
-    print_judgement(found.judgement)
+    print_judgement(found.judgement, models=2)
     if found.differences:
         print(f"\nPredicted differently: {count(len(found.differences), 'image')}")
         for item in found.differences[:_MOST_SHOWN]:

@@ -141,12 +141,13 @@ def print_way_to_a_test(census: Census) -> None:
     print(f"For a test accuracy, {way}")
 
 
-def print_judgement(judged: Judgement) -> None:
+def print_judgement(judged: Judgement, *, models: int = 1) -> None:
     """Print what the images are to the model or models: what was left out, and whether the figures are a test."""
+    the_model = "the model" if models == 1 else "a model"
     if judged.left_out:
         they, them = ("it", "it") if judged.left_out == 1 else ("they", "them")
         print(
-            f"\n{count(judged.left_out, 'image')} left out: the model has learned or was chosen by {them}, so {they} "
+            f"\n{count(judged.left_out, 'image')} left out: {the_model} has learned or was chosen by {them}, so {they} "
             f"cannot be a test; --all scores {them}, too"
         )
     if judged.beside_test:
@@ -157,17 +158,18 @@ def print_judgement(judged: Judgement) -> None:
         )
     if judged.is_test is False and judged.roles:
         seen = judged.roles["trained_on"] + judged.roles["chosen_by"]
-        print(f"\nThis is not a test: the model has learned or was chosen by {seen:,} of the images")
+        print(f"\nThis is not a test: {the_model} has learned or was chosen by {seen:,} of the images")
     if judged.is_test is None:
-        print("\nThis may not be a test: the model does not say which images it was made from")
+        print(f"\nThis may not be a test: {the_model} does not say which images it was made from")
     if judged.unknown:
         listed = ", ".join(f"'{name}' ({number:,})" for name, number in judged.unknown.items())
-        print(f"\nNot scored, since the model does not know their classes: {listed}")
+        lacking = "the model does not know" if models == 1 else "not both models know"
+        print(f"\nNot scored, since {lacking} their classes: {listed}")
     if judged.none:
         learned = judged.none - len(judged.examples)
         print(
             f"\nNot scored, since labelled as of none of the classes: {count(judged.none, 'image')}"
-            + (f", of which the model has learned or was chosen by {learned:,}" if learned else "")
+            + (f", of which {the_model} has learned or was chosen by {learned:,}" if learned else "")
         )
     if judged.conflicts or judged.copies:
         print()

@@ -141,9 +141,10 @@ def may_judge(
         others = [content for content in offered if content.labels and names.isdisjoint(content.labels)]
         of_none = [content for content in offered if not content.labels]
     unknown = Counter(name for content in offered for name in content.labels or () if name not in names)
+    who, knows = ("the model knows", "it knows") if len(roles) == 1 else ("both models know", "both know")
     if not any(name in names for content in candidates for name in content.labels or ()):
         raise ImageSetError(
-            f"No image under '{census.source}' is of a class that the model knows: it knows {_some(sorted(classes))}; "
+            f"No image under '{census.source}' is of a class that {who}: {knows} {_some(sorted(classes)) or 'none'}; "
             f"the images are of {_some(sorted(unknown)) or 'none of the classes'}. Classes are matched by name"
         )
     known = [one for one in roles if one is not None]
@@ -156,10 +157,11 @@ def may_judge(
     scored = unseen(candidates)
     beside_test = len(labelled) - len(offered)
     if not scored:
+        every = f"all {len(candidates):,} usable images" if len(candidates) > 1 else "the only usable image"
         raise ImageSetError(
-            f"The model has learned or was chosen by all {len(candidates):,} usable images "
+            f"{'The model' if len(roles) == 1 else 'A model'} has learned or was chosen by {every} "
             f"{'of the test split ' if beside_test else ''}under '{census.source}', so "
-            "none of them can test it. Name other images, or score these with --all, which marks the result as no test"
+            "nothing there is a test. Name other images, or score these with --all, which marks the result as no test"
         )
     unsaid = len(known) < len(roles)
     return Judgement(
