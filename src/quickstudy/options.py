@@ -13,7 +13,7 @@ import math
 import os
 import re
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -196,16 +196,28 @@ def require_in_range(values: Mapping[str, Any], ranges: Mapping[str, Range]) -> 
                     raise OptionError(f"{name} is {one:g}; expected {limits}")
 
 
-def read_assignment(text: str) -> tuple[str, str]:
-    """Split NAME=VALUE into name and value; dashes in the name count as underscores.
+def read_assignments(texts: Iterable[str], given: Collection[str] = ()) -> dict[str, str]:
+    """Split texts of the form NAME=VALUE into names and values; dashes in a name count as underscores.
+
+    Args:
+        texts: what was given.
+        given: names of what has a value by an option of its own, which no text may give another one.
 
     Raises:
-        OptionError: there is no equals sign.
+        OptionError: a text has no equals sign, or something is given two values.
     """
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise OptionError(f"'{text}': expected NAME=VALUE, such as rate=0.05")
-    return name.strip().replace("-", "_"), value.strip()
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise OptionError(f"'{text}': expected NAME=VALUE, such as rate=0.05")
+        name, value = name.strip().replace("-", "_"), value.strip()
+        if name in found:
+            raise OptionError(f"{name} is given twice, as '{found[name]}' and '{value}'; leave out one of the two")
+        if name in given:
+            raise OptionError(f"{name} is given by its own option, and once more as '{text}'; leave out one of the two")
+        found[name] = value
+    return found
 
 
 def with_arguments_of(config: DataclassInstance) -> Callable[[F], F]:

@@ -197,6 +197,8 @@ def test_it_runs(world: Path, line: str) -> None:
 
 def shortened(line: str) -> str:
     extra = next((words for pattern, words in SHORT.items() if re.search(pattern, line)), "")
+    for name in re.findall(r"--(?:grid|set) (\w+)=", extra):  # twice would be an error
+        line = re.sub(rf" --(?:grid|set) {name}=\S+", "", line)
     return f"{line} {extra}"
 
 

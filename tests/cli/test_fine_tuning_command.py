@@ -74,6 +74,8 @@ def test_json_has_the_plan_and_the_stages(folder: Path) -> None:
         (["--random-crop", "5"], "--random-crop distorts views, but there are none"),
         (["--views", "0", "--cut", "block_1", "--no-flip"], "--flip distorts views, but there are none"),
         (["--epochs", "12"], "--epochs is for fine-tuning; add --cut, or leave it out"),
+        (["--cut", "block_1", "--set", "mixup=0.2", "--set", "mixup=0.3"], "mixup is given twice, as '0.2' and '0.3'"),
+        (["--l2", "1", "--set", "l2=2"], "l2 is given by its own option, and once more as 'l2=2'"),
         (["--set", "mixup=0.2"], "mixup is for fine-tuning; add --cut"),
         (["--set", "mixin=0.2", "--cut", "block_1"], "no option 'mixin'; did you mean 'mixup'?"),
         (["--cut", "block_1", "--set", "mixup=-1"], "mixup is -1; expected 0 or more"),

@@ -77,6 +77,8 @@ def test_a_study_of_ones_own_and_a_failure(run: Run, tmp_path: Path) -> None:
         (("mlp", "--grid", "dept=1..3"), "The recipe 'mlp' has no option 'dept'; did you mean 'depth'?"),
         (("mlp", "--grid", "depth"), "'depth': expected NAME=VALUE"),
         (("mlp", "--grid", "depth="), "The axis depth= has no value"),
+        (("mlp", "--grid", "depth=1", "--grid", "depth=2"), "depth is given twice, as '1' and '2'; leave out one"),
+        (("mlp", "--steps", "1", "--set", "steps=2"), "steps is given by its own option, and once more as 'steps=2'"),
         (("mlp", "--grid", "depth=one"), "depth is 'one'; expected a whole number"),
         (("mlp", "--set", "data=digits", "--grid", "depth=8"), "depth is 8; expected 0 to 7"),
         (("mlp", "--set", "data=digits", "--target", "90"), "target is 90; expected 0 to 1"),

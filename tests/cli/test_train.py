@@ -163,6 +163,8 @@ def test_options_are_printed_and_nothing_is_trained(tmp_path: Path, run: Run, mo
     ("arguments", "words"),
     [
         (("cifar10-classsic",), "There is no recipe 'cifar10-classsic'; there are: cifar10-classic, cifar10-fast"),
+        (("cifar10-classic", "--set", "rate=1", "--set", "rate=2"), "rate is given twice, as '1' and '2'"),
+        (("cifar10-classic", "--steps", "5", "--set", "steps=6"), "steps is given by its own option, and once more"),
         (("cifar10-classic", "--set", "rate"), "'rate': expected NAME=VALUE, such as rate=0.05"),
         (("cifar10-classic", "--set", "ratte=1"), "has no option 'ratte'; did you mean 'rate'?"),
         (("cifar10-classic", "--set", "rate=fast"), "rate is 'fast'; expected a number, such as 0.1"),

@@ -13,7 +13,7 @@ from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Cache, Json, Quiet, Ray, Set, SharedStore, offering
 from quickstudy.extras import require
 from quickstudy.learning.scores import as_percent
-from quickstudy.options import pasted, quoted, read_assignment
+from quickstudy.options import pasted, quoted, read_assignments
 from quickstudy.retraining.config import RetrainConfig
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def command(
 ) -> None:
     """Train a classifier on a folder of images and write it as one .onnx file."""
     started = time.perf_counter()
-    config = RetrainConfig.told(given | dict(map(read_assignment, options or [])))
+    config = RetrainConfig.told(given | read_assignments(options or [], given))
     if config.tunes:
         require("torch", extra="train")
     if ray is not None:

@@ -114,11 +114,11 @@ def command(
 
 
 def _changed(study: Study, grid: list[str], options: list[str], fixed: dict[str, Any], seeds: int | None) -> Study:
-    from quickstudy.options import read_assignment
+    from quickstudy.options import read_assignments
     from quickstudy.sweeps.study import read_axis
 
-    fixed = dict(map(read_assignment, options)) | fixed
-    axes = {name: read_axis(study.grids[0].recipe, name, text) for name, text in map(read_assignment, grid)}
+    fixed = read_assignments(options, fixed) | fixed
+    axes = {name: read_axis(study.grids[0].recipe, name, text) for name, text in read_assignments(grid).items()}
     return study.changed(fixed=fixed, axes=axes, seeds=seeds)
 
 

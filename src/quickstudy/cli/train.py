@@ -61,18 +61,17 @@ def command(
     require("torch", extra="train")
     if devices > 1:
         begin_own_processes()
-    from quickstudy.options import read_assignment
+    from quickstudy.options import read_assignments
     from quickstudy.scratch.parallel import leave, torchrun_replica
     from quickstudy.scratch.recipe import RunSettings, recipe_named
     from quickstudy.scratch.train import train
 
     named = {"data": data, "steps": steps, "epochs": epochs, "batch": batch, "seed": seed}
     values: dict[str, object] = {name: value for name, value in named.items() if value is not None}
+    assigned = read_assignments(options or [], values)
     if epochs is not None and steps is None:
         values["steps"] = 0
-    for option in options or []:
-        name, value = read_assignment(option)
-        values[name] = value
+    values |= assigned
     chosen = recipe_named(recipe).with_options(values)
     if show_options:
         print_json(chosen.options())
