@@ -37,6 +37,11 @@ quickstudy does decides for itself.
 _SPINNING = ("GOMP_SPINCOUNT", "20000")
 
 
+def how_it_ended(code: int) -> str:
+    """Say how a process ended, by its exit status, which is the negative number of the signal that killed it."""
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+
 @contextmanager
 def default_variable(name: str, value: str) -> Iterator[None]:
     """Give an environment variable a value inside this context, unless somebody has set it; then it is gone again.

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from simplejpeg import decode_jpeg
 
 from quickstudy.bottlenecks.shards import SourceSpec
 from quickstudy.bottlenecks.store import Source, Store
@@ -168,6 +169,29 @@ def grey_square(thumbnail: bytes, side: int) -> NDArray[np.uint8]:
     """Read a thumbnail's grey levels, squashed to side×side."""
     with Image.open(io.BytesIO(thumbnail), formats=("JPEG",)) as image:
         return np.asarray(image.convert("L").resize((side, side), Image.Resampling.BILINEAR))
+
+
+def sheet_of(thumbnails: Sequence[bytes], *, side: int, across: int, quality: int) -> bytes:
+    """Put the centred squares of thumbnails on one WebP file, row by row.
+
+    Args:
+        thumbnails: JPEG files, at least one; an empty one leaves its square grey.
+        side: side of a square, in pixels.
+        across: number of squares in a row, 1 or more.
+        quality: of the WebP file, 0 to 100.
+    """
+    sheet = Image.new("RGB", (side * across, side * -(-len(thumbnails) // across)), (128, 128, 128))
+    for place, data in enumerate(thumbnails):
+        if data:
+            pixels = decode_jpeg(data)
+            cut = min(pixels.shape[:2])
+            top, left = (pixels.shape[0] - cut) // 2, (pixels.shape[1] - cut) // 2
+            square = Image.fromarray(np.ascontiguousarray(pixels[top : top + cut, left : left + cut]))
+            square = square.resize((side, side), Image.Resampling.BILINEAR)
+            sheet.paste(square, (place % across * side, place // across * side))
+    target = io.BytesIO()
+    sheet.save(target, "WEBP", quality=quality, method=0)
+    return target.getvalue()
 
 
 def _shrink(picture: Image.Image) -> Image.Image:

@@ -20,7 +20,6 @@ import json
 import math
 import mmap
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -39,7 +38,7 @@ from quickstudy.images.decoding import InputSpec, decode
 from quickstudy.images.distortions import Distortions
 from quickstudy.images.identity import read_image_file
 from quickstudy.images.views import render_view
-from quickstudy.process import settle_own_process
+from quickstudy.process import how_it_ended, settle_own_process
 
 if TYPE_CHECKING:  # each of the processes imports this module, and needs no networks
     from quickstudy.backbones.engines.engine import AnyPrefix
@@ -233,8 +232,8 @@ class Preparers:
             _write(process.stdin, self._order)
         if process.stdout is None or process.stdout.readline() != _BEGUN:
             raise MachineError(
-                f"A process that decodes images could not be started ({_how(_end(process))}); see what it says above, "
-                "or leave out --engine to decode in threads"
+                f"A process that decodes images could not be started ({how_it_ended(_end(process))}); see what it "
+                "says above, or leave out --engine to decode in threads"
             )
         return process
 
@@ -259,7 +258,7 @@ class Preparers:
         try:
             return self._ask(block, at, wanted)
         except (EOFError, OSError):
-            how = _how(_end(self._mine.process))
+            how = how_it_ended(_end(self._mine.process))
             self._mine.process = self._start()
             return [Ready(digest=None, reason=f"kills the process that decodes it ({how})", seconds=(0.0, 0.0, 0.0))]
 
@@ -325,10 +324,6 @@ def _told(wanted: Wanted) -> tuple[str | None, str | None, str | None, list[int]
 def _write(pipe: Any, values: object) -> None:
     pipe.write(json.dumps(values).encode() + b"\n")
     pipe.flush()
-
-
-def _how(code: int) -> str:
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:

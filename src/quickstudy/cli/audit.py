@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quickstudy.cli.display import print_json
+from quickstudy.cli.display import count, print_json, print_plan, print_skipped, progress_for
 from quickstudy.cli.options import Backbone, Cache, Engine, Json, NoneLabel, Quiet, Separator, Several
 from quickstudy.cli.usage import refuse_beside
 from quickstudy.options import pasted
@@ -57,11 +57,10 @@ def command(
         _print_done(apply_plan(images, apply) if apply else undo_plan(images, undo or Path()), images, as_json)
         return
     from quickstudy.bottlenecks.looks import view_gallery
-    from quickstudy.cli.display import progress_for
     from quickstudy.cli.options import labelling_told
     from quickstudy.reports.audit import draw_findings
     from quickstudy.reports.evidence import gather_evidence
-    from quickstudy.reports.plan import make_plan, require_new, summarise, write_plan
+    from quickstudy.reports.plan import make_plan, require_new, write_plan
 
     if fix and several:
         raise typer.BadParameter("--fix plans for images of one class each; with --several, mend the manifest by hand")
@@ -82,15 +81,12 @@ def command(
         return
     _print_audit(audit, images, limit)
     if fix:
-        counts = ", ".join(f"{number:,} {action}" for action, number in summarise(steps).items() if number)
-        print(f"\nPlan: {fix} ({counts or 'nothing to do'}); ", end="")
-        print(f"review it, then: {pasted('audit', images, '--apply', fix)}")
+        print_plan(fix, steps, images)
     elif not several:
         print(f"\nNext: {pasted('audit', images, '--fix', 'plan.csv')}")
 
 
 def _print_audit(audit: Audit, images: Path, limit: int) -> None:
-    from quickstudy.cli.display import count, print_skipped
 
     base = images if images.is_dir() else images.parent
 
@@ -159,7 +155,6 @@ def _print_audit(audit: Audit, images: Path, limit: int) -> None:
 
 
 def _print_done(done: Done, images: Path, as_json: bool) -> None:
-    from quickstudy.cli.display import count
 
     if as_json:
         values = {

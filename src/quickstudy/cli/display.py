@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from quickstudy.learning.scores import SEVERAL_FIGURES, as_percent, told_of_never_held_out
-from quickstudy.options import printable
+from quickstudy.options import pasted, printable
 from quickstudy.progress import Bar, Progress, silent
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from quickstudy.images.census import Census, Content
     from quickstudy.images.imageset import Skipped
     from quickstudy.learning.scores import Interval, Score, Scores, SeveralScores
     from quickstudy.models.roles import Judgement
+    from quickstudy.reports.plan import Step
 
 
 _MOST_SKIPPED = 10
@@ -81,6 +84,14 @@ def print_skipped(skipped: Sequence[Skipped]) -> None:
             print(f"  {printable(item.path)}: {item.reason}")
         if len(skipped) > _MOST_SKIPPED:
             print(f"  … and {len(skipped) - _MOST_SKIPPED} more; --json lists all")
+
+
+def print_plan(path: Path, steps: Sequence[Step], images: Path) -> None:
+    """Say where a plan for images was written, what is in it, and what comes next."""
+    from quickstudy.reports.plan import summarise
+
+    counts = ", ".join(f"{number:,} {action}" for action, number in summarise(steps).items() if number)
+    print(f"\nPlan: {path} ({counts or 'nothing to do'}); review it, then: {pasted('audit', images, '--apply', path)}")
 
 
 def print_census(census: Census) -> None:

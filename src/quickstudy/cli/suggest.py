@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quickstudy.cli.display import print_json
+from quickstudy.cli.display import count, format_score, print_json, print_plan, print_skipped, progress_for
 from quickstudy.cli.options import Cache, Engine, Json, Quiet
 from quickstudy.cli.usage import refuse_beside
 from quickstudy.options import pasted
@@ -47,8 +47,7 @@ def command(
 ) -> None:
     """Suggest labels for photos without one, from the names of the classes alone; nothing is learned or changed."""
     from quickstudy.backbones.names import TEMPLATES
-    from quickstudy.cli.display import count, format_score, print_skipped, progress_for
-    from quickstudy.reports.plan import require_new, summarise, write_plan
+    from quickstudy.reports.plan import require_new, write_plan
     from quickstudy.reports.suggesting import name_photos
 
     if output:
@@ -81,9 +80,7 @@ def command(
     if len(found.photos) > limit:
         print(f"  … and {len(found.photos) - limit:,} more; --limit shows more, --json all")
     if output:
-        counts = ", ".join(f"{number:,} {action}" for action, number in summarise(steps).items() if number)
-        print(f"\nPlan: {output} ({counts or 'nothing to do'}); ", end="")
-        print(f"review it, then: {pasted('audit', images, '--apply', output)}")
+        print_plan(output, steps, images)
     elif found.photos:
         given = ("--names", names) if names else ()
         print(f"\nNext: {pasted('suggest', images, *given, '--backbone', backbone, '-o', 'plan.csv')}")

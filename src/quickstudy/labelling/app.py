@@ -39,6 +39,7 @@ from quickstudy.labelling.photos import MOST_TILES, NAME_DIGITS
 from quickstudy.labelling.session import MOST_PHOTOS, Session
 from quickstudy.labelling.training import Trainer
 from quickstudy.models.web import PAGE, SHARED
+from quickstudy.serving.app import json_answer
 from quickstudy.serving.limits import Bodies, Guard, RefusedError, ServerSettings
 from quickstudy.serving.metrics import Metrics
 from quickstudy.serving.registry import OverloadedError
@@ -77,14 +78,14 @@ def make_label_app(session: Session, settings: ServerSettings) -> tuple[ASGIApp,
         Route("/report", service.report),
     ]
     handlers: dict[Any, Any] = {
-        HTTPException: lambda _, error: _json({"error": error.detail}, error.status_code),
-        RefusedError: lambda _, error: _json({"error": error.reason}, error.status),
-        OverloadedError: lambda *_: _json({"error": "too much at once; send it again later"}, 503),
-        LabellingError: lambda _, error: _json({"error": str(error)}, 400),
-        UnusableImageError: lambda _, error: _json({"error": str(error)}, 422),
-        WriteError: lambda _, error: _json({"error": str(error)}, 507),
+        HTTPException: lambda _, error: json_answer({"error": error.detail}, error.status_code),
+        RefusedError: lambda _, error: json_answer({"error": error.reason}, error.status),
+        OverloadedError: lambda *_: json_answer({"error": "too much at once; send it again later"}, 503),
+        LabellingError: lambda _, error: json_answer({"error": str(error)}, 400),
+        UnusableImageError: lambda _, error: json_answer({"error": str(error)}, 422),
+        WriteError: lambda _, error: json_answer({"error": str(error)}, 507),
         ClientDisconnect: lambda *_: Response(status_code=400),
-        Exception: lambda *_: _json({"error": "the server failed while it answered; its log says why"}, 500),
+        Exception: lambda *_: json_answer({"error": "the server failed while it answered; its log says why"}, 500),
     }
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=service.lifespan)
     app.router.redirect_slashes = False
@@ -148,7 +149,7 @@ class _Service:
         if since == self._session.version and not self._ending:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), _WAIT_SECONDS)
-        return _json(await self._locked(describe, self._session, self._trainer, who, shown))
+        return json_answer(await self._locked(describe, self._session, self._trainer, who, shown))
 
     async def act(self, request: Request) -> Response:
         """Answer POST /api/act: what somebody says of photos; it is on the disk when this is answered."""
@@ -173,15 +174,15 @@ class _Service:
                 way=_text(values, "way"),
             )
         )
-        return _json({"number": act.number if act else 0, "photos": len(act.photos) if act else 0})
+        return json_answer({"number": act.number if act else 0, "photos": len(act.photos) if act else 0})
 
     async def undo(self, request: Request) -> Response:
         """Answer POST /api/undo: take back what somebody did last."""
         values = await self._values(request)
         act = await asyncio.to_thread(partial(self._session.undo, who=_text(values, "who"), key=_text(values, "key")))
         if act is None:
-            return _json({"number": 0})
-        return _json(
+            return json_answer({"number": 0})
+        return json_answer(
             {
                 "number": act.number,
                 "kind": act.kind,
@@ -195,20 +196,20 @@ class _Service:
     async def photos(self, request: Request) -> Response:
         """Answer GET /api/photos: some photos for the grid."""
         query = dict(request.query_params)
-        return _json(await self._locked(list_photos, self._session, query))
+        return json_answer(await self._locked(list_photos, self._session, query))
 
     async def map(self, _: Request) -> Response:
         """Answer GET /api/map: all photos with their places."""
-        return _json(await self._locked(map_of, self._session))
+        return json_answer(await self._locked(map_of, self._session))
 
     async def train(self, request: Request) -> Response:
         """Answer POST /api/train: begin a training."""
         await self._values(request)
-        return _json({"started": self._trainer.start()})
+        return json_answer({"started": self._trainer.start()})
 
     async def try_out(self, request: Request) -> Response:
         """Answer POST /api/try: what the trained model makes of an image."""
-        return _json(await asyncio.to_thread(self._trainer.examine, await self._body(request)))
+        return json_answer(await asyncio.to_thread(self._trainer.examine, await self._body(request)))
 
     async def keep(self, request: Request) -> Response:
         """Answer POST /api/keep: take in an image, with its class or its labels."""
@@ -222,7 +223,7 @@ class _Service:
             self._session.act("label", [photo], names=names, seen=seen, who=who, way="try")
             return {"photo": photo[:NAME_DIGITS]}
 
-        return _json(await asyncio.to_thread(keep))
+        return json_answer(await asyncio.to_thread(keep))
 
     async def photo(self, request: Request) -> Response:
         """Answer GET /photo/{id}: a photo, decoded and encoded anew."""
@@ -302,11 +303,6 @@ def _number(request: Request, name: str, *, default: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 16):
         raise RefusedError(400, f"'{name}' must be a whole number")
     return int(text)
-
-
-def _json(value: Any, status: int = 200) -> Response:
-    body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-    return Response(body, status, media_type="application/json")
 
 
 def _constant(path: Traversable) -> Callable[[Request], Any]:

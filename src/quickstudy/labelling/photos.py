@@ -8,7 +8,6 @@ reaches it, no metadata and no place.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import threading
 from collections import OrderedDict
@@ -20,7 +19,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from quickstudy.bottlenecks.looks import Thumbnails
+from quickstudy.bottlenecks.looks import Thumbnails, sheet_of
 from quickstudy.errors import ImageSetError, LabellingError, UnusableImageError, WriteError
 from quickstudy.files import is_text, write_bytes_atomically
 from quickstudy.images.archives import set_name
@@ -55,9 +54,10 @@ MOST_TILES = 96
 """Number of photos that one sheet may show."""
 NAME_DIGITS = 16
 """Digits of its content hash by which browsers name a photo."""
+MOST_PIXELS = 64_000_000
+"""The most pixels of a photo that somebody hands to the page."""
 _KEPT_PICTURES = 48  # encoded photos in memory, about 150 kB each
-_QUALITY = 85
-_MOST_PIXELS = 64_000_000  # of a photo that somebody hands to the page
+_QUALITY, _SHEET_QUALITY = 85, 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,14 +216,7 @@ class PhotoSet:
     def sheet(self, numbers: Sequence[int]) -> bytes:
         """Give the thumbnails of photos as one WebP file, a square each, `TILES_ACROSS` in a row."""
         across = min(TILES_ACROSS, len(numbers))
-        size = TILE * max(across, 1), TILE * max(-(-len(numbers) // TILES_ACROSS), 1)
-        sheet = Image.new("RGB", size, (128, 128, 128))
-        for place, data in enumerate(self.thumbnails(numbers)):
-            if data:
-                sheet.paste(_square(data), (place % TILES_ACROSS * TILE, place // TILES_ACROSS * TILE))
-        target = io.BytesIO()
-        sheet.save(target, "WEBP", quality=80, method=0)
-        return target.getvalue()
+        return sheet_of(self.thumbnails(numbers), side=TILE, across=across, quality=_SHEET_QUALITY)
 
     def add(self, data: bytes) -> int:
         """Keep a photo that was handed to the page, durably, and give its number; one that is there keeps its own.
@@ -232,7 +225,7 @@ class PhotoSet:
             UnusableImageError: it is no image that can be used.
             WriteError: it cannot be written.
         """
-        decode(data, InputSpec(size=224), most_pixels=_MOST_PIXELS)
+        decode(data, InputSpec(size=224), most_pixels=MOST_PIXELS)
         digest = hashlib.sha256(data).digest()
         with self._lock:
             if (known := self.number_of.get(digest.hex())) is not None:
@@ -375,11 +368,3 @@ def shown_picture(data: bytes) -> bytes:
         pixels = np.asarray(picture.resize((size[0], size[1]), Image.Resampling.BILINEAR, reducing_gap=2.0))
     encoded: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=_QUALITY)
     return encoded
-
-
-def _square(thumbnail: bytes) -> Image.Image:
-    pixels = simplejpeg.decode_jpeg(thumbnail)
-    side = min(pixels.shape[:2])
-    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
-    square = Image.fromarray(np.ascontiguousarray(pixels[top : top + side, left : left + side]))
-    return square.resize((TILE, TILE), Image.Resampling.BILINEAR)

@@ -6,6 +6,7 @@ on whether the prediction was right.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -151,6 +152,12 @@ def coverage_curve(confidences: Confidences, right: Right) -> tuple[CoveragePoin
     )
 
 
+def thinned(curve: Sequence[CoveragePoint], most: int) -> tuple[CoveragePoint, ...]:
+    """Leave at most `most` points of a coverage curve, its first and last among them, evenly spaced by their number."""
+    places = np.unique(np.linspace(0, len(curve) - 1, most).round().astype(np.intp))
+    return tuple(curve[place] for place in places)
+
+
 def suggest_abstention(confidences: Confidences, right: Right) -> Abstention | None:
     """Suggest a threshold of "don't know": the lowest at which the answered images have half the errors of all.
 
@@ -171,11 +178,10 @@ def suggest_abstention(confidences: Confidences, right: Right) -> Abstention | N
         return None
     chosen = fitting[-1]
     answered = confidences >= chosen.threshold
-    places = np.unique(np.linspace(0, len(curve) - 1, _CURVE_POINTS).round().astype(np.intp))
     return Abstention(
         threshold=chosen.threshold,
         answered=int(answered.sum()),
         right=int(np.sum(right & answered)),
         n=n,
-        curve=tuple(curve[place] for place in places),
+        curve=thinned(curve, _CURVE_POINTS),
     )

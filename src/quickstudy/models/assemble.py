@@ -23,7 +23,7 @@ from onnx import TensorProto, compose, helper, numpy_helper
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.engines.tiles import prefix_graph
-from quickstudy.backbones.graphs.cutting import keep_until
+from quickstudy.backbones.graphs.cutting import keep_until, opset_of
 from quickstudy.backbones.graphs.runtime import open_session
 from quickstudy.backbones.graphs.untrusted import check_graph, parse_onnx
 from quickstudy.errors import BackboneError, ModelError, WriteError
@@ -305,7 +305,7 @@ def _add_names(model: onnx.ModelProto, features: str, names: NDArray[np.float32]
 
 def _over_rows(model: onnx.ModelProto, operator: str, given: str, output: str) -> str:
     """Add what makes one value of each row of a tensor (N×d), N×1, and return its name."""
-    if next(one.version for one in model.opset_import if not one.domain) < 18:  # since then, axes are an input
+    if opset_of(model) < 18:  # since then, axes are an input
         node = helper.make_node(operator, [given], [output], name=output, axes=[1], keepdims=1)
     else:
         model.graph.initializer.append(numpy_helper.from_array(np.array([1]), f"{output}/axes"))

@@ -6,16 +6,13 @@ them comes from the user: they are made of numbers and fixed words only.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-import simplejpeg
 from markupsafe import Markup
-from PIL import Image
 
+from quickstudy.bottlenecks.looks import sheet_of
 from quickstudy.learning.calibration import Bin, CoveragePoint
 from quickstudy.learning.learning_curve import LearningCurve
 from quickstudy.process import usable_cores
@@ -158,24 +155,6 @@ def sprite_sheets(thumbnails: Sequence[bytes]) -> list[bytes]:
     Args:
         thumbnails: JPEG files; an empty one leaves its square grey.
     """
-    starts = range(0, len(thumbnails), PER_SHEET)
+    parts = [thumbnails[start : start + PER_SHEET] for start in range(0, len(thumbnails), PER_SHEET)]
     with ThreadPoolExecutor(usable_cores()) as pool:
-        return list(pool.map(lambda start: _sheet(thumbnails[start : start + PER_SHEET]), starts))
-
-
-def _sheet(thumbnails: Sequence[bytes]) -> bytes:
-    sheet = Image.new("RGB", (SIDE * COLUMNS, SIDE * -(-len(thumbnails) // COLUMNS)), (128, 128, 128))
-    for number, data in enumerate(thumbnails):
-        if data:
-            sheet.paste(_square(data), (number % COLUMNS * SIDE, number // COLUMNS * SIDE))
-    target = io.BytesIO()
-    sheet.save(target, "WEBP", quality=_QUALITY, method=0)
-    return target.getvalue()
-
-
-def _square(data: bytes) -> Image.Image:
-    pixels = simplejpeg.decode_jpeg(data)
-    side = min(pixels.shape[:2])
-    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
-    square = Image.fromarray(np.ascontiguousarray(pixels[top : top + side, left : left + side]))
-    return square.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+        return list(pool.map(lambda part: sheet_of(part, side=SIDE, across=COLUMNS, quality=_QUALITY), parts))

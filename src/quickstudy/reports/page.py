@@ -8,7 +8,6 @@ style, and forbids everything else, the network above all.
 from __future__ import annotations
 
 import base64
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -28,11 +27,13 @@ from quickstudy.learning.calibration import (
     coverage_curve,
     expected_calibration_error,
     reliability,
+    thinned,
 )
 from quickstudy.learning.learning_curve import LearningCurve
 from quickstudy.learning.ridge import LeaveOneOut
 from quickstudy.learning.scores import SEVERAL_FIGURES, Score, as_percent, told_of_never_held_out
 from quickstudy.models.properties import refusal_in
+from quickstudy.models.web import hash_for_policy
 from quickstudy.options import pasted
 from quickstudy.reports import charts
 from quickstudy.reports.charts import COLUMNS, PER_SHEET, SIDE
@@ -89,7 +90,7 @@ def render(contents: Contents) -> str:
         script=script,
         policy=(
             "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
-            f"script-src '{_hash_of(script)}'; style-src '{_hash_of(style)}'"
+            f"script-src '{hash_for_policy(script)}'; style-src '{hash_for_policy(style)}'"
         ),
         data=_script_data(contents),
         **_shown(contents),
@@ -98,10 +99,6 @@ def render(contents: Contents) -> str:
 
 def _read(name: str) -> str:
     return (_TEMPLATES / name).read_text(encoding="utf-8")
-
-
-def _hash_of(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def _shown(contents: Contents) -> dict[str, Any]:
@@ -262,9 +259,8 @@ def _calibration(judged: JudgedImages, by: By) -> dict[str, Any]:
     right = probabilities.argmax(axis=1) == truth
     confidences, raw = probabilities.max(axis=1), before.max(axis=1)
     curve = coverage_curve(confidences, right)
-    places = np.unique(np.linspace(0, len(curve) - 1, _CURVE_POINTS).round().astype(np.intp))
     # The few most confident images say little: the curve begins where a fiftieth is answered.
-    drawn = [curve[place] for place in places if curve[place].coverage >= 0.02] or list(curve)
+    drawn = [point for point in thinned(curve, _CURVE_POINTS) if point.coverage >= 0.02] or list(curve)
     chosen = judged.metadata["training"].get("abstention")
     point = (
         CoveragePoint(

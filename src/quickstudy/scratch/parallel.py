@@ -32,6 +32,7 @@ from quickstudy import errors
 from quickstudy.errors import DeviceError, OptionError, QuickstudyError, RunError, TrainingError
 from quickstudy.learning.checkpoints import Interrupts
 from quickstudy.process import (
+    how_it_ended,
     leave_group,
     own_processes,
     settle_own_process,
@@ -250,9 +251,9 @@ def _wait(replicas: list[Any]) -> None:
 
 def _death(rank: int, exit_code: int) -> TrainingError:
     """Make the error of a replica that died."""
-    how = f"signal {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit status {exit_code}"
     return TrainingError(
-        f"Replica {rank} died ({how}), so the others were ended; the same command continues from the newest checkpoint"
+        f"Replica {rank} died ({how_it_ended(exit_code)}), so the others were ended; the same command continues from "
+        "the newest checkpoint"
     )
 
 

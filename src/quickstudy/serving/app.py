@@ -154,27 +154,27 @@ class _Service:
         result: dict[str, Any] = {"model": served.name, "predictions": answers}
         if unusable == len(answers):
             result = {"error": answers[0]["error"] if len(answers) == 1 else "no image can be used", **result}
-        return _json(result, 422 if unusable == len(answers) else 200)
+        return json_answer(result, 422 if unusable == len(answers) else 200)
 
     async def describe(self, request: Request) -> Response:
         """Answer GET /model and GET /models/{name}."""
         _require_known(request)
-        return _json(self._served(request).describe())
+        return json_answer(self._served(request).describe())
 
     async def describe_all(self, request: Request) -> Response:
         """Answer GET /models: all models, described."""
         _require_known(request)
-        return _json({"models": [served.describe() for served in self._registry.models.values()]})
+        return json_answer({"models": [served.describe() for served in self._registry.models.values()]})
 
     async def healthz(self, _: Request) -> Response:
         """Answer GET /healthz: the process lives."""
-        return _json({"alive": True})
+        return json_answer({"alive": True})
 
     async def readyz(self, _: Request) -> Response:
         """Answer GET /readyz: whether there is room, and whether all models in use are the files that lie there now."""
         current = all(served.problem is None for served in self._registry.models.values())
         ready = not self._pool.is_full
-        return _json({"ready": ready, "models_current": current}, 200 if ready else 503)
+        return json_answer({"ready": ready, "models_current": current}, 200 if ready else 503)
 
     async def metrics_text(self, _: Request) -> Response:
         """Answer GET /metrics in Prometheus's text format."""
@@ -285,7 +285,8 @@ def _number(request: Request, name: str, *, least: int) -> int | None:
     return int(text)
 
 
-def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def json_answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Answer with a value as JSON in UTF-8, without blanks; what is no text has `?` for each character."""
     body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
     return Response(body, status, headers, media_type="application/json")
 
@@ -300,21 +301,21 @@ def _constant(text: str, media_type: str) -> Any:
 
 
 async def _on_http_exception(_: Request, error: HTTPException) -> Response:
-    return _json({"error": error.detail}, error.status_code, error.headers)
+    return json_answer({"error": error.detail}, error.status_code, error.headers)
 
 
 async def _on_refused(_: Request, error: RefusedError) -> Response:
-    return _json({"error": error.reason}, error.status)
+    return json_answer({"error": error.reason}, error.status)
 
 
 async def _on_overloaded(_: Request, __: OverloadedError) -> Response:
-    return _json(
+    return json_answer(
         {"error": "the server is too busy at the moment; ask again later"}, 503, {"Retry-After": str(_RETRY_SECONDS)}
     )
 
 
 async def _on_unexpected(_: Request, __: Exception) -> Response:
-    return _json({"error": "the server failed while it answered; its log says why"}, 500)
+    return json_answer({"error": "the server failed while it answered; its log says why"}, 500)
 
 
 async def _on_disconnect(_: Request, __: ClientDisconnect) -> Response:

@@ -19,6 +19,7 @@ from quickstudy.sweeps.results import (
     largest,
     median,
     shown_on,
+    shown_value,
     values_of,
 )
 from quickstudy.sweeps.study import CASE, Study
@@ -111,11 +112,7 @@ _MOST_TIES = 5
 
 
 def _named(labels: tuple[tuple[str, Any], ...]) -> str:
-    return ", ".join(str(value) if name == CASE else f"{name} {_value(value)}" for name, value in labels)
-
-
-def _value(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return ", ".join(str(value) if name == CASE else f"{name} {shown_value(value)}" for name, value in labels)
 
 
 def _accuracy(row: TrialRow, shared: set[str]) -> float:

@@ -356,11 +356,16 @@ def largest(values: Sequence[Any]) -> Any:
     return max(numbers) if numbers else values[-1]
 
 
+def shown_value(value: Any) -> str:
+    """Write a value as options are written: a tuple's numbers with commas between them."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def shown_on(axis: str, value: Any) -> str:
     """Write a value for people, with its axis where it would not speak for itself: `depth 7`, but `sigmoid`."""
     if not axis or value is None:
         return ""
-    shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    shown = shown_value(value)
     return shown if axis in (CASE, "activation") else f"{axis} {shown}"
 
 

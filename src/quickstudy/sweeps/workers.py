@@ -27,7 +27,7 @@ from multiprocessing import connection
 from pathlib import Path
 
 from quickstudy.errors import QuickstudyError
-from quickstudy.process import leave_group, own_processes, settle_own_process, starting_own_process
+from quickstudy.process import how_it_ended, leave_group, own_processes, settle_own_process, starting_own_process
 from quickstudy.sweeps.study import Trial
 from quickstudy.sweeps.tasks import Conditions, Note, Training, TrialProgress, run_together
 
@@ -136,8 +136,7 @@ class _Worker:
     def death(self) -> str:
         self.process.join()
         self.pipe.close()
-        code = self.process.exitcode or 0
-        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        return how_it_ended(self.process.exitcode or 0)
 
     def ask_to_end(self) -> None:
         """Ask the worker to stop, as Ctrl-C does; it saves what it has."""

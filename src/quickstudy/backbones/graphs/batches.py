@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from quickstudy.backbones.graphs.cleaning import BATCH, replace_nodes
-from quickstudy.backbones.graphs.cutting import ancestors, shapes_of
+from quickstudy.backbones.graphs.cutting import ancestors, opset_of, shapes_of
 from quickstudy.backbones.graphs.runtime import open_session
 from quickstudy.backbones.graphs.tokens import without_the_rest
 
@@ -57,7 +57,7 @@ def _add_what_is_joined(model: onnx.ModelProto) -> None:
     """Write a concatenation with constants of one image as padding with zeros and an addition, to the same bits."""
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    opset = next(entry.version for entry in model.opset_import if not entry.domain)
+    opset = opset_of(model)
     bound = [
         node
         for node in graph.node

@@ -144,6 +144,11 @@ def describe_cuts(model: onnx.ModelProto, names: Sequence[str]) -> tuple[Cut, ..
     return tuple(cuts)
 
 
+def opset_of(model: onnx.ModelProto) -> int:
+    """Return the opset of ONNX's own operators in a graph."""
+    return int(next(entry.version for entry in model.opset_import if not entry.domain))
+
+
 def shapes_of(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """Work out the shapes of one image's activations by tensor: all dimensions but the first, where they are known.
 

@@ -29,7 +29,7 @@ from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 
 from quickstudy.backbones.cuts import FEATURES, LEVELS, Cut, Level
 from quickstudy.backbones.graphs.comparison import TOLERANCE, run_until, sample_images
-from quickstudy.backbones.graphs.cutting import keep_until
+from quickstudy.backbones.graphs.cutting import keep_until, opset_of
 from quickstudy.backbones.graphs.tokens import mean_of, patches_of
 from quickstudy.backbones.graphs.untrusted import first_line
 from quickstudy.errors import BackboneError
@@ -136,7 +136,7 @@ def join_graphs(
     Raises:
         BackboneError: a graph cannot be raised.
     """
-    opset = max(_JOINED_OPSET, *(_opset(model) for _, model, _, _ in parts))
+    opset = max(_JOINED_OPSET, *(opset_of(model) for _, model, _, _ in parts))
     specs = [spec for _, _, spec, _ in parts]
     crop, fits = max(spec.crop for spec in specs), {spec.fit for spec in specs}
     size = max(round(spec.size * crop / spec.crop) for spec in specs)
@@ -194,17 +194,13 @@ def join_graphs(
     return joined, replace(widest, size=size, crop=crop, fit=fits.pop() if len(fits) == 1 else "crop"), tuple(groups)
 
 
-def _opset(model: onnx.ModelProto) -> int:
-    return int(next(entry.version for entry in model.opset_import if not entry.domain))
-
-
 def _raised(name: str, part: onnx.ModelProto, opset: int, size: int) -> onnx.ModelProto:
     """Raise a network up to its levels to an opset, by the onnx library's converter, and check that it gives the same.
 
     Raises:
         BackboneError: an operator cannot be raised, or what comes out differs.
     """
-    if _opset(part) == opset:
+    if opset_of(part) == opset:
         return part
     images = [image[None] for image in sample_images(size)]
     try:
@@ -220,7 +216,7 @@ def _raised(name: str, part: onnx.ModelProto, opset: int, size: int) -> onnx.Mod
             return raised
         why = f"what comes out differs by {far:.1e} of the largest value"
     raise BackboneError(
-        f"'{name}' is of opset {_opset(part)} and cannot be raised to {opset} to be joined with the others: {why}. "
+        f"'{name}' is of opset {opset_of(part)} and cannot be raised to {opset} to be joined with the others: {why}. "
         f"Export it again with opset {opset}, or leave it out"
     ) from None
 

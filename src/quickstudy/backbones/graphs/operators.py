@@ -23,7 +23,7 @@ from onnx import helper
 from torch import Tensor
 from torch.nn import functional
 
-from quickstudy.backbones.graphs.token_operators import TOKEN_OPERATORS, Attributes, Inputs, Operator
+from quickstudy.backbones.graphs.token_operators import TOKEN_OPERATORS, Attributes, Inputs, Operator, plain
 from quickstudy.errors import BackboneError
 
 # Depthwise convolutions
@@ -95,11 +95,6 @@ def _fold(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
 
 def _divide(a: Tensor, b: Tensor) -> Tensor:
     return torch.div(a, b, rounding_mode=None if a.is_floating_point() else "trunc")
-
-
-def _elementwise(function: Callable[..., Any]) -> Operator:
-    """Make an operator whose inputs are the function's arguments, and which has no attributes."""
-    return lambda inputs, _attributes: function(*inputs)
 
 
 def _activation(function: Callable[..., Tensor], **defaults: float) -> Operator:
@@ -450,7 +445,7 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
 }
 
 OPERATORS: dict[str, Operator] = {
-    **{name: _elementwise(function) for name, function in _ELEMENTWISE.items()},
+    **{name: plain(function) for name, function in _ELEMENTWISE.items()},
     **TOKEN_OPERATORS,
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,

@@ -113,33 +113,33 @@ def _modulo(inputs: Inputs, attributes: Attributes) -> Tensor:
     return (torch.fmod if attributes.get("fmod", 0) else torch.remainder)(*inputs)
 
 
-def _plain(function: Callable[..., Tensor]) -> Operator:
+def plain(function: Callable[..., Any]) -> Operator:
     """Make an operator whose inputs are the function's arguments, and which has no attributes."""
     return lambda inputs, _attributes: function(*inputs)
 
 
 TOKEN_OPERATORS: dict[str, Operator] = {
-    "And": _plain(torch.logical_and),
+    "And": plain(torch.logical_and),
     "Attention": _attention,
     "ConstantOfShape": _constant_of_shape,
-    "Cos": _plain(torch.cos),
+    "Cos": plain(torch.cos),
     "Einsum": _einsum,
-    "Equal": _plain(torch.eq),
+    "Equal": plain(torch.eq),
     "Expand": _expand,
-    "Floor": _plain(torch.floor),
-    "Greater": _plain(torch.gt),
-    "GreaterOrEqual": _plain(torch.ge),
-    "Less": _plain(torch.lt),
-    "LessOrEqual": _plain(torch.le),
+    "Floor": plain(torch.floor),
+    "Greater": plain(torch.gt),
+    "GreaterOrEqual": plain(torch.ge),
+    "Less": plain(torch.lt),
+    "LessOrEqual": plain(torch.le),
     "Mod": _modulo,
-    "Not": _plain(torch.logical_not),
-    "Or": _plain(torch.logical_or),
+    "Not": plain(torch.logical_not),
+    "Or": plain(torch.logical_or),
     "RMSNormalization": _rms_norm,
     "Range": _range,
     "RotaryEmbedding": _rotary_embedding,
     "Shape": _shape,
-    "Sin": _plain(torch.sin),
-    "Tile": _plain(lambda x, times: x.repeat(times.tolist())),
-    "Where": _plain(torch.where),
+    "Sin": plain(torch.sin),
+    "Tile": plain(lambda x, times: x.repeat(times.tolist())),
+    "Where": plain(torch.where),
 }
 """Operators that can be run, by the names that the ONNX standard gives them."""

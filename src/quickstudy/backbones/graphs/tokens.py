@@ -19,6 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from quickstudy.backbones.graphs.cutting import opset_of
 from quickstudy.errors import BackboneError
 
 TOKENS = {
@@ -128,7 +129,7 @@ def append_pooling(model: onnx.ModelProto, tensor: str, pooling: TokenPooling) -
 def mean_of(model: onnx.ModelProto, tokens: str, result: str, *, keep: bool) -> str:
     """Let a graph give the mean of tokens (N×T×F) under the name `result`: N×F or, to `keep` the axis, N×1×F."""
     graph = model.graph
-    if _opset(model) < _AXES_ARE_INPUTS:
+    if opset_of(model) < _AXES_ARE_INPUTS:
         graph.node.append(helper.make_node("ReduceMean", [tokens], [result], name=result, axes=[1], keepdims=int(keep)))
     else:
         inputs = [tokens, f"{result}/axis"]
@@ -142,7 +143,7 @@ def patches_of(model: onnx.ModelProto, tensor: str, prefix: int, result: str) ->
     if not prefix:
         return tensor
     graph = model.graph
-    if _opset(model) < _BOUNDS_ARE_INPUTS:
+    if opset_of(model) < _BOUNDS_ARE_INPUTS:
         node = helper.make_node("Slice", [tensor], [result], name=result, axes=[1], starts=[prefix], ends=[_TO_THE_END])
     else:
         bounds = {"starts": prefix, "ends": _TO_THE_END, "axes": 1}
@@ -166,10 +167,6 @@ def without_the_rest(model: onnx.ModelProto) -> None:
         kept = [entry for entry in part if entry.name in used]
         del part[:]
         part.extend(kept)
-
-
-def _opset(model: onnx.ModelProto) -> int:
-    return int(next(entry.version for entry in model.opset_import if not entry.domain))
 
 
 def _taken_by(node: onnx.NodeProto) -> set[str]:
