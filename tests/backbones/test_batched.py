@@ -23,7 +23,7 @@ from quickstudy.backbones.engines.named import ONNX_RUNTIME, Prefix, device_of, 
 from quickstudy.backbones.graphs.autograd import GraphModule
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
-from quickstudy.errors import BackboneError, DeviceError
+from quickstudy.errors import DeviceError, OptionError
 from small_backbones import SIDE, add_small_backbone
 
 
@@ -157,7 +157,7 @@ def test_fewer_images_at_once_where_memory_is_short(net: Backbone, monkeypatch: 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert engine_for("onnxruntime") is ONNX_RUNTIME
     assert (device_of("onnxruntime"), device_of("openvino"), device_of("cuda:1")) == ("cpu", "cpu", "cuda:1")
-    with pytest.raises(BackboneError, match="The engine is 'gpu'; expected onnxruntime, onnxruntime-int8"):
+    with pytest.raises(OptionError, match="The engine is 'gpu'; expected onnxruntime, onnxruntime-int8"):
         engine_for("gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(DeviceError, match="finds no CUDA device here, so 'cuda'"):

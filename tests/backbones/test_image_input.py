@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from quickstudy.backbones.graphs.cleaning import ImageInput, find_image_input
-from quickstudy.errors import BackboneError
+from quickstudy.errors import BackboneError, OptionError
 
 
 def taking(*shapes: Sequence[int | str], kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
@@ -58,7 +58,6 @@ def test_inputs_that_take_images(
         ([("N", 10, 224, 224)], {}, "say which side the channels are with --layout"),
         ([("N", "c", 224, 224)], {}, "say which side the channels are with --layout"),
         ([("N", 3, 3, 3)], {}, "say which side the channels are with --layout"),
-        ([("N", 3, 224, 224)], {"layout": "HWCN"}, "Unknown layout 'HWCN'; there are: NCHW, NHWC"),
         ([("N", 3, 8, 8)], {"layout": "NHWC"}, "8 channels in NHWC; expected 3"),
         ([("N", 3, 100_000, 100_000)], {}, "100000 pixels a side; expected at most 4096"),
         ([("N", 3, "h", "w")], {"size": -5}, "-5 pixels a side"),
@@ -67,6 +66,11 @@ def test_inputs_that_take_images(
 def test_inputs_that_do_not(shapes: list[Sequence[int | str]], options: dict[str, object], words: str) -> None:
     with pytest.raises(BackboneError, match=words):
         find_image_input(taking(*shapes), **options)
+
+
+def test_layouts_that_there_are_not() -> None:
+    with pytest.raises(OptionError, match="Unknown layout 'HWCN'; there are: NCHW, NHWC"):
+        find_image_input(taking(("N", 3, 224, 224)), layout="HWCN")
 
 
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT64, TensorProto.STRING])

@@ -17,7 +17,7 @@ from test_transformers import MIDDLE, PATCHES, SQUARE, TEXT, spread
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.loading import load_backbone
 from quickstudy.backbones.names import embed_names
-from quickstudy.errors import BackboneError
+from quickstudy.errors import BackboneError, OptionError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -171,5 +171,5 @@ def test_networks_without_a_text_tower_are_told(hub: LocalHub, tmp_path: Path) -
         embed_names(load_backbone("hf:somebody/halves", tmp_path / "cache"), NAMES)
     with pytest.raises(BackboneError, match="tower for text"):
         embed_names(load_backbone("efficientnet_lite0", tmp_path / "cache"), NAMES)
-    with pytest.raises(BackboneError, match=r"no \{\} for the name"):
+    with pytest.raises(OptionError, match=r"no \{\} for the name"):
         embed_names(backbone, NAMES, templates=("a photo",))

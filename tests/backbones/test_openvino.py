@@ -21,7 +21,7 @@ from quickstudy.backbones.engines.openvino import OpenVinoPrefix, openvino_engin
 from quickstudy.backbones.engines.speed import known_speed, measure_speed
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
-from quickstudy.errors import BackboneError, MissingExtraError, OptionError
+from quickstudy.errors import MissingExtraError, OptionError
 from quickstudy.models.loading import load
 from quickstudy.reports.audit import audit
 from quickstudy.reports.report import report
@@ -109,7 +109,7 @@ def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert engine_for("openvino").name == engine_named(openvino_engine().name).name
     for name in ("onnxruntime", "openvino-float8", "torch-bfloat16x", "another"):
         assert engine_named(name) is ONNX_RUNTIME
-    with pytest.raises(BackboneError, match="The engine is 'tvm'; expected onnxruntime, onnxruntime-int8"):
+    with pytest.raises(OptionError, match="The engine is 'tvm'; expected onnxruntime, onnxruntime-int8"):
         engine_for("tvm")
     usual = openvino_engine().name
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)

@@ -12,7 +12,7 @@ from small_networks import photos, run
 
 from quickstudy.backbones.graphs.cleaning import ImageInput
 from quickstudy.backbones.graphs.preprocessing import PRESETS, Preprocessing, choose_preprocessing, put_before
-from quickstudy.errors import BackboneError
+from quickstudy.errors import OptionError
 
 
 @pytest.mark.parametrize(
@@ -106,5 +106,5 @@ def test_words_for_it() -> None:
     ],
 )
 def test_words_that_cannot_be_read(options: dict[str, str], words: str) -> None:
-    with pytest.raises(BackboneError, match=words):
+    with pytest.raises(OptionError, match=words):
         choose_preprocessing(options.pop("preset", None), **options)

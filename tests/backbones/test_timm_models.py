@@ -166,11 +166,11 @@ def test_a_timm_that_cannot_be_imported_is_explained() -> None:
     code = """
 import sys
 sys.modules["timm"] = None
-from quickstudy.errors import BackboneError
+from quickstudy.errors import MissingExtraError
 from quickstudy.backbones.sources.timm_models import import_timm
 try:
     import_timm("resnet18")
-except BackboneError as error:
+except MissingExtraError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

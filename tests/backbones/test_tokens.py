@@ -15,7 +15,7 @@ from quickstudy.backbones.graphs.preprocessing import PRESETS
 from quickstudy.backbones.graphs.tokens import Tokens, pooling_of
 from quickstudy.backbones.sources.adding import BackboneSource, add_from, import_onnx
 from quickstudy.backbones.sources.graph_import import Imported
-from quickstudy.errors import BackboneError
+from quickstudy.errors import BackboneError, OptionError
 
 TORCH = PRESETS["torch"]
 TOLERANCE = 1e-5  # of the largest value
@@ -116,7 +116,7 @@ def test_patches_are_a_square_number(count: int, wanted: Tokens, take: str, pref
 def test_what_contradicts_itself_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match="4 registers"):
         pooling_of(257, Tokens(registers=4), size=SIZE)
-    with pytest.raises(BackboneError, match="first"):
+    with pytest.raises(OptionError, match="first"):
         pooling_of(257, Tokens(take="first"), size=SIZE)
     net = Net()
     plain = net.save(tmp_path / "plain.onnx", net.op("Flatten", net.op("GlobalAveragePool", net.body("x"))))

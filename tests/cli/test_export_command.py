@@ -147,7 +147,7 @@ def test_only_what_is_calibrated_is_to_be_calibrated_on_more(
         (["small.onnx", "--int8", "--calibrate", "nowhere"], "No such file or folder: 'nowhere'"),
         (["none.onnx", "--fp16"], "No such model: 'none.onnx'"),
         (["small.onnx", "--fp16", "--output", "small.onnx"], "'small.onnx' is the model itself; name another file"),
-        (["none.onnx", "--web", "site"], "Cannot read 'none.onnx'"),
+        (["none.onnx", "--web", "site"], "No such model: 'none.onnx'"),
         (["small.onnx", "--labels", "small.onnx/l.txt"], "Cannot write 'small.onnx/l.txt'"),
         (["small.onnx", "--fp16", "--output", "small.jpg"], "must be named *.onnx; got 'small.jpg'"),
         (["small.onnx", "--labels", "small.onnx"], "'small.onnx' is what the list of classes is made from"),

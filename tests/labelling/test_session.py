@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from quickstudy.cli.main import run as quickstudy
-from quickstudy.errors import ImageSetError, LabellingError, ModelError
+from quickstudy.errors import ImageSetError, LabellingError, ModelError, WriteError
 from quickstudy.images.census import take_census
 from quickstudy.labelling.journal import LONGEST_NAME, class_name, class_names
 from quickstudy.labelling.photos import places_beside
@@ -260,7 +260,7 @@ def test_places_follow_the_name_of_the_photos(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"named \*\.onnx; got 'x\.txt'"):
         places_beside(tmp_path, None, Path("x.txt"))
     for places in ((tmp_path / "no" / "x.csv", None), (None, tmp_path / "no" / "x.onnx")):
-        with pytest.raises(LabellingError, match="no folder"):
+        with pytest.raises(WriteError, match="no folder"):
             places_beside(tmp_path, *places)
     assert not (tmp_path / "no").exists()
 

@@ -21,7 +21,7 @@ from PIL import Image
 from tests_of_sites import open_page, run_node
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.errors import ModelError, UnusableImageError
+from quickstudy.errors import DownloadError, InstallationError, UnusableImageError, WriteError
 from quickstudy.images.decoding import RESIZES, InputSpec, Resize, decode, to_input
 from quickstudy.images.fits import FITS, Fit
 from quickstudy.models import web
@@ -77,7 +77,7 @@ def test_the_page_of_a_site(runtime: Path, tmp_path: Path) -> None:
     write_site(model, tmp_path / "again", runtime=runtime)
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "index.html").write_text("mine")
-    with pytest.raises(ModelError, match=r"'.*home' has an index\.html of its own, which would be overwritten"):
+    with pytest.raises(WriteError, match=r"'.*home' has an index\.html of its own, which would be overwritten"):
         write_site(model, tmp_path / "home", runtime=runtime)
     assert (tmp_path / "home" / "index.html").read_text() == "mine"
 
@@ -85,17 +85,17 @@ def test_the_page_of_a_site(runtime: Path, tmp_path: Path) -> None:
 def test_a_runtime_that_is_another_is_refused(tmp_path: Path) -> None:
     model = write_small_model(tmp_path / "small.onnx")
     (tmp_path / "other.tgz").write_bytes(b"something else")
-    with pytest.raises(ModelError, match=r"is not the npm package onnxruntime-web@.*: its hash differs"):
+    with pytest.raises(DownloadError, match=r"is not the npm package onnxruntime-web@.*: its hash differs"):
         write_site(model, tmp_path / "site", runtime=tmp_path / "other.tgz")
-    with pytest.raises(ModelError, match=r"Cannot read '.*none.tgz'"):
+    with pytest.raises(DownloadError, match=r"Cannot read '.*none.tgz'"):
         write_site(model, tmp_path / "site", runtime=tmp_path / "none.tgz")
     folder = tmp_path / "dist"
     folder.mkdir()
-    with pytest.raises(ModelError, match="is not the package onnxruntime-web"):
+    with pytest.raises(DownloadError, match="is not the package onnxruntime-web"):
         write_site(model, tmp_path / "site", runtime=folder)
     for name in web._RUNTIME_FILES:
         (folder / name).write_text("alert(1)")
-    with pytest.raises(ModelError, match=r"'ort\.wasm\.min\.mjs' is not that of onnxruntime-web@"):
+    with pytest.raises(DownloadError, match=r"'ort\.wasm\.min\.mjs' is not that of onnxruntime-web@"):
         write_site(model, tmp_path / "site", runtime=folder)
     assert not (tmp_path / "site").exists()
 
@@ -127,10 +127,10 @@ def test_without_npm_or_network_it_says_what_to_do(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(subprocess, "run", fail)
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/npm")
-    with pytest.raises(ModelError, match=r"npm cannot fetch onnxruntime-web@.*: npm error no network.*--runtime"):
+    with pytest.raises(DownloadError, match=r"npm cannot fetch onnxruntime-web@.*: npm error no network.*--runtime"):
         write_site(model, tmp_path / "site", cache=tmp_path / "cache")
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(ModelError, match=r"npm is not installed here.*--runtime"):
+    with pytest.raises(InstallationError, match=r"npm is not installed here.*--runtime"):
         write_site(model, tmp_path / "site", cache=tmp_path / "cache")
 
 

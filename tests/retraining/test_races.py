@@ -17,7 +17,7 @@ from quickstudy.backbones.backbone import add_backbone, check_name
 from quickstudy.backbones.loading import load_backbone
 from quickstudy.backbones.published import PUBLISHED
 from quickstudy.bottlenecks.store import Store
-from quickstudy.errors import BackboneError, OptionError
+from quickstudy.errors import BackboneError, InstallationError, OptionError
 from quickstudy.images.decoding import InputSpec
 from quickstudy.models.conversion import convert
 from quickstudy.progress import silent
@@ -235,7 +235,7 @@ def test_what_there_is_no_time_for_is_named(cache: Path, tmp_path: Path) -> None
 @pytest.mark.usefixtures("none_of_our_own")
 def test_without_any_backbone_what_is_missing_is_named(tmp_path: Path) -> None:
     images = draw(tmp_path / "square", width=48, height=48)
-    with pytest.raises(BackboneError, match="The weights of efficientnet_lite0 are missing"):
+    with pytest.raises(InstallationError, match="The weights of efficientnet_lite0 are missing"):
         retrain(images, tmp_path / "m.onnx", tmp_path / "empty", backbone="auto")
 
 

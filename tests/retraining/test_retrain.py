@@ -20,7 +20,7 @@ from PIL import Image
 import quickstudy
 from quickstudy.bottlenecks import carrying, looks
 from quickstudy.bottlenecks.store import Store
-from quickstudy.errors import HeadError, ImageSetError, ModelError, OptionError, QuickstudyError
+from quickstudy.errors import HeadError, ImageSetError, ModelError, OptionError, QuickstudyError, WriteError
 from quickstudy.images import identity
 from quickstudy.images.distortions import Distortions
 from quickstudy.models.checks import photos_for_checking
@@ -557,7 +557,7 @@ def test_what_cannot_be_done_is_told_before_any_work(
     cases: list[tuple[type[QuickstudyError], str, tuple[Any, ...]]] = [
         (ImageSetError, "No such file or folder", (tmp_path / "none",)),
         (ModelError, r"must be named \*\.onnx; got", (photos, tmp_path / "model.h5")),
-        (ModelError, "There is no folder", (photos, tmp_path / "none" / "model.onnx")),
+        (WriteError, "There is no folder", (photos, tmp_path / "none" / "model.onnx")),
     ]
     for kind, message, arguments in cases:
         with pytest.raises(kind, match=message):

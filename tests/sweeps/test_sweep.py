@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from quick_processes import quick_processes
-from quickstudy.errors import BackboneError, ImageSetError, OptionError, SweepError
+from quickstudy.errors import BackboneError, ImageSetError, OptionError
 from quickstudy.process import settle_own_process, usable_cores
 from quickstudy.scratch.data import load_training_data
 from quickstudy.scratch.folder import METRICS, RunFolder
@@ -219,7 +219,7 @@ def test_nothing_is_begun_where_something_is_wrong(
 
 
 def test_workers(tmp_path: Path) -> None:
-    with pytest.raises(SweepError, match="workers is 0"):
+    with pytest.raises(OptionError, match="workers is 0"):
         sweep(STUDY, tmp_path / "sweep", workers=0)
 
 

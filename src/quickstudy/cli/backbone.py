@@ -102,7 +102,7 @@ def add(
     from quickstudy.backbones.graphs.preprocessing import choose_preprocessing
     from quickstudy.backbones.sources.adding import BackboneSource, add_from, read_classes
     from quickstudy.backbones.sources.packing import add_packed, is_packed
-    from quickstudy.errors import BackboneError
+    from quickstudy.errors import OptionError
     from quickstudy.files import as_path, cache_folder
 
     wanted = BackboneSource(
@@ -120,7 +120,7 @@ def add(
     )
     if is_packed(as_path(source)):
         if wanted != BackboneSource(place=source):
-            raise BackboneError(f"'{source}' holds a backbone as it was packed; leave out all options but --name")
+            raise OptionError(f"'{source}' holds a backbone as it was packed; leave out all options but --name")
         packed = add_packed(as_path(source), cache_folder(cache), name=name)
         if as_json:
             print_json(_describe(packed))
@@ -284,7 +284,7 @@ def _rows(
     from quickstudy.backbones.engines.named import ONNX_RUNTIME
     from quickstudy.backbones.engines.speed import known_speed, measure_speed
     from quickstudy.backbones.loading import load_backbone
-    from quickstudy.errors import BackboneError
+    from quickstudy.errors import BackboneError, InstallationError
     from quickstudy.files import cache_folder
 
     rows = []
@@ -296,7 +296,7 @@ def _rows(
                 print(f"Measuring {name} …", file=sys.stderr)
             speed = speed or measure_speed(backbone, engine=measured_with or ONNX_RUNTIME)
             rows.append({**_describe(backbone), "images_per_second": speed})
-        except BackboneError as error:
+        except (BackboneError, InstallationError) as error:
             rows.append({"name": name, "error": str(error)})
     return rows
 

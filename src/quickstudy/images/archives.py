@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from quickstudy.errors import ImageSetError
+from quickstudy.errors import ImageSetError, WriteError
 from quickstudy.files import workplace, write_json_atomically
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -46,8 +46,8 @@ def unpacked(archive: Path) -> Path:
     Where all that the archive holds lies in one folder, it is that one.
 
     Raises:
-        ImageSetError: the archive is damaged or unsafe, has changed since it was unpacked, or its folder cannot be
-            written or is another one.
+        ImageSetError: the archive is damaged or unsafe, or its folder is of another archive or an earlier version.
+        WriteError: its folder cannot be written.
     """
     folder, note = archive.with_name(set_name(archive)), archive.with_name(f".{archive.name}.unpacked")
     try:
@@ -89,7 +89,7 @@ def unpacked(archive: Path) -> Path:
     except FileExistsError as error:
         raise ImageSetError(f"'{archive}' holds '{Path(error.filename).name}' twice; unpack it by hand") from None
     except OSError as error:
-        raise ImageSetError(
+        raise WriteError(
             f"Cannot unpack '{archive}' into '{folder}': {error.strerror or error}; unpack it elsewhere, and name the "
             "folder"
         ) from None

@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from quickstudy.errors import DownloadError, ImageSetError
+from quickstudy.errors import DownloadError, ImageSetError, InstallationError
 from quickstudy.files import as_path, sha256_of_file, write_atomically
 from quickstudy.images import readers
 from quickstudy.images.catalogue import NAMED, NamedDataSet, RemoteFile
@@ -109,12 +109,15 @@ def get(
     Raises:
         ImageSetError: there is no data set of that name.
         DownloadError: a file cannot be had, or is not the one that was published.
+        InstallationError: it comes with scikit-learn, whose installation lacks it.
     """
     data_set, base = _named(name), data_folder(folder)
     if (place := find(name, base)) is not None:
         return place
     if not data_set.files:
-        raise ImageSetError(f"The data set '{name}' comes with scikit-learn, whose installation lacks it; reinstall it")
+        raise InstallationError(
+            f"The data set '{name}' comes with scikit-learn, whose installation lacks it; reinstall it"
+        )
     own = base / name
     for file in data_set.files:
         path = _obtain(data_set, file, own, source, progress)

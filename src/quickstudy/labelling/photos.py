@@ -21,7 +21,7 @@ from PIL import Image
 
 from quickstudy.bottlenecks.looks import Thumbnails, sheet_of
 from quickstudy.errors import ImageSetError, LabellingError, UnusableImageError, WriteError
-from quickstudy.files import is_text, write_bytes_atomically
+from quickstudy.files import is_text, require_folder_of, write_bytes_atomically
 from quickstudy.images.archives import set_name
 from quickstudy.images.census import Census, take_census
 from quickstudy.images.decoding import InputSpec, decode
@@ -334,8 +334,9 @@ def places_beside(images: Path, labels: Path | None, output: Path | None) -> tup
     """Say where the manifest and the model go: where they were told to, or else into the working folder.
 
     Raises:
-        LabellingError: the manifest is the image set or no `.csv`, or a folder is missing.
+        LabellingError: the manifest is the image set or no `.csv`.
         ModelError: the model is no `.onnx`.
+        WriteError: a folder is missing.
     """
     name = set_name(images)
     manifest = labels if labels is not None else Path(f"{name.removesuffix('.labels')}.labels.csv")
@@ -343,10 +344,7 @@ def places_beside(images: Path, labels: Path | None, output: Path | None) -> tup
     if manifest.suffix != ".csv":
         raise LabellingError(f"The manifest must be named *.csv; got '{manifest}'")
     for path, what in ((manifest, "labels"), (model, "model")):
-        if not path.parent.is_dir():
-            raise LabellingError(
-                f"There is no folder '{path.parent}' to write the {what} '{path.name}' to; create it first"
-            )
+        require_folder_of(path, what)
     if images.is_file() and manifest.resolve() == images.resolve():
         raise LabellingError(
             f"'{images}' would be written over with its own labels; name another manifest with --labels"

@@ -29,7 +29,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from quickstudy.backbones.engines.int8 import without_advice
 from quickstudy.backbones.graphs.runtime import import_onnxruntime, open_session, optimised
-from quickstudy.errors import ModelError, UnusableImageError
+from quickstudy.errors import ModelError, UnusableImageError, WriteError
 from quickstudy.files import sha256_of_file
 from quickstudy.images.decoding import InputSpec, Pixels, decode, to_input
 from quickstudy.images.identity import read_image_file
@@ -118,13 +118,13 @@ def convert(
         progress: is told how far things are.
 
     Raises:
-        ModelError: the source is no whole model, what was made of it differs too much, or it cannot be written.
+        ModelError: the source is no whole model, or what was made of it differs too much.
+        WriteError: the output cannot be written, or is the source or another file.
         BackboneError: ONNX Runtime cannot load what was made of it.
-        WriteError: there is another file in its place.
     """
     model_path(output)
     if output.resolve() == source.resolve():
-        raise ModelError(f"'{output}' is the model itself; name another file for what is made of it")
+        raise WriteError(f"'{output}' is the model itself; name another file for what is made of it")
     require_own_place(output, f"export as {kind}", lambda said: said.get("export", {}).get("kind") == kind)
     before = load(source)
     before.verify()

@@ -27,7 +27,7 @@ from quickstudy.backbones.graphs.untrusted import parse_onnx
 from quickstudy.backbones.loading import load_backbone
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
-from quickstudy.errors import BackboneError, ImageSetError, ModelError
+from quickstudy.errors import BackboneError, ImageSetError, InstallationError, ModelError
 from quickstudy.images.census import take_census
 from quickstudy.images.decoding import InputSpec
 from quickstudy.models.format import features_in
@@ -168,7 +168,7 @@ def _network(name: str, fingerprint: str, whose: str, cache: Path) -> Backbone:
     """Find a network of this name, and check that it is the one."""
     try:
         net = load_backbone(name, cache)
-    except BackboneError as error:
+    except (BackboneError, InstallationError) as error:
         raise ModelError(f"{whose} is '{name}', which is needed here: {error}") from None
     if net.fingerprint != fingerprint:
         raise ModelError(

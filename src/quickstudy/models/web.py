@@ -24,9 +24,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from quickstudy.errors import ModelError, WriteError
+from quickstudy.errors import DownloadError, InstallationError, WriteError
 from quickstudy.files import cache_folder, write_bytes_atomically
-from quickstudy.models.loading import load_bytes
+from quickstudy.models.loading import load_bytes, read_model_file
 from quickstudy.models.teaching import TeachableModel, as_text, written
 from quickstudy.progress import Progress, silent
 
@@ -99,18 +99,16 @@ def write_site(
         progress: is told how far things are.
 
     Raises:
-        WriteError: the folder cannot be written.
+        WriteError: the folder cannot be written, or has a page that is no such site's.
         ImageSetError: the images to start from cannot be used.
-        ModelError: the model is not whole, or cannot be taught with, ONNX Runtime's files are not at hand, or the
-            folder has a page that is no such site's.
+        ModelError: the model is not whole, or cannot be taught with.
+        DownloadError: ONNX Runtime's files cannot be had, or are not the published ones.
+        InstallationError: they are not at hand, and npm, which fetches them, is not installed.
     """
     page = folder / "index.html"
     if page.exists() and _IS_OURS not in page.read_bytes()[:4096]:
-        raise ModelError(f"'{folder}' has an index.html of its own, which would be overwritten; name another folder")
-    try:
-        data = model.read_bytes()
-    except OSError as error:
-        raise ModelError(f"Cannot read '{model}': {error.strerror}") from None
+        raise WriteError(f"'{folder}' has an index.html of its own, which would be overwritten; name another folder")
+    data = read_model_file(model)
     loaded = load_bytes(data, model)
     difference = loaded.verify()
     description = {"title": model.stem, "classes": loaded.classes, **loaded.input.to_dict()}
@@ -196,25 +194,27 @@ def _runtime_files(runtime: Path | None, cache: Path) -> dict[str, bytes]:
         try:
             files = {name: (folder / name).read_bytes() for name in _RUNTIME_FILES}
         except OSError as error:
-            raise ModelError(f"'{runtime}' is not the package {RUNTIME}: {error}") from None
+            raise DownloadError(f"'{runtime}' is not the package {RUNTIME}: {error}") from None
     else:
         archive = runtime or _fetched(cache)
         files = _unpacked(archive)
     for name, digest in _RUNTIME_FILES.items():
         if hashlib.sha256(files[name]).hexdigest() != digest:
-            raise ModelError(f"'{name}' is not that of {RUNTIME}: its hash differs; expected the package as published")
+            raise DownloadError(
+                f"'{name}' is not that of {RUNTIME}: its hash differs; expected the package as published"
+            )
     return files
 
 
 def _unpacked(archive: Path) -> dict[str, bytes]:
     try:
         if archive.stat().st_size > _MOST_ARCHIVE_BYTES:
-            raise ModelError(f"'{archive}' is larger than {_MOST_ARCHIVE_BYTES >> 20} MiB; {RUNTIME} is not")
+            raise DownloadError(f"'{archive}' is larger than {_MOST_ARCHIVE_BYTES >> 20} MiB; {RUNTIME} is not")
         data = archive.read_bytes()
     except OSError as error:
-        raise ModelError(f"Cannot read '{archive}': {error.strerror}; expected the npm package {RUNTIME}") from None
+        raise DownloadError(f"Cannot read '{archive}': {error.strerror}; expected the npm package {RUNTIME}") from None
     if f"sha512-{base64.b64encode(hashlib.sha512(data).digest()).decode()}" != _INTEGRITY:
-        raise ModelError(f"'{archive}' is not the npm package {RUNTIME}: its hash differs")
+        raise DownloadError(f"'{archive}' is not the npm package {RUNTIME}: its hash differs")
     return _members(data)
 
 
@@ -237,7 +237,7 @@ def _fetched(cache: Path) -> Path:
         return archive
     npm = shutil.which("npm")
     if npm is None:
-        raise ModelError(
+        raise InstallationError(
             f"A site needs {RUNTIME}, an npm package, and npm is not installed here. Install it, or fetch the package "
             "elsewhere (npm pack) and name it with --runtime"
         )
@@ -254,7 +254,7 @@ def _fetched(cache: Path) -> Path:
             data = next(Path(folder).glob("*.tgz")).read_bytes()
         except (subprocess.SubprocessError, OSError, StopIteration) as error:
             said = (getattr(error, "stderr", None) or str(error) or "it gave no archive").strip().splitlines()[-1]
-            raise ModelError(
+            raise DownloadError(
                 f"npm cannot fetch {RUNTIME}: {said}. Fetch it elsewhere (npm pack) and name it with --runtime"
             ) from None
         write_bytes_atomically(archive, data)

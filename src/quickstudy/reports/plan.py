@@ -111,9 +111,9 @@ def make_plan(evidence: Evidence, gallery: Gallery, audit: Audit) -> tuple[Step,
 
 
 def require_new(path: Path) -> None:
-    """Raise an AuditError where there is a file of this name, which somebody may have worked on."""
+    """Raise a WriteError where there is a file of this name, which somebody may have worked on."""
     if os.path.lexists(path):
-        raise AuditError(f"There is a '{path}' already, which may have been edited; name another file, or delete it")
+        raise WriteError(f"There is a '{path}' already, which may have been edited; name another file, or delete it")
 
 
 def write_plan(path: Path, steps: Iterable[Step]) -> None:

@@ -16,7 +16,7 @@ from quickstudy.backbones.loading import load_backbone
 from quickstudy.backbones.names import TEMPLATES, check_templates, embed_names
 from quickstudy.bottlenecks.extraction import extract_census
 from quickstudy.bottlenecks.store import Store
-from quickstudy.errors import AuditError
+from quickstudy.errors import OptionError
 from quickstudy.files import as_path, cache_folder
 from quickstudy.images.census import take_census
 from quickstudy.images.depth import significant_bits
@@ -118,8 +118,7 @@ def name_photos(
 
     Raises:
         ImageSetError: there are no images.
-        AuditError: there are no two names.
-        BackboneError: a template has no `{}`.
+        OptionError: there are no two names, a template has no `{}`, or there is no such engine.
         QuickstudyError: the store or the backbone cannot be used, or it has no tower for text; see the message.
     """
     check_templates(templates)
@@ -130,7 +129,7 @@ def name_photos(
     names = tuple(dict.fromkeys(names or known))
     if len(names) < 2:
         given = f"only '{names[0]}'" if names else "none"
-        raise AuditError(
+        raise OptionError(
             f"Two names or more are needed to tell the photos of '{source}' apart, such as --names cat,dog; got {given}"
         )
     net = load_backbone(backbone, folder)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from quickstudy.backbones.backbone import JOINED, Backbone, backbone_names
 from quickstudy.backbones.cuts import FEATURES
 from quickstudy.backbones.loading import load_backbone
-from quickstudy.errors import BackboneError, UnusableImageError
+from quickstudy.errors import BackboneError, InstallationError, UnusableImageError
 from quickstudy.images.census import Census
 from quickstudy.images.decoding import size_of
 from quickstudy.images.fits import FITS, Fit, tiles_for, tiles_in
@@ -122,7 +122,8 @@ def choose(
         The network, cut at the features, with its input as it was chosen, and the choices.
 
     Raises:
-        BackboneError: no network can be had.
+        BackboneError: no network that can be had has levels, and they were asked for.
+        InstallationError: no network can be had.
     """
     sample = _sample(census, config)
     choices: list[Choice] = []
@@ -182,7 +183,7 @@ def _choose_backbone(
     for name in dict.fromkeys((*added, *(preset.backbone for preset in PRESETS.values()))):
         try:
             net = load_backbone(name, cache).reading(bits, config.named_fit)
-        except BackboneError:
+        except (BackboneError, InstallationError):
             continue  # the weights of one of quickstudy's own are not installed, or what was added is damaged
         if net.levels or config.levels != "all":
             nets[name] = net

@@ -24,7 +24,7 @@ from quickstudy.backbones.loading import load_backbone
 from quickstudy.bottlenecks.extraction import Extraction
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import ModelError, OptionError
-from quickstudy.files import as_path, cache_folder
+from quickstudy.files import as_path, cache_folder, require_folder_of
 from quickstudy.images.archives import set_name
 from quickstudy.images.census import Census, take_census
 from quickstudy.images.depth import significant_bits
@@ -211,8 +211,7 @@ def _model_path(images: Path, output: str | Path | None) -> Path:
     if output is None:
         return Path(f"{set_name(images)}.onnx")
     path = model_path(output)
-    if not path.parent.is_dir():
-        raise ModelError(f"There is no folder '{path.parent}' to write the model '{path.name}' to; create it first")
+    require_folder_of(path, "model")
     return path
 
 

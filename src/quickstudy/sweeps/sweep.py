@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from quickstudy.errors import ImageSetError, SweepError
+from quickstudy.errors import ImageSetError, OptionError
 from quickstudy.files import as_path, cache_folder, sha256_of_file, write_bytes_atomically
 from quickstudy.images.census import take_census
 from quickstudy.process import usable_cores
@@ -97,7 +97,7 @@ def sweep(
     study = replace(study, contents=_fingerprints(study.trials(), cache))
     trials = study.trials()
     if workers is not None and workers < 1:
-        raise SweepError(f"workers is {workers}; expected 1 or more")
+        raise OptionError(f"workers is {workers}; expected 1 or more")
     conditions = Conditions(device=device, data_folder=data_folder, cache=cache)
     todo = [trial for trial in trials if not folder.is_done(trial)]
     for trial in todo:

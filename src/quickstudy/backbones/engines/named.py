@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.engines.engine import Engine
 from quickstudy.backbones.graphs.runtime import open_session
-from quickstudy.errors import BackboneError, DeviceError, MissingExtraError
+from quickstudy.errors import DeviceError, MissingExtraError, OptionError
 from quickstudy.extras import require
 
 GPUS = ("cuda",)
@@ -50,7 +50,7 @@ def engine_for(name: str) -> Engine:
             `cuda:1`).
 
     Raises:
-        BackboneError: there is no such engine.
+        OptionError: there is no such engine.
         DeviceError: there is no such GPU.
         MissingExtraError: what runs it is not installed.
     """
@@ -66,7 +66,7 @@ def engine_for(name: str) -> Engine:
 
         return openvino_engine()
     if not is_gpu(name):
-        raise BackboneError(f"The engine is '{name}'; expected onnxruntime, onnxruntime-int8, openvino or cuda")
+        raise OptionError(f"The engine is '{name}'; expected onnxruntime, onnxruntime-int8, openvino or cuda")
     require("torch", extra="train", what=f"Engine '{name}'")
     from quickstudy.backbones.engines.batched import engine_on
 
@@ -89,6 +89,6 @@ def engine_named(name: str) -> Engine:
     asked = {"torch": "cuda", "openvino": "openvino"}.get(name.partition("-")[0], name)
     try:
         engine = engine_for(asked)
-    except (BackboneError, DeviceError, MissingExtraError):
+    except (OptionError, DeviceError, MissingExtraError):
         return ONNX_RUNTIME
     return engine if engine.name == name else ONNX_RUNTIME

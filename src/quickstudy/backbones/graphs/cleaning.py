@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from quickstudy.backbones.graphs.cutting import shapes_of
-from quickstudy.errors import BackboneError
+from quickstudy.errors import BackboneError, OptionError
 
 BATCH = "N"
 IMAGE_OUTPUTS = ("image_embeds", "last_hidden_state", "pooler_output")
@@ -287,6 +287,7 @@ def find_image_input(
 
     Raises:
         BackboneError: there is none, or several, or one that no colour image fits into, or something is left open.
+        OptionError: there is no such layout.
     """
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [info for info in model.graph.input if info.name not in constants]
@@ -308,7 +309,7 @@ def find_image_input(
         )
     layout = layout or _layout_of(sides, described)
     if layout not in LAYOUTS:
-        raise BackboneError(f"Unknown layout '{layout}'; there are: {', '.join(LAYOUTS)}")
+        raise OptionError(f"Unknown layout '{layout}'; there are: {', '.join(LAYOUTS)}")
     channels = sides[layout.index("C")]
     height, width = sides[layout.index("H")], sides[layout.index("W")]
     if isinstance(channels, int) and channels != 3:

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from quickstudy.backbones.graphs.cleaning import BATCH, ImageInput
 from quickstudy.backbones.graphs.cutting import keep_until, shapes_of
 from quickstudy.backbones.graphs.runtime import open_session
-from quickstudy.errors import BackboneError
+from quickstudy.errors import OptionError
 
 _NORMALISING = ("Sub", "Add", "Mul", "Div", "BatchNormalization")
 
@@ -93,20 +93,20 @@ def choose_preprocessing(
         std: a number or three, as for `mean`.
 
     Raises:
-        BackboneError: a value cannot be read, or a preset and numbers contradict each other.
+        OptionError: a value cannot be read, or a preset and numbers contradict each other.
     """
     if preset is not None:
         if value_range or mean or std:
-            raise BackboneError(f"--preprocessing {preset} says range, mean and standard deviation; give it or these")
+            raise OptionError(f"--preprocessing {preset} says range, mean and standard deviation; give it or these")
         if preset not in PRESETS:
-            raise BackboneError(f"Unknown preprocessing '{preset}'; there are: {explain_presets()}")
+            raise OptionError(f"Unknown preprocessing '{preset}'; there are: {explain_presets()}")
         return PRESETS[preset]
     if not (value_range or mean or std):
         return None
     low, high = _range(value_range or "0..255")
     chosen = Preprocessing(low=low, high=high, mean=_triple("--mean", mean, 0), std=_triple("--std", std, 1))
     if 0 in chosen.std:
-        raise BackboneError(f"--std {std} divides by zero; standard deviations are positive")
+        raise OptionError(f"--std {std} divides by zero; standard deviations are positive")
     return chosen
 
 
@@ -192,7 +192,7 @@ def _range(text: str) -> tuple[float, float]:
     except ValueError:
         low = high = 0.0
     if not -np.inf < low < high < np.inf:
-        raise BackboneError(f"--range is '{text}'; expected what 0 and 255 become, such as 0..1, -1..1 or 0..255")
+        raise OptionError(f"--range is '{text}'; expected what 0 and 255 become, such as 0..1, -1..1 or 0..255")
     return low, high
 
 
@@ -204,7 +204,7 @@ def _triple(option: str, text: str | None, otherwise: float) -> tuple[float, ...
     except ValueError:
         values = ()
     if len(values) not in (1, 3) or not np.isfinite(values).all():
-        raise BackboneError(f"{option} is '{text}'; expected a number, or three such as 0.485,0.456,0.406")
+        raise OptionError(f"{option} is '{text}'; expected a number, or three such as 0.485,0.456,0.406")
     return values
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from quickstudy.backbones.graphs.cutting import opset_of
-from quickstudy.errors import BackboneError
+from quickstudy.errors import BackboneError, OptionError
 
 TOKENS = {
     "cls": "the class token",
@@ -87,7 +87,7 @@ def pooling_of(count: int, wanted: Tokens, *, size: int) -> TokenPooling:
     """
     if wanted.take and wanted.take not in TOKENS:
         ways = "; ".join(f"{name}: {what}" for name, what in TOKENS.items())
-        raise BackboneError(f"Unknown tokens '{wanted.take}'; there are: {ways}")
+        raise OptionError(f"Unknown tokens '{wanted.take}'; there are: {ways}")
     # Networks that join neighbouring patches on the way (Swin) end with fewer of them than they begin with.
     known = (size // wanted.patch) ** 2 if wanted.patch else 0
     patches = known if 0 < known <= count else math.isqrt(count) ** 2

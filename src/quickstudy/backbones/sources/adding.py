@@ -30,7 +30,7 @@ from quickstudy.backbones.graphs.untrusted import own_class_names, read_onnx
 from quickstudy.backbones.sources.graph_import import Imported, import_graph
 from quickstudy.backbones.sources.hub import fetched, parse_place
 from quickstudy.backbones.sources.hub_configs import FILTERS, describe
-from quickstudy.errors import BackboneError
+from quickstudy.errors import BackboneError, OptionError
 from quickstudy.files import as_path
 
 
@@ -73,12 +73,14 @@ def add_from(source: BackboneSource, cache: Path, *, name: str | None = None) ->
 
     Raises:
         BackboneError: it cannot be imported, which the message explains, or the name cannot be used.
+        OptionError: an option has a value that it cannot have, or would do nothing with such a source.
+        MissingExtraError: an extra is not installed.
         UnsafeFileError: a file holds something that is refused.
     """
     if name is not None:
         check_name(name)
     if source.resize and source.resize not in FILTERS:
-        raise BackboneError(f"Unknown way to resize '{source.resize}'; there are: {', '.join(FILTERS)}")
+        raise OptionError(f"Unknown way to resize '{source.resize}'; there are: {', '.join(FILTERS)}")
     imported = _import(source)
     if source.resize:
         spec = replace(imported.input_spec, resize=FILTERS[source.resize])
@@ -123,7 +125,7 @@ def _import(source: BackboneSource) -> Imported:
     kind, _, name = source.place.partition(":")
     if kind in ("keras", "timm") and not Path(source.place).exists():
         if source.layout or source.preprocessing or source.features or source.output:
-            raise BackboneError(
+            raise OptionError(
                 f"'{source.place}' already fixes what --layout, --preprocessing, --range, --mean, --std, --features "
                 "and --output would say; leave them out"
             )
@@ -134,7 +136,7 @@ def _import(source: BackboneSource) -> Imported:
             from quickstudy.backbones.sources.timm_models import import_timm as import_named
         return import_named(name, weights=source.weights, top=source.top, size=source.size, classes=source.classes)
     if source.weights is not None or not source.top:
-        raise BackboneError(
+        raise OptionError(
             "--weights and --no-top are for keras: and timm: names; an .onnx file, and a repository on the hub, have "
             "their own weights"
         )

@@ -31,7 +31,7 @@ from quickstudy.backbones.graphs.runtime import open_session
 from quickstudy.backbones.graphs.untrusted import first_line
 from quickstudy.backbones.sources.graph_import import Imported, import_graph
 from quickstudy.backbones.sources.torch_export import export_module
-from quickstudy.errors import BackboneError, UnsafeFileError
+from quickstudy.errors import BackboneError, MissingExtraError, UnsafeFileError
 from quickstudy.extras import installation_of
 from quickstudy.process import default_variable
 
@@ -62,7 +62,8 @@ def import_keras(
         classes: names of the classes; left out, ImageNet's where there are 1,000.
 
     Raises:
-        BackboneError: Keras is missing or has no such application, or weights cannot be had or do not fit.
+        MissingExtraError: Keras or torch is missing.
+        BackboneError: Keras has no such application, or weights cannot be had or do not fit.
         UnsafeFileError: the file asks for others, or is too large.
     """
     keras = _keras()
@@ -188,13 +189,14 @@ def _keras() -> Any:
     """Import Keras on the torch backend.
 
     Raises:
-        BackboneError: it is missing, or runs on another backend already.
+        MissingExtraError: it is missing.
+        BackboneError: it runs on another backend already.
     """
     try:
         with default_variable("KERAS_BACKEND", "torch"):  # it is read when Keras is imported
             import keras
     except ImportError as error:
-        raise BackboneError(
+        raise MissingExtraError(
             f"keras: needs Keras and torch ({error}); install them: {installation_of('keras')}"
         ) from None
     if keras.backend.backend() != "torch":

@@ -23,7 +23,7 @@ from quickstudy.backbones.sources.graph_import import Imported, import_graph
 from quickstudy.backbones.sources.hub import WEIGHTS, Fetched, HubPlace, fetched
 from quickstudy.backbones.sources.hub_configs import describe
 from quickstudy.backbones.sources.torch_export import export_module
-from quickstudy.errors import BackboneError
+from quickstudy.errors import BackboneError, MissingExtraError
 from quickstudy.extras import installation_of
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ def import_timm(
         classes: names of the classes; left out, ImageNet's where there are 1,000.
 
     Raises:
-        MissingExtraError: the weights are on the hub, and `huggingface_hub` is not installed.
-        BackboneError: timm is missing or has no such network, or weights cannot be had or do not fit.
+        MissingExtraError: timm is missing, or the weights are on the hub and `huggingface_hub` is.
+        BackboneError: timm has no such network, or weights cannot be had or do not fit.
         DownloadError: the hub cannot be reached.
     """
     timm = _timm()
@@ -83,7 +83,8 @@ def import_timm_from_hub(
         classes: names of the classes; left out, those in `config.json`, or ImageNet's where there are 1,000.
 
     Raises:
-        BackboneError: timm is missing or has no such architecture, or the weights do not fit.
+        MissingExtraError: timm is missing.
+        BackboneError: timm has no such architecture, or the weights do not fit.
     """
     timm = _timm()
     name, config = str(hub.config.get("architecture")), dict(hub.config.get("pretrained_cfg") or {})
@@ -154,7 +155,7 @@ def _timm() -> Any:
         import timm
         import timm.data
     except Exception as error:  # torchvision without its compiled part raises RuntimeError
-        raise BackboneError(
+        raise MissingExtraError(
             f"timm: needs timm with torch and torchvision, which cannot be imported here ({first_line(error)}); "
             f"install them: {installation_of('timm')}"
         ) from None
