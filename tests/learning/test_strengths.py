@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from quickstudy.learning.features import prepare_features
 from quickstudy.learning.selection import choose_head, fit_head
-from quickstudy.learning.strengths import FOLDS, CrossValidation, assign_folds, deal_out
+from quickstudy.learning.strengths import FOLDS, CrossValidation, assign_folds, deal_out, folds_of
 
 
 def drawn(n: int, classes: int, width: int) -> tuple[NDArray[np.float64], NDArray[np.intp], list[bytes]]:
@@ -26,7 +26,7 @@ def drawn(n: int, classes: int, width: int) -> tuple[NDArray[np.float64], NDArra
 def validation(n: int, classes: int, width: int) -> CrossValidation:
     values, labels, keys = drawn(n, classes, width)
     dealt, places = deal_out(labels, keys)
-    order = np.argsort(np.where(dealt < 0, -1, dealt % FOLDS), kind="stable")
+    order = np.argsort(folds_of(dealt), kind="stable")
     return CrossValidation(
         prepare_features(values, order),
         labels[order],

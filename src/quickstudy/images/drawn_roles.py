@@ -56,7 +56,7 @@ def draw_tests(
 
 
 def draw_tests_of_several(
-    labels: Mapping[bytes, tuple[str, ...]], *, test_share: float = TEST_SHARE, before: RolesBefore | None = None
+    labels: Mapping[bytes, tuple[str, ...]], *, before: RolesBefore | None = None
 ) -> dict[bytes, Split]:
     """Decide which contents with several labels are for the test, so that each label has its share on either side.
 
@@ -64,12 +64,11 @@ def draw_tests_of_several(
 
     Args:
         labels: names by content hash.
-        test_share: between 0 and 1.
         before: as for `draw_tests`.
     """
     known = {digest: role for digest in labels if (role := before(digest))} if before is not None else {}
     parts = {digest: int(role == "test") for digest, role in known.items()}
-    drawn = spread_evenly(labels, (1 - test_share, test_share), given=parts)
+    drawn = spread_evenly(labels, (1 - TEST_SHARE, TEST_SHARE), given=parts)
     return {digest: "test" if drawn[digest] else "train" for digest in labels}
 
 

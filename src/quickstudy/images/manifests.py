@@ -393,14 +393,14 @@ def read_table(data: bytes, names: Collection[str] = (), *, errors: str = "stric
     return Table(header=header, rows=padded, delimiter=delimiter, line_end=line_end, encoding=encoding)
 
 
-def write_table(table: Table, *, errors: str = "strict") -> bytes:
+def write_table(table: Table) -> bytes:
     """Write a table to the bytes of a file, in the way in which the table says that it was written."""
     lines = []
     for row in (table.header, *table.rows):
         line = io.StringIO(newline="")
         csv.writer(line, delimiter=table.delimiter, lineterminator="\r\n").writerow(row)  # so quotes cells with either
         lines.append(line.getvalue().removesuffix("\r\n") + table.line_end)
-    return "".join(lines).encode(table.encoding, errors)
+    return "".join(lines).encode(table.encoding)
 
 
 def read_list(file: BinaryIO | Iterable[bytes]) -> Iterator[str]:

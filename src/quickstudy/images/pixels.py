@@ -109,9 +109,6 @@ def decode_image_set(
     source: str | Path | ImageSet,
     spec: InputSpec,
     *,
-    hold_out: bool = False,
-    index: Path | None = None,
-    strict: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> DecodedImageSet:
@@ -120,21 +117,18 @@ def decode_image_set(
     Args:
         source: class folders, split folders, a manifest, or an image set already listed.
         spec: the size, and how much of each image is seen.
-        hold_out: draw some of the training images for the validation, where none come so.
-        index: the stat index, which spares hashing unchanged files; none if left out.
-        strict: raise an error for files that cannot be used instead of leaving them out.
         threads: as many as there are cores if left out.
         progress: is told how far it has come.
 
     Raises:
-        ImageSetError: there is too little to learn from, or with `strict` a file cannot be used.
+        ImageSetError: there is too little to learn from.
     """
     listed = source if isinstance(source, ImageSet) else as_path(source)
-    census = take_census(listed, index, to_learn=True, hold_out=hold_out, progress=progress)
+    census = take_census(listed, None, to_learn=True, progress=progress)
     census.require_enough()
     decoded, unusable = _decode_all(census, spec, threads, progress)
     census = census.without(unusable)
-    census.require_enough(strict=strict)
+    census.require_enough()
     # Pixels move into the arrays one by one, so that no two copies of all stand in memory.
     splits: dict[Split, PixelSet] = {}
     digests: dict[Split, tuple[bytes, ...]] = {}

@@ -53,6 +53,7 @@ _MOST_MISTAKES = 60
 # probability by which a guess counts. Strengths of 1 and 10, a factor of 5 and a power of 8 come to about the same.
 _RIDGE, _BOLDNESS, _SURENESS = 3.0, 10.0, 4
 _RAREST = 0.2  # of the mean weight of a class's guesses, below which a class is not rarer for it
+_MORE = 100  # labels that a forecast is of
 _FEWEST_FOR_THRESHOLDS = 50  # photos; with fewer, a label is given from one half on
 
 
@@ -404,10 +405,8 @@ def forecast(
     keys: Sequence[bytes],
     classes: Sequence[str],
     judged: Judged,
-    *,
-    more: int = 100,
 ) -> tuple[Gain, ...]:
-    """Forecast what `more` labels would bring: of all classes first, then of each, the most rewarding first.
+    """Forecast what a hundred more labels would bring: of all classes first, then of each, the most rewarding first.
 
     There is no forecast for fewer than 80 labels.
 
@@ -417,14 +416,13 @@ def forecast(
         keys: n content hashes.
         classes: names of the classes.
         judged: what cross-validation said of the same photos.
-        more: number of labels.
     """
     right = np.full(len(labels), np.nan)
     right[judged.held_out] = judged.probabilities.argmax(axis=1) == judged.targets
-    curve = learning_curve(bottlenecks, labels, keys, classes=len(classes), l2=L2, right=right, more=more)
+    curve = learning_curve(bottlenecks, labels, keys, classes=len(classes), l2=L2, right=right, more=_MORE)
     if curve is None:
         return ()
-    points, deviation = curve.gain(more)
+    points, deviation = curve.gain(_MORE)
     gains = [Gain(name=classes[g.name], more=g.more, points=g.points, deviation=g.deviation) for g in curve.gains]
     gains.sort(key=lambda gain: -gain.points)
-    return (Gain(name="", more=more, points=points, deviation=deviation), *gains)
+    return (Gain(name="", more=_MORE, points=points, deviation=deviation), *gains)

@@ -273,16 +273,15 @@ def score_labels(
     )
 
 
-def compare_average_precision(first: Shares, second: Shares, marks: Marks, *, draws: int = DRAWS) -> Interval:
+def compare_average_precision(first: Shares, second: Shares, marks: Marks) -> Interval:
     """Work out the second's mean average precision less the first's on the same images, with its paired interval.
 
     Args:
         first: probabilities by the first (n×K).
         second: probabilities by the second (n×K).
         marks: 1 where the image has the label (n×K).
-        draws: number of times that images are drawn.
     """
-    truth, weights = marks.astype(bool), _weights(len(marks), draws)
+    truth, weights = marks.astype(bool), _weights(len(marks), DRAWS)
     has = np.flatnonzero(truth.any(axis=0))
     means = [
         _mean(np.stack([_average_precision(shares[:, k], truth[:, k], weights) for k in has]).T)

@@ -12,7 +12,6 @@ the best that the head gives by that alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -66,8 +65,6 @@ def mix_names(
     names: Floats,
     features: NDArray[np.floating],
     truth: Integers,
-    *,
-    shares: Sequence[float] = SHARES,
 ) -> tuple[Head, NamesCompared | None]:
     """Mix a head with what names say, as far as its held-out images are the better for it.
 
@@ -76,7 +73,6 @@ def mix_names(
         names: what names say (F×K): products with features of length 1 are logits.
         features: the last features (m×F) of the rows that were held out, in the order of `head.held_out`.
         truth: their class numbers (m).
-        shares: the shares to choose from, rising from 0.
 
     Returns:
         The head, and what was compared; the head as it was, and None, where fewer than 10 images were held out.
@@ -84,8 +80,8 @@ def mix_names(
     if len(truth) < FEWEST:
         return head, None
     said = logits_of_names(features, names)
-    alone = min((_losses((1 - share) * head.held_out_logits, truth) for share in shares[:-1]), key=np.mean)
-    mixed = {share: _losses(_mix(head.held_out_logits, said, share), truth) for share in shares[1:]}
+    alone = min((_losses((1 - share) * head.held_out_logits, truth) for share in SHARES[:-1]), key=np.mean)
+    mixed = {share: _losses(_mix(head.held_out_logits, said, share), truth) for share in SHARES[1:]}
     best = min(mixed, key=lambda share: float(mixed[share].mean()))
     compared = NamesCompared(
         log_loss_without=float(alone.mean()),

@@ -27,7 +27,7 @@ from quickstudy.learning.features import (
     prepare_features,
     signed_sqrt,
 )
-from quickstudy.learning.links import FOLDS, Kind, link_of
+from quickstudy.learning.links import Kind, link_of
 from quickstudy.learning.spaces import in_small_space
 from quickstudy.learning.strengths import (
     CrossValidation,
@@ -37,6 +37,7 @@ from quickstudy.learning.strengths import (
     choose_strength,
     deal_out,
     fit_folds,
+    folds_of,
     log_losses,
 )
 
@@ -229,7 +230,7 @@ class _Search:
             raise HeadError(f"The regularisation strength must be a positive number; got {l2!r}")
         importance = (1 / counts)[labels] if balanced else np.ones(len(labels))
         dealt, places = deal_out(labels, keys)
-        order = np.argsort(np.where(dealt < 0, -1, dealt % FOLDS), kind="stable")  # products leave a fold's rows out
+        order = np.argsort(folds_of(dealt), kind="stable")  # products leave a fold's rows out
         plain = np.ones(len(labels), bool) if plain is None else plain
         self.features, self.back = in_small_space(prepare_features(bottlenecks, order, widths=widths))
         self.validation = CrossValidation(

@@ -63,13 +63,14 @@ def deal_out(labels: Integers, keys: Sequence[bytes]) -> tuple[Integers, Integer
     return link_of(labels).deal_out(labels, keys)
 
 
-def assign_folds(labels: Integers, keys: Sequence[bytes], *, folds: int = FOLDS) -> Integers:
-    """Assign fold numbers (n) for cross-validation by content hash; -1 for rows that are never held out.
+def assign_folds(labels: Integers, keys: Sequence[bytes]) -> Integers:
+    """Assign fold numbers (n) for cross-validation by content hash; see `deal_out` and `folds_of`."""
+    return folds_of(deal_out(labels, keys)[0])
 
-    See `deal_out`.
-    """
-    dealt, _ = deal_out(labels, keys)
-    return np.where(dealt < 0, -1, dealt % folds)
+
+def folds_of(dealt: Integers) -> Integers:
+    """Turn the first numbers of `deal_out` into fold numbers (n); -1 for rows that are never held out."""
+    return np.where(dealt < 0, -1, dealt % FOLDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,7 @@ class CrossValidation:
         self.features, self.labels, self.classes = features, labels, classes
         self.link = link_of(labels)
         self.dealt, self.places, self.plain = dealt, places, plain
-        folds = np.where(dealt < 0, -1, dealt % FOLDS)
+        folds = folds_of(dealt)
         self.held_out = np.flatnonzero((folds >= 0) & plain)
         self.held_out_folds = folds[self.held_out]
         self.importance = importance

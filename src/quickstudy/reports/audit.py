@@ -179,8 +179,8 @@ _MOST_STEPS = 100
 _USUALLY_TAKEN = 0.01  # of any class for any other, before any image was looked at
 
 
-def find_label_errors(evidence: Evidence, *, least: float = LEAST) -> tuple[LabelError, ...]:
-    """Find the images whose label is wrong with at least this probability, and the first that are hardly believed.
+def find_label_errors(evidence: Evidence) -> tuple[LabelError, ...]:
+    """Find the images whose label is wrong with a probability of at least `LEAST`, and the first hardly believed.
 
     They come in the order of `choose_surprising`.
 
@@ -198,7 +198,7 @@ def find_label_errors(evidence: Evidence, *, least: float = LEAST) -> tuple[Labe
         return ()
     probabilities, given = evidence.probabilities[rows], labels[rows]
     wrong, suggested = probability_wrong(probabilities, given), suggest_others(probabilities, given)
-    named = choose_surprising(probabilities, given, wrong, least=least)
+    named = choose_surprising(probabilities, given, wrong)
     return tuple(
         LabelError(
             image=int(rows[k]),
@@ -212,7 +212,7 @@ def find_label_errors(evidence: Evidence, *, least: float = LEAST) -> tuple[Labe
     )
 
 
-def find_tag_errors(evidence: Evidence, *, least: float = LEAST) -> tuple[LabelError, ...]:
+def find_tag_errors(evidence: Evidence) -> tuple[LabelError, ...]:
     """Find which of several labels an image has, or has not, by mistake, the most probable mistakes first.
 
     Each label is a question of its own, yes or no, to which Bayes' rule is put as for a label of one class: see
@@ -237,7 +237,7 @@ def find_tag_errors(evidence: Evidence, *, least: float = LEAST) -> tuple[LabelE
                 probability_suggested=float(both[row, 1 - given[row]]),
                 score=float(wrong[row]),
             )
-            for row in np.flatnonzero(wrong >= least)
+            for row in np.flatnonzero(wrong >= LEAST)
         ]
     return tuple(sorted(found, key=lambda error: (-error.score, error.image, error.suggested)))
 
@@ -250,9 +250,7 @@ def suggest_others(probabilities: Floats, labels: NDArray[np.intp]) -> NDArray[n
     return suggested
 
 
-def choose_surprising(
-    probabilities: Floats, labels: NDArray[np.intp], wrong: NDArray[np.float64], *, least: float = LEAST
-) -> list[int]:
+def choose_surprising(probabilities: Floats, labels: NDArray[np.intp], wrong: NDArray[np.float64]) -> list[int]:
     """Choose the rows whose label is to be looked at, most surprising first.
 
     How surprising it is that a label is not believed, is the odds of the class that is suggested instead, over how
@@ -263,7 +261,6 @@ def choose_surprising(
         probabilities: n×K, of classes, out of sample and calibrated.
         labels: n class numbers.
         wrong: probability of each label (n) to be wrong, from `probability_wrong`.
-        least: probability of being wrong from which on any label is named.
     """
     rows, suggested = np.arange(len(labels)), suggest_others(probabilities, labels)
     chances = np.maximum(probabilities.astype(np.float64), 1e-9)
@@ -273,7 +270,7 @@ def choose_surprising(
     taken = sums[labels, suggested] / np.bincount(labels)[labels]
     surprise = np.log(chances[rows, suggested]) - np.log(own) - np.log(taken + _USUALLY_TAKEN)
     order = np.argsort(-surprise, kind="stable")
-    named = wrong >= least
+    named = wrong >= LEAST
     named[order[own[order] < BELIEVED][:FIRST]] = True
     return [int(row) for row in order if named[row]]
 
@@ -315,8 +312,8 @@ BLOCK = 4096
 """Number of images that are compared with the references at a time."""
 
 
-def find_outliers(evidence: Evidence, *, limit: float = LIMIT) -> tuple[Outlier, ...]:
-    """Find the images at least so far out, farthest first; none where there are too few images to tell what is usual.
+def find_outliers(evidence: Evidence) -> tuple[Outlier, ...]:
+    """Find the images at least `LIMIT` out, farthest first; none where there are too few images to tell what is usual.
 
     An outlier is an image whose tenth nearest neighbour is far away in bottleneck space. The distance of the k-th
     nearest (Ramaswamy et al., 2000) finds strange images even where there are a few of a kind, which the mean over the
@@ -329,7 +326,7 @@ def find_outliers(evidence: Evidence, *, limit: float = LIMIT) -> tuple[Outlier,
     if len(rows) < _FEWEST:
         return ()
     scores = standardise(distances(evidence.features[rows]))
-    found = np.flatnonzero(scores >= limit)
+    found = np.flatnonzero(scores >= LIMIT)
     found = found[np.lexsort((rows[found], -scores[found]))]
     return tuple(Outlier(image=int(rows[k]), score=float(scores[k])) for k in found)
 

@@ -182,7 +182,7 @@ _ITERATIONS = 300
 _FEWEST = 8
 
 
-def place_images(features: NDArray[np.floating], *, seed: int = 0) -> NDArray[np.float64]:
+def place_images(features: NDArray[np.floating]) -> NDArray[np.float64]:
     """Place images on a map by their features (n×d): n×2, each coordinate from 0 to 1, the same for the same input.
 
     Images that the network finds alike lie side by side. Only nearness means anything: neither the axes nor the
@@ -197,12 +197,12 @@ def place_images(features: NDArray[np.floating], *, seed: int = 0) -> NDArray[np
 
     values = features.astype(np.float32)
     components = min(_COMPONENTS, n - 1, values.shape[1])
-    points = PCA(components, svd_solver="randomized", random_state=seed).fit_transform(values)
-    landmarks = np.sort(np.random.Generator(np.random.Philox(seed)).permutation(n)[:_LANDMARKS])
+    points = PCA(components, svd_solver="randomized", random_state=0).fit_transform(values)
+    landmarks = np.sort(np.random.Generator(np.random.Philox(0)).permutation(n)[:_LANDMARKS])
     perplexity = min(30.0, (len(landmarks) - 1) / 3)
-    layout = TSNE(
-        2, perplexity=perplexity, init="pca", max_iter=_ITERATIONS, angle=0.8, random_state=seed
-    ).fit_transform(points[landmarks])
+    layout = TSNE(2, perplexity=perplexity, init="pca", max_iter=_ITERATIONS, angle=0.8, random_state=0).fit_transform(
+        points[landmarks]
+    )
     places = np.empty((n, 2))
     places[landmarks] = layout
     others = np.setdiff1d(np.arange(n), landmarks)

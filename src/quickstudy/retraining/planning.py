@@ -251,6 +251,7 @@ def _with(plan: Plan, job: Job, *, views: int | None = None, epochs: int | None 
 
 _REPEATS = 3
 _IMAGES_PER_CORE = 4
+_UPDATED = 1 << 20  # trained values whose update is timed
 # What a step of training from a cut costs, in forward passes of ONNX Runtime through what lies behind it: 3.2 from
 # 'block_12' and 3.5 from 'block_16' on two cores, 10 where the whole network is trained.
 _TRAINING_PASSES = 3.2
@@ -401,19 +402,19 @@ def _suffix_seconds(graph: onnx.ModelProto, batch: np.ndarray) -> tuple[float, f
     return _median_seconds(evaluate) / len(batch), _median_seconds(train) / len(batch)
 
 
-def _update_seconds(values: int = 1 << 20) -> float:
+def _update_seconds() -> float:
     """Measure the seconds that optimiser and averages take in one step for each trained value."""
     import torch
 
-    parameter, average = torch.zeros(values, requires_grad=True), torch.zeros(values)
-    parameter.grad = torch.zeros(values)
+    parameter, average = torch.zeros(_UPDATED, requires_grad=True), torch.zeros(_UPDATED)
+    parameter.grad = torch.zeros(_UPDATED)
     optimiser = torch.optim.AdamW([parameter], fused=True)
 
     def step() -> None:
         optimiser.step()
         torch._foreach_lerp_([average], [parameter.detach()], 0.01)
 
-    return _median_seconds(step) / values
+    return _median_seconds(step) / _UPDATED
 
 
 def _median_seconds(work: Callable[[], object]) -> float:

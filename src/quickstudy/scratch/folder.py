@@ -13,7 +13,6 @@ from quickstudy.errors import ImageSetError, OptionError, RunError, WriteError
 from quickstudy.files import write_bytes_atomically, write_json_atomically
 from quickstudy.images.named import NAMED
 from quickstudy.learning.checkpoints import Checkpoint, Checkpoints
-from quickstudy.progress import Progress, silent
 from quickstudy.scratch.data import DataFacts, TrainingData, load_training_data
 from quickstudy.scratch.recipe import Recipe
 
@@ -73,15 +72,12 @@ class RunFolder:
         except OptionError as error:
             raise RunError(f"'{self.path / 'config.json'}': {error}") from None
 
-    def load_data(
-        self, source: str | None = None, *, folder: Path | None = None, progress: Progress = silent
-    ) -> TrainingData:
+    def load_data(self, source: str | None = None, *, folder: Path | None = None) -> TrainingData:
         """Load the images of the run, wherever they are now; where they were is a hint, what they are is checked.
 
         Args:
             source: where they are; None: where they were when somebody last trained here.
             folder: where named data sets lie.
-            progress: is told how far it has come.
 
         Raises:
             ImageSetError: they are not there, or cannot be used.
@@ -96,7 +92,6 @@ class RunFolder:
                 image_size=recipe.image_size,
                 validation=recipe.validation,
                 folder=folder,
-                progress=progress,
             )
         except ImageSetError as error:
             raise ImageSetError(f"{error}{hint}") from None

@@ -31,15 +31,15 @@ def import_onnxruntime() -> ModuleType:
         return importlib.import_module("onnxruntime")
 
 
-def open_session(graph: bytes | Path, *, threads: int = 1) -> onnxruntime.InferenceSession:
-    """Load a graph, given as a file or as its bytes, for the CPU.
+def open_session(graph: bytes | Path) -> onnxruntime.InferenceSession:
+    """Load a graph, given as a file or as its bytes, for one core of the processor.
 
     Raises:
         BackboneError: ONNX Runtime cannot load it.
     """
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what goes wrong comes as an exception, too
     try:
