@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import io
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +13,7 @@ from local_hub import LocalHub, Repository
 from PIL import Image
 from test_names import NAMES, expected_logits, files_of, towers
 
-from quickstudy.cli.main import run as quickstudy
+from in_process import run_here
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers", reason="transformers is not installed")
@@ -40,17 +37,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         hub.stand_in(patched, folder / "hub")
         patched.setenv("QUICKSTUDY_CACHE", str(folder / "cache"))
         yield folder
-
-
-def run_here(folder: Path, *arguments: str) -> tuple[int, str, str]:
-    """Run `quickstudy` in a folder: exit status, standard output and error."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patched.chdir(folder)
-        patched.setattr(sys, "argv", ["quickstudy", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            quickstudy()
-    return int(ended.value.code or 0), out.getvalue(), err.getvalue()
 
 
 @pytest.mark.filterwarnings("ignore")

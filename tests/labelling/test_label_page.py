@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,22 +19,7 @@ from pages import contrast
 from servers import Running, Start
 
 sync_api = pytest.importorskip("playwright.sync_api")
-sync_api.expect.set_options(timeout=60_000)
-
-CHROMIUM = shutil.which("chromium")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 KEYS = "123456789"
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to drive")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[sync_api.Browser]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS + CAMERA)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -7,16 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_label_page import CHROMIUM, browser, expect, opened, saved, shown, sync_api
+from test_label_page import KEYS, expect, opened, saved, shown, sync_api
 from tests_of_labelling import act, api, wait_for
 
 from collages import make_collages
 from servers import Running, Start
 
-__all__ = ["browser"]
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to drive")
-KEYS = "123456789"
 MISTAKES: list[tuple[str, list[str]]] = [("discs", []), ("discs", ["checks"])]
 
 

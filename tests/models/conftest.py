@@ -1,4 +1,4 @@
-"""What tests of models' web pages share: the package that the pages carry, Node, a browser, a server of files."""
+"""What tests of models' web pages share: the package that the pages carry, Node, a server of files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests_of_sites import BROWSER, CAMERA, find_chromium
 
 from quickstudy.models.web import RUNTIME
 
@@ -36,20 +35,6 @@ def node() -> str:
     if found is None:
         pytest.skip("node is not installed")
     return found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium, with a make-believe camera."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = find_chromium()
-    if chromium is None:
-        pytest.skip("no chromium is installed")
-    playwright.expect.set_options(timeout=60_000)
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=[*BROWSER, *CAMERA])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -3,17 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from typing import Any
-
-BROWSER = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
-CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
-"""Chromium's make-believe camera."""
-
-
-def find_chromium() -> str | None:
-    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def open_page(browser: Any, address: str) -> tuple[Any, list[str]]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from small_runs import (
     CLASSIC,
     RECIPES,
@@ -15,15 +14,6 @@ from small_runs import (
 )
 
 from quickstudy.scratch.recipe import Recipe
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """So small a network is no work for two, and other processes must not make it wait."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=RECIPES)

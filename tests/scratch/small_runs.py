@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,10 @@ def run_in_process(work: Callable[..., object], *arguments: object) -> multiproc
     process = quick_processes().Process(target=work, args=arguments)
     process.start()
     return process
+
+
+def hold(path: Path, ready: Connection) -> None:
+    """Hold the lock of a run, as who trains there does, until somebody sends something."""
+    with RunFolder(path).locked():
+        ready.send("locked")
+        ready.recv()

@@ -11,13 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_runs import CLASSIC, FAST, QUIET, newest, small_data, train_until, train_whole
+from small_runs import CLASSIC, FAST, QUIET, hold, newest, small_data, train_until, train_whole
 
 from quick_processes import quick_processes
 from quickstudy.errors import ImageSetError, RunError
@@ -244,12 +243,6 @@ def test_a_checkpoint_that_was_damaged_is_evaluated_once_it_has_been_made_again(
 
     Trainer(run, monkeypatch, cut, lambda _: None, save(20), lambda trainer: trainer.end())
     assert follow(run) == [10, 20]
-
-
-def hold(path: Path, ready: Connection) -> None:
-    with RunFolder(path).locked():
-        ready.send("locked")
-        ready.recv()
 
 
 @pytest.mark.heavy

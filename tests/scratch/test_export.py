@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +37,7 @@ VARIANTS: dict[str, tuple[Recipe, dict[str, object], int]] = {
     "fast, grey": (FAST, {"whitening": "off", "mirrored_test": "off", "standardise": "image"}, 1),
 }
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def torch_probabilities(recipe: Recipe, run: Path, data: TrainingData) -> np.ndarray:

@@ -7,14 +7,13 @@ import os
 import shutil
 import signal
 import threading
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import filelock
 import numpy as np
 import pytest
 from PIL import Image
-from small_runs import CLASSIC, FAST, small_data
+from small_runs import CLASSIC, FAST, hold, small_data
 
 from quick_processes import quick_processes
 from quickstudy.errors import ImageSetError, OptionError, RunError, WriteError
@@ -106,12 +105,6 @@ def test_a_place_where_no_folder_can_be_made(tmp_path: Path) -> None:
             pass
         with pytest.raises(WriteError, match="--run"):
             RunFolder(place).begin(CLASSIC, FACTS)
-
-
-def hold(path: Path, ready: Connection) -> None:
-    with RunFolder(path).locked():
-        ready.send("locked")
-        ready.recv()
 
 
 def test_the_lock_keeps_a_second_process_out_until_the_first_is_killed(folder: RunFolder) -> None:

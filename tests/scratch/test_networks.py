@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -19,14 +19,7 @@ from quickstudy.scratch.networks import ClassicNet, ClassicNetworkOptions, FastN
 CLASSIC_PARAMETERS = 1_068_298
 CLASSIC_MULTIPLY_ADDS = 24 * 24 * 64 * 75 + 12 * 12 * 64 * 1600 + 2304 * 384 + 384 * 192 + 192 * 10
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Operations as small as these only wait for one another on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def classic(*, size: int = 24, channels: int = 3, classes: int = 10, **options: object) -> ClassicNet:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from quickstudy.errors import QuickstudyError, TrainingError
-from quickstudy.scratch.data import TrainingData, load_training_data
+from quickstudy.scratch.data import TrainingData
 from quickstudy.scratch.folder import METRICS, RESULT, RunFolder
 from quickstudy.scratch.parallel import Replica
 from quickstudy.scratch.recipe import Recipe, RunSettings, recipe_named
@@ -38,22 +38,11 @@ CONVOLUTIONAL = recipe_named("cifar10-fast").with_options(
     | {"method": "sgd", "precision": "float32", "evaluate_steps": 3, "average_decay": 0.9}
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def mlp(**options: object) -> Recipe:
     return recipe_named("mlp").with_options(FIXED | options)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def data() -> TrainingData:
-    return load_training_data("digits", image_size=32, validation=0)
 
 
 class Together:

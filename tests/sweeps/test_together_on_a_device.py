@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from quickstudy.scratch.data import TrainingData, load_training_data
+from quickstudy.scratch.data import TrainingData
 from quickstudy.scratch.folder import RunFolder
 from quickstudy.scratch.parallel import Replica
 from quickstudy.scratch.recipe import RunSettings, recipe_named
@@ -17,11 +17,6 @@ from quickstudy.sweeps.tasks import Conditions, Training, run_together
 from stand_in import DEVICE, waits
 
 FIXED = {"data": "digits", "batch": 32, "steps": 10, "widths": "12,8", "depth": 2, "rate": 0.01}
-
-
-@pytest.fixture(scope="module")
-def data() -> TrainingData:
-    return load_training_data("digits", image_size=32, validation=0)
 
 
 def test_together_there_is_alone_on_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
