@@ -1,5 +1,5 @@
 # make demo: the main job on an embedded data set, or on IMAGES=path; make check, make test, make test-heavy: what every
-# change passes; make docs: the documentation as web pages.
+# change passes; make test-slow: tests of more than half a minute; make docs: the documentation as web pages.
 PYTHON ?= python3
 IMAGES ?=
 BIN = .venv/bin
@@ -7,7 +7,7 @@ SOURCES = pyproject.toml constraints.txt
 # Without compiling what will never be imported: 60 MB less, and seconds saved.
 INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow check docs clean
+.PHONY: demo test test-heavy test-slow check docs clean
 
 .venv/core: $(SOURCES)
 	$(PYTHON) -m venv .venv

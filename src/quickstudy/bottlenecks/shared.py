@@ -83,7 +83,11 @@ class SharedStore:
         return bool(info.type == fs.FileType.File)
 
     def specs(self) -> list[SourceSpec]:
-        """Read the descriptions of all sources here."""
+        """Read the descriptions of all sources here.
+
+        Raises:
+            StoreError: the store cannot be read, or a description is damaged.
+        """
         found = []
         with self._named("read"):
             for info in self._list(self.root):

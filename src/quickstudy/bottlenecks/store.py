@@ -60,7 +60,11 @@ class Source:
         return len(self._places)
 
     def load(self) -> None:
-        """Read the keys of all shards on disk; the values stay mapped until they are gathered."""
+        """Read the keys of all shards on disk; the values stay mapped until they are gathered.
+
+        Raises:
+            StoreError: the folder cannot be read, or keeps changing.
+        """
         self._places, self._shards, self.damaged = {}, [], []
         seen: set[Path] = set()
         for _ in range(_LISTINGS):

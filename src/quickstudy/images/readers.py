@@ -205,7 +205,11 @@ class RawFile:
         self._offset = 0
 
     def read(self, count: int) -> bytearray:
-        """Read so many bytes, or as many as there are; arrays on them can be written to."""
+        """Read so many bytes, or as many as there are; arrays on them can be written to.
+
+        Raises:
+            ImageSetError: the file is damaged, or cannot be read.
+        """
         data = bytearray()
         try:
             while len(data) < count and (chunk := self._file.read(min(count - len(data), _CHUNK_BYTES))):

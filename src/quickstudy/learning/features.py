@@ -302,7 +302,11 @@ def prepare_features(
 
 
 def scale_of(squares: NDArray[np.float64], widths: Sequence[int] | None) -> NDArray[np.float64]:
-    """Work out what to divide features by (d), of their mean squares (d): one number a group."""
+    """Work out what to divide features by (d), of their mean squares (d): one number a group.
+
+    Raises:
+        HeadError: they are not finite, or all zero.
+    """
     if not np.isfinite(squares).all():
         raise HeadError(
             "The bottlenecks hold values that are not finite; the store may be damaged: run 'quickstudy cache verify'"

@@ -254,7 +254,11 @@ def unknown_operators(program: Any) -> tuple[str, ...]:
 
 
 def run_program(program: Any, image: Tensor) -> Tensor:
-    """Run a MIL program operator by operator: the probabilities that it gives."""
+    """Run a MIL program operator by operator: the probabilities that it gives.
+
+    Raises:
+        ModelError: it does something that is not known here.
+    """
     [name] = program.inputs
     values: dict[str, Any] = {name: image}
 

@@ -147,6 +147,7 @@ class RunFolder:
 
         Raises:
             RunError: somebody else does.
+            WriteError: the folder cannot be written.
         """
         import filelock  # 0.06 s; nothing to install, as PyTorch depends on it; maintained by the people of tox
 

@@ -46,7 +46,11 @@ class ClassicNetworkOptions:
     """Number of channels of a 1×1 bottleneck around the second convolution; 0: no bottleneck."""
 
     def build(self, *, size: int, channels: int, classes: int) -> ClassicNet:
-        """Make the network for images of `channels`×`size`×`size`."""
+        """Make the network for images of `channels`×`size`×`size`.
+
+        Raises:
+            OptionError: an option has a value that it cannot have, or that does not go with such images.
+        """
         for name, value, known in (
             ("activation", self.activation, tuple(ACTIVATIONS)),
             ("normalisation", self.normalisation, ("lrn", "batch_norm", "none")),
@@ -177,7 +181,11 @@ class FastNetworkOptions:
     """Share of the newest batch in the running statistics, 0 to 1; high, since runs are short."""
 
     def build(self, *, size: int, channels: int, classes: int) -> FastNet:
-        """Make the network for images of `channels`×`size`×`size`."""
+        """Make the network for images of `channels`×`size`×`size`.
+
+        Raises:
+            OptionError: an option has a value that it cannot have, or that does not go with such images.
+        """
         if self.activation not in ACTIVATIONS:
             raise OptionError(f"activation is '{self.activation}'; expected one of {', '.join(ACTIVATIONS)}")
         if not self.widths or min(self.widths) < 1:
@@ -274,7 +282,11 @@ class MlpNetworkOptions:
     """Number of units of one more hidden layer, between the others and the classes; 0: no such layer."""
 
     def build(self, *, size: int, channels: int, classes: int) -> Mlp:
-        """Make the network for images of `channels`×`size`×`size`."""
+        """Make the network for images of `channels`×`size`×`size`.
+
+        Raises:
+            OptionError: an option has a value that it cannot have, or that does not go with such images.
+        """
         if self.activation not in ACTIVATIONS:
             raise OptionError(f"activation is '{self.activation}'; expected one of {', '.join(ACTIVATIONS)}")
         if self.batch_norm not in _BATCH_NORM_PLACES:

@@ -83,7 +83,8 @@ def pooling_of(count: int, wanted: Tokens, *, size: int) -> TokenPooling:
     """Decide how one vector is made of `count` tokens of an image of `size`×`size` pixels.
 
     Raises:
-        BackboneError: there is no such way, or no class token, or what is known of the tokens contradicts their number.
+        OptionError: there is no such way.
+        BackboneError: there is no class token, or what is known of the tokens contradicts their number.
     """
     if wanted.take and wanted.take not in TOKENS:
         ways = "; ".join(f"{name}: {what}" for name, what in TOKENS.items())

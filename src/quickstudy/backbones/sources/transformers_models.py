@@ -123,6 +123,9 @@ def embed_texts(
 
     Returns:
         The texts' vectors (K×F), and what a cosine is multiplied by, and what is then added, to be a logit.
+
+    Raises:
+        BackboneError: the network cannot be built, or has no text tower.
     """
     import torch
 
