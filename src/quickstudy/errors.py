@@ -8,6 +8,8 @@ itself. The command line prints the message without a traceback and exits with 2
 
 from __future__ import annotations
 
+import re
+
 
 class QuickstudyError(Exception):
     """Base of all errors that quickstudy raises on purpose."""
@@ -103,3 +105,12 @@ class ClusterError(MachineError):
 
 class ServingError(MachineError):
     """A server cannot listen where it is to."""
+
+
+def first_line(error: BaseException) -> str:
+    """Take the first line of a message, without colours; the name of the error's kind where it says nothing.
+
+    Libraries append pages to it, and what they quote of a file may be long: 300 characters are kept.
+    """
+    told = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return (told.splitlines() or [type(error).__name__])[0][:300]

@@ -269,24 +269,25 @@ def test_models_that_do_not_take_square_images() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "words"),
+    ("code", "error", "words"),
     [
-        ("sys.modules['keras'] = None", f"install them: {installation_of('keras')}"),
+        ("sys.modules['keras'] = None", "MissingExtraError", f"install them: {installation_of('keras')}"),
         (
             "sys.modules['keras'] = types.SimpleNamespace(backend=types.SimpleNamespace(backend=lambda: 'jax'))",
+            "BackboneError",
             "Keras runs on jax; set the environment variable KERAS_BACKEND to torch",
         ),
     ],
 )
-def test_a_keras_that_will_not_do_is_explained(code: str, words: str) -> None:
+def test_a_keras_that_will_not_do_is_explained(code: str, error: str, words: str) -> None:
     program = f"""
 import sys, types
 {code}
-from quickstudy.errors import BackboneError
+from quickstudy.errors import {error}
 from quickstudy.backbones.sources.keras_models import import_keras
 try:
     import_keras("VGG16")
-except BackboneError as error:
+except {error} as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

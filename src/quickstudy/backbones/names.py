@@ -23,9 +23,9 @@ from quickstudy.backbones.cuts import FEATURES
 from quickstudy.backbones.graphs.cleaning import choose_output, widen
 from quickstudy.backbones.graphs.runtime import open_session
 from quickstudy.backbones.graphs.tokens import without_the_rest
-from quickstudy.backbones.graphs.untrusted import first_line, read_onnx
+from quickstudy.backbones.graphs.untrusted import read_onnx
 from quickstudy.backbones.sources.hub import WEIGHTS, Fetched, NoSuchFileError, fetched, kept_config, parse_place
-from quickstudy.errors import BackboneError, OptionError
+from quickstudy.errors import BackboneError, OptionError, first_line
 from quickstudy.extras import require
 
 TEMPLATES = ("a photo of a {}.",)

@@ -34,7 +34,7 @@ from quickstudy.bottlenecks.preparing import Timings, compute_bottlenecks
 from quickstudy.bottlenecks.shards import SourceSpec
 from quickstudy.bottlenecks.shared import SharedStore, open_shared_store
 from quickstudy.bottlenecks.store import Store
-from quickstudy.errors import ClusterError, StoreError, UnusableImageError
+from quickstudy.errors import ClusterError, StoreError, UnusableImageError, first_line
 from quickstudy.images.distortions import Distortions
 from quickstudy.images.identity import read_image_file
 from quickstudy.images.views import view_key
@@ -179,11 +179,6 @@ def finished_blocks(order: Order, blocks: list[pa.Table], workers: int) -> Gener
         yield from dataset.iter_rows()
     finally:
         ray.kill(ledger)
-
-
-def first_line(error: BaseException) -> str:
-    """Take the first line of an error of Ray's; the name of its kind where it says nothing."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 # What runs on the nodes: workers, which compute blocks of images, and the ledger, which keeps them apart.

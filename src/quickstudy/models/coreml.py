@@ -30,7 +30,7 @@ from torch.nn import functional
 from quickstudy.backbones.graphs.autograd import GraphModule
 from quickstudy.backbones.graphs.cutting import keep_until
 from quickstudy.backbones.graphs.runtime import optimised
-from quickstudy.errors import ModelError, WriteError
+from quickstudy.errors import ModelError, WriteError, first_line
 from quickstudy.images.decoding import MARGIN
 from quickstudy.models.format import GOLDEN_TOLERANCE, golden_images
 from quickstudy.models.loading import load
@@ -177,7 +177,7 @@ def _convert(traced: Any, size: int, classes: list[str]) -> Any:
             compute_precision=coremltools.precision.FLOAT32,
         )
     except Exception as error:  # it raises whatever its parts raise
-        raise ModelError(f"coremltools cannot convert the model: {str(error).strip().partition(chr(10))[0]}") from error
+        raise ModelError(f"coremltools cannot convert the model: {first_line(error)}") from error
 
 
 def _difference(given: NDArray[np.float32], expected: NDArray[np.float32], what: str) -> float:

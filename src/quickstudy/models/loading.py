@@ -10,14 +10,14 @@ from typing import Any
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.graphs.runtime import open_session
 from quickstudy.backbones.graphs.untrusted import MOST_BYTES, check_graph, parse_onnx
-from quickstudy.errors import BackboneError, ModelError, WriteError
+from quickstudy.errors import BackboneError, ModelError, WriteError, first_line
 from quickstudy.files import as_path
 from quickstudy.models.format import (
     FORMAT,
     examine_seal,
     features_in,
 )
-from quickstudy.models.model import Model, first_line
+from quickstudy.models.model import Model
 from quickstudy.models.properties import (
     answer_in,
     check_signature,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from quickstudy.errors import ModelError, OptionError, UnusableImageError
+from quickstudy.errors import ModelError, OptionError, UnusableImageError, first_line
 from quickstudy.images.decoding import MOST_PIXELS, InputSpec, Pixels, decode, to_input
 from quickstudy.images.given import ImageLike, file_of, one_by_one, pixels_of
 from quickstudy.images.identity import read_image_file
@@ -412,11 +412,6 @@ def _in_order(
         result = waiting.pop(0).result()
         waiting += [pool.submit(function, item) for item in islice(remaining, 1)]
         yield result
-
-
-def first_line(error: Exception) -> str:
-    """Take the first line of an error, up to 200 characters; the name of its kind where it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _name(image: ImageLike) -> str:

@@ -239,7 +239,7 @@ class TaughtFile:
         return net
 
 
-def as_text(values: Any) -> str:
+def as_page_json(values: Any) -> str:
     """Write JSON values so that they can stand in a page: names may hold what would end their element."""
     return json.dumps(values, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
@@ -257,7 +257,7 @@ def written(teaching: Teaching, classes: Sequence[TaughtClass]) -> str:
             for one in classes
         ),
     )
-    body = as_text(as_values(saved))[1:]
+    body = as_page_json(as_values(saved))[1:]
     digest = hashlib.sha256(body.encode()).hexdigest()
     return f'{{"quickstudy":"classes","version":{VERSION},"sha256":"{digest}",\n{body}'
 

@@ -27,7 +27,7 @@ from typing import Any
 from quickstudy.errors import DownloadError, InstallationError, WriteError
 from quickstudy.files import cache_folder, write_bytes_atomically
 from quickstudy.models.loading import load_bytes, read_model_file
-from quickstudy.models.teaching import TeachableModel, as_text, written
+from quickstudy.models.teaching import TeachableModel, as_page_json, written
 from quickstudy.progress import Progress, silent
 
 RUNTIME = "onnxruntime-web@1.30.0"
@@ -125,7 +125,7 @@ def write_site(
         if start is not None:
             classes = teachable.classes_of(start, cache_folder(cache), progress=progress)
             texts["classes.json"] = written(teachable.teaching, classes)
-    texts["model.json"] = as_text(description)
+    texts["model.json"] = as_page_json(description)
     content = _page(texts, data, _runtime_files(runtime, cache_folder(cache)))
     try:
         write_bytes_atomically(page, content)

@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import Backbone
-from quickstudy.bottlenecks.distributed import extract_on_cluster, first_line
+from quickstudy.bottlenecks.distributed import extract_on_cluster
 from quickstudy.bottlenecks.extraction import Extraction, source_spec
 from quickstudy.bottlenecks.preparing import Timings
 from quickstudy.bottlenecks.shards import SourceSpec
 from quickstudy.bottlenecks.shared import SharedSource, open_shared_store
-from quickstudy.errors import ClusterError, OptionError, QuickstudyError
+from quickstudy.errors import ClusterError, OptionError, QuickstudyError, first_line
 from quickstudy.images.census import Census
 from quickstudy.learning.answers import MOST_PROBABLE
 from quickstudy.learning.features import Floats, Grid, blas_threads, joined_ranges, range_of, signed_sqrt

@@ -15,8 +15,7 @@ from quickstudy.backbones.graphs.cleaning import BATCH
 from quickstudy.backbones.graphs.cutting import ancestors, shapes_of
 from quickstudy.backbones.graphs.preprocessing import Preprocessing
 from quickstudy.backbones.graphs.runtime import open_session
-from quickstudy.backbones.graphs.untrusted import first_line
-from quickstudy.errors import BackboneError
+from quickstudy.errors import BackboneError, first_line
 
 IMAGE = "image"
 PROBABILITIES = "probabilities"

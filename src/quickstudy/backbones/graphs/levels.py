@@ -31,8 +31,7 @@ from quickstudy.backbones.cuts import FEATURES, LEVELS, Cut, Level
 from quickstudy.backbones.graphs.comparison import TOLERANCE, run_until, sample_images
 from quickstudy.backbones.graphs.cutting import keep_until, opset_of
 from quickstudy.backbones.graphs.tokens import mean_of, patches_of
-from quickstudy.backbones.graphs.untrusted import first_line
-from quickstudy.errors import BackboneError
+from quickstudy.errors import BackboneError, first_line
 from quickstudy.images.decoding import InputSpec
 
 _BLOCKS = 5

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -23,7 +22,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, defs, numpy_helper
 
-from quickstudy.errors import BackboneError, UnsafeFileError
+from quickstudy.errors import BackboneError, UnsafeFileError, first_line
 
 MOST_BYTES = 2 << 30
 """The largest size of a file and the weights beside it together, in bytes; protocol buffers hold no more."""
@@ -78,11 +77,6 @@ def parse_onnx(data: bytes, path: Path) -> onnx.ModelProto:
     if not model.graph.node or not model.graph.output or not model.opset_import:
         raise BackboneError(f"'{path}' is not an ONNX file, or it is cut short: it has no graph, outputs or opset")
     return model
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, without colours; libraries append pages to it."""
-    return re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().partition("\n")[0]
 
 
 def own_class_names(model: onnx.ModelProto) -> tuple[str, ...] | None:

@@ -22,8 +22,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from quickstudy.backbones.backbone import HUB
-from quickstudy.backbones.graphs.untrusted import MOST_BYTES, first_line, outside_files, parse_onnx
-from quickstudy.errors import BackboneError, DownloadError, UnsafeFileError
+from quickstudy.backbones.graphs.untrusted import MOST_BYTES, outside_files, parse_onnx
+from quickstudy.errors import BackboneError, DownloadError, UnsafeFileError, first_line
 from quickstudy.extras import require
 from quickstudy.files import sha256_of_file
 from quickstudy.options import quoted
@@ -202,10 +202,10 @@ def _look_up(place: HubPlace, reads_text: bool) -> _Repository:
     except Exception as error:  # offline mode, and whatever the transport raises
         found = _find_cached(place)
         if found is None:
-            raise _not_at_hand(place, f"it ({_reason(error)})", reads_text) from None
+            raise _not_at_hand(place, f"it ({first_line(error)})", reads_text) from None
         wanted = (place.path, _TOKENIZER[0] if reads_text else None)
         if lacking := [name for name in wanted if name and name not in found.files]:
-            raise _not_at_hand(place, f"'{lacking[0]}' of it ({_reason(error)})", reads_text) from None
+            raise _not_at_hand(place, f"'{lacking[0]}' of it ({first_line(error)})", reads_text) from None
         return found
     files = {
         one.rfilename: _Listed(size=one.size, digest=(one.lfs.sha256 if one.lfs else one.blob_id) or "")
@@ -350,7 +350,8 @@ def _get(repository: _Repository, name: str) -> Path:
         raise _refusal(place, error) from None
     except Exception as error:  # the transport's, a full disk, sizes that differ
         raise DownloadError(
-            f"Cannot fetch '{name}' of '{place.repository}': {_reason(error)}; try again, what has come so far is kept"
+            f"Cannot fetch '{name}' of '{place.repository}': {first_line(error)}; try again, what has come so far is "
+            "kept"
         ) from None
     _verify(place, name, path, repository.files[name])
     return path
@@ -414,8 +415,4 @@ def _refusal(place: HubPlace, error: Exception) -> BackboneError | DownloadError
         return DownloadError(
             f"The hub has had too many requests from here (429); wait, or log in: hf auth login ({name})"
         )
-    return DownloadError(f"The hub answers {status} for '{name}': {_reason(error)}; try again later")
-
-
-def _reason(error: BaseException) -> str:
-    return first_line(error) or type(error).__name__
+    return DownloadError(f"The hub answers {status} for '{name}': {first_line(error)}; try again later")

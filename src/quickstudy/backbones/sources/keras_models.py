@@ -28,10 +28,9 @@ from quickstudy.backbones.graphs.cleaning import find_image_input, widen
 from quickstudy.backbones.graphs.comparison import TOLERANCE, run_until, sample_images
 from quickstudy.backbones.graphs.preprocessing import PRESETS, Preprocessing
 from quickstudy.backbones.graphs.runtime import open_session
-from quickstudy.backbones.graphs.untrusted import first_line
 from quickstudy.backbones.sources.graph_import import Imported, import_graph
 from quickstudy.backbones.sources.torch_export import export_module
-from quickstudy.errors import BackboneError, MissingExtraError, UnsafeFileError
+from quickstudy.errors import BackboneError, MissingExtraError, UnsafeFileError, first_line
 from quickstudy.extras import installation_of
 from quickstudy.process import default_variable
 

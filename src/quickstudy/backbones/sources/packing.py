@@ -20,8 +20,8 @@ from quickstudy.backbones.backbone import JOINED, Backbone, add_backbone, check_
 from quickstudy.backbones.cuts import FEATURES, LEVELS, Level
 from quickstudy.backbones.graphs.comparison import IMAGE
 from quickstudy.backbones.graphs.cutting import shapes_of
-from quickstudy.backbones.graphs.untrusted import MOST_BYTES, check_operators, first_line, outside_files, parse_onnx
-from quickstudy.errors import BackboneError, UnsafeFileError, WriteError
+from quickstudy.backbones.graphs.untrusted import MOST_BYTES, check_operators, outside_files, parse_onnx
+from quickstudy.errors import BackboneError, UnsafeFileError, WriteError, first_line
 from quickstudy.files import require_place_for, write_atomically
 from quickstudy.images.decoding import InputSpec
 from quickstudy.records import as_values, read_record

@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 
 from quickstudy.backbones.backbone import name_of
 from quickstudy.backbones.graphs.cleaning import find_image_input
-from quickstudy.backbones.graphs.untrusted import first_line
 from quickstudy.backbones.sources.graph_import import Imported, import_graph
 from quickstudy.backbones.sources.hub import WEIGHTS, Fetched, HubPlace, fetched
 from quickstudy.backbones.sources.hub_configs import describe
 from quickstudy.backbones.sources.torch_export import export_module
-from quickstudy.errors import BackboneError, MissingExtraError
+from quickstudy.errors import BackboneError, MissingExtraError, first_line
 from quickstudy.extras import installation_of
 
 if TYPE_CHECKING:

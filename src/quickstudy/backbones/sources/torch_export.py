@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quickstudy.backbones.graphs.untrusted import first_line
-from quickstudy.errors import BackboneError
+from quickstudy.errors import BackboneError, first_line
 
 if TYPE_CHECKING:
     import onnx

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from quickstudy.backbones.graphs.comparison import TOLERANCE, sample_images
 from quickstudy.backbones.graphs.runtime import open_session
-from quickstudy.backbones.graphs.untrusted import first_line
-from quickstudy.errors import BackboneError
+from quickstudy.errors import BackboneError, first_line
 from quickstudy.extras import require
 
 if TYPE_CHECKING:
