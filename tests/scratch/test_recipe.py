@@ -235,6 +235,9 @@ def test_out_of_range_in_one_recipe() -> None:
     assert refusal(FAST, convolutions=0).startswith("convolutions is 0; expected")
     assert refusal(CLASSIC, bottleneck=-1).startswith("bottleneck is -1; expected")
     assert refusal(CLASSIC, rate_decay_epochs=0).startswith("rate_decay_epochs is 0; expected")
+    assert refusal(CLASSIC, rate_decay=-1).startswith("rate_decay is -1; expected")
+    for option in ("rate_start", "rate_end", "batch_norm_momentum", "logit_scale"):
+        assert refusal(FAST, **{option: -1}).startswith(f"{option} is -1; expected")
     assert refusal(FAST, momentum=0).startswith("nesterov is on")
 
 
