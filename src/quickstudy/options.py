@@ -91,6 +91,7 @@ class Field:
     """Describes one option of a configuration, with its value there."""
 
     name: str
+    """Name of the option."""
     type: Any
     """Type of the option, without annotations."""
     value: Any

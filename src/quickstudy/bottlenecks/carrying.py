@@ -32,36 +32,61 @@ class Job:
     """What the threads share; `lock` guards all that changes."""
 
     images: Sequence[Path | bytes]
+    """Image files, or what would be in them."""
     expected: Sequence[bytes] | None
+    """Content hashes of the images, where a census knows them; None where it does not."""
     known: dict[str, tuple[Stamp, bytes]]
+    """Stamp and content hash of files that the stat index knows, by absolute path."""
     known_unusable: dict[bytes, str]
+    """Why contents cannot be used, by content hash, as far as the stat index knows."""
     backbone: Backbone
+    """Network whose bottlenecks are wanted."""
     source: Source
+    """Part of the store that they are kept in."""
     prefix: LazyPrefix
+    """What runs the network, made by the first thread that needs it."""
     views: int
+    """Number of augmented views of each image, besides the plain one; at least 0."""
     distortions: Distortions
+    """How views differ from the plain image."""
     numbers: Iterator[int]
+    """Numbers of the images that are left, in the order in which they are taken."""
     digests: list[bytes | None]
+    """Content hash of each image whose bottlenecks the store has or will have; None for the others."""
     kept: Callable[[Sequence[bytes], NDArray[np.floating]], object] | None
+    """Is told keys and bottlenecks that have been written to the store; None where nobody is."""
     background: bool
+    """Whether the rest of the process goes first."""
     lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held by whoever reads or changes what the threads share."""
     reasons: dict[int, str] = field(default_factory=dict)
+    """Why images cannot be used, by their number."""
     unusable: dict[int, bytes] = field(default_factory=dict)
+    """Content hash of images that prove unusable, by their number."""
     remembered: list[tuple[Path, Stamp, bytes]] = field(default_factory=list)
+    """Files that the stat index is to learn of: path, stamp and content hash."""
     keys: list[bytes] = field(default_factory=list)
+    """Keys of bottlenecks that wait to be written to the store."""
     values: list[NDArray[np.floating]] = field(default_factory=list)
     """Bottlenecks (n × their shape, each) of `keys`, in their order."""
     under_way: set[bytes] = field(default_factory=set)
+    """Keys that a thread has claimed: nobody else computes them."""
     done: int = 0
+    """Number of images that have gone through all steps."""
     computed: int = 0
+    """Number of bottlenecks that were computed."""
     cached: int = 0
+    """Number of bottlenecks that the store had."""
     stop: bool = False
+    """Whether the threads are to end."""
     failure: BaseException | None = None
+    """What a thread failed with; None while none has."""
     running: int
     """Number of threads that have not ended."""
     over: threading.Event = field(default_factory=threading.Event)
     """Set when the last thread ends."""
     timings: Timings = field(default_factory=Timings)
+    """Seconds that the steps took, over all threads."""
 
 
 class LazyPrefix:

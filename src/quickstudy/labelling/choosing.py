@@ -44,7 +44,9 @@ class Pick:
     """A photo to ask for, and why."""
 
     row: int
+    """Row of the photo."""
     reason: Reason
+    """Why it is asked for."""
     of: tuple[str, ...] = ()
     """Names of the classes that the reason speaks of."""
     alike: int = 0

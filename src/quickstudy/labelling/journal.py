@@ -49,6 +49,7 @@ class Act:
     number: int
     """Number of the act, from 1 on, rising."""
     kind: Kind
+    """What was done."""
     who: str = ""
     """Name by which a browser calls itself; empty for acts of the program."""
     key: str = ""

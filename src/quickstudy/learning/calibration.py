@@ -29,11 +29,11 @@ class Bin:
     """Images of about the same confidence."""
 
     low: float
-    """Lowest confidence: the bin's edge, or for bins of equal mass that of its least confident image."""
+    """Lowest confidence, 0 to 1: the bin's edge, or for bins of equal mass that of its least confident image."""
     high: float
-    """Highest confidence: the bin's edge, or for bins of equal mass that of its most confident image."""
+    """Highest confidence, 0 to 1: the bin's edge, or for bins of equal mass that of its most confident image."""
     confidence: float
-    """Mean of the images' confidences."""
+    """Mean of the images' confidences, 0 to 1."""
     accuracy: float
     """Share of the images whose prediction was right, between 0 and 1."""
     n: int
@@ -45,7 +45,7 @@ class CoveragePoint:
     """What becomes of the images when only those of at least this confidence are answered."""
 
     threshold: float
-    """The lowest confidence that is answered."""
+    """The lowest confidence that is answered, 0 to 1."""
     coverage: float
     """Share of the images that are answered, above 0 and up to 1, all."""
     accuracy: float
@@ -57,7 +57,7 @@ class Abstention:
     """The confidence from which on to answer, and what that comes to on images that the classifier had not seen."""
 
     threshold: float
-    """The lowest confidence that is answered."""
+    """The lowest confidence that is answered, 0 to 1."""
     answered: int
     """Number of images that are answered."""
     right: int

@@ -13,11 +13,11 @@ class Staircase:
     """The rate falls by a factor every so many epochs."""
 
     rate: float = 0.1
-    """Rate of the first step."""
+    """Rate of the first step, at least 0."""
     rate_decay: float = 0.1
-    """Factor by which the rate falls each time."""
+    """Factor by which the rate falls each time, 0 to 1; 1 keeps it."""
     rate_decay_epochs: float = 350
-    """Epochs from one fall to the next."""
+    """Epochs from one fall to the next, above 0."""
 
     def at(self, step: int, *, steps: int, steps_per_epoch: float) -> float:
         """Work out the rate at a step, counted from 0."""

@@ -37,6 +37,7 @@ class KnownImage:
     """One usable image file."""
 
     path: Path
+    """Path of the file."""
     digest: bytes
     """SHA-256 of the file's bytes: equal where files are copies."""
     label: str | None

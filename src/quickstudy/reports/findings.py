@@ -39,8 +39,11 @@ class LabelError:
     """An image whose label may be wrong."""
 
     image: int
+    """Number of the image in `Audit.images`."""
     given: str
+    """Label that the image has."""
     suggested: str
+    """Label that it may deserve."""
     probability_given: float
     """Probability of the given label, 0 to 1, by a classifier that has not seen the image."""
     probability_suggested: float
@@ -60,6 +63,7 @@ class Outlier:
     """An image unlike all others."""
 
     image: int
+    """Number of the image in `Audit.images`."""
     score: float
     """Distance from the tenth nearest neighbour, in robust standard deviations above what is usual here."""
 
@@ -72,6 +76,7 @@ class QualityFlaw:
     """An image of which little can be seen."""
 
     image: int
+    """Number of the image in `Audit.images`."""
     kind: FlawKind
     """`narrow` is an extreme aspect ratio, `screenshot` a photo between bars of one colour, `blank` an image of one
     colour, `grey` one of which bands are missing, `shallow` one that uses fewer bits than the set; `audit.LIMITS` says
@@ -87,6 +92,7 @@ class ClassShare:
     """Says how many images a class has."""
 
     name: str
+    """Name of the class."""
     images: int
     """Number of different files: exact copies count once."""
     scarce: bool
@@ -98,7 +104,9 @@ class AlikePair:
     """Two classes that are hard to tell apart."""
 
     first: str
+    """Name of one class, the first of the two in sorted order."""
     second: str
+    """Name of the other class."""
     images: int
     """Number of images of either that were taken for the other, by a classifier that had not seen them."""
     rate: float
@@ -110,8 +118,11 @@ class Suggestion:
     """Suggests a label for an image that has none."""
 
     image: int
+    """Number of the image in `Audit.images`."""
     label: str
+    """Most probable class of the image."""
     probability: float
+    """Probability of that class, 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)

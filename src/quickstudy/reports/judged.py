@@ -50,6 +50,7 @@ class JudgedImages:
     """A model, an image set, and what was said of each image by a fit that had not seen it."""
 
     model: Path
+    """Path of the model."""
     metadata: dict[str, Any]
     """Metadata of the model, which it says of itself."""
     evidence: Evidence

@@ -38,8 +38,11 @@ class Pairs:
     """Pairs of rows, each once: `first` < `second`, in their order, and how alike they are (cosine)."""
 
     first: Integers
+    """Number of the first row of each pair."""
     second: Integers
+    """Number of the second row of each pair, larger than the first."""
     similarity: Floats
+    """Cosine of each pair, -1 to 1."""
 
 
 def centred_rows(features: NDArray[np.floating]) -> Floats:

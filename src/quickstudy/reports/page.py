@@ -67,9 +67,13 @@ class Contents:
     """Holds all that a page is made of."""
 
     judged: JudgedImages
+    """The model, the images, and what was said of each unseen."""
     audit: Audit
+    """What was found wrong with the images."""
     curve: LearningCurve | None
+    """What more images would bring; None where that cannot be told."""
     left_out: LeaveOneOut | None
+    """What leaving out single images changes; None where that cannot be told."""
     places: NDArray[np.float64]
     """Places of the images on the map (n×2), each coordinate from 0 to 1."""
     sheets: Sequence[bytes]

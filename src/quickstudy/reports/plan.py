@@ -43,6 +43,7 @@ class Step:
     """One row of a plan."""
 
     action: Action
+    """What is to be done with the file."""
     path: str
     """Path of the file, relative to the image folder; for manifests as it is there."""
     label: str = ""
@@ -50,6 +51,7 @@ class Step:
     to: str = ""
     """Label that the file gets or may deserve; for `move`, the path that it gets."""
     reason: str = ""
+    """Why, in words; empty where nobody says."""
     sha256: str = ""
     """SHA-256 of the file's bytes, in hexadecimal; empty where it is not known, and then any file will do."""
 

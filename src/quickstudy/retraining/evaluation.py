@@ -85,6 +85,7 @@ class Difference:
     """One image that the two models call differently."""
 
     path: Path
+    """Path of the image, the first of its files."""
     label: str
     """Labels of the image, as a text."""
     first: str

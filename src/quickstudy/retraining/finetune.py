@@ -49,6 +49,7 @@ class Stage:
     head: Head
     """The linear head at its optimum, on the features of the network as it was before all fine-tuning."""
     result: FineTuned
+    """What came of the training, and how it went."""
     temperature: float
     """Number above 0 that logits are divided by, fitted to the validation images; 1 leaves them as they are."""
     unseen: tuple[Unseen, ...]
@@ -61,6 +62,7 @@ class Stage:
     compared: tuple[bytes, ...]
     """Content hashes of the images that it was chosen and calibrated by, without being fitted to them."""
     extraction: Extraction
+    """Bottlenecks of the images at the cut."""
 
     @property
     def is_better(self) -> bool:
@@ -88,7 +90,9 @@ class FineTunedClassifier:
     """Holds what fine-tuning has learned: the last stage that made anything better, and the story of all stages."""
 
     kept: Stage
+    """The last stage that made anything better; the first one where none did."""
     all_stages: tuple[Stage, ...]
+    """All stages, in the order in which they were trained."""
     numbered: Mapping[bytes, int]
     """Class number of each training image, by content hash."""
     examples: Sequence[bytes] = ()

@@ -37,13 +37,17 @@ class Linear:
     """A linear head on frozen features."""
 
     head: Head
+    """The head at its optimum."""
     net: Backbone
     """Network, cut at what the head sees: `features` or `levels`."""
     extraction: Extraction
+    """Bottlenecks of all images."""
     train: list[bytes]
+    """Content hashes of the n images that it was fitted to."""
     targets: Integers
     """Class numbers of the training images (n), or marks of their labels (n×K)."""
     answer: Answer
+    """What its probabilities are answered by."""
     compared: LevelsCompared | None = None
     """What was found of the last features and of all levels; None where they were not compared."""
     strangeness: Strangeness | None = None

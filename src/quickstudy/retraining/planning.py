@@ -155,14 +155,19 @@ class Plan:
     """Says what will be done, and what it is expected to take."""
 
     cost: CutCost
+    """Where to cut, and what each image costs there."""
     views: int
+    """Number of augmented views of each training image, at least 0."""
     epochs: int
+    """Number of epochs to train for, at least 1."""
     fill_seconds: float
     """Seconds to compute all bottlenecks at the cut, where the store has none yet."""
     epoch_seconds: float
+    """Seconds of one epoch, evaluation of the validation images included."""
     other_seconds: float
     """Seconds to plan, start, fit the linear head and write the model."""
     disk_bytes: int
+    """Bytes that the bottlenecks take in the store."""
 
     @property
     def seconds(self) -> float:
@@ -263,6 +268,7 @@ class CutCost:
     """What it costs to cut at one place; seconds are those of the whole machine, for one image."""
 
     cut: Cut
+    """Place in the network, with its shape."""
     prefix_seconds: float
     """Seconds from pixels to the cut."""
     evaluation_seconds: float

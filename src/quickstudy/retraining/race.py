@@ -54,6 +54,7 @@ class Runner:
     """What came of one candidate."""
 
     name: str
+    """Name of the candidate."""
     log_loss: float
     """Mean log loss of the held-out images, in nats, after calibration."""
     accuracy: float
@@ -74,6 +75,7 @@ class Choice:
     """What was chosen, and by what."""
 
     what: Literal["backbone", "fit"]
+    """What there was to choose."""
     chosen: str
     """Name of the candidate."""
     images: int

@@ -66,6 +66,7 @@ class Record:
     images: Path
     """Absolute path of the folder or manifest."""
     unseen: tuple[Unseen, ...]
+    """What was said of images by fits that had not seen them."""
 
 
 def cross_validated(head: Head, rows: Sequence[bytes]) -> Unseen:

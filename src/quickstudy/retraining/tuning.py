@@ -76,6 +76,7 @@ class FineTuned:
     """What fine-tuning came to; the network has the weights of the candidate that is kept."""
 
     network: SuffixNetwork
+    """Network with the weights of the candidate that is kept."""
     candidates: tuple[Candidate, ...]
     """One candidate before the first step, and one after each epoch."""
     kept: Candidate
@@ -85,6 +86,7 @@ class FineTuned:
     seconds: float
     """Seconds spent, by all these processes."""
     stopped_early: bool
+    """Whether training ended before its last epoch, as it helped no more."""
 
     @property
     def start(self) -> Candidate:
@@ -330,9 +332,11 @@ class Examples:
     """Images by content hash, their classes, and how to get at their activations."""
 
     digests: tuple[bytes, ...]
+    """Content hash of each image."""
     labels: NDArray[np.intp]
     """Class number of each image."""
     gather: Gather
+    """Gives their activations."""
     views: int = 0
     """Number of distorted views an image, besides the plain one."""
 

@@ -176,7 +176,7 @@ class FastNetworkOptions:
     """Number of directions of 2×2 patches in the first layer, the strongest first, at most all (12 in RGB); each makes
     two filters, one of each sign."""
     logit_scale: float = 1 / 9
-    """Factor of the logits."""
+    """Factor of the logits, above 0."""
     batch_norm_momentum: float = 0.6
     """Share of the newest batch in the running statistics, 0 to 1; high, since runs are short."""
 

@@ -194,6 +194,7 @@ class Upload:
     """One image as it was sent."""
 
     data: bytes
+    """Bytes of the image file."""
     file: str | None = None
     """Name that the sender gave the image, to tell the answers apart; None where the body is the image."""
     hint: str = ""
@@ -270,6 +271,7 @@ class HeldBytes:
     """Counts the bytes that one request holds."""
 
     size: int = 0
+    """Number of bytes, at least 0."""
 
 
 def is_multipart(content_type: str) -> bool:

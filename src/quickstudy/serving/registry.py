@@ -42,6 +42,7 @@ class Version:
     """One version of a model's file, in use; requests keep the one that they began with."""
 
     model: Model
+    """Model as it was loaded from the file."""
     sha256: str
     """SHA-256 of the file, in hexadecimal."""
     neighbours: Neighbours | None

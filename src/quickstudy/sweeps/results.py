@@ -52,7 +52,9 @@ class TrialRow:
     """Shows one trial and what it came to."""
 
     trial: Trial
+    """The trial, with its task and labels."""
     folder: Path
+    """Path of its run folder."""
     status: str
     """What has become of the trial: `done`, `failed`, or `missing`."""
     error: str | None

@@ -31,6 +31,7 @@ class Trial:
     """One run of a sweep."""
 
     task: Task
+    """What the trial carries out: a training by a recipe, or a retraining."""
     labels: Mapping[str, Any]
     """What tells the trial from the others in the table: its case, if any, and the value of each axis."""
     seed: int | None
@@ -81,6 +82,7 @@ class Grid:
     """A recipe, and which values its options take: every combination is a trial."""
 
     recipe: str
+    """Name of the recipe, or `retrain`."""
     case: str = ""
     """Name of the grid in the table, where a study has several; empty otherwise."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -116,8 +118,11 @@ class Study:
     """A question, and the grids of runs that answer it."""
 
     name: str
+    """Name of the study."""
     grids: tuple[Grid, ...]
+    """Its grids, at least one."""
     title: str = ""
+    """Title of its pictures and its conclusion; empty where it has none."""
     seeds: int = 1
     """Number of runs of each combination, at least 1, from seed 0 on."""
     x: str = ""

@@ -48,10 +48,15 @@ class SweepResult:
     """What a sweep came to."""
 
     folder: Path
+    """Folder of the sweep."""
     study: Study
+    """What was asked."""
     rows: tuple[TrialRow, ...]
+    """One row for each trial."""
     table: pa.Table
+    """The same as a table, as `results.parquet` holds it."""
     pictures: tuple[Path, ...]
+    """Paths of the pictures that were drawn."""
     conclusion: str
     """What came out, in words, as Markdown."""
 

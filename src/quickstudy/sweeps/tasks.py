@@ -97,6 +97,7 @@ class Training:
     """A training from scratch, by a recipe."""
 
     recipe: Recipe
+    """Recipe with all its options."""
 
     @property
     def name(self) -> str:
@@ -202,6 +203,7 @@ class Retraining:
     """
 
     name: str = RETRAIN
+    """Name of the task, always `retrain`."""
     data: str = ""
     """Path of the images: class folders, split folders or a manifest."""
     config: RetrainConfig = field(default_factory=RetrainConfig)

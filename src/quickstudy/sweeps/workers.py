@@ -41,6 +41,7 @@ class TrialNews:
     """Brings news of one trial: it has begun or is further, it has ended, or it has failed."""
 
     trial: Trial
+    """The trial that the news is of."""
     progress: TrialProgress | None = None
     """How far the trial is, while it runs; None once it has ended or failed."""
     ended: bool = False
