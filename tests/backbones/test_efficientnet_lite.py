@@ -14,7 +14,8 @@ from onnx import numpy_helper
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.graphs.runtime import open_session
-from quickstudy.backbones.published import _same_padding, build_efficientnet_lite, read_state_dict
+from quickstudy.backbones.published import build_efficientnet_lite, same_padding
+from quickstudy.backbones.torch_weights import read_state_dict
 from quickstudy.images.decoding import decode, to_input
 
 Array = np.ndarray
@@ -89,12 +90,12 @@ def tensorflow_output(values: list[float], kernel: list[float], stride: int) -> 
     ],
 )
 def test_padding_by_hand(size: int, kernel: int, stride: int, expected: tuple[int, int]) -> None:
-    assert _same_padding(size, kernel, stride) == expected
+    assert same_padding(size, kernel, stride) == expected
 
 
 @given(st.integers(1, 60), st.integers(1, 7), st.integers(1, 4))
 def test_padding_gives_as_many_outputs_as_tensorflow(size: int, kernel: int, stride: int) -> None:
-    before, after = _same_padding(size, kernel, stride)
+    before, after = same_padding(size, kernel, stride)
     padded = before + size + after
     places = len(range(0, padded - kernel + 1, stride))
     assert places == -(-size // stride)
@@ -109,7 +110,7 @@ def test_padding_gives_as_many_outputs_as_tensorflow(size: int, kernel: int, str
     st.integers(1, 3),
 )
 def test_padding_puts_the_kernel_where_tensorflow_does(values: list[float], kernel: list[float], stride: int) -> None:
-    before, after = _same_padding(len(values), len(kernel), stride)
+    before, after = same_padding(len(values), len(kernel), stride)
     padded = np.concatenate([np.zeros(before), values, np.zeros(after)])
     found = np.correlate(padded, kernel, "valid")[::stride]
     np.testing.assert_allclose(found, tensorflow_output(values, kernel, stride), atol=1e-9)

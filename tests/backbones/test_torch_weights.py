@@ -19,7 +19,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from quickstudy.backbones.published import read_state_dict
+from quickstudy.backbones.torch_weights import read_state_dict
 from quickstudy.errors import UnsafeFileError
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
@@ -442,7 +442,7 @@ def test_reading_imports_no_torch(tmp_path: Path) -> None:
     (tmp_path / "weights.pth").write_bytes(FILE)
     (tmp_path / "torch.py").write_text("raise SystemExit('imported')")
     code = (
-        "import sys; from pathlib import Path; from quickstudy.backbones.published import read_state_dict; "
+        "import sys; from pathlib import Path; from quickstudy.backbones.torch_weights import read_state_dict; "
         "read_state_dict(Path('weights.pth')); assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0

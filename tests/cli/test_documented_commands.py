@@ -20,10 +20,10 @@ import numpy as np
 import onnx
 import pytest
 import typer.main
-from in_process import run_here
 from PIL import Image
 
 from drawn_photos import draw_photo
+from in_process import run_here
 from quickstudy.cli.main import app
 from quickstudy.models.teaching import TeachableModel, written
 from small_backbones import small_graph

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from in_process import Run
 from PIL import Image, ImageOps
 
+from in_process import Run
 from quickstudy.cli.export import change_told
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.conversion import TOLERANCES

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from in_process import Run
 
-from quickstudy.cli.predict import _expand
+from in_process import Run
+from quickstudy.cli.predict import files_of
 from small_models import write_small_model
 
 
@@ -30,7 +30,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def expanded(monkeypatch: pytest.MonkeyPatch, data: bytes) -> tuple[list[str], dict[str, str]]:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
     wrong: list[Any] = []
-    paths = [str(path) for path in _expand(["-"], wrong)]
+    paths = [str(path) for path in files_of(["-"], wrong)]
     return paths, {item.path.name: item.reason for item in wrong}
 
 

@@ -93,7 +93,7 @@ def test_a_runtime_that_is_another_is_refused(tmp_path: Path) -> None:
     folder.mkdir()
     with pytest.raises(DownloadError, match="is not the package onnxruntime-web"):
         write_site(model, tmp_path / "site", runtime=folder)
-    for name in web._RUNTIME_FILES:
+    for name in web.RUNTIME_FILES:
         (folder / name).write_text("alert(1)")
     with pytest.raises(DownloadError, match=r"'ort\.wasm\.min\.mjs' is not that of onnxruntime-web@"):
         write_site(model, tmp_path / "site", runtime=folder)

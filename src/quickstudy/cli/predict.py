@@ -78,7 +78,7 @@ def command(
     if answers.level is not None:
         classifier.sets(classifier.predict_proba([]), answers.level)  # refused now, not after the first image
     wrong: list[Skipped] = []
-    predictions = classifier.predict_each(_expand(images, wrong))
+    predictions = classifier.predict_each(files_of(images, wrong))
     writer = _write_json if as_json else _write_csv if as_csv else _write_text
     with interruptible():
         done, failed = writer(answers, predictions, wrong)
@@ -123,7 +123,7 @@ def _load(model: str, cache: Path | None) -> tuple[Model, int]:
     return load(model), 1
 
 
-def _expand(arguments: list[str], wrong: list[Any]) -> Iterator[str | Path]:
+def files_of(arguments: list[str], wrong: list[Any]) -> Iterator[str | Path]:
     """Go through the images of files, folders, patterns and standard input; what leads to none goes to `wrong`."""
     import glob
 
@@ -141,7 +141,7 @@ def _expand(arguments: list[str], wrong: list[Any]) -> Iterator[str | Path]:
                 if reason and os.path.lexists(place) and not os.path.isdir(place):  # noqa: PTH112 (never raises)
                     wrong.append(Skipped(path=place, reason=reason))  # a named pipe, say, to which nobody may write
                 else:
-                    yield from _expand([line if place == Path(line) else str(place)], wrong)
+                    yield from files_of([line if place == Path(line) else str(place)], wrong)
             if line is None:
                 wrong.append(Skipped(path=Path(argument), reason="no paths on standard input"))
         elif Path(argument).is_dir():
@@ -156,7 +156,7 @@ def _expand(arguments: list[str], wrong: list[Any]) -> Iterator[str | Path]:
                 wrong.append(Skipped(path=Path(argument), reason="matches no file"))
             for match in matches:
                 if Path(match).is_dir():
-                    yield from _expand([match], wrong)
+                    yield from files_of([match], wrong)
                 elif reason := why_no_file(Path(match)):
                     wrong.append(Skipped(path=Path(match), reason=reason))
                 else:

@@ -34,7 +34,7 @@ RUNTIME = "onnxruntime-web@1.30.0"
 """Name and version of the npm package of ONNX Runtime for the web."""
 _INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 """The hash of the package's archive, as lock files have it."""
-_RUNTIME_FILES: Mapping[str, str] = {
+RUNTIME_FILES: Mapping[str, str] = {
     "ort.wasm.min.mjs": "219e6a1fc8a9938268d18efca3c91d310bd2f4a59bbd13744df5b2b7fc6cee3b",
     "ort-wasm-simd-threaded.mjs": "e13f7f94fc51b4ca72b12faeb1ee95f4ace6dfbc8939bc718aabdc0a27c4299b",
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
@@ -192,13 +192,13 @@ def _runtime_files(runtime: Path | None, cache: Path) -> dict[str, bytes]:
     if runtime is not None and runtime.is_dir():
         folder = runtime / "dist" if (runtime / "dist").is_dir() else runtime
         try:
-            files = {name: (folder / name).read_bytes() for name in _RUNTIME_FILES}
+            files = {name: (folder / name).read_bytes() for name in RUNTIME_FILES}
         except OSError as error:
             raise DownloadError(f"'{runtime}' is not the package {RUNTIME}: {error}") from None
     else:
         archive = runtime or _fetched(cache)
         files = _unpacked(archive)
-    for name, digest in _RUNTIME_FILES.items():
+    for name, digest in RUNTIME_FILES.items():
         if hashlib.sha256(files[name]).hexdigest() != digest:
             raise DownloadError(
                 f"'{name}' is not that of {RUNTIME}: its hash differs; expected the package as published"
@@ -221,7 +221,7 @@ def _unpacked(archive: Path) -> dict[str, bytes]:
 @functools.lru_cache(maxsize=1)  # as below
 def _members(archive: bytes) -> dict[str, bytes]:
     """Take the files out in one pass over the archive, each where it comes, as going back unpacks all anew."""
-    found = dict.fromkeys(_RUNTIME_FILES, b"")
+    found = dict.fromkeys(RUNTIME_FILES, b"")
     with tarfile.open(fileobj=io.BytesIO(archive), mode="r|gz") as package:
         for member in package:
             name = member.name.removeprefix("package/dist/")
