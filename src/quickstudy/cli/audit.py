@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quickstudy.cli.display import count, print_json, print_plan, print_skipped, progress_for
-from quickstudy.cli.options import Backbone, Cache, Engine, Json, NoneLabel, Quiet, Separator, Several
+from quickstudy.cli.options import Backbone, Cache, Engine, Json, NoneLabel, Quiet, Separator, Several, labelling_told
 from quickstudy.cli.usage import refuse_beside
 from quickstudy.options import pasted
 
@@ -57,7 +57,6 @@ def command(
         _print_done(apply_plan(images, apply) if apply else undo_plan(images, undo or Path()), images, as_json)
         return
     from quickstudy.bottlenecks.looks import view_gallery
-    from quickstudy.cli.options import labelling_told
     from quickstudy.reports.audit import draw_findings
     from quickstudy.reports.evidence import gather_evidence
     from quickstudy.reports.plan import make_plan, require_new, write_plan
@@ -87,7 +86,6 @@ def command(
 
 
 def _print_audit(audit: Audit, images: Path, limit: int) -> None:
-
     base = images if images.is_dir() else images.parent
 
     def name(number: int) -> str:
@@ -155,7 +153,6 @@ def _print_audit(audit: Audit, images: Path, limit: int) -> None:
 
 
 def _print_done(done: Done, images: Path, as_json: bool) -> None:
-
     if as_json:
         values = {
             "moved": done.moved,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quickstudy.cli.display import print_json
+from quickstudy.cli.display import count, print_json, print_skipped, progress_for
 from quickstudy.cli.options import Cache, Json, Quiet, Ray, SharedStore, offering
 from quickstudy.cli.usage import Commands
 from quickstudy.extras import require
@@ -113,7 +113,6 @@ def _fill(
     from quickstudy.bottlenecks.extraction import extract_census
     from quickstudy.bottlenecks.shared import open_shared_store
     from quickstudy.bottlenecks.store import Store
-    from quickstudy.cli.display import progress_for
     from quickstudy.cluster import connected
     from quickstudy.files import cache_folder
     from quickstudy.images.census import take_census
@@ -179,8 +178,6 @@ def _fill(
 
 
 def _print_filled(filled: _Filled, images: Path) -> None:
-    from quickstudy.cli.display import count, print_skipped
-
     print(f"{images}: {count(filled.images, 'image')}")
     passes = count(filled.forward_passes, "forward pass", "forward passes")
     print(f"{passes}, {count(filled.from_store, 'bottleneck')} from the store")
@@ -200,7 +197,6 @@ def pull(
     """Copy to the local store the bottlenecks that it lacks, from object storage or another folder."""
     from quickstudy.bottlenecks.shared import open_shared_store
     from quickstudy.bottlenecks.store import Store
-    from quickstudy.cli.display import count
     from quickstudy.files import cache_folder
     from quickstudy.progress import Bar, silent
 
@@ -297,8 +293,6 @@ def prune(
 
 
 def _describe(summary: SourceSummary) -> str:
-    from quickstudy.cli.display import count
-
     size = f"{summary.size_bytes / 1e6:.1f} MB in {count(summary.shards, 'shard')}"
     if not summary.engine:  # records, of which no network is the source
         return f"{summary.identity[:8]}  {summary.backbone}: {summary.bottlenecks:,} images, {size}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quickstudy.cli.display import print_json
+from quickstudy.cli.display import count, print_census, print_json, print_skipped, print_way_to_a_test, progress_for
 from quickstudy.cli.options import Cache, Json, NoneLabel, Quiet, Separator, Several, labelling_told
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ def command(
     quiet: Quiet = False,
 ) -> None:
     """Show what retrain would do with each file: its content, label and role, or why it is left out."""
-    from quickstudy.cli.display import count, print_census, print_skipped, print_way_to_a_test, progress_for
     from quickstudy.errors import ImageSetError, WriteError
     from quickstudy.files import require_place_for, write_bytes_atomically
     from quickstudy.images.census import take_census

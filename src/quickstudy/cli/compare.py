@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quickstudy.cli.display import print_json
+from quickstudy.cli.display import count, format_score, print_json, print_judgement, print_skipped, progress_for
 from quickstudy.cli.options import Everything, Json, Quiet
 from quickstudy.options import printable
 
@@ -26,7 +26,6 @@ def command(
     quiet: Quiet = False,
 ) -> None:
     """Score two models on the same labelled images: is one better, and where do they differ?"""
-    from quickstudy.cli.display import count, format_score, print_judgement, print_skipped, progress_for
     from quickstudy.retraining.evaluation import compare
 
     found = compare(first, second, images, everything=everything, progress=progress_for(quiet=quiet))

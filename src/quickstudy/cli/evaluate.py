@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quickstudy.cli.display import print_json
+from quickstudy.cli.display import (
+    count,
+    format_score,
+    now,
+    print_evaluation,
+    print_figures,
+    print_json,
+    print_judgement,
+    print_skipped,
+    progress_for,
+)
 from quickstudy.cli.options import Checkpoint, DataFolder, Everything, Json, Quiet
 from quickstudy.cli.usage import refuse_beside
 from quickstudy.extras import require
@@ -64,15 +74,6 @@ def command(
     refuse_beside(context, why, "watch", "split", "checkpoint", "data", "ema", "interval", "data_folder")
     if images is None:
         raise typer.BadParameter("name the labelled images, as in: quickstudy evaluate photos.onnx held_out/")
-    from quickstudy.cli.display import (
-        count,
-        format_score,
-        print_evaluation,
-        print_figures,
-        print_judgement,
-        print_skipped,
-        progress_for,
-    )
     from quickstudy.retraining.evaluation import evaluate
 
     evaluation = evaluate(model, images, everything=everything, progress=progress_for(quiet=quiet))
@@ -101,8 +102,6 @@ def command(
 
 
 def _refused(score: Score, what: str) -> str:
-    from quickstudy.cli.display import count
-
     return f"{count(score.n, 'image')} {what}, it takes {score.right:,} for none of these"
 
 
@@ -124,7 +123,6 @@ def _evaluate_run(
     if split not in (None, "validation", "test"):
         raise typer.BadParameter(f"--split is '{split}'; expected validation or test")
     require("torch", extra="train")
-    from quickstudy.cli.display import now, print_evaluation
     from quickstudy.scratch.evaluation import Evaluator
 
     if watch:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quickstudy.cli.display import print_json
+from quickstudy.cli.display import format_score, print_json, progress_for
 from quickstudy.cli.options import Checkpoint, Json, Quiet
 from quickstudy.cli.usage import refuse_beside
 from quickstudy.extras import require
-from quickstudy.files import require_place_for
+from quickstudy.files import require_place_for, write_bytes_atomically
 from quickstudy.options import pasted
 
 if TYPE_CHECKING:
@@ -128,7 +128,6 @@ def command(
             _print_conversion(conversion)
         model = conversion.path
     if web is not None:
-        from quickstudy.cli.display import progress_for
         from quickstudy.models.web import write_site
 
         site = write_site(
@@ -171,7 +170,6 @@ def _convert(
     force: bool,
     quiet: bool,
 ) -> Conversion:
-    from quickstudy.cli.display import progress_for
     from quickstudy.models.checks import photos_for_calibration, photos_for_checking
     from quickstudy.models.conversion import convert
     from quickstudy.models.loading import load
@@ -190,7 +188,6 @@ def _convert(
 
 
 def _print_conversion(done: Conversion) -> None:
-    from quickstudy.cli.display import format_score
     from quickstudy.learning.scores import as_percent
 
     print(f"Model: {done.path} ({done.bytes_after / 1e6:.1f} MB instead of {done.bytes_before / 1e6:.1f})")
@@ -234,7 +231,6 @@ def _write_texts(
     if labels is None and card is None:
         return
     from quickstudy.errors import ModelError, WriteError
-    from quickstudy.files import write_bytes_atomically
     from quickstudy.models.card import model_card
     from quickstudy.models.loading import load
 

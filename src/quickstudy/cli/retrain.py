@@ -9,10 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quickstudy.cli.display import print_json
+from quickstudy.cli.display import (
+    count,
+    format_score,
+    print_census,
+    print_evaluation,
+    print_figures,
+    print_json,
+    print_never_held_out,
+    print_skipped,
+    print_way_to_a_test,
+    progress_for,
+)
 from quickstudy.cli.options import Cache, Json, Quiet, Ray, Set, SharedStore, offering
-from quickstudy.extras import require
-from quickstudy.learning.scores import as_percent
+from quickstudy.extras import installation_of, require
+from quickstudy.learning.scores import Score, as_percent, score_predictions
 from quickstudy.options import pasted, quoted, read_assignments
 from quickstudy.retraining.config import RetrainConfig
 
@@ -64,7 +75,6 @@ def command(
         require("torch", extra="train")
     if ray is not None:
         require("ray", extra="ray")
-    from quickstudy.cli.display import progress_for
     from quickstudy.retraining.retrain import retrain
 
     if download:
@@ -96,7 +106,6 @@ def _download_candidates(network: str, cache: Path | None) -> None:
     from quickstudy.backbones.sources.adding import BackboneSource, add_from
     from quickstudy.backbones.sources.available import AVAILABLE
     from quickstudy.errors import OptionError, QuickstudyError
-    from quickstudy.extras import installation_of
     from quickstudy.files import cache_folder
 
     if network != "auto":
@@ -131,18 +140,6 @@ def _fetch_from_hub(network: str, cache: Path | None) -> None:
 
 
 def _print_summary(result: RetrainResult, images: Path, seconds: float, *, ray: str | None, verbose: bool) -> None:
-    from quickstudy.cli.display import (
-        count,
-        format_score,
-        print_census,
-        print_evaluation,
-        print_figures,
-        print_never_held_out,
-        print_skipped,
-        print_way_to_a_test,
-    )
-    from quickstudy.learning.scores import score_predictions
-
     train, test = (len(result.census.digests(*roles)) for roles in (("train", "validation"), ("test",)))
     what = (
         f"with {count(len(result.classes), 'label')}" if result.census.several else f"of {len(result.classes)} classes"
@@ -213,9 +210,7 @@ def _print_names(result: RetrainResult) -> None:
 
 def _print_strangeness(result: RetrainResult) -> None:
     """Say how many images of its own the model takes for none of its classes; or how labels are given, if several."""
-    from quickstudy.cli.display import format_score
     from quickstudy.learning.answers import Thresholds
-    from quickstudy.learning.scores import Score
 
     if isinstance(result.answer, Thresholds):
         _print_thresholds(result, result.answer)
@@ -235,8 +230,6 @@ def _print_strangeness(result: RetrainResult) -> None:
 
 
 def _print_thresholds(result: RetrainResult, thresholds: Thresholds) -> None:
-    from quickstudy.cli.display import count, print_never_held_out
-
     goal = "best F1" if thresholds.precision is None else f"precision of {100 * thresholds.precision:g} %"
     values = [value for value in thresholds.values if value <= 1]
     if values:
@@ -277,8 +270,6 @@ def _listed(counts: dict[str, int]) -> str:
 
 
 def _print_previous(previous: Previous) -> None:
-    from quickstudy.cli.display import count
-
     was = ""
     if previous.test and previous.test.n:
         classes = count(len(previous.classes), "class", "classes")
@@ -297,9 +288,6 @@ _CHANCE = 6
 
 
 def _print_tuning(result: RetrainResult, seconds: float) -> None:
-    from quickstudy.cli.display import count, format_score
-    from quickstudy.learning.scores import Score
-
     for stage in result.tuning:
         print(f"\nFine-tuned all that follows '{stage['cut']}': {stage['trained_parameters']:,} parameters")
         print("  epoch  training loss  trained weights  validation log loss  validation accuracy")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quickstudy.cli.display import interruptible, print_json
+from quickstudy.cli.display import format_score, interruptible, now, print_json, print_skipped
 from quickstudy.cli.options import DataFolder, Json, Quiet
 from quickstudy.extras import require
-from quickstudy.options import pasted
+from quickstudy.options import pasted, read_assignments
 from quickstudy.process import begin_own_processes
 
 if TYPE_CHECKING:
@@ -61,7 +61,6 @@ def command(
     require("torch", extra="train")
     if devices > 1:
         begin_own_processes()
-    from quickstudy.options import read_assignments
     from quickstudy.scratch.parallel import leave, torchrun_replica
     from quickstudy.scratch.recipe import RunSettings, recipe_named
     from quickstudy.scratch.train import train
@@ -116,7 +115,6 @@ class _Reporter:
         self.bar: Bar | None = None
 
     def __call__(self, news: RunBegun | RunProgress | RunEvaluation) -> None:
-        from quickstudy.cli.display import now
         from quickstudy.scratch.summaries import RunBegun, RunEvaluation
 
         if isinstance(news, RunBegun):
@@ -132,8 +130,6 @@ class _Reporter:
             self.bar.finish()
 
     def _begin(self, news: RunBegun) -> None:
-        from quickstudy.cli.display import print_skipped
-
         counts = ", ".join(f"{count:,} to {_PURPOSES[name]}" for name, count in news.images.items())
         print(f"{news.recipe.data}: {len(news.classes)} classes; {counts}")
         print_skipped(news.skipped)
@@ -157,8 +153,6 @@ class _Reporter:
             self.bar.start("training", news.steps)
 
     def _progress(self, news: RunProgress) -> None:
-        from quickstudy.cli.display import now
-
         print(
             f"{now()}: step {news.step}, loss = {news.loss:.2f} "
             f"({news.examples_per_second:.1f} examples/s; {news.seconds_per_batch:.3f} s/batch)"
@@ -194,8 +188,6 @@ _PURPOSES = {"train": "train on", "test": "test on", "validation": "validate on"
 
 
 def _print_result(result: RunResult, folder: Path) -> None:
-    from quickstudy.cli.display import format_score
-
     if result.validation is not None:
         print(f"Validation: accuracy = {result.validation.score.accuracy:.3f}")
     print(f"accuracy = {result.test.score.accuracy:.3f}")
