@@ -55,7 +55,7 @@ def test_a_power_law_is_continued() -> None:
     sizes = np.array([100.0, 200.0, 400.0, 800.0])
     errors = 0.04 + 2 * sizes**-0.5
     fits = module._fit_power_laws(sizes, errors, np.full(4, 1e-4))
-    curve = LearningCurve(points=(), images=800, gains=(), exponents=np.zeros(1), curves=fits[None])
+    curve = LearningCurve(points=(), images=800, gains=(), curves=fits[None])
     accuracy, deviation = curve.forecast(3200)
     assert accuracy == pytest.approx(1 - 0.04 - 2 * 3200**-0.5, abs=1e-3)
     assert deviation < 2e-3

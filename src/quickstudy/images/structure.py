@@ -81,8 +81,6 @@ class Frame(NamedTuple):
     """Width in pixels, as stored."""
     components: tuple[int, ...]
     """Identifiers of the components."""
-    sampling: tuple[tuple[int, int], ...]
-    """Horizontal and vertical sampling factors of the components."""
 
 
 @dataclass(kw_only=True)
@@ -289,14 +287,12 @@ def _frame_of(data: bytes, chain: list[Segment]) -> Frame | None:
             count = data[start + 9]
             if not 1 <= count <= 4 or end - start < 10 + 3 * count:
                 return None
-            parts = [data[start + 10 + 3 * n : start + 13 + 3 * n] for n in range(count)]
             return Frame(
                 marker,
                 data[start + 4],
                 data[start + 5] << 8 | data[start + 6],
                 data[start + 7] << 8 | data[start + 8],
-                tuple(part[0] for part in parts),
-                tuple((part[1] >> 4, part[1] & 15) for part in parts),
+                tuple(data[start + 10 : start + 10 + 3 * count : 3]),
             )
     return None
 

@@ -86,8 +86,6 @@ class LearningCurve:
     """Number of training images that there are."""
     gains: tuple[Gain, ...]
     """What further images would bring, for each class that has images that could be held out."""
-    exponents: NDArray[np.float64]
-    """How fast a class's error falls with its own images, as b in n^-b, by draw of the bootstrap; 0 for not at all."""
     curves: NDArray[np.float64]
     """The fitted power laws, error = c + a · n^-b: draws × exponents b × (weight, c, a); a draw's weights sum to 1."""
     least_deviation: float = 0.0
@@ -165,7 +163,6 @@ def learning_curve(
         ),
         images=len(labels),
         gains=_gains(labels, right, exponents, weights, classes, more),
-        exponents=exponents,
         curves=np.stack([_fit_power_laws(sizes, drawn, scatter) for drawn in errors[1:]]),
         least_deviation=float(least[-1]),
     )
@@ -274,7 +271,7 @@ def _own_exponents(
     thinned: NDArray[np.bool_],
     weights: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Measure how fast errors fall with a class's own images, all classes together, by draw; 0 where they do not."""
+    """Measure how fast errors fall with a class's own images, as b in n^-b, by draw; 0 where they do not."""
     few = thinned[labels]
     mistakes = [weights @ (wrong & judged & side).sum(axis=1) + 0.5 for side in (few, ~few)]
     images = [weights @ (judged & side).sum(axis=1) + 1 for side in (few, ~few)]
