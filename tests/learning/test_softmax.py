@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from quickstudy.errors import HeadError
 from quickstudy.learning.features import Features, prepare_features, signed_sqrt
-from quickstudy.learning.softmax import Fit, fit_softmax
+from quickstudy.learning.softmax import Optimum, fit_softmax
 from quickstudy.learning.spaces import in_row_space
 
 Array = NDArray[np.float64]
@@ -68,7 +68,7 @@ def least_loss(evaluate: Callable[[Array], tuple[float, Array]], size: int) -> f
     return float(minimize(evaluate, first.x, jac=True, method="L-BFGS-B", options=options).fun)
 
 
-def flat(fit: Fit, number: int = 0) -> Array:
+def flat(fit: Optimum, number: int = 0) -> Array:
     return np.concatenate([fit.weights[number].ravel(), fit.biases[number]]).astype(float)
 
 
@@ -299,7 +299,7 @@ def test_a_thousand_classes() -> None:
     assert np.mean(fit.logits[:, 0].argmax(axis=1) == labels) > 0.9
 
 
-def check_optimum(bottlenecks: Array, labels: NDArray[np.intp], classes: int, *, l2: float) -> Fit:
+def check_optimum(bottlenecks: Array, labels: NDArray[np.intp], classes: int, *, l2: float) -> Optimum:
     features, weights = prepare_features(bottlenecks), even(len(labels))
     fit = fit_softmax(features, labels, weights, classes=classes, l2=l2, precision=1e-5)
     evaluate = objective(features, labels, weights[:, 0], classes, l2)

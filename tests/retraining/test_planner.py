@@ -10,7 +10,7 @@ import pytest
 
 from quickstudy.backbones.cuts import Cut
 from quickstudy.errors import PlanError
-from quickstudy.retraining.planning import CutCost, Job, choose_plan, predict
+from quickstudy.retraining.planning import CutCost, PlannedWork, choose_plan, predict
 
 
 def cost(name: str, *, prefix: float, training: float, values: int = 1000) -> CutCost:
@@ -24,7 +24,7 @@ MIDDLE = cost("middle", prefix=0.003, training=0.008, values=10_000)
 LATE = cost("late", prefix=0.004, training=0.001, values=1_000)
 END = cost("features", prefix=0.005, training=0.0, values=100)
 COSTS = (EARLY, MIDDLE, LATE, END)
-JOB = Job(images=1000, learned=800, compared=100, decode_seconds=0.001)
+JOB = PlannedWork(images=1000, learned=800, compared=100, decode_seconds=0.001)
 
 
 def test_a_prediction_is_the_sum_of_its_parts() -> None:

@@ -36,7 +36,7 @@ from quickstudy.learning.features import Features, Floats, Real, blas_threads, s
 from quickstudy.learning.learning_curve import learning_curve
 from quickstudy.learning.links import FOLDS, ONE_OF, Link, link_of
 from quickstudy.learning.selection import fit_temperature
-from quickstudy.learning.softmax import Fit, fit_softmax
+from quickstudy.learning.softmax import Optimum, fit_softmax
 from quickstudy.learning.strengths import assign_folds
 
 DIRECTIONS = 256
@@ -166,7 +166,7 @@ def _fit(
     classes: int,
     start: tuple[Real, Real] | None,
     waiting: Floats | None,
-) -> Fit:
+) -> Optimum:
     """Fit a head to each column of weights (n×F) that sums to 1, each with guesses of its own; rows come first."""
     if waiting is not None and len(waiting) and targets.ndim == 1:
         with blas_threads(worth=False):

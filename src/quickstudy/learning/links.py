@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from quickstudy.images.drawn_roles import spread_evenly
 from quickstudy.learning.calibration import probabilities_of
+from quickstudy.learning.features import Real
 
 Integers = NDArray[np.intp]
-Real = NDArray[np.floating]
 Kind = Literal["one", "several"]
 """The kinds of head by name: one of K classes an image, or several of K labels."""
 

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.learning.features import Floats, logits_of_names
+from quickstudy.learning.links import Integers
 from quickstudy.learning.selection import Head, fit_temperature
-from quickstudy.learning.strengths import Integers, log_losses
+from quickstudy.learning.strengths import log_losses
 
 SHARES = tuple(tenth / 10 for tenth in range(11))
 """The shares of the logits that names may have; 0 is the head alone, 1 the names alone."""

@@ -27,12 +27,11 @@ from quickstudy.learning.features import (
     prepare_features,
     signed_sqrt,
 )
-from quickstudy.learning.links import Kind, link_of
+from quickstudy.learning.links import Integers, Kind, link_of
 from quickstudy.learning.spaces import in_small_space
 from quickstudy.learning.strengths import (
     CrossValidation,
     Found,
-    Integers,
     Trial,
     choose_strength,
     deal_out,

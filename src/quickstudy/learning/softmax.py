@@ -81,7 +81,7 @@ _ROUNDED = 1e-7  # excess of a class's mean probability that float32 may leave
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Fit:
+class Optimum:
     """Optima for F training sets."""
 
     weights: Real
@@ -118,7 +118,7 @@ def fit_softmax(
     precision: float,
     start: tuple[Real, Real] | None = None,
     rough: bool = False,
-) -> Fit:
+) -> Optimum:
     """Fit one regression to each column of `sample_weights`, to the optimum.
 
     Args:
@@ -129,7 +129,7 @@ def fit_softmax(
         l2: strength of the penalty, per unit of mean loss and of prepared feature.
         precision: largest root mean square by which the rows' probabilities, held-out rows' among them, may differ
             from those at the optimum; small problems go to 1e-6 at any rate. See the module for what is proven of it.
-        start: weights and biases to start from, shaped as in `Fit` (a neighbour on the regularisation path).
+        start: weights and biases to start from, shaped as in `Optimum` (a neighbour on the regularisation path).
         rough: stop at `precision` where the problem is small, too.
 
     Raises:
@@ -164,7 +164,7 @@ def fit_softmax(
                 "cross-validation"
             )
     shaped = state.parameters.reshape(sets, classes, width)
-    return Fit(
+    return Optimum(
         weights=np.moveaxis(shaped[:, :, :-1], 2, 1),
         biases=shaped[:, :, -1],
         iterations=iterations,
@@ -189,7 +189,7 @@ class _State:
     gradient: Real
     """The objective's gradient, FK×(d+1)."""
     change: float = np.inf
-    """Root mean square by which the step that led here changed the probabilities; see `Fit`."""
+    """Root mean square by which the step that led here changed the probabilities; see `Optimum`."""
     gap: float = np.inf
     """Bound on how far the loss is above its optimum, in nats; infinite until the biases are settled."""
 

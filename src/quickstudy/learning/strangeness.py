@@ -34,7 +34,7 @@ from quickstudy.learning.features import Floats, blas_threads, signed_sqrt
 from quickstudy.learning.scores import share_interval
 from quickstudy.learning.selection import fit_head
 
-Real = NDArray[np.float64]
+Doubles = NDArray[np.float64]
 
 FEWEST = 50
 """The fewest images to judge by. With n images a share of 1 / (n + 1) is the least that can be told: 2 % with 49."""
@@ -119,9 +119,9 @@ class Examples:
     """Weights (d) of the signed square roots of features for the logit that an image is one of the examples' kind."""
     bias: float
     """The number to add to that logit."""
-    own_odds: Real
+    own_odds: Doubles
     """The same logit of the images to judge (m), by fits that had not seen them."""
-    odds: Real
+    odds: Doubles
     """The same logit of the examples (e), by fits that had not seen them."""
 
 
@@ -189,29 +189,29 @@ class Strangeness:
     """Scores (M) of the own images at the shares in `shares`, rising."""
     shares: Floats
     """Shares (M) of the own images whose score is below each of `knots`, rising from 0 to 1."""
-    own: Real
+    own: Doubles
     """Strangeness of the own images that were judged (m), each without itself."""
     odds: Floats | None = None
     """What signed square roots of features (d) are multiplied by for the figure that examples of none of the classes
     add; None where there were none."""
     odds_bias: float = 0.0
     """The number to add to that figure."""
-    examples: Real | None = None
+    examples: Doubles | None = None
     """Strangeness of these examples, each judged without itself; None where there were none."""
 
-    def score(self, features: NDArray[np.floating], logits: NDArray[np.floating]) -> Real:
+    def score(self, features: NDArray[np.floating], logits: NDArray[np.floating]) -> Doubles:
         """Work out how strange images are on an open scale (n), of what the head sees (n×d) and its logits (n×K)."""
         x = signed_sqrt(features).astype(np.float64)
         placed = x @ self.directions.astype(np.float64) + self.offsets
         nearest = ((self.means**2).sum(axis=1) - 2 * placed @ self.means.astype(np.float64).T).min(axis=1)
         relative = placed**2 @ self.kept.astype(np.float64) + nearest
         spread = (((x - self.centre) * self.scales) ** 2).sum(axis=1)
-        total: Real = relative + spread + self.energy * _energy(logits)
+        total: Doubles = relative + spread + self.energy * _energy(logits)
         return total if self.odds is None else total + x @ self.odds.astype(np.float64) + self.odds_bias
 
-    def of(self, features: NDArray[np.floating], logits: NDArray[np.floating]) -> Real:
+    def of(self, features: NDArray[np.floating], logits: NDArray[np.floating]) -> Doubles:
         """Work out strangeness (n), from 0 to 1; see `score`."""
-        found: Real = np.interp(self.score(features, logits), self.knots, self.shares)
+        found: Doubles = np.interp(self.score(features, logits), self.knots, self.shares)
         return found
 
     def refusal(self, share: float | None) -> Refusal:
@@ -234,7 +234,7 @@ class Strangeness:
             examples=len(examples),
         )
 
-    def _least_confused(self, examples: Real) -> float:
+    def _least_confused(self, examples: Doubles) -> float:
         shares = np.arange(1, 501) / 1000
         thresholds = 1 - shares
         own = (self.own[:, None] > thresholds).mean(axis=0)
@@ -336,7 +336,7 @@ def _fit(
     return replace(found, examples=judged)
 
 
-def _knots(quantiles: NDArray[np.float64], error: float) -> tuple[Real, Real]:
+def _knots(quantiles: NDArray[np.float64], error: float) -> tuple[Doubles, Doubles]:
     """Choose of the quantiles those between which the scale is nowhere steeper than single precision can follow.
 
     Args:
@@ -380,21 +380,21 @@ class _Distances:
         count = min(r, classes - 1, _MOST_KEPT)
         self._apart, between = apart[:, :count], np.zeros(count)
         between[: len(deviations)] = deviations[:count] ** 2
-        self.directions: Real = self._whiten @ self._apart
+        self.directions: Doubles = self._whiten @ self._apart
         """The directions (r×k) in which the classes lie apart."""
-        self.means: Real = self._means @ self._apart
+        self.means: Doubles = self._means @ self._apart
         """Means of the classes in these directions, K×k."""
-        self.kept: Real = between / (1 + between)
+        self.kept: Doubles = between / (1 + between)
         """For each direction (k), 1 less the share of its variance that is within classes."""
 
-    def of(self, rows: NDArray[np.floating]) -> Real:
+    def of(self, rows: NDArray[np.floating]) -> Doubles:
         """Work out the relative distances (m) of rows (m×r) that were not learned from."""
         placed = rows @ self.directions
         nearest = ((self.means**2).sum(axis=1) - 2 * placed @ self.means.T).min(axis=1)
-        relative: Real = placed**2 @ self.kept + nearest
+        relative: Doubles = placed**2 @ self.kept + nearest
         return relative
 
-    def without_itself(self, chosen: NDArray[np.intp]) -> Real:
+    def without_itself(self, chosen: NDArray[np.intp]) -> Doubles:
         """Work out the relative distances (m) of rows by number, each from what the others alone would have taught.
 
         Without row x of class c, the class's mean moves by (x - mean) / (n_c - 1), and the covariances lose one term of
@@ -411,7 +411,7 @@ class _Distances:
         distances = to_means + (term / (1 - term * lengths))[:, None] * products**2
         distances[np.arange(len(rows)), labels] = more**2 * lengths / (1 - term * lengths)
         to_all = (rows * rows).sum(axis=1) - (rows @ self._apart) ** 2 @ self.kept
-        relative: Real = distances.min(axis=1) - to_all / (1 - to_all * (1 - _SHRINKAGE) / n)
+        relative: Doubles = distances.min(axis=1) - to_all / (1 - to_all * (1 - _SHRINKAGE) / n)
         return relative
 
 
@@ -426,7 +426,7 @@ def _main_directions(sample: Floats, count: int) -> Floats:
     return np.asarray(basis, np.float32)
 
 
-def _seen(features: NDArray[np.floating], centre: Floats, main: Floats, precise: Real) -> tuple[Real, Real]:
+def _seen(features: NDArray[np.floating], centre: Floats, main: Floats, precise: Doubles) -> tuple[Doubles, Doubles]:
     """Write rows (n×d) in the main directions (n×r), and work out how far from the centre they are spread (n)."""
     rows, spread = np.empty((len(features), main.shape[1])), np.empty(len(features))
     weights = precise.astype(np.float32)
@@ -437,14 +437,14 @@ def _seen(features: NDArray[np.floating], centre: Floats, main: Floats, precise:
     return rows, spread
 
 
-def _energy(logits: NDArray[np.floating]) -> Real:
+def _energy(logits: NDArray[np.floating]) -> Doubles:
     z = logits.astype(np.float64)
     most = z.max(axis=1)
-    energy: Real = -(most + np.log(np.exp(z - most[:, None]).sum(axis=1)))
+    energy: Doubles = -(most + np.log(np.exp(z - most[:, None]).sum(axis=1)))
     return energy
 
 
-def _unit(values: Real) -> float:
+def _unit(values: Doubles) -> float:
     """Measure how far values reach above their median: by one standard deviation, were they normal; above 0.
 
     What reaches less far than a hundredth of the median tells nothing: the scores of a head that knows nothing, say.

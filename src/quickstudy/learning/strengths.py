@@ -26,10 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.learning.features import Features, Floats
-from quickstudy.learning.links import FOLDS, link_of
-from quickstudy.learning.softmax import Fit, fit_softmax
+from quickstudy.learning.links import FOLDS, Integers, link_of
+from quickstudy.learning.softmax import Optimum, fit_softmax
 
-Integers = NDArray[np.intp]
 Start = tuple[NDArray[np.floating], NDArray[np.floating]]
 _T = TypeVar("_T", bound="Scout")
 
@@ -161,12 +160,12 @@ class CrossValidation:
             biases=fit.biases,
         )
 
-    def fit_all(self, tried: Scout) -> Fit:
+    def fit_all(self, tried: Scout) -> Optimum:
         """Fit all rows at a strength that was tried, as precisely as a head is, from the mean of its fits."""
         start = tried.weights.mean(axis=0, keepdims=True), tried.biases.mean(axis=0, keepdims=True)
         return self.fit(_normalise(self.importance[:, None]), tried.l2, _PRECISION, start)
 
-    def fit(self, sample_weights: Floats, l2: float, precision: float, start: Start | None) -> Fit:
+    def fit(self, sample_weights: Floats, l2: float, precision: float, start: Start | None) -> Optimum:
         """Fit these training sets."""
         return fit_softmax(
             self.features,
@@ -215,7 +214,7 @@ class Found:
     """The strengths that were tried on all folds, the best one among them."""
     scouts: Sequence[Scout]
     """The strengths that were tried on the first fold; empty where all were tried on all folds."""
-    whole: Fit | None
+    whole: Optimum | None
     """The fit of all rows at the best strength; None where the folds were fitted without it."""
 
 

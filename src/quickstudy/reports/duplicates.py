@@ -25,6 +25,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from quickstudy.bottlenecks.looks import Gallery, grey_square
+from quickstudy.learning.features import Floats
 from quickstudy.process import usable_cores
 from quickstudy.reports.evidence import Evidence, KnownImage
 from quickstudy.reports.findings import DuplicateGroup
@@ -104,7 +105,6 @@ def _describe(members: Sequence[int], images: Sequence[KnownImage]) -> Duplicate
     )
 
 
-Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 SIDE = 64

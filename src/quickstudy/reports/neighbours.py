@@ -19,11 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quickstudy.learning.features import unit_rows
+from quickstudy.learning.features import Floats, unit_rows
+from quickstudy.learning.links import Integers
 from quickstudy.process import usable_cores
-
-Floats = NDArray[np.float32]
-Integers = NDArray[np.intp]
 
 EXACT_UP_TO = 50_000
 """Number of images up to which all pairs are compared, whatever is installed."""

@@ -70,7 +70,7 @@ def plan_for(
     progress.start("planning", len(net.cuts))
     try:
         decode_seconds = _decode_seconds([census.contents[digest].path for digest in census.labels], net.input)
-        job = Job(
+        job = PlannedWork(
             images=len(census.labels),
             learned=len(census.digests("train")),
             compared=len(census.digests("validation")),
@@ -133,7 +133,7 @@ _SAFETY = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class PlannedWork:
     """The work that a plan is made for."""
 
     images: int
@@ -187,7 +187,7 @@ class Plan:
         }
 
 
-def predict(cost: CutCost, job: Job, *, views: int, epochs: int) -> Plan:
+def predict(cost: CutCost, job: PlannedWork, *, views: int, epochs: int) -> Plan:
     """Predict what fine-tuning from a cut takes."""
     renderings = job.images * (views + 1)
     return Plan(
@@ -203,7 +203,7 @@ def predict(cost: CutCost, job: Job, *, views: int, epochs: int) -> Plan:
 
 def choose_plan(
     costs: Sequence[CutCost],
-    job: Job,
+    job: PlannedWork,
     *,
     seconds: float,
     disk_bytes: float | None = None,
@@ -250,7 +250,7 @@ def choose_plan(
     return plan
 
 
-def _with(plan: Plan, job: Job, *, views: int | None = None, epochs: int | None = None) -> Plan:
+def _with(plan: Plan, job: PlannedWork, *, views: int | None = None, epochs: int | None = None) -> Plan:
     return predict(plan.cost, job, views=views or plan.views, epochs=epochs or plan.epochs)
 
 
