@@ -164,7 +164,7 @@ def _fingerprints(trials: Sequence[Trial], cache: Path | None) -> dict[str, str]
     """
     found = {}
     options = [trial.task.options() for trial in trials if trial.task.name == RETRAIN]
-    for data in {str(values["data"]) for values in options}:
+    for data in {str(values["data"]) for values in options if values["data"]}:
         with contextlib.suppress(ImageSetError):
             found[data] = take_census(as_path(data), stat_index(cache)).fingerprint
     for model in {str(values["roles_of"]) for values in options if values["roles_of"]}:
