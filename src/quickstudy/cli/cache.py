@@ -41,7 +41,7 @@ class _Filled:
     nodes: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        skipped = [{"path": str(item.path), "reason": item.reason} for item in self.skipped]
+        skipped = [item.to_dict() for item in self.skipped]
         return {**asdict(self), "skipped": skipped}
 
 

@@ -50,6 +50,7 @@ SharedStore = Annotated[
         "[default: bottlenecks/ in the folder of --cache].",
     ),
 ]
+Device = Annotated[str, typer.Option("--device", help="Kind of device: auto, cpu or cuda.")]
 DataFolder = Annotated[
     Path | None,
     typer.Option(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quickstudy.cli.display import interruptible, print_json
-from quickstudy.cli.options import Cache, DataFolder, Json, Quiet
+from quickstudy.cli.options import Cache, DataFolder, Device, Json, Quiet
 from quickstudy.cli.usage import refuse_beside
 from quickstudy.extras import require
 from quickstudy.process import begin_own_processes
@@ -57,7 +57,7 @@ def command(
     ray: Annotated[
         str | None, typer.Option(help="Run on a Ray cluster: its address, or auto.", show_default=False)
     ] = None,
-    device: Annotated[str, typer.Option(help="Kind of device: auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     data_folder: DataFolder = None,
     cache: Cache = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help=f"Do not ask before more than {_MANY:,} runs.")] = False,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quickstudy.cli.display import format_score, interruptible, now, print_json, print_skipped
-from quickstudy.cli.options import DataFolder, Json, Quiet
+from quickstudy.cli.options import DataFolder, Device, Json, Quiet
 from quickstudy.extras import require
 from quickstudy.options import pasted, read_assignments
 from quickstudy.process import begin_own_processes
@@ -43,7 +43,7 @@ def command(
             "--devices", "--num_gpus", min=1, help="Number of devices on this machine to train on, in data parallel."
         ),
     ] = 1,
-    device: Annotated[str, typer.Option(help="Kind of device: auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Threads that prepare batches.")] = 16,
     data_folder: DataFolder = None,
     summary_steps: Annotated[

@@ -72,6 +72,10 @@ class Skipped:
     reason: str
     """Why it is not used, in words that end a sentence."""
 
+    def to_dict(self) -> dict[str, str]:
+        """Give JSON values."""
+        return {"path": str(self.path), "reason": self.reason}
+
 
 class ImageFile(NamedTuple):
     """One image file with its label and split; a tuple, since sets have a hundred thousand of them."""

@@ -55,22 +55,13 @@ class Pick:
 
 def typical_rows(rows: Floats, count: int = STARTING) -> list[Pick]:
     """Pick the photo nearest to the centre of each of `count` clusters of photos (n×r), the largest cluster first."""
-    from sklearn.cluster import KMeans
+    from quickstudy.reports.audit import typical
 
     part = rows[:_CLUSTERED, :_AXES]
-    count = min(count, len(part))
-    if not count:
+    if not len(part):
         return []
-    clusters = KMeans(count, n_init=1, random_state=0).fit(part)
-    members: NDArray[np.intp] = clusters.labels_
-    gap = np.linalg.norm(part - clusters.cluster_centers_[members].astype(np.float32), axis=1)
-    sizes = np.bincount(members, minlength=count)
-    picks = []
-    for number in np.argsort(-sizes, kind="stable").tolist():
-        mine = np.flatnonzero(members == number)
-        if len(mine):
-            picks.append(Pick(row=int(mine[gap[mine].argmin()]), reason="typical", alike=len(mine)))
-    return picks
+    found = typical(part, min(count, len(part)))
+    return [Pick(row=row, reason="typical", alike=alike) for row, alike in found]
 
 
 def doubtful_rows(

@@ -118,7 +118,7 @@ def choose_next(evidence: Evidence, *, count: int = BATCH) -> tuple[int, ...]:
     if evidence.probabilities.shape[1]:
         chosen = farthest_gradients(features, evidence.probabilities[rows], count)
     else:
-        chosen = typical(centred_rows(features), count)
+        chosen = [row for row, _ in typical(centred_rows(features), count)]
     return tuple(int(rows[k]) for k in chosen)
 
 
@@ -146,8 +146,13 @@ def farthest_gradients(features: Floats, probabilities: Floats, count: int) -> l
     return chosen
 
 
-def typical(rows: Floats, count: int) -> list[int]:
-    """Find the row nearest to the centre of each of `count` clusters, the largest cluster first."""
+def typical(rows: Floats, count: int) -> list[tuple[int, int]]:
+    """Find the row nearest to the centre of each of `count` clusters, the largest first, and how many rows are in it.
+
+    Args:
+        rows: n×d; of many, the first 20,000 are looked at.
+        count: 1 to n.
+    """
     from sklearn.cluster import KMeans
 
     part = rows[:_CLUSTERED]
@@ -156,7 +161,7 @@ def typical(rows: Floats, count: int) -> list[int]:
     gap = np.linalg.norm(part - clusters.cluster_centers_[members].astype(np.float32), axis=1)
     sizes = np.bincount(members, minlength=count)
     order = [k for k in np.argsort(-sizes, kind="stable").tolist() if sizes[k]]
-    return [int(np.flatnonzero(members == k)[gap[members == k].argmin()]) for k in order]
+    return [(int(np.flatnonzero(members == k)[gap[members == k].argmin()]), int(sizes[k])) for k in order]
 
 
 LEAST = 0.1

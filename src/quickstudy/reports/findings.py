@@ -175,7 +175,7 @@ class Audit:
             "labelled": self.labelled,
             "classes": [asdict(share) for share in self.classes],
             "imbalance": self.imbalance,
-            "skipped": [{"path": str(item.path), "reason": item.reason} for item in self.skipped],
+            "skipped": [item.to_dict() for item in self.skipped],
             "duplicates": [
                 {
                     "images": self._names(group.members),

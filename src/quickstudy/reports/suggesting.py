@@ -90,7 +90,7 @@ class NamedPhotos:
                 }
                 for photo in self.photos
             ],
-            "skipped": [{"path": str(item.path), "reason": item.reason} for item in self.skipped],
+            "skipped": [item.to_dict() for item in self.skipped],
             "computed": self.computed,
         }
 

@@ -64,7 +64,7 @@ class Evaluation(Scores):
             "answered": self.answered.to_dict() if self.answered else None,
             "strangers_refused": self.strangers.to_dict() if self.strangers else None,
             "examples_refused": self.examples.to_dict() if self.examples else None,
-            "skipped": _as_json(self.skipped),
+            "skipped": [item.to_dict() for item in self.skipped],
         }
 
 
@@ -125,7 +125,7 @@ class Comparison(Paired):
             "differences": [
                 {"path": str(d.path), "label": d.label, "first": d.first, "second": d.second} for d in self.differences
             ],
-            "skipped": _as_json(self.skipped),
+            "skipped": [item.to_dict() for item in self.skipped],
         }
 
 
@@ -317,7 +317,3 @@ def _among(names: tuple[str, ...], classes: set[str]) -> tuple[str, ...]:
 def stat_index(cache: str | Path | None) -> Path:
     """Give the place of the stat index in a cache folder."""
     return Store(cache_folder(cache) / "bottlenecks").index_path
-
-
-def _as_json(skipped: Sequence[Skipped]) -> list[dict[str, str]]:
-    return [{"path": str(item.path), "reason": item.reason} for item in skipped]

@@ -103,7 +103,7 @@ class RetrainResult:
             "classes": list(self.classes),
             "train_counts": self.train_counts,
             "test_counts": self.test_counts,
-            "skipped": [{"path": str(item.path), "reason": item.reason} for item in self.skipped],
+            "skipped": [item.to_dict() for item in self.skipped],
             "conflicts": [[str(path) for path in group] for group in self.census.conflicts],
             "copies": self.census.copies,
             "leaks": self.census.leaks,
