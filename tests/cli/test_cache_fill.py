@@ -12,8 +12,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from in_process import Run
 
+from in_process import Run
 from quickstudy.extras import installation_of
 from ray_processes import NO_RAY, ray_folder, without_rays
 
@@ -48,6 +48,18 @@ def test_filling_here_spares_the_retraining_its_forward_passes(run: Run, folder:
     assert (again["images"], again["forward_passes"], again["from_store"]) == (37, 0, 36)
     assert again["skipped"] == [{"path": "photos/discs/broken.jpg", "reason": "an HTML page, not an image"}]
     assert "0 forward passes, 36 bottlenecks from the store" in run("retrain", "photos/").out
+
+
+def test_filling_tells_of_what_it_leaves_out(run: Run, folder: Path) -> None:
+    photos = folder / "photos"
+    for place, copy in (("discs/00.jpg", "discs/copy.jpg"), ("discs/01.jpg", "checks/other.jpg")):
+        (photos / copy).write_bytes((photos / place).read_bytes())
+    text = run("cache", "fill", "photos/").out
+    assert "1 file is an exact copy of another" in text
+    assert "Conflict: the same image under different labels, left out: photos/checks/other.jpg (checks), " in text
+    found = json.loads(run("cache", "fill", "photos/", "--json").out)
+    assert (found["from_store"], found["copies"]) == (35, 1)
+    assert found["conflicts"] == [["photos/checks/other.jpg", "photos/discs/01.jpg"]]
 
 
 @pytest.mark.slow

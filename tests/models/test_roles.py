@@ -138,6 +138,14 @@ def test_images_of_none_of_the_classes_are_not_of_an_unknown_class(tmp_path: Pat
         )
 
 
+def test_where_no_image_can_be_used_that_is_said(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "same.jpg").write_bytes(b"0")
+    with pytest.raises(ImageSetError, match="no image there can be used; 1 image is under several classes: "):
+        may_judge(take_census(tmp_path, None), [None], classes=("cat", "dog"))
+
+
 def test_where_the_test_split_alone_is_learned_it_is_not_said_of_all_images(tmp_path: Path) -> None:
     census = image_set(tmp_path, {"train/cat": 3, "train/dog": 3, "test/cat": 1, "test/dog": 1})
     with pytest.raises(ImageSetError, match="all 2 usable images of the test split"):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quickstudy.cli.display import count, print_json, print_skipped, progress_for
+from quickstudy.cli.display import count, print_conflicts, print_copies, print_json, print_skipped, progress_for
 from quickstudy.cli.options import Cache, Json, Quiet, Ray, SharedStore, offering
 from quickstudy.cli.usage import Commands
 from quickstudy.extras import require
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from quickstudy.bottlenecks.store import SourceSummary, Store
+    from quickstudy.images.census import Content
     from quickstudy.images.imageset import Skipped
 
 
@@ -39,10 +40,13 @@ class _Filled:
     seconds: float
     workers: int | None = None
     nodes: int | None = None
+    copies: int = 0
+    conflicts: tuple[Content, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         skipped = [item.to_dict() for item in self.skipped]
-        return {**asdict(self), "skipped": skipped}
+        conflicts = [[str(place.path) for place in content.places] for content in self.conflicts]
+        return {**vars(self), "skipped": skipped, "conflicts": conflicts}
 
 
 @offering(
@@ -147,6 +151,8 @@ def _fill(
             skipped=census.skipped,
             store=str(local.folder),
             seconds=time.perf_counter() - started,
+            copies=census.copies,
+            conflicts=tuple(content for content in census.contents.values() if content.left_out == "conflict"),
         )
     place = place or str(folder / "bottlenecks")
     shown = open_shared_store(place).place
@@ -181,6 +187,8 @@ def _print_filled(filled: _Filled, images: Path) -> None:
     print(f"{images}: {count(filled.images, 'image')}")
     passes = count(filled.forward_passes, "forward pass", "forward passes")
     print(f"{passes}, {count(filled.from_store, 'bottleneck')} from the store")
+    print_copies(filled.copies)
+    print_conflicts(filled.conflicts)
     print_skipped(filled.skipped)
     by = f", {count(filled.workers, 'worker')} on {count(filled.nodes or 1, 'node')}" if filled.workers else ""
     print(f"Store: {filled.store}; {filled.seconds:.2f} s{by}")

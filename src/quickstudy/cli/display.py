@@ -114,26 +114,28 @@ def print_census(census: Census) -> None:
     for one, other in census.alike_classes:
         how = "capitals" if one.casefold() == other.casefold() else "how they are written (blanks, hyphens, zeros, …)"
         print(f"WARNING: the classes '{one}' and '{other}' differ only in {how}; rename one if they are the same")
-    _print_copies(census.copies)
+    print_copies(census.copies)
     if census.leaks:
         print(
             f"{count(census.leaks, 'image')} in more than one of the given splits; each is used in one only: test "
             "before validation before train"
         )
-    _print_conflicts([content for content in census.contents.values() if content.left_out == "conflict"])
+    print_conflicts([content for content in census.contents.values() if content.left_out == "conflict"])
     if passed := census.passed_over:
         from quickstudy.images.kinds import counted
 
         print("Passed over: " + ", ".join(counted(number, kind) for kind, number in passed))
 
 
-def _print_copies(copies: int) -> None:
+def print_copies(copies: int) -> None:
+    """Print how many files are not used since they are copies; nothing if none."""
     if copies:
         are = "file is an exact copy of another" if copies == 1 else "files are exact copies of others"
         print(f"{copies:,} {are}; each image counts once")
 
 
-def _print_conflicts(conflicts: Sequence[Content]) -> None:
+def print_conflicts(conflicts: Sequence[Content]) -> None:
+    """Print images that are left out since they are there under several classes; nothing if none."""
     for content in conflicts[:_MOST_CONFLICTS]:
         places = ", ".join(f"{printable(place.path)} ({place.label})" for place in content.places)
         print(f"Conflict: the same image under different labels, left out: {places}")
@@ -184,8 +186,8 @@ def print_judgement(judged: Judgement, *, models: int = 1) -> None:
         )
     if judged.conflicts or judged.copies:
         print()
-        _print_copies(judged.copies)
-        _print_conflicts(judged.conflicts)
+        print_copies(judged.copies)
+        print_conflicts(judged.conflicts)
 
 
 def print_evaluation(evaluation: Scores, *, train_counts: dict[str, int] | None = None) -> None:

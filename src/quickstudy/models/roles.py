@@ -143,9 +143,12 @@ def may_judge(
     unknown = Counter(name for content in offered for name in content.labels or () if name not in names)
     who, knows = ("the model knows", "it knows") if len(roles) == 1 else ("both models know", "both know")
     if not any(name in names for content in candidates for name in content.labels or ()):
+        there = "the images are of " + (_some(sorted(unknown)) or "none of the classes")
+        if not labelled:
+            there = f"no image there can be used; {census.faults}"
         raise ImageSetError(
             f"No image under '{census.source}' is of a class that {who}: {knows} {_some(sorted(classes)) or 'none'}; "
-            f"the images are of {_some(sorted(unknown)) or 'none of the classes'}. Classes are matched by name"
+            f"{there}. Classes are matched by name"
         )
     known = [one for one in roles if one is not None]
     kinds = {c.digest: min((one.kind(c.digest) for one in known), key=KINDS.index, default="new") for c in labelled}
