@@ -87,6 +87,12 @@ class TestPredict:
             assert answer.json()["error"] == "there is no parameter 'top'; none is known here"
         assert client.get("/?utm_source=x").status_code == 200
 
+    def test_parameters_as_fields_of_a_form(self, client: TestClient, photo: Path) -> None:
+        files = {"image": ("photo.jpg", photo.read_bytes())}
+        answer = client.post("/predict", files=files, data={"top": "1"})
+        assert (answer.status_code, "as ?top=" in answer.json()["error"]) == (400, True)
+        assert client.post("/predict", files=files, data={"comment": "mine"}).status_code == 200
+
     @pytest.mark.parametrize("query", ["top=0", "top=-1", "top=x", "top=", "top=1e9", "top=٣", "neighbours=x"])
     def test_an_impossible_number_is_400(self, client: TestClient, photo: Path, query: str) -> None:
         answer = client.post(f"/predict?{query}", content=photo.read_bytes())

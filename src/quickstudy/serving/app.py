@@ -51,6 +51,7 @@ from quickstudy.serving.registry import OverloadedError, Pool, Registry, Served,
 MOST_NEIGHBOURS = 20
 CLASSIFIER = Path(__file__).parent / "page" / "classifier.js"
 """What the page, the same as that of a static site, asks here: the API."""
+_PARAMETERS = tuple(one["name"] for one in PREDICT_QUERY)
 _RETRY_SECONDS = 1
 _LONGEST_SHOWN = 40  # characters of a name that a caller gave
 # With curl, both -d and --data-binary send this type; only the first damages the file.
@@ -127,7 +128,7 @@ class _Service:
     async def predict(self, request: Request) -> Response:
         """Answer POST /predict and POST /models/{name}/predict."""
         served = self._served(request)
-        _require_known(request, [one["name"] for one in PREDICT_QUERY])
+        _require_known(request, _PARAMETERS)
         version = served.version
         top = _number(request, "top", least=1) or len(version.model.classes)
         neighbours = min(_number(request, "neighbours", least=0) or 0, MOST_NEIGHBOURS)
@@ -198,7 +199,8 @@ class _Service:
         if not body:
             raise RefusedError(400, "an empty body; send an image's bytes, or multipart/form-data with images")
         if is_multipart(content_type):
-            parse = partial(parse_form, body, content_type, most_files=self._settings.most_files)
+            most = self._settings.most_files
+            parse = partial(parse_form, body, content_type, most_files=most, parameters=_PARAMETERS)
             return await asyncio.get_running_loop().run_in_executor(self._parser, parse)
         media_type = content_type.partition(";")[0].strip().lower()
         if media_type == "application/json":

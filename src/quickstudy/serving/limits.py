@@ -19,7 +19,7 @@ import hmac
 import ipaddress
 import json
 import re
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -279,21 +279,23 @@ def is_multipart(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() == MULTIPART
 
 
-def parse_form(body: bytes, content_type: str, *, most_files: int) -> list[Upload]:
+def parse_form(body: bytes, content_type: str, *, most_files: int, parameters: Collection[str] = ()) -> list[Upload]:
     """Read the files of a `multipart/form-data` body, in their order, whatever their fields; others are ignored.
+
+    Those with the name of one of the `parameters`, which belong into the address, are refused.
 
     This is for a thread of its own: what keeps looking like the boundary takes 0.1 s a MB to parse, and six callers who
     sent 30 MB of it had `/healthz` answer in 430 ms where `Request.form` parsed, in 7 ms so (two cores).
 
     Raises:
-        RefusedError: the body is malformed (400), holds no file (400) or too many parts (413).
+        RefusedError: the body is malformed (400), holds no file (400), a parameter (400) or too many parts (413).
     """
 
     async def pieces() -> AsyncGenerator[bytes, None]:  # for the parser notes each find of a piece
         for start in range(0, len(body), _PIECE_BYTES):
             yield body[start : start + _PIECE_BYTES]
 
-    return asyncio.run(_Form(Headers({"content-type": content_type}), pieces(), most_files).uploads())
+    return asyncio.run(_Form(Headers({"content-type": content_type}), pieces(), most_files).uploads(parameters))
 
 
 class _Form(MultiPartParser):
@@ -320,13 +322,16 @@ class _Form(MultiPartParser):
     def on_end(self) -> None:
         self._ended = True
 
-    async def uploads(self) -> list[Upload]:
+    async def uploads(self, parameters: Collection[str]) -> list[Upload]:
         try:
             form = await self.parse()
         except MultiPartException as error:
             raise RefusedError(400, f"malformed multipart/form-data ({error.__cause__ or error.message})") from None
         if not self._ended:
             raise RefusedError(400, "malformed multipart/form-data (it ends before its last boundary)")
+        for name, value in form.multi_items():
+            if name in parameters and not isinstance(value, UploadFile):
+                raise RefusedError(400, f"'{name}' is a field of the form; it goes into the address, as ?{name}=…")
         files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
         if not files:
             raise RefusedError(400, "no file in the form; send images as files, as in: curl -F image=@photo.jpg")
