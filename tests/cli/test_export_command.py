@@ -153,6 +153,7 @@ def test_only_what_is_calibrated_is_to_be_calibrated_on_more(
         (["small.onnx", "--labels", "small.onnx"], "'small.onnx' is what the list of classes is made from"),
         (["small.onnx", "--card", "small.onnx"], "'small.onnx' is what the card is made from"),
         (["small.onnx", "--card", "notes.csv"], "There is a 'notes.csv' already, which is no card"),
+        (["small.onnx", "--labels", "notes.csv"], "'notes.csv' already, which is no list of these classes"),
         (["small.onnx", "--labels", "."], "Cannot write the list of classes '.'"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -107,6 +108,10 @@ def command(
     for what, path, own in (("list of classes", labels, _is_text), ("card", card, _is_card)):
         if path is not None:
             require_place_for(what, path, own=own, sources=[source, output, check, calibrate])
+    if labels is not None and not is_run and labels.exists():
+        from quickstudy.models.loading import load
+
+        _require_own_list(labels, load(source).classes)
     results: dict[str, Any] = {}
     model = source
     if is_run:
@@ -155,6 +160,15 @@ def command(
 
 def _is_text(start: bytes) -> bool:
     return b"\0" not in start
+
+
+def _require_own_list(path: Path, classes: Sequence[str]) -> None:
+    """Refuse to write a list of classes over a text that names none of them, a line each."""
+
+    def own(start: bytes) -> bool:
+        return not set(start.decode(errors="replace").splitlines()).isdisjoint(classes)
+
+    require_place_for("list of these classes", path, own=own)
 
 
 def _is_card(start: bytes) -> bool:
@@ -235,6 +249,8 @@ def _write_texts(
     from quickstudy.models.loading import load
 
     loaded = load(model)
+    if labels is not None:
+        _require_own_list(labels, loaded.classes)
     if labels is not None and any("\n" in name or "\r" in name for name in loaded.classes):
         raise ModelError(
             "A class has a line break in its name; one name a line cannot hold it. The model's metadata can"
