@@ -57,6 +57,14 @@ def test_a_list_without_a_path_is_told_as_a_folder_without_an_image_is(
         assert "1 of 1 could not be used" in done.err
 
 
+def test_a_table_of_paths_is_no_image_and_the_way_is_told(here: Path, run: Run) -> None:
+    write_small_model(here / "m.onnx")
+    (here / "photos.csv").write_text("path,label\na.jpg,cat\n")
+    done = run("predict", "m.onnx", "photos.csv")
+    assert (done.code, done.out) == (1, "")
+    assert "photos.csv: a table, not an image" in done.err
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes in folders")
 def test_a_named_pipe_in_a_list_or_a_pattern_is_never_opened(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(here / "pipe.jpg")

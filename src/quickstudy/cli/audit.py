@@ -142,7 +142,8 @@ def _print_audit(audit: Audit, images: Path, limit: int) -> None:
         ],
     )
     scarce = [f"'{share.name}': {count(share.images, 'image')}" for share in audit.classes if share.scarce]
-    section(f"Classes with few images (the largest has {audit.imbalance:.1f} times the smallest)", scarce)
+    uneven = f" (the largest has {audit.imbalance:.1f} times the smallest)" if audit.imbalance >= 1.05 else ""
+    section(f"Classes with few images{uneven}", scarce)
     section(
         f"{count(len(audit.suggestions), 'suggested label')}",
         [f"{100 * s.probability:3.0f} %  {name(s.image)}: '{s.label}'" for s in audit.suggestions],

@@ -303,9 +303,9 @@ def prune(
 def _describe(summary: SourceSummary) -> str:
     size = f"{summary.size_bytes / 1e6:.1f} MB in {count(summary.shards, 'shard')}"
     if not summary.engine:  # records, of which no network is the source
-        return f"{summary.identity[:8]}  {summary.backbone}: {summary.bottlenecks:,} images, {size}"
+        return f"{summary.identity[:8]}  {summary.backbone}: {count(summary.bottlenecks, 'image')}, {size}"
     kept = f"{summary.dtype}, {summary.engine}"
     return (
         f"{summary.identity[:8]}  {summary.backbone} at '{summary.cut}', {kept}: "
-        f"{summary.bottlenecks:,} bottlenecks, {size}"
+        f"{count(summary.bottlenecks, 'bottleneck')}, {size}"
     )

@@ -130,7 +130,7 @@ def files_of(arguments: list[str], wrong: list[Any]) -> Iterator[str | Path]:
     from quickstudy.files import expand_home
     from quickstudy.images.imageset import Skipped, list_images
     from quickstudy.images.listing import place_of, why_no_file
-    from quickstudy.images.manifests import read_list
+    from quickstudy.images.manifests import MANIFEST_SUFFIXES, read_list
 
     for argument in map(expand_home, arguments):
         if argument == "-":
@@ -150,6 +150,9 @@ def files_of(arguments: list[str], wrong: list[Any]) -> Iterator[str | Path]:
             if not paths:
                 wrong.append(Skipped(path=Path(argument), reason="no images in this folder"))
             yield from paths
+        elif Path(argument).suffix.lower() in MANIFEST_SUFFIXES and Path(argument).is_file():
+            reason = "a table, not an image; name the images, or give their paths, one a line, to: predict MODEL -"
+            wrong.append(Skipped(path=Path(argument), reason=reason))
         elif glob.has_magic(argument) and not Path(argument).exists():
             matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207 (patterns may be absolute)
             if not matches:
