@@ -93,6 +93,11 @@ def test_nothing_found_is_said(run: Run, photos: Path) -> None:
     done = run("audit", "good")
     assert done.code == 0, done.err
     assert done.out.splitlines()[1] == "Nothing found."
+    for path in [path for name in ("checks", "discs") for path in sorted(Path("good", name).iterdir())[3:]]:
+        path.unlink()
+    assert "Classes with few images:\n  'checks': 3 images\n" in run("audit", "good").out
+    next(Path("good/discs").iterdir()).unlink()
+    assert "Classes with few images (the largest has 1.5 times the smallest):\n" in run("audit", "good").out
 
 
 def test_json_holds_everything(run: Run, photos: Path) -> None:

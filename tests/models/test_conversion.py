@@ -171,7 +171,7 @@ def test_another_model_is_not_written_over(path: Path, tmp_path: Path) -> None:
 
 def test_images_to_check_on_that_cannot_be_used_are_no_check(path: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"none")
-    with pytest.raises(ModelError, match=r"none of the 1 images to check on could be used.*bad\.jpg"):
+    with pytest.raises(ModelError, match=r"the only image to check on could not be used.*bad\.jpg"):
         convert(path, tmp_path / "half.onnx", "fp16", check=photos_for_checking(tmp_path, load(path), None))
 
 

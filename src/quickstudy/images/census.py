@@ -278,8 +278,9 @@ class Census:
             )
         examples = self.examples_of_none("train", "validation")
         if none is not None and not self.several and len(examples) < FEWEST_EXAMPLES:
+            images = "1 image" if len(examples) == 1 else f"{len(examples)} images"
             raise ImageSetError(
-                f"'{self.source}' has {len(examples)} images labelled '{none}' to learn from, examples of none of the "
+                f"'{self.source}' has {images} labelled '{none}' to learn from, examples of none of the "
                 f"classes; at least {FEWEST_EXAMPLES} are needed. Add some, or leave out --none"
             )
         if not self.several and len(self.classes) < 2:

@@ -147,7 +147,8 @@ def convert(
     complaints = TOLERANCES[kind].complaints(difference, agreement)
     if check and agreement is None:
         first = next(before.predict_each([check[0].path]))
-        unused = f"none of the {len(check):,} images to check on could be used; '{check[0].path}': {first.reason}"
+        none = f"none of the {len(check):,} images to check on" if len(check) > 1 else "the only image to check on"
+        unused = f"{none} could {'' if len(check) > 1 else 'not '}be used; '{check[0].path}': {first.reason}"
         if not force:
             raise ModelError(f"'{output}' was not written: {unused}. Check on others, or write it anyway with --force")
         complaints.append(unused)
