@@ -205,7 +205,7 @@ _RANGES: dict[str, Range] = {
     "warmup": Range(0, 1),
     "rate_start": Range(0, 1),
     "rate_end": Range(0, 1),
-    "rate_decay": Range(0, 1),
+    "rate_decay": Range(0),
     "batch_norm_momentum": Range(0, 1),
     "logit_scale": Range(0, above=True),
     "bottleneck": Range(0, 4096),
