@@ -98,9 +98,12 @@ def in_main_space(features: Features, count: int) -> tuple[Features, Callable[[R
             turn = np.linalg.inv(np.linalg.cholesky(inner)).T.astype(columns.dtype)
             return np.concatenate(over(d, lambda rows: columns[rows] @ turn))
 
-        basis = orthonormal(reduce(np.add, over(m, lambda rows: x[rows].T @ draws[rows])))
-        varying = reduce(np.add, over(m, lambda rows: x[rows].T @ (x[rows] @ basis)))
-        main = orthonormal(varying)
+        def back_to_features(columns: Real) -> Real:
+            """Multiply the rows, turned, with columns (m×count); each part has features of its own: nothing to add."""
+            return np.concatenate(over(d, lambda mine: x[:, mine].T @ columns))
+
+        basis = orthonormal(back_to_features(draws))
+        main = orthonormal(back_to_features(np.concatenate(over(m, lambda rows: x[rows] @ basis))))
         rotated = _rotated(features, main, threads)
 
     def back(weights: Real) -> NDArray[np.float64]:
