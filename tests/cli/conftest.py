@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from in_process import Done, Run, exit_code
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from in_process import Run
 from onnx import numpy_helper
 from PIL import Image
 from starlette.testclient import TestClient
 
 import quickstudy
 from drawn_photos import draw_photo
+from in_process import Run
 from quickstudy.errors import ModelError, OptionError
 from quickstudy.models.card import model_card
 from quickstudy.models.conversion import convert

@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from in_process import Run
 from PIL import Image
 
+from in_process import Run
 from quickstudy.reports.plan import Step, write_plan
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from in_process import Run
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from in_process import Run
 from quickstudy.backbones.engines import speed
 from quickstudy.backbones.graphs.preprocessing import PRESETS
 from quickstudy.backbones.loading import load_backbone

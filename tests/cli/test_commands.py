@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from in_process import Done, run_here
 
 ROOT = Path(__file__).parents[2]

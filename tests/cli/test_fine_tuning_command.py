@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from in_process import Done, run_here
 
+from in_process import Done, run_here
 from small_backbones import add_small_backbone
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from in_process import Run
 from PIL import Image
 
+from in_process import Run
 from small_backbones import add_small_backbone
 
 

@@ -6,8 +6,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from in_process import Run
 
+from in_process import Run
 from quickstudy.learning.checkpoints import Interrupts
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from in_process import Run
 from PIL import Image
 from starlette.testclient import TestClient
 
 import quickstudy
 from drawn_photos import draw_photo
+from in_process import Run
 from quickstudy.errors import ImageSetError
 from quickstudy.images.census import take_census
 from quickstudy.images.manifests import Labelling

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from in_process import Run
 
+from in_process import Run
 from quickstudy import load
 from quickstudy.backbones.backbone import add_backbone
 from quickstudy.backbones.graphs.autograd import GraphModule

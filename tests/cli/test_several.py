@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from in_process import Run
 from starlette.testclient import TestClient
 
 import quickstudy
 from collages import KINDS, make_collages, write_manifest
+from in_process import Run
 from quickstudy.errors import ModelError, OptionError
 from quickstudy.models.card import model_card
 from quickstudy.models.conversion import convert

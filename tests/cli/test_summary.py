@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from in_process import Run
 
+from in_process import Run
 from quickstudy import load
 from quickstudy.models.card import model_card
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from in_process import Done, Run, run_here
 from PIL import Image
 
+from in_process import Done, Run, run_here
 from quickstudy.extras import installation_of
 
 COMMAND = str(Path(sys.executable).parent / "quickstudy")

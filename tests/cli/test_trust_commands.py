@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from in_process import Run
 from PIL import Image
 
 from drawn_photos import draw_photo
+from in_process import Run
 from quickstudy.cli.report import sees_browser
 from quickstudy.errors import ModelError
 from quickstudy.models.loading import load

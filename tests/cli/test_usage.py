@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import typer.main
-from in_process import Run
 
+from in_process import Run
 from quickstudy.cli.main import app
 from quickstudy.cli.usage import command_meant
 from small_models import write_small_model
