@@ -107,6 +107,7 @@ def test_logits_from_weights_equal_transformers_own(hub: LocalHub, tmp_path: Pat
     np.testing.assert_allclose(named.probabilities(features_of(backbone, images)), probabilities, atol=1e-4)
 
 
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", ["CLIP", "SigLIP"])
 def test_towers_in_two_onnx_files_give_the_same_cosines(hub: LocalHub, tmp_path: Path, family: str) -> None:

@@ -93,6 +93,7 @@ def test_the_bits_are_in_the_key_and_read_back() -> None:
         InputSpec(size=224, bits=7)
 
 
+@pytest.mark.heavy
 def test_retraining_takes_the_bits_of_the_set_into_the_model(tmp_path: Path, cache: Path) -> None:
     folder = fill(tmp_path / "photos", shift=4, count=6)
     quickstudy.retrain(folder, tmp_path / "found.onnx", cache=cache)

@@ -136,6 +136,7 @@ def test_a_manifest_of_several_labels_is_labelled_as_one(
     again.close()
 
 
+@pytest.mark.heavy
 def test_learns_suggests_and_trains(
     client: TestClient, session: Session, tags: dict[str, tuple[str, ...]], tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_small_model(tmp_path_factory.mktemp("coreml") / "small.onnx")
 
 
+@pytest.mark.heavy
 def test_the_package_takes_an_image_and_gives_the_models_classes(path: Path, tmp_path: Path) -> None:
     done = write_core_ml(path, tmp_path / "apps" / "small.mlpackage")
     assert done.traced_difference < 1e-5
@@ -46,6 +47,7 @@ def test_the_package_takes_an_image_and_gives_the_models_classes(path: Path, tmp
     assert [entry.name for entry in done.path.parent.iterdir()] == ["small.mlpackage"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("fit", "option"), [("crop", "centerCrop"), ("pad", "scaleFit"), ("squash", "scaleFill")])
 def test_it_says_how_vision_is_to_fit_photos(fit: Fit, option: str, tmp_path: Path) -> None:
     done = write_core_ml(fitted(tmp_path, fit), tmp_path / "small.mlpackage")

@@ -239,6 +239,7 @@ def test_without_any_backbone_what_is_missing_is_named(tmp_path: Path) -> None:
         retrain(images, tmp_path / "m.onnx", tmp_path / "empty", backbone="auto")
 
 
+@pytest.mark.heavy
 def test_a_race_is_run_on_as_many_of_each_class_as_its_share(cache: Path, tmp_path: Path) -> None:
     images = draw(tmp_path / "many", width=64, height=32, images=300)
     result = retrain(images, tmp_path / "m.onnx", cache, fit="auto")

@@ -126,6 +126,7 @@ def test_norms_known_once_only_make_no_picture(whole: SweepResult, tmp_path: Pat
     assert {path.stem for path in drawn} == {"accuracy", "seconds", "parameters", "learning_curves"}
 
 
+@pytest.mark.heavy
 def test_what_has_ended_is_not_done_again(whole: SweepResult) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole.folder.rglob("checkpoints/*")}
     news = News()

@@ -277,6 +277,7 @@ def carried_out(jobs: list[list[Trial]], place: Path) -> SweepFolder:
     return folder
 
 
+@pytest.mark.heavy
 def test_the_table_is_that_of_separate_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trials, told = STUDY.trials(), list[Planned | TrialNews]()
     with monkeypatch.context() as patch:  # the workers compute on the processor all the same
