@@ -26,15 +26,16 @@ demo: .venv/core
 	-command -v npm > /dev/null && cd .venv && npm pack --silent --ignore-scripts onnxruntime-web@1.30.0
 	touch $@
 
+TOGETHER = --numprocesses auto --maxprocesses 4 --dist worksteal
 # Each process begins with neighbouring files, which share what is made once for several, and takes over of the others'
 # when it has done its own, so that all end together; each has its own empty caches. The tests start hundreds of
 # processes, which would compile all that they import again and again where no bytecode may be written.
 test test-heavy test-slow: export PYTHONDONTWRITEBYTECODE =
 test: .venv/web
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest $(TOGETHER)
 
 test-heavy: .venv/web
-	$(BIN)/python -m pytest -m 'heavy and not slow' --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest -m 'heavy and not slow' $(TOGETHER)
 
 test-slow: .venv/web
 	$(BIN)/python -m pytest -m slow

@@ -152,7 +152,7 @@ def _fill(
             store=str(local.folder),
             seconds=time.perf_counter() - started,
             copies=census.copies,
-            conflicts=tuple(content for content in census.contents.values() if content.left_out == "conflict"),
+            conflicts=census.conflicting,
         )
     place = place or str(folder / "bottlenecks")
     shown = open_shared_store(place).place

@@ -120,7 +120,7 @@ def print_census(census: Census) -> None:
             f"{count(census.leaks, 'image')} in more than one of the given splits; each is used in one only: test "
             "before validation before train"
         )
-    print_conflicts([content for content in census.contents.values() if content.left_out == "conflict"])
+    print_conflicts(census.conflicting)
     if passed := census.passed_over:
         from quickstudy.images.kinds import counted
 

@@ -158,13 +158,14 @@ class Census:
         )
 
     @property
+    def conflicting(self) -> tuple[Content, ...]:
+        """Contents that are left out since their files are under different labels."""
+        return tuple(content for content in self.contents.values() if content.left_out == "conflict")
+
+    @property
     def conflicts(self) -> tuple[tuple[Path, ...], ...]:
         """Groups of files of one content under different labels."""
-        return tuple(
-            tuple(place.path for place in content.places)
-            for content in self.contents.values()
-            if content.left_out == "conflict"
-        )
+        return tuple(tuple(place.path for place in content.places) for content in self.conflicting)
 
     @property
     def copies(self) -> int:

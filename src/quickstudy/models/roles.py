@@ -177,7 +177,7 @@ def may_judge(
         strangers=unseen(others),
         examples=unseen(of_none),
         beside_test=beside_test,
-        conflicts=tuple(content for content in census.contents.values() if content.left_out == "conflict"),
+        conflicts=census.conflicting,
         copies=census.copies,
     )
 

@@ -299,5 +299,6 @@ def _bring_together(
 
 
 def _conflicts(census: Census) -> Sequence[Skipped]:
-    conflicts = (content for content in census.contents.values() if content.left_out == "conflict")
-    return [Skipped(path=place.path, reason=content.reason) for content in conflicts for place in content.places]
+    return [
+        Skipped(path=place.path, reason=content.reason) for content in census.conflicting for place in content.places
+    ]
