@@ -51,6 +51,10 @@ SHORT = {
     "--grid activation=relu",
     r"^sweep (cifar10-fast|input|bottleneck)": "--steps 2 --set batch=8 --seeds 1",
 }
+EARLIER = {  # the steps without which a command has nothing to do
+    r"^audit .*--apply": ("audit photos/ --fix plan.csv",),
+    r"^audit .*--undo": ("audit photos/ --fix plan.csv", "audit photos/ --apply plan.csv"),
+}
 
 
 def commands_of(page: Path) -> list[str]:
@@ -166,8 +170,7 @@ def running() -> Iterator[Any]:
     """What can be run here; what is on no first page, or takes its time, in other runs."""
     for line, page in COMMANDS.items():
         if not matches(ONLY_PARSED, line):
-            alone = page not in ("README.md", "--help") and not line.startswith("audit")  # whose steps need each other
-            heavy = matches(HEAVY, line) or alone
+            heavy = matches(HEAVY, line) or page not in ("README.md", "--help")
             marks = [pytest.mark.slow] if matches(SLOW, line) else [pytest.mark.heavy] if heavy else []
             yield pytest.param(line, marks=marks)
 
@@ -190,9 +193,13 @@ def test_what_is_no_command_is_not_taken_for_one() -> None:
 
 @pytest.mark.parametrize("line", list(running()))
 def test_it_runs(world: Path, line: str) -> None:
-    if "--fix" in line:
-        (world / "plan.csv").unlink(missing_ok=True)  # of an earlier command
+    for name in ("plan.csv", "plan.undo.csv"):  # of an earlier command
+        (world / name).unlink(missing_ok=True)
+    for step in next((steps for pattern, steps in EARLIER.items() if re.search(pattern, line)), ()):
+        run(world, step)
     run(world, shortened(line))
+    if "--apply" in line:  # the next command finds the photos as they were
+        run(world, "audit photos/ --undo plan.undo.csv")
 
 
 def shortened(line: str) -> str:
