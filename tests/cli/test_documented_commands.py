@@ -54,6 +54,7 @@ SHORT = {
 EARLIER = {  # the steps without which a command has nothing to do
     r"^audit .*--apply": ("audit photos/ --fix plan.csv",),
     r"^audit .*--undo": ("audit photos/ --fix plan.csv", "audit photos/ --apply plan.csv"),
+    r"^predict cifar10.onnx": ("export runs/cifar10-fast --output cifar10.onnx",),
 }
 
 
