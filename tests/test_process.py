@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from quickstudy.process import default_variable, starting_own_process
+from quick_processes import quick_processes
+from quickstudy.process import default_variable, own_process, starting_own_process
 
 LOOK = """
 import json, locale, os, pkgutil, signal, sys, warnings
@@ -165,3 +167,24 @@ def test_a_signal_that_comes_while_a_process_starts_is_not_lost() -> None:
         inside = True
     assert inside
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+def note_environment(file: Path) -> None:
+    file.write_text(json.dumps({name: value for name, value in os.environ.items() if name.startswith("QUICKSTUDY_")}))
+
+
+def test_a_process_of_our_own_has_the_environment_of_when_it_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not that of what it is forked from, which began before."""
+    monkeypatch.setenv("QUICKSTUDY_ELSEWHERE", "1")
+    quick_processes()
+    monkeypatch.delenv("QUICKSTUDY_ELSEWHERE")
+    for folder in ("one", "other"):
+        monkeypatch.setenv("QUICKSTUDY_DATA", folder)
+        process = own_process(note_environment, tmp_path / folder)
+        with starting_own_process():
+            process.start()
+        process.join()
+        found = json.loads((tmp_path / folder).read_text())
+        assert (found.get("QUICKSTUDY_DATA"), "QUICKSTUDY_ELSEWHERE" in found) == (folder, False)

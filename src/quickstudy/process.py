@@ -14,7 +14,7 @@ import sys
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -105,6 +105,24 @@ def own_processes() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_IMPORTED))
     return context
+
+
+def own_process(work: Callable[..., object], *arguments: object) -> Any:
+    """Make a process that trains, not yet started, with the environment of now.
+
+    What it is forked from has that of when it began, which in a notebook may be many cells ago.
+
+    Args:
+        work: a function of a module, so that another process can import it.
+        arguments: what `work` gets.
+    """
+    return own_processes().Process(target=_work, args=(dict(os.environ), work, arguments), daemon=True)
+
+
+def _work(environment: dict[str, str], work: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    work(*arguments)
 
 
 def begin_own_processes() -> None:

@@ -34,7 +34,7 @@ from quickstudy.learning.checkpoints import Interrupts
 from quickstudy.process import (
     how_it_ended,
     leave_group,
-    own_processes,
+    own_process,
     settle_own_process,
     starting_own_process,
     usable_cores,
@@ -203,11 +203,8 @@ def run_replicas(world: int, device_type: str, work: Callable[..., Any], *argume
     if device_type == "cuda" and world > torch.cuda.device_count():
         raise OptionError(f"devices is {world}; there are {torch.cuda.device_count()} GPUs here")
     with tempfile.TemporaryDirectory(prefix="quickstudy-") as name:
-        folder, context = Path(name), own_processes()
-        replicas = [
-            context.Process(target=_replica, args=(rank, world, device_type, folder, work, arguments), daemon=True)
-            for rank in range(world)
-        ]
+        folder = Path(name)
+        replicas = [own_process(_replica, rank, world, device_type, folder, work, arguments) for rank in range(world)]
 
         def hand_on(number: int) -> None:
             for replica in replicas if hasattr(os, "setsid") else ():  # elsewhere a signal comes to all by itself

@@ -27,7 +27,7 @@ from multiprocessing import connection
 from pathlib import Path
 
 from quickstudy.errors import QuickstudyError
-from quickstudy.process import how_it_ended, leave_group, own_processes, settle_own_process, starting_own_process
+from quickstudy.process import how_it_ended, leave_group, own_process, settle_own_process, starting_own_process
 from quickstudy.sweeps.study import Trial
 from quickstudy.sweeps.tasks import Conditions, Note, Training, TrialProgress, run_together
 
@@ -120,11 +120,10 @@ class _Worker:
     """Keeps the parent's side of one worker."""
 
     def __init__(self, runs: Path, conditions: Conditions) -> None:
-        context = own_processes()
-        self.pipe, theirs = context.Pipe()
+        self.pipe, theirs = connection.Pipe()
         self.trials: dict[str, Trial] = {}
         """Trials of its job that have not ended, by identity."""
-        self.process = context.Process(target=_serve, args=(theirs, runs, conditions), daemon=True)
+        self.process = own_process(_serve, theirs, runs, conditions)
         with starting_own_process():
             self.process.start()
         theirs.close()
