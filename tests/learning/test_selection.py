@@ -76,9 +76,15 @@ def test_folds_are_even_keep_every_class_in_training_and_ignore_row_order(
     labels = np.array([label for label, _ in images])
     keys = [hashlib.sha256(f"{label} {image}".encode()).digest() for label, image in images]
     folds = assign_folds(labels, keys)
-    by_key = dict(zip(keys, folds.tolist(), strict=True))
-    sizes = np.bincount([fold for fold in by_key.values() if fold >= 0], minlength=5)
+    by_class: dict[int, dict[bytes, int]] = {}
+    for label, key, fold in zip(labels.tolist(), keys, folds.tolist(), strict=True):
+        by_class.setdefault(label, {})[key] = fold
+    large = [fold for dealt in by_class.values() if len(dealt) >= 5 for fold in dealt.values()]
+    sizes = np.bincount(large, minlength=5)
     assert sizes.max() - sizes.min() <= 1
+    for dealt in by_class.values():  # the first fold has one of each small class
+        if 1 < len(dealt) < 5:
+            assert sorted(dealt.values()) == list(range(len(dealt)))
     for fold in set(folds.tolist()) - {-1}:
         assert set(labels[folds != fold]) == set(labels)
     for label in set(labels):
@@ -87,6 +93,16 @@ def test_folds_are_even_keep_every_class_in_training_and_ignore_row_order(
     order = list(range(len(images)))
     shuffle.shuffle(order)
     np.testing.assert_array_equal(assign_folds(labels[order], [keys[row] for row in order]), folds[order])
+
+
+def test_two_images_of_each_class_are_compared_with_one_of_each() -> None:
+    """Not with two of most classes, to which they would be taken: cross-validation would say far too little."""
+    bottlenecks, labels, keys = draw([2] * 12, noise=1.2)
+    head = fit_head(bottlenecks, labels, keys, classes=12)
+    assert {point.folds for point in head.path} == {2}
+    fresh, truth, _ = draw([40] * 12, noise=1.2, seed=1)
+    right = (head.logits(fresh).argmax(axis=1) == truth).mean()
+    assert max(point.accuracy for point in head.path) > right - 0.1
 
 
 @pytest.mark.parametrize(

@@ -162,10 +162,10 @@ class _OneOf:
         number = np.cumsum(new_key) - 1  # of the distinct pairs of label and key, in order
         of_label = np.cumsum(new_label) - 1
         first = number[new_label]
-        several = np.diff(first, append=number[-1] + 1) > 1
-        skipped = np.cumsum(~several)[of_label]
-        dealt[order] = np.where(several[of_label], number - skipped, -1)
-        places[order] = np.where(several[of_label], number - first[of_label], 0)
+        sizes = np.diff(first, append=number[-1] + 1)[of_label]
+        places[order] = number - first[of_label]
+        of_large = np.cumsum(new_key & (sizes >= FOLDS)) - 1
+        dealt[order] = np.select([sizes == 1, sizes < FOLDS], [-1, places[order]], of_large)
         return dealt, places
 
     def counts(self, targets: Integers, classes: int) -> Integers:

