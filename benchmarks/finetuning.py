@@ -49,7 +49,7 @@ from quickstudy.learning.averages import choose_precision
 from quickstudy.process import usable_cores
 from quickstudy.retraining.config import Method
 from quickstudy.retraining.network import SuffixNetwork, suffix_graph
-from quickstudy.retraining.tuning import Examples, fine_tune
+from quickstudy.retraining.tuning import TuningImages, fine_tune
 
 _IMAGES = 320
 _STEPS_LEFT_OUT = 2
@@ -149,11 +149,11 @@ def _step_seconds(net: Backbone, digests: tuple[bytes, ...], gather: Any) -> lis
     network = SuffixNetwork(
         GraphModule(suffix_graph(net)), np.zeros((net.cuts[-1].values, 10), np.float32), np.zeros(10, np.float32)
     )
-    train = Examples(digests=digests, labels=labels, gather=gather, views=1)
-    few = Examples(digests=digests[:1], labels=labels[:1], gather=gather)
+    train = TuningImages(digests=digests, labels=labels, gather=gather, views=1)
+    few = TuningImages(digests=digests[:1], labels=labels[:1], gather=gather)
     method = replace(Method(), epochs=1)
     times = [time.perf_counter()]
-    fine_tune(network, train, few, method, note=lambda *_: times.append(time.perf_counter()))
+    fine_tune(network, train, few, method, report=lambda *_: times.append(time.perf_counter()))
     # The last step has an evaluation behind it.
     return [(b - a) / method.batch for a, b in itertools.pairwise(times)][_STEPS_LEFT_OUT:-1]
 

@@ -15,7 +15,7 @@ from small_networks import photos
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.graphs.autograd import GraphModule
 from quickstudy.backbones.graphs.cutting import keep_until
-from quickstudy.backbones.graphs.preprocessing import PRESETS
+from quickstudy.backbones.graphs.preprocessing import PREPROCESSINGS
 from quickstudy.backbones.graphs.runtime import open_session
 from quickstudy.backbones.sources.keras_models import import_keras_model
 
@@ -59,6 +59,6 @@ def test_keras_applications(name: str) -> None:
     keras = pytest.importorskip("keras")
     size = 96
     model = getattr(keras.applications, name)(weights=None, include_top=False, input_shape=(size, size, 3))
-    preprocessing = None if name.startswith(NORMALISE_THEMSELVES) else PRESETS["tf"]
+    preprocessing = None if name.startswith(NORMALISE_THEMSELVES) else PREPROCESSINGS["tf"]
     found = import_keras_model(model, preprocessing=preprocessing)
     assert_same_in_torch(found.graph, photos(2, size))

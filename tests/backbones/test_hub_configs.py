@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quickstudy.backbones.graphs.preprocessing import PRESETS, Preprocessing
+from quickstudy.backbones.graphs.preprocessing import PREPROCESSINGS, Preprocessing
 from quickstudy.backbones.sources.hub_configs import FILTERS, describe
 from quickstudy.errors import BackboneError
 
@@ -80,11 +80,14 @@ def test_sizes_crops_and_filters(
 def test_scales() -> None:
     black, white = (np.full((1, 1, 1, 3), level, np.uint8) for level in (0, 255))
     cases: list[tuple[dict[str, Any], Preprocessing | None]] = [
-        (DINO, PRESETS["torch"]),
-        ({"size": 224, **HALVES}, PRESETS["tf"]),
+        (DINO, PREPROCESSINGS["torch"]),
+        ({"size": 224, **HALVES}, PREPROCESSINGS["tf"]),
         ({"size": 224, "do_normalize": False}, Preprocessing(low=0, high=1)),
-        ({"size": 224, "do_rescale": False, "do_normalize": False}, PRESETS["none"]),
-        ({"size": 224, "rescale_factor": 1 / 127.5, "rescale_offset": True, "do_normalize": False}, PRESETS["tf"]),
+        ({"size": 224, "do_rescale": False, "do_normalize": False}, PREPROCESSINGS["none"]),
+        (
+            {"size": 224, "rescale_factor": 1 / 127.5, "rescale_offset": True, "do_normalize": False},
+            PREPROCESSINGS["tf"],
+        ),
         # EfficientNet's divides by the deviation twice.
         (
             {"size": 224, "include_top": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
@@ -104,7 +107,7 @@ def test_scales() -> None:
 
 def test_timm_says_it_in_its_own_way() -> None:
     described = describe(TIMM, {})
-    assert (described.size, described.crop, described.preprocessing) == (224, 0.875, PRESETS["torch"])
+    assert (described.size, described.crop, described.preprocessing) == (224, 0.875, PREPROCESSINGS["torch"])
     assert "bicubic, to 256 pixels" in described.resizing
 
 

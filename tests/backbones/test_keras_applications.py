@@ -15,7 +15,7 @@ from small_networks import photos, run
 
 from lazily import lazily
 from quickstudy.backbones.backbone import add_backbone, imagenet_classes
-from quickstudy.backbones.graphs.preprocessing import PRESETS, Preprocessing
+from quickstudy.backbones.graphs.preprocessing import PREPROCESSINGS, Preprocessing
 from quickstudy.backbones.sources import keras_models
 from quickstudy.backbones.sources.graph_import import Imported
 from quickstudy.backbones.sources.keras_models import import_keras, import_keras_model, snake_case
@@ -137,7 +137,7 @@ def fill_inception(model: keras.Model, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("application", "preset"),
+    ("application", "name"),
     [
         ("InceptionV3", "tf"),
         ("ResNet50V2", "tf"),
@@ -151,12 +151,12 @@ def fill_inception(model: keras.Model, folder: Path) -> None:
         ("ConvNeXtTiny", "none"),
     ],
 )
-def test_the_preprocessing_of_each_family(application: str, preset: str) -> None:
+def test_the_preprocessing_of_each_family(application: str, name: str) -> None:
     function = getattr(keras.applications, application)
-    assert keras_models._preprocessing_of(function) == PRESETS[preset]
+    assert keras_models._preprocessing_of(function) == PREPROCESSINGS[name]
     images = photos(1, 8)
     own = sys.modules[function.__module__].preprocess_input(images.astype(np.float32))
-    np.testing.assert_allclose(PRESETS[preset].apply(images), own, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(PREPROCESSINGS[name].apply(images), own, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_models_that_do_not_take_square_images() -> None:
     taken = keras.Input((8, 16, 3))
     model = keras.Model(taken, keras.layers.GlobalAveragePooling2D()(taken))
     with pytest.raises(BackboneError, match=r"takes \(None, 8, 16, 3\); expected \(None, size, size, 3\)"):
-        import_keras_model(model, preprocessing=PRESETS["none"])
+        import_keras_model(model, preprocessing=PREPROCESSINGS["none"])
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,14 @@ import pytest
 from small_networks import photos, run
 
 from lazily import lazily
-from quickstudy.backbones.graphs.preprocessing import PRESETS
+from quickstudy.backbones.graphs.preprocessing import PREPROCESSINGS
 from quickstudy.backbones.sources.keras_models import import_keras_model
 from quickstudy.errors import BackboneError
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 pytest.importorskip("torch")
 keras, layers = lazily("keras"), lazily("keras.layers")
-NONE = PRESETS["none"]
+NONE = PREPROCESSINGS["none"]
 
 
 def body(x: keras.KerasTensor) -> keras.KerasTensor:
@@ -88,7 +88,7 @@ def test_mixed_precision_hides_no_classifier() -> None:
         )
     finally:
         keras.mixed_precision.set_global_policy("float32")
-    imported = import_keras_model(model, preprocessing=PRESETS["tf"])
+    imported = import_keras_model(model, preprocessing=PREPROCESSINGS["tf"])
     assert len(imported.classes) == 5
     assert imported.found["features"].startswith("12,")
     images = photos(3, 32)
@@ -110,7 +110,7 @@ def test_a_model_that_normalises_images_itself_is_not_given_normalised_ones(kind
     images = photos(3, 32)
     np.testing.assert_allclose(run(imported.graph, "probabilities", images), given_by(model, images), atol=1e-5)
     with pytest.raises(BackboneError, match="normalises images itself"):
-        import_keras_model(model, preprocessing=PRESETS["tf"])
+        import_keras_model(model, preprocessing=PREPROCESSINGS["tf"])
 
 
 def test_what_torch_says_is_said_without_its_colours() -> None:

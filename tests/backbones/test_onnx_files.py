@@ -11,12 +11,12 @@ from onnx import TensorProto, helper, numpy_helper
 from small_networks import CLASSES, SIZE, Net, classifier, photos, run, softmax
 
 from quickstudy.backbones.backbone import add_backbone, imagenet_classes
-from quickstudy.backbones.graphs.preprocessing import PRESETS, Preprocessing
+from quickstudy.backbones.graphs.preprocessing import PREPROCESSINGS, Preprocessing
 from quickstudy.backbones.sources.adding import import_onnx, read_classes
 from quickstudy.backbones.sources.graph_import import Imported
 from quickstudy.errors import BackboneError
 
-NONE = PRESETS["none"]
+NONE = PREPROCESSINGS["none"]
 PLAIN = np.array([[0.485], [0.456], [0.406]]), np.array([[0.229], [0.224], [0.225]])
 
 
@@ -47,7 +47,7 @@ def check(imported: Imported) -> None:
 
 def test_a_classifier_with_logits(tmp_path: Path) -> None:
     net, output = classifier()
-    imported = import_onnx(net.save(tmp_path / "My net.onnx", output), preprocessing=PRESETS["torch"])
+    imported = import_onnx(net.save(tmp_path / "My net.onnx", output), preprocessing=PREPROCESSINGS["torch"])
     check(imported)
     images = photos()
     expected = softmax(run(tmp_path / "My net.onnx", output, torch_style(images)))
@@ -87,7 +87,7 @@ def test_channels_last_with_softmax(tmp_path: Path) -> None:
     x = net.body(net.op("Transpose", "x", perm=[0, 3, 1, 2]))
     x = net.op("ReduceMean", net.op("Transpose", x, perm=[0, 2, 3, 1]), axes=[1, 2], keepdims=0)
     output = net.op("Softmax", net.op("Add", net.op("MatMul", x, net.random(16, CLASSES)), net.random(CLASSES)))
-    imported = import_onnx(net.save(tmp_path / "net.onnx", output), preprocessing=PRESETS["tf"])
+    imported = import_onnx(net.save(tmp_path / "net.onnx", output), preprocessing=PREPROCESSINGS["tf"])
     check(imported)
     images = photos()
     given = (images / 127.5 - 1).astype(np.float32)
@@ -98,7 +98,7 @@ def test_channels_last_with_softmax(tmp_path: Path) -> None:
 
 def test_caffe_takes_blue_first(tmp_path: Path) -> None:
     net, output = classifier()
-    imported = import_onnx(net.save(tmp_path / "net.onnx", output), preprocessing=PRESETS["caffe"])
+    imported = import_onnx(net.save(tmp_path / "net.onnx", output), preprocessing=PREPROCESSINGS["caffe"])
     images = photos()
     given = images[..., ::-1].astype(np.float32) - np.array([103.939, 116.779, 123.68], np.float32)
     expected = softmax(run(tmp_path / "net.onnx", output, given.transpose(0, 3, 1, 2)))
@@ -116,7 +116,7 @@ def test_a_network_that_takes_bytes(tmp_path: Path) -> None:
         probabilities(imported, images), softmax(run(tmp_path / "net.onnx", output, images)), atol=1e-6
     )
     with pytest.raises(BackboneError, match="'x' takes bytes"):
-        import_onnx(tmp_path / "net.onnx", preprocessing=PRESETS["tf"])
+        import_onnx(tmp_path / "net.onnx", preprocessing=PREPROCESSINGS["tf"])
 
 
 @pytest.mark.parametrize("high", [1, 255])
@@ -137,7 +137,7 @@ def test_normalisation_nobody_tells_is_an_error_that_lists_what_there_is(tmp_pat
     net, output = classifier()
     with pytest.raises(BackboneError, match="does not say how pixel values are scaled before 'x'") as caught:
         import_onnx(net.save(tmp_path / "net.onnx", output))
-    for name in PRESETS:
+    for name in PREPROCESSINGS:
         assert f"{name}: " in str(caught.value)
     net = Net()
     output = net.logits(net.pooled(net.body(net.op("Mul", "x", np.array(0.9)))))
@@ -205,7 +205,7 @@ def test_a_transformers_class_token_takes_the_other_way(tmp_path: Path) -> None:
     tokens = net.op("Concat", net.op("Expand", net.random(1, 1, 12), shape), tokens, axis=1)
     mixed = net.op("MatMul", net.op("Softmax", net.op("MatMul", tokens, net.random(12, 17))), tokens)
     output = net.logits(net.op("Gather", mixed, np.array(0), axis=1), before=12)
-    imported = import_onnx(net.save(tmp_path / "net.onnx", output), preprocessing=PRESETS["tf"])
+    imported = import_onnx(net.save(tmp_path / "net.onnx", output), preprocessing=PREPROCESSINGS["tf"])
     check(imported)
     assert imported.cuts[-1] == "features"
     images = photos()
@@ -289,7 +289,7 @@ def test_names_that_are_taken(tmp_path: Path) -> None:
     x = net.relu(net.op("Add", x, net.conv(x, 8, 8, out="head")), out="stem")
     x = net.relu(net.conv(x, 8, 16), out="probabilities")
     net.logits(net.op("Flatten", net.op("GlobalAveragePool", x), out="input/cast"), out="logits")
-    imported = import_onnx(net.save(tmp_path / "net.onnx", "logits"), preprocessing=PRESETS["tf"])
+    imported = import_onnx(net.save(tmp_path / "net.onnx", "logits"), preprocessing=PREPROCESSINGS["tf"])
     check(imported)
     images = photos()
     given = (images.transpose(0, 3, 1, 2) / 127.5 - 1).astype(np.float32)
@@ -390,7 +390,7 @@ ENDINGS = {
 def test_what_only_scales_the_scores_hides_no_classifier(tmp_path: Path, ending: str) -> None:
     net, output = classifier()
     path = net.save(tmp_path / "net.onnx", ENDINGS[ending](net, output))
-    imported = import_onnx(path, preprocessing=PRESETS["torch"])
+    imported = import_onnx(path, preprocessing=PREPROCESSINGS["torch"])
     check(imported)
     assert len(imported.classes) == CLASSES
     images = photos()
@@ -421,7 +421,7 @@ def test_half_precision_with_float32_at_both_ends(tmp_path: Path, inside: int) -
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info("wide", TensorProto.FLOAT, ["N", CLASSES]))
     del model.graph.value_info[:]
     onnx.save(model, tmp_path / "half.onnx")
-    imported = import_onnx(tmp_path / "half.onnx", preprocessing=PRESETS["torch"])
+    imported = import_onnx(tmp_path / "half.onnx", preprocessing=PREPROCESSINGS["torch"])
     check(imported)
     assert imported.cuts == ("stem", "block_1", "head", "features")
     assert len(imported.classes) == CLASSES
@@ -461,11 +461,11 @@ def test_training_mode_is_refused_by_its_layer(tmp_path: Path, kind: str) -> Non
         import_onnx(path, preprocessing=NONE)
 
 
-@pytest.mark.parametrize("preset", ["tf", "torch"])
-def test_images_are_not_normalised_twice(tmp_path: Path, preset: str) -> None:
+@pytest.mark.parametrize("name", ["tf", "torch"])
+def test_images_are_not_normalised_twice(tmp_path: Path, name: str) -> None:
     net = Net()
     x = net.op("Sub", net.op("Mul", "x", np.array(1 / 127.5)), np.array(1.0))
     path = net.save(tmp_path / "net.onnx", net.logits(net.pooled(net.body(x))))
     with pytest.raises(BackboneError, match=r"normalises images itself .* from 0 to 255"):
-        import_onnx(path, preprocessing=PRESETS[preset])
+        import_onnx(path, preprocessing=PREPROCESSINGS[name])
     assert import_onnx(path, preprocessing=NONE).difference == import_onnx(path).difference

@@ -15,7 +15,7 @@ from small_networks import classifier, photos, run
 from small_transformers import save_vit
 
 from quickstudy.backbones.backbone import Backbone, find_backbone
-from quickstudy.backbones.graphs.preprocessing import PRESETS
+from quickstudy.backbones.graphs.preprocessing import PREPROCESSINGS
 from quickstudy.backbones.sources.adding import BackboneSource, add_from
 from quickstudy.backbones.sources.packing import add_packed, is_packed, pack_backbone
 from quickstudy.errors import BackboneError, UnsafeFileError, WriteError
@@ -24,7 +24,7 @@ from quickstudy.errors import BackboneError, UnsafeFileError, WriteError
 @pytest.fixture
 def vit(tmp_path: Path) -> Backbone:
     path = save_vit(tmp_path / "vit.onnx")
-    return add_from(BackboneSource(place=str(path), preprocessing=PRESETS["torch"]), tmp_path / "cache")[0]
+    return add_from(BackboneSource(place=str(path), preprocessing=PREPROCESSINGS["torch"]), tmp_path / "cache")[0]
 
 
 def packed(backbone: Backbone, folder: Path) -> tuple[Path, dict[str, bytes]]:
@@ -77,7 +77,7 @@ def test_a_classifier_keeps_its_classes(tmp_path: Path) -> None:
     net, output = classifier()
     source = BackboneSource(
         place=str(net.save(tmp_path / "net.onnx", output)),
-        preprocessing=PRESETS["none"],
+        preprocessing=PREPROCESSINGS["none"],
         classes=("a", "b", "c", "d", "é"),
     )
     backbone, _ = add_from(source, tmp_path / "cache")

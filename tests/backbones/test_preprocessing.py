@@ -11,12 +11,12 @@ from onnx import TensorProto, helper
 from small_networks import photos, run
 
 from quickstudy.backbones.graphs.cleaning import ImageInput
-from quickstudy.backbones.graphs.preprocessing import PRESETS, Preprocessing, choose_preprocessing, put_before
+from quickstudy.backbones.graphs.preprocessing import PREPROCESSINGS, Preprocessing, choose_preprocessing, put_before
 from quickstudy.errors import OptionError
 
 
 @pytest.mark.parametrize(
-    ("preset", "byte", "expected"),
+    ("name", "byte", "expected"),
     [
         ("tf", (0, 51, 255), (-1, -0.6, 1)),
         ("torch", (0, 51, 255), ((0 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, (1 - 0.406) / 0.225)),
@@ -24,8 +24,10 @@ from quickstudy.errors import OptionError
         ("none", (0, 51, 255), (0, 51, 255)),
     ],
 )
-def test_presets_by_hand(preset: str, byte: tuple[int, int, int], expected: tuple[float, float, float]) -> None:
-    found = PRESETS[preset].apply(np.array([[[byte]]], np.uint8))
+def test_usual_preprocessings_by_hand(
+    name: str, byte: tuple[int, int, int], expected: tuple[float, float, float]
+) -> None:
+    found = PREPROCESSINGS[name].apply(np.array([[[byte]]], np.uint8))
     assert found.dtype == np.float32
     np.testing.assert_allclose(found[0, 0, 0], expected, rtol=1e-6)
 
@@ -79,21 +81,21 @@ def test_bytes_stay_bytes(layout: str) -> None:
 
 def test_words_for_it() -> None:
     assert choose_preprocessing() is None
-    assert choose_preprocessing("caffe") == PRESETS["caffe"]
-    assert choose_preprocessing(value_range="-1..1") == PRESETS["tf"]
+    assert choose_preprocessing("caffe") == PREPROCESSINGS["caffe"]
+    assert choose_preprocessing(value_range="-1..1") == PREPROCESSINGS["tf"]
     said = choose_preprocessing(value_range="0..1", mean="0.485,0.456,0.406", std="0.229,0.224,0.225")
-    assert said == PRESETS["torch"]
+    assert said == PREPROCESSINGS["torch"]
     assert choose_preprocessing(mean="128", std="128") == Preprocessing(mean=(128,), std=(128,))
-    assert str(PRESETS["tf"]) == "-1 to 1, RGB"
-    assert str(PRESETS["caffe"]) == "0 to 255, mean 103.939 116.779 123.68, BGR"
+    assert str(PREPROCESSINGS["tf"]) == "-1 to 1, RGB"
+    assert str(PREPROCESSINGS["caffe"]) == "0 to 255, mean 103.939 116.779 123.68, BGR"
     assert str(Preprocessing(mean=(127,), std=(128,))) == "0 to 255, mean 127, standard deviation 128, RGB"
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"preset": "tensorflow"}, "Unknown preprocessing 'tensorflow'; there are: tf: -1 to 1, RGB; torch: "),
-        ({"preset": "tf", "mean": "5"}, "--preprocessing tf says range, mean and standard deviation"),
+        ({"name": "tensorflow"}, "Unknown preprocessing 'tensorflow'; there are: tf: -1 to 1, RGB; torch: "),
+        ({"name": "tf", "mean": "5"}, "--preprocessing tf says range, mean and standard deviation"),
         ({"value_range": "0-1"}, "--range is '0-1'; expected what 0 and 255 become"),
         ({"value_range": "1..0"}, "--range is '1..0'"),
         ({"value_range": "0..nan"}, "--range is '0..nan'"),
@@ -107,4 +109,4 @@ def test_words_for_it() -> None:
 )
 def test_words_that_cannot_be_read(options: dict[str, str], words: str) -> None:
     with pytest.raises(OptionError, match=words):
-        choose_preprocessing(options.pop("preset", None), **options)
+        choose_preprocessing(options.pop("name", None), **options)

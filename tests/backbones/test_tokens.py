@@ -11,13 +11,13 @@ from small_networks import SIZE, Net, photos, run
 from small_transformers import PATCH, WIDTH, save_vit
 
 from quickstudy.backbones.backbone import add_backbone
-from quickstudy.backbones.graphs.preprocessing import PRESETS
+from quickstudy.backbones.graphs.preprocessing import PREPROCESSINGS
 from quickstudy.backbones.graphs.tokens import Tokens, pooling_of
 from quickstudy.backbones.sources.adding import BackboneSource, add_from, import_onnx
 from quickstudy.backbones.sources.graph_import import Imported
 from quickstudy.errors import BackboneError, OptionError
 
-TORCH = PRESETS["torch"]
+TORCH = PREPROCESSINGS["torch"]
 TOLERANCE = 1e-5  # of the largest value
 
 

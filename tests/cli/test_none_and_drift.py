@@ -89,7 +89,7 @@ def test_they_have_roles_and_are_never_tested_on(cached: Path, run: Run) -> None
     for role, kind in (("train", "trained_on"), ("test", "tested_on")):
         digests = census.examples_of_none(role)  # type: ignore[arg-type]
         assert digests
-        assert {model.roles.kind(digest) for digest in digests} == {kind}
+        assert {model.roles.relation(digest) for digest in digests} == {kind}
     found = json.loads(run("evaluate", str(cached / "m.onnx"), str(cached / "photos"), "--json").out)
     assert found["examples_refused"]["n"] == len(census.examples_of_none("test"))
     assert (found["none_images"], found["unknown_images"], found["strangers_refused"]) == (24, {}, None)

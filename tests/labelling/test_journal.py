@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from quickstudy.errors import LabellingError
-from quickstudy.labelling.journal import Act, Journal, Labels, is_of_several, rows_of
+from quickstudy.labelling.journal import Act, Journal, Standing, is_of_several, rows_of
 
 ONE, TWO = "a" * 64, "b" * 64
 
@@ -92,7 +92,7 @@ def test_a_full_disk_is_told_and_nothing_counts(tmp_path: Path) -> None:
 
 
 def test_the_last_mark_counts_and_undoing_brings_the_one_before_back() -> None:
-    labels = Labels({TWO: ("shoe",)})
+    labels = Standing({TWO: ("shoe",)})
     labels.apply(label(1, "hat", ONE))
     labels.apply(label(2, "skirt", ONE, TWO, seen=1))
     assert (labels.labels(ONE), labels.labels(TWO)) == (("skirt",), ("skirt",))
@@ -107,7 +107,7 @@ def test_the_last_mark_counts_and_undoing_brings_the_one_before_back() -> None:
 
 
 def test_undoing_goes_back_through_ones_own_acts_and_never_takes_anothers_of_today() -> None:
-    labels = Labels()
+    labels = Standing()
     for number, who in enumerate(["old", "me", "you", "me"], start=1):
         labels.apply(label(number, "hat", ONE, who=who, seen=number - 1))
     for expected in (4, 2, 1, None):
@@ -121,7 +121,7 @@ def test_undoing_goes_back_through_ones_own_acts_and_never_takes_anothers_of_tod
 
 
 def test_two_who_had_not_seen_each_other_contradict_until_somebody_settles_it() -> None:
-    labels = Labels()
+    labels = Standing()
     labels.apply(label(1, "hat", ONE, who="me"))
     labels.apply(label(2, "shoe", ONE, who="you"))
     assert labels.labels(ONE) is None
@@ -134,14 +134,14 @@ def test_two_who_had_not_seen_each_other_contradict_until_somebody_settles_it() 
 
 @pytest.mark.parametrize(("name", "who", "seen"), [("hat", "you", 0), ("shoe", "me", 0), ("shoe", "you", 1)])
 def test_agreeing_changing_ones_mind_and_correcting_are_no_contradiction(name: str, who: str, seen: int) -> None:
-    labels = Labels()
+    labels = Standing()
     labels.apply(label(1, "hat", ONE, who="me"))
     labels.apply(label(2, name, ONE, who=who, seen=seen))
     assert labels.labels(ONE) == (name,)
 
 
 def test_the_manifest_has_a_row_for_each_file_of_a_photo_with_a_label() -> None:
-    labels = Labels()
+    labels = Standing()
     labels.apply(label(1, "hat", ONE))
     photos = [(ONE, [("z.jpg", ""), ("a.jpg", "validation")]), (TWO, [("b.jpg", "")])]
     assert rows_of(photos, labels, {ONE: "test"}) == [["a.jpg", "hat", "validation"], ["z.jpg", "hat", "test"]]
@@ -149,7 +149,7 @@ def test_the_manifest_has_a_row_for_each_file_of_a_photo_with_a_label() -> None:
 
 
 def test_labels_are_whole_sets_from_an_act_several_on() -> None:
-    labels = Labels()
+    labels = Standing()
     labels.apply(label(1, "hat", ONE))
     labels.apply(Act(number=2, kind="none", who="me", photos=(TWO,), seen=(0,)))
     assert labels.labels(TWO) is None

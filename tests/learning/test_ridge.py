@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from quickstudy.errors import HeadError
-from quickstudy.learning.features import Grid, joined_ranges, prepare_features, range_of, signed_sqrt
+from quickstudy.learning.features import Rounding, joined_ranges, prepare_features, range_of, signed_sqrt
 from quickstudy.learning.ridge import STRENGTHS, SolvedSums, Sums, best_of, leave_one_out, squared_errors
 
 
@@ -82,9 +82,9 @@ def test_too_little_to_leave_one_out() -> None:
 def solved(roots: NDArray[np.float32], labels: NDArray[np.intp], parts: list[NDArray[np.intp]]) -> SolvedSums:
     """Sums over these parts of the rows, solved."""
     ranges = [range_of(roots[part]) for part in parts]
-    grid = Grid.over(*reduce(joined_ranges, ranges))
-    sums = reduce(Sums.__add__, [Sums.of(grid.steps(roots[part]), labels[part], 3) for part in parts])
-    return SolvedSums.of(sums, grid, widths=[30, 10])
+    rounding = Rounding.over(*reduce(joined_ranges, ranges))
+    sums = reduce(Sums.__add__, [Sums.of(rounding.steps(roots[part]), labels[part], 3) for part in parts])
+    return SolvedSums.of(sums, rounding, widths=[30, 10])
 
 
 def parted(n: int, seed: int) -> list[NDArray[np.intp]]:
@@ -131,6 +131,6 @@ def test_sums_of_the_largest_steps_are_exact() -> None:
 
 def test_sums_of_one_class_are_refused() -> None:
     rows = np.arange(6, dtype=np.float32).reshape(3, 2)
-    grid = Grid.over(*range_of(rows))
+    rounding = Rounding.over(*range_of(rows))
     with pytest.raises(HeadError, match="2 classes"):
-        SolvedSums.of(Sums.of(grid.steps(rows), np.zeros(3, np.intp), 2), grid, widths=[2])
+        SolvedSums.of(Sums.of(rounding.steps(rows), np.zeros(3, np.intp), 2), rounding, widths=[2])

@@ -19,7 +19,7 @@ from quickstudy.learning.answers import MOST_PROBABLE
 from quickstudy.learning.scores import Paired, Score
 from quickstudy.models.checks import (
     Agreement,
-    Photo,
+    ComparedPhoto,
     Tolerance,
     agreement_of,
     images_per_second,
@@ -55,7 +55,7 @@ def test_counts_as_by_hand() -> None:
     #                                  same and right   lost        won         both wrong   unusable    of no class
     before, after = Parrot(p=0.9, q=0.8, r=0.4, s=0.2, t=None, u=0.7), Parrot(p=0.7, q=0.1, r=0.6, s=0.1, t=0.5, u=0.7)
     labels = {"p": "a", "q": "a", "r": "a", "s": "a", "t": "a", "u": "c"}
-    photos = [Photo(path=Path(name), labels=label and (label,)) for name, label in labels.items()]
+    photos = [ComparedPhoto(path=Path(name), labels=label and (label,)) for name, label in labels.items()]
     seen = agreement_of(before, after, photos)  # type: ignore[arg-type]
     assert seen is not None
     assert (seen.n, seen.same) == (5, 3)
@@ -69,7 +69,7 @@ def test_counts_as_by_hand() -> None:
 
 
 def test_nothing_usable_is_no_agreement() -> None:
-    assert agreement_of(Parrot(p=None), Parrot(p=0.5), [Photo(path=Path("p"))]) is None  # type: ignore[arg-type]
+    assert agreement_of(Parrot(p=None), Parrot(p=0.5), [ComparedPhoto(path=Path("p"))]) is None  # type: ignore[arg-type]
 
 
 def test_interval_of_the_loss() -> None:
@@ -143,7 +143,7 @@ def test_which_photos_are_for_what(tmp_path: Path) -> None:
         assert len(checked) == (2 if roles is None else 1)
 
     draw(tmp_path / "flat" / "1.png")
-    assert photos_for_checking(tmp_path / "flat", model, None) == [Photo(path=tmp_path / "flat" / "1.png")]
+    assert photos_for_checking(tmp_path / "flat", model, None) == [ComparedPhoto(path=tmp_path / "flat" / "1.png")]
     assert photos_for_calibration(tmp_path / "flat", None) == [tmp_path / "flat" / "1.png"]
     (tmp_path / "empty").mkdir()
     for name, message in (("empty", "No images under"), ("nowhere", "No such file or folder")):

@@ -16,7 +16,7 @@ from quickstudy.errors import ModelError, WriteError
 from quickstudy.files import sha256_of_file
 from quickstudy.images.decoding import InputSpec
 from quickstudy.models import conversion
-from quickstudy.models.checks import Photo, photos_for_checking
+from quickstudy.models.checks import ComparedPhoto, photos_for_checking
 from quickstudy.models.conversion import TOLERANCES, convert, halved, quantised
 from quickstudy.models.format import golden_images
 from quickstudy.models.loading import load
@@ -109,7 +109,7 @@ class TestInt8:
 
 @pytest.mark.parametrize("kind", ["int8", "fp16"])
 def test_the_export_is_a_whole_model_that_says_where_it_comes_from(
-    path: Path, photos: list[Path], photo_source: Path, tmp_path: Path, kind: conversion.Kind
+    path: Path, photos: list[Path], photo_source: Path, tmp_path: Path, kind: conversion.Form
 ) -> None:
     done = convert(
         path,
@@ -197,7 +197,7 @@ def test_fp16_of_the_real_network_on_real_photos(test_data: Path, tmp_path: Path
         for file in sorted((test_data / "clothing" / "train" / name).glob("*.jpg"))[:8]:
             (photos / name / file.name).symlink_to(file)
     model = quickstudy.retrain(photos, tmp_path / "model.onnx", cache=tmp_path / "cache").model
-    check = [Photo(path=path, labels=(path.parent.name,)) for path in sorted(photos.rglob("*.jpg"))]
+    check = [ComparedPhoto(path=path, labels=(path.parent.name,)) for path in sorted(photos.rglob("*.jpg"))]
     done = convert(model, tmp_path / "half.onnx", "fp16", check=check)
     assert done.agreement is not None
     assert done.agreement.same == done.agreement.n == 16

@@ -30,10 +30,10 @@ def test_roles_come_back_as_they_were_written(train: set[bytes], validation: set
     again = Roles.from_dict(roles.to_dict())
     assert again == roles
     for digest in train:
-        assert (again.role(digest), again.kind(digest)) == ("train", "trained_on")  # whatever else it is
+        assert (again.role(digest), again.relation(digest)) == ("train", "trained_on")  # whatever else it is
     for digest in test - train - validation:
-        assert again.kind(digest) == "tested_on"
-    assert again.kind(hashlib.sha256(b"never seen").digest()) == "new"
+        assert again.relation(digest) == "tested_on"
+    assert again.relation(hashlib.sha256(b"never seen").digest()) == "new"
 
 
 def test_a_hundred_thousand_images_cost_well_under_a_megabyte() -> None:

@@ -236,7 +236,7 @@ def test_taught_saved_opened_again_and_joined(
     roles = joined.roles
     assert roles is not None
     digests = {path: hashlib.sha256(path.read_bytes()).digest() for path in (asked, photos["discs"][0])}
-    assert {path: roles.kind(digest) for path, digest in digests.items()} == {
+    assert {path: roles.relation(digest) for path, digest in digests.items()} == {
         asked: "new",
         photos["discs"][0]: "trained_on",
     }

@@ -67,7 +67,7 @@ def test_from_photos_to_a_model_that_predicts_what_was_evaluated(
     assert model.verify() < 1e-5
     assert model.roles is not None
     evaluated = result.test.score
-    kinds = {path: model.roles.kind(read_image_file(path)[1]) for path in sorted(photos.rglob("*.jpg"))}
+    kinds = {path: model.roles.relation(read_image_file(path)[1]) for path in sorted(photos.rglob("*.jpg"))}
     tests = [path for path, kind in kinds.items() if kind == "tested_on"]
     assert sum(kind == "chosen_by" for kind in kinds.values()) == stage["start"]["n"]
     assert sum(kind == "trained_on" for kind in kinds.values()) == 36 - evaluated.n - stage["start"]["n"]
@@ -158,7 +158,7 @@ def test_what_is_no_better_than_the_linear_head_is_not_kept(
 def test_where_nothing_helps_the_model_is_the_linear_one_of_all_training_images(
     small: Backbone, photos: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning.Training, "is_borne", lambda _self, candidate: candidate.epoch == 0)
+    monkeypatch.setattr(tuning.FineTuning, "is_borne", lambda _self, candidate: candidate.epoch == 0)
     result = run(photos, cache, tmp_path / "m.onnx")
     plain = run(photos, cache, tmp_path / "plain.onnx", cut="features", method=None)
     assert result.tuning[0]["kept"]["epoch"] == 0

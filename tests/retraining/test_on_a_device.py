@@ -18,7 +18,7 @@ from quickstudy.backbones.graphs.autograd import GraphModule
 from quickstudy.learning.checkpoints import Checkpoints
 from quickstudy.retraining import tuning
 from quickstudy.retraining.network import SuffixNetwork, features_of, suffix_graph
-from quickstudy.retraining.tuning import Candidate, Examples, FineTuned, fine_tune, suffix_logits
+from quickstudy.retraining.tuning import Candidate, FineTuned, TuningImages, fine_tune, suffix_logits
 from small_backbones import SIDE, add_small_backbone, method_of
 from stand_in import DEVICE, rounding, waits
 
@@ -32,7 +32,7 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 
 
 @pytest.fixture(scope="module")
-def examples(net: Backbone) -> tuple[Examples, Examples]:
+def examples(net: Backbone) -> tuple[TuningImages, TuningImages]:
     """Images of noise, brighter from class to class, in two views, as activations at a cut."""
     count = 70
     draws = np.random.Generator(np.random.PCG64(5))
@@ -45,8 +45,8 @@ def examples(net: Backbone) -> tuple[Examples, Examples]:
     def gather(wanted: tuple[bytes, ...], view: int) -> np.ndarray:
         return np.stack([values[view][digest] for digest in wanted]).astype(np.float16)
 
-    train = Examples(digests=digests[:50], labels=labels[:50], gather=gather, views=1)
-    return train, Examples(digests=digests[50:], labels=labels[50:], gather=gather)
+    train = TuningImages(digests=digests[:50], labels=labels[:50], gather=gather, views=1)
+    return train, TuningImages(digests=digests[50:], labels=labels[50:], gather=gather)
 
 
 def fresh(net: Backbone, device: str) -> SuffixNetwork:
@@ -60,11 +60,11 @@ def values_of(network: SuffixNetwork) -> list[torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def on_the_processor(net: Backbone, examples: tuple[Examples, Examples]) -> FineTuned:
+def on_the_processor(net: Backbone, examples: tuple[TuningImages, TuningImages]) -> FineTuned:
     return fine_tune(fresh(net, "cpu"), *examples, METHOD)
 
 
-def test_batches_on_a_device_are_those_of_the_processor(examples: tuple[Examples, Examples]) -> None:
+def test_batches_on_a_device_are_those_of_the_processor(examples: tuple[TuningImages, TuningImages]) -> None:
     train, there = examples[0], examples[0].on(torch.device(DEVICE))
     for step in range(9):
         for expected, found in zip(train.batch(step, size=16, seed=3), there.batch(step, size=16, seed=3), strict=True):
@@ -75,7 +75,7 @@ def test_batches_on_a_device_are_those_of_the_processor(examples: tuple[Examples
 
 
 def test_the_same_comes_out_as_on_the_processor(
-    net: Backbone, examples: tuple[Examples, Examples], on_the_processor: FineTuned
+    net: Backbone, examples: tuple[TuningImages, TuningImages], on_the_processor: FineTuned
 ) -> None:
     network = fresh(net, DEVICE)
     assert {parameter.device.type for parameter in network.parameters()} == {DEVICE}
@@ -95,7 +95,7 @@ def test_the_same_comes_out_as_on_the_processor(
 
 def test_without_room_activations_come_batch_by_batch(
     net: Backbone,
-    examples: tuple[Examples, Examples],
+    examples: tuple[TuningImages, TuningImages],
     on_the_processor: FineTuned,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -108,7 +108,7 @@ def test_without_room_activations_come_batch_by_batch(
 
 @pytest.mark.parametrize("resident", [True, False])
 def test_steps_do_not_wait_for_the_device(
-    net: Backbone, examples: tuple[Examples, Examples], resident: bool, monkeypatch: pytest.MonkeyPatch
+    net: Backbone, examples: tuple[TuningImages, TuningImages], resident: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More steps an epoch, but no more epochs: nothing more is waited for, however activations come there."""
     monkeypatch.setattr(tuning, "SHARES", (0.75,))
@@ -122,7 +122,7 @@ def test_steps_do_not_wait_for_the_device(
 
 
 def test_values_of_the_processor_do_not_depend_on_a_gpus_rounding(
-    net: Backbone, examples: tuple[Examples, Examples]
+    net: Backbone, examples: tuple[TuningImages, TuningImages]
 ) -> None:
     here, there = fresh(net, "cpu"), fresh(net, DEVICE)
     with rounding():
@@ -134,7 +134,7 @@ def test_values_of_the_processor_do_not_depend_on_a_gpus_rounding(
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(
-    net: Backbone, examples: tuple[Examples, Examples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    net: Backbone, examples: tuple[TuningImages, TuningImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Killed(BaseException):
         pass
@@ -146,7 +146,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     fine_tune(whole := fresh(net, DEVICE), *examples, METHOD)
     monkeypatch.setattr(tuning, "CHECKPOINT_SECONDS", 0.0)
     with pytest.raises(Killed):
-        fine_tune(fresh(net, DEVICE), *examples, METHOD, checkpoints=Checkpoints(tmp_path, keep=1), note=kill)
+        fine_tune(fresh(net, DEVICE), *examples, METHOD, checkpoints=Checkpoints(tmp_path, keep=1), report=kill)
     fine_tune(resumed := fresh(net, DEVICE), *examples, METHOD, checkpoints=Checkpoints(tmp_path, keep=1))
     for one, other in zip(values_of(resumed), values_of(whole), strict=True):
         assert torch.equal(one, other)

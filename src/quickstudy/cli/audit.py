@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quickstudy.cli.display import count, print_json, print_plan, print_skipped, progress_for
-from quickstudy.cli.options import Backbone, Cache, Engine, Json, NoneLabel, Quiet, Separator, Several, labelling_told
+from quickstudy.cli.options import (
+    BackboneName,
+    Cache,
+    EngineName,
+    Json,
+    NoneLabel,
+    Quiet,
+    Separator,
+    Several,
+    labelling_told,
+)
 from quickstudy.cli.usage import refuse_beside
 from quickstudy.options import pasted
 
@@ -35,8 +45,8 @@ def command(
     undo: Annotated[
         Path | None, typer.Option("--undo", metavar="FILE", help="Put back everything that --apply has moved.")
     ] = None,
-    backbone: Backbone = "efficientnet_lite0",
-    engine: Engine = "onnxruntime",
+    backbone: BackboneName = "efficientnet_lite0",
+    engine: EngineName = "onnxruntime",
     limit: Annotated[int, typer.Option(min=1, help="Show at most this many findings of each kind.")] = 10,
     several: Several = False,
     separator: Separator = None,

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from quickstudy.cli.display import print_json
-from quickstudy.cli.options import Cache, Engine, Json
+from quickstudy.cli.options import Cache, EngineName, Json
 from quickstudy.cli.usage import Commands
 from quickstudy.extras import installation_of
 from quickstudy.options import pasted
 
 if TYPE_CHECKING:
     from quickstudy.backbones.backbone import Backbone
-    from quickstudy.backbones.engines.engine import Engine as PrefixEngine
+    from quickstudy.backbones.engines.engine import Engine
     from quickstudy.backbones.sources.graph_import import Imported
 
 app = typer.Typer(
@@ -190,7 +190,7 @@ def list_backbones(
 @app.command("bench", epilog="Example: quickstudy backbone bench efficientnet_lite0 efficientnet_lite2")
 def bench(
     names: Annotated[list[str] | None, typer.Argument(help="Backbones [default: all].")] = None,
-    engine: Engine = "onnxruntime",
+    engine: EngineName = "onnxruntime",
     cache: Cache = None,
     as_json: Json = False,
 ) -> None:
@@ -277,9 +277,7 @@ def _middle(backbone: Backbone) -> str:
     return cuts[2 * len(cuts) // 3].name
 
 
-def _rows(
-    names: Sequence[str], cache: Path | None, *, measured_with: PrefixEngine | None = None
-) -> list[dict[str, Any]]:
+def _rows(names: Sequence[str], cache: Path | None, *, measured_with: Engine | None = None) -> list[dict[str, Any]]:
     """Describe each backbone, or say why it cannot be had; known speeds count where no engine is named."""
     from quickstudy.backbones.engines.named import ONNX_RUNTIME
     from quickstudy.backbones.engines.speed import known_speed, measure_speed

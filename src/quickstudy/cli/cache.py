@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quickstudy.cli.display import count, print_conflicts, print_copies, print_json, print_skipped, progress_for
-from quickstudy.cli.options import Cache, Json, Quiet, Ray, SharedStore, offering
+from quickstudy.cli.options import Cache, Json, Quiet, Ray, SharedStorePlace, offering
 from quickstudy.cli.usage import Commands
 from quickstudy.extras import require
 from quickstudy.options import pasted
@@ -76,7 +76,7 @@ def fill(
     *,
     given: dict[str, Any],
     ray: Ray = None,
-    store: SharedStore = None,
+    store: SharedStorePlace = None,
     cache: Cache = None,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -21,7 +21,7 @@ from quickstudy.cli.display import (
     print_skipped,
     progress_for,
 )
-from quickstudy.cli.options import Checkpoint, DataFolder, Everything, Json, Quiet
+from quickstudy.cli.options import CheckpointStep, DataFolder, Everything, Json, Quiet
 from quickstudy.cli.usage import refuse_beside
 from quickstudy.extras import require
 from quickstudy.options import quoted
@@ -46,7 +46,7 @@ def command(
         str | None,
         typer.Option(help="Run: validation or test [default: validation if the run holds some out, else test]."),
     ] = None,
-    checkpoint: Checkpoint = None,
+    checkpoint: CheckpointStep = None,
     data: Annotated[str | None, typer.Option(help="Run: where its images are now [default: where they were].")] = None,
     ema: Annotated[bool, typer.Option(help="Run: use the averaged parameters.")] = True,
     interval: Annotated[

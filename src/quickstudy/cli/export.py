@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quickstudy.cli.display import format_score, print_json, progress_for
-from quickstudy.cli.options import Checkpoint, Json, Quiet
+from quickstudy.cli.options import CheckpointStep, Json, Quiet
 from quickstudy.cli.usage import refuse_beside
 from quickstudy.extras import require
 from quickstudy.files import require_place_for, write_bytes_atomically
 from quickstudy.options import pasted
 
 if TYPE_CHECKING:
-    from quickstudy.models.conversion import Conversion, Kind
+    from quickstudy.models.conversion import Conversion, Form
 
 
 def command(
@@ -28,7 +28,7 @@ def command(
         Path | None,
         typer.Option("--output", "-o", help="The model to write [default: RUN/model.onnx, MODEL.int8.onnx, …]."),
     ] = None,
-    checkpoint: Checkpoint = None,
+    checkpoint: CheckpointStep = None,
     int8: Annotated[
         bool, typer.Option("--int8", help="Compute in 8-bit integers: a third of the size, faster; needs --calibrate.")
     ] = False,
@@ -178,7 +178,7 @@ def _is_card(start: bytes) -> bool:
 def _convert(
     model: Path,
     output: Path | None,
-    kind: Kind,
+    kind: Form,
     calibrate: Path | None,
     check: Path | None,
     force: bool,

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from quickstudy.cli.options import Backbone, Cache, Engine, Port, Quiet, Separator, Several, Token, labelling_told
+from quickstudy.cli.options import (
+    BackboneName,
+    Cache,
+    EngineName,
+    Port,
+    Quiet,
+    Separator,
+    Several,
+    Token,
+    labelling_told,
+)
 from quickstudy.cli.report import Open, sees_browser
 from quickstudy.extras import require_server
 
@@ -30,8 +40,8 @@ def command(
         Path | None,
         typer.Option("--output", "-o", help="The model that the page trains [default: <name of IMAGES>.onnx]."),
     ] = None,
-    backbone: Backbone = "efficientnet_lite0",
-    engine: Engine = "onnxruntime",
+    backbone: BackboneName = "efficientnet_lite0",
+    engine: EngineName = "onnxruntime",
     port: Port = 8640,
     token: Token = None,
     open_: Open = None,

@@ -42,7 +42,7 @@ Ray = Annotated[
         help="Compute on this Ray cluster, such as 10.0.0.1:6379; auto: the running one, or else this machine.",
     ),
 ]
-SharedStore = Annotated[
+SharedStorePlace = Annotated[
     str | None,
     typer.Option(
         "--store",
@@ -59,7 +59,7 @@ DataFolder = Annotated[
     ),
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Set any other option: NAME=VALUE.")]
-Checkpoint = Annotated[
+CheckpointStep = Annotated[
     str | None,
     typer.Option(
         metavar="newest|best|STEP",
@@ -155,8 +155,8 @@ def labelling_told(several: bool, separator: str | None, none: str | None) -> La
 Several = Annotated[bool, _shared("several")]
 Separator = Annotated[str | None, _shared("separator")]
 NoneLabel = Annotated[str | None, _shared("none")]
-Backbone = Annotated[
+BackboneName = Annotated[
     str,
     typer.Option(help="Take this pretrained network, or several side by side, such as a+b; backbone list shows them."),
 ]
-Engine = Annotated[str, _shared("engine")]
+EngineName = Annotated[str, _shared("engine")]

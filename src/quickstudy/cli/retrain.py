@@ -21,7 +21,7 @@ from quickstudy.cli.display import (
     print_way_to_a_test,
     progress_for,
 )
-from quickstudy.cli.options import Cache, Json, Quiet, Ray, Set, SharedStore, offering
+from quickstudy.cli.options import Cache, Json, Quiet, Ray, Set, SharedStorePlace, offering
 from quickstudy.extras import installation_of, require
 from quickstudy.learning.scores import Score, as_percent, score_predictions
 from quickstudy.options import pasted, quoted, read_assignments
@@ -50,7 +50,7 @@ def command(
     given: dict[str, Any],
     options: Set = None,
     ray: Ray = None,
-    store: SharedStore = None,
+    store: SharedStorePlace = None,
     report: Annotated[
         bool, typer.Option("--report", help="Also write the report, <name of the model>.report.html.")
     ] = False,

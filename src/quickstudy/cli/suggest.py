@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from quickstudy.cli.display import count, format_score, print_json, print_plan, print_skipped, progress_for
-from quickstudy.cli.options import Cache, Engine, Json, Quiet
+from quickstudy.cli.options import Cache, EngineName, Json, Quiet
 from quickstudy.cli.usage import refuse_beside
 from quickstudy.options import pasted
 
@@ -39,7 +39,7 @@ def command(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="PLAN", help="Write the plan, as CSV to review.")
     ] = None,
-    engine: Engine = "onnxruntime",
+    engine: EngineName = "onnxruntime",
     limit: Annotated[int, typer.Option(min=1, help="Show at most this many photos.")] = 10,
     cache: Cache = None,
     as_json: Json = False,

@@ -4,7 +4,7 @@ An act is a line of JSON that is written and flushed to the disk before anybody 
 worst the beginning of a line, which was never acknowledged and is cut off. Nothing is ever taken back: undoing is an
 act, too, so whatever was said can be read there.
 
-What stands follows from the acts alone, in one place (`Labels.apply`), whether they come from a person or from the
+What stands follows from the acts alone, in one place (`Standing.apply`), whether they come from a person or from the
 file. A photo has a history of marks; the last that is not undone counts. Each act names, photo by photo, the last mark
 that its author had seen, so that two people who contradict each other without knowing it are noticed: then the photo
 has a conflict, and no label until somebody has settled it by another mark.
@@ -32,7 +32,7 @@ from quickstudy.images.listing import label_of
 from quickstudy.images.manifests import SEPARATORS
 from quickstudy.records import as_values, read_record
 
-Kind = Literal["label", "none", "skip", "clear", "class", "undo", "manifest", "several"]
+ActKind = Literal["label", "none", "skip", "clear", "class", "undo", "manifest", "several"]
 """What an act does: give labels; say that none fits; leave for later; take a mark away; add a class; take an act back;
 note the manifest that is about to be written; or let photos have several labels from now on."""
 MARKING = frozenset({"label", "none", "skip", "clear"})
@@ -48,7 +48,7 @@ class Act:
 
     number: int
     """Number of the act, from 1 on, rising."""
-    kind: Kind
+    kind: ActKind
     """What was done."""
     who: str = ""
     """Name by which a browser calls itself; empty for acts of the program."""
@@ -80,7 +80,7 @@ class Mark(NamedTuple):
 
     number: int
     """Number of the act."""
-    kind: Kind
+    kind: ActKind
     names: tuple[str, ...]
     """Names of the labels, sorted; empty where none is given."""
     who: str
@@ -96,7 +96,7 @@ class Mark(NamedTuple):
         return self.kind, self.names
 
 
-class Labels:
+class Standing:
     """What stands of everything that was said."""
 
     def __init__(self, given: Mapping[str, tuple[str, ...]] | None = None) -> None:
@@ -237,7 +237,7 @@ class Journal:
             raise
         return Journal(path=path, acts=acts, _descriptor=descriptor, _number=acts[-1].number if acts else 0)
 
-    def append(self, kind: Kind, *, names: tuple[str, ...] = (), **values: Any) -> Act:
+    def append(self, kind: ActKind, *, names: tuple[str, ...] = (), **values: Any) -> Act:
         """Write an act, and return it once it is on the disk.
 
         Args:
@@ -388,7 +388,7 @@ def _cannot_write(path: Path, error: OSError) -> WriteError:
 
 def rows_of(
     photos: Iterable[tuple[str, Sequence[tuple[str, str]]]],
-    labels: Labels,
+    labels: Standing,
     roles: Mapping[str, str],
     separator: str = SEPARATORS[0],
 ) -> list[list[str]]:

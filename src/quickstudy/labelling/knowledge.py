@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.labelling.choosing import Pick
-from quickstudy.labelling.teacher import Gain, Judged, LiveHead, Mistake
+from quickstudy.labelling.teacher import Judged, LabelGain, LiveHead, Mistake
 from quickstudy.learning.answers import MOST_PROBABLE, Answer
 from quickstudy.learning.features import Floats
 from quickstudy.learning.scores import Interval, Score, Scores
@@ -62,7 +62,7 @@ class Figures:
     """Scores on the photos drawn at random; None where there are none."""
     mistakes: tuple[Mistake, ...] = ()
     """Labels to look at again; a mistake's row is a photo's number."""
-    gains: tuple[Gain, ...] = ()
+    gains: tuple[LabelGain, ...] = ()
     """What more labels would bring."""
     gains_at: int = 0
     """Number of labels when that was forecast."""

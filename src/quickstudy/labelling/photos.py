@@ -39,7 +39,7 @@ from quickstudy.images.manifests import (
     surplus_columns,
     write_table,
 )
-from quickstudy.labelling.journal import Labels, digest_of, rows_of
+from quickstudy.labelling.journal import Standing, digest_of, rows_of
 from quickstudy.models.format import model_path
 from quickstudy.options import quoted
 from quickstudy.progress import Progress, silent
@@ -301,7 +301,7 @@ class PhotoSet:
             f"In '{self.manifest}' {photos} under different labels: {first}; correct these rows, or keep one of them"
         )
 
-    def manifest_bytes(self, labels: Labels, roles: Mapping[str, str]) -> bytes:
+    def manifest_bytes(self, labels: Standing, roles: Mapping[str, str]) -> bytes:
         """Make the manifest of what is labelled; a file whose name is no valid text is left out.
 
         Args:

@@ -27,7 +27,7 @@ from quickstudy.files import write_bytes_atomically
 from quickstudy.images.depth import significant_bits
 from quickstudy.images.manifests import ONE_EACH, SEPARATORS, Labelling, holds_several
 from quickstudy.labelling.choosing import CONTROL_SHARE, Pick, Reason, with_checks
-from quickstudy.labelling.journal import MARKING, Act, Journal, Kind, Labels, class_names, digest_of, is_of_several
+from quickstudy.labelling.journal import MARKING, Act, ActKind, Journal, Standing, class_names, digest_of, is_of_several
 from quickstudy.labelling.knowledge import Figures, Knowledge
 from quickstudy.labelling.photos import PhotoSet
 from quickstudy.labelling.teacher import Space
@@ -86,7 +86,7 @@ class Session:
         self.store, self.runner = Store(cache / "bottlenecks"), engine_for(engine)
         self.id = secrets.token_hex(8)
         """Name of this session, by which a page notices that the server has started anew."""
-        self.labels = Labels({photo.id: photo.labels for photo in self.photos.photos if photo.labels is not None})
+        self.labels = Standing({photo.id: photo.labels for photo in self.photos.photos if photo.labels is not None})
         self.journal = Journal.open(journal)
         try:
             for act in self.journal.acts:
@@ -155,7 +155,7 @@ class Session:
     # What people do
     def act(
         self,
-        kind: Kind,
+        kind: ActKind,
         photos: Sequence[str],
         *,
         names: Sequence[str] = (),
@@ -288,7 +288,7 @@ class Session:
                 by_labels.setdefault(names, []).append(photo)
         for names, photos in sorted(by_labels.items()):
             seen = tuple(mark.number if (mark := self.labels.mark(photo)) else 0 for photo in photos)
-            kind: Kind = "label" if names else "none"
+            kind: ActKind = "label" if names else "none"
             self.labels.apply(self.journal.append(kind, photos=tuple(photos), seen=seen, way="manifest", names=names))
 
     # What is known of photos
@@ -424,7 +424,7 @@ class Session:
         if new:
             self.tell()
 
-    def marked(self, kind: Kind) -> list[int]:
+    def marked(self, kind: ActKind) -> list[int]:
         """List the photos of which this was said last."""
         unlabelled = np.flatnonzero(self.answered & ~self.marks.any(axis=1)).tolist()
         marks = ((number, self.labels.mark(self.photos.photos[number].id)) for number in unlabelled)

@@ -386,7 +386,7 @@ def _too_many_or_few(judged: Judged) -> list[tuple[int, tuple[int, ...]]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gain:
+class LabelGain:
     """What more labels would bring."""
 
     name: str
@@ -405,7 +405,7 @@ def forecast(
     keys: Sequence[bytes],
     classes: Sequence[str],
     judged: Judged,
-) -> tuple[Gain, ...]:
+) -> tuple[LabelGain, ...]:
     """Forecast what a hundred more labels would bring: of all classes first, then of each, the most rewarding first.
 
     There is no forecast for fewer than 80 labels.
@@ -423,6 +423,6 @@ def forecast(
     if curve is None:
         return ()
     points, deviation = curve.gain(_MORE)
-    gains = [Gain(name=classes[g.name], more=g.more, points=g.points, deviation=g.deviation) for g in curve.gains]
+    gains = [LabelGain(name=classes[g.name], more=g.more, points=g.points, deviation=g.deviation) for g in curve.gains]
     gains.sort(key=lambda gain: -gain.points)
-    return (Gain(name="", more=_MORE, points=points, deviation=deviation), *gains)
+    return (LabelGain(name="", more=_MORE, points=points, deviation=deviation), *gains)

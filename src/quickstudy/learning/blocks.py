@@ -26,7 +26,7 @@ _LEAST_RUN = 256  # rows, on average, of the same training sets, where blocks ar
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Block:
+class RowBlock:
     """Neighbouring rows that go through the products together, so that what is between them stays in the cache."""
 
     rows: slice
@@ -47,7 +47,7 @@ class Block:
 
 def cut_into_blocks(
     labels: NDArray[np.intp], weights: Real, classes: int, width: int, sampled: NDArray[np.intp], triangular: bool
-) -> list[Block]:
+) -> list[RowBlock]:
     """Cut the rows into blocks: where the sets that they train change, if that is seldom, and else by size."""
     sets, n = weights.shape
     least, most = _BLOCK_ROWS
@@ -64,7 +64,7 @@ def cut_into_blocks(
             mine = trains[:, i:j].any(axis=1)
             picked = sampled[np.searchsorted(sampled, i) : np.searchsorted(sampled, j)] - i
             blocks.append(
-                Block(
+                RowBlock(
                     rows=slice(i, j),
                     training=np.flatnonzero(mine),
                     held_out=np.flatnonzero(~mine),

@@ -332,7 +332,7 @@ def first_values(bottlenecks: NDArray[np.floating] | StoredRows, width: int) -> 
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Grid:
+class Rounding:
     """The steps that signed square roots are rounded to, feature by feature, so that sums of them are exact."""
 
     middle: NDArray[np.float64]
@@ -341,10 +341,10 @@ class Grid:
     """The size of a step (d); 1 where a feature has but one value."""
 
     @staticmethod
-    def over(least: Floats, largest: Floats) -> Grid:
-        """Lay the grid over all roots, of which the least and the largest of each feature (d) are given."""
+    def over(least: Floats, largest: Floats) -> Rounding:
+        """Make the rounding of all roots, of which the least and the largest of each feature (d) are given."""
         low, high = least.astype(np.float64), largest.astype(np.float64)
-        return Grid(middle=(low + high) / 2, size=np.where(high > low, (high - low) / STEPS, 1))
+        return Rounding(middle=(low + high) / 2, size=np.where(high > low, (high - low) / STEPS, 1))
 
     def steps(self, roots: Floats) -> Floats:
         """Round roots (m×d) to whole numbers of steps, from -32,767 to 32,767."""
@@ -381,7 +381,7 @@ def _in_steps(
         )
 
     def fill(piece: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        steps = grid.steps(roots(piece))
+        steps = rounding.steps(roots(piece))
         stored[places[pieces[piece]], :-1] = steps
         exact = steps.astype(np.float64)
         return exact.sum(axis=0), np.square(exact, out=exact).sum(axis=0)
@@ -390,16 +390,16 @@ def _in_steps(
         ranges = in_threads(lambda piece: range_of(roots(piece)), range(len(pieces)), threads)
         least, largest = reduce(joined_ranges, ranges)
         scale_of((largest - least).astype(np.float64), widths)  # refuses what is not finite, or all the same
-        grid = Grid.over(least, largest)
+        rounding = Rounding.over(least, largest)
         sums = in_threads(fill, range(len(pieces)), threads)
     total, squares = (np.sum(parts, axis=0) for parts in zip(*sums, strict=True))
     offset = total / n
-    scale = scale_of(grid.size**2 * (squares / n - offset**2), widths)
+    scale = scale_of(rounding.size**2 * (squares / n - offset**2), widths)
     return Features(
         stored=stored,
-        mean=grid.middle + offset * grid.size,
+        mean=rounding.middle + offset * rounding.size,
         scale=scale,
-        steps=(grid.size / scale, -offset * grid.size / scale),
+        steps=(rounding.size / scale, -offset * rounding.size / scale),
     )
 
 

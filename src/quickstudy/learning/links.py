@@ -21,14 +21,14 @@ from quickstudy.learning.calibration import probabilities_of
 from quickstudy.learning.features import Real
 
 Integers = NDArray[np.intp]
-Kind = Literal["one", "several"]
+HeadKind = Literal["one", "several"]
 """The kinds of head by name: one of K classes an image, or several of K labels."""
 
 
 class Link(Protocol):
     """What a kind of head does with logits; shapes are sets×K×rows while it is fitted, and rows×K afterwards."""
 
-    kind: Kind
+    kind: HeadKind
     """Name of the kind."""
 
     def units(self, classes: int) -> int:
@@ -83,7 +83,7 @@ class Link(Protocol):
 class _OneOf:
     """The softmax of the logits: one class an image."""
 
-    kind: Kind = "one"
+    kind: HeadKind = "one"
 
     def units(self, classes: int) -> int:
         return 1
@@ -175,7 +175,7 @@ class _OneOf:
 class _SeveralOf:
     """The logistic function of each logit: any number of labels an image."""
 
-    kind: Kind = "several"
+    kind: HeadKind = "several"
 
     def units(self, classes: int) -> int:
         return classes

@@ -23,7 +23,7 @@ from quickstudy.errors import HeadError
 from quickstudy.learning.features import (
     Features,
     Floats,
-    Grid,
+    Rounding,
     StoredRows,
     blas_threads,
     prepare_features,
@@ -208,7 +208,7 @@ def _principal_coordinates(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sums:
-    """Sums over images in whole steps of a grid, which are exact, so that they are the same whatever adds them up."""
+    """Sums over images in whole steps, which are exact, so that they are the same whatever adds them up."""
 
     counts: NDArray[np.int64]
     """Number of images of each class, K."""
@@ -243,7 +243,7 @@ class Sums:
 class SolvedSums:
     """What follows from sums: the ridge head for all strengths, and how rows are turned into its coordinates."""
 
-    grid: Grid
+    rounding: Rounding
     """The steps that roots are rounded to."""
     mean: NDArray[np.float64]
     """Means (d) of the roots."""
@@ -255,7 +255,7 @@ class SolvedSums:
     """The head in these coordinates."""
 
     @staticmethod
-    def of(sums: Sums, grid: Grid, *, widths: Sequence[int]) -> SolvedSums:
+    def of(sums: Sums, rounding: Rounding, *, widths: Sequence[int]) -> SolvedSums:
         """Decompose sums over at least two images of at least two classes.
 
         Raises:
@@ -266,8 +266,8 @@ class SolvedSums:
             raise HeadError(f"The head needs images of at least 2 classes; got counts {sums.counts.tolist()}")
         total = sums.by_class.sum(axis=0) / n
         moments = sums.products / n - np.outer(total, total)
-        scale = scale_of(grid.size**2 * np.maximum(moments.diagonal(), 0), widths)
-        size = grid.size / scale
+        scale = scale_of(rounding.size**2 * np.maximum(moments.diagonal(), 0), widths)
+        size = rounding.size / scale
         with blas_threads(worth=False):  # so that the same sums give the same bits on however many cores
             eigenvalues, basis = np.linalg.eigh(n * moments * np.outer(size, size))
             centred = (sums.by_class - sums.counts[:, None] * total) * size
@@ -276,11 +276,13 @@ class SolvedSums:
                 eigenvalues=np.maximum(eigenvalues, 0),
                 sums=basis.T @ centred.T,
             )
-        return SolvedSums(grid=grid, mean=grid.middle + total * grid.size, scale=scale, basis=basis, ridge=ridge)
+        return SolvedSums(
+            rounding=rounding, mean=rounding.middle + total * rounding.size, scale=scale, basis=basis, ridge=ridge
+        )
 
     def coordinates(self, roots: Floats) -> NDArray[np.float64]:
         """Turn roots (m×d) into the head's coordinates, m×d."""
-        x = self.grid.steps(roots).astype(np.float64) * self.grid.size + (self.grid.middle - self.mean)
+        x = self.rounding.steps(roots).astype(np.float64) * self.rounding.size + (self.rounding.middle - self.mean)
         found: NDArray[np.float64] = x / self.scale @ self.basis
         return found
 

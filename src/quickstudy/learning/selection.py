@@ -27,12 +27,12 @@ from quickstudy.learning.features import (
     prepare_features,
     signed_sqrt,
 )
-from quickstudy.learning.links import Integers, Kind, link_of
+from quickstudy.learning.links import HeadKind, Integers, link_of
 from quickstudy.learning.spaces import in_small_space
 from quickstudy.learning.strengths import (
+    CrossValidated,
     CrossValidation,
     Found,
-    Trial,
     choose_strength,
     deal_out,
     fit_folds,
@@ -63,7 +63,7 @@ class PathPoint:
 class Head:
     """A fitted classifier: class probabilities are those of signed_sqrt(bottleneck) · weights + biases, by its kind."""
 
-    kind: Kind
+    kind: HeadKind
     """Whether images are of one class, and probabilities the softmax of the logits, or may have several labels."""
     weights: Floats
     """The weights, d×K, scale and temperature included."""
@@ -258,7 +258,7 @@ class _Search:
 
     def log_losses(self) -> NDArray[np.float64]:
         """Work out the log losses of the held-out rows, in nats, after calibration; a scout's are those of one fold."""
-        if not isinstance(self.chosen, Trial):
+        if not isinstance(self.chosen, CrossValidated):
             return self.chosen.losses
         return log_losses(self.logits / np.float32(self.temperature), self.truth)
 
@@ -290,12 +290,12 @@ def _points(found: Found) -> tuple[PathPoint, ...]:
     best, mean = found.best, found.best.losses.mean()
     points = [
         PathPoint(
-            l2=trial.l2,
-            log_loss=float(trial.losses.mean()),
-            accuracy=float(trial.right.mean()),
-            folds=len(trial.weights),
+            l2=one.l2,
+            log_loss=float(one.losses.mean()),
+            accuracy=float(one.right.mean()),
+            folds=len(one.weights),
         )
-        for trial in found.trials
+        for one in found.validated
     ]
     chosen = [scout for scout in found.scouts if scout.l2 == best.l2]
     points += [

@@ -41,7 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickstudy.errors import HeadError
-from quickstudy.learning.blocks import Block, add_products, cut_into_blocks, logits_of_rows, sums_of
+from quickstudy.learning.blocks import RowBlock, add_products, cut_into_blocks, logits_of_rows, sums_of
 from quickstudy.learning.features import (
     LEAST_SAMPLE,
     MOST_PARTS,
@@ -340,11 +340,11 @@ class _Problem:
             threads=self.threads,
         )
 
-    def rows(self, block: Block) -> Real:
+    def rows(self, block: RowBlock) -> Real:
         """Give a block's rows as they are kept, without the features that are all zero."""
         return self.features.as_kept(block.rows, self.dtype)[:, block.columns]
 
-    def product(self, by_set: Real, sets: NDArray[np.intp], block: Block, x: Real) -> Real:
+    def product(self, by_set: Real, sets: NDArray[np.intp], block: RowBlock, x: Real) -> Real:
         """Multiply some sets' parameters, turned for rows as they are kept, with a block's rows `x` (sets×K×rows)."""
         chosen = (by_set if len(sets) == self.sets else by_set[sets]).reshape(-1, by_set.shape[2])[:, block.columns]
         return logits_of_rows(chosen, x).reshape(len(sets), self.classes, len(block.labels))

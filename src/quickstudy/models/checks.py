@@ -26,7 +26,7 @@ _PHOTOS_THAT_TELL = 50  # how far two models are apart
 
 
 @dataclass(frozen=True, kw_only=True)
-class Photo:
+class ComparedPhoto:
     """An image to compare on."""
 
     path: Path
@@ -130,7 +130,7 @@ class Tolerance:
 
 
 def agreement_of(
-    before: Model, after: Model, photos: Sequence[Photo], *, progress: Progress = silent
+    before: Model, after: Model, photos: Sequence[ComparedPhoto], *, progress: Progress = silent
 ) -> Agreement | None:
     """Ask both models about the same photos; None where none of them can be used."""
     same = n = 0
@@ -193,7 +193,7 @@ def images_per_second(models: Sequence[Model], *, rounds: int = 12) -> list[floa
     return [float(1 / median) for median in np.median(seconds[1:], axis=0)]
 
 
-def photos_for_checking(source: Path, model: Model, index: Path | None) -> list[Photo]:
+def photos_for_checking(source: Path, model: Model, index: Path | None) -> list[ComparedPhoto]:
     """List the images under a folder or in a manifest, with the labels of those that are a test of the model.
 
     Where some are, only they are taken. Where none is, as where there are no labels, all are taken without: they tell
@@ -205,13 +205,15 @@ def photos_for_checking(source: Path, model: Model, index: Path | None) -> list[
     try:
         census = take_census(source, index, labelling=model.labelling)
     except ImageSetError:
-        return [Photo(path=path) for path in _all_images(source)]
+        return [ComparedPhoto(path=path) for path in _all_images(source)]
     try:
         judgement = may_judge(census, [model.roles], classes=model.classes)
     except ImageSetError:
-        return [Photo(path=content.path) for content in census.contents.values()]
+        return [ComparedPhoto(path=content.path) for content in census.contents.values()]
     certain = judgement.is_test is True
-    return [Photo(path=content.path, labels=content.labels if certain else None) for content in judgement.contents]
+    return [
+        ComparedPhoto(path=content.path, labels=content.labels if certain else None) for content in judgement.contents
+    ]
 
 
 def photos_for_calibration(source: Path, index: Path | None, labelling: Labelling = ONE_EACH) -> list[Path]:

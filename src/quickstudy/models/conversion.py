@@ -34,21 +34,28 @@ from quickstudy.files import sha256_of_file
 from quickstudy.images.decoding import InputSpec, Pixels, decode, to_input
 from quickstudy.images.identity import read_image_file
 from quickstudy.models.assemble import model_bytes, write_model_file
-from quickstudy.models.checks import Agreement, Photo, Tolerance, agreement_of, images_per_second, on_golden_images
+from quickstudy.models.checks import (
+    Agreement,
+    ComparedPhoto,
+    Tolerance,
+    agreement_of,
+    images_per_second,
+    on_golden_images,
+)
 from quickstudy.models.format import GOLDEN_TOLERANCE, STRANGENESS, golden_images, model_path
 from quickstudy.models.loading import load, load_bytes, require_own_place
 from quickstudy.progress import Progress, silent
 
-Kind = Literal["int8", "fp16"]
+Form = Literal["int8", "fp16"]
 """The forms: 8-bit integers, or float16 weights."""
-TOLERANCES: dict[Kind, Tolerance] = {
+TOLERANCES: dict[Form, Tolerance] = {
     "fp16": Tolerance(golden=0.02, same=0.99, accuracy_loss=0.005),
     "int8": Tolerance(golden=0.25, same=0.93, accuracy_loss=0.02),
 }
 """How far a form may be from its original.
 
 Golden images are noise, where 8 bits calibrated on photos may differ much; they catch what is broken."""
-_ELSEWHERE: dict[Kind, float] = {"fp16": GOLDEN_TOLERANCE, "int8": 0.1}
+_ELSEWHERE: dict[Form, float] = {"fp16": GOLDEN_TOLERANCE, "int8": 0.1}
 """Largest difference of a probability of the same file on other machines.
 
 In 8 bits, a value between two levels may fall to either, and what follows with it: with other optimisations of the same
@@ -59,7 +66,7 @@ runtime, 0.035 was measured on golden images."""
 class Conversion:
     """A form of a model, and how it compares."""
 
-    kind: Kind
+    kind: Form
     """The form that was made."""
     source: Path
     """The original model file."""
@@ -99,10 +106,10 @@ class Conversion:
 def convert(
     source: Path,
     output: Path,
-    kind: Kind,
+    kind: Form,
     *,
     calibrate: Sequence[Path] = (),
-    check: Sequence[Photo] = (),
+    check: Sequence[ComparedPhoto] = (),
     force: bool = False,
     progress: Progress = silent,
 ) -> Conversion:

@@ -27,11 +27,11 @@ from quickstudy.images.imageset import Split
 _BYTES = 6
 _MOST = 1 << 30  # bytes of what a model may unpack to
 
-Kind = Literal["trained_on", "chosen_by", "tested_on", "new"]
-"""What an image is to a model."""
-KINDS: tuple[Kind, ...] = ("trained_on", "chosen_by", "tested_on", "new")
-"""All kinds; of two models', the earlier here counts."""
-_KIND_OF: dict[Split, Kind] = {"train": "trained_on", "validation": "chosen_by", "test": "tested_on"}
+Relation = Literal["trained_on", "chosen_by", "tested_on", "new"]
+"""What an image is to a model, by its role there."""
+RELATIONS: tuple[Relation, ...] = ("trained_on", "chosen_by", "tested_on", "new")
+"""All relations; of two models', the earlier here counts."""
+_RELATION_OF: dict[Split, Relation] = {"train": "trained_on", "validation": "chosen_by", "test": "tested_on"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +53,14 @@ class Roles:
         """Look up the role of a content; None where the model does not know it."""
         return self.role_of.get(digest[:_BYTES])
 
-    def kind(self, digest: bytes) -> Kind:
+    def relation(self, digest: bytes) -> Relation:
         """Say what a content is to the model."""
         role = self.role(digest)
-        return _KIND_OF[role] if role else "new"
+        return _RELATION_OF[role] if role else "new"
 
     def to_dict(self) -> dict[str, Any]:
         """Give JSON values: by role the digests' beginnings, in order, each as its distance from the one before."""
-        return {split: _pack(d for d, role in self.role_of.items() if role == split) for split in _KIND_OF}
+        return {split: _pack(d for d, role in self.role_of.items() if role == split) for split in _RELATION_OF}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Roles:
@@ -69,7 +69,7 @@ class Roles:
         Raises:
             ValueError: it is something else.
         """
-        return Roles(role_of={digest: split for split in _KIND_OF for digest in _unpack(values[split])})
+        return Roles(role_of={digest: split for split in _RELATION_OF for digest in _unpack(values[split])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class Judgement:
 
     contents: tuple[Content, ...]
     """The images to score, in the digests' order."""
-    roles: dict[Kind, int] | None
+    roles: dict[Relation, int] | None
     """Number of labelled images of the set by what they are to the models; None where a model does not say."""
     is_test: bool | None
     """Whether no model has learned or was chosen by an image to score; None where a model does not say."""
@@ -151,8 +151,10 @@ def may_judge(
             f"{there}. Classes are matched by name"
         )
     known = [one for one in roles if one is not None]
-    kinds = {c.digest: min((one.kind(c.digest) for one in known), key=KINDS.index, default="new") for c in labelled}
-    seen = {digest for digest, kind in kinds.items() if kind in ("trained_on", "chosen_by")}
+    relations = {
+        c.digest: min((one.relation(c.digest) for one in known), key=RELATIONS.index, default="new") for c in labelled
+    }
+    seen = {digest for digest, relation in relations.items() if relation in ("trained_on", "chosen_by")}
 
     def unseen(contents: Sequence[Content]) -> tuple[Content, ...]:
         return tuple(content for content in contents if everything or content.digest not in seen)
@@ -169,7 +171,7 @@ def may_judge(
     unsaid = len(known) < len(roles)
     return Judgement(
         contents=scored,
-        roles=None if unsaid else {kind: sum(found == kind for found in kinds.values()) for kind in KINDS},
+        roles=None if unsaid else {one: sum(found == one for found in relations.values()) for one in RELATIONS},
         is_test=False if any(content.digest in seen for content in scored) else None if unsaid else True,
         left_out=len(candidates) - len(scored),
         unknown=dict(sorted(unknown.items())),

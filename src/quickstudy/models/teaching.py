@@ -143,7 +143,7 @@ class TeachableModel:
         census = take_census(images, store.index_path, progress=progress)
         chosen: dict[str, list[bytes]] = {}
         for digest in census.digests("train", "validation", *(() if census.given else ("test",))):
-            tested = self.roles is not None and self.roles.kind(digest) == "tested_on"
+            tested = self.roles is not None and self.roles.relation(digest) == "tested_on"
             if not tested and len(mine := chosen.setdefault(census.labels[digest], [])) < EXAMPLES:
                 mine.append(digest)
         digests = [digest for mine in chosen.values() for digest in mine]

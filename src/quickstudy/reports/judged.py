@@ -230,7 +230,7 @@ def _work_out(
     train = [
         digest
         for digest in known
-        if classifier.roles is None or classifier.roles.kind(digest) in ("trained_on", "chosen_by")
+        if classifier.roles is None or classifier.roles.relation(digest) in ("trained_on", "chosen_by")
     ]
     marks = marks_of([census.names[digest] for digest in train], classifier.classes)
     unseen: list[Unseen] = []

@@ -19,7 +19,7 @@ from quickstudy.learning.answers import compare_average_precision, marks_of
 from quickstudy.learning.scores import Interval, Paired, Score, Scores
 from quickstudy.models.loading import load
 from quickstudy.models.model import Model
-from quickstudy.models.roles import Judgement, Kind, may_judge
+from quickstudy.models.roles import Judgement, Relation, may_judge
 from quickstudy.options import quoted
 from quickstudy.progress import Progress, silent
 
@@ -42,7 +42,7 @@ class Evaluation(Scores):
     """Files that cannot be used, with the reason."""
 
     @property
-    def roles(self) -> dict[Kind, int] | None:
+    def roles(self) -> dict[Relation, int] | None:
         """Number of labelled images of the set by their role in the model; None where the model does not say."""
         return self.judgement.roles
 

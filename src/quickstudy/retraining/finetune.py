@@ -37,7 +37,7 @@ from quickstudy.progress import Progress
 from quickstudy.retraining.config import RetrainConfig
 from quickstudy.retraining.network import SuffixNetwork, features_of, suffix_graph
 from quickstudy.retraining.record import Unseen, cross_validated
-from quickstudy.retraining.tuning import Candidate, Examples, FineTuned, fine_tune, suffix_logits
+from quickstudy.retraining.tuning import Candidate, FineTuned, TuningImages, fine_tune, suffix_logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,9 +137,9 @@ class FineTunedClassifier:
         """Compute what the trained layers give of images (n×d), which is what the head of the written model sees."""
         return features_of(self.kept.result.network.suffix, self._unlabelled(digests).plain())
 
-    def _unlabelled(self, digests: list[bytes]) -> Examples:
+    def _unlabelled(self, digests: list[bytes]) -> TuningImages:
         none = np.zeros(len(digests), np.intp)
-        return Examples(digests=tuple(digests), labels=none, gather=self.kept.extraction.gather)
+        return TuningImages(digests=tuple(digests), labels=none, gather=self.kept.extraction.gather)
 
     @property
     def unseen(self) -> tuple[Unseen, ...]:
@@ -284,7 +284,7 @@ def _stage(
             method,
             class_weights=_balancing(learned.labels, classes) if config.class_weight else None,
             checkpoints=Checkpoints(place, keep=1),
-            note=lambda step, _steps, kept: progress.update(done=step, note=_shown(kept)),
+            report=lambda step, _steps, kept: progress.update(done=step, note=_shown(kept)),
         )
     finally:
         progress.finish()
@@ -314,7 +314,7 @@ def _stage(
     )
 
 
-def _fit_head(suffix: GraphModule, examples: Examples, classes: int, config: RetrainConfig) -> Head:
+def _fit_head(suffix: GraphModule, examples: TuningImages, classes: int, config: RetrainConfig) -> Head:
     """Fit the linear head to its optimum on the plain images' features."""
     return fit_head(
         features_of(suffix, examples.plain()),
@@ -326,9 +326,9 @@ def _fit_head(suffix: GraphModule, examples: Examples, classes: int, config: Ret
     )
 
 
-def _examples(extraction: Extraction, numbered: Mapping[bytes, int], views: int) -> Examples:
+def _examples(extraction: Extraction, numbered: Mapping[bytes, int], views: int) -> TuningImages:
     numbers = np.array(list(numbered.values()), np.intp)
-    return Examples(digests=tuple(numbered), labels=numbers, gather=extraction.gather, views=views)
+    return TuningImages(digests=tuple(numbered), labels=numbers, gather=extraction.gather, views=views)
 
 
 def _balancing(labels: NDArray[np.intp], classes: int) -> NDArray[np.float32]:
@@ -340,8 +340,8 @@ def _balancing(labels: NDArray[np.intp], classes: int) -> NDArray[np.float32]:
 def _identity(
     network: SuffixNetwork,
     extraction: Extraction,
-    learned: Examples,
-    compared: Examples,
+    learned: TuningImages,
+    compared: TuningImages,
     config: RetrainConfig,
 ) -> str:
     """Hash everything that decides what fine-tuning gives, so that only the same run goes on from a checkpoint."""

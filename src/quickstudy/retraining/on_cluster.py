@@ -28,7 +28,7 @@ from quickstudy.bottlenecks.shared import SharedSource, open_shared_store
 from quickstudy.errors import ClusterError, OptionError, QuickstudyError, first_line
 from quickstudy.images.census import Census
 from quickstudy.learning.answers import MOST_PROBABLE
-from quickstudy.learning.features import Floats, Grid, blas_threads, joined_ranges, range_of, signed_sqrt
+from quickstudy.learning.features import Floats, Rounding, blas_threads, joined_ranges, range_of, signed_sqrt
 from quickstudy.learning.links import Integers
 from quickstudy.learning.ridge import STRENGTHS, RidgePoint, SolvedSums, Sums, best_of, squared_errors
 from quickstudy.learning.selection import Head, fit_temperature
@@ -141,9 +141,9 @@ def learn_on_cluster(
     progress.start("sums, three times over the store", 3 * len(chunks))
     try:
         least, largest = reduce(joined_ranges, _each(_range_of_chunk, work, chunks, progress, 0))
-        grid = Grid.over(least, largest)
-        sums = reduce(Sums.__add__, _each(_sums_of_chunk, work, chunks, progress, 1, grid))
-        solved = SolvedSums.of(sums, grid, widths=net.widths)
+        rounding = Rounding.over(least, largest)
+        sums = reduce(Sums.__add__, _each(_sums_of_chunk, work, chunks, progress, 1, rounding))
+        solved = SolvedSums.of(sums, rounding, widths=net.widths)
         strengths = STRENGTHS if config.l2 is None else (config.l2,)
         judged = list(_each(_judge_chunk, work, chunks, progress, 2, solved, strengths))
     finally:
@@ -255,9 +255,9 @@ def _range_of_chunk(work: _Work, chunk: _Chunk) -> tuple[Floats, Floats]:
     return reduce(joined_ranges, (range_of(roots) for roots, _ in _roots(work, chunk)))
 
 
-def _sums_of_chunk(work: _Work, chunk: _Chunk, grid: Grid) -> Sums:
+def _sums_of_chunk(work: _Work, chunk: _Chunk, rounding: Rounding) -> Sums:
     return reduce(
-        Sums.__add__, (Sums.of(grid.steps(roots), labels, work.classes) for roots, labels in _roots(work, chunk))
+        Sums.__add__, (Sums.of(rounding.steps(roots), labels, work.classes) for roots, labels in _roots(work, chunk))
     )
 
 

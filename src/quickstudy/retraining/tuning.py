@@ -94,19 +94,19 @@ class FineTuned:
         return self.candidates[0]
 
 
-Note = Callable[[int, int, Candidate], None]
+TuningReporter = Callable[[int, int, Candidate], None]
 """Function that is told after each step: steps made, steps in all, the candidate that would be kept now."""
 
 
 def fine_tune(
     network: SuffixNetwork,
-    train: Examples,
-    validation: Examples,
+    train: TuningImages,
+    validation: TuningImages,
     method: Method,
     *,
     class_weights: NDArray[np.float32] | None = None,
     checkpoints: Checkpoints | None = None,
-    note: Note = lambda _step, _steps, _kept: None,
+    report: TuningReporter = lambda _step, _steps, _kept: None,
 ) -> FineTuned:
     """Train a suffix and its head on cached activations; the candidate that is kept stays in `network`.
 
@@ -117,25 +117,25 @@ def fine_tune(
         method: how to train.
         class_weights: how much each class counts in the loss (K); all the same if left out.
         checkpoints: where it is saved, and goes on from after a kill; not at all if left out.
-        note: is told how far it is.
+        report: is told how far it is.
 
     Raises:
         TrainingError: the loss is not a number any more.
         RunError: a checkpoint cannot be written.
     """
-    training = Training(network, train, validation, method, class_weights, checkpoints)
+    tuning = FineTuning(network, train, validation, method, class_weights, checkpoints)
     with Interrupts() as interrupts:
-        return training.run(note, interrupts)
+        return tuning.run(report, interrupts)
 
 
-class Training:
+class FineTuning:
     """Holds what the steps of one fine-tuning share, and makes them."""
 
     def __init__(
         self,
         network: SuffixNetwork,
-        train: Examples,
-        validation: Examples,
+        train: TuningImages,
+        validation: TuningImages,
         method: Method,
         class_weights: NDArray[np.float32] | None,
         checkpoints: Checkpoints | None,
@@ -165,7 +165,7 @@ class Training:
         self.start = [parameter.detach().clone() for parameter in network.parameters()]
         self.kept_weights: dict[str, Tensor] = {}
 
-    def run(self, note: Note, interrupts: Interrupts) -> FineTuned:
+    def run(self, report: TuningReporter, interrupts: Interrupts) -> FineTuned:
         """Train to the last step, or until it has done harm for too long."""
         if not self._resume():
             self._compare()
@@ -176,7 +176,7 @@ class Training:
             if self.step % self.per_epoch == 0:
                 self._compare()
                 stopped = self._is_enough()
-            note(self.step, self.steps, self._kept())
+            report(self.step, self.steps, self._kept())
             if interrupts.pending is not None or time.monotonic() - saved > CHECKPOINT_SECONDS:
                 self._save()
                 saved = time.monotonic()
@@ -316,7 +316,7 @@ class Training:
         return True
 
 
-def suffix_logits(network: SuffixNetwork, examples: Examples) -> Tensor:
+def suffix_logits(network: SuffixNetwork, examples: TuningImages) -> Tensor:
     """Compute the logits (n×K, float32 on the CPU) of the plain images, in float32 throughout."""
     device = network.weights.device
     with torch.inference_mode(), exactly():
@@ -328,7 +328,7 @@ Gather = Callable[[Sequence[bytes], int], NDArray[np.floating]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examples:
+class TuningImages:
     """Images by content hash, their classes, and how to get at their activations."""
 
     digests: tuple[bytes, ...]
@@ -371,9 +371,9 @@ class Examples:
         order = draws.permutation(len(self))
         return order, draws.integers(0, self.views + 1, len(self))[order]
 
-    def on(self, device: torch.device) -> Examples:
-        """Give these examples with their batches on a device, where all activations stay if it has room for them."""
-        return self if device.type == "cpu" or not len(self) else _ExamplesOn(**vars(self), device=device)
+    def on(self, device: torch.device) -> TuningImages:
+        """Give these images with their batches on a device, where all activations stay if it has room for them."""
+        return self if device.type == "cpu" or not len(self) else _TuningImagesOn(**vars(self), device=device)
 
     def steps_per_epoch(self, size: int) -> int:
         """Count the batches of this size in an epoch, the last of which may be smaller."""
@@ -381,15 +381,15 @@ class Examples:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ExamplesOn(Examples):
-    """Examples whose batches are made on a GPU, the same to the bit."""
+class _TuningImagesOn(TuningImages):
+    """Images whose batches are made on a GPU, the same to the bit."""
 
     device: torch.device
     drawn_there: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     """Places of an epoch's activations and labels on the device, by seed and epoch; those of the newest epoch."""
 
     def batch(self, step: int, *, size: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Pick what stays on the device, or bring it there; see `Examples.batch`."""
+        """Pick what stays on the device, or bring it there; see `TuningImages.batch`."""
         if self.resident is None:
             activations, labels = super().batch(step, size=size, seed=seed)
             return sent(activations, self.device), sent(labels, self.device)
@@ -404,7 +404,7 @@ class _ExamplesOn(Examples):
         return activations.index_select(0, places[0]).float(), labels.index_select(0, places[1])
 
     def plain(self, *, batch: int = 64) -> Iterator[Tensor]:
-        """Go through the activations of all plain images; see `Examples.plain`."""
+        """Go through the activations of all plain images; see `TuningImages.plain`."""
         if self.resident is None:
             yield from super().plain(batch=batch)
             return

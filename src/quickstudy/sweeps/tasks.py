@@ -62,7 +62,7 @@ class TrialProgress:
     """Accuracy in the newest evaluation, 0 to 1; None where none has been made."""
 
 
-Note = Callable[[TrialProgress], None]
+TrialReporter = Callable[[TrialProgress], None]
 
 
 class Task(Protocol):
@@ -88,7 +88,7 @@ class Task(Protocol):
     def why_apart(self) -> str:
         """Say why the trial cannot be carried out together with others in one process; empty where it can."""
 
-    def run(self, folder: Path, conditions: Conditions, note: Note) -> None:
+    def run(self, folder: Path, conditions: Conditions, report: TrialReporter) -> None:
         """Carry out the trial in a folder, which has `result.json` when it has ended."""
 
 
@@ -137,14 +137,14 @@ class Training:
         """What tells the images of one training from those of another: those with the same share them."""
         return self.recipe.data, self.recipe.image_size, self.recipe.validation
 
-    def run(self, folder: Path, conditions: Conditions, note: Note) -> None:
+    def run(self, folder: Path, conditions: Conditions, report: TrialReporter) -> None:
         """Train, or go on with a training."""
         replica = _replica(conditions)
         # No threads for the input: each worker has its cores busy with its own network.
         settings = RunSettings(threads=0 if conditions.workers > 1 else 2, graph=False)
         data, place = self._data(conditions), RunFolder(folder, keep=1)
         with joined(replica):
-            train_recipe(self.recipe, data, place, replica=replica, settings=settings, report=_reporter(note))
+            train_recipe(self.recipe, data, place, replica=replica, settings=settings, report=_reporter(report))
 
     def _data(self, conditions: Conditions) -> TrainingData:
         recipe = self.recipe
@@ -155,7 +155,7 @@ def run_together(
     tasks: Sequence[Training],
     folders: Sequence[Path],
     conditions: Conditions,
-    notes: Sequence[Note],
+    reports: Sequence[TrialReporter],
     ended: Callable[[int, QuickstudyError | None], None],
 ) -> None:
     """Carry out trainings on the same images at the same time; `ended` is told the number of each, and its failure."""
@@ -167,7 +167,7 @@ def run_together(
             [RunFolder(folder, keep=1) for folder in folders],
             replica=replica,
             settings=RunSettings(threads=0, graph=False),
-            reports=[_reporter(note) for note in notes],
+            reports=[_reporter(report) for report in reports],
             ended=ended,
         )
 
@@ -176,7 +176,7 @@ def _replica(conditions: Conditions) -> Replica:
     return Replica(device_type=choose_device(conditions.device), local_world=conditions.workers)
 
 
-def _reporter(note: Note) -> Reporter:
+def _reporter(tell: TrialReporter) -> Reporter:
     steps, accuracy = 0, None
 
     def report(news: RunBegun | RunProgress | RunEvaluation) -> None:
@@ -185,7 +185,7 @@ def _reporter(note: Note) -> Reporter:
             steps = news.steps
         elif isinstance(news, RunEvaluation):
             accuracy = news.score.accuracy
-        note(TrialProgress(step=news.step, steps=steps, accuracy=accuracy))
+        tell(TrialProgress(step=news.step, steps=steps, accuracy=accuracy))
 
     return report
 
@@ -248,18 +248,18 @@ class Retraining:
         """Say why: a retraining has the processor for itself."""
         return "it is a retraining"
 
-    def run(self, folder: Path, conditions: Conditions, note: Note) -> None:
+    def run(self, folder: Path, conditions: Conditions, report: TrialReporter) -> None:
         """Retrain; the model lies in the folder, too."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json_atomically(folder / "config.json", {"recipe": self.name, "options": self.options()})
-        note(TrialProgress(step=0, steps=1))
+        report(TrialProgress(step=0, steps=1))
         result = retrain(self.data, folder / "model.onnx", self.config.acting(), cache=conditions.cache)
         judged = _judged(result, cache_folder(conditions.cache))
         if judged:
             write_json_atomically(folder / JUDGED, judged)
         write_json_atomically(folder / RESULT, result.to_dict())
         right = judged.get("right", "")
-        note(TrialProgress(step=1, steps=1, accuracy=right.count("1") / len(right) if right else None))
+        report(TrialProgress(step=1, steps=1, accuracy=right.count("1") / len(right) if right else None))
 
 
 def _judged(result: RetrainResult, cache: Path) -> dict[str, str]:

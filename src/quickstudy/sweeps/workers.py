@@ -29,7 +29,7 @@ from pathlib import Path
 from quickstudy.errors import QuickstudyError
 from quickstudy.process import how_it_ended, leave_group, own_process, settle_own_process, starting_own_process
 from quickstudy.sweeps.study import Trial
-from quickstudy.sweeps.tasks import Conditions, Note, Training, TrialProgress, run_together
+from quickstudy.sweeps.tasks import Conditions, Training, TrialProgress, TrialReporter, run_together
 
 _ATTEMPTS = 3
 _ENDING_SECONDS = 60.0
@@ -171,7 +171,7 @@ def _serve(pipe: connection.Connection, runs: Path, conditions: Conditions) -> N
             job: list[Trial] = pipe.recv()
             if len(job) == 1:
                 trial = job[0]
-                error = attempt(trial, runs / trial.folder, conditions, _note(trial, tell))
+                error = attempt(trial, runs / trial.folder, conditions, _reporter(trial, tell))
                 pipe.send(_Told(identity=trial.identity, failure=error))
             else:
                 _attempt_together(job, runs, conditions, tell)
@@ -181,7 +181,7 @@ def _serve(pipe: connection.Connection, runs: Path, conditions: Conditions) -> N
         os._exit(0)
 
 
-def _note(trial: Trial, tell: Callable[[_Told], None]) -> Note:
+def _reporter(trial: Trial, tell: Callable[[_Told], None]) -> TrialReporter:
     return lambda progress: tell(_Told(identity=trial.identity, progress=progress))
 
 
@@ -194,7 +194,7 @@ def _attempt_together(job: list[Trial], runs: Path, conditions: Conditions, tell
     tasks = [trial.task for trial in job if isinstance(trial.task, Training)]
     try:
         run_together(
-            tasks, [runs / trial.folder for trial in job], conditions, [_note(trial, tell) for trial in job], ended
+            tasks, [runs / trial.folder for trial in job], conditions, [_reporter(trial, tell) for trial in job], ended
         )
     except BrokenPipeError:
         raise
@@ -202,11 +202,11 @@ def _attempt_together(job: list[Trial], runs: Path, conditions: Conditions, tell
         tell(_Told(failure=f"{type(error).__name__}: {error}"))
 
 
-def attempt(trial: Trial, folder: Path, conditions: Conditions, note: Note) -> str | None:
+def attempt(trial: Trial, folder: Path, conditions: Conditions, report: TrialReporter) -> str | None:
     """Carry out a trial, here or on a cluster; gives the error, if there was one."""
     try:
-        trial.task.run(folder, conditions, note)
-    except BrokenPipeError:  # who read the notes has gone
+        trial.task.run(folder, conditions, report)
+    except BrokenPipeError:  # who read the reports has gone
         raise
     except QuickstudyError as error:
         return str(error)

@@ -63,7 +63,7 @@ class Preprocessing:
         return ", ".join([*parts, "BGR" if self.bgr else "RGB"])
 
 
-PRESETS = {
+PREPROCESSINGS = {
     "tf": Preprocessing(low=-1, high=1),
     "torch": Preprocessing(low=0, high=1, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
     "caffe": Preprocessing(mean=(103.939, 116.779, 123.68), bgr=True),
@@ -72,13 +72,13 @@ PRESETS = {
 """The usual ways, by the names that Keras gives them (keras.applications.imagenet_utils.preprocess_input)."""
 
 
-def explain_presets() -> str:
-    """List the presets in one line, for messages and help."""
-    return "; ".join(f"{name}: {preset}" for name, preset in PRESETS.items())
+def explain_preprocessings() -> str:
+    """List the preprocessings that have a name in one line, for messages and help."""
+    return "; ".join(f"{name}: {one}" for name, one in PREPROCESSINGS.items())
 
 
 def choose_preprocessing(
-    preset: str | None = None,
+    name: str | None = None,
     *,
     value_range: str | None = None,
     mean: str | None = None,
@@ -87,20 +87,20 @@ def choose_preprocessing(
     """Make the preprocessing that a user asks for in words; None where nothing is asked for.
 
     Args:
-        preset: a name in `PRESETS`.
-        value_range: instead of a preset, what 0 and 255 become, such as `0..1` and `-1..1`; `0..255` if left out.
+        name: a name in `PREPROCESSINGS`.
+        value_range: instead of a name, what 0 and 255 become, such as `0..1` and `-1..1`; `0..255` if left out.
         mean: a number, or three with commas between them, in the range's units.
         std: a number or three, as for `mean`.
 
     Raises:
-        OptionError: a value cannot be read, or a preset and numbers contradict each other.
+        OptionError: a value cannot be read, or a name and numbers contradict each other.
     """
-    if preset is not None:
+    if name is not None:
         if value_range or mean or std:
-            raise OptionError(f"--preprocessing {preset} says range, mean and standard deviation; give it or these")
-        if preset not in PRESETS:
-            raise OptionError(f"Unknown preprocessing '{preset}'; there are: {explain_presets()}")
-        return PRESETS[preset]
+            raise OptionError(f"--preprocessing {name} says range, mean and standard deviation; give it or these")
+        if name not in PREPROCESSINGS:
+            raise OptionError(f"Unknown preprocessing '{name}'; there are: {explain_preprocessings()}")
+        return PREPROCESSINGS[name]
     if not (value_range or mean or std):
         return None
     low, high = _range(value_range or "0..255")

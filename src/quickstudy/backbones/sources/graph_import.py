@@ -35,7 +35,7 @@ from quickstudy.backbones.graphs.comparison import (
     with_outputs,
 )
 from quickstudy.backbones.graphs.cutting import Ending, block_ends, find_ending, readable_names, shapes_of
-from quickstudy.backbones.graphs.preprocessing import Preprocessing, explain_presets, put_before, read_from_graph
+from quickstudy.backbones.graphs.preprocessing import Preprocessing, explain_preprocessings, put_before, read_from_graph
 from quickstudy.backbones.graphs.runtime import optimised
 from quickstudy.backbones.graphs.untrusted import foreign_operators
 from quickstudy.errors import BackboneError
@@ -226,7 +226,8 @@ def _preprocessing_of(
         return read, f"in the network, which takes values from {read.low:g} to {read.high:g}"
     raise BackboneError(
         f"The network does not say how pixel values are scaled before '{name}'{reason}; say so with --preprocessing "
-        f"({explain_presets()}), or with --range, --mean and --std, all of them options of quickstudy backbone add"
+        f"({explain_preprocessings()}), or with --range, --mean and --std, all of them options of "
+        "quickstudy backbone add"
     )
 
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from quickstudy.backbones.graphs.cleaning import find_image_input, widen
 from quickstudy.backbones.graphs.comparison import TOLERANCE, run_until, sample_images
-from quickstudy.backbones.graphs.preprocessing import PRESETS, Preprocessing
+from quickstudy.backbones.graphs.preprocessing import PREPROCESSINGS, Preprocessing
 from quickstudy.backbones.graphs.runtime import open_session
 from quickstudy.backbones.sources.graph_import import Imported, import_graph
 from quickstudy.backbones.sources.torch_export import export_module
@@ -235,9 +235,9 @@ def _preprocessing_of(application: Callable[..., keras.Model]) -> Preprocessing:
     """Find out what the application's own `preprocess_input` does, by showing it a few pixels."""
     pixels = np.array([[[[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255]]]], np.uint8)
     given = sys.modules[application.__module__].preprocess_input(pixels.astype(np.float32))
-    for preset in PRESETS.values():
-        if np.allclose(preset.apply(pixels), given, atol=1e-4):
-            return preset
+    for usual in PREPROCESSINGS.values():
+        if np.allclose(usual.apply(pixels), given, atol=1e-4):
+            return usual
     raise BackboneError(f"{application.__name__} preprocesses images in a way that quickstudy does not know")
 
 
