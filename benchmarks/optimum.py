@@ -26,7 +26,8 @@ from quickstudy.bottlenecks.store import Store
 from quickstudy.images.census import take_census
 from quickstudy.images.imageset import load_image_set
 from quickstudy.learning.features import prepare_features
-from quickstudy.learning.selection import assign_folds, fit_head
+from quickstudy.learning.selection import fit_head
+from quickstudy.learning.strengths import assign_folds
 
 _SETS = ((2, 12), (3, 20), (3, 24), (10, 20), (10, 60))
 _STRENGTHS = (1.0, 0.1, 0.0316, 0.0032, 0.001, 0.0001)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from in_process import Run
 from quickstudy.backbones.engines import speed
-from quickstudy.backbones.graphs.preprocessing import PRESETS
+from quickstudy.backbones.graphs.preprocessing import PREPROCESSINGS
 from quickstudy.backbones.loading import load_backbone
 from quickstudy.backbones.sources import keras_models
 from quickstudy.backbones.sources.adding import import_onnx
@@ -249,7 +249,7 @@ def test_a_keras_application_is_asked_for_with_its_options(
     def import_keras(name: str, **options: object) -> Imported:
         asked.update(options, application=name)
         return replace(
-            import_onnx(here / "net.onnx", preprocessing=PRESETS["none"]), name="vgg16", origin="keras:VGG16"
+            import_onnx(here / "net.onnx", preprocessing=PREPROCESSINGS["none"]), name="vgg16", origin="keras:VGG16"
         )
 
     monkeypatch.setattr(keras_models, "import_keras", import_keras)

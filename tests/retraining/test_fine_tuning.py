@@ -18,7 +18,7 @@ from quickstudy.learning.checkpoints import Checkpoints
 from quickstudy.learning.selection import Head, fit_head
 from quickstudy.retraining import tuning
 from quickstudy.retraining.network import SuffixNetwork, features_of, suffix_graph
-from quickstudy.retraining.tuning import Candidate, Examples, FineTuned, fine_tune, suffix_logits
+from quickstudy.retraining.tuning import Candidate, FineTuned, TuningImages, fine_tune, suffix_logits
 from small_backbones import add_small_backbone, method_of
 
 CLASSES = 3
@@ -51,8 +51,8 @@ class World:
         digests = tuple(bytes([row]) * 32 for row in range(count))
         self.values = [dict(zip(digests, prefix(view), strict=True)) for view in pixels]
         cut = count * 2 // 3
-        self.train = Examples(digests=digests[:cut], labels=labels[:cut], gather=self.gather, views=2)
-        self.validation = Examples(digests=digests[cut:], labels=labels[cut:], gather=self.gather)
+        self.train = TuningImages(digests=digests[:cut], labels=labels[:cut], gather=self.gather, views=2)
+        self.validation = TuningImages(digests=digests[cut:], labels=labels[cut:], gather=self.gather)
 
     def gather(self, digests: list[bytes], view: int) -> np.ndarray:
         return np.stack([self.values[view][digest] for digest in digests]).astype(np.float16)
@@ -187,7 +187,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(
             raise Killed
 
     with pytest.raises(Killed):
-        fine_tune(fresh(), world.train, world.validation, METHOD, checkpoints=Checkpoints(tmp_path, keep=1), note=kill)
+        fine_tune(
+            fresh(), world.train, world.validation, METHOD, checkpoints=Checkpoints(tmp_path, keep=1), report=kill
+        )
     begun: list[int] = []
     result = fine_tune(
         resumed := fresh(),
@@ -195,7 +197,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
         world.validation,
         METHOD,
         checkpoints=Checkpoints(tmp_path, keep=1),
-        note=lambda done, _steps, _kept: begun.append(done),
+        report=lambda done, _steps, _kept: begun.append(done),
     )
     assert begun[0] == step
     assert same(weights, weights_of(resumed))
