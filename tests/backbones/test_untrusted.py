@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 from small_networks import classifier, photos, run
 
-from quickstudy.backbones.graphs.untrusted import MOST_BYTES, read_onnx
+from quickstudy.backbones.graphs.untrusted import MOST_GRAPH_BYTES, read_onnx
 from quickstudy.errors import BackboneError, UnsafeFileError
 
 
@@ -121,7 +121,7 @@ def test_places_that_are_no_numbers_are_refused(model: onnx.ModelProto, tmp_path
 def test_many_tensors_in_one_large_file_are_too_much(
     model: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quickstudy.backbones.graphs.untrusted.MOST_BYTES", 10_000)
+    monkeypatch.setattr("quickstudy.backbones.graphs.untrusted.MOST_GRAPH_BYTES", 10_000)
     for tensor in model.graph.initializer:
         refer(tensor, "net.data", length=4000)
     path = saved(model, tmp_path)
@@ -140,7 +140,7 @@ def test_weights_of_constants_inside_are_watched_too(model: onnx.ModelProto, tmp
 
 def test_an_enormous_file_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "net.onnx").open("wb") as file:
-        file.truncate(MOST_BYTES + 1)  # sparse: takes no room
+        file.truncate(MOST_GRAPH_BYTES + 1)  # sparse: takes no room
     with pytest.raises(UnsafeFileError, match="is larger than 2 GiB"):
         read_onnx(tmp_path / "net.onnx")
 

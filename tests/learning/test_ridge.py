@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from quickstudy.errors import HeadError
 from quickstudy.learning.features import Rounding, joined_ranges, prepare_features, range_of, signed_sqrt
-from quickstudy.learning.ridge import STRENGTHS, SolvedSums, Sums, best_of, leave_one_out, squared_errors
+from quickstudy.learning.ridge import RIDGE_STRENGTHS, SolvedSums, Sums, best_of, leave_one_out, squared_errors
 
 
 def some_bottlenecks(n: int, d: int, classes: int, seed: int = 3) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
@@ -107,10 +107,10 @@ def test_sums_give_what_leaving_one_out_of_the_rows_gives() -> None:
     roots = signed_sqrt(bottlenecks)
     here = leave_one_out(bottlenecks, labels, classes=3, widths=[30, 10])
     found = solved(roots, labels, parted(400, 5))
-    scores = list(found.ridge.left_out(found.coordinates(roots), labels, STRENGTHS))
+    scores = list(found.ridge.left_out(found.coordinates(roots), labels, RIDGE_STRENGTHS))
     errors = np.array([squared_errors(one, labels) for one in scores])
     right = np.array([(one.argmax(axis=1) == labels).sum() for one in scores])
-    path = found.ridge.path(STRENGTHS, errors, right)
+    path = found.ridge.path(RIDGE_STRENGTHS, errors, right)
     assert best_of(path).l2 == here.best.l2
     np.testing.assert_array_equal(scores[path.index(best_of(path))].argmax(axis=1), here.predicted)
     for mine, other in zip(path, here.path, strict=True):

@@ -89,7 +89,7 @@ def fitted(folder: Path, fit: Fit, *, crop: float = 1, names: bool = False) -> P
 def test_a_program_that_computes_something_else_is_refused(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(coreml.OPERATORS, "clip", lambda x, alpha, beta: x.clamp(0, 1))
+    monkeypatch.setitem(coreml.PROGRAM_OPERATORS, "clip", lambda x, alpha, beta: x.clamp(0, 1))
     with pytest.raises(ModelError, match="The MIL program differs from the model by"):
         write_core_ml(path, tmp_path / "small.mlpackage")
     assert list(tmp_path.iterdir()) == []
@@ -98,7 +98,7 @@ def test_a_program_that_computes_something_else_is_refused(
 def test_operators_that_are_not_known_here_are_named(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(coreml.OPERATORS, "clip")
+    monkeypatch.delitem(coreml.PROGRAM_OPERATORS, "clip")
     done = write_core_ml(path, tmp_path / "small.mlpackage")
     assert (done.program_difference, done.unknown_operators) == (None, ("clip",))
     assert "the MIL program was not run: it has clip" in done.checked

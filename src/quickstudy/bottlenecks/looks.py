@@ -35,7 +35,7 @@ from quickstudy.progress import Progress, silent
 
 THUMBNAIL_SIDE = 96
 """The longest side of a thumbnail, in pixels."""
-VERSION = "4"
+LOOKS_VERSION = "4"
 """The version of the arithmetic below; it is to change with it."""
 
 _SMALL = InputSpec(size=THUMBNAIL_SIDE)
@@ -366,7 +366,7 @@ _FIELDS = tuple((field.name, str(field.type)) for field in fields(Look))
 _DTYPES = {"int": np.int32, "float": np.float32}
 _SPEC = SourceSpec(
     backbone="looks",
-    fingerprint=VERSION,
+    fingerprint=LOOKS_VERSION,
     cut="pixels",
     input=_MEASURED.to_dict(),
     shape=(),

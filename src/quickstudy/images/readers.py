@@ -182,7 +182,7 @@ def _kind(values: Numbers | None) -> str:
 
 
 # Files read with care
-MOST_BYTES = 2 << 30
+_MOST_DATA_BYTES = 2 << 30
 """The largest size that a file may have or announce, in bytes; all official ones are far smaller."""
 
 _CHUNK_BYTES = 1 << 20
@@ -196,8 +196,8 @@ class RawFile:
         try:
             if not path.is_file():
                 raise ImageSetError(f"No such file: '{path}'")
-            if path.suffix != ".gz" and (size := path.stat().st_size) > MOST_BYTES:
-                raise ImageSetError(f"'{path}' has {size:,} bytes; the limit is {MOST_BYTES:,}")
+            if path.suffix != ".gz" and (size := path.stat().st_size) > _MOST_DATA_BYTES:
+                raise ImageSetError(f"'{path}' has {size:,} bytes; the limit is {_MOST_DATA_BYTES:,}")
             packed = path.suffix == ".gz"
             self._file = cast(BinaryIO, gzip.GzipFile(path)) if packed else path.open("rb")
         except OSError as error:
@@ -344,9 +344,9 @@ def _read_idx_header(file: RawFile, magic: int, what: str, *, dimensions: int) -
         if size == 0 or (place and size > _LARGEST_SIDE):
             limit = f" to {_LARGEST_SIDE:,}" if place else " or more"
             raise ImageSetError(f"'{path}' announces a size of {size:,} at offset {4 + 4 * place}; expected 1{limit}")
-    if (total := int(np.prod(sizes, dtype=object))) > MOST_BYTES:
+    if (total := int(np.prod(sizes, dtype=object))) > _MOST_DATA_BYTES:
         raise ImageSetError(
-            f"'{path}' announces {sizes[0]:,} {what} at offset 4, {total:,} bytes; the limit is {MOST_BYTES:,}"
+            f"'{path}' announces {sizes[0]:,} {what} at offset 4, {total:,} bytes; the limit is {_MOST_DATA_BYTES:,}"
         )
     return sizes
 
@@ -417,8 +417,8 @@ def _read_tag(tag: bytes | bytearray, order: str) -> tuple[int, int]:
     if len(tag) < 8:
         raise _DamagedError("it ends within its tag")
     kind, size = (int(number) for number in np.frombuffer(tag, f"{order}u4", 2))
-    if size > MOST_BYTES:
-        raise _DamagedError(f"it announces {size:,} bytes; the limit is {MOST_BYTES:,}")
+    if size > _MOST_DATA_BYTES:
+        raise _DamagedError(f"it announces {size:,} bytes; the limit is {_MOST_DATA_BYTES:,}")
     return kind, size
 
 

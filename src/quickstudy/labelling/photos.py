@@ -54,7 +54,7 @@ MOST_TILES = 96
 """Number of photos that one sheet may show."""
 NAME_DIGITS = 16
 """Digits of its content hash by which browsers name a photo."""
-MOST_PIXELS = 64_000_000
+MOST_LABELLED_PIXELS = 64_000_000
 """The most pixels of a photo that somebody hands to the page."""
 _KEPT_PICTURES = 48  # encoded photos in memory, about 150 kB each
 _QUALITY, _SHEET_QUALITY = 85, 80
@@ -225,7 +225,7 @@ class PhotoSet:
             UnusableImageError: it is no image that can be used.
             WriteError: it cannot be written.
         """
-        decode(data, InputSpec(size=224), most_pixels=MOST_PIXELS)
+        decode(data, InputSpec(size=224), most_pixels=MOST_LABELLED_PIXELS)
         digest = hashlib.sha256(data).digest()
         with self._lock:
             if (known := self.number_of.get(digest.hex())) is not None:

@@ -38,7 +38,7 @@ CONTROL_MOST = 200
 """The largest number of photos drawn at random; their 95 % interval then reaches at most 7 points to either side."""
 MOST_PHOTOS = 20_000
 """The largest number of photos of one act."""
-MOST_CLASSES = 1000
+_MOST_CLASSES = 1000
 """The largest number of classes."""
 _HANDED_SECONDS = 30.0
 _WAYS: dict[Reason, str] = {"unlike": "unlike", "between": "doubtful", "whether": "doubtful", "few": "doubtful"}
@@ -186,7 +186,7 @@ class Session:
         """
         given: tuple[str, ...] = ()
         if kind in ("label", "class"):
-            most = MOST_CLASSES if self.several and kind == "label" else 1
+            most = _MOST_CLASSES if self.several and kind == "label" else 1
             given = class_names(names, self.labels.classes, most=most, separators=self.separators)
         if kind == "label" and not given:
             kind = "none"
@@ -200,8 +200,8 @@ class Session:
             chosen = dict(zip(photos, seen, strict=True))
             if unknown := [photo for photo in chosen if photo not in self.photos.number_of]:
                 raise LabellingError(f"There is no photo '{unknown[0][:64]}'; load the page again")
-            if len({*self.labels.classes, *given}) > max(MOST_CLASSES, len(self.labels.classes)):
-                raise LabellingError(f"There are {MOST_CLASSES:,} classes already, which is the limit")
+            if len({*self.labels.classes, *given}) > max(_MOST_CLASSES, len(self.labels.classes)):
+                raise LabellingError(f"There are {_MOST_CLASSES:,} classes already, which is the limit")
             if kind in ("label", "none"):
                 chosen |= {twin: 0 for twin in self._twins(chosen) if self.labels.mark(twin) is None}
             act = self.journal.append(

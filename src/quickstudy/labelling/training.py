@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from quickstudy.errors import QuickstudyError, UnusableImageError
 from quickstudy.labelling.knowledge import figure_of, share_of
-from quickstudy.labelling.photos import MOST_PIXELS
+from quickstudy.labelling.photos import MOST_LABELLED_PIXELS
 from quickstudy.labelling.session import Session
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Trainer:
         model = self._model
         if model is None:
             raise UnusableImageError("there is no model yet; train one first")
-        found = model.examine(data, most_pixels=MOST_PIXELS)
+        found = model.examine(data, most_pixels=MOST_LABELLED_PIXELS)
         if found.probabilities is None:
             raise UnusableImageError(found.reason)
         classes = model.rank(found.probabilities, _SHOWN_CLASSES)

@@ -29,7 +29,7 @@ from quickstudy.learning.features import Features, Floats, prepare_features
 from quickstudy.learning.softmax import fit_softmax
 from quickstudy.learning.spaces import in_small_space
 
-SHARES = (1 / 8, 1 / 4, 1 / 2)
+_SHARES = (1 / 8, 1 / 4, 1 / 2)
 """The shares of each class's images that the nested subsets hold."""
 FEWEST_IMAGES = 80
 """The fewest training images from which anything is measured or forecast."""
@@ -138,21 +138,21 @@ def learning_curve(
         return None
     ranks = np.stack([_ranks(labels, keys, f"{seed} {chain}") for chain in range(_CHAINS)], axis=1)
     thinned = _thinned(classes, seed)
-    subsets = [ranks[:, chain] < share for chain in range(_CHAINS) for share in SHARES]
+    subsets = [ranks[:, chain] < share for chain in range(_CHAINS) for share in _SHARES]
     subsets += [
-        ranks[:, design % _CHAINS] < np.where(thinned[labels, design], SHARES[0], SHARES[-1])
+        ranks[:, design % _CHAINS] < np.where(thinned[labels, design], _SHARES[0], _SHARES[-1])
         for design in range(_DESIGNS)
     ]
-    chains = [chain for chain in range(_CHAINS) for _ in SHARES] + [design % _CHAINS for design in range(_DESIGNS)]
-    judged = np.stack([ranks[:, chain] >= SHARES[-1] for chain in chains], axis=1)
+    chains = [chain for chain in range(_CHAINS) for _ in _SHARES] + [design % _CHAINS for design in range(_DESIGNS)]
+    judged = np.stack([ranks[:, chain] >= _SHARES[-1] for chain in chains], axis=1)
     features, _ = in_small_space(prepare_features(bottlenecks, widths=widths))
     wrong = _fit_subsets(features, labels, np.stack(subsets, axis=1), classes, l2)
     # A class whose only images lie in the larger subset can be judged by none.
-    measured = len(SHARES) * _CHAINS
+    measured = len(_SHARES) * _CHAINS
     weights = _bootstrap(len(labels), seed)
     errors = _nested_errors(wrong[:, :measured], judged[:, :measured], right, weights)
-    sizes = np.array([subset.sum() for subset in subsets[: len(SHARES)]] + [_FOLD_SHARE * len(labels)])
-    images = (judged[:, :measured] & ~np.isnan(right)[:, None]).reshape(len(labels), _CHAINS, len(SHARES))
+    sizes = np.array([subset.sum() for subset in subsets[: len(_SHARES)]] + [_FOLD_SHARE * len(labels)])
+    images = (judged[:, :measured] & ~np.isnan(right)[:, None]).reshape(len(labels), _CHAINS, len(_SHARES))
     least = _deviation_of_none(np.append(images.any(axis=1).sum(axis=0), (~np.isnan(right)).sum()))
     scatter = np.maximum(errors[1:].std(axis=0), least)
     exponents = _own_exponents(wrong[:, measured:], judged[:, measured:], labels, thinned, weights)
@@ -228,7 +228,7 @@ def _nested_errors(
     final = weights @ missed / np.maximum(weights @ held_out, 1)
     both = judged & held_out[:, None]
     excess = weights @ ((wrong & both) - np.where(both, missed[:, None], 0))
-    by_size = (len(weights), _CHAINS, len(SHARES))
+    by_size = (len(weights), _CHAINS, len(_SHARES))
     images = (weights @ both).reshape(by_size).sum(axis=1)
     nested = final[:, None] + excess.reshape(by_size).sum(axis=1) / np.maximum(images, 1)
     return np.hstack([np.clip(nested, 0, 1), final[:, None]])
@@ -276,7 +276,7 @@ def _own_exponents(
     mistakes = [weights @ (wrong & judged & side).sum(axis=1) + 0.5 for side in (few, ~few)]
     images = [weights @ (judged & side).sum(axis=1) + 1 for side in (few, ~few)]
     ratio = (mistakes[0] / images[0]) / (mistakes[1] / images[1])
-    exponents: NDArray[np.float64] = np.log(ratio) / np.log(SHARES[-1] / SHARES[0])
+    exponents: NDArray[np.float64] = np.log(ratio) / np.log(_SHARES[-1] / _SHARES[0])
     return np.maximum(exponents, 0)
 
 

@@ -23,7 +23,7 @@ from quickstudy.learning.links import Integers
 from quickstudy.learning.selection import Head, fit_temperature
 from quickstudy.learning.strengths import log_losses
 
-SHARES = tuple(tenth / 10 for tenth in range(11))
+_SHARES = tuple(tenth / 10 for tenth in range(11))
 """The shares of the logits that names may have; 0 is the head alone, 1 the names alone."""
 FEWEST = 10
 """The smallest number of held-out images by which a share is chosen."""
@@ -81,8 +81,8 @@ def mix_names(
     if len(truth) < FEWEST:
         return head, None
     said = logits_of_names(features, names)
-    alone = min((_losses((1 - share) * head.held_out_logits, truth) for share in SHARES[:-1]), key=np.mean)
-    mixed = {share: _losses(_mix(head.held_out_logits, said, share), truth) for share in SHARES[1:]}
+    alone = min((_losses((1 - share) * head.held_out_logits, truth) for share in _SHARES[:-1]), key=np.mean)
+    mixed = {share: _losses(_mix(head.held_out_logits, said, share), truth) for share in _SHARES[1:]}
     best = min(mixed, key=lambda share: float(mixed[share].mean()))
     compared = NamesCompared(
         log_loss_without=float(alone.mean()),

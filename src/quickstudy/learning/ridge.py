@@ -31,7 +31,7 @@ from quickstudy.learning.features import (
 )
 from quickstudy.learning.spaces import in_small_space
 
-STRENGTHS = tuple(10.0 ** (half / 2) for half in range(2, -7, -1))  # 10 down to 0.001
+RIDGE_STRENGTHS = tuple(10.0 ** (half / 2) for half in range(2, -7, -1))  # 10 down to 0.001
 """The usual strengths, strongest first."""
 _BLOCK_ROWS = 4096  # at a time, of which everything is in float64
 
@@ -68,7 +68,7 @@ def leave_one_out(
     *,
     classes: int,
     widths: Sequence[int] | None = None,
-    strengths: tuple[float, ...] = STRENGTHS,
+    strengths: tuple[float, ...] = RIDGE_STRENGTHS,
 ) -> LeaveOneOut:
     """Predict each image by the ridge head of all the others, exactly, for all `strengths`.
 

@@ -250,7 +250,9 @@ def _quiet() -> Iterator[None]:
 # MIL programs in PyTorch
 def unknown_operators(program: Any) -> tuple[str, ...]:
     """Name the operators of a program that cannot be run here, sorted."""
-    return tuple(sorted({step.op_type for step in program.operations} - OPERATORS.keys() - {"const", "classify"}))
+    return tuple(
+        sorted({step.op_type for step in program.operations} - PROGRAM_OPERATORS.keys() - {"const", "classify"})
+    )
 
 
 def run_program(program: Any, image: Tensor) -> Tensor:
@@ -276,7 +278,7 @@ def run_program(program: Any, image: Tensor) -> Tensor:
             return result
         if step.op_type != "const":
             inputs = {key: value_of(operand) for key, operand in step.inputs.items() if operand is not None}
-            values[step.outputs[0].name] = OPERATORS[step.op_type](**inputs)
+            values[step.outputs[0].name] = PROGRAM_OPERATORS[step.op_type](**inputs)
     raise ModelError("The MIL program does not end with a classification. Please report this")
 
 
@@ -312,7 +314,7 @@ def _max_pool(x: Tensor, kernel_sizes: Any, strides: Any, pad_type: Any, pad: An
     return functional.max_pool2d(x, _ints(kernel_sizes), _ints(strides), ceil_mode=bool(ceil_mode))
 
 
-OPERATORS: dict[str, Callable[..., Tensor]] = {
+PROGRAM_OPERATORS: dict[str, Callable[..., Tensor]] = {
     "abs": lambda x: x.abs(),
     "add": lambda x, y: x + y,
     "cast": lambda x, dtype: x.float() if str(dtype) == "fp32" else x.to(getattr(torch, str(dtype))),

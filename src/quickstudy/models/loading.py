@@ -9,7 +9,7 @@ from typing import Any
 
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.graphs.runtime import open_session
-from quickstudy.backbones.graphs.untrusted import MOST_BYTES, check_graph, parse_onnx
+from quickstudy.backbones.graphs.untrusted import MOST_GRAPH_BYTES, check_graph, parse_onnx
 from quickstudy.errors import BackboneError, ModelError, WriteError, first_line
 from quickstudy.files import as_path
 from quickstudy.models.format import (
@@ -57,8 +57,8 @@ def read_model_file(path: Path) -> bytes:
         raise ModelError(f"'{path}' is a folder, no model; name a file, such as photos.onnx")
     if not path.is_file():
         raise ModelError(f"No such model: '{path}'; make one with: quickstudy retrain photos/")
-    if path.stat().st_size > MOST_BYTES:
-        raise ModelError(f"'{path}' is larger than {MOST_BYTES >> 30} GiB; no model of quickstudy's is")
+    if path.stat().st_size > MOST_GRAPH_BYTES:
+        raise ModelError(f"'{path}' is larger than {MOST_GRAPH_BYTES >> 30} GiB; no model of quickstudy's is")
     try:
         return path.read_bytes()
     except OSError as error:

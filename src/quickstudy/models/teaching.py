@@ -42,7 +42,7 @@ EXAMPLES = 50
 """The most images of a class that a page starts from. With one of the clothing photos' classes taught by 20 pictures,
 10, 20, 50 and all images of each of the nine others give 80, 84, 87 and 90 % on the test split, and 91, 86, 76 and 53 %
 of the taught class: 50 lose little, and leave the new class its weight (`benchmarks/teach.py start`)."""
-VERSION = 1
+FILE_VERSION = 1
 """The version of the files that pages save."""
 _MOST_BYTES = 256 << 20
 _MOST_FEATURES = 1 << 16
@@ -259,7 +259,7 @@ def written(teaching: Teaching, classes: Sequence[TaughtClass]) -> str:
     )
     body = as_page_json(as_values(saved))[1:]
     digest = hashlib.sha256(body.encode()).hexdigest()
-    return f'{{"quickstudy":"classes","version":{VERSION},"sha256":"{digest}",\n{body}'
+    return f'{{"quickstudy":"classes","version":{FILE_VERSION},"sha256":"{digest}",\n{body}'
 
 
 def read_taught(path: Path) -> TaughtFile:
@@ -288,8 +288,8 @@ def _read(path: Path, data: bytes) -> TaughtFile:
     start = _FIRST_LINE.match(data)
     if start is None:
         raise ValueError("it is no file of classes that an exported page saved")
-    if int(start[1]) != VERSION:
-        raise ValueError(f"it is of version {int(start[1])}; this quickstudy reads version {VERSION}")
+    if int(start[1]) != FILE_VERSION:
+        raise ValueError(f"it is of version {int(start[1])}; this quickstudy reads version {FILE_VERSION}")
     if hashlib.sha256(memoryview(data)[start.end() :]).hexdigest() != start[2].decode():
         raise ValueError("it has changed since it was saved: its checksum does not fit")
     try:

@@ -83,7 +83,7 @@ def draw_findings(
     )
 
 
-BATCH = 20
+_ASKED_AT_ONCE = 20
 """Number of images that are named as the next to label."""
 _CLUSTERED = 20_000  # images beyond which clusters are found on a part of them
 
@@ -100,7 +100,7 @@ def suggest_labels(evidence: Evidence) -> tuple[Suggestion, ...]:
     )
 
 
-def choose_next(evidence: Evidence, *, count: int = BATCH) -> tuple[int, ...]:
+def choose_next(evidence: Evidence, *, count: int = _ASKED_AT_ONCE) -> tuple[int, ...]:
     """Choose at most so many images without a label, in the order to label them; copies once, and none with a label.
 
     With a classifier, the next to label are those with large and different gradients: the gradient that an image's most

@@ -140,9 +140,9 @@ def _ticks(low: float, high: float) -> list[float]:
     return [low + step * number for number in range(round((high - low) / step) + 1)]
 
 
-SIDE = 80
+THUMBNAIL_SIDE = 80
 """Side of a thumbnail's square on a sheet, in pixels."""
-COLUMNS = 16
+SHEET_COLUMNS = 16
 PER_SHEET = 256
 _QUALITY = 65
 
@@ -157,4 +157,6 @@ def sprite_sheets(thumbnails: Sequence[bytes]) -> list[bytes]:
     """
     parts = [thumbnails[start : start + PER_SHEET] for start in range(0, len(thumbnails), PER_SHEET)]
     with ThreadPoolExecutor(usable_cores()) as pool:
-        return list(pool.map(lambda part: sheet_of(part, side=SIDE, across=COLUMNS, quality=_QUALITY), parts))
+        return list(
+            pool.map(lambda part: sheet_of(part, side=THUMBNAIL_SIDE, across=SHEET_COLUMNS, quality=_QUALITY), parts)
+        )

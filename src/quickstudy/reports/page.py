@@ -36,7 +36,7 @@ from quickstudy.models.properties import refusal_in
 from quickstudy.models.web import hash_for_policy
 from quickstudy.options import pasted
 from quickstudy.reports import charts
-from quickstudy.reports.charts import COLUMNS, PER_SHEET, SIDE
+from quickstudy.reports.charts import PER_SHEET, SHEET_COLUMNS, THUMBNAIL_SIDE
 from quickstudy.reports.findings import Audit, DuplicateGroup
 from quickstudy.reports.judged import By, JudgedImages
 from quickstudy.retraining.config import RetrainConfig
@@ -333,8 +333,8 @@ def _script_data(contents: Contents) -> dict[str, Any]:
         "splits": list(_SPLITS),
         "ways": list(_WAYS),
         "sprites": {
-            "side": SIDE,
-            "columns": COLUMNS,
+            "side": THUMBNAIL_SIDE,
+            "columns": SHEET_COLUMNS,
             "perSheet": PER_SHEET,
             "sheets": [base64.b64encode(sheet).decode() for sheet in contents.sheets],
         },

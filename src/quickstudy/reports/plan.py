@@ -31,7 +31,7 @@ from quickstudy.reports.evidence import Evidence
 from quickstudy.reports.findings import Audit, DuplicateGroup
 
 Action = Literal["drop", "relabel", "move", "keep"]
-COLUMNS = ("action", "path", "from", "to", "reason", "sha256")
+PLAN_COLUMNS = ("action", "path", "from", "to", "reason", "sha256")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
 _CLEAR = 0.5
 _HOPELESS = {"tiny", "dark", "bright", "blank"}
@@ -126,7 +126,7 @@ def write_plan(path: Path, steps: Iterable[Step]) -> None:
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text)  # ends lines with \r\n, and so quotes cells with either
-    writer.writerow(COLUMNS)
+    writer.writerow(PLAN_COLUMNS)
     for step in steps:
         cells = (step.action, step.path, step.label, step.to, step.reason, step.sha256)
         writer.writerow([_guard(cell) for cell in cells])
@@ -146,7 +146,7 @@ def read_plan(path: Path) -> tuple[Step, ...]:
         AuditError: the file cannot be read, lacks a column, or names an action that there is not.
     """
     try:
-        table = read_table(path.read_bytes(), COLUMNS, errors="surrogateescape")
+        table = read_table(path.read_bytes(), PLAN_COLUMNS, errors="surrogateescape")
     except FileNotFoundError:
         raise AuditError(
             f"No such file: '{path}'; expected a plan that --fix wrote, or to undo one, the file that --apply wrote"
@@ -158,11 +158,11 @@ def read_plan(path: Path) -> tuple[Step, ...]:
     if missing := [name for name in ("action", "path") if name not in places]:
         raise AuditError(
             f"The plan '{path}' has no column '{missing[0]}', but {quoted(table.header, most=10) or 'none'}; "
-            f"expected {', '.join(COLUMNS)}"
+            f"expected {', '.join(PLAN_COLUMNS)}"
         )
     steps = []
     for number, row in enumerate(table.rows, start=2):
-        cells = {name: _unguard(row[places[name]]) if name in places else "" for name in COLUMNS}
+        cells = {name: _unguard(row[places[name]]) if name in places else "" for name in PLAN_COLUMNS}
         action = cells["action"].strip().lower()
         if action not in get_args(Action):
             raise AuditError(

@@ -30,7 +30,7 @@ from quickstudy.images.census import Census
 from quickstudy.learning.answers import MOST_PROBABLE
 from quickstudy.learning.features import Floats, Rounding, blas_threads, joined_ranges, range_of, signed_sqrt
 from quickstudy.learning.links import Integers
-from quickstudy.learning.ridge import STRENGTHS, RidgePoint, SolvedSums, Sums, best_of, squared_errors
+from quickstudy.learning.ridge import RIDGE_STRENGTHS, RidgePoint, SolvedSums, Sums, best_of, squared_errors
 from quickstudy.learning.selection import Head, fit_temperature
 from quickstudy.progress import Progress
 from quickstudy.retraining.config import AUTO, RetrainConfig
@@ -144,7 +144,7 @@ def learn_on_cluster(
         rounding = Rounding.over(least, largest)
         sums = reduce(Sums.__add__, _each(_sums_of_chunk, work, chunks, progress, 1, rounding))
         solved = SolvedSums.of(sums, rounding, widths=net.widths)
-        strengths = STRENGTHS if config.l2 is None else (config.l2,)
+        strengths = RIDGE_STRENGTHS if config.l2 is None else (config.l2,)
         judged = list(_each(_judge_chunk, work, chunks, progress, 2, solved, strengths))
     finally:
         progress.finish()

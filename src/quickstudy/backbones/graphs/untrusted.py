@@ -24,7 +24,7 @@ from onnx import AttributeProto, TensorProto, defs, numpy_helper
 
 from quickstudy.errors import BackboneError, UnsafeFileError, first_line
 
-MOST_BYTES = 2 << 30
+MOST_GRAPH_BYTES = 2 << 30
 """The largest size of a file and the weights beside it together, in bytes; protocol buffers hold no more."""
 CLASSES_KEY = "quickstudy.classes"
 """Name of the property in which a model of quickstudy has the names of its classes, as JSON."""
@@ -43,8 +43,8 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     """
     if not path.is_file():
         raise BackboneError(f"No such file: '{path}'; expected an .onnx file")
-    if path.stat().st_size > MOST_BYTES:
-        raise UnsafeFileError(f"'{path}' is larger than {MOST_BYTES >> 30} GiB; it was not read")
+    if path.stat().st_size > MOST_GRAPH_BYTES:
+        raise UnsafeFileError(f"'{path}' is larger than {MOST_GRAPH_BYTES >> 30} GiB; it was not read")
     try:
         model = parse_onnx(path.read_bytes(), path)
     except OSError as error:
@@ -152,7 +152,7 @@ def _is_known(operator: str, opset: int) -> bool:
 
 def _embed_external_data(model: onnx.ModelProto, path: Path) -> None:
     """Move weights that lie in other files of the same folder into the graph."""
-    room = MOST_BYTES - path.stat().st_size
+    room = MOST_GRAPH_BYTES - path.stat().st_size
     for tensor in tensors_of(model):
         if tensor.data_location != TensorProto.EXTERNAL:
             del tensor.external_data[:]
@@ -171,7 +171,7 @@ def _embed_external_data(model: onnx.ModelProto, path: Path) -> None:
             )
         room -= length
         if room < 0:
-            raise UnsafeFileError(f"'{path}' and its weights are larger than {MOST_BYTES >> 30} GiB together")
+            raise UnsafeFileError(f"'{path}' and its weights are larger than {MOST_GRAPH_BYTES >> 30} GiB together")
         with file.open("rb") as weights:
             weights.seek(offset)
             data = weights.read(length)

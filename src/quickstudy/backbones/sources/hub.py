@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from quickstudy.backbones.backbone import HUB
-from quickstudy.backbones.graphs.untrusted import MOST_BYTES, outside_files, parse_onnx
+from quickstudy.backbones.graphs.untrusted import MOST_GRAPH_BYTES, outside_files, parse_onnx
 from quickstudy.errors import BackboneError, DownloadError, UnsafeFileError, first_line
 from quickstudy.extras import require
 from quickstudy.files import sha256_of_file
@@ -295,8 +295,8 @@ def _choose(place: HubPlace, files: Mapping[str, _Listed]) -> str:
 
 def _weights_beside(repository: _Repository, graph: Path, chosen: str) -> dict[str, str]:
     """Find the files that a graph keeps weights in: where it expects them, and their names in the repository."""
-    if graph.stat().st_size > MOST_BYTES:
-        raise UnsafeFileError(f"'{chosen}' is larger than {MOST_BYTES >> 30} GiB; it was not read")
+    if graph.stat().st_size > MOST_GRAPH_BYTES:
+        raise UnsafeFileError(f"'{chosen}' is larger than {MOST_GRAPH_BYTES >> 30} GiB; it was not read")
     found = {}
     for location in outside_files(parse_onnx(graph.read_bytes(), Path(chosen))):
         name = (PurePosixPath(chosen).parent / location).as_posix()
@@ -319,8 +319,10 @@ def _check_size(repository: _Repository, names: Sequence[str]) -> None:
     smaller = (
         f"take a smaller file of '{repository.place.repository}', such as one in half precision, or another network"
     )
-    if size > MOST_BYTES:
-        raise BackboneError(f"'{names[0]}' has {size / 1e9:.1f} GB; at most {MOST_BYTES / 1e9:.1f} are read; {smaller}")
+    if size > MOST_GRAPH_BYTES:
+        raise BackboneError(
+            f"'{names[0]}' has {size / 1e9:.1f} GB; at most {MOST_GRAPH_BYTES / 1e9:.1f} are read; {smaller}"
+        )
     if (memory := _memory_bytes()) is not None and size * _COPIES > memory:
         raise BackboneError(
             f"'{names[0]}' has {size / 1e9:.1f} GB, and importing it takes some {_COPIES} times as much memory; this "

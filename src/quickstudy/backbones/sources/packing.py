@@ -20,7 +20,7 @@ from quickstudy.backbones.backbone import JOINED, Backbone, add_backbone, check_
 from quickstudy.backbones.cuts import FEATURES, LEVELS, Level
 from quickstudy.backbones.graphs.comparison import IMAGE
 from quickstudy.backbones.graphs.cutting import shapes_of
-from quickstudy.backbones.graphs.untrusted import MOST_BYTES, check_operators, outside_files, parse_onnx
+from quickstudy.backbones.graphs.untrusted import MOST_GRAPH_BYTES, check_operators, outside_files, parse_onnx
 from quickstudy.errors import BackboneError, UnsafeFileError, WriteError, first_line
 from quickstudy.files import require_place_for, write_atomically
 from quickstudy.images.decoding import InputSpec
@@ -123,7 +123,7 @@ def _read(path: Path) -> tuple[bytes, dict[str, Any]]:
                     f"'{path}' is an archive of {', '.join(list(infos)[:5]) or 'nothing'}; expected one that "
                     "'quickstudy backbone pack' has written"
                 )
-            for name, most in ((_GRAPH, MOST_BYTES), (_NOTE, _MOST_NOTE_BYTES)):
+            for name, most in ((_GRAPH, MOST_GRAPH_BYTES), (_NOTE, _MOST_NOTE_BYTES)):
                 # Stored, not compressed: no member can be larger than the file itself.
                 if infos[name].compress_type != zipfile.ZIP_STORED or infos[name].file_size > most:
                     raise UnsafeFileError(
