@@ -1,27 +1,11 @@
-"""Options as text: what a configuration says can be pasted and read again."""
+"""Options as text: what a configuration says can be read again."""
 
 from __future__ import annotations
-
-import os
-import shlex
-from pathlib import Path
 
 import pytest
 
 from quickstudy.errors import OptionError
-from quickstudy.options import as_text, parse_bytes, parse_seconds, pasted, printable
-
-NAMES = ["photos.onnx", "Mes photos d'été.onnx", 'a "b" $c.onnx', "-x.onnx", "новые снимки.onnx"]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_commands_can_be_pasted_whatever_the_names(name: str) -> None:
-    assert shlex.split(pasted("report", name)) == ["quickstudy", "report", name]
-
-
-def test_on_windows_names_are_quoted_as_its_shell_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "name", "nt")
-    assert pasted("report", "Mes photos d'été.onnx") == 'quickstudy report "Mes photos d\'été.onnx"'
+from quickstudy.options import as_text, parse_bytes, parse_seconds
 
 
 @pytest.mark.parametrize(
@@ -55,9 +39,3 @@ def test_sizes(text: str, size: float) -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(OptionError, match="is not a size"):
         parse_bytes(text)
-
-
-def test_names_of_files_keep_to_their_line() -> None:
-    assert printable("é a-b.jpg") == "é a-b.jpg"
-    assert printable(Path("x.jpg\ny.jpg: cat 100.0 %")) == "x.jpg\\ny.jpg: cat 100.0 %"
-    assert printable("\x1b[2Jx\u2028y") == "\\x1b[2Jx\\u2028y"

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from quickstudy.errors import MissingExtraError
-from quickstudy.options import pasted
+from quickstudy.wording import pasted
 
 
 def require(module: str, *, extra: str, what: str = "This") -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import os
 import re
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -255,20 +254,6 @@ def as_text(value: Any) -> str:
     return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
-def pasted(*words: object, program: str = "quickstudy") -> str:
-    """Write a command as it can be pasted into this system's shell, whatever the names of files in it."""
-    import shlex
-    import subprocess
-
-    texts = [program, *map(str, words)]
-    if os.name == "nt":
-        return subprocess.list2cmdline(texts)
-    # A name with an apostrophe, such as d'été, reads better in double quotes, unless a shell would expand it there.
-    return " ".join(
-        f'"{text}"' if "'" in text and not re.search(r'["$`\\!\n]', text) else shlex.quote(text) for text in texts
-    )
-
-
 def parse_seconds(text: str) -> float:
     """Read the seconds of a time such as `90s`, `3m`, `1.5h` or `1h30m`.
 
@@ -391,18 +376,3 @@ _KINDS = {
 }
 _SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
 _BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-
-
-CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-"""A character that moves the cursor of a terminal or ends a line."""
-
-
-def printable(name: object) -> str:
-    """Write the name of a file or class for people, on one line; what would act on the terminal is an escape."""
-    return CONTROLS.sub(lambda found: ascii(found[0])[1:-1], str(name))
-
-
-def quoted(names: Iterable[str], *, most: int = 5) -> str:
-    """List names for a message, in quotation marks; of more than so many the first, and an ellipsis."""
-    marked = [f"'{printable(name)}'" for name in names]
-    return ", ".join(marked[:most]) + (", …" if len(marked) > most else "")

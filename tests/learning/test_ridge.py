@@ -75,7 +75,7 @@ def test_the_only_image_of_a_class_is_never_recognised() -> None:
 
 
 def test_too_little_to_leave_one_out() -> None:
-    with pytest.raises(HeadError, match="at least 2 images of 2 classes; got 1 images of 2"):
+    with pytest.raises(HeadError, match="at least 2 images of 2 classes; got 1 of 2"):
         leave_one_out(np.ones((1, 3)), np.zeros(1, np.intp), classes=2)
 
 

@@ -14,7 +14,7 @@ from quickstudy.backbones.engines.named import Prefix
 from quickstudy.backbones.loading import load_backbone
 from quickstudy.errors import ImageSetError, ModelError
 from quickstudy.images.decoding import decode, to_input
-from quickstudy.learning.scores import Score, as_percent, score_predictions
+from quickstudy.learning.scores import Score, score_predictions
 from quickstudy.learning.selection import fit_head
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.loading import load
@@ -37,25 +37,6 @@ from quickstudy.retraining.retrain import retrain
 )
 def test_the_interval_is_wilsons(right: int, n: int, low: float, high: float) -> None:
     assert Score(right=right, n=n).interval == pytest.approx((low, high), abs=6e-5)
-
-
-@pytest.mark.parametrize(
-    ("share", "digits", "told"),
-    [
-        (299 / 300, 0, "99.7 %"),
-        (1 / 300, 0, "0.3 %"),
-        (4999 / 5000, 1, "99.98 %"),
-        (72 / 73, 0, "99 %"),
-        (0.914, 1, "91.4 %"),
-        (1.0, 0, "100 %"),
-        (0.0, 1, "0.0 %"),
-        (1 - 1e-16, 1, "100.0 %"),
-        (1e-9, 1, "0.0 %"),
-        (0.99951, 0, "99.95 %"),
-    ],
-)
-def test_what_is_not_all_does_not_look_like_all(share: float, digits: int, told: str) -> None:
-    assert as_percent(share, digits) == told
 
 
 def test_a_score_of_nothing_says_nothing() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quickstudy.cli.display import count, print_json, print_plan, print_skipped, progress_for
+from quickstudy.cli.display import print_json, print_plan, print_skipped, progress_for
 from quickstudy.cli.options import (
     BackboneName,
     Cache,
@@ -20,7 +20,7 @@ from quickstudy.cli.options import (
     labelling_told,
 )
 from quickstudy.cli.usage import refuse_beside
-from quickstudy.options import pasted
+from quickstudy.wording import count, pasted
 
 if TYPE_CHECKING:
     from quickstudy.reports.carrying_out import Done

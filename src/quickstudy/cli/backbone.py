@@ -14,7 +14,7 @@ from quickstudy.cli.display import print_json
 from quickstudy.cli.options import Cache, EngineName, Json
 from quickstudy.cli.usage import Commands
 from quickstudy.extras import installation_of
-from quickstudy.options import pasted
+from quickstudy.wording import pasted
 
 if TYPE_CHECKING:
     from quickstudy.backbones.backbone import Backbone

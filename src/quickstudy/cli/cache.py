@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quickstudy.cli.display import count, print_conflicts, print_copies, print_json, print_skipped, progress_for
+from quickstudy.cli.display import print_conflicts, print_copies, print_json, print_skipped, progress_for
 from quickstudy.cli.options import Cache, Json, Quiet, Ray, SharedStorePlace, offering
 from quickstudy.cli.usage import Commands
 from quickstudy.extras import require
-from quickstudy.options import pasted
 from quickstudy.retraining.config import AUTO, RetrainConfig
+from quickstudy.wording import count, pasted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -266,7 +266,9 @@ def verify(
 ) -> None:
     """Check that every shard (file of bottlenecks) is intact, by the hash in its name."""
     result = _store(cache).verify(remove=remove)
-    print(f"{result.shards:,} shards with {result.bottlenecks:,} bottlenecks; {len(result.damaged)} damaged")
+    print(
+        f"{count(result.shards, 'shard')} with {count(result.bottlenecks, 'bottleneck')}; {len(result.damaged)} damaged"
+    )
     for path in result.damaged:
         print(f"  {'removed' if remove else 'damaged'}: {path}")
     if result.damaged and not remove:

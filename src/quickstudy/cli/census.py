@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quickstudy.cli.display import count, print_census, print_json, print_skipped, print_way_to_a_test, progress_for
+from quickstudy.cli.display import print_census, print_json, print_skipped, print_way_to_a_test, progress_for
 from quickstudy.cli.options import Cache, Json, NoneLabel, Quiet, Separator, Several, labelling_told
+from quickstudy.wording import count
 
 if TYPE_CHECKING:
     from quickstudy.images.census import Census

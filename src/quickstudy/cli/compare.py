@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from quickstudy.cli.display import count, format_score, print_json, print_judgement, print_skipped, progress_for
+from quickstudy.cli.display import format_score, print_json, print_judgement, print_skipped, progress_for
 from quickstudy.cli.options import Everything, Json, Quiet
-from quickstudy.options import printable
+from quickstudy.wording import count, printable
 
 _MOST_SHOWN = 10
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from quickstudy.learning.scores import SEVERAL_FIGURES, as_percent, told_of_never_held_out
-from quickstudy.options import pasted, printable
+from quickstudy.learning.scores import SEVERAL_FIGURES, told_of_never_held_out
 from quickstudy.progress import Bar, Progress, silent
+from quickstudy.wording import as_percent, count, pasted, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -130,8 +130,8 @@ def print_census(census: Census) -> None:
 def print_copies(copies: int) -> None:
     """Print how many files are not used since they are copies; nothing if none."""
     if copies:
-        are = "file is an exact copy of another" if copies == 1 else "files are exact copies of others"
-        print(f"{copies:,} {are}; each image counts once")
+        are = count(copies, "file is an exact copy of another", "files are exact copies of others")
+        print(f"{are}; each image counts once")
 
 
 def print_conflicts(conflicts: Sequence[Content]) -> None:
@@ -248,11 +248,6 @@ def print_figures(several: SeveralScores, n: int) -> None:
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else as_percent(share, 0)
-
-
-def count(number: int, noun: str, plural: str = "") -> str:
-    """Write a number of things for people, such as `1 file` and `1,200 files`."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def now() -> str:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quickstudy.cli.display import (
-    count,
     format_score,
     now,
     print_evaluation,
@@ -24,7 +23,7 @@ from quickstudy.cli.display import (
 from quickstudy.cli.options import CheckpointStep, DataFolder, Everything, Json, Quiet
 from quickstudy.cli.usage import refuse_beside
 from quickstudy.extras import require
-from quickstudy.options import quoted
+from quickstudy.wording import count, quoted
 
 if TYPE_CHECKING:
     from quickstudy.learning.scores import Score

@@ -13,7 +13,7 @@ from quickstudy.cli.options import CheckpointStep, Json, Quiet
 from quickstudy.cli.usage import refuse_beside
 from quickstudy.extras import require
 from quickstudy.files import require_place_for, write_bytes_atomically
-from quickstudy.options import pasted
+from quickstudy.wording import pasted
 
 if TYPE_CHECKING:
     from quickstudy.models.conversion import Conversion, Form
@@ -202,7 +202,7 @@ def _convert(
 
 
 def _print_conversion(done: Conversion) -> None:
-    from quickstudy.learning.scores import as_percent
+    from quickstudy.wording import as_percent, count
 
     print(f"Model: {done.path} ({done.bytes_after / 1e6:.1f} MB instead of {done.bytes_before / 1e6:.1f})")
     print(
@@ -211,9 +211,10 @@ def _print_conversion(done: Conversion) -> None:
     )
     print(f"       golden images: probabilities differ by at most {done.golden_difference:.2g}")
     if seen := done.agreement:
+        same = f"{as_percent(seen.same_share)} {'of labels ' * (seen.each > 1)}{seen.told}"
         print(
-            f"       {seen.n:,} photos: {as_percent(seen.same_share)} {'of labels ' * (seen.each > 1)}{seen.told}; "
-            f"probabilities differ by {seen.mean_difference:.2g} on average, {seen.largest_difference:.2g} at most"
+            f"       {count(seen.n, 'photo')}: {same}; probabilities differ by {seen.mean_difference:.2g} on average, "
+            f"{seen.largest_difference:.2g} at most"
         )
         if seen.refused:
             print(f"       none of these: {seen.refused[1]:,} of them instead of {seen.refused[0]:,}")

@@ -52,13 +52,14 @@ def command(
     require_server()
     import secrets
 
-    from quickstudy.cli.display import count, progress_for
+    from quickstudy.cli.display import progress_for
     from quickstudy.files import cache_folder
     from quickstudy.labelling.app import make_label_app
     from quickstudy.labelling.photos import places_beside
     from quickstudy.labelling.session import Session
     from quickstudy.serving.limits import ServerSettings
     from quickstudy.serving.server import listen, run
+    from quickstudy.wording import count
 
     settings = ServerSettings(port=port, token=token or secrets.token_urlsafe(24))
     manifest, model = places_beside(images, labels, output)

@@ -20,9 +20,9 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Join classes that were taught in browsers, of one person or several, and write them as a model."""
-    from quickstudy.cli.display import count, format_score, print_json, print_never_held_out
-    from quickstudy.options import pasted
+    from quickstudy.cli.display import format_score, print_json, print_never_held_out
     from quickstudy.retraining.merging import merge
+    from quickstudy.wording import count, pasted
 
     merged = merge(files, output, cache=cache)
     if as_json:

@@ -16,7 +16,7 @@ from quickstudy.cli.display import data_to_stdout, interruptible, print_json
 from quickstudy.cli.options import Cache, Json
 from quickstudy.cli.usage import command_meant, refuse_beside
 from quickstudy.extras import require
-from quickstudy.options import printable
+from quickstudy.wording import printable
 
 if TYPE_CHECKING:
     from quickstudy.models.model import Model, Prediction

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quickstudy.cli.display import (
-    count,
     format_score,
     print_census,
     print_evaluation,
@@ -23,9 +22,10 @@ from quickstudy.cli.display import (
 )
 from quickstudy.cli.options import Cache, Json, Quiet, Ray, Set, SharedStorePlace, offering
 from quickstudy.extras import installation_of, require
-from quickstudy.learning.scores import Score, as_percent, score_predictions
-from quickstudy.options import pasted, quoted, read_assignments
+from quickstudy.learning.scores import Score, score_predictions
+from quickstudy.options import read_assignments
 from quickstudy.retraining.config import RetrainConfig
+from quickstudy.wording import as_percent, count, pasted, quoted
 
 if TYPE_CHECKING:
     from quickstudy.learning.answers import Thresholds

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from quickstudy.cli.display import count, format_score, print_json, print_plan, print_skipped, progress_for
+from quickstudy.cli.display import format_score, print_json, print_plan, print_skipped, progress_for
 from quickstudy.cli.options import Cache, EngineName, Json, Quiet
 from quickstudy.cli.usage import refuse_beside
-from quickstudy.options import pasted
+from quickstudy.wording import count, pasted
 
 _NETWORK = "hf:Xenova/clip-vit-base-patch32"
 

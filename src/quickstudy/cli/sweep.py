@@ -16,6 +16,7 @@ from quickstudy.cli.options import Cache, DataFolder, Device, Json, Quiet
 from quickstudy.cli.usage import refuse_beside
 from quickstudy.extras import require
 from quickstudy.process import begin_own_processes
+from quickstudy.wording import count
 
 if TYPE_CHECKING:
     from quickstudy.sweeps.study import Study, Trial
@@ -90,9 +91,9 @@ def command(
     named = {"target": target, "steps": steps, "seconds": seconds}
     fixed = {name: value for name, value in named.items() if value is not None}
     chosen = _changed(study_named(study), grid or [], options or [], fixed, seeds)
-    count = len(chosen.trials())
-    if count > _MANY and not yes and not _agrees(count):
-        raise SweepError(f"{count:,} runs were not started; add --yes to start them without being asked")
+    runs = len(chosen.trials())
+    if runs > _MANY and not yes and not _agrees(runs):
+        raise SweepError(f"{runs:,} runs were not started; add --yes to start them without being asked")
     folder = results or Path("sweeps") / chosen.name
     with (
         _reporter(quiet=quiet or as_json) as report,
@@ -122,8 +123,8 @@ def _changed(study: Study, grid: list[str], options: list[str], fixed: dict[str,
     return study.changed(fixed=fixed, axes=axes, seeds=seeds)
 
 
-def _agrees(count: int) -> bool:
-    return sys.stdin.isatty() and typer.confirm(f"That is {count:,} runs. Start them?", err=True)
+def _agrees(runs: int) -> bool:
+    return sys.stdin.isatty() and typer.confirm(f"That is {runs:,} runs. Start them?", err=True)
 
 
 @contextmanager
@@ -145,7 +146,7 @@ def _how(planned: Planned) -> str:
     """Say how many runs there are at a time, and why some are not trained together with the others."""
     if not planned.together:
         return f"{planned.workers} at a time"
-    apart = "".join(f"; {count} alone, since {reason}" for reason, count in planned.apart.items())
+    apart = "".join(f"; {trials:,} alone, since {reason}" for reason, trials in planned.apart.items())
     return f"{planned.together} trained together{apart}"
 
 
@@ -162,7 +163,7 @@ class _Lines:
         if isinstance(news, Planned):
             self.ended, self.total = news.done, news.trials
             done = f", {news.done} of them done" if news.done else ""
-            print(f"{news.trials} runs{done}; {_how(news)}", flush=True)
+            print(f"{count(news.trials, 'run')}{done}; {_how(news)}", flush=True)
         elif news.halved is not None:
             print(f"{news.trial} and those trained with it: again in two halves, since {news.halved}", flush=True)
         elif news.ended or news.error is not None:
@@ -206,7 +207,7 @@ class _LiveTable(_Lines):
             self.ended, self.total = news.done, news.trials
             self.progress.update(self.all, total=news.trials, completed=news.done)
             if news.together:
-                self.progress.console.print(f"{news.trials} runs; {_how(news)}", highlight=False)
+                self.progress.console.print(f"{count(news.trials, 'run')}; {_how(news)}", highlight=False)
             return
         if news.halved is not None:
             return

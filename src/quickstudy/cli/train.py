@@ -12,8 +12,9 @@ import typer
 from quickstudy.cli.display import format_score, interruptible, now, print_json, print_skipped
 from quickstudy.cli.options import DataFolder, Device, Json, Quiet
 from quickstudy.extras import require
-from quickstudy.options import pasted, read_assignments
+from quickstudy.options import read_assignments
 from quickstudy.process import begin_own_processes
+from quickstudy.wording import pasted
 
 if TYPE_CHECKING:
     from quickstudy.progress import Bar

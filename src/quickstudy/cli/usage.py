@@ -19,7 +19,8 @@ import typer.core
 
 from quickstudy.errors import OptionError
 from quickstudy.files import as_path
-from quickstudy.options import pasted, require_in_range
+from quickstudy.options import require_in_range
+from quickstudy.wording import pasted
 
 # The base of all that typer says about words; it comes with typer, or with click in versions before.
 UsageError: Any = typer.BadParameter.__base__

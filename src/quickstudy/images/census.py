@@ -36,8 +36,8 @@ from quickstudy.images.identity import StatIndex, identify
 from quickstudy.images.imageset import EXPECTED, ImageFile, ImageSet, Skipped, Split, as_label, load_image_set
 from quickstudy.images.listing import alike
 from quickstudy.images.manifests import ONE_EACH, Labelling
-from quickstudy.options import quoted
 from quickstudy.progress import Progress, silent
+from quickstudy.wording import count, quoted
 
 FEWEST_EXAMPLES = 10
 """The fewest examples of none of the classes to learn from."""
@@ -234,14 +234,13 @@ class Census:
         """Number of files that cannot be used and of images that contradict, with the first of each, in words."""
         found = []
         if skipped := sorted(self.skipped, key=attrgetter("path")):
-            are = "files cannot be used, the first" if len(skipped) > 1 else "file cannot be used"
-            found.append(f"{len(skipped):,} {are}: '{skipped[0].path}': {skipped[0].reason}")
+            files = count(len(skipped), "file cannot be used", "files cannot be used, the first")
+            found.append(f"{files}: '{skipped[0].path}': {skipped[0].reason}")
         if conflicts := sorted(self.conflicts):
-            are, first = ("images are", ", the first") if len(conflicts) > 1 else ("image is", "")
-            found.append(
-                f"{len(conflicts):,} {are} under several classes{first}: "
-                + " = ".join(f"'{path}'" for path in conflicts[0])
+            images = count(
+                len(conflicts), "image is under several classes", "images are under several classes, the first"
             )
+            found.append(f"{images}: " + " = ".join(f"'{path}'" for path in conflicts[0]))
         return "; ".join(found)
 
     def without(self, unusable: Mapping[bytes, str]) -> Census:
@@ -279,10 +278,9 @@ class Census:
             )
         examples = self.examples_of_none("train", "validation")
         if none is not None and not self.several and len(examples) < FEWEST_EXAMPLES:
-            images = "1 image" if len(examples) == 1 else f"{len(examples)} images"
             raise ImageSetError(
-                f"'{self.source}' has {images} labelled '{none}' to learn from, examples of none of the "
-                f"classes; at least {FEWEST_EXAMPLES} are needed. Add some, or leave out --none"
+                f"'{self.source}' has {count(len(examples), 'image')} labelled '{none}' to learn from, examples of "
+                f"none of the classes; at least {FEWEST_EXAMPLES} are needed. Add some, or leave out --none"
             )
         if not self.several and len(self.classes) < 2:
             names = ", ".join(f"'{name}'" for name in self.classes) or "none"
@@ -293,7 +291,7 @@ class Census:
             )
         if strict and (skipped := self.skipped):
             raise ImageSetError(
-                f"{len(skipped)} files cannot be used and --strict was asked for; the first: "
+                f"{count(len(skipped), 'file')} cannot be used and --strict was asked for; the first: "
                 f"'{skipped[0].path}': {skipped[0].reason}"
             )
         if strict and (empty := self.empty_classes):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from quickstudy.errors import ImageSetError
 from quickstudy.images.listing import Lister, Scan, Split, is_to_predict, is_unlabelled, label_of, split_named
-from quickstudy.options import quoted
+from quickstudy.wording import quoted
 
 _MOST_WRAPPERS = 5
 _WAY_OUT = "rename the split folders to train/ and test/, or name each image's class and split in a manifest"

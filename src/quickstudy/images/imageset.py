@@ -36,7 +36,7 @@ from quickstudy.images.listing import (
     why_no_file,
 )
 from quickstudy.images.manifests import MANIFEST_SUFFIXES, ONE_EACH, Labelling, read_manifest
-from quickstudy.options import CONTROLS
+from quickstudy.wording import CONTROLS
 
 __all__ = [
     "EXPECTED",
@@ -287,9 +287,9 @@ def _hint(lister: Lister, skipped: Sequence[Skipped]) -> str:
     """Say in brackets what was there in place of images; give an empty text where there was nothing."""
     unread = [
         f"there is 1 {name} file, which is not read; convert it to PNG"
-        if count == 1
-        else f"there are {count} {name} files, which are not read; convert them to PNG"
-        for name, count in lister.unread_formats.most_common()
+        if number == 1
+        else f"there are {number:,} {name} files, which are not read; convert them to PNG"
+        for name, number in lister.unread_formats.most_common()
     ]
     told = {why_unread(name) for name in lister.unread_formats}
     rest = [item for item in skipped if item.reason not in told]

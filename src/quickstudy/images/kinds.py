@@ -13,6 +13,8 @@ import os
 import re
 from pathlib import Path
 
+from quickstudy.wording import count
+
 _READ_SUFFIXES = (
     ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .gif .tif .tiff .avif .avifs .jp2 .j2k .j2c .jpc .jpx .jpf .pbm"
     " .pgm .ppm .pnm .ico"
@@ -166,9 +168,7 @@ def other_kind(name: str, start: bytes) -> str:
 
 def counted(number: int, kind: str) -> str:
     """Write how many files there are of a kind that `other_kind` gave, such as `1 text file (.md)`."""
-    if number != 1:
-        return f"{number:,} {kind}"
-    return f"1 {_PLURAL.sub(lambda end: 'y' if end.group(1) else '', kind, count=1)}"
+    return count(number, _PLURAL.sub(lambda end: "y" if end.group(1) else "", kind, count=1), kind)
 
 
 def format_of(start: bytes) -> str | None:

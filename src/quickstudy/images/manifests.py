@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from quickstudy.errors import ImageSetError
 from quickstudy.images.listing import label_of
-from quickstudy.options import quoted
+from quickstudy.wording import quoted
 
 if TYPE_CHECKING:
     import pyarrow as pa

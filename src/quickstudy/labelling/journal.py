@@ -31,6 +31,7 @@ from quickstudy.files import flush_folder
 from quickstudy.images.listing import label_of
 from quickstudy.images.manifests import SEPARATORS
 from quickstudy.records import as_values, read_record
+from quickstudy.wording import count
 
 ActKind = Literal["label", "none", "skip", "clear", "class", "undo", "manifest", "several"]
 """What an act does: give labels; say that none fits; leave for later; take a mark away; add a class; take an act back;
@@ -312,7 +313,9 @@ def class_names(
                 f"'{name}' differs from the class '{other}' in upper and lower case only; take that one"
             )
     if len(names) > most or (most == 1 and not names):
-        raise LabellingError(f"Got {len(names)} names for one; start with --several to give a photo several labels")
+        raise LabellingError(
+            f"Got {count(len(names), 'name')} for one; start with --several to give a photo several labels"
+        )
     return tuple(names)
 
 
@@ -359,7 +362,7 @@ def _act(values: Any) -> Act:
         raise ValueError("it is no object")
     act = read_record(Act, values)
     if act.kind in MARKING and len(act.photos) != len(act.seen):
-        raise ValueError(f"it names {len(act.photos)} photos, and what was seen of {len(act.seen)}")
+        raise ValueError(f"it names {count(len(act.photos), 'photo')}, and what was seen of {len(act.seen)}")
     return act
 
 

@@ -41,8 +41,8 @@ from quickstudy.images.manifests import (
 )
 from quickstudy.labelling.journal import Standing, digest_of, rows_of
 from quickstudy.models.format import model_path
-from quickstudy.options import quoted
 from quickstudy.progress import Progress, silent
+from quickstudy.wording import count, quoted
 
 SHOWN_SIDE = 1024
 """The longest side of a photo as the page shows it, in pixels."""
@@ -279,9 +279,9 @@ class PhotoSet:
             elif row.labels is not None:
                 rows.setdefault(photo, []).append(row)
         if foreign:
-            files, are = ("a file", "is") if len(foreign) == 1 else (f"{len(foreign):,} files", "are")
+            files = count(len(foreign), "file that is", "files that are")
             raise LabellingError(
-                f"'{self.manifest}' labels {files} that {are} not in '{self.source}', such as {foreign[0]}; name "
+                f"'{self.manifest}' labels {files} not in '{self.source}', such as {foreign[0]}; name "
                 "another manifest with --labels"
             )
         if not self.labelling.several:  # where there may be several, a photo has the labels of all its rows
@@ -296,7 +296,7 @@ class PhotoSet:
         if not conflicts:
             return
         first = ", ".join(f"row {row.number} '{row.path}' ({as_label(row.labels)})" for row in conflicts[0])
-        photos = "a photo is" if len(conflicts) == 1 else f"{len(conflicts):,} photos are"
+        photos = count(len(conflicts), "photo is", "photos are")
         raise LabellingError(
             f"In '{self.manifest}' {photos} under different labels: {first}; correct these rows, or keep one of them"
         )

@@ -33,6 +33,7 @@ from quickstudy.labelling.photos import PhotoSet
 from quickstudy.labelling.teacher import Space
 from quickstudy.learning.features import Floats
 from quickstudy.progress import Progress, silent
+from quickstudy.wording import count
 
 CONTROL_MOST = 200
 """The largest number of photos drawn at random; their 95 % interval then reaches at most 7 points to either side."""
@@ -193,7 +194,7 @@ class Session:
         if kind in MARKING and not 0 < len(photos) <= MOST_PHOTOS:
             raise LabellingError(f"An act is of 1 to {MOST_PHOTOS:,} photos; got {len(photos):,}")
         if len(seen) != len(photos):
-            raise LabellingError(f"For {len(photos)} photos, 'seen' needs as many numbers; got {len(seen)}")
+            raise LabellingError(f"For {count(len(photos), 'photo')}, 'seen' needs as many numbers; got {len(seen)}")
         with self._acting:
             if key and key in self.labels.keys:
                 return None

@@ -88,7 +88,7 @@ def leave_one_out(
     """
     n = len(labels)
     if n < 2 or classes < 2:
-        raise HeadError(f"Leaving one out takes at least 2 images of 2 classes; got {n} images of {classes} classes")
+        raise HeadError(f"Leaving one out takes at least 2 images of 2 classes; got {n:,} of {classes:,}")
     features = in_small_space(prepare_features(bottlenecks, widths=widths))[0]
     blocks = [slice(first, first + _BLOCK_ROWS) for first in range(0, n, _BLOCK_ROWS)]
     coordinates, eigenvalues = _principal_coordinates(features, blocks)

@@ -16,16 +16,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def as_percent(share: float, digits: int = 1) -> str:
-    """Write a share as percent, such as `91.4 %`, in so many digits or, where it would look like all or none, in more.
-
-    299 of 300 are not 100 %: of a share that is not quite 0 or 1, up to three digits more say so.
-    """
-    rounded = [f"{100 * share:.{digits + more}f}" for more in range(4)]
-    telling = [text for text in rounded if 0 < float(text) < 100] if 0 < share < 1 else []
-    return f"{(telling or rounded)[0]} %"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """A share of right answers with its 95 % interval (Wilson, 1927), which holds for few images too."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from quickstudy.images.decoding import MARGIN, OWN_RESIZE, InputSpec
-from quickstudy.learning.scores import SEVERAL_FIGURES, as_percent, told_of_never_held_out
+from quickstudy.learning.scores import SEVERAL_FIGURES, told_of_never_held_out
 from quickstudy.models.model import Model
+from quickstudy.wording import as_percent, count
 
 
 def model_card(model: Model, name: str) -> str:
@@ -21,9 +22,9 @@ def model_card(model: Model, name: str) -> str:
         [
             f"# {name}",
             "",
-            f"An image classifier that gives any number of {len(model.classes)} labels, made by quickstudy."
+            f"An image classifier that gives any of {count(len(model.classes), 'label')}, made by quickstudy."
             if model.thresholds
-            else f"An image classifier of {len(model.classes)} classes, made by quickstudy.",
+            else f"An image classifier of {count(len(model.classes), 'class', 'classes')}, made by quickstudy.",
             "",
             "## Accuracy",
             "",

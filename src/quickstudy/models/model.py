@@ -19,7 +19,6 @@ from quickstudy.images.given import ImageLike, file_of, one_by_one, pixels_of
 from quickstudy.images.identity import read_image_file
 from quickstudy.learning.answers import MOST_PROBABLE, Answer, Thresholds
 from quickstudy.learning.conformal import Sets
-from quickstudy.learning.scores import as_percent
 from quickstudy.learning.strangeness import Refusal
 from quickstudy.models.format import (
     GOLDEN_TOLERANCE,
@@ -33,8 +32,8 @@ from quickstudy.models.properties import (
     outputs_of,
 )
 from quickstudy.models.roles import Roles
-from quickstudy.options import quoted
 from quickstudy.process import usable_cores
+from quickstudy.wording import as_percent, count, quoted
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -107,7 +106,8 @@ class Model:
         right = "all labels right" if self.thresholds else "right"
         accuracy = f", {as_percent(test['accuracy'])} {right} of {test['n']:,} test images" if test.get("n") else ""
         on = f", on {backbone['name']}" if backbone.get("name") else ""
-        return f"<quickstudy.Model of {len(self.classes):,} classes ({quoted(self.classes)}){accuracy}{on}>"
+        classes = count(len(self.classes), "class", "classes")
+        return f"<quickstudy.Model of {classes} ({quoted(self.classes)}){accuracy}{on}>"
 
     def __reduce__(self) -> tuple[Callable[[], Model], tuple[()]]:
         """Let copies and pickles be the model's file, which is loaded, checks and all, where they arrive."""

@@ -14,6 +14,7 @@ from quickstudy.learning.links import link_named
 from quickstudy.learning.strangeness import Refusal
 from quickstudy.models.format import LARGEST_SIDE, MOST_CLASSES, PREFIX, STRANGENESS
 from quickstudy.models.roles import Roles
+from quickstudy.wording import count
 
 if TYPE_CHECKING:
     import onnx
@@ -64,7 +65,7 @@ def sets_in(metadata: dict[str, Any], classes: int) -> Sets | None:
         return None
     sets = Sets.from_dict(values)
     if len(sets.given) != classes:
-        raise ValueError(f"it has sets of {len(sets.given)} classes")
+        raise ValueError(f"it has sets of {count(len(sets.given), 'class', 'classes')}")
     return sets
 
 
@@ -79,7 +80,7 @@ def answer_in(metadata: dict[str, Any], classes: int) -> Answer:
         return MOST_PROBABLE
     thresholds = Thresholds.from_dict(head)
     if len(thresholds.values) != classes:
-        raise ValueError(f"it has thresholds of {len(thresholds.values)} labels")
+        raise ValueError(f"it has thresholds of {count(len(thresholds.values), 'label')}")
     return thresholds
 
 
@@ -110,7 +111,7 @@ def classes_in(metadata: dict[str, Any]) -> list[str]:
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise ValueError("its classes are not a list of names")
     if not 1 <= len(set(classes)) == len(classes) <= MOST_CLASSES:
-        raise ValueError(f"it has {len(classes):,} classes, {len(set(classes)):,} of them different")
+        raise ValueError(f"it has {count(len(classes), 'class', 'classes')}, {len(set(classes)):,} of them different")
     return classes
 
 

@@ -16,6 +16,7 @@ from quickstudy.bottlenecks.looks import sheet_of
 from quickstudy.learning.calibration import Bin, CoveragePoint
 from quickstudy.learning.learning_curve import LearningCurve
 from quickstudy.process import usable_cores
+from quickstudy.wording import as_percent, count
 
 _WIDTH, _HEIGHT = 400, 290
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 26, 12, 42
@@ -86,7 +87,7 @@ def reliability_chart(after: Sequence[Bin], before: Sequence[Bin]) -> Markup:
     for b in after:
         axes.dot(
             (b.confidence, b.accuracy),
-            f"{b.n:,} images: confidence {100 * b.confidence:.1f} %, accuracy {100 * b.accuracy:.1f} %",
+            f"{count(b.n, 'image')}: confidence {100 * b.confidence:.1f} %, accuracy {100 * b.accuracy:.1f} %",
         )
     ticks = (0, 0.25, 0.5, 0.75, 1)
     about = "Reliability: accuracy against confidence; on the diagonal, confidence and accuracy agree"
@@ -128,7 +129,8 @@ def learning_chart(curve: LearningCurve) -> Markup:
     axes.line([(size, mean) for size, mean, _ in forecasts if size <= curve.images], "line")
     axes.line([(size, mean) for size, mean, _ in forecasts if size >= curve.images * 0.95], "line dashed")
     for point in curve.points:
-        title = f"{point.images:,} images: {100 * point.accuracy:.1f} %, standard deviation {100 * point.deviation:.1f}"
+        accuracy = f"{as_percent(point.accuracy)}, standard deviation {100 * point.deviation:.1f}"
+        title = f"{count(point.images, 'image')}: {accuracy}"
         axes.dot((point.images, point.accuracy), title)
     ticks = [size for size in (curve.images // 8, curve.images // 2, curve.images, 4 * curve.images) if size >= first]
     about = "Learning curve: accuracy against the number of training images, measured and forecast"

@@ -36,11 +36,11 @@ from quickstudy.models.format import HEAD_NAMES
 from quickstudy.models.loading import load, read_model_file
 from quickstudy.models.model import Model
 from quickstudy.models.roles import may_judge
-from quickstudy.options import pasted
 from quickstudy.progress import Progress
 from quickstudy.reports.evidence import Evidence, KnownImage
 from quickstudy.retraining.merging import TAUGHT
 from quickstudy.retraining.record import Record, Unseen, cross_validated, load_record
+from quickstudy.wording import pasted
 
 By = Literal["cross-validation", "validation", "test"]
 

@@ -31,16 +31,16 @@ from quickstudy.learning.calibration import (
 )
 from quickstudy.learning.learning_curve import LearningCurve
 from quickstudy.learning.ridge import LeaveOneOut
-from quickstudy.learning.scores import SEVERAL_FIGURES, Score, as_percent, told_of_never_held_out
+from quickstudy.learning.scores import SEVERAL_FIGURES, Score, told_of_never_held_out
 from quickstudy.models.properties import refusal_in
 from quickstudy.models.web import hash_for_policy
-from quickstudy.options import pasted
 from quickstudy.reports import charts
 from quickstudy.reports.charts import PER_SHEET, SHEET_COLUMNS, THUMBNAIL_SIDE
 from quickstudy.reports.findings import Audit, DuplicateGroup
 from quickstudy.reports.judged import By, JudgedImages
 from quickstudy.retraining.config import RetrainConfig
 from quickstudy.version import VERSION
+from quickstudy.wording import as_percent, count, pasted
 
 _TEMPLATES = resources.files("quickstudy.reports") / "templates"
 _MOST_SHOWN = 200
@@ -86,7 +86,8 @@ def render(contents: Contents) -> str:
         loader=jinja2.FunctionLoader(_read), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     environment.filters["percent"] = lambda share: "–" if share is None else as_percent(share).replace(" ", "\u00a0")
-    environment.filters["count"] = lambda number: f"{number:,}"
+    environment.filters["number"] = lambda number: f"{number:,}"
+    environment.filters["count"] = count
     # Our own files, not the user's.
     style, script = Markup(_read("report.css")), Markup(_read("report.js"))  # noqa: S704
     return environment.get_template("report.html").render(

@@ -26,9 +26,9 @@ from quickstudy.files import write_bytes_atomically
 from quickstudy.images.decoding import is_broken
 from quickstudy.images.imageset import IMAGE_SUFFIXES
 from quickstudy.images.manifests import read_table
-from quickstudy.options import quoted
 from quickstudy.reports.evidence import Evidence
 from quickstudy.reports.findings import Audit, DuplicateGroup
+from quickstudy.wording import quoted
 
 Action = Literal["drop", "relabel", "move", "keep"]
 PLAN_COLUMNS = ("action", "path", "from", "to", "reason", "sha256")

@@ -20,8 +20,8 @@ from quickstudy.learning.scores import Interval, Paired, Score, Scores
 from quickstudy.models.loading import load
 from quickstudy.models.model import Model
 from quickstudy.models.roles import Judgement, Relation, may_judge
-from quickstudy.options import quoted
 from quickstudy.progress import Progress, silent
+from quickstudy.wording import quoted
 
 
 @dataclass(frozen=True, kw_only=True)

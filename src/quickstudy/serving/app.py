@@ -47,6 +47,7 @@ from quickstudy.serving.limits import (
 )
 from quickstudy.serving.metrics import CONTENT_TYPE, Metrics
 from quickstudy.serving.registry import OverloadedError, Pool, Registry, Served, Version
+from quickstudy.wording import count
 
 MOST_NEIGHBOURS = 20
 CLASSIFIER = Path(__file__).parent / "page" / "classifier.js"
@@ -142,7 +143,9 @@ class _Service:
                 async with asyncio.timeout(self._settings.answer_seconds):
                     uploads = await self._uploads(body, request.headers.get("content-type", ""))
                     if len(uploads) > self._settings.queue:
-                        raise RefusedError(413, f"more than {self._settings.queue} images; send several requests")
+                        raise RefusedError(
+                            413, f"more than {count(self._settings.queue, 'image')}; send several requests"
+                        )
                     jobs = [partial(self._answer, version, upload, top, neighbours, sets) for upload in uploads]
                     answers = await self._pool.run(jobs)
             except TimeoutError:

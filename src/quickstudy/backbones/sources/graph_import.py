@@ -40,6 +40,7 @@ from quickstudy.backbones.graphs.runtime import optimised
 from quickstudy.backbones.graphs.untrusted import foreign_operators
 from quickstudy.errors import BackboneError
 from quickstudy.images.decoding import InputSpec
+from quickstudy.wording import count
 
 _ORIGINAL = "original/"  # before names of the network's own that a backbone has another use for
 _ATTRIBUTES: dict[str, dict[str, Any]] = {"Transpose": {"perm": [0, 3, 1, 2]}, "Softmax": {"axis": 1}}
@@ -271,17 +272,18 @@ def _finish(
     )
 
 
-def _labels(given: Sequence[str] | None, own: Sequence[str] | None, count: int) -> tuple[tuple[str, ...], str]:
+def _labels(given: Sequence[str] | None, own: Sequence[str] | None, outputs: int) -> tuple[tuple[str, ...], str]:
     """Choose names for a network's outputs, and say where they are from."""
-    if given is not None and len(given) != count:
-        outputs = f"{count} classes" if count else "features and no classes"
-        raise BackboneError(f"{len(given)} names of classes are given, but the network gives {outputs}")
-    if not count:
+    if given is not None and len(given) != outputs:
+        gives = count(outputs, "class", "classes") if outputs else "features and no classes"
+        names = count(len(given), "name of a class is", "names of classes are")
+        raise BackboneError(f"{names} given, but the network gives {gives}")
+    if not outputs:
         return (), "none: it gives features"
     if given is not None:
-        return tuple(given), f"{count:,}, with the names given"
-    if own is not None and len(own) == count:
-        return tuple(own), f"{count:,}, with the names in the file"
-    if count == len(imagenet_classes()):
+        return tuple(given), f"{outputs:,}, with the names given"
+    if own is not None and len(own) == outputs:
+        return tuple(own), f"{outputs:,}, with the names in the file"
+    if outputs == len(imagenet_classes()):
         return imagenet_classes(), "ImageNet's 1,000, in their usual order"
-    return tuple(f"class_{number}" for number in range(count)), f"{count:,}, without names: class_0 and so on"
+    return tuple(f"class_{number}" for number in range(outputs)), f"{outputs:,}, without names: class_0 and so on"

@@ -26,7 +26,7 @@ from quickstudy.backbones.graphs.untrusted import MOST_GRAPH_BYTES, outside_file
 from quickstudy.errors import BackboneError, DownloadError, UnsafeFileError, first_line
 from quickstudy.extras import require
 from quickstudy.files import sha256_of_file
-from quickstudy.options import quoted
+from quickstudy.wording import quoted
 
 _PLACE = re.compile(r"hf(-hub)?:(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[^:@\s]+))?(:(?P<path>[^:\s]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
