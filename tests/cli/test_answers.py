@@ -153,7 +153,7 @@ class TestPredict:
     def test_text(self, folder: Path, run: Run) -> None:
         done = run("predict", str(folder / "m.onnx"), str(folder / "strange"), str(folder / "new" / "discs"))
         lines = done.out.splitlines()
-        assert all(re.search(r": none of these \(nearest: \w+ [\d.]+ %\)$", line) for line in lines[:3])
+        assert all(re.search(r": none of these \(nearest: \w+ (> )?[\d.]+ %\)$", line) for line in lines[:3])
         assert sum("none of these" in line for line in lines[3:]) < 4
 
     def test_sets(self, folder: Path, run: Run) -> None:

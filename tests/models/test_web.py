@@ -29,6 +29,7 @@ from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.loading import load
 from quickstudy.models.model import Model
 from quickstudy.models.web import RUNTIME, write_site
+from quickstudy.wording import as_percent, as_probability
 from small_backbones import add_small_backbone
 from small_models import CLASSES, write_small_model
 
@@ -175,6 +176,19 @@ def test_the_pages_arithmetic_is_pythons(node: str, tmp_path: Path) -> None:
         console.log(JSON.stringify(hashes));
     """
     assert run_node(node, script, json.dumps(jobs)) == [job["expected"] for job in jobs]
+
+
+def test_the_pages_words_for_shares_and_probabilities_are_pythons(node: str) -> None:
+    shares = [0, 1, 0.0004, 0.0006, 0.004, 0.996, 0.9994, 0.9996, 1 - 1e-9, 299 / 300, 1 / 300, 4999 / 5000, 0.914]
+    shares += np.random.Generator(np.random.PCG64(0)).random(200).tolist()
+    script = f"""
+        import {{ percent, sure }} from {json.dumps((SITE / "elements.js").as_uri())};
+        const shares = JSON.parse(process.argv[1]);
+        const words = shares.flatMap((share) => [percent(share, 0), sure(share, 0), percent(share), sure(share)]);
+        console.log(JSON.stringify(words.map((text) => text.replace("\\u00a0", " "))));
+    """
+    expected = [write(share, digits) for share in shares for digits in (0, 1) for write in (as_percent, as_probability)]
+    assert run_node(node, script, json.dumps(shares)) == expected
 
 
 def test_reduced_jpegs_are_those_of_libjpeg(node: str, test_data: Path, tmp_path: Path) -> None:
@@ -358,14 +372,14 @@ def test_the_page_in_use(runtime: Path, browser: Any, serve: Any, photo_source: 
     page.get_by_label("Choose photos").set_input_files(photo)
     [probabilities] = model.predict_proba(photo)
     order = probabilities.argsort()[::-1]
-    best = f"{model.classes[order[0]]}, {100 * probabilities[order[0]]:.1f} %"
+    best = f"{model.classes[order[0]]}, {as_probability(probabilities[order[0]])}"
     expect(page.get_by_role("status")).to_have_text(f"03.jpg: {best}")
-    assert page.locator(".result h2").all_inner_texts() == [best]
+    assert page.locator(".result h2").all_inner_texts() == [best.replace(" %", "\u00a0%")]
     items = page.locator(".classes li")
     expect(items).to_have_count(len(CLASSES))
     for place, number in enumerate(order):  # names are text, whatever they look like
         expect(items.nth(place)).to_contain_text(model.classes[number])
-        expect(items.nth(place)).to_contain_text(f"{100 * probabilities[number]:.1f} %")
+        expect(items.nth(place)).to_contain_text(as_probability(probabilities[number]))
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
     light = page.evaluate("getComputedStyle(document.body).color")
     page.emulate_media(color_scheme="dark")

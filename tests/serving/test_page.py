@@ -15,6 +15,7 @@ import quickstudy
 from collages import make_collages, write_manifest
 from drawn_photos import draw_photo
 from pages import contrast
+from quickstudy.wording import as_probability
 from servers import Running, Start, servers
 from small_backbones import add_small_backbone
 
@@ -52,13 +53,20 @@ def opened(browser: sync_api.Browser, server: Running, **options: object) -> Ite
     assert [line for line in complaints if "status of 4" not in line] == []  # refusals are answers, too
 
 
+def shown(text: str) -> str:
+    """Return a text as the page has it, where a number and its sign stay on one line."""
+    return text.replace(" %", "\u00a0%")
+
+
 def test_photos_are_classified_as_by_the_model(page: sync_api.Page, trained: Path, photo_source: Path) -> None:
     paths = [photo_source / name / "02.jpg" for name in ("checks", "discs", "stripes")]
     page.get_by_label("Choose photos").set_input_files(paths)
     page.locator(".result").nth(2).wait_for()
     expected = quickstudy.load(trained / "photos.onnx").predict_proba(paths).max(axis=1)
     headings = page.locator(".result h2").all_inner_texts()[::-1]  # the newest is on top
-    assert headings == [f"{path.parent.name}, {100 * share:.1f} %" for path, share in zip(paths, expected, strict=True)]
+    assert headings == [
+        shown(f"{path.parent.name}, {as_probability(share)}") for path, share in zip(paths, expected, strict=True)
+    ]
     rows = page.locator(".result").first.locator(".classes li").all_inner_texts()
     assert len(rows) == 3
     assert sum(float(row.split()[-2]) for row in rows) == pytest.approx(100, abs=0.2)

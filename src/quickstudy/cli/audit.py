@@ -20,7 +20,7 @@ from quickstudy.cli.options import (
     labelling_told,
 )
 from quickstudy.cli.usage import refuse_beside
-from quickstudy.wording import count, pasted
+from quickstudy.wording import as_percent, as_probability, count, pasted
 
 if TYPE_CHECKING:
     from quickstudy.reports.carrying_out import Done
@@ -147,7 +147,7 @@ def _print_audit(audit: Audit, images: Path, limit: int) -> None:
         "Classes that look alike",
         [
             f"'{pair.first}' and '{pair.second}': {count(pair.images, 'image')} of either taken for the other, "
-            f"{100 * pair.rate:.1f} %"
+            f"{as_percent(pair.rate)}"
             for pair in audit.alike
         ],
     )
@@ -156,7 +156,7 @@ def _print_audit(audit: Audit, images: Path, limit: int) -> None:
     section(f"Classes with few images{uneven}", scarce)
     section(
         f"{count(len(audit.suggestions), 'suggested label')}",
-        [f"{100 * s.probability:3.0f} %  {name(s.image)}: '{s.label}'" for s in audit.suggestions],
+        [f"{as_probability(s.probability, 0):>6}  {name(s.image)}: '{s.label}'" for s in audit.suggestions],
     )
     section("Label these next; most would be learned from them", [name(number) for number in audit.next_to_label])
     if not found_some and not audit.skipped:

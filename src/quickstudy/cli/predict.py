@@ -16,7 +16,7 @@ from quickstudy.cli.display import data_to_stdout, interruptible, print_json
 from quickstudy.cli.options import Cache, Json
 from quickstudy.cli.usage import command_meant, refuse_beside
 from quickstudy.extras import require
-from quickstudy.wording import printable
+from quickstudy.wording import as_probability, printable
 
 if TYPE_CHECKING:
     from quickstudy.models.model import Model, Prediction
@@ -231,10 +231,10 @@ def _write_text(answers: _Answers, predictions: Iterator[Prediction], wrong: lis
             continue
         done += 1
         more = answers.more(prediction)
-        told = ", ".join(f"{name} {100 * share:.1f} %" for name, share in answers.ranked(prediction))
+        told = ", ".join(f"{name} {as_probability(share)}" for name, share in answers.ranked(prediction))
         if "labels" in more and not more["labels"]:
             name, share = answers.model.rank(prediction.probabilities, 1)[0]
-            told = f"none of the labels (nearest: {name} {100 * share:.1f} %)"
+            told = f"none of the labels (nearest: {name} {as_probability(share)})"
         if "set" in more:
             told = f"{{{', '.join(more['set'])}}}"
         if more.get("none_of_these"):

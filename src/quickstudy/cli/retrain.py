@@ -219,7 +219,7 @@ def _print_strangeness(result: RetrainResult) -> None:
     elif refusal.threshold < 1:
         low, high = (100 * end for end in refusal.interval)
         print(
-            f"None of these: refuses {100 * refusal.share:.1f} % of its own kind "
+            f"None of these: refuses {as_percent(refusal.share)} of its own kind "
             f"(95 % interval {low:.1f} to {high:.1f} %, n = {refusal.n:,})"
         )
         if refusal.examples:
@@ -233,9 +233,10 @@ def _print_thresholds(result: RetrainResult, thresholds: Thresholds) -> None:
     goal = "best F1" if thresholds.precision is None else f"precision of {100 * thresholds.precision:g} %"
     values = [value for value in thresholds.values if value <= 1]
     if values:
+        least, most = as_percent(min(values), 0).removesuffix(" %"), as_percent(max(values), 0)
         print(
-            f"Thresholds chosen: labels are given from {100 * min(values):.0f} to {100 * max(values):.0f} % on, for "
-            f"the {goal} on {count(thresholds.n, 'image')} unseen in cross-validation"
+            f"Thresholds chosen: labels are given from {least} to {most} on, for the {goal} on "
+            f"{count(thresholds.n, 'image')} unseen in cross-validation"
         )
         print_never_held_out(result.head.never_held_out, thresholds.n, several=True)
     never = [name for name, value in zip(result.classes, thresholds.values, strict=True) if value > 1]

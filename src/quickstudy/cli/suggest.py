@@ -10,7 +10,7 @@ import typer
 from quickstudy.cli.display import format_score, print_json, print_plan, print_skipped, progress_for
 from quickstudy.cli.options import Cache, EngineName, Json, Quiet
 from quickstudy.cli.usage import refuse_beside
-from quickstudy.wording import count, pasted
+from quickstudy.wording import as_probability, count, pasted
 
 _NETWORK = "hf:Xenova/clip-vit-base-patch32"
 
@@ -76,7 +76,7 @@ def command(
     if found.photos:
         print()
     for step, photo in list(zip(steps, found.photos, strict=True))[:limit]:
-        print(f"  {100 * photo.probability:3.0f} %  {step.path}: '{photo.name}'")
+        print(f"  {as_probability(photo.probability, 0):>6}  {step.path}: '{photo.name}'")
     if len(found.photos) > limit:
         print(f"  … and {len(found.photos) - limit:,} more; --limit shows more, --json all")
     if output:

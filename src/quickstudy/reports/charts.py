@@ -16,7 +16,7 @@ from quickstudy.bottlenecks.looks import sheet_of
 from quickstudy.learning.calibration import Bin, CoveragePoint
 from quickstudy.learning.learning_curve import LearningCurve
 from quickstudy.process import usable_cores
-from quickstudy.wording import as_percent, count
+from quickstudy.wording import as_percent, as_probability, count
 
 _WIDTH, _HEIGHT = 400, 290
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 26, 12, 42
@@ -87,7 +87,7 @@ def reliability_chart(after: Sequence[Bin], before: Sequence[Bin]) -> Markup:
     for b in after:
         axes.dot(
             (b.confidence, b.accuracy),
-            f"{count(b.n, 'image')}: confidence {100 * b.confidence:.1f} %, accuracy {100 * b.accuracy:.1f} %",
+            f"{count(b.n, 'image')}: confidence {as_probability(b.confidence)}, accuracy {as_percent(b.accuracy)}",
         )
     ticks = (0, 0.25, 0.5, 0.75, 1)
     about = "Reliability: accuracy against confidence; on the diagonal, confidence and accuracy agree"
@@ -103,8 +103,8 @@ def coverage_chart(curve: Sequence[CoveragePoint], chosen: CoveragePoint | None)
     axes.line([(point.coverage, point.accuracy) for point in curve], "line")
     if chosen:
         title = (
-            f"At {100 * chosen.threshold:.0f} % confidence or more: {100 * chosen.coverage:.0f} % answered, "
-            f"{100 * chosen.accuracy:.1f} % of them right"
+            f"At {as_percent(chosen.threshold, 0)} confidence or more: {as_percent(chosen.coverage, 0)} answered, "
+            f"{as_percent(chosen.accuracy)} of them right"
         )
         axes.dot((chosen.coverage, chosen.accuracy), title, radius=6, kind="dot chosen")
     about = "Accuracy of the answered images against the share that is answered"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quickstudy.images.imageset import Skipped, Split
+from quickstudy.wording import as_probability
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class LabelError:
     @property
     def statement(self) -> str:
         """What to say to people: what a classifier that has not seen the image takes it for, and how surely."""
-        probability = f"{100 * self.probability_suggested:.0f} %"
+        probability = as_probability(self.probability_suggested, 0)
         return f"not having seen it, the classifier takes it for '{self.suggested}', {probability}"
 
 

@@ -33,7 +33,7 @@ from quickstudy.learning.learning_curve import LearningCurve
 from quickstudy.learning.ridge import LeaveOneOut
 from quickstudy.learning.scores import SEVERAL_FIGURES, Score, told_of_never_held_out
 from quickstudy.models.properties import refusal_in
-from quickstudy.models.web import hash_for_policy
+from quickstudy.models.web import PAGE, hash_for_policy
 from quickstudy.reports import charts
 from quickstudy.reports.charts import PER_SHEET, SHEET_COLUMNS, THUMBNAIL_SIDE
 from quickstudy.reports.findings import Audit, DuplicateGroup
@@ -89,7 +89,8 @@ def render(contents: Contents) -> str:
     environment.filters["number"] = lambda number: f"{number:,}"
     environment.filters["count"] = count
     # Our own files, not the user's.
-    style, script = Markup(_read("report.css")), Markup(_read("report.js"))  # noqa: S704
+    elements = PAGE.joinpath("elements.js").read_text("utf-8").replace("\nexport ", "\n")
+    style, script = Markup(_read("report.css")), Markup(f'"use strict";\n{elements}{_read("report.js")}')  # noqa: S704
     return environment.get_template("report.html").render(
         style=style,
         script=script,

@@ -28,7 +28,7 @@ from quickstudy.images.imageset import IMAGE_SUFFIXES
 from quickstudy.images.manifests import read_table
 from quickstudy.reports.evidence import Evidence
 from quickstudy.reports.findings import Audit, DuplicateGroup
-from quickstudy.wording import quoted
+from quickstudy.wording import as_probability, quoted
 
 Action = Literal["drop", "relabel", "move", "keep"]
 PLAN_COLUMNS = ("action", "path", "from", "to", "reason", "sha256")
@@ -97,7 +97,10 @@ def make_plan(evidence: Evidence, gallery: Gallery, audit: Audit) -> tuple[Step,
         add(outlier.image, "keep", f"unlike all others: {outlier.score:.1f} robust standard deviations")
     for suggestion in audit.suggestions:
         add(
-            suggestion.image, "keep", f"no label; suggested with {100 * suggestion.probability:.0f} %", suggestion.label
+            suggestion.image,
+            "keep",
+            f"no label; suggested with {as_probability(suggestion.probability, 0)}",
+            suggestion.label,
         )
     # A photo that is not read wants converting, or an extra; only what is broken is dropped.
     unusable = [

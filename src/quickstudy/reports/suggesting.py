@@ -24,6 +24,7 @@ from quickstudy.images.imageset import Skipped
 from quickstudy.learning.scores import Score
 from quickstudy.progress import Progress, silent
 from quickstudy.reports.plan import Step
+from quickstudy.wording import as_probability
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ class NamedPhotos:
                 if photo.path.is_relative_to(folder)
                 else str(photo.path),
                 to=photo.name,
-                reason=f"by its name, {100 * photo.probability:.0f} %; next: {photo.second}",
+                reason=f"by its name, {as_probability(photo.probability, 0)}; next: {photo.second}",
                 sha256=photo.digest.hex(),
             )
             for photo in self.photos

@@ -1,13 +1,13 @@
 // What the views share: making elements, the classes with their keys and colours, tiles of thumbnails.
 
-import { at, counted, make } from "./elements.js";
+import { at, counted, make, percent as percentOf, sure as sureOf } from "./elements.js";
 import * as server from "./server.js";
 
 export { at, counted, make };
 
-export const percent = (share) => `${Math.round(100 * share)}\u00a0%`;
-/** A probability that the head gives: it is never certain. */
-export const sure = (share) => (share < 0.995 ? percent(share) : "> 99\u00a0%");
+/** Shares and probabilities in whole percent. */
+export const percent = (share) => percentOf(share, 0);
+export const sure = (share) => sureOf(share, 0);
 /** Tells a screen reader what has happened. */
 export const say = (text) => { at("said").textContent = text; };
 

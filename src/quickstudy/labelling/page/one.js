@@ -103,7 +103,7 @@ function drawSuggestion() {
 }
 
 const other = ([name, share]) => make("span", { class: "other" },
-  make("kbd", {}, keyOf(classNumber(name)).toUpperCase()), dot(classNumber(name)), make("bdi", {}, name), ` ${percent(share)}`);
+  make("kbd", {}, keyOf(classNumber(name)).toUpperCase()), dot(classNumber(name)), make("bdi", {}, name), ` ${sure(share)}`);
 
 // A check with nothing on: Enter is no answer, lest none of these be said in haste; N says so.
 const mustChoose = () => shown.reason === "check" && !draft.size;

@@ -45,9 +45,9 @@ async function examine(blob, name) {
   try {
     const { classes, given, strange } = await server.tryOut(blob);
     const [best, share] = classes[0];
-    const one = strange ? `None of these (nearest: ${best}, ${percent(share)})` : `${best}, ${sure(share)}`;
+    const one = strange ? `None of these (nearest: ${best}, ${sure(share)})` : `${best}, ${sure(share)}`;
     const says = several() ? asWords(given) : one;
-    const others = classes.slice(several() ? 0 : 1, 4).map(([other, p]) => `${other} ${percent(p)}`).join(", ");
+    const others = classes.slice(several() ? 0 : 1, 4).map(([other, p]) => `${other} ${sure(p)}`).join(", ");
     const wrong = corrections(blob, name, new Set(given));
     words.replaceChildren(make("h3", {}, make("bdi", {}, says)), make("p", { class: "quiet" }, others), make("details", {}, make("summary", {}, "Label it"), wrong));
     say(`${name}: ${says}`);

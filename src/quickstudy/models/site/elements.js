@@ -13,4 +13,17 @@ export function make(tag, attributes = {}, ...children) {
   element.append(...children);
   return element;
 }
+/** A share as percent; where it would look like all or none, in up to three digits more. */
+export function percent(share, digits = 1) {
+  const rounded = [0, 1, 2, 3].map((more) => (100 * share).toFixed(digits + more));
+  const telling = share > 0 && share < 1 ? rounded.filter((text) => text > 0 && text < 100) : [];
+  return `${telling[0] || rounded[0]}\u00a0%`;
+}
+/** A probability that a model gives, as percent: it is never certain. */
+export function sure(share, digits = 1) {
+  const text = (100 * share).toFixed(digits);
+  const step = 10 ** -digits;
+  if (text >= 100) return `> ${(100 - step).toFixed(digits)}\u00a0%`;
+  return text > 0 ? `${text}\u00a0%` : `< ${step.toFixed(digits)}\u00a0%`;
+}
 export const counted = (n, one, many = `${one}s`) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;

@@ -3,7 +3,7 @@
 // behind it, is in each one's classifier.js.
 
 import * as home from "./classifier.js";
-import { at, make } from "./elements.js";
+import { at, make, percent, sure } from "./elements.js";
 import { takeIn } from "./intake.js";
 
 const SHOWN_CLASSES = 8;
@@ -65,9 +65,8 @@ function warn() {
 const chosen = () => models.find((model) => model.name === at("model").value) || models[0];
 const says = ({ error, label, probability, none_of_these, labels }) => error
   || (labels && labels.length ? labels.join(", ") : "")
-  || (labels ? `none of the labels (nearest: ${label}, ${percent(probability)})` : "")
-  || (none_of_these ? `none of these (nearest: ${label}, ${percent(probability)})` : `${label}, ${percent(probability)}`);
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
+  || (labels ? `none of the labels (nearest: ${label}, ${sure(probability)})` : "")
+  || (none_of_these ? `none of these (nearest: ${label}, ${sure(probability)})` : `${label}, ${sure(probability)}`);
 
 async function classify(photos) {
   for (const photo of photos) {
@@ -103,7 +102,7 @@ function show(photo, prediction) {
 
 function bar({ label, probability }, given) {
   return make("li", { class: given ? "given" : null },
-    make("progress", { max: 1, value: probability, "aria-hidden": "true" }), make("span", {}, label), make("span", {}, percent(probability)));
+    make("progress", { max: 1, value: probability, "aria-hidden": "true" }), make("span", {}, label), make("span", {}, sure(probability)));
 }
 
 function neighbour({ label, similarity, thumbnail }) {

@@ -1,22 +1,11 @@
-"use strict";
-// Fills the page in from the data block. Whatever comes from the user goes through textContent or an attribute, never
+// Fills the page in from the data block, with what all pages make their elements with (models/site/elements.js), which
+// stands before this. Whatever comes from the user goes through textContent or an attribute, never
 // through markup.
 (() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
+  const data = JSON.parse(at("data").textContent);
   const { classes, images, sprites } = data;
   const total = images.name.length;
   const FEW = 60; // thumbnails shown at once; a button shows the rest
-  const byId = (id) => document.getElementById(id);
-
-  function make(tag, attributes = {}, ...children) {
-    const element = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) {
-      if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-      else if (value !== null && value !== undefined) element.setAttribute(name, value);
-    }
-    element.append(...children);
-    return element;
-  }
 
   // One rule a sheet, so that the page holds each sheet once however often its pictures are shown.
   const rules = document.styleSheets[0];
@@ -35,7 +24,6 @@
     return element;
   }
 
-  const percent = (share) => `${(100 * share).toFixed(0)}\u00a0%`;
   // An image has labels, one or several, and gets some where it was predicted by what had not seen it.
   const counts = (image) => images.gets[image] !== null && (data.several || images.has[image].length > 0);
   const missed = (image) => images.has[image].filter((label) => !images.gets[image].includes(label));
@@ -63,17 +51,17 @@
   }
 
   function open(image) {
-    const picture = byId("detail-picture");
+    const picture = at("detail-picture");
     picture.className = "";
     paint(picture, image, 3);
-    byId("detail-name").textContent = images.name[image];
+    at("detail-name").textContent = images.name[image];
     const facts = [["label", images.label[image] || "none"], ["split", images.split[image] < 0 ? "–" : data.splits[images.split[image]]]];
-    for (const [number, share] of images.top[image]) facts.push([classes[number], `${(100 * share).toFixed(1)} %`]);
+    for (const [number, share] of images.top[image]) facts.push([classes[number], sure(share)]);
     if (images.by[image] >= 0) facts.push(["predicted by", data.ways[images.by[image]]]);
-    byId("detail-facts").replaceChildren(...facts.flatMap(([name, value]) => [make("dt", {}, make("bdi", {}, name)), make("dd", {}, make("bdi", {}, value))]));
-    byId("detail").showModal();
+    at("detail-facts").replaceChildren(...facts.flatMap(([name, value]) => [make("dt", {}, make("bdi", {}, name)), make("dd", {}, make("bdi", {}, value))]));
+    at("detail").showModal();
   }
-  byId("detail").addEventListener("click", (event) => { if (event.target === byId("detail")) byId("detail").close(); });
+  at("detail").addEventListener("click", (event) => { if (event.target === at("detail")) at("detail").close(); });
 
   // Filters: what they leave, and everything that is drawn anew when they change.
   const chosen = { label: "", split: "", mistakes: false };
@@ -84,8 +72,8 @@
   const redrawn = [];
 
   function list(id, entries, all) {
-    const place = byId(id);
-    const more = byId(`${id}-more`);
+    const place = at(id);
+    const more = at(`${id}-more`);
     let limit = FEW;
     function draw() {
       const shown = entries().filter((entry) => passes(entry.image));
@@ -103,10 +91,10 @@
     return { draw, reset: () => { limit = FEW; } };
   }
 
-  const probable = (image) => (images.top[image].length ? percent(images.top[image][0][1]) : "");
+  const probable = (image) => (images.top[image].length ? sure(images.top[image][0][1], 0) : "");
   const mistakes = data.mistakes.map((image) => ({ image, caption: caption(images.label[image], named(images.gets[image]), data.several ? "" : probable(image)) }));
   list("mistakes-images", () => mistakes, () => 0);
-  const errors = data.labelErrors.map(([image, given, suggested, probability]) => ({ image, caption: caption(given, suggested, percent(probability)) }));
+  const errors = data.labelErrors.map(([image, given, suggested, probability]) => ({ image, caption: caption(given, suggested, sure(probability, 0)) }));
   list("label-errors-images", () => errors, () => data.totals.labelErrors);
   const outliers = data.outliers.map(([image, score]) => ({ image, caption: caption(images.label[image], null, String(score)) }));
   list("outliers-images", () => outliers, () => data.totals.outliers);
@@ -115,7 +103,7 @@
 
   // Duplicates, side by side.
   function drawGroups() {
-    const place = byId("duplicates-groups");
+    const place = at("duplicates-groups");
     const groups = data.duplicates.filter((group) => group.members.some(passes));
     place.replaceChildren(...groups.map((group) =>
       make("div", { class: group.bad ? "group bad" : "group" }, make("p", {}, make("bdi", {}, group.notes)),
@@ -124,14 +112,14 @@
           return make("li", {}, thumb(image), make("span", { class: "caption" }, make("bdi", {}, images.label[image]), split, make("br"), make("bdi", { class: "path" }, images.name[image])));
         })))));
     if (!groups.length) place.append(make("p", { class: "quiet" }, data.duplicates.length ? "None with these filters." : place.dataset.none));
-    const more = byId("duplicates-groups-more");
+    const more = at("duplicates-groups-more");
     more.hidden = data.duplicates.length >= data.totals.duplicates;
     more.textContent = `The first ${data.duplicates.length} groups of ${data.totals.duplicates}.`;
   }
   redrawn.push(drawGroups);
 
   // The confusion matrix; a cell opens its images below.
-  const matrix = byId("matrix");
+  const matrix = at("matrix");
   let opened = null;
   let inCell = [];
   const cellList = list("cell-images", () => inCell, () => 0);
@@ -139,10 +127,10 @@
   function openCell(truth, predicted, members, button) {
     opened = opened === `${truth} ${predicted}` ? null : `${truth} ${predicted}`;
     for (const other of matrix.querySelectorAll("button")) other.setAttribute("aria-expanded", "false");
-    byId("cell").hidden = opened === null;
+    at("cell").hidden = opened === null;
     if (opened === null) return;
     button.setAttribute("aria-expanded", "true");
-    byId("cell-title").textContent = saying(members.length, truth, predicted, (name) => `‘${name}’`);
+    at("cell-title").textContent = saying(members.length, truth, predicted, (name) => `‘${name}’`);
     inCell = members.map((image) => ({ image, caption: caption(probable(image), null, "") }));
     cellList.reset();
     cellList.draw();
@@ -170,7 +158,7 @@
 
   function drawMatrix() {
     opened = null;
-    byId("cell").hidden = true;
+    at("cell").hidden = true;
     const cells = new Map();
     for (let image = 0; image < total; image += 1) {
       if (images.by[image] < 0 || !counts(image) || !passes(image)) continue;
@@ -200,7 +188,7 @@
   redrawn.push(drawMatrix);
 
   // The map.
-  const canvas = byId("map-canvas");
+  const canvas = at("map-canvas");
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const hue = (number) => (number * 360) / Math.max(classes.length, 1);
   const colour = (number) => (number < 0 ? "gray" : `oklch(${dark.matches ? 0.75 : 0.62} ${number % 2 ? 0.19 : 0.13} ${hue(number)})`);
@@ -248,9 +236,9 @@
 
   function point(image) {
     current = image;
-    const hover = byId("map-hover");
+    const hover = at("map-hover");
     hover.hidden = image < 0;
-    byId("map-note").textContent = image < 0 ? "" : describe(image);
+    at("map-note").textContent = image < 0 ? "" : describe(image);
     if (image >= 0) {
       const [x, y] = spot(image);
       const picture = paint(make("div", { class: "thumb" }), image);
@@ -303,7 +291,7 @@
   });
 
   function drawLegend() {
-    byId("legend").replaceChildren(...classes.map((name, number) => {
+    at("legend").replaceChildren(...classes.map((name, number) => {
       const mark = make("i");
       mark.style.backgroundColor = colour(number);
       return make("li", {}, mark, make("bdi", {}, name));
@@ -328,15 +316,15 @@
     for (const draw of redrawn) draw();
     let number = 0;
     for (let image = 0; image < total; image += 1) number += passes(image);
-    byId("filter-count").textContent = `${number.toLocaleString("en")} of ${total.toLocaleString("en")} images`;
+    at("filter-count").textContent = `${number.toLocaleString("en")} of ${total.toLocaleString("en")} images`;
   }
-  byId("class-filter").append(...classes.map((name, number) => make("option", { value: number }, name)));
-  data.splits.forEach((name, number) => { if (images.split.includes(number)) byId("split-filter").append(make("option", { value: number }, name)); });
-  byId("filters").addEventListener("submit", (event) => event.preventDefault());
-  byId("filters").addEventListener("input", () => {
-    chosen.label = byId("class-filter").value;
-    chosen.split = byId("split-filter").value;
-    chosen.mistakes = byId("mistakes-filter").checked;
+  at("class-filter").append(...classes.map((name, number) => make("option", { value: number }, name)));
+  data.splits.forEach((name, number) => { if (images.split.includes(number)) at("split-filter").append(make("option", { value: number }, name)); });
+  at("filters").addEventListener("submit", (event) => event.preventDefault());
+  at("filters").addEventListener("input", () => {
+    chosen.label = at("class-filter").value;
+    chosen.split = at("split-filter").value;
+    chosen.mistakes = at("mistakes-filter").checked;
     redraw();
   });
   drawLegend();
