@@ -245,7 +245,7 @@ def _pipeline(rounds: int) -> dict[str, Any]:
 
     from quickstudy.scratch.input import Pipeline
     from quickstudy.scratch.recipe import recipe_named
-    from quickstudy.scratch.state import TrainingState
+    from quickstudy.scratch.state import Course, TrainingState
 
     data, recipe = _KEPT["data"], recipe_named("cifar10-classic")
     state = TrainingState(recipe, side=32, channels=3, classes=10, device=torch.device("cpu"))
@@ -259,7 +259,7 @@ def _pipeline(rounds: int) -> dict[str, Any]:
             loss = functional.cross_entropy(state.network(batch.images), batch.labels)
             state.zero_grad()
             loss.backward()
-            state.update_parameters(0.01)
+            state.update_parameters(Course(step=0, steps=1, epoch=0.0, rate=0.01))
         return 1e3 * (time.perf_counter() - started) / 60
 
     with_it, without = [], []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 
@@ -68,11 +69,19 @@ def slow_augment(
         mean = x[..., channel].mean()
         x[..., channel] = (x[..., channel] - mean) * float(draws.contrast[place]) + mean
     if augmentation.standardise == "image":
-        deviation = max(x.std(), 1 / math.sqrt(x.size))
-        return (x - x.mean()) / deviation, deviation
-    if augmentation.standardise == "set":
-        return (x - np.array(moments.mean)) / np.array(moments.deviation), min(moments.deviation)
-    return x / 255, 255
+        divisor = max(x.std(), 1 / math.sqrt(x.size))
+        x = (x - x.mean()) / divisor
+    elif augmentation.standardise == "set":
+        divisor = min(moments.deviation)
+        x = (x - np.array(moments.mean)) / np.array(moments.deviation)
+    else:
+        divisor = 255
+        x = x / divisor
+    if augmentation.cutout:
+        row, column = draws.cutouts[place].tolist()
+        assert 0 <= min(row, column) <= max(row, column) <= out - augmentation.cutout
+        x[row : row + augmentation.cutout, column : column + augmentation.cutout] = 0
+    return x, divisor
 
 
 def assert_as_by_the_book(
@@ -91,8 +100,10 @@ def cases(draw_from: st.DrawFn) -> tuple[NDArray[np.uint8], list[int], Draws, Au
     side = draw_from(st.integers(1, 9))
     channels = draw_from(st.sampled_from([1, 3]))
     low = draw_from(st.integers(0, 255))
+    crop = draw_from(st.integers(0, side))
     augmentation = Augmentation(
-        crop=draw_from(st.integers(0, side)),
+        crop=crop,
+        cutout=draw_from(st.integers(0, crop or side)),
         pad=draw_from(st.integers(0, side - 1)),
         flip=draw_from(st.booleans()),
         alternate=draw_from(st.booleans()),
@@ -132,6 +143,7 @@ def test_brightness_and_contrast_by_hand() -> None:
         mirrored=torch.tensor([True]),
         brightness=torch.tensor([-10.0]),
         contrast=torch.tensor([0.5]),
+        cutouts=torch.zeros(1, 2, dtype=torch.int64),
     )
     found = make(
         torch.from_numpy(pixels),
@@ -156,6 +168,7 @@ def test_padding_mirrors_at_the_border_pixel(side: int, pad: int) -> None:
         mirrored=torch.zeros(len(places), dtype=torch.bool),
         brightness=torch.zeros(len(places)),
         contrast=torch.ones(len(places)),
+        cutouts=torch.zeros(len(places), 2, dtype=torch.int64),
     )
     rows = torch.zeros(len(places), dtype=torch.int64)
     found = make(torch.from_numpy(pixels), rows, draws, augmentation, MOMENTS)
@@ -220,7 +233,7 @@ def test_the_floor_of_the_deviation_is_one_over_the_root_of_n() -> None:
 @pytest.mark.parametrize("pad", [0, 3])
 def test_evaluation_is_the_plain_centre(crop: int, start: int, pad: int) -> None:
     augmentation = Augmentation(
-        crop=crop, pad=pad, alternate=True, brightness=63, contrast=(0.2, 1.8), standardise="none"
+        crop=crop, pad=pad, alternate=True, brightness=63, contrast=(0.2, 1.8), standardise="none", cutout=7
     )
     pixels = noise(3, 32, 32, 3)
     found = make(
@@ -286,10 +299,31 @@ def test_draws_with_padding_cover_every_shift() -> None:
     assert set(cropped.tops.tolist()) == set(range(9))
 
 
+def test_squares_are_cut_out_at_every_place_and_wholly_inside() -> None:
+    augmentation = Augmentation(crop=8, cutout=3, standardise="set")
+    n = 3000
+    pixels = np.full((1, 10, 10, 3), 255, np.uint8)
+    draws = some_draws(augmentation, n, side=10)
+    found = make(torch.from_numpy(pixels), torch.zeros(n, dtype=torch.int64), draws, augmentation, MOMENTS)
+    assert ((found == 0).sum(dim=(1, 2, 3)) == 3 * 3 * 3).all()
+    places = Counter(map(tuple, draws.cutouts.tolist()))
+    assert set(places) == {(row, column) for row in range(6) for column in range(6)}
+    assert max(places.values()) < 1.5 * n / 36 and min(places.values()) > 0.5 * n / 36
+
+
+def test_cutting_out_changes_no_other_random_number() -> None:
+    draws = some_draws(CLASSIC, 50, side=32)
+    others = some_draws(dataclasses.replace(CLASSIC, cutout=12), 50, side=32)
+    assert [name for name, values in vars(draws).items() if not torch.equal(values, vars(others)[name])] == ["cutouts"]
+
+
 def test_draws_without_distortion_are_plain() -> None:
     draws = some_draws(Augmentation(flip=False), 50, side=32)
     plain = centred(Augmentation(flip=False), 50, side=32)
     for name, values in vars(draws).items():
+        if name == "cutouts":
+            assert (values + Augmentation().cutout <= 32).all()  # never looked at
+            continue
         np.testing.assert_array_equal(values, getattr(plain, name), err_msg=name)
 
 
@@ -332,6 +366,9 @@ def test_the_output_side(crop: int, side: int) -> None:
         ({"contrast": (0.5, 1.0, 2.0)}, "contrast is 0.5,1,2"),
         ({"contrast": (0.5, math.nan)}, "contrast is 0.5,nan"),
         ({"standardise": "batch"}, "standardise is 'batch'"),
+        ({"cutout": -1}, "cutout is -1"),
+        ({"cutout": 33}, "cutout is 33"),
+        ({"cutout": 25, "crop": 24}, "cutout is 25"),
     ],
 )
 def test_check_refuses(options: dict[str, object], said: str) -> None:
@@ -341,7 +378,15 @@ def test_check_refuses(options: dict[str, object], said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "augmentation", [Augmentation(), CLASSIC, Augmentation(crop=32, pad=31), Augmentation(contrast=(0, 0))]
+    "augmentation",
+    [
+        Augmentation(),
+        CLASSIC,
+        Augmentation(crop=32, pad=31),
+        Augmentation(contrast=(0, 0)),
+        Augmentation(cutout=32),
+        Augmentation(crop=24, cutout=24),
+    ],
 )
 def test_check_lets_pass(augmentation: Augmentation) -> None:
     augmentation.check(32)

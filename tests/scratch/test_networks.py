@@ -291,6 +291,36 @@ def test_a_residual_block_adds_its_input_after_pooling() -> None:
         torch.testing.assert_close(block, last + first if residual else last)
 
 
+def test_a_blocks_last_activation_may_come_after_the_sum() -> None:
+    torch.manual_seed(0)
+    network = fast(activate_sum=True, widths=(8,), convolutions=3).eval()
+    names = ("blocks.0", "blocks.0.actives.0", "blocks.0.norms.2")
+    seen = watched(network, noise(4, 3, 32, 32), *names)
+    block, first, last = (seen[name][1] for name in names)
+    torch.testing.assert_close(block, nn.functional.silu(last + first))
+
+
+def test_the_whitening_bias_is_trained_up_to_its_last_epoch() -> None:
+    torch.manual_seed(0)
+    network = fast(widths=(8, 8), whitening_bias_epochs=1.5)
+    bias = network.whitening_bias
+    assert bias is not None and bias.shape == (16,) and not bias.any()
+    network.prepare(noise(50, 3, 32, 32))
+    assert not bias.any()
+    changed = []
+    for epoch in (0.0, 1.25, 1.5, 1.75):
+        changed.append(network.stop_training_at(epoch))
+        network.zero_grad()
+        nn.functional.cross_entropy(network(noise(8, 3, 32, 32)), torch.arange(8)).backward()
+        assert (bias.grad is not None) == (epoch < 1.5)
+        assert network.get_submodule("blocks.0.convolutions.0").weight.grad.any()  # type: ignore[union-attr]
+    assert changed == [False, False, True, False]
+    assert any(weight is bias for weight in fast(widths=(8, 8)).decayed()) is False
+    assert fast().whitening_bias is None
+    assert fast(whitening=False).whitening_bias is None
+    assert not fast().stop_training_at(100)
+
+
 def test_a_block_of_one_convolution_is_that_with_or_without_residual() -> None:
     images, state = noise(2, 3, 32, 32), fast(convolutions=1).state_dict()
     outputs = []
@@ -316,6 +346,8 @@ def test_logits_are_scaled() -> None:
         ({"activation": "swish"}, 32, "activation is 'swish'; expected one of relu, gelu"),
         ({"widths": ()}, 32, "widths is empty"),
         ({"widths": (8, 0)}, 32, "widths is 8,0"),
+        ({"activate_sum": True, "residual": False}, 32, "activate_sum is on, but residual is off"),
+        ({"whitening_bias_epochs": 2.5, "whitening": False}, 32, "whitening_bias_epochs is 2.5, but whitening is off"),
         ({}, 15, "Images of 15 pixels a side are too small for 3 blocks, which take 16"),
     ],
 )

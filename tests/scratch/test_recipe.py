@@ -78,11 +78,12 @@ CHANGED: dict[str, Any] = {
     "flip": False, "alternate": True, "brightness": 31.5, "contrast": (0.5, 1.5), "standardise": "none", "rate": 0.375,
     "activation": "tanh", "method": "adam", "muon_momentum": 0.5, "head_rate": 0.5, "compiled": True,
     "random_crop": False, "seconds": 2.5, "evaluate_steps": 3, "target": 0.5, "shifted_test": 2,
-    "unsure_lead": 0.25,
+    "unsure_lead": 0.25, "cutout": 5, "lookahead_every": 3, "lookahead_decay": 0.5,
 }  # fmt: skip
 _FAST: dict[str, Any] = {
     "widths": (8, 16), "convolutions": 4, "residual": False, "whitening": False, "directions": 4, "logit_scale": 0.5,
-    "batch_norm_momentum": 0.25, "rate_start": 0.5, "rate_end": 0.25, "warmup": 0.5,
+    "batch_norm_momentum": 0.25, "rate_start": 0.5, "rate_end": 0.25, "warmup": 0.5, "activate_sum": True,
+    "whitening_bias_epochs": 1.5, "whitening_bias_rate": 2.5, "whitening_bias_fall": False,
 }  # fmt: skip
 PARTICULAR: dict[str, dict[str, Any]] = {
     "cifar10-classic": {
@@ -91,6 +92,8 @@ PARTICULAR: dict[str, dict[str, Any]] = {
     "cifar10-fast": _FAST,
     "cifar10-long": _FAST,
     "cifar10-gpu": _FAST,
+    "cifar10-gpu95": _FAST,
+    "cifar10-gpu96": _FAST,
     "mlp": {
         "widths": (8, 16), "depth": 1, "batch_norm": "after", "bottleneck": 4, "rate_decay": 0.5,
         "rate_decay_epochs": 0.5,
@@ -236,7 +239,11 @@ def test_out_of_range_in_one_recipe() -> None:
     assert refusal(CLASSIC, bottleneck=-1).startswith("bottleneck is -1; expected")
     assert refusal(CLASSIC, rate_decay_epochs=0).startswith("rate_decay_epochs is 0; expected")
     assert refusal(CLASSIC, rate_decay=-1).startswith("rate_decay is -1; expected")
-    for option in ("rate_start", "rate_end", "batch_norm_momentum", "logit_scale"):
+    assert refusal(FAST, lookahead_decay=1.5).startswith("lookahead_decay is 1.5; expected")
+    assert refusal(FAST, whitening_bias_rate=0).startswith("whitening_bias_rate is 0; expected")
+    for option in (
+        "rate_start", "rate_end", "batch_norm_momentum", "logit_scale", "lookahead_every", "whitening_bias_epochs",
+    ):  # fmt: skip
         assert refusal(FAST, **{option: -1}).startswith(f"{option} is -1; expected")
     assert refusal(FAST, momentum=0).startswith("nesterov is on")
 

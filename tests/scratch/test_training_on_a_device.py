@@ -18,7 +18,7 @@ from quickstudy.scratch.folder import RunFolder
 from quickstudy.scratch.input import Pipeline
 from quickstudy.scratch.parallel import Replica
 from quickstudy.scratch.recipe import Recipe, RunSettings, recipe_named
-from quickstudy.scratch.state import TrainingState
+from quickstudy.scratch.state import Course, TrainingState
 from quickstudy.scratch.train import RunResult, train_recipe
 from stand_in import DEVICE, waits
 
@@ -39,13 +39,33 @@ GPU = recipe_named("cifar10-gpu").with_options(
         "shifted_test": 1,
         "unsure_lead": 0.5,
         "evaluate_steps": 4,
+        "whitening_bias_epochs": 0.4,  # two steps
     }
 )
+GPU95, GPU96 = (
+    recipe_named(name).with_options(
+        {
+            "widths": "8,8",
+            "batch": 20,
+            "steps": STEPS,
+            "epochs": 0,
+            "compiled": False,
+            "precision": "float32",
+            "rate": 0.1,
+            "lookahead_every": every,
+            "whitening_bias_epochs": 0.8,
+        }
+    )
+    for name, every in (("cifar10-gpu95", 2), ("cifar10-gpu96", 5))
+)
+GPU96 = GPU96.with_options({"cutout": 4})
 RECIPES = {
     "classic": CLASSIC.with_options({"steps": STEPS}),
     "fast": FAST.with_options({"steps": STEPS}),
     "mlp": MLP,
     "gpu": GPU,
+    "gpu95": GPU95,
+    "gpu96": GPU96,
 }
 THERE = Replica(device_type=DEVICE)
 EVERYTHING = RunSettings(threads=2, summary_steps=3, log_steps=2, checkpoint_seconds=0)
@@ -158,30 +178,104 @@ def test_a_batch_norm_keeps_as_much_as_the_source() -> None:
     torch.testing.assert_close(norms[0].running_mean, 0.4 * values.mean((0, 2, 3)))
 
 
+def made(name: str) -> TrainingState:
+    return TrainingState(recipe_named(name), side=32, channels=3, classes=10, device=torch.device("cpu"))
+
+
+def convolutions(state: TrainingState) -> list[tuple[int, ...]]:
+    """Channels of all convolutions, those that go out and those that come in."""
+    layers = [module for module in state.network.modules() if isinstance(module, torch.nn.Conv2d)]
+    return [tuple(layer.weight.shape[:2]) for layer in layers]
+
+
+def groups_at(state: TrainingState, step: int, *, steps: int, steps_per_epoch: float) -> dict[str, dict[str, Any]]:
+    """What the optimisers do to each parameter in a step, by name; gradients are nothing."""
+    epoch = step / steps_per_epoch
+    rate = state.recipe.schedule.at(step, steps=steps, steps_per_epoch=steps_per_epoch)
+    state.network.stop_training_at(epoch)
+    for parameter in state.network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    state.update_parameters(Course(step=step, steps=steps, epoch=epoch, rate=rate))
+    names = {id(parameter): name for name, parameter in state.network.named_parameters()}
+    found = [group for optimiser in state.optimisers for group in optimiser.param_groups]
+    return {names[id(parameter)]: group for group in found for parameter in group["params"]}
+
+
 def test_values_are_those_of_the_source() -> None:
     """airbench94_muon takes the sum of the losses of 2,000 images, and a last layer whose weights deviate by 1."""
-    recipe = recipe_named("cifar10-gpu")
-    state = TrainingState(recipe, side=32, channels=3, classes=10, device=torch.device("cpu"))
-    network = state.network
-    assert [module.weight.shape[:2] for module in network.modules() if isinstance(module, torch.nn.Conv2d)] == [
-        (24, 3), (64, 24), (64, 64), (256, 64), (256, 256), (256, 256), (256, 256),
-    ]  # fmt: skip
-    deviation = float(network.linear.weight.detach().std())
-    assert deviation * recipe.options()["logit_scale"] == pytest.approx(1 / 256, rel=0.05)
-    rates = [recipe.schedule.at(step, steps=200, steps_per_epoch=25) for step in (0, 100, 199)]
-    assert rates == pytest.approx([0.24, 0.12, 0.0012])
-    for parameter in network.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    state.update_parameters(rates[0])
-    muon, descent = state.optimisers
-    assert [group["lr"] for group in muon.param_groups] == [0.24]
-    of = {len(group["params"]): group for group in descent.param_groups}
-    biases, head = of[6], of[1]
-    assert biases["lr"] == pytest.approx(0.053 * 2000, rel=0.01)
-    assert head["lr"] == pytest.approx(0.67 * 2000 * deviation**2, rel=0.05)
-    for group in (biases, head):
-        assert group["lr"] * group["weight_decay"] == pytest.approx(2e-6 * 2000, rel=0.03)
-        assert (group["momentum"], group["nesterov"]) == (0.85, True)
+    state = made("cifar10-gpu")
+    assert convolutions(state) == [(24, 3), (64, 24), (64, 64), (256, 64), (256, 256), (256, 256), (256, 256)]
+    deviation = float(state.network.linear.weight.detach().std())
+    assert deviation * state.recipe.options()["logit_scale"] == pytest.approx(1 / 256, rel=0.05)
+    for step, left, bias_left in ((0, 1.0, 1.0), (30, 0.85, 0.6), (74, 0.63, 1 / 75), (150, 0.25, 0.0)):
+        groups = groups_at(state, step, steps=200, steps_per_epoch=25)
+        assert groups["blocks.1.convolutions.0.weight"]["lr"] == pytest.approx(0.24 * left)
+        biases, head, first = groups["blocks.2.norms.1.bias"], groups["linear.weight"], groups["first.bias"]
+        assert biases["lr"] == pytest.approx(0.053 * 2000 * left, rel=0.01)
+        assert head["lr"] == pytest.approx(0.67 * 2000 * deviation**2 * left, rel=0.05)
+        assert first["lr"] == pytest.approx(0.053 * 2000 * bias_left, rel=0.01)
+        assert state.network.whitening_bias.requires_grad == (step < 75)
+        for group, share in ((biases, left), (head, left), (first, bias_left)):
+            assert group["lr"] * group["weight_decay"] == pytest.approx(2e-6 * 2000 * share, rel=0.03)
+            assert (group["momentum"], group["nesterov"]) == (0.85, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "rate", "decay", "widths", "each", "warmup", "end", "new_share"),
+    [
+        ("cifar10-gpu95", 15, 10.0, 0.0153, (128, 384, 384), 2, 0.23, 0.07, 0.4),
+        ("cifar10-gpu96", 37, 9.0, 0.012, (128, 384, 512), 3, 0.1, 0.0, 0.1),
+    ],
+)
+def test_values_of_the_longer_recipes_are_those_of_the_source(
+    name: str,
+    epochs: int,
+    rate: float,
+    decay: float,
+    widths: tuple[int, ...],
+    each: int,
+    warmup: float,
+    end: float,
+    new_share: float,
+) -> None:
+    """airbench95 and airbench96 take sums over 1,024 images, and divide their rates and decays by 1,024 · 7.67."""
+    state = made(name)
+    options, momentum_sum = state.recipe.options(), 1 + 1 / (1 - 0.85)
+    steps = state.recipe.total_steps(50_000)
+    assert steps == 48 * epochs  # the source leaves the last 848 images of a pass out
+    expected, before = [(24, 3)], 24
+    for width in widths:
+        expected += [(width, before), *[(width, width)] * (each - 1)]
+        before = width
+    assert convolutions(state) == expected
+    assert options["logit_scale"] == pytest.approx(1 / 9)
+    norms = [module for module in state.network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert {norm.momentum for norm in norms} == {new_share}
+    peak = int(warmup * steps)
+    for step, share in ((0, 0.2), (peak, 1.0), (steps - 1, end)):
+        groups = groups_at(state, step, steps=steps, steps_per_epoch=50_000 / 1024)
+        for parameter, factor in (("blocks.1.convolutions.0.weight", 1), ("linear.weight", 1), ("first.bias", 1),
+                                  ("blocks.2.norms.1.bias", 64)):  # fmt: skip
+            group = groups[parameter]
+            assert group["lr"] == pytest.approx(1024 * factor * share * rate / (1024 * momentum_sum), abs=0.01 * factor)
+            assert group["lr"] * group["weight_decay"] == pytest.approx(share * decay / momentum_sum, abs=1e-5)
+            assert (group["momentum"], group["nesterov"]) == (0.85, True)
+        assert state.network.whitening_bias.requires_grad == (step < 3 * 50_000 / 1024)
+    same = {
+        "batch": 1024, "method": "sgd", "label_smoothing": 0.2, "lookahead_every": 5, "flip": True, "alternate": True,
+        "mirrored_test": True, "shifted_test": 1, "unsure_lead": 1, "activation": "gelu", "standardise": "set",
+    }  # fmt: skip
+    assert {name: options[name] for name in same} == same
+    assert options["lookahead_decay"] == pytest.approx(0.95**5)
+    assert (options["pad"], options["cutout"], options["residual"], options["activate_sum"]) == (
+        (4, 12, True, True) if each == 3 else (2, 0, False, False)
+    )
+
+
+def test_squares_are_cut_out_there() -> None:
+    pipeline = Pipeline(DATA.train, GPU96.augmentation, batch=20, seed=5, moments=DATA.moments, device=DEVICE)
+    images = pipeline.make(3).images.cpu()
+    assert ((images == 0).all(dim=1).sum(dim=(1, 2)) >= 4 * 4).all()
 
 
 def test_the_last_checkpoint_is_not_part_of_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

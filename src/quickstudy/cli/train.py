@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 def command(
     recipe: Annotated[
-        str, typer.Argument(help="cifar10-classic, cifar10-fast, cifar10-long, cifar10-gpu or mlp.", show_default=False)
+        str,
+        typer.Argument(
+            help="cifar10-classic, cifar10-fast, cifar10-long, cifar10-gpu, cifar10-gpu95, cifar10-gpu96 or mlp.",
+            show_default=False,
+        ),
     ],
     data: Annotated[
         str | None,

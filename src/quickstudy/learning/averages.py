@@ -1,4 +1,4 @@
-"""Moving averages of parameters, which evaluation uses in their place; the precision of layers; the way to a device."""
+"""Averages of parameters, for evaluation or on the way; the precision of layers; the way to a device."""
 
 from __future__ import annotations
 
@@ -54,6 +54,37 @@ class ParameterAverages:
         self.updates = int(state["updates"])  # type: ignore[call-overload]
         saved: Mapping[str, Tensor] = state["averages"]  # type: ignore[assignment]
         _copy((saved[name] for name in self._names), self._averages)
+
+
+class Lookahead:
+    """Slow values of all parameters and of what batch norms collect, to which these are set back every some steps.
+
+    Zhang et al., "Lookahead Optimizer: k steps forward, 1 step back" (2019, https://arxiv.org/abs/1907.08610): the slow
+    values go a part of the way to the fast ones, which then go on from there.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        sources = _averaged(network)
+        self._names, self._fast = list(sources), [value.detach() for value in sources.values()]
+        self._slow = [value.clone() for value in self._fast]
+
+    @torch.no_grad()
+    def update(self, kept: float) -> None:
+        """Let the slow values keep this share of themselves and take the rest from the fast ones, which become them."""
+        torch._foreach_lerp_(self._slow, self._fast, 1 - kept)
+        torch._foreach_copy_(self._fast, self._slow)
+
+    def restart(self) -> None:
+        """Begin again with the parameters as they are now."""
+        _copy(self._fast, self._slow)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Give the slow values by name, for a checkpoint."""
+        return dict(zip(self._names, self._slow, strict=True))
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state_dict` gave, from a checkpoint."""
+        _copy((state[name] for name in self._names), self._slow)
 
 
 @torch.no_grad()

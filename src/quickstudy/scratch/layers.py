@@ -126,17 +126,26 @@ class LocallyConnected(nn.Module):
 
 
 class Whitening(nn.Conv2d):
-    """A first convolution that turns image patches into uncorrelated values of unit variance, and is not trained.
+    """A first convolution that turns image patches into uncorrelated values of unit variance; its filters stay.
 
     Its filters are the eigenvectors of the patches' covariance over the root of their eigenvalues, each with both signs
     (Page, 2019; Jordan, 2024, https://arxiv.org/abs/2404.00498, section 3.2). Where nothing before a layer is trained,
     its gradient need not be passed on, which saves a tenth of the fast network's step.
     """
 
-    def __init__(self, channels: int, *, kernel: int, directions: int) -> None:
-        """Args: `directions`: number of eigenvectors to use, the largest eigenvalues first; there are C·kernel²."""
-        super().__init__(channels, 2 * min(directions, channels * kernel * kernel), kernel, bias=False)
+    def __init__(self, channels: int, *, kernel: int, directions: int, bias: bool = False) -> None:
+        """Prepare for filters, which `take_filters` takes.
+
+        Args:
+            channels: number of channels of the images.
+            kernel: side of the patches, in pixels.
+            directions: number of eigenvectors to use, the largest eigenvalues first; there are C·kernel².
+            bias: whether there is a bias, which begins at 0 and can be trained.
+        """
+        super().__init__(channels, 2 * min(directions, channels * kernel * kernel), kernel, bias=bias)
         self.weight.requires_grad = False
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     @torch.no_grad()
     def take_filters(self, images: Tensor, *, floor: float = 5e-4) -> None:

@@ -1,7 +1,7 @@
 """The networks that recipes train, each with its options: classic, fast, and fully connected (MLP).
 
-A network takes N×C×S×S images and gives N×classes logits. It says which of its weights decay (`decayed`), and may take
-from training images what it does not train (`prepare`).
+A network takes N×C×S×S images and gives N×classes logits. It says which of its weights decay (`decayed`), may take
+from training images what it does not train (`prepare`), and may stop training a part of itself (`stop_training_at`).
 """
 
 from __future__ import annotations
@@ -117,6 +117,11 @@ class ClassicNet(nn.Module):
     def prepare(self, images: Tensor) -> None:
         """Take nothing from the images."""
 
+    def stop_training_at(self, epoch: float) -> bool:
+        """Train all to the end."""
+        del epoch
+        return False
+
     def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -170,11 +175,19 @@ class FastNetworkOptions:
     """Number of 3×3 convolutions in a block."""
     residual: bool = True
     """Whether a block's input after pooling is added to its output."""
+    activate_sum: bool = False
+    """Whether the last activation of a block comes after that sum (He et al., 2016) and not before; needs residual."""
     whitening: bool = True
     """Whether the first layer is taken from the images' patches instead of being trained."""
     directions: int = 8
     """Number of directions of 2×2 patches in the first layer, the strongest first, at most all (12 in RGB); each makes
     two filters, one of each sign."""
+    whitening_bias_epochs: float = 0.0
+    """Epochs for which a bias of the whitened patches is trained, which then stays as it is; 0: there is none."""
+    whitening_bias_rate: float = 1.0
+    """Factor of the learning rate for that bias, in place of `bias_rate`."""
+    whitening_bias_fall: bool = False
+    """Whether that bias's rate falls from the highest to nothing in its epochs; off: it follows the schedule."""
     logit_scale: float = 1 / 9
     """Factor of the logits, above 0."""
     batch_norm_momentum: float = 0.6
@@ -191,6 +204,13 @@ class FastNetworkOptions:
         if not self.widths or min(self.widths) < 1:
             shown = ",".join(map(str, self.widths)) or "empty"
             raise OptionError(f"widths is {shown}; expected the channels of each block, 1 or more, such as 32,64,128")
+        if self.activate_sum and not self.residual:
+            raise OptionError("activate_sum is on, but residual is off, so there is no sum; set one of them otherwise")
+        if self.whitening_bias_epochs and not self.whitening:
+            raise OptionError(
+                f"whitening_bias_epochs is {self.whitening_bias_epochs:g}, but whitening is off, so the first layer is "
+                "trained with its bias to the end; set one of them otherwise"
+            )
         if size < (least := 1 << (len(self.widths) + 1)):
             raise OptionError(
                 f"Images of {size} pixels a side are too small for {len(self.widths)} blocks, which take {least}; "
@@ -210,7 +230,10 @@ class FastNet(nn.Module):
         super().__init__()
         self.active = ACTIVATIONS[config.activation]()
         self.logit_scale = config.logit_scale
-        self.first: nn.Conv2d = Whitening(channels, kernel=2, directions=config.directions)
+        self.options = config
+        self.first: nn.Conv2d = Whitening(
+            channels, kernel=2, directions=config.directions, bias=config.whitening_bias_epochs > 0
+        )
         if not config.whitening:
             self.first = nn.Conv2d(channels, self.first.out_channels, 2)
         self.blocks = nn.ModuleList()
@@ -237,13 +260,27 @@ class FastNet(nn.Module):
         if isinstance(self.first, Whitening):
             self.first.take_filters(images)
 
+    @property
+    def whitening_bias(self) -> nn.Parameter | None:
+        """The bias of the first layer where that is not trained itself; None where there is none."""
+        bias = self.first.bias if isinstance(self.first, Whitening) else None
+        return bias if isinstance(bias, nn.Parameter) else None
+
+    def stop_training_at(self, epoch: float) -> bool:
+        """Train the whitening layer's bias no more from its last epoch on; tells whether it was trained before."""
+        bias = self.whitening_bias
+        if bias is None or not bias.requires_grad or epoch < self.options.whitening_bias_epochs:
+            return False
+        bias.requires_grad = False  # so that no gradient is worked out before the first convolution's
+        return True
+
 
 class Block(nn.Module):
     """Convolution, pooling, batch norm, activation; then further convolutions without pooling."""
 
     def __init__(self, channels: int, width: int, config: FastNetworkOptions) -> None:
         super().__init__()
-        self.residual = config.residual
+        self.residual, self.activate_sum = config.residual, config.activate_sum
         self.convolutions, self.norms, self.actives = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for number in range(config.convolutions):
             conv = nn.Conv2d(width if number else channels, width, 3, padding=1, bias=False)
@@ -258,9 +295,13 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Take N×C×H×W to N×width×H/2×W/2."""
         x = pooled = self.actives[0](self.norms[0](functional.max_pool2d(self.convolutions[0](x), 2)))
-        for number in range(1, len(self.convolutions)):
-            x = self.actives[number](self.norms[number](self.convolutions[number](x)))
-        return x + pooled if self.residual and x is not pooled else x
+        last = len(self.convolutions) - 1
+        for number in range(1, last + 1):
+            x = self.norms[number](self.convolutions[number](x))
+            if number == last and self.activate_sum:
+                x = x + pooled
+            x = self.actives[number](x)
+        return x + pooled if self.residual and not self.activate_sum and x is not pooled else x
 
 
 _BATCH_NORM_PLACES = ("off", "before", "after")
@@ -326,6 +367,11 @@ class Mlp(nn.Module):
 
     def prepare(self, images: Tensor) -> None:
         """Take nothing from the images."""
+
+    def stop_training_at(self, epoch: float) -> bool:
+        """Train all to the end."""
+        del epoch
+        return False
 
 
 class Hidden(nn.Module):

@@ -165,12 +165,16 @@ def _with_tensors(network: Any, tensors: Mapping[str, Tensor]) -> Any:
     return other
 
 
+_ROWWISE = ("step", "optimisers", "averages", "lookahead")
+"""Parts of `TrainingState.values`, where they are there, whose tensors have a row for each run first."""
+
+
 def _joined(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Put what `TrainingState.values` gave of several runs, all at the same step, side by side."""
     first = states[0]
     names, parts = first["network"], [state["network"] for state in states]
     return {
-        **_rowwise([{name: state[name] for name in ("step", "optimisers", "averages")} for state in states]),
+        **_rowwise([{name: state[name] for name in _ROWWISE if name in state} for state in states]),
         "network": {name: torch.stack([part[name] for part in parts]) for name in names},
         "smoothed": torch.stack([state["smoothed"] for state in states], dim=-1),
     }
@@ -189,7 +193,7 @@ def _rowwise(values: Sequence[Any]) -> Any:
 def _one_of(values: dict[str, Any], row: int) -> dict[str, Any]:
     """Take one run's part of what `_joined` gave."""
     return {
-        **_row({name: values[name] for name in ("step", "optimisers", "averages")}, row),
+        **_row({name: values[name] for name in _ROWWISE if name in values}, row),
         "network": {name: value[row].clone() for name, value in values["network"].items()},
         "smoothed": values["smoothed"][..., row].clone(),
     }

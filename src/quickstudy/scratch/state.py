@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quickstudy.learning.averages import ParameterAverages, choose_precision
+from quickstudy.learning.averages import Lookahead, ParameterAverages, choose_precision
 from quickstudy.learning.optimisers import Adam, Descent, PlainOptimiser
 from quickstudy.scratch.networks import ClassicNet, FastNet, Mlp
 from quickstudy.scratch.recipe import OptimiserOptions, Recipe
@@ -105,6 +105,25 @@ class Measures:
     """Norm of each trained parameter's gradient, by name."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """Says where in its run a step is."""
+
+    step: int
+    """Number of the step, counted from 0."""
+    steps: int
+    """Number of steps of the whole run."""
+    epoch: float
+    """Passes over the training images before the step."""
+    rate: float
+    """Its learning rate."""
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it is the last step."""
+        return self.step + 1 == self.steps
+
+
 class TrainingState:
     """Everything that changes from step to step, and nothing else."""
 
@@ -146,6 +165,8 @@ class TrainingState:
             ParameterAverages(self.network, recipe.optimiser.average_decay) if recipe.optimiser.average_decay else None
         )
         """Moving averages of the parameters; None where the recipe has none."""
+        self.lookahead = Lookahead(self.network) if recipe.optimiser.lookahead_every else None
+        """Slow values of the parameters; None where the recipe has none."""
         self.smoothed = torch.zeros(0, device=device)
         """Moving averages of the losses in `LOSS_TERMS`, for display only; empty before the first step."""
         self.step = 0
@@ -156,33 +177,41 @@ class TrainingState:
     def prepare(self, images: Tensor) -> None:
         """Let the network take from images what it does not train; the averages begin after that."""
         self.network.prepare(images)
-        if self.averages is not None:
-            self.averages.restart()
+        for averages in (self.averages, self.lookahead):
+            if averages is not None:
+                averages.restart()
 
     def zero_grad(self) -> None:
         """Forget the gradients of the step before."""
         self.network.zero_grad()
 
-    def update_parameters(self, rate: float) -> None:
-        """Change the parameters by their gradients, at this learning rate; this makes it a step."""
+    def update_parameters(self, course: Course) -> None:
+        """Change the parameters by their gradients, at the rate of this step; this makes it a step."""
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
+                rate = course.rate
+                if fall := group.get("fall_epochs"):
+                    rate = self.recipe.schedule.rate * max(0.0, 1 - course.epoch / fall)
                 group["lr"] = rate * group["rate_factor"]
             optimiser.step()
         self.step += 1
 
-    def follow_gradients(self, rate: float, cross_entropy: Tensor, *, last: bool) -> Tensor:
+    def follow_gradients(self, course: Course, cross_entropy: Tensor) -> Tensor:
         """Make a step by the gradients that are there; the result is the step's losses, as in `LOSS_TERMS`.
 
         Args:
-            rate: the learning rate.
+            course: where in its run the step is.
             cross_entropy: the loss that the gradients are of.
-            last: whether it is the last step.
         """
         options = self.recipe.optimiser
         decay = self.decay_loss(options.weight_decay)
-        self.update_parameters(rate)
-        if self.averages is not None and (last or self.step % options.average_every == 0):
+        self.update_parameters(course)
+        if self.lookahead is not None:
+            if self.step % options.lookahead_every == 0:
+                self.lookahead.update(options.lookahead_decay * (self.step / course.steps) ** 3)
+            if course.is_last:
+                self.lookahead.update(1.0)
+        if self.averages is not None and (course.is_last or self.step % options.average_every == 0):
             self.averages.update()
         return self.smooth_losses(cross_entropy.detach(), decay)
 
@@ -241,6 +270,7 @@ class TrainingState:
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "averages": None if self.averages is None else self.averages.state_dict(),
             "smoothed": self.smoothed,
+            **({} if self.lookahead is None else {"lookahead": self.lookahead.state_dict()}),
         }
 
     def take(self, values: Mapping[str, Any]) -> None:
@@ -251,6 +281,8 @@ class TrainingState:
             optimiser.load_state_dict(saved)
         if self.averages is not None:
             self.averages.load_state_dict(values["averages"])
+        if self.lookahead is not None:
+            self.lookahead.load_state_dict(values["lookahead"])
         self.smoothed = values["smoothed"].to(self.smoothed.device)
 
 
@@ -259,7 +291,7 @@ def _optimisers(
 ) -> list[torch.optim.Optimizer]:
     """Make one optimiser for all parameters; with `muon`, Muon for the convolutions' weights, sgd for the rest."""
     chosen = {id(parameter) for parameter in decayed}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, float], list[nn.Parameter]] = {}
     convolutions: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
@@ -268,13 +300,16 @@ def _optimisers(
             convolutions.append(parameter)
             continue
         head_rate = options.head_rate if name.startswith("linear.") else 1.0
-        factor = head_rate * (options.bias_rate if name.endswith("bias") else 1.0)
+        factor, fall = head_rate * (options.bias_rate if name.endswith("bias") else 1.0), 0.0
+        if isinstance(network, FastNet) and parameter is network.whitening_bias:
+            factor = network.options.whitening_bias_rate
+            fall = network.options.whitening_bias_epochs if network.options.whitening_bias_fall else 0.0
         # Divided by the factor, so that all that decays shrinks equally fast.
         decay = options.weight_decay / factor if id(parameter) in chosen else 0.0
-        groups.setdefault((factor, decay), []).append(parameter)
+        groups.setdefault((factor, decay, fall), []).append(parameter)
     members = [
-        {"params": parameters, "rate_factor": factor, "weight_decay": decay}
-        for (factor, decay), parameters in groups.items()
+        {"params": parameters, "rate_factor": factor, "weight_decay": decay} | ({"fall_epochs": fall} if fall else {})
+        for (factor, decay, fall), parameters in groups.items()
     ]
     if options.method == "adam":
         return [Adam(members, lr=0.0, fused=True)]

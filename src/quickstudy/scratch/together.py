@@ -49,6 +49,8 @@ def why_apart(recipe: Recipe) -> str:
         return "it ends by its own time"
     if recipe.shifted_test and recipe.unsure_lead < 1:
         return "each network is unsure of other images"
+    if getattr(recipe.network, "whitening_bias_epochs", 0):
+        return "each network stops training its whitening bias by itself"
     if getattr(recipe.network, "normalisation", "") == "lrn":
         return "local response normalisation takes one network"
     return ""
@@ -207,7 +209,7 @@ class _Group:
                         log.histograms()
                     if reported:
                         lap = run.state.clock.lap(part.state.step)
-                        log.progress(measures[row], run.rate(part.state.step - 1), seconds_per_batch=lap)
+                        log.progress(measures[row], run.course(part.state.step - 1).rate, seconds_per_batch=lap)
                     run.state.ended = run.evaluate_and_decide(log)
                     if run.state.ended or part.state.step == run.steps:
                         part.state.give(row)
@@ -263,7 +265,7 @@ class _Part:
         """Make a step by the gradients that the whole network has."""
         run, step = self.members[0].run, self.state.step
         self.state.take_gradients()
-        self.losses = self.state.follow_gradients(run.rate(step), cross_entropies, last=step + 1 == run.steps)
+        self.losses = self.state.follow_gradients(run.course(step), cross_entropies)
         self.unchecked.append((step, self.losses[0]))
 
     def not_numbers(self) -> list[tuple[_Member, int]]:

@@ -35,7 +35,7 @@ from quickstudy.scratch.parallel import (
     torchrun_replica,
 )
 from quickstudy.scratch.recipe import Recipe, RunSettings
-from quickstudy.scratch.state import TrainingState
+from quickstudy.scratch.state import Course, TrainingState
 from quickstudy.scratch.summaries import Reporter, RunBegun, RunLog
 
 _ROWS_NAMED = 16
@@ -265,6 +265,9 @@ class RunTraining:
             agree_on_step(self.replica, state.step)
             clock.begin_steps(state.step)
             for batch in self.pipeline.batches(range(state.step, state.step if state.ended else self.steps)):
+                course = self.course(batch.step)
+                if state.network.stop_training_at(course.epoch):
+                    network = self._wrapped_network()  # around what is trained from now on
                 with self._autocast(), log.forward(batch):
                     logits = network(batch.images)
                 cross_entropy = functional.cross_entropy(
@@ -274,15 +277,14 @@ class RunTraining:
                 state.zero_grad()
                 cross_entropy.backward()  # type: ignore[no-untyped-call]
 
-                rate = self.rate(batch.step)
-                losses = state.follow_gradients(rate, cross_entropy, last=batch.step + 1 == self.steps)
+                losses = state.follow_gradients(course, cross_entropy)
 
                 self.unchecked.append((batch.step, losses[0]))
                 if state.step % self.check_every == 0:
                     self._check_losses()
                 log.histograms()
                 if self.replica.is_first and state.step % settings.log_steps == 0:
-                    log.progress(state.measured(losses), rate, seconds_per_batch=clock.lap(state.step))
+                    log.progress(state.measured(losses), course.rate, seconds_per_batch=clock.lap(state.step))
 
                 # Evaluated before the checkpoint is written: it says whether the run has ended, and a run that goes on
                 # from it does not come to this step again.
@@ -311,10 +313,11 @@ class RunTraining:
         else:
             self.state.prepare(self.images.to_prepare(self.recipe))
 
-    def rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
+    def course(self, step: int) -> Course:
+        """Say where in the run a step is, counted from 0."""
         steps_per_epoch = len(self.data.train) / self.recipe.optimiser.batch
-        return self.recipe.schedule.at(step, steps=self.steps, steps_per_epoch=steps_per_epoch)
+        rate = self.recipe.schedule.at(step, steps=self.steps, steps_per_epoch=steps_per_epoch)
+        return Course(step=step, steps=self.steps, epoch=step / steps_per_epoch, rate=rate)
 
     def _wrapped_network(self) -> nn.Module:
         """Make the network as steps call it: compiled if asked for, and averaging gradients over replicas, if any."""
