@@ -1,4 +1,4 @@
-"""Moving averages against the formula, and that a network always gets its own parameters back."""
+"""Averages against their formulas, and that a network always gets its own parameters back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quickstudy.learning.averages import ParameterAverages
+from quickstudy.learning.averages import Lookahead, ParameterAverages
 
 
 def network() -> nn.Sequential:
@@ -165,3 +165,55 @@ def test_training_goes_on_through_the_averages() -> None:
     optimiser.step()
     averages.update()
     assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+# Slow values
+
+
+def test_parameters_are_set_to_slow_values_that_follow_them() -> None:
+    module = network()
+    lookahead = Lookahead(module)
+    slow = {name: value.double().numpy() for name, value in values(module).items()}
+    places = [value.data_ptr() for value in module.state_dict().values()]
+    for n, kept in enumerate((0.0, 0.25, 0.75, 1.0)):
+        change(module, n)
+        fast = values(module)
+        lookahead.update(kept)
+        for name, value in values(module).items():
+            if name == "1.num_batches_tracked":
+                assert value == fast[name] == n + 1
+                continue
+            slow[name] = kept * slow[name] + (1 - kept) * fast[name].double().numpy()
+            np.testing.assert_allclose(value.double().numpy(), slow[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    assert [value.data_ptr() for value in module.state_dict().values()] == places
+
+
+def test_slow_values_begin_with_the_parameters_as_they_are() -> None:
+    module = network()
+    lookahead = Lookahead(module)
+    change(module, 0)
+    lookahead.restart()
+    own = values(module)
+    change(module, 1)
+    lookahead.update(1.0)
+    assert all(torch.equal(own[name], value) for name, value in values(module).items() if value.is_floating_point())
+
+
+def test_slow_values_survive_a_checkpoint_bit_for_bit() -> None:
+    module = network()
+    lookahead = Lookahead(module)
+    change(module, 0)
+    lookahead.update(0.5)
+    change(module, 1)
+    buffer = io.BytesIO()
+    torch.save({"network": module.state_dict(), "lookahead": lookahead.state_dict()}, buffer)
+    buffer.seek(0)
+    saved = torch.load(buffer, weights_only=True)
+    other = network()
+    restored = Lookahead(other)
+    other.load_state_dict(saved["network"])
+    restored.load_state_dict(saved["lookahead"])
+    for mine, its in ((module, lookahead), (other, restored)):
+        change(mine, 2)
+        its.update(0.5)
+    assert all(torch.equal(value, values(other)[name]) for name, value in values(module).items())

@@ -19,7 +19,7 @@ from quickstudy.scratch.state import TrainingState
 from quickstudy.scratch.train import train_recipe
 
 DATA = small_data()
-PLAIN = FAST.with_options({"evaluate_steps": 5})
+PLAIN = FAST.with_options({"evaluate_steps": 5, "whitening_bias_epochs": 1.5, "lookahead_every": 4})
 COMPILED = PLAIN.with_options({"compiled": True})
 SETTINGS = RunSettings(threads=0, summary_steps=6, log_steps=1, checkpoint_seconds=0)
 

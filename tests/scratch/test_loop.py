@@ -35,7 +35,7 @@ from quickstudy.scratch.folder import METRICS, RunFolder
 from quickstudy.scratch.input import Batch, Pipeline, evaluation_batches
 from quickstudy.scratch.parallel import Replica
 from quickstudy.scratch.recipe import Recipe
-from quickstudy.scratch.state import TrainingState
+from quickstudy.scratch.state import Course, TrainingState
 from quickstudy.scratch.train import RunResult, train_recipe
 
 DATA = small_data()
@@ -267,6 +267,54 @@ def test_three_fast_steps_by_hand(tmp_path: Path) -> None:
     for name, buffer in network.named_buffers():
         if name.endswith(("running_mean", "running_var")):
             assert torch.allclose(state["network"][name], buffer, rtol=1e-3, atol=1e-5), name
+
+
+def test_lookahead_by_hand(tmp_path: Path) -> None:
+    """Seven steps, slow values after every third; what they keep rises with the cube of the share of steps made."""
+    plain = FAST.with_options({"steps": 7, "method": "sgd", "average_decay": 0})
+    recipe = plain.with_options({"lookahead_every": 3, "lookahead_decay": 0.9})
+    train_whole(recipe, DATA, tmp_path / "run")
+    state = initial_state(plain)
+    state.prepare(first_images(plain))
+    state.network.train()
+    slow = {name: value.clone() for name, value in state.network.state_dict().items()}
+    for batch in batches(plain, 7):
+        state.zero_grad()
+        logits = state.network(batch.images)
+        loss = functional.cross_entropy(logits, batch.labels, label_smoothing=plain.optimiser.label_smoothing)
+        loss.backward()  # type: ignore[no-untyped-call]
+        rate = plain.schedule.at(batch.step, steps=7, steps_per_epoch=100 / 16)
+        state.update_parameters(Course(step=batch.step, steps=7, epoch=0.0, rate=rate))
+        if batch.step in (2, 5):
+            kept = 0.9 * ((batch.step + 1) / 7) ** 3
+            for name, value in state.network.state_dict().items():
+                if value.is_floating_point():
+                    slow[name] = kept * slow[name] + (1 - kept) * value
+                    value.copy_(slow[name])
+    found = newest(tmp_path / "run").state
+    for name, value in found["network"].items():
+        if value.is_floating_point():
+            assert torch.allclose(value, slow[name], rtol=1e-4, atol=1e-6), name
+            assert torch.equal(value, found["lookahead"][name])
+    assert not torch.allclose(state.network.linear.weight, slow["linear.weight"], rtol=1e-3)
+
+
+def test_the_whitening_bias_stays_after_its_epochs(tmp_path: Path) -> None:
+    recipe = FAST.with_options(
+        {"steps": 16, "whitening_bias_epochs": 1, "whitening_bias_rate": 3, "average_decay": 0, "batch": 20}
+    )
+    settings = dataclasses.replace(QUIET, checkpoint_seconds=0, keep=20)
+    train_whole(recipe, DATA, tmp_path / "run", settings)
+    folder = RunFolder(tmp_path / "run")
+    biases = {}
+    for step in folder.checkpoints.steps():
+        checkpoint = folder.checkpoint(str(step))
+        assert checkpoint is not None
+        biases[step] = checkpoint.state["network"]["first.bias"]
+    assert list(biases) == list(range(1, 17))
+    assert all(not torch.equal(biases[step], biases[step + 1]) for step in range(1, 5))
+    assert all(torch.equal(biases[step], biases[5]) for step in range(6, 17))
+    assert ["gradient_norm/first.bias" in line for line in folder.lines(METRICS)] == [True] * 5 + [False] * 11
 
 
 def test_the_same_seed_gives_the_same_and_another_another(recipe: Recipe, whole: Path, tmp_path: Path) -> None:

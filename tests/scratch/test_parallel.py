@@ -19,15 +19,16 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from small_runs import CLASSIC, QUIET, newest, small_data, train_until, train_whole
+from small_runs import CLASSIC, FAST, QUIET, newest, small_data, train_until, train_whole
 
 from quickstudy.errors import DeviceError, ImageSetError, OptionError, QuickstudyError, RunError, TrainingError
 from quickstudy.process import usable_cores
+from quickstudy.scratch.data import ImagesAtHand
 from quickstudy.scratch.folder import METRICS, RunFolder
 from quickstudy.scratch.input import Pipeline
 from quickstudy.scratch.parallel import Replica, choose_device, joined, run_replicas, torchrun_replica
 from quickstudy.scratch.recipe import Recipe, RunSettings
-from quickstudy.scratch.train import train, train_recipe
+from quickstudy.scratch.train import RunTraining, train, train_recipe
 
 RECIPE = CLASSIC.with_options({"batch": 32, "steps": 12})
 
@@ -116,6 +117,23 @@ def be_asked_before_the_first_step(replica: Replica, path: Path) -> None:
     train_recipe(RECIPE, small_data(), RunFolder(path), replica=replica, settings=QUIET)
 
 
+def train_with_a_bias_for_a_while(replica: Replica, path: Path) -> None:
+    """Train past the end of the whitening bias's epochs; both replicas come to the same parameters."""
+    recipe = FAST.with_options({"batch": 20, "steps": 6, "whitening_bias_epochs": 0.6, "lookahead_every": 3})
+    data, folder = small_data(), RunFolder(path)
+    if replica.is_first:
+        folder.begin(recipe, data.facts)
+    torch.distributed.barrier()
+    settings = dataclasses.replace(QUIET, checkpoint_seconds=0)
+    training = RunTraining(recipe, ImagesAtHand(data, replica, threads=0), folder, replica, settings, None)
+    training.run()
+    flat = torch.cat([parameter.detach().flatten() for parameter in training.state.network.parameters()])
+    largest, smallest = flat.clone(), flat.clone()
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+    torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
+    assert torch.equal(largest, smallest)
+
+
 def fail(replica: Replica) -> None:
     if not replica.is_first:
         raise ImageSetError("The images are not here; put them there\nLooked for them here and there")
@@ -134,6 +152,16 @@ def test_two_replicas_give_what_one_gives(alone: Path, tmp_path: Path, nobody_is
     # And that is nearer than a training that sees half of each batch.
     train_whole(CLASSIC.with_options({"steps": 12}), small_data(), tmp_path / "half")
     assert farthest(newest(tmp_path / "half").state["network"], one.state["network"]) > 1e-2
+
+
+def test_replicas_agree_after_a_part_is_no_longer_trained(tmp_path: Path, nobody_is_left: Callable[[], bool]) -> None:
+    run_replicas(2, "cpu", train_with_a_bias_for_a_while, tmp_path / "run")
+    assert nobody_is_left()
+    folder = RunFolder(tmp_path / "run")
+    assert ["gradient_norm/first.bias" in line for line in folder.lines(METRICS)] == [True] * 3 + [False] * 3
+    states = [folder.checkpoint(str(step)).state["network"] for step in (2, 3, 6)]  # type: ignore[union-attr]
+    assert [torch.equal(state["first.bias"], states[-1]["first.bias"]) for state in states] == [False, True, True]
+    assert not torch.equal(states[1]["linear.weight"], states[2]["linear.weight"])
 
 
 def test_a_replica_that_is_killed_ends_the_training_and_leaves_a_checkpoint(

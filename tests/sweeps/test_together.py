@@ -36,6 +36,7 @@ CPU, SILENT = Replica(), lambda _: None
 CONVOLUTIONAL = recipe_named("cifar10-fast").with_options(
     {"data": "digits", "batch": 16, "steps": 6, "widths": "4", "convolutions": 2, "pad": 1, "whitening": False}
     | {"method": "sgd", "precision": "float32", "evaluate_steps": 3, "average_decay": 0.9}
+    | {"lookahead_every": 2, "cutout": 2}
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -235,6 +236,11 @@ def test_checkpoints_are_written_meanwhile(data: TrainingData, tmp_path: Path) -
         ({"recipe": "mlp", "seconds": 3}, "time"),
         ({"recipe": "cifar10-fast", "method": "sgd", "precision": "float32"}, "unsure"),
         ({"recipe": "cifar10-classic"}, "local response"),
+        (
+            {"recipe": "cifar10-fast", "method": "sgd", "precision": "float32", "unsure_lead": 1}
+            | {"whitening_bias_epochs": 1},
+            "whitening bias",
+        ),
     ],
 )
 def test_what_is_not_trained_together(options: dict[str, object], reason: str) -> None:
