@@ -361,76 +361,99 @@ def _photos_for_tuning(options: argparse.Namespace, folder: Path) -> Path:
     return folder / "few"
 
 
-def cifar94(options: argparse.Namespace) -> None:
-    """`cifar10-gpu` against the published script: seconds and accuracies, seed by seed, and whole processes."""
-    from quickstudy.process import settle_own_process
-    from quickstudy.scratch.data import ImagesAtHand, load_training_data
-    from quickstudy.scratch.evaluation import evaluate_state
-    from quickstudy.scratch.folder import RunFolder
-    from quickstudy.scratch.parallel import Replica, joined
-    from quickstudy.scratch.recipe import Recipe, RunSettings, recipe_named
-    from quickstudy.scratch.train import RunResult, RunTraining
+class _Trainings:
+    """Trainings of a recipe on CIFAR-10 in this process, without the compiler unless it is asked for."""
 
-    settle_own_process()
-    data = load_training_data(str(options.cifar), image_size=32, validation=0.0)
-    quiet = RunSettings(summary_steps=0, log_steps=1000, checkpoint_seconds=1e9, keep=1)
-    replica = Replica(device_type=options.device)
-    recipe = recipe_named("cifar10-gpu").with_options({"compiled": False})
-    if options.small:
-        recipe = recipe.with_options({"widths": "8,8", "batch": 20, "steps": 4, "epochs": 0})
-    images = ImagesAtHand(data, replica, threads=0)
-    found: dict[str, tuple[float, float]] = {}
+    def __init__(self, options: argparse.Namespace, name: str) -> None:
+        from quickstudy.process import settle_own_process
+        from quickstudy.scratch.data import ImagesAtHand, load_training_data
+        from quickstudy.scratch.parallel import Replica
+        from quickstudy.scratch.recipe import recipe_named
 
-    def trained(one: Recipe) -> tuple[RunTraining, RunResult]:
+        settle_own_process()
+        self.small = options.small
+        self.data = load_training_data(str(options.cifar), image_size=32, validation=0.0)
+        self.replica = Replica(device_type=options.device)
+        self.images = ImagesAtHand(self.data, self.replica, threads=0)
+        self.recipe = recipe_named(name).with_options({"compiled": False})
+        if options.small:
+            self.recipe = self.recipe.with_options({"widths": "8,8", "batch": 20, "steps": 4, "epochs": 0})
+        self.found: dict[str, tuple[float, float]] = {}
+        """Median seconds, as the published scripts count them, and mean accuracy of each kind of training."""
+
+    def trained(self, one: Any) -> tuple[Any, Any]:
+        """Train a recipe: the training, and its result."""
+        from quickstudy.scratch.folder import RunFolder
+        from quickstudy.scratch.recipe import RunSettings
+        from quickstudy.scratch.train import RunTraining
+
+        quiet = RunSettings(summary_steps=0, log_steps=1000, checkpoint_seconds=1e9, keep=1)
         with tempfile.TemporaryDirectory() as folder:
             place = RunFolder(Path(folder) / "run")
-            place.begin(one, data.facts)
-            training = RunTraining(one, images, place, replica, quiet, None)
+            place.begin(one, self.data.facts)
+            training = RunTraining(one, self.images, place, self.replica, quiet, None)
             result = training.run()
             assert result is not None
             return training, result
 
-    def seeds(name: str, count: int, **chosen: Any) -> None:
+    def seeds(self, name: str, count: int, *, first: dict[str, Any] | None = None, **chosen: Any) -> None:
+        """Train by so many seeds, and tell of each; `first` has options of the one before, which does not count."""
+        from quickstudy.scratch.evaluation import evaluate_state
+        from quickstudy.scratch.parallel import joined
+
         rows = []
-        with joined(replica):
-            for seed in range(-1, 1 if options.small else count):  # the first one warms up and does not count
+        with joined(self.replica):
+            for seed in range(-1, 1 if self.small else count):  # the first one warms up
                 began = time.perf_counter()
-                one = recipe.with_options({**chosen, "seed": max(seed, 0)})
-                training, result = trained(one)
+                warm = first if first and seed < 0 and not self.small else {}
+                one = self.recipe.with_options({**chosen, **warm, "seed": max(seed, 0)})
+                training, result = self.trained(one)
                 took = time.perf_counter() - began
                 accuracy = result.test.score.accuracy
                 # What the published script's seconds have besides steps: the first layer's filters, and the evaluation.
                 began = time.perf_counter()
-                evaluate_state(training.state, one, data.test, data.moments)
-                training.state.prepare(images.to_prepare(one))
+                evaluate_state(training.state, one, self.data.test, self.data.moments)
+                training.state.prepare(self.images.to_prepare(one))
                 training.state.is_finite()  # which waits for all of it
                 around = time.perf_counter() - began
                 rows.append({"training": result.training_seconds, "around": around, "all": took, "accuracy": accuracy})
                 _tell(**{f"{name}_rows": rows})
         counted = rows[1:]
         totals = [row["training"] + row["around"] for row in counted]
-        found[name] = statistics.median(totals), statistics.mean(row["accuracy"] for row in counted)
+        self.found[name] = statistics.median(totals), statistics.mean(row["accuracy"] for row in counted)
         _tell(
             **{
                 f"{name}_training_seconds": spread([row["training"] for row in counted]),
                 f"{name}_seconds_as_the_peer_counts": spread(totals),
-                f"{name}_accuracy": found[name][1],
+                f"{name}_accuracy": self.found[name][1],
             }
         )
 
-    def tried() -> None:
+    def tried(self, name: str, count: int, **options: Any) -> None:
+        """Do what `seeds` does, and let cuDNN try its convolutions."""
         import torch
 
         torch.backends.cudnn.benchmark = True
         try:
-            seeds("tried", 3)
+            self.seeds(name, count, **options)
         finally:
             torch.backends.cudnn.benchmark = False
 
+
+def cifar94(options: argparse.Namespace) -> None:
+    """`cifar10-gpu` against the published script: seconds and accuracies, seed by seed, and whole processes."""
+    from quickstudy.scratch.parallel import joined
+
+    trainings = _Trainings(options, "cifar10-gpu")
+    seeds, found, data = trainings.seeds, trainings.found, trainings.data
+
     def waits() -> None:
         """Where steps wait for the GPU, by PyTorch's own count: lines that do so more often in more steps."""
-        with joined(replica):
-            fewer, more = (_waits(partial(trained, recipe.with_options({"steps": steps}))) for steps in (15, 40))
+        with joined(trainings.replica):
+            fewer, more = (
+                _waits(partial(trainings.trained, trainings.recipe.with_options({"steps": steps})))
+                for steps in (15, 40)
+            )
         _tell(waits_in_25_steps=dict(more - fewer))
 
     def whole_process(name: str, *chosen: str) -> None:
@@ -465,10 +488,9 @@ def cifar94(options: argparse.Namespace) -> None:
         ("eager_process", lambda: whole_process("eager", "--set", "compiled=off", "--summary-steps", "0"), 30),
         # As documented: compiled, with the network's graph and summaries.
         ("process", lambda: whole_process("documented"), 75),
-        ("tried", tried, 20),
+        ("tried", lambda: trainings.tried("tried", 3), 20),
         ("waits", waits, 15),
-        # The rates of a recipe that takes the source's sum over a batch for a mean.
-        ("small_rates", lambda: seeds("small_rates", 3, bias_rate=0.22, head_rate=2.8), 15),
+        ("small_rates", lambda: seeds("small_rates", 3, **_SMALL_RATES), 15),
     ]
     _each(
         [
@@ -479,6 +501,25 @@ def cifar94(options: argparse.Namespace) -> None:
             ("compare", compare),
         ]
     )
+
+
+def cifar95(options: argparse.Namespace) -> None:
+    """`cifar10-gpu95` as its source runs, without the compiler, and compiled: seconds and accuracies."""
+    trainings = _Trainings(options, "cifar10-gpu95")
+    compiled: Part = ("compiled", lambda: trainings.seeds("compiled", 2, first=_WARM, compiled=True), 50)
+    _each([("tried", lambda: trainings.tried("tried", 2, first=_WARM), 40), *([] if options.small else [compiled])])
+
+
+def cifar96(options: argparse.Namespace) -> None:
+    """`cifar10-gpu96` as its source runs, without the compiler: seconds and accuracy of one seed."""
+    trainings = _Trainings(options, "cifar10-gpu96")
+    _each([("tried", lambda: trainings.tried("tried", 1, first=_WARM), 60)])
+
+
+_SMALL_RATES = {"bias_rate": 0.22, "whitening_bias_rate": 0.22, "head_rate": 2.8}
+"""The rates of a recipe that takes its source's sum over a batch for a mean."""
+_WARM = {"steps": 20, "whitening_bias_epochs": 0.2}
+"""Options of a short training that asks for all that a long one does, once the first layer's bias stays, too."""
 
 
 def _waits(work: Callable[[], object]) -> Counter[str]:
@@ -670,6 +711,8 @@ _SECTIONS: dict[str, tuple[Callable[[argparse.Namespace], None], float]] = {
     "finetune": (finetune, 75.0),
     "cifar94": (cifar94, 220.0),
     "sweep": (sweep, 90.0),
+    "cifar95": (cifar95, 90.0),
+    "cifar96": (cifar96, 65.0),
     "classic": (classic, 45.0),
     "scaling": (scaling, 60.0),
 }

@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 pytestmark = pytest.mark.heavy
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
-SECTIONS = ["extract", "finetune", "cifar94", "sweep", "classic", "scaling"]
+SECTIONS = ["extract", "finetune", "cifar94", "sweep", "cifar95", "cifar96", "classic", "scaling"]
 
 PEER = """
 import torch
@@ -78,6 +78,14 @@ def test_a_section_tells_what_it_finds(photos: Path, tmp_path: Path) -> None:
     assert found["share_of_linear"]["decoding_processes"]["1"] == 1
 
 
+def test_the_longer_trainings_in_miniature(photos: Path, tmp_path: Path) -> None:
+    found = measured(photos, tmp_path, "--only", "cifar95", "--only", "cifar96")
+    for name in ("cifar95", "cifar96"):
+        assert "error" not in found[name]
+        assert found[name]["tried_seconds_as_the_peer_counts"]["median"] > 0
+        assert len(found[name]["tried_rows"]) == 2
+
+
 def test_a_section_that_takes_too_long_is_ended_and_the_next_one_told(photos: Path, tmp_path: Path) -> None:
     found = measured(photos, tmp_path, "--only", "classic", "--only", "sweep", "--each", "1.2")
     assert [found[name]["error"].partition(" than")[0] for name in ("classic", "sweep")] == ["took longer"] * 2
@@ -113,6 +121,7 @@ def test_all_of_it_in_miniature(photos: Path, tmp_path: Path) -> None:
     assert cifar["eager_rows"][1]["around"] > 0
     assert cifar["eager_share_of_the_peers_seconds"] > 0
     assert cifar["eager_process_says"]["steps"] == 4
+    assert [len(found[name]["tried_rows"]) for name in ("cifar95", "cifar96")] == [2, 2]
     assert found["sweep"]["together_seconds"] > 0
     assert found["sweep"]["same_number_of_steps"] == found["sweep"]["runs"] == 2
     assert found["classic"]["cpu_images_per_second"] > 0

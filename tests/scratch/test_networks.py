@@ -331,6 +331,17 @@ def test_a_block_of_one_convolution_is_that_with_or_without_residual() -> None:
     assert torch.equal(*outputs)
 
 
+def test_values_stay_in_half_precision_between_layers() -> None:
+    network, seen = fast(activation="gelu", activate_sum=True), {}
+    for name, module in network.named_modules():
+        if name and not list(module.children()):
+            module.register_forward_hook(lambda _module, _given, made, name=name: seen.update({name: made.dtype}))
+    with torch.autocast("cpu", torch.bfloat16):
+        network(noise(2, 3, 32, 32))
+    assert len(seen) == 2 + 3 * 3 * 3 + 1
+    assert set(seen.values()) == {torch.bfloat16}
+
+
 def test_logits_are_scaled() -> None:
     torch.manual_seed(0)
     whole = fast(logit_scale=1.0).eval()
