@@ -51,7 +51,15 @@ def test_few_photos_are_said(here: Path, run: Run) -> None:
     done = run("retrain", "photos")
     assert "Fewer than 10 photos to train on: 'checks' (7), 'stripes' (8)" in done.out
     assert "Fewer than 5 photos to test: 'discs' (1), 'stripes' (4)" in done.out
+    assert "10 photos are kept for the test; with --test-share 0, the model would learn from all\n" in done.out
     assert "in 19 of 20 cases" in done.out
+    assert "10 test" in run("census", "photos").out.splitlines()[0]
+    for command in ("census", "retrain"):
+        assert "--test-share is 0.2 %; expected 0, or 1 to 50 %" in run(command, "photos", "--test-share", "0.2").err
+    done = run("retrain", "photos", "--test-share", "0")
+    assert "kept for the test" not in done.out
+    assert "Test accuracy             not known (no images)\n" in done.out
+    assert run("census", "photos", "--test-share", "0").out.startswith("photos: 36 different images; 36 train\n")
 
 
 def test_images_that_cross_validation_cannot_judge_are_told(here: Path, run: Run) -> None:

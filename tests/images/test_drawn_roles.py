@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quickstudy.images.drawn_roles import draw_tests, draw_validation, held_out_share
+from quickstudy.images.drawn_roles import draw_tests, draw_tests_of_several, draw_validation, held_out_share
 from quickstudy.images.imageset import Split
 
 
@@ -51,6 +51,22 @@ def test_a_class_that_the_hash_puts_on_one_side_gives_the_nearest_image_to_the_o
     assert draw_tests({at(0.5): "cat"}) == {at(0.5): "train"}
     assert draw_tests({at(0.1): "cat"}) == {at(0.1): "test"}
     assert draw_tests({}) == {}
+
+
+@given(image_sets)
+def test_without_a_share_nothing_is_for_the_test(labels: dict[bytes, str]) -> None:
+    def tests(digest: bytes) -> Split:
+        return "test"
+
+    several = {digest: (label, "animal") for digest, label in labels.items()}
+    assert draw_tests(labels, test_share=0, before=tests) == dict.fromkeys(labels, "train")
+    assert draw_tests_of_several(several, test_share=0, before=tests) == dict.fromkeys(labels, "train")
+
+
+def test_the_share_of_several_labels_is_kept() -> None:
+    several = {digest_of(number): ("a", "b") if number % 2 else ("a",) for number in range(60)}
+    for share in (0.1, 0.5):
+        assert Counter(draw_tests_of_several(several, test_share=share).values())["test"] == 60 * share
 
 
 @given(image_sets)

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 import quickstudy
+from drawn_photos import draw_photo
 from quickstudy.bottlenecks import carrying, looks
 from quickstudy.bottlenecks.store import Store
 from quickstudy.errors import HeadError, ImageSetError, ModelError, OptionError, QuickstudyError, WriteError
@@ -218,6 +219,31 @@ class TestRoles:
         assert again.test_counts == {"checks": 6, "discs": 6, "stripes": 6}
         elsewhere = retrain(photos, tmp_path / "elsewhere.onnx")
         assert elsewhere.test_counts != again.test_counts
+
+    def test_a_share_that_is_told_is_drawn_whatever_the_model_written_over_has(
+        self, photos: Path, retrain: Retrain
+    ) -> None:
+        assert sum(retrain(photos).test_counts.values()) > 3
+        (photos / "alone").mkdir()
+        draw_photo("stripes", 77).save(photos / "alone" / "one.jpg")
+        everything = retrain(photos, test_share=0)
+        assert (everything.test, everything.test_counts) == (None, {})
+        assert everything.train_counts == {"alone": 1, "checks": 12, "discs": 12, "stripes": 12}
+        assert everything.head.never_held_out == 1
+        half = retrain(photos, test_share=0.5)
+        assert sum(half.test_counts.values()) > 9
+        assert "alone" not in half.train_counts
+
+    def test_a_model_without_a_test_says_nothing_of_who_is_tested(self, photos: Path, retrain: Retrain) -> None:
+        before = retrain(photos).test_counts
+        retrain(photos, test_share=0)
+        assert retrain(photos).test_counts == before
+
+    def test_a_share_is_refused_where_the_test_is_given(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
+        with pytest.raises(OptionError, match="comes with splits"):
+            retrain(split(photos, tmp_path / "given", test=6), test_share=0.1)
+        with pytest.raises(OptionError, match="--roles-of"):
+            retrain(photos, test_share=0.1, roles_of=tmp_path / "model.onnx")
 
     def test_two_models_in_one_folder_know_their_own(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
         given = split(photos, tmp_path / "given", test=6)

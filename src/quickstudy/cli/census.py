@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quickstudy.cli.display import print_census, print_json, print_skipped, print_way_to_a_test, progress_for
-from quickstudy.cli.options import Cache, Json, NoneLabel, Quiet, Separator, Several, labelling_told
+from quickstudy.cli.options import Cache, Json, NoneLabel, Quiet, Separator, Several, labelling_told, offering
+from quickstudy.retraining.config import RetrainConfig
 from quickstudy.wording import count
 
 if TYPE_CHECKING:
@@ -21,10 +22,13 @@ _COLUMNS = ("path", "label", "split", "content", "reason")
 _ROLES: tuple[Split, ...] = ("train", "validation", "test")
 
 
+@offering(RetrainConfig(), "test_share")
 def command(
     images: Annotated[
         Path, typer.Argument(help="Class folders, split folders or a manifest, as for retrain.", show_default=False)
     ],
+    *,
+    given: dict[str, Any],
     roles_of: Annotated[Path | None, typer.Option(help="A model whose images keep their roles.")] = None,
     csv_file: Annotated[
         Path | None,
@@ -47,13 +51,15 @@ def command(
     if csv_file:
         begins = ",".join(_COLUMNS).encode()
         require_place_for("census", csv_file, own=lambda start: start.startswith(begins), sources=[images, roles_of])
+    labelling = labelling_told(several, separator, none, roles_of=roles_of, **given)
     roles = roles_of_file(roles_of) if roles_of else None
     census = take_census(
         images,
         stat_index(cache),
         to_learn=True,
         before=roles.role if roles else None,
-        labelling=labelling_told(several, separator, none),
+        test_share=given.get("test_share"),
+        labelling=labelling,
         progress=progress_for(quiet=quiet),
     )
     if csv_file:

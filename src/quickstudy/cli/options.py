@@ -142,14 +142,14 @@ def _shared(name: str) -> Any:
     return typer.Option(option.flag_for(name), help=help_text, metavar=option.metavar or None)
 
 
-def labelling_told(several: bool, separator: str | None, none: str | None) -> Labelling:
-    """Make of these options how labels are to be read, with the same errors as `retrain`.
+def labelling_told(several: bool, separator: str | None, none: str | None, **others: Any) -> Labelling:
+    """Make of these options how labels are to be read, with the same errors as `retrain`, other options' among them.
 
     Raises:
-        OptionError: an option would do nothing beside the others.
+        OptionError: an option cannot have its value, or would do nothing beside the others.
     """
     given = {"several": several or None, "separator": separator, "none": none}
-    return RetrainConfig.told(given).labelling
+    return RetrainConfig.told({**given, **others}).labelling
 
 
 Several = Annotated[bool, _shared("several")]

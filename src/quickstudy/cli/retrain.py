@@ -251,6 +251,9 @@ def _print_few(result: RetrainResult) -> None:
     untested = [name for name in result.classes if not result.test_counts.get(name)]
     if few_train:
         print(f"Fewer than {_FEW_TO_TRAIN} photos to train on: {_listed(few_train)}; more of them would help most")
+        if result.test_counts and not result.census.given:
+            tested = count(sum(result.test_counts.values()), "photo is", "photos are")
+            print(f"{tested} kept for the test; with --test-share 0, the model would learn from all")
     if untested and result.test_counts:
         print(f"No photos to test: {quoted(untested, most=_MOST_FEW)}; the test accuracy says nothing of them")
     if few_test:

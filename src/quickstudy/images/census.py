@@ -30,8 +30,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quickstudy.errors import ImageSetError
-from quickstudy.images.drawn_roles import RolesBefore, draw_tests, draw_tests_of_several, draw_validation
+from quickstudy.errors import ImageSetError, OptionError
+from quickstudy.images.drawn_roles import TEST_SHARE, RolesBefore, draw_tests, draw_tests_of_several, draw_validation
 from quickstudy.images.identity import StatIndex, identify
 from quickstudy.images.imageset import EXPECTED, ImageFile, ImageSet, Skipped, Split, as_label, load_image_set
 from quickstudy.images.listing import alike
@@ -100,6 +100,8 @@ class Census:
     """Whether an image that is the only one of its class is left out where roles are drawn: nothing could test it."""
     before: RolesBefore | None = field(default=None, compare=False)
     """The roles that stand from an earlier model; None where there is no such model."""
+    test_share: float = TEST_SHARE
+    """Share of each class's images that is drawn for the test where no splits are given, from 0 (none) to below 1."""
 
     @property
     def several(self) -> bool:
@@ -328,6 +330,7 @@ def take_census(
     to_learn: bool = False,
     hold_out: bool = False,
     before: RolesBefore | None = None,
+    test_share: float | None = None,
     labelling: Labelling = ONE_EACH,
     progress: Progress = silent,
 ) -> Census:
@@ -341,11 +344,13 @@ def take_census(
         hold_out: draw some of the images that are not for the test for the validation, where none come so; see
             `held_out_share`.
         before: roles that stand from an earlier model, where the set does not come with splits.
+        test_share: share of each class's images to draw for the test, from 0 to below 1; `TEST_SHARE` if left out.
         labelling: how labels are to be read, where the images are not listed yet.
         progress: is told how far it has come.
 
     Raises:
         ImageSetError: there are no images.
+        OptionError: a share is to be drawn for the test, and the set comes with splits.
     """
     with _collector_paused():
         listed = (
@@ -353,18 +358,25 @@ def take_census(
             if isinstance(images, ImageSet)
             else load_image_set(images, unlabelled=unlabelled, labelling=labelling)
         )
+        given = any(file.split for file in listed.files)
+        if given and test_share is not None:
+            raise OptionError(
+                f"--test-share draws a test where there is none, but '{listed.source}' comes with splits; leave "
+                "--test-share out, or give the images without their splits"
+            )
         places, unread = _places(listed, index, progress)
         with contextlib.closing(StatIndex(index)) as known:
             unusable = known.unusable()
         census = Census(
             source=listed.source,
             contents={},
-            given=any(file.split for file in listed.files),
+            given=given,
             listed=listed,
             unread=unread,
             holds_out=hold_out,
             to_learn=to_learn,
             before=before,
+            test_share=TEST_SHARE if test_share is None else test_share,
         )
         return replace(census, contents=_contents(census, places, unusable))
 
@@ -437,7 +449,7 @@ def _contents(
             others[digest] = Content(digest, files, None, None, "conflict", reason)
         else:
             others[digest] = Content(digest, files, None, None, "unlabelled", "it has no label")
-    if census.to_learn and not census.given and not census.several:
+    if census.to_learn and not census.given and not census.several and census.test_share:
         images_of = Counter(labels.values())
         for digest in [digest for digest, label in labels.items() if label and images_of[label] == 1]:
             reason = "it is the only image of its class, and at least two are needed, one to train on and one to test"
@@ -446,9 +458,9 @@ def _contents(
         given = {digest: _given_roles(places[digest]) for digest in labels}
         roles = {digest: next(split for split in _STRICTEST if split in given[digest]) for digest in labels}
     elif census.several:
-        roles = draw_tests_of_several(labels, before=census.before)
+        roles = draw_tests_of_several(labels, test_share=census.test_share, before=census.before)
     else:
-        roles = draw_tests(labels, before=census.before)
+        roles = draw_tests(labels, test_share=census.test_share, before=census.before)
     if census.holds_out and "validation" not in roles.values():
         roles |= draw_validation({digest: label for digest, label in labels.items() if roles[digest] == "train"})
     return {

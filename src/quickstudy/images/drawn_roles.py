@@ -36,9 +36,11 @@ def draw_tests(
 
     Args:
         labels: what is the same for images of one class, by content hash.
-        test_share: between 0 and 1.
+        test_share: from 0, which leaves no test, to below 1.
         before: the role of a content in an earlier model, whose tests stay tests and whose other images become none.
     """
+    if not test_share:
+        return dict.fromkeys(labels, "train")
     roles: dict[bytes, Split] = {}
     for digests in _by_class(labels):
         known = {digest: role for digest in digests if (role := before(digest))} if before is not None else {}
@@ -56,7 +58,7 @@ def draw_tests(
 
 
 def draw_tests_of_several(
-    labels: Mapping[bytes, tuple[str, ...]], *, before: RolesBefore | None = None
+    labels: Mapping[bytes, tuple[str, ...]], *, test_share: float = TEST_SHARE, before: RolesBefore | None = None
 ) -> dict[bytes, Split]:
     """Decide which contents with several labels are for the test, so that each label has its share on either side.
 
@@ -64,11 +66,14 @@ def draw_tests_of_several(
 
     Args:
         labels: names by content hash.
+        test_share: as for `draw_tests`.
         before: as for `draw_tests`.
     """
+    if not test_share:
+        return dict.fromkeys(labels, "train")
     known = {digest: role for digest in labels if (role := before(digest))} if before is not None else {}
     parts = {digest: int(role == "test") for digest, role in known.items()}
-    drawn = spread_evenly(labels, (1 - TEST_SHARE, TEST_SHARE), given=parts)
+    drawn = spread_evenly(labels, (1 - test_share, test_share), given=parts)
     return {digest: "test" if drawn[digest] else "train" for digest in labels}
 
 

@@ -22,7 +22,7 @@ def model_card(model: Model, name: str) -> str:
         [
             f"# {name}",
             "",
-            f"An image classifier that gives any of {count(len(model.classes), 'label')}, made by quickstudy."
+            f"An image classifier that gives any number of {count(len(model.classes), 'label')}, made by quickstudy."
             if model.thresholds
             else f"An image classifier of {count(len(model.classes), 'class', 'classes')}, made by quickstudy.",
             "",

@@ -53,6 +53,11 @@ class Roles:
         """Look up the role of a content; None where the model does not know it."""
         return self.role_of.get(digest[:_BYTES])
 
+    @property
+    def tested(self) -> bool:
+        """Whether any content was for the test."""
+        return "test" in self.role_of.values()
+
     def relation(self, digest: bytes) -> Relation:
         """Say what a content is to the model."""
         role = self.role(digest)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, cast
 from quickstudy.backbones.cuts import FEATURES
 from quickstudy.errors import OptionError
 from quickstudy.images.distortions import Distortions
+from quickstudy.images.drawn_roles import TEST_SHARE
 from quickstudy.images.fits import Fit
 from quickstudy.images.manifests import Labelling
 from quickstudy.learning.schedules import OneCycle
@@ -293,6 +294,16 @@ class RetrainConfig:
     keep_thumbnails: Annotated[
         bool, Option("Write thumbnails of the training images beside the model, for serve to show.", recorded=False)
     ] = False
+    test_share: Annotated[
+        float | None,
+        Option(
+            "Hold out this many percent of each class for the test, 1 to 50, where images come without splits; 0 "
+            "learns from all, and cross-validation alone tells how good the model is "
+            f"[default: {100 * TEST_SHARE:g}].",
+            percent=True,
+            metavar="PERCENT",
+        ),
+    ] = None
     roles_of: Annotated[
         Path | None,
         Option(
@@ -310,6 +321,8 @@ class RetrainConfig:
         require_in_range({one.name: one.value for one in fields_of(self) if not one.part}, ranges_of(self))
         if self.refuse is not None and not 0 <= self.refuse <= 0.5:
             raise OptionError(f"--refuse is {100 * self.refuse:g} %; expected 0 to 50 %")
+        if self.test_share is not None and self.test_share != 0 and not 0.01 <= self.test_share <= 0.5:
+            raise OptionError(f"--test-share is {100 * self.test_share:g} %; expected 0, or 1 to 50 %, such as 20")
         if self.least_precision is not None and not _LEAST_PRECISION <= self.least_precision < 1:
             raise OptionError(
                 f"--least-precision is {100 * self.least_precision:g} %; expected 1 to below 100 %, such as 90"
@@ -435,6 +448,8 @@ class RetrainConfig:
                 why[one.name] = f"{one.flag} is for fine-tuning; add --cut, or leave it out"
             elif one.part == "distortions" and not self.distorted:
                 why[one.name] = f"{one.flag} distorts views, but there are none; add --views or --cut, or leave it out"
+            elif one.name == "test_share" and self.roles_of is not None:
+                why[one.name] = f"--roles-of says which images are tested on; leave out {one.flag}, or --roles-of"
             elif one.name == "race_seconds" and not self.chooses_backbone:
                 why[one.name] = f"{one.flag} goes with --backbone auto; add it, or leave out {one.flag}"
             elif one.name == "disk_bytes" and self.budget_seconds is None:

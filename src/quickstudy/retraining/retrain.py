@@ -119,13 +119,14 @@ def _retrain(
     with clock.stage("census"):
         net = None if config.chooses_backbone else load_backbone(config.network, folder).at(config.cut)
         local = Store(folder / "bottlenecks")
-        before = _roles_before(config.roles_of, model_path)
+        before = None if config.test_share is not None else _roles_before(config.roles_of, model_path)
         census = take_census(
             images,
             local.index_path,
             to_learn=True,
             hold_out=config.tunes,
             before=before,
+            test_share=config.test_share,
             labelling=config.labelling,
             progress=progress,
         )
@@ -242,7 +243,9 @@ def _roles_before(named: Path | None, model: Path) -> RolesBefore | None:
         if named is not None:
             raise
         return None  # another file, or an earlier version's: it says nothing that could stand
-    return roles.role if roles else None
+    if roles is None or (named is None and not roles.tested):
+        return None  # without a test, nothing there is tested on again
+    return roles.role
 
 
 def _plan(
