@@ -158,6 +158,17 @@ def test_census_shows_and_writes_what_retrain_would_do(trained: Path) -> None:
     assert again["fingerprint"] == values["fingerprint"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are always valid text there")
+def test_a_census_names_what_its_manifest_cannot_hold(trained: Path, tmp_path: Path) -> None:
+    photos = Path(shutil.copytree(trained / "photos", tmp_path / "photos"))
+    (photos / "discs" / "00.jpg").rename(photos / "discs" / "\udcff.jpg")
+    done = run(trained, "census", str(photos), "--csv", str(tmp_path / "c.csv"))
+    assert (done.code, "without 1 file, whose name is no valid text" in done.out) == (0, True)
+    shown = [row["path"] for row in csv.DictReader(io.StringIO((tmp_path / "c.csv").read_text()))]
+    assert len(shown) == len(list(photos.rglob("*.jpg"))) - 1
+    assert not any(Path(path).is_absolute() for path in shown)
+
+
 def test_a_census_overwrites_no_other_file(trained: Path) -> None:
     mine = trained / "mine.csv"
     mine.write_text("path,label,photographer\nphotos/discs/00.jpg,discs,Ann\nphotos/checks/00.jpg,checks,Ben\n")

@@ -25,7 +25,7 @@ from quickstudy.images import kinds
 from quickstudy.images.decoding import size_of
 from quickstudy.images.imageset import ImageSet, list_images, load_image_set
 from quickstudy.images.kinds import READ, image_format
-from quickstudy.images.listing import alike, label_of, place_of, split_named
+from quickstudy.images.listing import alike, label_of, names_from, place_of, real_places, split_named
 from quickstudy.images.manifests import Table, read_list, read_table, write_table
 from quickstudy.reports.carrying_out import apply_plan
 from quickstudy.reports.plan import read_plan
@@ -822,3 +822,44 @@ def test_without_a_home_folder_that_is_said(tmp_path: Path, monkeypatch: pytest.
 )
 def test_one_of_a_kind_is_said_so(number: int, kind: str, said: str) -> None:
     assert kinds.counted(number, kind) == said
+
+
+class TestNamesInLists:
+    """What a list calls a file is found again by it, through whichever links there are."""
+
+    @pytest.fixture
+    def photo(self, tmp_path: Path) -> Path:
+        """A photo in a folder `real/photos`, to which `here/photos` and, for its parent, `link` lead."""
+        (tmp_path / "real/photos").mkdir(parents=True)
+        (tmp_path / "here").mkdir()
+        (tmp_path / "here/photos").symlink_to(tmp_path / "real/photos")
+        (tmp_path / "link").symlink_to("real")
+        (tmp_path / "real/photos/1.jpg").write_bytes(b"")
+        (tmp_path / "real/alias.jpg").symlink_to("photos/1.jpg")
+        return tmp_path / "real/photos/1.jpg"
+
+    @pytest.mark.parametrize(
+        ("folder", "file", "name"),
+        [
+            ("real", "real/photos/1.jpg", "photos/1.jpg"),
+            ("here", "here/photos/1.jpg", "photos/1.jpg"),
+            ("link", "real/photos/1.jpg", "photos/1.jpg"),
+            ("real", "link/photos/1.jpg", "photos/1.jpg"),
+            ("real", "real/alias.jpg", "alias.jpg"),
+            ("real", "here/../real/photos/1.jpg", "photos/1.jpg"),
+            ("real", "here/photos/../alias.jpg", "alias.jpg"),
+            ("here", "real/photos/1.jpg", None),
+            (".", "real/photos/1.jpg", "real/photos/1.jpg"),
+        ],
+    )
+    def test_a_file_is_found_again(
+        self, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, file: str, name: str | None
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        [found] = names_from(Path(folder), [file])
+        assert found == (name or str(photo))
+        assert place_of(Path(folder), found).samefile(photo)
+        assert real_places([place_of(Path(folder), found)]) == real_places([file])
+
+    def test_a_name_that_is_no_text_has_none(self, tmp_path: Path) -> None:
+        assert list(names_from(tmp_path, [tmp_path / "\udcff.jpg", tmp_path / "é.jpg"])) == [None, "é.jpg"]

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from quickstudy.errors import LabellingError
-from quickstudy.labelling.journal import Act, Journal, Standing, is_of_several, rows_of
+from quickstudy.labelling.journal import Act, Journal, Standing, is_of_several
+from quickstudy.labelling.manifest import rows_of
 
 ONE, TWO = "a" * 64, "b" * 64
 
@@ -144,8 +145,8 @@ def test_the_manifest_has_a_row_for_each_file_of_a_photo_with_a_label() -> None:
     labels = Standing()
     labels.apply(label(1, "hat", ONE))
     photos = [(ONE, [("z.jpg", ""), ("a.jpg", "validation")]), (TWO, [("b.jpg", "")])]
-    assert rows_of(photos, labels, {ONE: "test"}) == [["a.jpg", "hat", "validation"], ["z.jpg", "hat", "test"]]
-    assert rows_of(photos, labels, {}) == [["a.jpg", "hat", "validation"], ["z.jpg", "hat", "train"]]
+    assert rows_of(photos, labels, {ONE: "test"}, "|") == [["a.jpg", "hat", "validation"], ["z.jpg", "hat", "test"]]
+    assert rows_of(photos, labels, {}, "|") == [["a.jpg", "hat", "validation"], ["z.jpg", "hat", "train"]]
 
 
 def test_labels_are_whole_sets_from_an_act_several_on() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import shutil
 import socket
 import sys
@@ -144,6 +145,101 @@ def test_what_others_wrote_into_the_manifest_is_taken_over(opened: Open, pile: P
     assert manifest.read_bytes() != data
 
 
+class TestAManifestThatIsEditedByHand:
+    """Rows are deleted, emptied, put back; what stands follows, and nothing else does."""
+
+    @pytest.fixture
+    def manifest(self, opened: Open, pile: Path, tmp_path: Path) -> Path:
+        """A manifest of the first three photos, all hats."""
+        session = opened(pile)
+        label(session, 0, 1, 2)
+        session.close()
+        return tmp_path / "x.labels.csv"
+
+    @pytest.mark.parametrize("by", ["row", "label"])
+    def test_a_label_that_is_deleted_stays_deleted(self, opened: Open, pile: Path, manifest: Path, by: str) -> None:
+        whole = manifest.read_text()
+        line = line_of(manifest, 1, pile)
+        manifest.write_text(whole.replace(line, "" if by == "row" else line.replace("hat", "")))
+        session = opened(pile)
+        assert (session.taken_over.given, session.taken_over.cleared) == (0, 1)
+        assert labels_of(session) == [("hat",), None, ("hat",)]
+        assert session.free()[1]  # so it is asked for again
+        session.close()
+        assert len(rows(manifest)) == 2
+        again = opened(pile)
+        assert (again.taken_over.cleared, labels_of(again)[1]) == (0, None)
+        again.close()
+        manifest.write_text(manifest.read_text() + line.replace("hat", "cap"))
+        third = opened(pile)
+        assert (third.taken_over.given, labels_of(third)) == (1, [("hat",), ("cap",), ("hat",)])
+        third.close()
+
+    def test_what_the_manifest_did_not_have_yet_is_not_deleted(self, opened: Open, pile: Path, manifest: Path) -> None:
+        session = opened(pile)
+        label(session, 3)
+        label(session, 0, name="cap")
+        session.journal.close()  # as a kill would, before the manifest was written
+        line = line_of(manifest, 2, pile)
+        manifest.write_text(manifest.read_text().replace(line, ""))
+        again = opened(pile)
+        assert [again.labels_of(n) for n in range(4)] == [("cap",), ("hat",), None, ("hat",)]
+        again.close()
+
+    def test_photos_that_were_elsewhere_keep_their_labels(
+        self, opened: Open, pile: Path, manifest: Path, tmp_path: Path
+    ) -> None:
+        session = opened(pile)
+        away = session.photos.photos[0].path
+        session.close()
+        away.rename(tmp_path / away.name)
+        session = opened(pile)
+        label(session, 5)
+        session.close()
+        assert len(rows(manifest)) == 3
+        (tmp_path / away.name).rename(away)
+        manifest.write_text(manifest.read_text().replace("hat", "cap"))
+        again = opened(pile)
+        assert labels_of(again) == [("hat",), ("cap",), ("cap",)]
+        again.close()
+
+    def test_a_manifest_that_is_gone_takes_no_label_with_it(self, opened: Open, pile: Path, manifest: Path) -> None:
+        manifest.unlink()
+        session = opened(pile)
+        assert labels_of(session) == [("hat",)] * 3
+        session.close()
+        assert len(rows(manifest)) == 3
+
+    def test_labels_that_photos_came_with_stay(self, opened: Open, pile: Path, tmp_path: Path) -> None:
+        first, second = sorted(pile.iterdir())[:2]
+        source = tmp_path / "given.csv"
+        source.write_text(f"path,label\npile/{first.name},hat\npile/{second.name},hat\n")
+        session = opened(source)
+        label(session, 0, name="cap")
+        session.close()
+        (tmp_path / "x.labels.csv").write_text("path,label\n")
+        again = opened(source)
+        assert [again.labels_of(n) for n in (0, 1)] == [None, ("hat",)]
+        again.close()
+
+
+def label(session: Session, *numbers: int, name: str = "hat") -> None:
+    for number in numbers:
+        photo = session.photos.photos[number].id
+        mark = session.labels.mark(photo)
+        session.act("label", [photo], names=[name], seen=[mark.number if mark else 0], who="me")
+
+
+def line_of(manifest: Path, number: int, pile: Path) -> str:
+    """Return the line of the photo that is so far on in the order of content hashes."""
+    title = sorted(pile.iterdir(), key=lambda path: hashlib.sha256(path.read_bytes()).digest())[number].name
+    return next(line for line in manifest.read_text().splitlines(keepends=True) if title in line)
+
+
+def labels_of(session: Session) -> list[tuple[str, ...] | None]:
+    return [session.labels_of(number) for number in range(3)]
+
+
 def test_a_manifest_of_other_photos_is_not_written_over(opened: Open, pile: Path, tmp_path: Path) -> None:
     (tmp_path / "x.labels.csv").write_text("path,label\nelsewhere/1.jpg,hat\n")
     with pytest.raises(LabellingError, match="elsewhere/1"):
@@ -162,7 +258,7 @@ def test_rows_of_a_photo_that_contradict_are_told_and_the_same_ones_are_one(
     manifest.write_text(text)
     with pytest.raises(LabellingError) as caught:
         opened(pile)
-    told = [f"row 1 'pile/{first.name}' (hat)", "row 5 'pile/copy.jpg' (cap)", "a photo is"]
+    told = [f"row 1 'pile/{first.name}' (hat)", "row 5 'pile/copy.jpg' (cap)", "1 photo is"]
     assert all(part in str(caught.value) for part in told), caught.value
     assert manifest.read_text() == text
     manifest.write_text(same)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +10,7 @@ import typer
 from quickstudy.cli.display import print_census, print_json, print_skipped, print_way_to_a_test, progress_for
 from quickstudy.cli.options import Cache, Json, NoneLabel, Quiet, Separator, Several, labelling_told, offering
 from quickstudy.retraining.config import RetrainConfig
-from quickstudy.wording import count
+from quickstudy.wording import count, printable
 
 if TYPE_CHECKING:
     from quickstudy.images.census import Census
@@ -43,7 +41,7 @@ def command(
 ) -> None:
     """Show what retrain would do with each file: its content, label and role, or why it is left out."""
     from quickstudy.errors import ImageSetError, WriteError
-    from quickstudy.files import require_place_for, write_bytes_atomically
+    from quickstudy.files import require_place_for
     from quickstudy.images.census import take_census
     from quickstudy.models.loading import roles_of_file
     from quickstudy.retraining.evaluation import stat_index
@@ -64,7 +62,7 @@ def command(
     )
     if csv_file:
         try:
-            write_bytes_atomically(csv_file, _manifest(census, csv_file).encode())
+            unnamed = _write_manifest(census, csv_file)
         except OSError as error:
             raise WriteError(f"Cannot write the census '{csv_file}': {error.strerror}") from error
     if as_json:
@@ -92,6 +90,9 @@ def command(
         print(f"\nretrain would stop: {error}")
     if csv_file:
         print(f"\nManifest: {csv_file}")
+        if unnamed:
+            files = count(len(unnamed), "file, whose name is", "files, whose names are")
+            print(f"          without {files} no valid text: {printable(unnamed[0])}")
 
 
 def _rows(census: Census) -> list[tuple[Path, str, str, str, str]]:
@@ -112,17 +113,21 @@ def _cell(place: ImageFile, census: Census) -> str:
     return "|".join(place.labels or ())
 
 
-def _manifest(census: Census, target: Path) -> str:
-    """Write a manifest that retrain reads: files without a role have no label there."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(_COLUMNS)
-    folder = target.resolve().parent
-    for path, label, role, digest, reason in _rows(census):
-        absolute = path.resolve()
-        shown = absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute
-        writer.writerow([str(shown), label if role else "", role, digest, reason])
-    return text.getvalue()
+def _write_manifest(census: Census, target: Path) -> list[Path]:
+    """Write a manifest that retrain reads, with a label where there is a role; gives the files that it cannot name."""
+    from quickstudy.files import write_bytes_atomically
+    from quickstudy.images.listing import names_from
+    from quickstudy.images.manifests import Table, write_table
+
+    rows = _rows(census)
+    names = list(names_from(target.parent, (row[0] for row in rows)))
+    named = [
+        [name, label if role else "", role, digest, reason]
+        for name, (_, label, role, digest, reason) in zip(names, rows, strict=True)
+        if name is not None
+    ]
+    write_bytes_atomically(target, write_table(Table(header=list(_COLUMNS), rows=named)))
+    return [row[0] for name, row in zip(names, rows, strict=True) if name is None]
 
 
 def _as_json(census: Census) -> dict[str, Any]:

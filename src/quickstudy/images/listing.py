@@ -28,7 +28,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
-from quickstudy.files import expand_home
+from quickstudy.files import expand_home, is_text
 from quickstudy.images.kinds import (
     IMAGE_SUFFIXES,
     first_bytes,
@@ -339,6 +339,41 @@ def place_of(folder: Path, name: str) -> Path:
         return written
     places = [folder / expand_home(other) for other in _spellings(name)]
     return next(filter(os.path.lexists, places), places[0])
+
+
+def names_from(folder: Path, files: Iterable[str | Path]) -> Iterator[str | None]:
+    """Say what a list in a folder calls files, so that `place_of` finds them; None where a name is no valid text.
+
+    That is the path from the folder on, where a file lies in there, and else its absolute path. Links keep their own
+    names.
+    """
+    real_folder: str | None = None
+    for file in files:
+        # Without `..`, which leads elsewhere from a folder that is a link, names alone say where a file is.
+        absolute = real_places([file])[0] if ".." in Path(file).parts else os.path.abspath(file)
+        name = _below(os.path.abspath(folder), absolute)
+        if name is None:
+            real_folder = real_folder or os.path.realpath(folder)
+            name = _below(real_folder, real_places([absolute])[0])
+        name = absolute if name is None else name.replace(os.sep, "/")
+        yield name if is_text(name) else None
+
+
+def real_places(files: Iterable[str | Path]) -> list[str]:
+    """Say where files lie, so that one file has one place however it is reached; a file that is a link is its own."""
+    folders: dict[str, str] = {}
+    found = []
+    for file in files:
+        folder, name = os.path.split(file)
+        if (real := folders.get(folder)) is None:
+            real = folders[folder] = os.path.realpath(folder)
+        found.append(os.path.join(real, name))  # noqa: PTH118 (a text)
+    return found
+
+
+def _below(folder: str, place: str) -> str | None:
+    start = os.path.join(folder, "")  # noqa: PTH118 (a text)
+    return place[len(start) :] if place.startswith(start) else None
 
 
 def _spellings(name: str) -> Iterator[str]:

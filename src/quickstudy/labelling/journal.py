@@ -29,13 +29,12 @@ from typing import Any, Literal, NamedTuple
 from quickstudy.errors import LabellingError, WriteError
 from quickstudy.files import flush_folder
 from quickstudy.images.listing import label_of
-from quickstudy.images.manifests import SEPARATORS
 from quickstudy.records import as_values, read_record
 from quickstudy.wording import count
 
 ActKind = Literal["label", "none", "skip", "clear", "class", "undo", "manifest", "several"]
 """What an act does: give labels; say that none fits; leave for later; take a mark away; add a class; take an act back;
-note the manifest that is about to be written; or let photos have several labels from now on."""
+note the manifest that is about to be written, or has been; or let photos have several labels from now on."""
 MARKING = frozenset({"label", "none", "skip", "clear"})
 """The kinds of acts that say something of photos."""
 FORMAT = 1
@@ -64,7 +63,7 @@ class Act:
     names: tuple[str, ...] = ()
     """Names of the labels that are given, where there are at least two, in the order in which they were told."""
     of: int = 0
-    """Number of the act that is taken back; 0 elsewhere."""
+    """Number of the act that is taken back; of a manifest that has been written, the last act that it knows; else 0."""
     way: str = ""
     """The view in which it was done: `one`, `grid`, `map`, `review`, `try` or `manifest`; empty where not known."""
     time: float = 0.0
@@ -111,6 +110,10 @@ class Standing:
         """Number of the act by which a class was added without a photo, by its name."""
         self.number = 0
         """Number of the last act."""
+        self.said = 0
+        """Number of the last act that is more than a note of a manifest."""
+        self.written = 0
+        """Number of the last act that the newest manifest on the disk knows; 0 where none is known to be there."""
         self.keys: dict[str, int] = {}
         """Number of the act by the name that its sender gave it."""
         self.manifests: set[str] = set()
@@ -128,7 +131,9 @@ class Standing:
             self.keys[act.key] = act.number
         if act.kind == "manifest":
             self.manifests.add(act.name)
+            self.written = max(self.written, act.of)
             return ()
+        self.said = act.number
         if act.kind == "several":
             self.several = True
             return tuple(self._marks)
@@ -158,6 +163,29 @@ class Standing:
                 self.conflicting[photo] = None
             else:
                 self.conflicting.pop(photo, None)
+
+    def as_written(self, acts: Iterable[Act]) -> dict[str, tuple[str, ...]] | None:
+        """Give the labels that the newest manifest on the disk had when it was written, by content hash.
+
+        They are those of photos of which something was said here; None where no manifest is known to be there.
+
+        Args:
+            acts: all acts.
+        """
+        if not self.written:
+            return None
+        then, absent = Standing(self.given), set[str]()
+        for act in acts:
+            if act.number <= self.written:
+                then.apply(act)
+            if act.of == self.written and act.kind == "manifest":
+                absent = set(act.photos)
+        labels = {photo: then.labels(photo) for photo in then.marked() if photo not in absent}
+        return {photo: names for photo, names in labels.items() if names is not None}
+
+    def marked(self) -> Iterable[str]:
+        """Go through the content hashes of all photos of which something was said here."""
+        return self._marks
 
     def mark(self, photo: str) -> Mark | None:
         """Give what counts of a photo, of what was said here; None where nothing was."""
@@ -387,26 +415,3 @@ def _hold(descriptor: int, path: Path) -> None:
 
 def _cannot_write(path: Path, error: OSError) -> WriteError:
     return WriteError(f"Cannot write the journal '{path}': {error.strerror}; nothing that was acknowledged is lost")
-
-
-def rows_of(
-    photos: Iterable[tuple[str, Sequence[tuple[str, str]]]],
-    labels: Standing,
-    roles: Mapping[str, str],
-    separator: str = SEPARATORS[0],
-) -> list[list[str]]:
-    """List the rows of the manifest: path, labels and split of every file that has labels, by path.
-
-    Args:
-        photos: content hash of each photo, with the path in the manifest and the given split of each of its files.
-        labels: what stands.
-        roles: the split of a photo, where it did not come with one.
-        separator: what stands between several labels of a photo.
-    """
-    rows = [
-        [path, separator.join(names), split or roles.get(photo, "train")]
-        for photo, places in photos
-        if (names := labels.labels(photo)) is not None
-        for path, split in places
-    ]
-    return sorted(rows)

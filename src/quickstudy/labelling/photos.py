@@ -1,4 +1,4 @@
-"""The photos that are labelled, by content: where they lie, what they show, and the manifest of their labels.
+"""The photos that are labelled, by content: where they lie, and what they show.
 
 Photos are read and never written, moved or renamed. What somebody hands to the page to be labelled lies in a folder of
 its own beside the manifest. Pictures are decoded and encoded anew before a browser gets them, so that no byte of a file
@@ -11,7 +11,7 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,28 +21,16 @@ from PIL import Image
 
 from quickstudy.bottlenecks.looks import Thumbnails, sheet_of
 from quickstudy.errors import ImageSetError, LabellingError, UnusableImageError, WriteError
-from quickstudy.files import is_text, require_folder_of, write_bytes_atomically
+from quickstudy.files import require_folder_of, write_bytes_atomically
 from quickstudy.images.archives import set_name
 from quickstudy.images.census import Census, take_census
 from quickstudy.images.decoding import InputSpec, decode
 from quickstudy.images.identity import read_image_file
-from quickstudy.images.imageset import ImageFile, as_label, list_images, load_image_set
+from quickstudy.images.imageset import ImageFile, list_images, load_image_set
 from quickstudy.images.kinds import SNIFFED_BYTES, format_of
-from quickstudy.images.listing import place_of
-from quickstudy.images.manifests import (
-    ONE_EACH,
-    SEPARATORS,
-    Labelling,
-    Row,
-    Table,
-    read_manifest,
-    surplus_columns,
-    write_table,
-)
-from quickstudy.labelling.journal import Standing, digest_of, rows_of
+from quickstudy.images.manifests import ONE_EACH, SEPARATORS, Labelling
 from quickstudy.models.format import model_path
 from quickstudy.progress import Progress, silent
-from quickstudy.wording import count, quoted
 
 SHOWN_SIDE = 1024
 """The longest side of a photo as the page shows it, in pixels."""
@@ -245,89 +233,8 @@ class PhotoSet:
         """What stands between several labels of a photo in the manifest that is written."""
         return self.labelling.separator or SEPARATORS[0]
 
-    def labels_in_manifest(self, own: Collection[str]) -> dict[str, tuple[str, ...]]:
-        """Read the labels of a manifest that somebody else has written, by content hash; none where there is none.
-
-        Args:
-            own: hashes of the manifests that were written here; what such a one says is in the journal.
-
-        Raises:
-            LabellingError: it labels files that are not among the photos, has further columns, which would be lost, or
-                two rows of one photo contradict each other.
-            ImageSetError: it cannot be read.
-        """
-        try:
-            data = self.manifest.read_bytes()
-        except FileNotFoundError:
-            return {}
-        except OSError as error:
-            raise LabellingError(f"Cannot read '{self.manifest}': {error.strerror}") from None
-        if digest_of(data) in own:
-            return {}
-        if surplus := surplus_columns(self.manifest, self.labelling):
-            raise LabellingError(
-                f"'{self.manifest}' has columns that would be lost when labels are written: {quoted(surplus)}; name "
-                "another manifest with --labels"
-            )
-        where = {os.path.abspath(file.name): photo.id for photo in self.photos for file in photo.files}
-        rows: dict[str, list[Row]] = {}
-        foreign: list[str] = []
-        for row in read_manifest(self.manifest, self.labelling):
-            photo = where.get(os.path.abspath(place_of(self.manifest.parent, row.path))) if row.path else None
-            if photo is None:
-                foreign.append(f"'{row.path}' (row {row.number})")
-            elif row.labels is not None:
-                rows.setdefault(photo, []).append(row)
-        if foreign:
-            files = count(len(foreign), "file that is", "files that are")
-            raise LabellingError(
-                f"'{self.manifest}' labels {files} not in '{self.source}', such as {foreign[0]}; name "
-                "another manifest with --labels"
-            )
-        if not self.labelling.several:  # where there may be several, a photo has the labels of all its rows
-            self._require_agreement(rows.values())
-        return {
-            photo: tuple(sorted({name for row in mine for name in row.labels or ()})) for photo, mine in rows.items()
-        }
-
-    def _require_agreement(self, rows: Iterable[Sequence[Row]]) -> None:
-        """Check that no photo has rows under different labels: whichever counted, the other would be lost."""
-        conflicts = [mine for mine in rows if len({row.labels for row in mine}) > 1]
-        if not conflicts:
-            return
-        first = ", ".join(f"row {row.number} '{row.path}' ({as_label(row.labels)})" for row in conflicts[0])
-        photos = count(len(conflicts), "photo is", "photos are")
-        raise LabellingError(
-            f"In '{self.manifest}' {photos} under different labels: {first}; correct these rows, or keep one of them"
-        )
-
-    def manifest_bytes(self, labels: Standing, roles: Mapping[str, str]) -> bytes:
-        """Make the manifest of what is labelled; a file whose name is no valid text is left out.
-
-        Args:
-            labels: what stands.
-            roles: split of each photo that came without one, by content hash; without any, no splits are written.
-        """
-        folder = self.manifest.resolve().parent
-        places = ((photo.id, _places(photo.files, folder)) for photo in self.photos)
-        rows = rows_of(places, labels, roles, self.separator)
-        header = ["path", "labels" if self.labelling.several else "label", "split"]
-        columns = 2 + (bool(roles) or self.splits_given)
-        return write_table(Table(header=header[:columns], rows=[row[:columns] for row in rows]))
-
 
 _SUFFIXES = {"PNG": "png", "WebP": "webp", "GIF": "gif", "TIFF": "tif", "BMP": "bmp", "AVIF": "avif", "HEIC": "heic"}
-
-
-def _places(files: Iterable[ImageFile], folder: Path) -> list[tuple[str, str]]:
-    """List path in the manifest and given split of files."""
-    found: list[tuple[str, str]] = []
-    for file in files:
-        absolute = Path(os.path.abspath(file.name))
-        shown = absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute
-        if is_text(str(shown)):
-            found.append((str(shown), file.split or ""))
-    return found
 
 
 def places_beside(images: Path, labels: Path | None, output: Path | None) -> tuple[Path, Path]:

@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +28,9 @@ from quickstudy.files import write_bytes_atomically
 from quickstudy.images.depth import significant_bits
 from quickstudy.images.manifests import ONE_EACH, SEPARATORS, Labelling, holds_several
 from quickstudy.labelling.choosing import CONTROL_SHARE, Pick, Reason, with_checks
-from quickstudy.labelling.journal import MARKING, Act, ActKind, Journal, Standing, class_names, digest_of, is_of_several
+from quickstudy.labelling.journal import MARKING, Act, ActKind, Journal, Standing, class_names, is_of_several
 from quickstudy.labelling.knowledge import Figures, Knowledge
+from quickstudy.labelling.manifest import make_manifest, take_over
 from quickstudy.labelling.photos import PhotoSet
 from quickstudy.labelling.teacher import Space
 from quickstudy.learning.features import Floats
@@ -94,7 +96,8 @@ class Session:
                 self.labels.apply(act)
             if labelling.several and not self.labels.several:
                 self.labels.apply(self.journal.append("several"))
-            self._take_over()
+            self.taken_over = take_over(self.photos, self.labels, self.journal)
+            """What somebody has changed in the manifest by other means."""
         except BaseException:
             self.journal.close()
             raise
@@ -142,7 +145,7 @@ class Session:
         self._handed: dict[int, tuple[str, float]] = {}
         self._why: dict[int, str] = {}  # of photos that were handed out and have no answer yet
         self.lock = threading.RLock()
-        self._acting = threading.Lock()
+        self._acting, self._writing = threading.Lock(), threading.Lock()
         self.changed = threading.Condition(self.lock)
         """Is notified of new acts and bottlenecks."""
         self.dirty = True
@@ -280,17 +283,6 @@ class Session:
         with self.lock:
             self.version += 1
         self.listener()
-
-    def _take_over(self) -> None:
-        """Take over what somebody has written into the manifest by other means."""
-        by_labels: dict[tuple[str, ...], list[str]] = {}
-        for photo, names in self.photos.labels_in_manifest(self.labels.manifests).items():
-            if self.labels.labels(photo) != names:
-                by_labels.setdefault(names, []).append(photo)
-        for names, photos in sorted(by_labels.items()):
-            seen = tuple(mark.number if (mark := self.labels.mark(photo)) else 0 for photo in photos)
-            kind: ActKind = "label" if names else "none"
-            self.labels.apply(self.journal.append(kind, photos=tuple(photos), seen=seen, way="manifest", names=names))
 
     # What is known of photos
     def labels_of(self, number: int) -> tuple[str, ...] | None:
@@ -484,17 +476,24 @@ class Session:
             WriteError: the journal refuses.
             OSError: the manifest's place does.
         """
-        with self.lock:
-            self.dirty = False
-            data = self.photos.manifest_bytes(self.labels, self.roles())
-        try:
-            if digest_of(data) not in self.labels.manifests:
-                with self._acting:
-                    act = self.journal.append("manifest", name=digest_of(data))
-                    with self.lock:
-                        self.labels.apply(act)
-            write_bytes_atomically(self.photos.manifest, data)
-        except BaseException:
-            self.dirty = True
-            raise
+        with self._writing:
+            with self.lock:
+                self.dirty = False
+                manifest = make_manifest(self.photos, self.labels, self.roles())
+            try:
+                if manifest.digest not in self.labels.manifests:  # before a kill can leave it there, unknown
+                    self._note_manifest(name=manifest.digest)
+                write_bytes_atomically(self.photos.manifest, manifest.data)
+                if manifest.said > self.labels.written:
+                    absent = manifest.absent
+                    self._note_manifest(name=manifest.digest, of=manifest.said, photos=absent, seen=(0,) * len(absent))
+            except BaseException:
+                self.dirty = True
+                raise
         return self.photos.manifest
+
+    def _note_manifest(self, **values: Any) -> None:
+        with self._acting:
+            act = self.journal.append("manifest", **values)
+            with self.lock:
+                self.labels.apply(act)

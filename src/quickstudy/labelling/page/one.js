@@ -2,7 +2,7 @@
 // have several labels, what is suggested is switched on, keys switch labels on and off, and Enter says those that are on.
 
 import * as server from "./server.js";
-import { asMarks, asWords, at, classButtons, classNumber, counted, dot, inOrder, keyOf, make, percent, say, several, sure, toggle } from "./common.js";
+import { asMarks, asWords, at, classButtons, classNumber, counted, dot, inOrder, keyOf, make, say, several, sure, toggle } from "./common.js";
 
 const AHEAD = 5; // pictures that are fetched before they are needed
 let queue = []; // photos to ask, the first being shown
