@@ -277,3 +277,20 @@ def test_a_label_of_none_that_there_is_not_is_told_with_the_nearest(tmp_path: Pa
         with pytest.raises(ImageSetError) as caught:
             take_census(tmp_path, None, labelling=Labelling(none=none)).require_enough()
         assert hint in str(caught.value)
+
+
+def test_a_file_that_two_rows_name_is_one(tmp_path: Path) -> None:
+    for number in range(4):
+        (tmp_path / f"{number}.jpg").write_bytes(content_of(number))
+    (tmp_path / "copy.jpg").write_bytes(content_of(0))
+    (tmp_path / "sub").mkdir()
+    rows = ("0.jpg,cat,train", "0.jpg,cat,train", "sub/../0.jpg,cat,train", "copy.jpg,cat,train")
+    rows += ("1.jpg,cat,train", "1.jpg,cat,test", "2.jpg,dog,train", "2.jpg,cat,train", "3.jpg,dog,test")
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    census = take_census(tmp_path / "labels.csv", None)
+    names = {digest: [place.path.name for place in content.places] for digest, content in census.contents.items()}
+    assert names[digest_of(0)] == ["0.jpg", "copy.jpg"]
+    assert (census.copies, census.leaks) == (1, 1)  # a file in two splits is no copy
+    assert names[digest_of(1)] == ["1.jpg", "1.jpg"]
+    assert census.contents[digest_of(1)].role == "test"
+    assert [content.digest for content in census.conflicting] == [digest_of(2)]

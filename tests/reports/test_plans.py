@@ -143,6 +143,14 @@ def test_of_a_leaking_picture_the_test_file_stays() -> None:
     assert steps["test/a/0.jpg"].action == "keep"
 
 
+def test_a_file_that_rows_put_into_two_splits_is_not_dropped() -> None:
+    same = [b"same", b"same", b"same"]
+    evidence = make_evidence(["0.jpg", "0.jpg", "1.jpg"], ["a"] * 3, splits=["test", "train", "train"], contents=same)
+    gallery = make_gallery(3)
+    steps = make_plan(evidence, gallery, draw_findings(evidence, gallery))
+    assert [(step.path, step.action) for step in steps] == [("0.jpg", "keep"), ("0.jpg", "keep"), ("1.jpg", "drop")]
+
+
 def test_of_near_copies_the_largest_stays() -> None:
     evidence = make_evidence(["a/0.jpg", "a/1.jpg"], ["a", "a"])
     gallery = make_gallery(2, width=[400, 800])

@@ -34,7 +34,7 @@ from quickstudy.errors import ImageSetError, OptionError
 from quickstudy.images.drawn_roles import TEST_SHARE, RolesBefore, draw_tests, draw_tests_of_several, draw_validation
 from quickstudy.images.identity import StatIndex, identify
 from quickstudy.images.imageset import EXPECTED, ImageFile, ImageSet, Skipped, Split, as_label, load_image_set
-from quickstudy.images.listing import alike
+from quickstudy.images.listing import alike, real_places
 from quickstudy.images.manifests import ONE_EACH, Labelling
 from quickstudy.progress import Progress, silent
 from quickstudy.wording import count, quoted
@@ -172,7 +172,8 @@ class Census:
     @property
     def copies(self) -> int:
         """Number of files whose content is there already, under the same label."""
-        return sum(len(content.places) - 1 for content in self.contents.values() if content.role is not None)
+        several = (c.places for c in self.contents.values() if c.role is not None and len(c.places) > 1)
+        return sum(len(set(real_places(place.name for place in places))) - 1 for places in several)
 
     @property
     def leaks(self) -> int:
@@ -397,10 +398,21 @@ def _places(
     places = {}
     for digest in sorted(by_digest):
         found = by_digest[digest]
-        if len(found) > 1:
-            found.sort(key=attrgetter("name"))
-        places[digest] = tuple(found)
+        places[digest] = tuple(found) if len(found) == 1 else _different(found)
     return places, tuple(unread)
+
+
+def _different(files: list[ImageFile]) -> tuple[ImageFile, ...]:
+    """Leave out what says again of a file what was said already, as a row of a manifest may; the others by path.
+
+    One file under two labels, or in two splits, stays there twice, since that is a contradiction to be told.
+    """
+    files.sort(key=attrgetter("name"))
+    places = real_places(file.name for file in files)
+    first: dict[tuple[str, tuple[str, ...] | None, Split | None], ImageFile] = {}
+    for place, file in zip(places, files, strict=True):
+        first.setdefault((place, file.labels, file.split), file)
+    return tuple(first.values())
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from quickstudy.errors import AuditError, WriteError
 from quickstudy.files import write_bytes_atomically
 from quickstudy.images.decoding import is_broken
 from quickstudy.images.imageset import IMAGE_SUFFIXES
+from quickstudy.images.listing import real_places
 from quickstudy.images.manifests import read_table
 from quickstudy.reports.evidence import Evidence
 from quickstudy.reports.findings import Audit, DuplicateGroup
@@ -64,7 +65,8 @@ def make_plan(evidence: Evidence, gallery: Gallery, audit: Audit) -> tuple[Step,
     clear is only marked.
     """
     folder = evidence.source.parent if evidence.source.is_file() else evidence.source
-    names = [_relative(image.path, folder) for image in evidence.images]
+    names = [path_in_plan(image.path, folder) for image in evidence.images]
+    places = real_places(image.path for image in evidence.images)
     steps: dict[int, Step] = {}
 
     def add(image: int, action: Action, reason: str, to: str = "") -> None:
@@ -85,6 +87,8 @@ def make_plan(evidence: Evidence, gallery: Gallery, audit: Audit) -> tuple[Step,
         for member in group.members:
             if member == best:
                 add(member, "keep", f"the one of {len(group.members)} files with this picture that stays")
+            elif (places[member], evidence.images[member].label) == (places[best], evidence.images[best].label):
+                add(member, "keep", "the same file in another row, in another split; take one of the rows out")
             else:
                 add(member, "drop", f"{_kind(group)} of {names[best]}")
     for flaw in audit.quality:
@@ -106,7 +110,7 @@ def make_plan(evidence: Evidence, gallery: Gallery, audit: Audit) -> tuple[Step,
     unusable = [
         Step(
             action="drop" if item.path.suffix.lower() in IMAGE_SUFFIXES and is_broken(item.reason) else "keep",
-            path=_relative(item.path, folder),
+            path=path_in_plan(item.path, folder),
             reason=item.reason,
         )
         for item in audit.skipped
@@ -192,7 +196,8 @@ def _unguard(cell: str) -> str:
     return cell.removeprefix("'")
 
 
-def _relative(path: Path, folder: Path) -> str:
+def path_in_plan(path: Path, folder: Path) -> str:
+    """Say what a plan for a folder calls a file: by its path below the folder, where it was found there."""
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 

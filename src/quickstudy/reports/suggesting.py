@@ -23,7 +23,7 @@ from quickstudy.images.depth import significant_bits
 from quickstudy.images.imageset import Skipped
 from quickstudy.learning.scores import Score
 from quickstudy.progress import Progress, silent
-from quickstudy.reports.plan import Step
+from quickstudy.reports.plan import Step, path_in_plan
 from quickstudy.wording import as_probability
 
 
@@ -66,9 +66,7 @@ class NamedPhotos:
         return tuple(
             Step(
                 action="relabel" if photo.probability >= sure else "keep",
-                path=photo.path.relative_to(folder).as_posix()
-                if photo.path.is_relative_to(folder)
-                else str(photo.path),
+                path=path_in_plan(photo.path, folder),
                 to=photo.name,
                 reason=f"by its name, {as_probability(photo.probability, 0)}; next: {photo.second}",
                 sha256=photo.digest.hex(),
