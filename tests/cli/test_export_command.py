@@ -17,9 +17,11 @@ from PIL import Image, ImageOps
 
 from in_process import Run
 from quickstudy.cli.export import change_told
+from quickstudy.models import loading
 from quickstudy.models.assemble import LinearHead, write_model
 from quickstudy.models.conversion import TOLERANCES
 from quickstudy.models.loading import load
+from quickstudy.models.model import Model
 from quickstudy.models.teaching import TeachableModel, written
 from small_backbones import add_small_backbone
 from small_models import CLASSES, TRAINING, write_small_model
@@ -71,6 +73,22 @@ def test_fp16_with_check_labels_and_card(run: Run, model: Path, photo_source: Pa
     assert Path("l.txt").read_text(encoding="utf-8").splitlines() == list(CLASSES)
     assert Path("card.md").read_text(encoding="utf-8").startswith("# small.fp16\n")
     assert load("small.fp16.onnx").metadata["export"]["kind"] == "fp16"
+
+
+def test_a_list_of_classes_is_written_anew_from_a_model_that_is_loaded_once(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("l.txt").write_text(f"{CLASSES[0]}\nanother\n", encoding="utf-8")
+    loaded: list[Path] = []
+
+    def counting(path: Path) -> Model:
+        loaded.append(path)
+        return load(path)
+
+    monkeypatch.setattr(loading, "load", counting)
+    done = run("export", model.name, "--labels", "l.txt", "--card", "c.md")
+    assert (done.code, loaded) == (0, [Path(model.name)])
+    assert Path("l.txt").read_text(encoding="utf-8").splitlines() == list(CLASSES)
 
 
 @pytest.mark.parametrize(

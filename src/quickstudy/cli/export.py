@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from quickstudy.wording import pasted
 
 if TYPE_CHECKING:
     from quickstudy.models.conversion import Conversion, Form
+    from quickstudy.models.model import Model
 
 
 def command(
@@ -108,10 +110,9 @@ def command(
     for what, path, own in (("list of classes", labels, _is_text), ("card", card, _is_card)):
         if path is not None:
             require_place_for(what, path, own=own, sources=[source, output, check, calibrate])
+    opened = functools.cache(_open)
     if labels is not None and not is_run and labels.exists():
-        from quickstudy.models.loading import load
-
-        _require_own_list(labels, load(source).classes)
+        _require_own_list(labels, opened(source).classes)
     results: dict[str, Any] = {}
     model = source
     if is_run:
@@ -127,7 +128,7 @@ def command(
                 "its golden checks passed"
             )
     if int8 or fp16:
-        conversion = _convert(model, output, "int8" if int8 else "fp16", calibrate, check, force, quiet)
+        conversion = _convert(model, output, "int8" if int8 else "fp16", calibrate, check, force, quiet, opened)
         results[conversion.kind] = conversion.to_dict()
         if not as_json:
             _print_conversion(conversion)
@@ -151,11 +152,17 @@ def command(
         results["coreml"] = package.to_dict()
         if not as_json:
             print(f"Core ML: {coreml}; {package.checked}")
-    _write_texts(model, labels, card, results, as_json=as_json)
+    _write_texts(model, labels, card, results, opened, as_json=as_json)
     if as_json:
         print_json(results)
     elif model.suffix == ".onnx" and (int8 or fp16 or not forms):
         print(f"Next:  {pasted('predict', model, 'new.jpg')}")
+
+
+def _open(model: Path) -> Model:
+    from quickstudy.models.loading import load
+
+    return load(model)
 
 
 def _is_text(start: bytes) -> bool:
@@ -183,10 +190,10 @@ def _convert(
     check: Path | None,
     force: bool,
     quiet: bool,
+    opened: Callable[[Path], Model],
 ) -> Conversion:
     from quickstudy.models.checks import photos_for_calibration, photos_for_checking
     from quickstudy.models.conversion import convert
-    from quickstudy.models.loading import load
     from quickstudy.retraining.evaluation import stat_index
 
     index = stat_index(None)
@@ -194,8 +201,8 @@ def _convert(
         model,
         output or model.with_suffix(f".{kind}.onnx"),
         kind,
-        calibrate=photos_for_calibration(calibrate, index, load(model).labelling) if calibrate else (),
-        check=photos_for_checking(check, load(model), index) if check else (),
+        calibrate=photos_for_calibration(calibrate, index, opened(model).labelling) if calibrate else (),
+        check=photos_for_checking(check, opened(model), index) if check else (),
         force=force,
         progress=progress_for(quiet=quiet),
     )
@@ -240,16 +247,21 @@ def change_told(loss: float, low: float, high: float) -> str:
 
 
 def _write_texts(
-    model: Path, labels: Path | None, card: Path | None, results: dict[str, Any], *, as_json: bool
+    model: Path,
+    labels: Path | None,
+    card: Path | None,
+    results: dict[str, Any],
+    opened: Callable[[Path], Model],
+    *,
+    as_json: bool,
 ) -> None:
     """Write the classes and the model card, where they are asked for."""
     if labels is None and card is None:
         return
     from quickstudy.errors import ModelError, WriteError
     from quickstudy.models.card import model_card
-    from quickstudy.models.loading import load
 
-    loaded = load(model)
+    loaded = opened(model)
     if labels is not None:
         _require_own_list(labels, loaded.classes)
     if labels is not None and any("\n" in name or "\r" in name for name in loaded.classes):
