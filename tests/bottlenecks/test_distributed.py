@@ -111,6 +111,9 @@ class TestOnACluster:
         assert list(there.reasons) == [0, 37, 38, 49]
         assert "truncated" in there.reasons[0]
         assert "no such file" in there.reasons[38]
+        hashes = [None if digest is None else digest.hex() for digest in here.digests]
+        shared = {number: digest for number, digest in enumerate(hashes) if digest and hashes.count(digest) > 1}
+        assert {number: digest.hex() for number, digest in there.repeated.items()} == shared
         assert_same(here, place, views=1)
 
     @pytest.mark.slow
@@ -140,7 +143,7 @@ class TestOnACluster:
 
     def test_no_images_are_no_trouble(self, backbone: Backbone, place: Path) -> None:
         done = extract_on_cluster([], backbone, place)
-        assert (done.computed, done.cached, done.reasons, done.workers) == (0, 0, {}, 0)
+        assert (done.computed, done.cached, done.reasons, done.repeated, done.workers) == (0, 0, {}, {}, 0)
 
     def test_a_place_that_cannot_be_written_is_told_before_anything_is_computed(
         self, paths: list[Path], backbone: Backbone, tmp_path: Path

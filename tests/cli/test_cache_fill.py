@@ -66,12 +66,16 @@ def test_filling_tells_of_what_it_leaves_out(run: Run, folder: Path) -> None:
 def test_what_a_cluster_stored_elsewhere_is_pulled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With `auto` where no cluster runs: a private Ray, which is gone when the command ends."""
     pytest.importorskip("ray", reason=NO_RAY)
+    for place, copy in (("discs/00.jpg", "discs/copy.jpg"), ("discs/01.jpg", "checks/other.jpg")):
+        (folder / "photos" / copy).write_bytes((folder / "photos" / place).read_bytes())
     uri = (folder / "shared").as_uri()
     with ray_folder() as temporary:
         monkeypatch.setenv("RAY_TMPDIR", str(temporary))
         filled = apart("cache", "fill", "photos/", "--ray", "auto", "--store", uri)
     assert (filled.returncode, without_rays(filled.stderr)) == (0, "")
-    assert filled.stdout.startswith("photos: 37 images\n36 forward passes, 0 bottlenecks from the store\n")
+    assert filled.stdout.startswith("photos: 39 images\n36 forward passes, 2 bottlenecks from the store\n")
+    assert "1 file is an exact copy of another" in filled.stdout
+    assert "Conflict: the same image under different labels, left out: photos/checks/other.jpg" in filled.stdout
     assert "photos/discs/broken.jpg: an HTML page, not an image" in filled.stdout
     assert re.search(rf"Store: {uri}; [\d.]+ s, \d+ workers? on 1 node\n", filled.stdout)
     assert f"Next:  quickstudy cache pull {uri}" in filled.stdout
@@ -79,7 +83,7 @@ def test_what_a_cluster_stored_elsewhere_is_pulled(folder: Path, monkeypatch: py
     assert pulled.returncode == 0, pulled.stderr
     assert "36 bottlenecks new" in pulled.stdout
     assert json.loads(apart("cache", "pull", uri, "--json").stdout)["shards"] == 0
-    assert "0 forward passes, 36 bottlenecks from the store" in apart("cache", "fill", "photos").stdout
+    assert "0 forward passes, 35 bottlenecks from the store" in apart("cache", "fill", "photos").stdout
 
 
 def test_errors_come_before_anything_is_computed(run: Run, folder: Path) -> None:

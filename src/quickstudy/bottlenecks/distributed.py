@@ -51,6 +51,7 @@ _BLOCK_IMAGES = 2048
 _BLOCKS_A_WORKER = 8
 # Workers that ask for a whole core each leave none for Ray Data's own tasks, and everything waits for ever.
 _CORES_ASKED = 0.5
+_HASH_BYTES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,8 @@ class ClusterExtraction:
     """Number of bottlenecks that were in the store already, or that a copy of the image had."""
     reasons: dict[int, str]
     """Why an image cannot be used, by its number."""
+    repeated: dict[int, bytes]
+    """Content hash of each usable image that is there more than once, by its number."""
     workers: int
     """Number of workers."""
     nodes: int
@@ -116,6 +119,7 @@ def extract_on_cluster(
     workers = min(workers, len(blocks))
     computed = cached = done = 0
     reasons: dict[int, str] = {}
+    digests = np.zeros((len(images), _HASH_BYTES), np.uint8)
     progress.start("bottlenecks", len(images))
     try:
         with contextlib.closing(finished_blocks(order, blocks, workers)) as finished:
@@ -126,6 +130,8 @@ def extract_on_cluster(
                 computed += row["computed"]
                 cached += row["cached"]
                 reasons.update(json.loads(row["reasons"]))
+                mine = np.frombuffer(row["digests"], np.uint8).reshape(-1, _HASH_BYTES)
+                digests[row["first"] : row["first"] + len(mine)] = mine
                 progress.update(done=done, note=f"{cached} from the store, {computed} computed")
     except ray.exceptions.RayTaskError:  # a defect of ours, which wants its traceback
         raise
@@ -136,6 +142,7 @@ def extract_on_cluster(
         ) from error
     finally:
         progress.finish()
+    digests[list(reasons)] = 0
     if store.folder is not None:
         with contextlib.suppress(StoreError):  # a store that is full serves what it has all the same
             Store(store.folder).source(order.source).compact()
@@ -143,10 +150,19 @@ def extract_on_cluster(
         computed=computed,
         cached=cached,
         reasons=dict(sorted(reasons.items())),
+        repeated=_repeated(digests),
         workers=workers,
         nodes=sum(bool(node["Alive"]) for node in ray.nodes()),
         seconds=time.perf_counter() - started,
     )
+
+
+def _repeated(digests: NDArray[np.uint8]) -> dict[int, bytes]:
+    """Find the content hashes (n×32) that stand there more than once, by their number; zeros are of no image."""
+    known = np.flatnonzero(digests.any(axis=1))
+    hashes = digests[known].view(f"V{_HASH_BYTES}")[:, 0] if known.size else np.empty(0, f"V{_HASH_BYTES}")
+    _, group, sizes = np.unique(hashes, return_inverse=True, return_counts=True)
+    return {number: digests[number].tobytes() for number in known[sizes[group] > 1].tolist()}
 
 
 def _block(images: Sequence[Path], start: int, stop: int) -> pa.Table:
@@ -246,8 +262,12 @@ class Ledger:
 class _Tally:
     """What became of a block."""
 
+    first: int
+    """Number of the block's first image."""
     images: int
     """Number of images in the block."""
+    digests: bytes = b""
+    """Content hash of each image, one behind the other; zeros where it cannot be read."""
     computed: int = 0
     """Number of bottlenecks that were computed."""
     cached: int = 0
@@ -275,7 +295,7 @@ class Worker:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Compute what is missing of a block (columns `number` and `path`), and return what became of it."""
-        tally = _Tally(images=block.num_rows)
+        tally = _Tally(first=block["number"][0].as_py(), images=block.num_rows)
         try:
             self._compute(block["number"].to_pylist(), block["path"].to_pylist(), tally)
         except (StoreError, ClusterError) as error:
@@ -297,8 +317,10 @@ class Worker:
             for number, content in zip(numbers[start:], contents, strict=False):
                 if isinstance(content, UnusableImageError):
                     tally.reasons.append((number, str(content)))
+                    tally.digests += bytes(_HASH_BYTES)
                 else:
                     usable.append((number, *content))
+                    tally.digests += content[1]
             wanted = [(number, self.order.keys(digest)) for number, _, digest in usable]
             answers = ray.get(self.ledger.claim.remote(wanted)) if wanted else []
             for (number, data, digest), (_, keys), views in zip(usable, wanted, answers, strict=True):

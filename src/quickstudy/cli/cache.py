@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -170,6 +170,9 @@ def _fill(
             dtype=config.dtype,
             progress=progress,
         )
+    # Only those are brought together by content that have it in common: nobody knows all contents on one machine.
+    shared = replace(found, files=tuple(found.files[number] for number in spread.repeated), skipped=())
+    census = take_census(shared, None, identities=list(spread.repeated.values()))
     unusable = (Skipped(path=paths[number], reason=reason) for number, reason in sorted(spread.reasons.items()))
     return _Filled(
         images=len(paths),
@@ -180,6 +183,8 @@ def _fill(
         seconds=time.perf_counter() - started,
         workers=spread.workers,
         nodes=spread.nodes,
+        copies=census.copies,
+        conflicts=census.conflicting,
     )
 
 

@@ -20,7 +20,7 @@ import difflib
 import gc
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import attrgetter
@@ -333,6 +333,7 @@ def take_census(
     before: RolesBefore | None = None,
     test_share: float | None = None,
     labelling: Labelling = ONE_EACH,
+    identities: Sequence[bytes] | None = None,
     progress: Progress = silent,
 ) -> Census:
     """Make the census of an image set: list, hash, bring together by content, label, and give roles.
@@ -347,6 +348,7 @@ def take_census(
         before: roles that stand from an earlier model, where the set does not come with splits.
         test_share: share of each class's images to draw for the test, from 0 to below 1; `TEST_SHARE` if left out.
         labelling: how labels are to be read, where the images are not listed yet.
+        identities: content hashes of the files that were listed, where others have read these.
         progress: is told how far it has come.
 
     Raises:
@@ -365,7 +367,11 @@ def take_census(
                 f"--test-share draws a test where there is none, but '{listed.source}' comes with splits; leave "
                 "--test-share out, or give the images without their splits"
             )
-        places, unread = _places(listed, index, progress)
+        if identities is None:
+            names = [file.name for file in (*listed.files, *listed.unlabelled)]
+            places, unread = _places(listed, identify(names, index, progress=progress))
+        else:
+            places, unread = _places(listed, identities)
         with contextlib.closing(StatIndex(index)) as known:
             unusable = known.unusable()
         census = Census(
@@ -383,13 +389,12 @@ def take_census(
 
 
 def _places(
-    listed: ImageSet, index: Path | None, progress: Progress
+    listed: ImageSet, identities: Iterable[bytes | str]
 ) -> tuple[dict[bytes, tuple[ImageFile, ...]], tuple[Skipped, ...]]:
     """Bring the files together by content, in the digests' order, sorted by path; and say which cannot be read."""
     files = (*listed.files, *listed.unlabelled)
     by_digest: dict[bytes, list[ImageFile]] = {}
     unread = list(listed.skipped)
-    identities = identify([file.name for file in files], index, progress=progress)
     for file, identity in zip(files, identities, strict=True):
         if isinstance(identity, bytes):
             by_digest.setdefault(identity, []).append(file)
