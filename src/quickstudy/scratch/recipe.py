@@ -291,7 +291,7 @@ _GPU = dataclasses.replace(
     epochs=8,
     unsure_lead=1.0,
 )
-# The values of airbench95 and of the paper's airbench96 (not the later one, which trains on what a small network finds
+# The values of airbench95 and of the older airbench96 (not the later one, which trains on what a small network finds
 # hard). They descend without Muon. Their 10 and 9 are rates for 1,024 images, over what momentum makes of a gradient
 # that stays the same, 1 + 1/0.15; so is the decay of a step, 0.0153 and 0.012. As a batch has 1,024 images, these are
 # the rates for the mean. The source leaves out the 848 images of a pass that fill no batch: its 15 and 37 passes are
