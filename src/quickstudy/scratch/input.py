@@ -266,7 +266,7 @@ class Draws:
     contrast: Tensor
     """Factor of each image's differences from the means of its channels."""
     cutouts: Tensor
-    """First row and first column of each image's square of `cutout`, n×2, in pixels of what the network gets."""
+    """First row and column of each image's square of `cutout`, in pixels of what the network gets; n×2 in int16."""
 
     def __getitem__(self, part: slice) -> Draws:
         """Take the numbers of some of the images."""
@@ -328,14 +328,14 @@ def draw(
     low, high = augmentation.contrast
     brightness = generator.uniform(-augmentation.brightness, augmentation.brightness, n).astype(np.float32)
     factors = generator.uniform(low, high, n).astype(np.float32)
-    places = augmentation.output_side(side) - augmentation.cutout + 1 if augmentation.cutout else 1
+    places = augmentation.output_side(side) - augmentation.cutout + 1 if augmentation.cutout else 1  # of a square
     return Draws(
         tops=torch.from_numpy(tops),
         lefts=torch.from_numpy(lefts),
         mirrored=torch.from_numpy(coins & augmentation.flip),
         brightness=torch.from_numpy(brightness),
         contrast=torch.from_numpy(factors),
-        cutouts=torch.from_numpy(generator.integers(0, places, (n, 2))),
+        cutouts=torch.from_numpy(generator.integers(0, places, (n, 2), np.int16)),
     )
 
 
@@ -349,7 +349,7 @@ def centred(augmentation: Augmentation, n: int, *, side: int) -> Draws:
         mirrored=torch.zeros(n, dtype=torch.bool),
         brightness=torch.zeros(n),
         contrast=torch.ones(n),
-        cutouts=torch.full((n, 2), inner),  # beyond the image
+        cutouts=torch.full((n, 2), inner, dtype=torch.int16),  # beyond the image
     )
 
 
