@@ -16,7 +16,7 @@ from evidences import make_evidence, make_gallery
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quickstudy.errors import AuditError
+from quickstudy.errors import AuditError, ImageSetError
 from quickstudy.images.imageset import Skipped, load_image_set
 from quickstudy.reports.audit import draw_findings
 from quickstudy.reports.carrying_out import apply_plan, undo_plan
@@ -406,6 +406,18 @@ def test_a_parquet_manifest_keeps_its_columns(tmp_path) -> None:
         {"path": "2.jpg", "label": "c", "n": 2},
         {"path": "3.jpg", "label": None, "n": 3},
     ]
+    target.unlink()
+    done = apply_plan(source, plan_file(tmp_path / "another", Step(action="drop", path="3.jpg")))
+    assert (done.moved, pq.read_table(target).column("n").to_pylist()) == (1, [1, 2])
+
+
+@pytest.mark.parametrize("data", [b"path,label\n1.jpg,caf\xe9\n", b'path,label\n"1.jpg,a\n', b""])
+def test_a_manifest_that_cannot_be_read_any_more_is_named(tmp_path, data) -> None:
+    source = tmp_path / "labels.csv"
+    source.write_bytes(data)
+    with pytest.raises(ImageSetError, match="labels"):
+        apply_plan(source, plan_file(tmp_path / "plans", Step(action="drop", path="1.jpg", label="a")))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.csv", "plans"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from quickstudy.cli.options import (
     labelling_told,
 )
 from quickstudy.cli.usage import refuse_beside
-from quickstudy.wording import as_percent, as_probability, count, pasted
+from quickstudy.wording import as_percent, as_probability, count, pasted, printable
 
 if TYPE_CHECKING:
     from quickstudy.reports.carrying_out import Done
@@ -96,11 +96,12 @@ def command(
 
 
 def _print_audit(audit: Audit, images: Path, limit: int) -> None:
+    from quickstudy.reports.plan import path_in_plan
+
     base = images if images.is_dir() else images.parent
 
     def name(number: int) -> str:
-        path = audit.images[number]
-        return str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
+        return printable(path_in_plan(audit.images[number], base))
 
     found_some = False
 

@@ -167,7 +167,10 @@ def holds_several(source: Path) -> bool:
 
 
 def _read_columns(source: Path, labelling: Labelling) -> tuple[list[str], list[list[str]]]:
-    return _read_parquet(source, labelling) if source.suffix.lower() == ".parquet" else _read_csv(source)
+    if source.suffix.lower() == ".parquet":
+        return _read_parquet(source, labelling)
+    table = read_csv(source)
+    return table.header, table.rows
 
 
 def _labels_of(cells: Sequence[str], labelling: Labelling, source: Path) -> list[tuple[str, ...] | None]:
@@ -225,8 +228,12 @@ def _marked(
     return found
 
 
-def _read_csv(source: Path) -> tuple[list[str], list[list[str]]]:
-    """Read the names of a CSV's columns, and its rows."""
+def read_csv(source: Path) -> Table:
+    """Read the table of a manifest in CSV.
+
+    Raises:
+        ImageSetError: it cannot be read, is no table, or is empty.
+    """
     try:
         table = read_table(source.read_bytes(), COLUMN_NAMES)
     except UnicodeDecodeError as error:
@@ -237,7 +244,7 @@ def _read_csv(source: Path) -> tuple[list[str], list[list[str]]]:
         raise ImageSetError(f"Cannot read the manifest '{source}' as CSV: {error}") from None
     if not table.header:
         raise ImageSetError(f"The manifest '{source}' is empty; expected a first row with path,label[,split]")
-    return table.header, table.rows
+    return table
 
 
 def columns_of(names: Sequence[str], source: Path) -> Columns:

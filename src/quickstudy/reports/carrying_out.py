@@ -17,10 +17,12 @@ from quickstudy.errors import AuditError, WriteError
 from quickstudy.files import flush_folder, sha256_of_file, write_bytes_atomically
 from quickstudy.images.imageset import SET_ASIDE
 from quickstudy.images.listing import is_unlabelled, label_of, place_of, split_named
-from quickstudy.images.manifests import COLUMN_NAMES, columns_of, read_table, text_of, write_table
+from quickstudy.images.manifests import columns_of, read_csv, text_of, write_table
 from quickstudy.reports.plan import Step, read_plan, write_plan
 
 _MOST_NAMES = 10_000
+_Relabel = Callable[[object, object], tuple[object] | None]
+"""Function that gives, for path and label of a row of a manifest, its label from now on; None where the row goes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,8 @@ def apply_plan(source: Path, plan: Path) -> Done:
     Raises:
         AuditError: the plan cannot be read, or a step of it leads out of the folder or cannot be meant; nothing has
             been moved then.
+        ImageSetError: the manifest cannot be read.
+        WriteError: the undo file or the new manifest cannot be written; nothing has been moved then.
     """
     steps = read_plan(plan)
     if not source.is_dir():
@@ -236,18 +240,17 @@ def _rewrite_manifest(source: Path, steps: Sequence[Step]) -> Done:
     changes = {(place(step.path), step.label): step for step in steps if step.action != "keep"}
     found: set[tuple[str, str]] = set()
 
-    def relabel(path: object, label: object) -> object | None:
-        """Give the label that a row of the manifest gets, or None where the row goes."""
+    def relabel(path: object, label: object) -> tuple[object] | None:
         text = label_of(text_of(label))
         keys = [(place(path), text), (place(path), "")]  # unusable files are dropped whatever their label
         key = next((key for key in keys if key in changes), None)
         if key is None:
-            return label
+            return (label,)
         found.add(key)
-        return None if changes[key].action == "drop" else changes[key].to
+        return None if changes[key].action == "drop" else (changes[key].to,)
 
     try:
-        rewrite: Callable[..., bytes | memoryview] = (
+        rewrite: Callable[[Path, _Relabel], bytes | memoryview] = (
             _rewritten_parquet if source.suffix.lower() == ".parquet" else _rewritten_csv
         )
         write_bytes_atomically(target, rewrite(source, relabel))
@@ -257,29 +260,25 @@ def _rewrite_manifest(source: Path, steps: Sequence[Step]) -> Done:
     return Done(moved=len(found), left=left, undo=None, manifest=target)
 
 
-def _rewritten_csv(source: Path, relabel: Callable[[object, object], object | None]) -> bytes:
-    table = read_table(source.read_bytes(), COLUMN_NAMES)
+def _rewritten_csv(source: Path, relabel: _Relabel) -> bytes:
+    table = read_csv(source)
     at = columns_of(table.header, source)
     rows = [
-        [*row[: at.label], str(name), *row[at.label + 1 :]]
+        [*row[: at.label], str(new[0]), *row[at.label + 1 :]]
         for row in table.rows
-        if (name := relabel(row[at.path], row[at.label])) is not None
+        if (new := relabel(row[at.path], row[at.label])) is not None
     ]
     return write_table(replace(table, rows=rows))
 
 
-def _rewritten_parquet(source: Path, relabel: Callable[[object, object], object | None]) -> memoryview:
+def _rewritten_parquet(source: Path, relabel: _Relabel) -> memoryview:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = pq.read_table(source, partitioning=None)
     at = columns_of(table.column_names, source)
     pairs = zip(table.column(at.path).to_pylist(), table.column(at.label).to_pylist(), strict=True)
-    rows = [
-        (number, name)
-        for number, (path, label) in enumerate(pairs)
-        if (name := relabel(path, label)) is not None or label is None
-    ]
+    rows = [(number, new[0]) for number, (path, label) in enumerate(pairs) if (new := relabel(path, label)) is not None]
     labels = pa.array([text_of(name) or None for _, name in rows], pa.string())
     kept = table.take(pa.array([number for number, _ in rows], pa.int64()))
     sink = pa.BufferOutputStream()

@@ -225,15 +225,12 @@ def _class_table(judged: JudgedImages, test: dict[str, tuple[int, float | None, 
 def _curve(curve: LearningCurve | None) -> dict[str, Any] | None:
     if curve is None:
         return None
-    now, twice = curve.forecast(curve.images), curve.forecast(2 * curve.images)
+    (now, _), (twice, deviation) = curve.forecast(curve.images), curve.forecast(2 * curve.images)
     return {
         "chart": charts.learning_chart(curve),
-        "images": curve.images,
-        "now": now[0],
-        "twice": twice[0],
-        "gain": 100 * (twice[0] - now[0]),
-        "deviation": 100 * twice[1],
-        "points": curve.points,
+        "twice": twice,
+        "gain": 100 * (twice - now),
+        "deviation": 100 * deviation,
     }
 
 
@@ -277,8 +274,8 @@ def _calibration(judged: JudgedImages, by: By) -> dict[str, Any]:
         if chosen
         else None
     )
-    bins = {"bins": BINS}
     return {
+        "bins": BINS,
         "by": by,
         "n": len(rows),
         "temperature": temperature,
@@ -296,7 +293,6 @@ def _calibration(judged: JudgedImages, by: By) -> dict[str, Any]:
             for name, mass in (("equal mass", True), ("equal width", False))
         ],
         "chosen": point,
-        **bins,
     }
 
 

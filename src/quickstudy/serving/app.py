@@ -34,7 +34,7 @@ from quickstudy.errors import ModelError, OptionError, UnusableImageError
 from quickstudy.models.model import Model
 from quickstudy.models.neighbours import Neighbour
 from quickstudy.models.web import PAGE, SHARED
-from quickstudy.serving.documentation import PREDICT_QUERY, documentation_page, openapi
+from quickstudy.serving.documentation import MOST_NEIGHBOURS, PREDICT_QUERY, documentation_page, openapi
 from quickstudy.serving.limits import (
     Bodies,
     Guard,
@@ -49,7 +49,6 @@ from quickstudy.serving.metrics import CONTENT_TYPE, Metrics
 from quickstudy.serving.registry import OverloadedError, Pool, Registry, Served, Version
 from quickstudy.wording import count
 
-MOST_NEIGHBOURS = 20
 CLASSIFIER = Path(__file__).parent / "page" / "classifier.js"
 """What the page, the same as that of a static site, asks here: the API."""
 _PARAMETERS = tuple(one["name"] for one in PREDICT_QUERY)

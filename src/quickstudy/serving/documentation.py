@@ -145,9 +145,15 @@ def _query(name: str, description: str, least: int) -> dict[str, Any]:
     return {"name": name, "in": "query", "description": description, "schema": schema}
 
 
+MOST_NEIGHBOURS = 20
+"""The most of the nearest training images that are shown, however many are asked for."""
 PREDICT_QUERY: tuple[dict[str, Any], ...] = (
     _query("top", "How many classes to name, most probable first; all if left out.", 1),
-    _query("neighbours", "How many of the nearest training images to show, if they were kept.", 0),
+    _query(
+        "neighbours",
+        f"How many of the nearest training images to show, at most {MOST_NEIGHBOURS}; if they were kept.",
+        0,
+    ),
     {
         "name": "sets",
         "in": "query",

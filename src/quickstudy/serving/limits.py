@@ -30,14 +30,15 @@ from starlette.requests import Request, cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quickstudy.errors import OptionError
+from quickstudy.models.web import SHARED
 from quickstudy.process import usable_cores
 from quickstudy.serving.metrics import Metrics
 from quickstudy.serving.registry import OverloadedError
 
 # Paths that are answered without a token: nothing here tells anything about models or images.
 OPEN_PATHS = frozenset(
-    {"/", "/page.css", "/docs", "/openapi.json", "/healthz", "/readyz"}
-    | {"/page.js", "/classifier.js", "/elements.js", "/intake.js"}
+    {"/", "/page.css", "/page.js", "/classifier.js", "/docs", "/openapi.json", "/healthz", "/readyz"}
+    | {f"/{name}" for name in SHARED}
 )
 _KNOWN_PATHS = OPEN_PATHS | {"/predict", "/model", "/models", "/metrics"}
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from quickstudy.errors import ModelError, OptionError, QuickstudyError
+from quickstudy.errors import ModelError, OptionError, first_line
 from quickstudy.files import as_path
 from quickstudy.learning.drift import Drift, DriftWatch
 from quickstudy.models.model import Model
@@ -77,8 +77,8 @@ class Served:
             version = _load(self.path)
             if self._look() != stamp:
                 raise ModelError("The file has changed while it was read")
-        except (QuickstudyError, OSError, MemoryError) as error:
-            self.problem = str(error)
+        except Exception as error:  # whatever is wrong with it: the old model goes on, and files go on being watched
+            self.problem = first_line(error)
             return "refused"
         self.version, self.problem = version, None
         return "reloaded"
@@ -144,6 +144,7 @@ class Registry:
             self._metrics.model_problem(served.name, served.problem is not None)
             if outcome == "reloaded":
                 self._metrics.model_loaded(served.name, served.version.loaded)
+                self._metrics.watch_drift(served.name, served.look_at_drift)
                 log.warning("%s: the new file passed its checks and is in use", served.name)
             else:
                 log.error("%s: the new file is not used, the old model goes on: %s", served.name, served.problem)
