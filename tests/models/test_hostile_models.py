@@ -217,6 +217,15 @@ HARM: dict[str, tuple[Change, str]] = {
     "a huge input": (huge_input, "its input has 1048576 pixels a side"),
     "nested metadata": (lambda p: set_property(p, "training", "[" * 10**5), "not a model that quickstudy wrote"),
     "no end of digits": (lambda p: set_property(p, "training", "9" * 10**5), "not a model that quickstudy wrote"),
+    "sets of fewer classes": (
+        lambda p: set_property(p, "training", '{"sets": {"by": "x", "given": ["AAA="]}}'),
+        "it has sets of 1 class",
+    ),
+    "sets of nothing": (lambda p: set_property(p, "training", '{"sets": 3}'), "not a model that quickstudy wrote"),
+    "options without names": (
+        lambda p: set_property(p, "training", '{"options": ["none"]}'),
+        "not a model that quickstudy wrote",
+    ),
     "a class twice": (
         lambda p: set_property(p, "classes", '["a", "a", "b", "c"]'),
         "it has 4 classes, 3 of them different",

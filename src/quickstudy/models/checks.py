@@ -21,6 +21,7 @@ from quickstudy.models.format import golden_images
 from quickstudy.models.model import Model
 from quickstudy.models.roles import may_judge
 from quickstudy.progress import Progress, silent
+from quickstudy.wording import as_percent
 
 _PHOTOS_THAT_TELL = 50  # how far two models are apart
 
@@ -121,7 +122,7 @@ class Tolerance:
             found.append(
                 f"{agreement.same} of {agreement.n * agreement.each} "
                 f"{'images' if agreement.each == 1 else 'labels'} are {agreement.told}, "
-                f"{100 * agreement.same_share:.1f} % (tolerance {100 * self.same:g} %)"
+                f"{as_percent(agreement.same_share)} (tolerance {100 * self.same:g} %)"
             )
         loss = agreement.accuracy_loss if agreement else None
         if loss is not None and loss > self.accuracy_loss:

@@ -16,6 +16,7 @@ bits nothing overflows anywhere.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,8 +30,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from quickstudy.backbones.engines.int8 import without_advice
 from quickstudy.backbones.graphs.runtime import import_onnxruntime, open_session, optimised
+from quickstudy.backbones.graphs.untrusted import parse_onnx
 from quickstudy.errors import ModelError, UnusableImageError, WriteError
-from quickstudy.files import sha256_of_file
 from quickstudy.images.decoding import InputSpec, Pixels, decode, to_input
 from quickstudy.images.identity import read_image_file
 from quickstudy.models.assemble import model_bytes, write_model_file
@@ -43,7 +44,7 @@ from quickstudy.models.checks import (
     on_golden_images,
 )
 from quickstudy.models.format import GOLDEN_TOLERANCE, STRANGENESS, golden_images, model_path
-from quickstudy.models.loading import load, load_bytes, require_own_place
+from quickstudy.models.loading import load_bytes, read_model_file, require_own_place
 from quickstudy.progress import Progress, silent
 
 Form = Literal["int8", "fp16"]
@@ -133,9 +134,10 @@ def convert(
     if output.resolve() == source.resolve():
         raise WriteError(f"'{output}' is the model itself; name another file for what is made of it")
     require_own_place(output, f"export as {kind}", lambda said: said.get("export", {}).get("kind") == kind)
-    before = load(source)
+    original = read_model_file(source)  # once, so that what is converted is what was checked
+    before = load_bytes(original, source)
     before.verify()
-    graph = onnx.load(source, load_external_data=False)
+    graph = parse_onnx(original, source)
     changed = quantised(graph, before.input, calibrate, progress=progress) if kind == "int8" else halved(graph)
     outputs = [output.name for output in changed.graph.output]
     values = open_session(changed.SerializeToString()).run(outputs, {"image": golden_images(before.input)})
@@ -143,7 +145,7 @@ def convert(
     golden = given["probabilities"]
     difference = float(np.abs(golden - on_golden_images(before)).max())
     described = {name: value for name, value in before.metadata.items() if name not in ("golden", "versions", "sha256")}
-    export = {"kind": kind, "source": sha256_of_file(source), "golden_difference": difference}
+    export = {"kind": kind, "source": hashlib.sha256(original).hexdigest(), "golden_difference": difference}
     # The file as it will be: what is compared is what is handed over.
     data = model_bytes(
         changed, {**described, "export": export}, golden, tolerance=_ELSEWHERE[kind], strange=given.get(STRANGENESS)
@@ -173,7 +175,7 @@ def convert(
         path=output,
         golden_difference=difference,
         agreement=agreement,
-        bytes_before=source.stat().st_size,
+        bytes_before=len(original),
         bytes_after=len(data),
         speed_before=speeds[0],
         speed_after=speeds[1],

@@ -23,6 +23,7 @@ from quickstudy.models.properties import (
     check_signature,
     classes_in,
     input_in,
+    labelling_in,
     output_besides,
     outputs_of,
     properties_of,
@@ -93,10 +94,23 @@ def load_bytes(data: bytes, path: Path, *, with_features: bool = False) -> Model
             raise ValueError("it does not end with a checksum")
         classes, spec, roles = classes_in(metadata), input_in(metadata), roles_in(metadata)
         features, refusal = features_in(graph) if with_features else None, refusal_in(metadata)
-        answer = answer_in(metadata, len(classes))
+        answer, sets = answer_in(metadata, len(classes)), sets_in(metadata, len(classes))
+        labelling_in(metadata)
         check_graph(graph, path)
         session = open_session(data if features is None else data + output_besides(features))
         check_signature(session, spec, len(classes), outputs_of(features, refusal))
+        return Model(
+            session,
+            classes=classes,
+            input_spec=spec,
+            metadata=metadata,
+            again=partial(load_bytes, data, path, with_features=with_features),
+            roles=roles,
+            features=features,
+            refusal=refusal,
+            sets=sets,
+            answer=answer,
+        )
     except BackboneError as error:
         reason = str(error)
         raise ModelError(reason if str(path) in reason else f"'{path}' cannot be loaded: {reason}") from None
@@ -105,18 +119,6 @@ def load_bytes(data: bytes, path: Path, *, with_features: bool = False) -> Model
             f"'{path}' is an ONNX file, but not a model that quickstudy wrote ({first_line(error)}); "
             "retrain, or use its own tools"
         ) from None
-    return Model(
-        session,
-        classes=classes,
-        input_spec=spec,
-        metadata=metadata,
-        again=partial(load_bytes, data, path, with_features=with_features),
-        roles=roles,
-        features=features,
-        refusal=refusal,
-        sets=sets_in(metadata, len(classes)),
-        answer=answer,
-    )
 
 
 def roles_of_file(path: Path) -> Roles | None:
@@ -137,16 +139,14 @@ def metadata_of_file(path: Path) -> dict[str, Any]:
     Raises:
         ModelError: there is no such file, or it is not a whole model of this version.
     """
+    data = read_model_file(path)
     try:
-        data = path.read_bytes()
         if examine_seal(data) != "intact":
             raise ValueError("its checksum is missing or does not fit")
         metadata = properties_of(parse_onnx(data, path))
         if metadata.get("format") != FORMAT:
             raise ValueError(f"its format is {metadata.get('format')!r}, this version reads {FORMAT}")
         return metadata
-    except OSError as error:
-        raise ModelError(f"Cannot read the model '{path}': {error.strerror}") from None
     except (BackboneError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"'{path}' is not a model that retrain wrote ({first_line(error)}); name one") from None
 

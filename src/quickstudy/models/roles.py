@@ -23,6 +23,7 @@ import numpy as np
 from quickstudy.errors import ImageSetError
 from quickstudy.images.census import Census, Content
 from quickstudy.images.imageset import Split
+from quickstudy.wording import quoted
 
 _BYTES = 6
 _MOST = 1 << 30  # bytes of what a model may unpack to
@@ -148,11 +149,11 @@ def may_judge(
     unknown = Counter(name for content in offered for name in content.labels or () if name not in names)
     who, knows = ("the model knows", "it knows") if len(roles) == 1 else ("both models know", "both know")
     if not any(name in names for content in candidates for name in content.labels or ()):
-        there = "the images are of " + (_some(sorted(unknown)) or "none of the classes")
+        there = "the images are of " + (quoted(sorted(unknown)) or "none of the classes")
         if not labelled:
             there = f"no image there can be used; {census.faults}"
         raise ImageSetError(
-            f"No image under '{census.source}' is of a class that {who}: {knows} {_some(sorted(classes)) or 'none'}; "
+            f"No image under '{census.source}' is of a class that {who}: {knows} {quoted(sorted(classes)) or 'none'}; "
             f"{there}. Classes are matched by name"
         )
     known = [one for one in roles if one is not None]
@@ -187,10 +188,6 @@ def may_judge(
         conflicts=census.conflicting,
         copies=census.copies,
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _pack(digests: Iterable[bytes]) -> str:
