@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lazily import lazily
-from quickstudy.errors import ModelError
+from quickstudy.errors import ModelError, WriteError
 from quickstudy.images.fits import Fit
 from quickstudy.models.assemble import LinearHead, write_model
 from small_backbones import add_small_backbone
@@ -115,6 +115,18 @@ def test_the_operators_do_what_mil_says() -> None:
         coreml._pad(x, np.zeros(8), "reflect", 0.0)
     pooled = coreml._max_pool(-x, [1, 2], [1, 2], "custom", [0, 0, 1, 1])
     assert pooled.tolist() == [[[[-1, -1]]]], "padding is not zero"
+
+
+def test_nothing_else_is_written_over(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.mlpackage").mkdir()
+    (tmp_path / "mine.mlpackage" / "notes.txt").write_text("mine")
+    (tmp_path / "file.mlpackage").write_text("mine")
+    for name in ("mine", "file"):
+        with pytest.raises(WriteError, match=f"'.*{name}.mlpackage' already, which is no Core ML package"):
+            write_core_ml(path, tmp_path / f"{name}.mlpackage")
+    assert (
+        (tmp_path / "mine.mlpackage" / "notes.txt").read_text() == (tmp_path / "file.mlpackage").read_text() == "mine"
+    )
 
 
 def test_the_name_must_fit(path: Path, tmp_path: Path) -> None:

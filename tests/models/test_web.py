@@ -118,6 +118,21 @@ def test_npm_is_asked_once(runtime: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert command[1] == "pack"
     assert command[-1] == RUNTIME
     assert "--ignore-scripts" in command
+    [archive] = (tmp_path / "cache" / "web").iterdir()
+    archive.write_bytes(b"damaged")
+    write_site(model, tmp_path / "site", cache=tmp_path / "cache")
+    assert (len(calls), archive.read_bytes()) == (2, runtime.read_bytes())
+
+
+def test_what_npm_gives_is_kept_only_if_it_is_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str], *, cwd: str, **options: object) -> None:
+        (Path(cwd) / "package.tgz").write_bytes(b"something else")
+
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(DownloadError, match=r"is another package: its hash differs.*--runtime"):
+        write_site(write_small_model(tmp_path / "small.onnx"), tmp_path / "site", cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("*.tgz"))
 
 
 def test_without_npm_or_network_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,8 +109,8 @@ def write_model(
         answer: what probabilities are answered by; the most probable class if left out.
 
     Raises:
-        ModelError: the merged graph does not give what its parts give, what was frozen has changed, or the file cannot
-            be written.
+        ModelError: the merged graph does not give what its parts give, or what was frozen has changed.
+        WriteError: the file cannot be written.
     """
     prefix = prefix_graph(backbone, backbone.cut, backbone.cut_shape)
     merged = _merge(prefix, backbone.cut, suffix, head)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import shutil
+import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -30,10 +29,11 @@ from torch.nn import functional
 from quickstudy.backbones.graphs.autograd import GraphModule
 from quickstudy.backbones.graphs.cutting import keep_until
 from quickstudy.backbones.graphs.runtime import optimised
+from quickstudy.backbones.graphs.untrusted import parse_onnx
 from quickstudy.errors import ModelError, WriteError, first_line
 from quickstudy.images.decoding import MARGIN
 from quickstudy.models.format import GOLDEN_TOLERANCE, golden_images
-from quickstudy.models.loading import load
+from quickstudy.models.loading import load_bytes, read_model_file
 from quickstudy.version import VERSION
 
 _CROP_AND_SCALE = {"crop": "centerCrop", "pad": "scaleFit", "squash": "scaleFill"}
@@ -95,10 +95,16 @@ def write_core_ml(model: Path, path: Path) -> CoreMLPackage:
     Raises:
         ModelError: the name does not fit, the model cannot be converted, or what came out differs from it.
         BackboneError: the graph has operators that cannot be run in PyTorch.
+        WriteError: the package cannot be written, or something else is there.
     """
     if path.suffix != ".mlpackage":
         raise ModelError(f"A Core ML package must be named *.mlpackage; got '{path}'")
-    loaded = load(model)
+    if os.path.lexists(path) and not (path / "Manifest.json").is_file():
+        raise WriteError(
+            f"There is a '{path}' already, which is no Core ML package and would be lost; name another place"
+        )
+    data = read_model_file(model)
+    loaded = load_bytes(data, model)
     if loaded.thresholds:
         raise ModelError(
             f"'{model}' gives any number of labels a photo, and a classifier of Core ML's gives one; export it with "
@@ -118,8 +124,7 @@ def write_core_ml(model: Path, path: Path) -> CoreMLPackage:
     images = golden_images(loaded.input)
     expected = loaded.predict_pixels(images)
     pictures = [torch.from_numpy(image[None].transpose(0, 3, 1, 2).astype(np.float32)) for image in images]
-    whole = onnx.load(model, load_external_data=False)
-    classifier = keep_until(whole, "probabilities", (len(loaded.classes),))
+    classifier = keep_until(parse_onnx(data, model), "probabilities", (len(loaded.classes),))
     network = _ChannelsFirst(GraphModule(optimised(classifier))).eval()
     with torch.no_grad(), _quiet():
         traced = torch.jit.trace(network, pictures[0], check_trace=False)  # type: ignore[no-untyped-call]
@@ -223,9 +228,15 @@ def _save(package: Any, path: Path) -> None:
             made = Path(folder) / path.name
             with _quiet():
                 package.save(str(made))
+            before = Path(folder) / "before"  # goes with the folder, once the new one is in its place
             if path.exists():
-                shutil.rmtree(path)
-            made.rename(path)
+                path.rename(before)
+            try:
+                made.rename(path)
+            except OSError:
+                if before.exists():
+                    before.rename(path)
+                raise
     except OSError as error:
         raise WriteError(f"Cannot write '{path}': {error.strerror}. Name another place") from None
 

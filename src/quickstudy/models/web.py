@@ -9,6 +9,7 @@ once, or from a folder or archive, and must have the hashes below.
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -196,8 +197,7 @@ def _runtime_files(runtime: Path | None, cache: Path) -> dict[str, bytes]:
         except OSError as error:
             raise DownloadError(f"'{runtime}' is not the package {RUNTIME}: {error}") from None
     else:
-        archive = runtime or _fetched(cache)
-        files = _unpacked(archive)
+        files = _members(_archive_at(runtime) if runtime is not None else _fetched(cache))
     for name, digest in RUNTIME_FILES.items():
         if hashlib.sha256(files[name]).hexdigest() != digest:
             raise DownloadError(
@@ -206,16 +206,21 @@ def _runtime_files(runtime: Path | None, cache: Path) -> dict[str, bytes]:
     return files
 
 
-def _unpacked(archive: Path) -> dict[str, bytes]:
+def _archive_at(archive: Path) -> bytes:
+    """Read the package's archive, and check that it is the published one."""
     try:
         if archive.stat().st_size > _MOST_ARCHIVE_BYTES:
             raise DownloadError(f"'{archive}' is larger than {_MOST_ARCHIVE_BYTES >> 20} MiB; {RUNTIME} is not")
         data = archive.read_bytes()
     except OSError as error:
         raise DownloadError(f"Cannot read '{archive}': {error.strerror}; expected the npm package {RUNTIME}") from None
-    if f"sha512-{base64.b64encode(hashlib.sha512(data).digest()).decode()}" != _INTEGRITY:
+    if not _is_published(data):
         raise DownloadError(f"'{archive}' is not the npm package {RUNTIME}: its hash differs")
-    return _members(data)
+    return data
+
+
+def _is_published(archive: bytes) -> bool:
+    return f"sha512-{base64.b64encode(hashlib.sha512(archive).digest()).decode()}" == _INTEGRITY
 
 
 @functools.lru_cache(maxsize=1)  # as below
@@ -230,11 +235,11 @@ def _members(archive: bytes) -> dict[str, bytes]:
     return found
 
 
-def _fetched(cache: Path) -> Path:
-    """Get the package's archive from the cache or through npm."""
+def _fetched(cache: Path) -> bytes:
+    """Get the package's archive from the cache, where it is whole, or else through npm."""
     archive = cache / "web" / f"{RUNTIME.replace('@', '-')}.tgz"
-    if archive.is_file():
-        return archive
+    with contextlib.suppress(DownloadError):  # it is not there, or damaged
+        return _archive_at(archive)
     npm = shutil.which("npm")
     if npm is None:
         raise InstallationError(
@@ -257,5 +262,10 @@ def _fetched(cache: Path) -> Path:
             raise DownloadError(
                 f"npm cannot fetch {RUNTIME}: {said}. Fetch it elsewhere (npm pack) and name it with --runtime"
             ) from None
-        write_bytes_atomically(archive, data)
-    return archive
+    if not _is_published(data):
+        raise DownloadError(
+            f"What npm gave as {RUNTIME} is another package: its hash differs. Fetch it elsewhere (npm pack) and name "
+            "it with --runtime"
+        )
+    write_bytes_atomically(archive, data)
+    return data
