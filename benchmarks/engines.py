@@ -37,7 +37,7 @@ from quickstudy.backbones.engines.tiles import prefix_graph
 from quickstudy.backbones.graphs.runtime import open_session, optimised
 from quickstudy.backbones.loading import load_backbone
 from quickstudy.backbones.sources.adding import import_onnx
-from quickstudy.backbones.sources.hub_configs import describe
+from quickstudy.backbones.sources.hub_configs import read_configs
 from quickstudy.bottlenecks.extraction import extract
 from quickstudy.bottlenecks.store import Store
 from quickstudy.images.decoding import decode, to_input
@@ -100,7 +100,7 @@ def vit_small(folder: Path) -> Backbone:
         hidden_size=384, num_attention_heads=6, num_hidden_layers=12, image_size=224, patch_size=14
     )
     transformers.Dinov2Model(config).save_pretrained(folder / "vit")
-    told = describe(config.to_dict(), PROCESSOR)
+    told = read_configs(config.to_dict(), PROCESSOR)
     export_transformers(config.to_dict(), folder / "vit" / "model.safetensors", folder / "v.onnx", size=224, name="vit")
     made = import_onnx(
         folder / "v.onnx", preprocessing=told.preprocessing, preferred=told.outputs, tokens=told.tokens, usual_size=224

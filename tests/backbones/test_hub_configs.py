@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from quickstudy.backbones.graphs.preprocessing import PREPROCESSINGS, Preprocessing
-from quickstudy.backbones.sources.hub_configs import FILTERS, describe
+from quickstudy.backbones.sources.hub_configs import FILTERS, read_configs
 from quickstudy.errors import BackboneError
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -69,7 +69,7 @@ TIMM = {
 def test_sizes_crops_and_filters(
     values: dict[str, Any], size: int | None, crop: float, filter_: str, told: str
 ) -> None:
-    described = describe({}, values)
+    described = read_configs({}, values)
     assert described.size == size
     assert described.crop == crop
     assert described.resize == FILTERS[filter_]
@@ -96,17 +96,17 @@ def test_scales() -> None:
         ({"size": 224, "do_normalize": False, "do_flip_channel_order": True}, Preprocessing(low=0, high=1, bgr=True)),
     ]
     for values, expected in cases:
-        found = describe({}, values).preprocessing
+        found = read_configs({}, values).preprocessing
         assert found is not None
         assert expected is not None
         assert found.bgr == expected.bgr
         for image in (black, white):
             np.testing.assert_allclose(found.apply(image), expected.apply(image), atol=1e-6)
-    assert describe({}, {}).preprocessing is None
+    assert read_configs({}, {}).preprocessing is None
 
 
 def test_timm_says_it_in_its_own_way() -> None:
-    described = describe(TIMM, {})
+    described = read_configs(TIMM, {})
     assert (described.size, described.crop, described.preprocessing) == (224, 0.875, PREPROCESSINGS["torch"])
     assert "bicubic, to 256 pixels" in described.resizing
 
@@ -126,7 +126,7 @@ def test_timm_says_it_in_its_own_way() -> None:
 def test_families_and_their_tokens(
     config: dict[str, Any], take: str, patch: int | None, registers: int | None, first: str
 ) -> None:
-    described = describe(config, {})
+    described = read_configs(config, {})
     assert (described.tokens.usual, described.tokens.patch, described.tokens.registers) == (take, patch, registers)
     assert described.outputs[0] == first
 
@@ -145,15 +145,15 @@ def test_families_and_their_tokens(
 def test_what_timm_says_is_what_its_transform_does(
     changes: dict[str, Any], size: int, crop: float, filter_: str
 ) -> None:
-    described = describe({"pretrained_cfg": {**TIMM["pretrained_cfg"], **changes}}, {})
+    described = read_configs({"pretrained_cfg": {**TIMM["pretrained_cfg"], **changes}}, {})
     assert (described.size, described.crop, described.resize) == (size, crop, f"torchvision-{filter_}-1")
     assert described.fit == ("squash" if changes.get("crop_mode") == "squash" and crop == 1 else "crop")
 
 
 def test_names_of_classes() -> None:
-    assert describe({"id2label": {"0": "cat", "1": "dog"}}, {}).classes == ("cat", "dog")
-    assert describe({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, {}).classes is None
-    assert describe({"id2label": {"0": "cat", "2": "dog"}}, {}).classes is None
+    assert read_configs({"id2label": {"0": "cat", "1": "dog"}}, {}).classes == ("cat", "dog")
+    assert read_configs({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, {}).classes is None
+    assert read_configs({"id2label": {"0": "cat", "2": "dog"}}, {}).classes is None
 
 
 @pytest.mark.parametrize(
@@ -167,4 +167,4 @@ def test_names_of_classes() -> None:
 )
 def test_what_cannot_be_meant_is_told(values: dict[str, Any]) -> None:
     with pytest.raises(BackboneError, match=r"preprocessor_config\.json"):
-        describe({}, values)
+        read_configs({}, values)

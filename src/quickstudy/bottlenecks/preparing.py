@@ -274,14 +274,14 @@ class Preparers:
         ]
 
 
-_PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from quickstudy.bottlenecks.preparing import serve; serve()"
+_PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from quickstudy.bottlenecks.preparing import prepare; prepare()"
 
 
 _BEGUN = b"begun\n"
 """What a process says first."""
 
 
-def serve() -> None:
+def prepare() -> None:
     """Be one of the processes: take orders from standard input, line by line, until it ends."""
     settle_own_process()
     order = json.loads(sys.stdin.buffer.readline())

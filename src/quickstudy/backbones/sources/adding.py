@@ -29,7 +29,7 @@ from quickstudy.backbones.graphs.tokens import TokenPooling, Tokens, append_pool
 from quickstudy.backbones.graphs.untrusted import own_class_names, read_onnx
 from quickstudy.backbones.sources.graph_import import Imported, import_graph
 from quickstudy.backbones.sources.hub import fetched, parse_place
-from quickstudy.backbones.sources.hub_configs import FILTERS, describe
+from quickstudy.backbones.sources.hub_configs import FILTERS, read_configs
 from quickstudy.errors import BackboneError, OptionError
 from quickstudy.files import as_path
 
@@ -157,7 +157,7 @@ def _import(source: BackboneSource) -> Imported:
 def _import_from_hub(source: BackboneSource) -> Imported:
     place = parse_place(source.place)
     with fetched(place) as hub, tempfile.TemporaryDirectory() as folder:
-        told = describe(hub.config, hub.preprocessor)
+        told = read_configs(hub.config, hub.preprocessor)
         file = hub.file
         if file.suffix != ".onnx" and "architecture" in hub.config:
             from quickstudy.backbones.sources.timm_models import import_timm_from_hub

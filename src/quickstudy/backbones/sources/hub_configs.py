@@ -88,7 +88,7 @@ class _Seen:
     resizing: str = ""
 
 
-def describe(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> Described:
+def read_configs(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> Described:
     """Gather what the two files say.
 
     Args:

@@ -20,7 +20,7 @@ from quickstudy.backbones.backbone import name_of
 from quickstudy.backbones.graphs.cleaning import find_image_input
 from quickstudy.backbones.sources.graph_import import Imported, import_graph
 from quickstudy.backbones.sources.hub import WEIGHTS, Fetched, HubPlace, fetched
-from quickstudy.backbones.sources.hub_configs import describe
+from quickstudy.backbones.sources.hub_configs import read_configs
 from quickstudy.backbones.sources.torch_export import export_module
 from quickstudy.errors import BackboneError, MissingExtraError, first_line
 from quickstudy.extras import installation_of
@@ -116,7 +116,7 @@ def _import(
 ) -> Imported:
     import torch
 
-    told = describe({"pretrained_cfg": config}, {})
+    told = read_configs({"pretrained_cfg": config}, {})
     size = size or told.size or 224
     graph = export_module(model, torch.zeros(1, 3, size, size), any_batch=True)
 

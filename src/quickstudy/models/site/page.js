@@ -3,7 +3,7 @@
 // behind it, is in each one's classifier.js.
 
 import * as home from "./classifier.js";
-import { at, make, percent, sure } from "./elements.js";
+import { at, counted, make, percent, sure } from "./elements.js";
 import { takeIn } from "./intake.js";
 
 const SHOWN_CLASSES = 8;
@@ -38,11 +38,11 @@ function describe() {
   document.title = `${model.name} – quickstudy`;
   const right = model.thresholds ? " All labels right" : " Right";
   const accuracy = model.test && model.test.accuracy !== undefined
-    ? `${right} on ${percent(model.test.accuracy)} of ${model.test.n} test images.` : "";
+    ? `${right} on ${percent(model.test.accuracy)} of ${counted(model.test.n, "test image")}.` : "";
   const names = model.classes.length > 12 ? `${model.classes.slice(0, 12).join(", ")} and ${model.classes.length - 12} more`
     : model.classes.join(", ");
-  at("about").textContent = model.thresholds ? `Gives any of ${model.classes.length} labels: ${names}.${accuracy}`
-    : `Tells ${model.classes.length} classes apart: ${names}.${accuracy}`;
+  at("about").textContent = model.thresholds ? `Gives any of ${counted(model.classes.length, "label")}: ${names}.${accuracy}`
+    : `Tells ${counted(model.classes.length, "class", "classes")} apart: ${names}.${accuracy}`;
   at("note").textContent = home.note(model);
   warn();
 }
