@@ -16,7 +16,7 @@ from quickstudy.cli.options import Cache, DataFolder, Device, Json, Quiet
 from quickstudy.cli.usage import refuse_beside
 from quickstudy.extras import require
 from quickstudy.process import begin_own_processes
-from quickstudy.wording import count
+from quickstudy.wording import as_percent, count
 
 if TYPE_CHECKING:
     from quickstudy.sweeps.study import Study, Trial
@@ -286,7 +286,7 @@ def _cell(name: str, value: Any) -> str:
     if value is None:
         return "–"
     if name in ("accuracy", "validation", "cross_validation"):
-        return f"{100 * value:.1f} %"
+        return as_percent(value)
     if name == "milliseconds_a_step":
         return f"{value:.1f}"
     if isinstance(value, bool | str):

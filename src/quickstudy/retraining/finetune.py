@@ -38,6 +38,7 @@ from quickstudy.retraining.config import RetrainConfig
 from quickstudy.retraining.network import SuffixNetwork, features_of, suffix_graph
 from quickstudy.retraining.record import Unseen, cross_validated
 from quickstudy.retraining.tuning import Candidate, FineTuned, TuningImages, fine_tune, suffix_logits
+from quickstudy.wording import as_percent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,4 +368,4 @@ def _describe(candidate: Candidate) -> dict[str, Any]:
 
 
 def _shown(kept: Candidate) -> str:
-    return f"{100 * kept.accuracy:.1f} % of {kept.n:,} validation images after epoch {kept.epoch}"
+    return f"{as_percent(kept.accuracy)} of {kept.n:,} validation images after epoch {kept.epoch}"

@@ -23,6 +23,7 @@ from quickstudy.sweeps.results import (
     values_of,
 )
 from quickstudy.sweeps.study import CASE, Study
+from quickstudy.wording import as_percent, count
 
 _NEAR = 0.01
 """Share of accuracy that a narrow layer may cost and still count as wide enough: a point."""
@@ -87,7 +88,7 @@ def _chosen(points: Mapping[tuple[Any, ...], Sequence[TrialRow]]) -> Iterator[st
     means = {key: statistics.mean(_accuracy(row, shared) for row in members) for key, members in points.items()}
     best = max(means, key=lambda key: means[key])
     by = "validation" if all(row.values.get("validation") is not None for row in points[best]) else "cross-validated"
-    yield f"Best {by} accuracy: {_percent(means[best])}, with {_named(best)}."
+    yield f"Best {by} accuracy: {as_percent(means[best])}, with {_named(best)}."
     differences = {key: _difference(points[best], points[key], shared) for key in points if key != best}
     ties = sorted((key for key in differences if differences[key][1] >= 0), key=lambda key: -means[key])
     if ties:
@@ -103,7 +104,7 @@ def _chosen(points: Mapping[tuple[Any, ...], Sequence[TrialRow]]) -> Iterator[st
         low, high = share_interval(round(statistics.mean(test.right for test in tests)), tests[0].n)
         seeds = f", mean of {len(tests)} seeds" if len(tests) > 1 else ""
         yield (
-            f"Test accuracy of the best: {_percent(statistics.mean(test.accuracy for test in tests))} (95 % interval "
+            f"Test accuracy of the best: {as_percent(statistics.mean(test.accuracy for test in tests))} (95 % interval "
             f"{100 * low:.1f} to {100 * high:.1f} %, n = {tests[0].n:,}{seeds})."
         )
 
@@ -170,7 +171,7 @@ def _compared(layout: Layout, rows: Sequence[TrialRow]) -> Iterator[str]:
             members = [row for row in rows if row.trial.labels.get(layout.panels) == value]
             reached = sum(row.values.get("steps_to_target") is not None for row in members)
             yield (
-                f"{shown_on(layout.panels, value)}: {reached} of {len(members)} runs reach {_percent(target)} test "
+                f"{shown_on(layout.panels, value)}: {reached} of {len(members)} runs reach {as_percent(target)} test "
                 f"accuracy within their steps."
             )
         for value in values[1:]:
@@ -181,7 +182,7 @@ def _compared(layout: Layout, rows: Sequence[TrialRow]) -> Iterator[str]:
             yield (
                 f"A step with {shown_on(layout.panels, value)} takes {statistics.median(ratios):.2f} times as long as "
                 f"with {shown_on(layout.panels, first)} (from {min(ratios):.2f} to {max(ratios):.2f} over "
-                f"{len(ratios)} combinations)."
+                f"{count(len(ratios), 'combination')})."
             )
 
 
@@ -239,14 +240,14 @@ def _narrowed(layout: Layout, rows: Sequence[TrialRow]) -> Iterator[str]:
             name = ", ".join(filter(None, (shown_on(layout.panels, panel), shown_on(layout.lines, line))))
             widest = max(means)
             ending = (
-                f"width {enough[0]} is enough to come within a point of that ({_percent(means[enough[0]])})"
+                f"width {enough[0]} is enough to come within a point of that ({as_percent(means[enough[0]])})"
                 if enough
-                else f"no width up to {widest} comes within a point of that ({_percent(means[widest])} at {widest})"
+                else f"no width up to {widest} comes within a point of that ({as_percent(means[widest])} at {widest})"
             )
             narrow = min(x for x in means if x)
             yield (
-                f"{name or 'The network'}: {_percent(means[0])} without a bottleneck; {ending}; "
-                f"at width {narrow} {_percent(means[narrow])} is left."
+                f"{name or 'The network'}: {as_percent(means[0])} without a bottleneck; {ending}; "
+                f"at width {narrow} {as_percent(means[narrow])} is left."
             )
             if enough:
                 x = enough[0]
@@ -270,7 +271,7 @@ def _without(layout: Layout, rows: Sequence[TrialRow]) -> Iterator[str]:
         for name in names
     }
     first = by_seed[names[0]]
-    yield f"{names[0]}: {_percent(statistics.mean(first.values()))}."
+    yield f"{names[0]}: {as_percent(statistics.mean(first.values()))}."
     for name in names[1:]:
         differences = [100 * (value - first[seed]) for seed, value in by_seed[name].items() if seed in first]
         if not differences:
@@ -283,8 +284,8 @@ def _without(layout: Layout, rows: Sequence[TrialRow]) -> Iterator[str]:
             far = abs(mean) > _T95.get(len(differences), 2.0) * error
             verdict = f"standard error {error:.2f}; " + ("more than chance" if far else "this may be chance")
         yield (
-            f"{name}: {_percent(statistics.mean(by_seed[name].values()))}, {mean:+.1f} points "
-            f"({len(differences)} seeds; {verdict})."
+            f"{name}: {as_percent(statistics.mean(by_seed[name].values()))}, {mean:+.1f} points "
+            f"({count(len(differences), 'seed')}; {verdict})."
         )
 
 
@@ -320,7 +321,3 @@ def _steps(value: float | None) -> str:
 
 def _seconds(value: float | None) -> str:
     return "never" if value is None else f"{value:.2g}" if value < 10 else f"{value:.0f}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
