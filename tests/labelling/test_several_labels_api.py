@@ -136,6 +136,23 @@ def test_a_manifest_of_several_labels_is_labelled_as_one(
     again.close()
 
 
+def test_a_row_that_is_deleted_takes_all_labels_and_an_empty_cell_is_an_answer(
+    opened: Open, tags: dict[str, tuple[str, ...]], tmp_path: Path
+) -> None:
+    session = opened(tmp_path / "collages")
+    for number in range(3):
+        session.act("label", [session.photos.photos[number].id], names=["hat", "shoe"], seen=[0], who="me")
+    session.close()
+    header, *lines = session.photos.manifest.read_text().splitlines()
+    kept = {number: next(line for line in lines if session.photos.title(number) in line) for number in (1, 2)}
+    text = "\n".join([header, kept[1].replace("hat|shoe", ""), kept[2], ""])
+    session.photos.manifest.write_text(text)
+    again = opened(tmp_path / "collages")
+    assert [again.labels_of(number) for number in range(3)] == [None, (), ("hat", "shoe")]
+    assert (again.taken_over.given, again.taken_over.cleared) == (1, 1)
+    again.close()
+
+
 @pytest.mark.heavy
 def test_learns_suggests_and_trains(
     client: TestClient, session: Session, tags: dict[str, tuple[str, ...]], tmp_path: Path

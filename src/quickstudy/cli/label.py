@@ -78,10 +78,11 @@ def command(
         def announce(address: str) -> None:
             known, words = int(session.labelled.sum()), "labels, any number each" if session.several else "a label"
             print(f"{images}: {count(len(session.photos), 'photo')}, {known:,} with {words}; labels go to {manifest}")
-            if (found := session.taken_over).given or found.cleared:
-                changed = count(found.given, "photo is labelled", "photos are labelled")
-                cleared = count(found.cleared, "photo lost its label", "photos lost theirs")
-                print(f"As somebody has changed {manifest}, {changed} as it says, and {cleared}")
+            found = session.taken_over
+            told = [f"{count(found.given, 'photo')} labelled"] * bool(found.given)
+            told += [f"{count(found.cleared, 'photo')} not labelled any more"] * bool(found.cleared)
+            if told:
+                print(f"Taken over from {manifest}, which was changed by other means: {', '.join(told)}")
             print(f"{address}/?token={settings.token}", flush=True)
             print("Ctrl-C ends it; what was labelled stays", flush=True)
             if sees_browser() if open_ is None else open_:
