@@ -165,7 +165,7 @@ def _require_features(data: bytes, model: Path, *, images: int, given: tuple[int
     wanted = weights[0][0]
     if given != (images, wanted):
         raise ModelError(
-            f"The features are of shape {given}; the head of '{model}' sees {wanted} an image, of {images:,}"
+            f"The features are of shape {given}; expected ({images}, {wanted}), as the head of '{model}' sees"
         )
 
 
