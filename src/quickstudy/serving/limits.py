@@ -363,7 +363,7 @@ class ServerSettings:
     """Number of images that are worked on at the same time, at least 1."""
     queue: int = 64
     """Number of images that may wait, at least 1; with more, requests are refused with 503."""
-    most_bytes: int = 32 << 20
+    most_bytes: int = 32_000_000
     """Number of bytes that a request's body may have, at least 1; with more, it is refused with 413."""
     most_files: int = 32
     """Number of parts that a request's form may have, at least 1; with more, it is refused with 413."""
