@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -39,13 +38,12 @@ from quickstudy.labelling.photos import MOST_TILES, NAME_DIGITS
 from quickstudy.labelling.session import MOST_PHOTOS, Session
 from quickstudy.labelling.training import Trainer
 from quickstudy.models.web import PAGE, SHARED
-from quickstudy.serving.app import json_answer
+from quickstudy.serving.app import HANDLERS, PAGE_TYPES, answer_with, json_answer
 from quickstudy.serving.limits import Bodies, Guard, RefusedError, ServerSettings
 from quickstudy.serving.metrics import Metrics
 from quickstudy.serving.registry import OverloadedError
 
 _PAGE = Path(__file__).parent / "page"
-_TYPES = {".js": "text/javascript", ".css": "text/css", ".html": "text/html"}
 _WAIT_SECONDS = 20.0
 _LONGEST_WORD = 64
 _MOST_ACTS = 1 << 53  # whole numbers that browsers hold
@@ -60,11 +58,11 @@ def make_label_app(session: Session, settings: ServerSettings) -> tuple[ASGIApp,
     `settings` must have a token.
     """
     service = _Service(session, settings)
-    assets: dict[str, Traversable] = {f"/{path.name}": path for path in _PAGE.iterdir() if path.suffix in _TYPES}
+    assets: dict[str, Traversable] = {f"/{path.name}": path for path in _PAGE.iterdir() if path.suffix in PAGE_TYPES}
     assets |= {f"/{name}": PAGE.joinpath(name) for name in SHARED}
     routes = [
         Route("/", service.page),
-        *(Route(name, _constant(path)) for name, path in assets.items() if name != "/index.html"),
+        *(Route(name, answer_with(path)) for name, path in assets.items() if name != "/index.html"),
         Route("/api/state", service.state),
         Route("/api/act", service.act, methods=["POST"]),
         Route("/api/undo", service.undo, methods=["POST"]),
@@ -78,14 +76,11 @@ def make_label_app(session: Session, settings: ServerSettings) -> tuple[ASGIApp,
         Route("/report", service.report),
     ]
     handlers: dict[Any, Any] = {
-        HTTPException: lambda _, error: json_answer({"error": error.detail}, error.status_code),
-        RefusedError: lambda _, error: json_answer({"error": error.reason}, error.status),
+        **HANDLERS,
         OverloadedError: lambda *_: json_answer({"error": "too much at once; send it again later"}, 503),
         LabellingError: lambda _, error: json_answer({"error": str(error)}, 400),
         UnusableImageError: lambda _, error: json_answer({"error": str(error)}, 422),
         WriteError: lambda _, error: json_answer({"error": str(error)}, 507),
-        ClientDisconnect: lambda *_: Response(status_code=400),
-        Exception: lambda *_: json_answer({"error": "the server failed while it answered; its log says why"}, 500),
     }
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=service.lifespan)
     app.router.redirect_slashes = False
@@ -303,12 +298,3 @@ def _number(request: Request, name: str, *, default: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 16):
         raise RefusedError(400, f"'{name}' must be a whole number")
     return int(text)
-
-
-def _constant(path: Traversable) -> Callable[[Request], Any]:
-    response = Response(path.read_bytes(), media_type=_TYPES[Path(path.name).suffix])
-
-    async def answer(_: Request) -> Response:
-        return response
-
-    return answer

@@ -15,9 +15,10 @@ import base64
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ from quickstudy.wording import count
 
 CLASSIFIER = Path(__file__).parent / "page" / "classifier.js"
 """What the page, the same as that of a static site, asks here: the API."""
+PAGE_TYPES = {".js": "text/javascript", ".css": "text/css", ".html": "text/html"}
+"""Media types of the files that pages are made of, by suffix."""
 _PARAMETERS = tuple(one["name"] for one in PREDICT_QUERY)
 _RETRY_SECONDS = 1
 _LONGEST_SHOWN = 40  # characters of a name that a caller gave
@@ -78,22 +81,12 @@ def make_app(models: Mapping[str, Path], settings: ServerSettings) -> ASGIApp:
         Route("/metrics", service.metrics_text),
         Route("/openapi.json", _constant(json.dumps(openapi(settings), indent=1), "application/json")),
         Route("/docs", _constant(documentation_page(settings), "text/html")),
-        Route("/", _constant(PAGE.joinpath("index.html").read_text("utf-8"), "text/html")),
-        *(
-            Route(f"/{name}", _constant(PAGE.joinpath(name).read_text("utf-8"), "text/javascript"))
-            for name in ("page.js", *SHARED)
-        ),
-        Route("/page.css", _constant(PAGE.joinpath("page.css").read_text("utf-8"), "text/css")),
-        Route("/classifier.js", _constant(CLASSIFIER.read_text("utf-8"), "text/javascript")),
+        Route("/", answer_with(PAGE.joinpath("index.html"))),
+        *(Route(f"/{name}", answer_with(PAGE.joinpath(name))) for name in ("page.css", "page.js", *SHARED)),
+        Route("/classifier.js", answer_with(CLASSIFIER)),
     ]
-    handlers = {
-        Exception: _on_unexpected,
-        HTTPException: _on_http_exception,
-        RefusedError: _on_refused,
-        OverloadedError: _on_overloaded,
-        ClientDisconnect: _on_disconnect,
-    }
-    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=service.lifespan)  # type: ignore[arg-type]
+    handlers = {**HANDLERS, OverloadedError: _on_overloaded}
+    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=service.lifespan)
     app.router.redirect_slashes = False
     return Guard(app, settings, service.metrics)
 
@@ -295,7 +288,12 @@ def json_answer(value: Any, status: int = 200, headers: Mapping[str, str] | None
     return Response(body, status, headers, media_type="application/json")
 
 
-def _constant(text: str, media_type: str) -> Any:
+def answer_with(file: Traversable) -> Callable[[Request], Awaitable[Response]]:
+    """Make what answers each request with a file of ours: a page, a script or a style."""
+    return _constant(file.read_text("utf-8"), PAGE_TYPES[Path(file.name).suffix])
+
+
+def _constant(text: str, media_type: str) -> Callable[[Request], Awaitable[Response]]:
     response = Response(text, media_type=media_type)
 
     async def answer(_: Request) -> Response:
@@ -324,3 +322,12 @@ async def _on_unexpected(_: Request, __: Exception) -> Response:
 
 async def _on_disconnect(_: Request, __: ClientDisconnect) -> Response:
     return Response(status_code=400)  # nobody is there to read it
+
+
+HANDLERS: Mapping[Any, Any] = {
+    Exception: _on_unexpected,
+    HTTPException: _on_http_exception,
+    RefusedError: _on_refused,
+    ClientDisconnect: _on_disconnect,
+}
+"""What answers where a request cannot be answered, by the error, in every server of ours."""
