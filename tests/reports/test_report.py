@@ -17,8 +17,10 @@ import pytest
 
 from quickstudy import report, retrain
 from quickstudy.errors import ImageSetError, ModelError, WriteError
+from quickstudy.learning.calibration import Bin
 from quickstudy.models.loading import load
 from quickstudy.progress import silent
+from quickstudy.reports.charts import reliability_chart
 from quickstudy.reports.judged import judge_images
 from quickstudy.retraining.record import load_record
 from reported import CLASSES, Reported, make_report
@@ -232,3 +234,15 @@ def test_a_fine_tuned_model_is_judged_by_what_it_said_itself(photos: Path, tmp_p
     assert {judged.evidence.images[row].split for row in learned} == {"train"}
     text = report(result.model, cache=cache).read_text()
     assert "before fine-tuning" in text
+
+
+def test_a_chart_is_whole_whatever_its_numbers_are() -> None:
+    bins = [
+        Bin(low=0, high=0.001, confidence=0.0002, accuracy=0.0, n=1),
+        Bin(low=0.999, high=1, confidence=0.9999, accuracy=1.0, n=2000),
+    ]
+    titles = [title.text for title in ET.fromstring(reliability_chart(bins, bins)).iter("title")]
+    assert titles == [
+        "1 image: confidence < 0.1 %, accuracy 0.0 %",
+        "2,000 images: confidence > 99.9 %, accuracy 100.0 %",
+    ]

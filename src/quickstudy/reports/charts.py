@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from quickstudy.bottlenecks.looks import sheet_of
 from quickstudy.learning.calibration import Bin, CoveragePoint
@@ -55,7 +55,7 @@ class _Axes:
     def dot(self, point: Point, title: str, *, radius: float = 4, kind: str = "dot") -> None:
         x, y = self.place(point)
         self.parts.append(
-            f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"><title>{title}</title></circle>'
+            f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"><title>{escape(title)}</title></circle>'
         )
 
     def draw(self, ticks_x: Sequence[float], ticks_y: Sequence[float], *, percent_x: bool, about: str) -> Markup:
