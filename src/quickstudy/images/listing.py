@@ -347,14 +347,14 @@ def names_from(folder: Path, files: Iterable[str | Path]) -> Iterator[str | None
     That is the path from the folder on, where a file lies in there, and else its absolute path. Links keep their own
     names.
     """
-    real_folder: str | None = None
+    base, real_base, folders = os.path.abspath(folder), os.path.realpath(folder), dict[str, str]()
     for file in files:
         # Without `..`, which leads elsewhere from a folder that is a link, names alone say where a file is.
-        absolute = real_places([file])[0] if ".." in Path(file).parts else os.path.abspath(file)
-        name = _below(os.path.abspath(folder), absolute)
+        climbs = ".." in str(file) and ".." in Path(file).parts
+        absolute = _real_place(file, folders) if climbs else os.path.abspath(file)
+        name = _below(base, absolute)
         if name is None:
-            real_folder = real_folder or os.path.realpath(folder)
-            name = _below(real_folder, real_places([absolute])[0])
+            name = _below(real_base, _real_place(absolute, folders))
         name = absolute if name is None else name.replace(os.sep, "/")
         yield name if is_text(name) else None
 
@@ -362,13 +362,15 @@ def names_from(folder: Path, files: Iterable[str | Path]) -> Iterator[str | None
 def real_places(files: Iterable[str | Path]) -> list[str]:
     """Say where files lie, so that one file has one place however it is reached; a file that is a link is its own."""
     folders: dict[str, str] = {}
-    found = []
-    for file in files:
-        folder, name = os.path.split(file)
-        if (real := folders.get(folder)) is None:
-            real = folders[folder] = os.path.realpath(folder)
-        found.append(os.path.join(real, name))  # noqa: PTH118 (a text)
-    return found
+    return [_real_place(file, folders) for file in files]
+
+
+def _real_place(file: str | Path, folders: dict[str, str]) -> str:
+    """Say where a file lies; `folders` remembers where folders lead."""
+    folder, name = os.path.split(file)
+    if (real := folders.get(folder)) is None:
+        real = folders[folder] = os.path.realpath(folder)
+    return os.path.join(real, name)  # noqa: PTH118 (a text)
 
 
 def _below(folder: str, place: str) -> str | None:

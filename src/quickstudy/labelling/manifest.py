@@ -17,7 +17,7 @@ from quickstudy.images.imageset import as_label
 from quickstudy.images.listing import names_from, place_of, real_places
 from quickstudy.images.manifests import Row, Table, read_manifest, surplus_columns, write_table
 from quickstudy.labelling.journal import ActKind, Journal, Standing, digest_of
-from quickstudy.labelling.photos import Photo, PhotoSet
+from quickstudy.labelling.photos import PhotoSet
 from quickstudy.wording import count, quoted
 
 
@@ -56,12 +56,18 @@ def make_manifest(photos: PhotoSet, labels: Standing, roles: Mapping[str, str]) 
         labels: what stands.
         roles: split of each photo that came without one, by content hash; without any, no splits are written.
     """
-    places = {photo.id: _places(photos, photo) for photo in photos.photos if labels.labels(photo.id) is not None}
+    labelled = [photo for photo in photos.photos if labels.labels(photo.id) is not None]
+    files = [(photo.id, file) for photo in labelled for file in photo.files]
+    names = names_from(photos.manifest.parent, (file.name for _, file in files))
+    places: dict[str, list[tuple[str, str]]] = {}
+    for (photo, file), name in zip(files, names, strict=True):
+        if name is not None:
+            places.setdefault(photo, []).append((name, file.split or ""))
     rows = rows_of(places.items(), labels, roles, photos.separator)
     header = ["path", "labels" if photos.labelling.several else "label", "split"]
     columns = 2 + (bool(roles) or photos.splits_given)
     data = write_table(Table(header=header[:columns], rows=[row[:columns] for row in rows]))
-    absent = tuple(photo for photo in labels.marked() if not places.get(photo) and labels.labels(photo) is not None)
+    absent = tuple(photo for photo in labels.marked() if photo not in places and labels.labels(photo) is not None)
     return Manifest(data=data, said=labels.said, absent=absent)
 
 
@@ -182,9 +188,3 @@ def _require_agreement(manifest: Path, rows: Iterable[Sequence[Row]]) -> None:
         f"In '{manifest}' {count(len(conflicts), 'photo is', 'photos are')} under different labels: {first}; correct "
         "these rows, or keep one of them"
     )
-
-
-def _places(photos: PhotoSet, photo: Photo) -> list[tuple[str, str]]:
-    """List path in the manifest and given split of a photo's files."""
-    names = names_from(photos.manifest.parent, (file.name for file in photo.files))
-    return [(name, file.split or "") for name, file in zip(names, photo.files, strict=True) if name is not None]
