@@ -32,7 +32,7 @@ from quickstudy.reports.findings import (
     QualityFlaw,
     Suggestion,
 )
-from quickstudy.reports.neighbours import centred_rows
+from quickstudy.reports.neighbours import BLOCK, centred_rows
 
 
 def audit(
@@ -313,8 +313,6 @@ _NEIGHBOUR = 10
 REFERENCES = 5000
 """The most images that outliers are compared with."""
 _FEWEST = 30
-BLOCK = 4096
-"""Number of images that are compared with the references at a time."""
 
 
 def find_outliers(evidence: Evidence) -> tuple[Outlier, ...]:

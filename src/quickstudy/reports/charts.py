@@ -142,7 +142,7 @@ def _ticks(low: float, high: float) -> list[float]:
     return [low + step * number for number in range(round((high - low) / step) + 1)]
 
 
-THUMBNAIL_SIDE = 80
+SHEET_SIDE = 80
 """Side of a thumbnail's square on a sheet, in pixels."""
 SHEET_COLUMNS = 16
 PER_SHEET = 256
@@ -160,5 +160,5 @@ def sprite_sheets(thumbnails: Sequence[bytes]) -> list[bytes]:
     parts = [thumbnails[start : start + PER_SHEET] for start in range(0, len(thumbnails), PER_SHEET)]
     with ThreadPoolExecutor(usable_cores()) as pool:
         return list(
-            pool.map(lambda part: sheet_of(part, side=THUMBNAIL_SIDE, across=SHEET_COLUMNS, quality=_QUALITY), parts)
+            pool.map(lambda part: sheet_of(part, side=SHEET_SIDE, across=SHEET_COLUMNS, quality=_QUALITY), parts)
         )

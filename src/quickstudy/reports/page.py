@@ -35,7 +35,7 @@ from quickstudy.learning.scores import SEVERAL_FIGURES, Score, told_of_never_hel
 from quickstudy.models.properties import refusal_in
 from quickstudy.models.web import PAGE, hash_for_policy
 from quickstudy.reports import charts
-from quickstudy.reports.charts import PER_SHEET, SHEET_COLUMNS, THUMBNAIL_SIDE
+from quickstudy.reports.charts import PER_SHEET, SHEET_COLUMNS, SHEET_SIDE
 from quickstudy.reports.findings import Audit, DuplicateGroup
 from quickstudy.reports.judged import By, JudgedImages
 from quickstudy.retraining.config import RetrainConfig
@@ -331,7 +331,7 @@ def _script_data(contents: Contents) -> dict[str, Any]:
         "splits": list(_SPLITS),
         "ways": list(_WAYS),
         "sprites": {
-            "side": THUMBNAIL_SIDE,
+            "side": SHEET_SIDE,
             "columns": SHEET_COLUMNS,
             "perSheet": PER_SHEET,
             "sheets": [base64.b64encode(sheet).decode() for sheet in contents.sheets],
