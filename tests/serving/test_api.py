@@ -71,6 +71,7 @@ class TestPredict:
         ("query", "told"),
         [
             ("tpo=5", "no parameter 'tpo'; known are top, neighbours, sets, by_class"),
+            ("sets=95&by_class=7", "'by_class' must be a whole number from 0 to 1"),
             ("top=2&Top=3", "no parameter 'Top'"),
             ("x", "no parameter 'x'"),
             ("top=2&top=3", "'top' is given 2 times"),

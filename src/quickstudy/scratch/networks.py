@@ -76,7 +76,7 @@ class ClassicNet(nn.Module):
         self.norm1 = _normalisation(config.normalisation)
         self.conv2: nn.Module = nn.Conv2d(_FILTERS, _FILTERS, 5, padding=2)
         if config.bottleneck:
-            self.conv2 = Bottleneck(_FILTERS, config.bottleneck, activation=config.activation)
+            self.conv2 = BottleneckConv(_FILTERS, config.bottleneck, activation=config.activation)
         self.active2 = activation()
         self.norm2 = _normalisation(config.normalisation)
         self.sides = (size, after_pooling(size))
@@ -135,7 +135,7 @@ class ClassicNet(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
 
-class Bottleneck(nn.Module):
+class BottleneckConv(nn.Module):
     """1×1 down to `width` channels, 5×5 there, 1×1 up again (He et al., 2016, section 4.1), without the shortcut."""
 
     def __init__(self, channels: int, width: int, *, activation: str) -> None:

@@ -238,7 +238,7 @@ _Sets = Callable[[NDArray[np.float32]], list[tuple[str, ...]]]
 def _sets(request: Request, model: Model) -> _Sets | None:
     """Read which sets are asked for, and check that the model can give them; None where none are."""
     text = request.query_params.get("sets")
-    by_class = _number(request, "by_class", least=0)
+    by_class = _number(request, "by_class", least=0, most=1)
     if text is None:
         if by_class is not None:
             raise RefusedError(400, "'by_class' goes with 'sets', such as sets=95")
@@ -273,12 +273,14 @@ def _require_known(request: Request, known: Sequence[str] = ()) -> None:
             raise RefusedError(400, f"the parameter {shown} is given {given.count(name)} times; give it once")
 
 
-def _number(request: Request, name: str, *, least: int) -> int | None:
+def _number(request: Request, name: str, *, least: int, most: int | None = None) -> int | None:
     text = request.query_params.get(name)
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least):
-        raise RefusedError(400, f"'{name}' must be a whole number of at least {least}")
+    whole = text.isascii() and text.isdigit() and len(text) < 10
+    if not (whole and least <= int(text) and (most is None or int(text) <= most)):
+        expected = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise RefusedError(400, f"'{name}' must be a whole number {expected}")
     return int(text)
 
 
