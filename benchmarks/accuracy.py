@@ -1,9 +1,10 @@
 """Accuracy on a folder with train, validation and test splits: by the number of training images, by views, by engine.
 
-    python benchmarks/accuracy.py FOLDER --cache CACHE
+    python benchmarks/accuracy.py FOLDER --cache CACHE [--few]
 
-Trains on train and validation together. Subsets are drawn five times, evenly over the classes; the test images stay the
-same. The store makes all but the first run of each source a matter of a second.
+Trains on train and validation together. Subsets are drawn five times, evenly over the classes, for each preset; the
+test images stay the same. Views and engines are compared with the preset `fast`. The store makes all but the first run
+of each source a matter of a second.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import csv
 import random
 import tempfile
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,10 @@ from common import save, spread
 from quickstudy import evaluate, retrain
 from quickstudy.images.distortions import Distortions
 from quickstudy.images.imageset import ImageFile, load_image_set
+from quickstudy.retraining.config import PRESETS
 from quickstudy.retraining.result import RetrainResult
 
+_DRAWS = 5
 _FLIP_ONLY = Distortions(crop=0, scale=0, brightness=0)
 _VIEWS = {
     "none": (0, None),
@@ -38,32 +42,45 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--sizes", type=int, nargs="+", default=[20, 100, 500])
+    parser.add_argument("--few", action="store_true", help="measure by the number of training images alone")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         model = Path(temporary) / "model.onnx"
+        save("accuracy_few", {"draws": _DRAWS, "sizes": by_size(options.folder, options.sizes, model, options.cache)})
+        if options.few:
+            return
+        fast = partial(retrain, options.folder, model, preset="fast", cache=options.cache)
         by_views = {}
         for name, (views, distortions) in _VIEWS.items():
-            result = retrain(options.folder, model, views=views, distortions=distortions, cache=options.cache)
-            by_views[name] = describe(result)
+            by_views[name] = describe(fast(views=views, distortions=distortions))
             print(name, by_views[name], flush=True)
-        files = load_image_set(options.folder).files
-        by_size: dict[str, Any] = {}
-        for size in options.sizes:
-            scores = []
-            for seed in range(5):
-                manifest = write_manifest(Path(temporary) / "subset.csv", draw(files, size, seed))
-                result = retrain(manifest, model, cache=options.cache)
-                scores.append(result.test.score.accuracy if result.test else float("nan"))
-            by_size[str(size)] = spread(scores)
-            print(size, by_size[str(size)], flush=True)
         by_engine = {}
         for engine in ("onnxruntime", "openvino"):
-            by_engine[engine] = describe(retrain(options.folder, model, cache=options.cache, engine=engine))
+            by_engine[engine] = describe(fast(engine=engine))
             # What counts in use: the model on its own, in ONNX Runtime, on the test photos.
             by_engine[engine]["model"] = evaluate(model, options.folder / "test").score.to_dict()
             print(engine, by_engine[engine], flush=True)
-        by_size["all"] = by_engine["onnxruntime"]["test"]
-    save("accuracy", {"by_training_images": by_size, "by_views": by_views, "by_engine": by_engine})
+    save("accuracy", {"by_views": by_views, "by_engine": by_engine})
+
+
+def by_size(folder: Path, sizes: list[int], model: Path, cache: Path) -> dict[str, Any]:
+    """Train on subsets of these sizes, with each preset: how many are right in cross-validation, and of the test."""
+    files, found = load_image_set(folder).files, {}
+    for size in sizes:
+        runs: dict[str, list[RetrainResult]] = {preset: [] for preset in PRESETS}
+        for seed in range(_DRAWS):
+            manifest = write_manifest(model.with_name("subset.csv"), draw(files, size, seed))
+            for preset, mine in runs.items():
+                mine.append(retrain(manifest, model, preset=preset, cache=cache))
+        found[str(size)] = {
+            preset: {
+                "test": spread([run.test.score.accuracy for run in mine if run.test]),
+                "cross_validated": spread([run.cross_validation.accuracy for run in mine]),
+            }
+            for preset, mine in runs.items()
+        }
+        print(size, found[str(size)], flush=True)
+    return found
 
 
 def describe(result: RetrainResult) -> dict[str, Any]:

@@ -53,7 +53,10 @@ def summary() -> str:
         ],
         ["`--preset fast`, from nothing to the model", f"{warm['cold_seconds']:.1f} s"],
         ["The same again, nothing changed, process start to exit", f"{warm['warm_seconds']['median']:.1f} s"],
-        ["Accuracy of that on the 372 test photos (95 % interval)", percent(accuracy["by_training_images"]["all"])],
+        [
+            "Accuracy of that on the 372 test photos (95 % interval)",
+            percent(accuracy["by_engine"]["onnxruntime"]["test"]),
+        ],
         [
             f"Fine-tuned from `{tuned['cut']}`, {tuned['fine-tuned']['seconds']:.0f} s from nothing",
             percent(tuned["fine-tuned"]["test"]),
@@ -195,9 +198,15 @@ def memory() -> str:
 
 def accuracy() -> str:
     """Accuracy by the number of training images."""
-    sizes = load("accuracy")["by_training_images"]
-    rows = [[size, ranged(values, 1, scale=100) + " %"] for size, values in sizes.items() if size != "all"]
-    return table(["training images", "test accuracy"], [*rows, ["all 3,409", percent(sizes["all"])]])
+    rows = [
+        [
+            size,
+            *(f"{ranged(found['test'], 1, scale=100)} %" for found in presets.values()),
+            ", ".join(f"{100 * found['cross_validated']['median']:.1f}" for found in presets.values()) + " %",
+        ]
+        for size, presets in load("accuracy_few")["sizes"].items()
+    ]
+    return table(["training images", "test: `fast`", "`good`", "`best`", "cross-validated"], rows)
 
 
 def _scores(row: dict[str, Any]) -> list[str]:
