@@ -56,10 +56,14 @@ def test_few_photos_are_said(here: Path, run: Run) -> None:
     assert "10 test" in run("census", "photos").out.splitlines()[0]
     for command in ("census", "retrain"):
         assert "--test-share is 0.2 %; expected 0, or 1 to 50 %" in run(command, "photos", "--test-share", "0.2").err
+    assert "cross-validation says too little" not in done.out
     done = run("retrain", "photos", "--test-share", "0")
     assert "kept for the test" not in done.out
     assert "Test accuracy             not known (no images)\n" in done.out
     assert run("census", "photos", "--test-share", "0").out.startswith("photos: 36 different images; 36 train\n")
+    for path in sorted((here / "photos" / "discs").iterdir())[3:]:
+        path.unlink()
+    assert "Of classes with 2 to 4 photos, cross-validation says too little" in run("retrain", "photos").out
 
 
 def test_images_that_cross_validation_cannot_judge_are_told(here: Path, run: Run) -> None:

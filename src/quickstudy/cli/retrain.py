@@ -246,11 +246,18 @@ def _print_thresholds(result: RetrainResult, thresholds: Thresholds) -> None:
 
 def _print_few(result: RetrainResult) -> None:
     """Say which classes have so few photos that their figures mean little, and what the interval means."""
+    from quickstudy.learning.links import FOLDS
+
     few_train = {name: n for name, n in result.train_counts.items() if n < _FEW_TO_TRAIN}
     few_test = {name: n for name in result.classes if 0 < (n := result.test_counts.get(name, 0)) < _FEW_TO_TEST}
     untested = [name for name in result.classes if not result.test_counts.get(name)]
     if few_train:
         print(f"Fewer than {_FEW_TO_TRAIN} photos to train on: {_listed(few_train)}; more of them would help most")
+        if not result.config.several and any(1 < n < FOLDS for n in few_train.values()):
+            print(
+                f"Of classes with 2 to {FOLDS - 1} photos, cross-validation says too little: a fit that has one photo "
+                "less of the class judges each"
+            )
         if result.test_counts and not result.census.given:
             tested = count(sum(result.test_counts.values()), "photo is", "photos are")
             print(f"{tested} kept for the test; with --test-share 0, the model would learn from all")
