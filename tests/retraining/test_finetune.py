@@ -143,6 +143,17 @@ def test_without_a_test_split_nothing_is_tested(small: Backbone, photos: Path, c
     assert [unseen.by for unseen in load_record(cache, result.model).unseen][:1] == ["cross-validation"]
 
 
+def require_linear_model(result: RetrainResult, photos: Path, cache: Path, tmp_path: Path) -> None:
+    """Check that fine-tuning has changed nothing: the model is the one without a cut."""
+    plain = run(photos, cache, tmp_path / "plain.onnx", cut="features", method=None)
+    assert result.tuning[0]["kept"]["epoch"] == 0
+    assert result.cross_validation == plain.cross_validation
+    assert result.test == plain.test
+    paths = sorted(photos.rglob("*.jpg"))[::7]
+    found, expected = (load(tmp_path / name).predict_proba(paths) for name in ("m.onnx", "plain.onnx"))
+    np.testing.assert_allclose(found, expected, atol=2e-3)  # the features of one of them passed the store in float16
+
+
 def test_what_is_no_better_than_the_linear_head_is_not_kept(
     small: Backbone, photos: Path, cache: Path, tmp_path: Path
 ) -> None:
@@ -152,21 +163,14 @@ def test_what_is_no_better_than_the_linear_head_is_not_kept(
     assert stage["start"]["right"] == stage["start"]["n"]
     assert max(epoch["right"] for epoch in stage["epochs"][1:]) == stage["start"]["right"]
     assert stage["kept"] == stage["start"]
-    assert result.test == run(photos, cache, tmp_path / "plain.onnx", cut="features", method=None).test
+    require_linear_model(result, photos, cache, tmp_path)
 
 
 def test_where_nothing_helps_the_model_is_the_linear_one_of_all_training_images(
     small: Backbone, photos: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tuning.FineTuning, "is_borne", lambda _self, candidate: candidate.epoch == 0)
-    result = run(photos, cache, tmp_path / "m.onnx")
-    plain = run(photos, cache, tmp_path / "plain.onnx", cut="features", method=None)
-    assert result.tuning[0]["kept"]["epoch"] == 0
-    assert result.cross_validation == plain.cross_validation
-    assert result.test == plain.test
-    paths = sorted(photos.rglob("*.jpg"))[::7]
-    found, expected = (load(tmp_path / name).predict_proba(paths) for name in ("m.onnx", "plain.onnx"))
-    np.testing.assert_allclose(found, expected, atol=2e-3)  # the features of one of them passed the store in float16
+    require_linear_model(run(photos, cache, tmp_path / "m.onnx"), photos, cache, tmp_path)
 
 
 def test_going_deeper_step_by_step_keeps_the_last_stage_that_helped(

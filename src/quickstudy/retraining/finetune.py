@@ -275,6 +275,7 @@ def _stage(
     else:
         head = before.head
         network = before.result.network.deepened(suffix)
+    began = copy.deepcopy(network.state_dict())
     place = cache / "finetuning" / _identity(network, extraction, learned, compared, config)
     progress.start(f"fine-tuning after {net.cut}", method.epochs * learned.steps_per_epoch(method.batch))
     try:
@@ -290,8 +291,9 @@ def _stage(
     finally:
         progress.finish()
     shutil.rmtree(place, ignore_errors=True)
-    if result.kept.right <= result.start.right:
-        result = replace(result, kept=result.start)  # no better than where it began, so there it stays
+    if result.kept.right <= result.start.right:  # no better than where it began, so there it stays
+        network.load_state_dict(began)
+        result = replace(result, kept=result.start)
     logits: Floats = suffix_logits(network, compared).numpy()
     temperature = fit_temperature(logits, compared.labels)
     validated = [Unseen(by="validation", digests=compared.digests, logits=logits / np.float32(temperature))]
