@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -107,6 +108,34 @@ def test_retrain_says_figures_with_intervals(cached: Path, tmp_path: Path, run: 
     assert 0 <= low <= figures["average_precision"]["value"] <= high <= 1
     assert set(figures["labels"]) == set(KINDS)
     assert set(figures["labels"]["discs"]) == {"average_precision", "precision", "recall", "f1"}
+
+
+def test_without_a_test_cross_validation_says_the_figures(cached: Path, tmp_path: Path, run: Run) -> None:
+    words = ("retrain", str(cached / "tags.csv"), "--several", "--backbone", "small", "-o", str(tmp_path / "m.onnx"))
+    words = (*words, "--test-share", "0")
+    text = run(*words).out
+    assert re.search(r"^  label +train +test +precision +recall$", text, re.MULTILINE)
+    assert "Test accuracy" not in text
+    found = json.loads(run(*words, "--json").out)
+    assert found["test"] is None
+    assert found["cross_validated"]["n"] == 160
+    figure = found["cross_validated"]["several"]["average_precision"]
+    assert re.search(rf"^Mean average precision +{100 * figure['value']:.1f} % \(", text, re.MULTILINE)
+    assert "all labels right where each is given from 50 % on: " in model_card(
+        quickstudy.load(tmp_path / "m.onnx"), "m"
+    )
+
+
+def test_photos_kept_for_the_test_are_counted_once_each(cached: Path, tmp_path: Path, run: Run) -> None:
+    few = list(truth(cached, "tags").items())[:16]
+    (tmp_path / "few.csv").write_text(
+        "path,labels\n" + "".join(f"{cached / path},{'|'.join(labels)}\n" for path, labels in few)
+    )
+    words = ("retrain", str(tmp_path / "few.csv"), "--several", "--backbone", "small", "-o", str(tmp_path / "m.onnx"))
+    text, found = run(*words).out, json.loads(run(*words, "--json").out)
+    tested = found["test"]["n"]
+    assert sum(found["test_counts"].values()) > tested > 1
+    assert f"\n{tested} photos are kept for the test; with --test-share 0" in text
 
 
 def test_retraining_again_compares_with_the_one_before(cached: Path, tmp_path: Path, run: Run) -> None:

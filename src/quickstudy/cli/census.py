@@ -74,7 +74,7 @@ def command(
     print_census(census)
     names = sorted({name for found in set(census.names.values()) for name in found})
     width = max(5, *(len(name) for name in names)) if names else 5
-    print(f"\n  {'class':<{width}}  " + "  ".join(f"{role:>10}" for role in _ROLES))
+    print(f"\n  {'label' if census.several else 'class':<{width}}  " + "  ".join(f"{role:>10}" for role in _ROLES))
     for name in names:
         print(f"  {name:<{width}}  " + "  ".join(f"{counts[role][name]:>10,}" for role in _ROLES))
     if any(without := [sum(not census.names[d] for d in census.digests(role)) for role in _ROLES]):

@@ -190,15 +190,21 @@ def print_judgement(judged: Judgement, *, models: int = 1) -> None:
         print_conflicts(judged.conflicts)
 
 
-def print_evaluation(evaluation: Scores, *, train_counts: dict[str, int] | None = None) -> None:
-    """Print the table of classes and the most confused pairs; of several labels an image, with intervals."""
+def print_evaluation(evaluation: Scores, *, train_counts: dict[str, int] | None = None, noun: str = "class") -> None:
+    """Print the table of classes and the most confused pairs; of several labels an image, with intervals.
+
+    Args:
+        evaluation: what is printed.
+        train_counts: number of images to train on by class; not told if left out.
+        noun: heading of the names, where nothing was scored that would say of which kind they are.
+    """
     if evaluation.several:
         _print_labels(evaluation, evaluation.several, train_counts)
         return
     names = [score.name for score in evaluation.classes]
-    width = max(5, *(len(name) for name in names))
+    width = max(len(noun), *(len(name) for name in names))
     columns = [*(["train"] if train_counts else []), "test", "precision", "recall"]
-    print(f"\n  {'class':<{width}}  " + "  ".join(f"{column:>9}" for column in columns))
+    print(f"\n  {noun:<{width}}  " + "  ".join(f"{column:>9}" for column in columns))
     for score in evaluation.classes:
         values = [f"{train_counts.get(score.name, 0):,}"] if train_counts else []
         values += [f"{score.n:,}", _percent(score.precision), _percent(score.recall)]

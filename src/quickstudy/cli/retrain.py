@@ -152,7 +152,7 @@ def _print_summary(result: RetrainResult, images: Path, seconds: float, *, ray: 
     print_census(result.census)
     print_skipped(result.skipped)
     evaluation = result.test or score_predictions([], [], result.classes)
-    print_evaluation(evaluation, train_counts=result.train_counts)
+    print_evaluation(evaluation, train_counts=result.train_counts, noun="label" if result.census.several else "class")
     if result.tuning:
         _print_tuning(result, seconds)
     elif not result.census.several:
@@ -162,6 +162,10 @@ def _print_summary(result: RetrainResult, images: Path, seconds: float, *, ray: 
     if evaluation.several:
         print("\nOn the test images:")
         print_figures(evaluation.several, evaluation.score.n)
+    elif (unseen := result.cross_validated) and unseen.several:
+        print("\nIn cross-validation, a little too good, since the thresholds were chosen on the same images:")
+        print_figures(unseen.several, unseen.score.n)
+        print("Nothing was tested: there are no test images")
     else:
         print(f"Test accuracy             {format_score(evaluation.score)}")
     if not result.test_counts:
@@ -259,7 +263,7 @@ def _print_few(result: RetrainResult) -> None:
                 "less of the class judges each"
             )
         if result.test_counts and not result.census.given:
-            tested = count(sum(result.test_counts.values()), "photo is", "photos are")
+            tested = count(len(result.census.digests("test")), "photo is", "photos are")
             print(f"{tested} kept for the test; with --test-share 0, the model would learn from all")
     if untested and result.test_counts:
         print(f"No photos to test: {quoted(untested, most=_MOST_FEW)}; the test accuracy says nothing of them")

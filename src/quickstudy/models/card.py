@@ -96,6 +96,7 @@ def _accuracy(training: dict[str, Any], several: bool) -> list[str]:
     ):
         score = _mapping(training.get(key))
         words += ", all labels right" if several else ""
+        words += " where each is given from 50 % on" if several and key == "cross_validation" else ""
         if score.get("n") and score.get("accuracy") is not None:
             ends = [f"{100 * end:.1f}" for end in score.get("interval_95", ())]
             interval = f"95 % interval {' to '.join(ends)} %, " if ends else ""

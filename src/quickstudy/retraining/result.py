@@ -36,6 +36,9 @@ class RetrainResult:
     """What the model's probabilities are answered by: the most probable class, or several labels by thresholds."""
     test: Scores | None
     """Scores on the test split, looked at once; None where the given splits have no test."""
+    cross_validated: Scores | None
+    """Scores of several labels an image in cross-validation, where nothing is held out for the test: by the thresholds,
+    which were chosen on these images, so a little too good; None where there is a test, or each image has one class."""
     head: Head
     """Linear head at its optimum; fine-tuning, if there was any, began from it."""
     compared: LevelsCompared | None
@@ -114,6 +117,7 @@ class RetrainResult:
             "never_held_out": self.head.never_held_out,
             "thresholds": self.answer.to_dict() if isinstance(self.answer, Thresholds) else None,
             "test": self.test.to_dict() if self.test else None,
+            "cross_validated": self.cross_validated.to_dict() if self.cross_validated else None,
             "head": {
                 "l2": self.head.l2,
                 "path": [asdict(point) for point in self.head.path],

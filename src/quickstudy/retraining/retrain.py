@@ -191,6 +191,7 @@ def _retrain(
         cross_validation=_cross_validated(learned.head),
         answer=learned.answer,
         test=scores,
+        cross_validated=None if scores else _score_unseen(learned, census),
         head=learned.head,
         compared=learned.compared,
         prior=learned.prior,
@@ -376,6 +377,15 @@ def _judge(learned: Learned, census: Census) -> tuple[list[Unseen], Scores | Non
         census.classes,
         unknown=census.strangers,
     )
+
+
+def _score_unseen(learned: Learned, census: Census) -> Scores | None:
+    """Score what cross-validation said of images of several labels; None where each is of one class."""
+    if not census.several:
+        return None
+    (unseen,) = learned.unseen
+    labels = [census.names[digest] for digest in unseen.digests]
+    return learned.answer.score(learned.answer.link.probabilities(unseen.logits), labels, census.classes)
 
 
 def _refused_examples(learned: Learned, census: Census, config: RetrainConfig) -> Score | None:
