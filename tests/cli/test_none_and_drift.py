@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,17 @@ def test_without_the_option_it_is_a_class_and_a_line_says_so(cached: Path, run: 
     assert re.search(r"\(none\) +\d+", with_option.out)
 
 
-def test_a_name_that_is_not_there_and_too_few_are_errors(folder: Path, tmp_path: Path) -> None:
+def test_examples_of_few_photos_are_said_to_teach_nothing(cached: Path, tmp_path: Path, run: Run) -> None:
+    for name in (*KINDS, "other"):
+        shutil.copytree(cached / "new" / name, tmp_path / "few" / name)
+    for number in range(4):
+        shutil.copy(cached / "photos" / "other" / f"{number:02}.jpg", tmp_path / "few" / "other")
+    words = ("--none", "other", "--test-share", "0", "--backbone", "small", "-o", str(tmp_path / "m.onnx"))
+    told = run("retrain", str(tmp_path / "few"), *words).out
+    assert re.search(r"^None of these: fewer than 50 images .*, and \d+ examples teach it nothing$", told, re.MULTILINE)
+
+
+def test_a_name_that_is_not_there_and_too_few_are_errors(folder: Path, tmp_path: Path, run: Run) -> None:
     cache = folder / "cache"
     with pytest.raises(ImageSetError, match="labelled 'nothing'"):
         quickstudy.retrain(folder / "photos", tmp_path / "m.onnx", cache=cache, backbone="small", none="nothing")
@@ -190,6 +201,8 @@ def test_a_name_that_is_not_there_and_too_few_are_errors(folder: Path, tmp_path:
         (tmp_path / "few" / name).mkdir(parents=True)
         for file in sorted((folder / "photos" / name).iterdir())[: 5 if name == "other" else 20]:
             (tmp_path / "few" / name / file.name).write_bytes(file.read_bytes())
+    told = run("census", str(tmp_path / "few")).out
+    assert re.search(r"if its images are of none .*: --none needs 10 to learn from, and there are [345]\n", told)
     with pytest.raises(ImageSetError, match="at least 10 are needed"):
         quickstudy.retrain(
             tmp_path / "few", tmp_path / "m.onnx", cache=folder / "cache", backbone="small", none="other"

@@ -292,6 +292,7 @@ def test_the_report_has_what_is_missed_with_what(cached: Path, tmp_path: Path, r
     assert run("report", str(cached / "m.onnx"), "-o", str(target)).code == 0
     page = target.read_text(encoding="utf-8")
     assert "What is missed with what" in page
+    assert "where none was missed; choose a cell" in page
     assert "Mean average precision" in page
     data = json.loads(page.split('<script type="application/json" id="data">')[1].split("</script>")[0])
     expected = truth(cached, "tags")

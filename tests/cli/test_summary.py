@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -45,6 +46,9 @@ def test_another_file_in_its_place_is_kept_too(here: Path, run: Run) -> None:
     (here / "photos.onnx").write_bytes(b"something else")
     assert "Before: kept as photos.previous.onnx" in run("retrain", "photos").out
     assert (here / "photos.previous.onnx").read_bytes() == b"something else"
+    run("retrain", "photos", "--test-share", "0")
+    assert "No images were kept to test it" in model_card(load(here / "photos.onnx"), "photos.onnx")
+    assert "Before: without a test; kept as photos.previous.onnx" in run("retrain", "photos").out
 
 
 def test_few_photos_are_said(here: Path, run: Run) -> None:
@@ -53,6 +57,7 @@ def test_few_photos_are_said(here: Path, run: Run) -> None:
     assert "Fewer than 5 photos to test: 'discs' (1), 'stripes' (4)" in done.out
     assert "10 photos are kept for the test; with --test-share 0, the model would learn from all\n" in done.out
     assert "in 19 of 20 cases" in done.out
+    assert "None of these: fewer than 50 images to tell by what is strange" in done.out
     assert "10 test" in run("census", "photos").out.splitlines()[0]
     for command in ("census", "retrain"):
         assert "--test-share is 0.2 %; expected 0, or 1 to 50 %" in run(command, "photos", "--test-share", "0.2").err
@@ -64,6 +69,14 @@ def test_few_photos_are_said(here: Path, run: Run) -> None:
     for path in sorted((here / "photos" / "discs").iterdir())[3:]:
         path.unlink()
     assert "Of classes with 2 to 4 photos, cross-validation says too little" in run("retrain", "photos").out
+
+
+def test_a_class_of_one_photo_may_be_learned_without_a_test(here: Path, run: Run) -> None:
+    (here / "photos" / "single").mkdir()
+    (here / "photos" / "discs" / "00.jpg").rename(here / "photos" / "single" / "00.jpg")
+    lines = run("census", "photos").out.splitlines()
+    assert any("'single' has a single image" in line and "with --test-share 0" in line for line in lines)
+    assert re.search(r"^  single +1 +0 +0$", run("census", "photos", "--test-share", "0").out, re.MULTILINE)
 
 
 def test_images_that_cross_validation_cannot_judge_are_told(here: Path, run: Run) -> None:

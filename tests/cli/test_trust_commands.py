@@ -131,6 +131,9 @@ def test_compare_prints_and_gives_json(run: Run, here: Path, photo_source: Path)
     found = json.loads(run("compare", "photos.onnx", "other/easy.onnx", "photos", "--json").out)
     assert found["first"]["n"] == found["second"]["n"] < 60
     assert found["difference"] == pytest.approx(found["second"]["accuracy"] - found["first"]["accuracy"])
+    run("retrain", "photos/", *SMALL, "--no-roles", "--output", "other/same.onnx")
+    alike = run("compare", "photos.onnx", "other/same.onnx", "photos").out
+    assert ("Both are right on the same images" in alike, "may be chance" in alike) == (True, False)
     assert run("compare", "photos.onnx", "missing.onnx", "photos").code == 2
 
 

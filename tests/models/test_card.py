@@ -31,6 +31,7 @@ def test_holds_what_the_model_says_about_itself(tmp_path: Path) -> None:
         assert line in text.splitlines()
     assert "N×32×32×3" in text
     assert "exported from" not in text
+    assert "images like those of the test split; for others" in text
 
 
 def test_an_export_says_whose_scores_these_are(tmp_path: Path) -> None:
@@ -45,6 +46,7 @@ def test_says_what_is_not_known(backbone: Backbone) -> None:
     text = model_card(from_backbone(backbone), "A backbone")
     assert "Not known: the file holds no score." in text
     assert "Not known: the file does not say." in text
+    assert "- Its accuracy is not known; measure it: `quickstudy evaluate MODEL IMAGES`." in text
 
 
 def test_says_by_which_filter_images_are_resized(tmp_path: Path, backbone: Backbone) -> None:

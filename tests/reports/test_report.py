@@ -184,6 +184,8 @@ def test_few_images_make_a_report_without_a_forecast(photos: Path, tmp_path: Pat
     text = report(tmp_path / "few.onnx", cache=cache).read_text()
     assert "What more images would bring" not in text
     assert "Leave-one-out" in text
+    (judged,) = set(re.findall(r"against confidence in (\d+) bins of an image each\s+\(\1 images, cross-val", text))
+    assert 3 <= int(judged) < 15
 
 
 def test_what_is_no_model_of_retraining(reported: Reported, tmp_path: Path) -> None:

@@ -46,7 +46,9 @@ def command(
         f"{count(found.only_first, 'image')} right by {first} alone, {found.only_second:,} by {second} alone: "
         f"McNemar's exact p = {found.p_value:.2g}"
     )
-    if found.p_value >= 0.05:
+    if not found.only_first and not found.only_second:
+        print("Both are right on the same images, so nothing here tells which is better")
+    elif found.p_value >= 0.05:
         print("This may be chance: two equally good models would often differ this much")
     if (gain := found.average_precision) and gain.value is not None:
         print(

@@ -101,7 +101,7 @@ def print_census(census: Census) -> None:
     for name, content in census.single.items():
         print(
             f"WARNING: the class '{name}' has a single image, '{content.path}'; at least two are needed, one to train "
-            "on and one to test, so the model will not know it"
+            "on and one to test, so the model will not know it; with --test-share 0, it would learn from that one"
         )
     if strangers := census.strangers:
         listed = ", ".join(f"'{name}' ({number:,})" for name, number in strangers.items())
@@ -110,7 +110,8 @@ def print_census(census: Census) -> None:
         print(f"WARNING: every image has the label '{name}', so there is nothing to tell it from; it is not learned")
     for name in census.classes:
         if name.casefold() in _LIKE_NONE and not census.several:
-            print(f"'{name}' is learned as a class; if its images are of none of the classes, add: --none {name}")
+            way = _way_to_none(census, name)
+            print(f"'{name}' is learned as a class; if its images are of none of the classes, {way}")
     for one, other in census.alike_classes:
         how = "capitals" if one.casefold() == other.casefold() else "how they are written (blanks, hyphens, zeros, …)"
         print(f"WARNING: the classes '{one}' and '{other}' differ only in {how}; rename one if they are the same")
@@ -125,6 +126,16 @@ def print_census(census: Census) -> None:
         from quickstudy.images.kinds import counted
 
         print("Passed over: " + ", ".join(counted(number, kind) for kind, number in passed))
+
+
+def _way_to_none(census: Census, name: str) -> str:
+    """Say how a class's images become examples of none of the classes: of few, `--none` alone would be refused."""
+    from quickstudy.images.census import FEWEST_EXAMPLES
+
+    learned = census.counts("train", "validation")[name]
+    if learned >= FEWEST_EXAMPLES:
+        return f"add: --none {name}"
+    return f"leave them out, or add more: --none needs {FEWEST_EXAMPLES} to learn from, and there are {learned}"
 
 
 def print_copies(copies: int) -> None:

@@ -219,7 +219,14 @@ def _print_strangeness(result: RetrainResult) -> None:
     if isinstance(result.answer, Thresholds):
         _print_thresholds(result, result.answer)
     elif (refusal := result.refusal) is None:
-        print("None of these: too few images to tell what is strange, so the model takes everything for a class")
+        from quickstudy.learning.strangeness import FEWEST
+
+        examples = len(result.census.examples_of_none("train", "validation"))
+        useless = f", and {count(examples, 'example teaches', 'examples teach')} it nothing" if examples else ""
+        print(
+            f"None of these: fewer than {FEWEST} images to tell by what is strange, so the model takes everything for a "
+            f"class{useless}"
+        )
     elif refusal.threshold < 1:
         low, high = (100 * end for end in refusal.interval)
         print(
@@ -289,6 +296,8 @@ def _print_previous(previous: Previous) -> None:
     if previous.test and previous.test.n:
         classes = count(len(previous.classes), "class", "classes")
         was = f" {as_percent(previous.test.accuracy)} on its test with {classes};"
+    elif previous.classes:
+        was = " without a test;"
     print(f"Before:{was} kept as {previous.kept}")
     if previous.common:
         before, now = previous.common

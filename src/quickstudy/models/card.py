@@ -57,8 +57,7 @@ def model_card(model: Model, name: str) -> str:
             if model.thresholds
             else "- It knows the classes above and no others: an image of anything else is taken for one of them"
             + (", unless it is strange enough." if model.refusal else "."),
-            "- The accuracy holds for images like those of the test split; for others, measure it: "
-            "`quickstudy evaluate MODEL IMAGES`.",
+            f"- {_reach(training)}: `quickstudy evaluate MODEL IMAGES`.",
             "- Gaps in its training images, and in those of the pretrained network, limit it in ways that one number "
             "does not show; look at each class.",
             "",
@@ -68,6 +67,17 @@ def model_card(model: Model, name: str) -> str:
             "",
         ]
     )
+
+
+def _reach(training: dict[str, Any]) -> str:
+    """Say which images the accuracy holds for, up to how it is measured for others."""
+    if _mapping(training.get("test")).get("n"):
+        return "The accuracy holds for images like those of the test split; for others, measure it"
+    if _mapping(training.get("cross_validation")).get("n"):
+        return (
+            "No images were kept to test it, and the accuracy holds for images like those it learned from; measure it"
+        )
+    return "Its accuracy is not known; measure it"
 
 
 def _strangeness(model: Model) -> list[str]:

@@ -32,6 +32,7 @@ from quickstudy.learning.calibration import (
 from quickstudy.learning.learning_curve import LearningCurve
 from quickstudy.learning.ridge import LeaveOneOut
 from quickstudy.learning.scores import SEVERAL_FIGURES, Score, told_of_never_held_out
+from quickstudy.learning.strangeness import FEWEST
 from quickstudy.models.properties import refusal_in
 from quickstudy.models.web import PAGE, hash_for_policy
 from quickstudy.reports import charts
@@ -275,7 +276,8 @@ def _calibration(judged: JudgedImages, by: By) -> dict[str, Any]:
         else None
     )
     return {
-        "bins": BINS,
+        "bins": min(BINS, len(rows)),
+        "fewest": FEWEST,
         "by": by,
         "n": len(rows),
         "temperature": temperature,
