@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -196,3 +198,39 @@ def test_no_images_no_findings() -> None:
     found = draw_findings(make_evidence([], []), make_gallery(0))
     assert not any((found.duplicates, found.label_errors, found.outliers, found.quality, found.next_to_label))
     assert found.imbalance == 1
+
+
+def test_two_threads_may_be_the_first_to_need_scikit_learn() -> None:
+    """The one begins in the midst of the other's import, as happens where few photos are labelled."""
+    code = """
+import sys, threading, time
+import joblib, numpy, scipy.linalg, scipy.sparse.csgraph, scipy.sparse.linalg, scipy.spatial, scipy.stats
+from quickstudy.reports.audit import typical
+from quickstudy.reports.neighbours import place_images
+
+begun, deep = threading.Event(), threading.Event()
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "sklearn.__check_build":
+            begun.set()
+            deep.wait(1)
+        if name == "sklearn.exceptions" and not deep.is_set():
+            deep.set()
+            time.sleep(0.3)
+
+def second():
+    begun.wait(60)
+    found.append(len(typical(rows, 5)))
+
+sys.meta_path.insert(0, Slow())
+rows, found = numpy.eye(30, dtype=numpy.float32), []
+threads = [threading.Thread(target=second), threading.Thread(target=lambda: found.append(len(place_images(rows))))]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(sorted(found))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout, done.returncode) == ("[5, 30]\n", 0), done.stderr

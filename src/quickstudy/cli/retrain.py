@@ -224,8 +224,8 @@ def _print_strangeness(result: RetrainResult) -> None:
         examples = len(result.census.examples_of_none("train", "validation"))
         useless = f", and {count(examples, 'example teaches', 'examples teach')} it nothing" if examples else ""
         print(
-            f"None of these: fewer than {FEWEST} images to tell by what is strange, so the model takes everything for a "
-            f"class{useless}"
+            f"None of these: fewer than {FEWEST} images to tell by what is strange, so the model takes everything for "
+            f"a class{useless}"
         )
     elif refusal.threshold < 1:
         low, high = (100 * end for end in refusal.interval)

@@ -18,6 +18,7 @@ from quickstudy.bottlenecks.looks import Gallery, view_gallery
 from quickstudy.images.depth import rounded
 from quickstudy.images.manifests import ONE_EACH, Labelling
 from quickstudy.learning.features import Floats, unit_rows
+from quickstudy.process import importing_alone
 from quickstudy.progress import Progress, silent
 from quickstudy.reports.duplicates import find_duplicates
 from quickstudy.reports.evidence import Evidence, gather_evidence
@@ -153,7 +154,8 @@ def typical(rows: Floats, count: int) -> list[tuple[int, int]]:
         rows: n×d; of many, the first 20,000 are looked at.
         count: 1 to n.
     """
-    from sklearn.cluster import KMeans
+    with importing_alone():
+        from sklearn.cluster import KMeans
 
     part = rows[:_CLUSTERED]
     clusters = KMeans(count, n_init=1, random_state=0).fit(part)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from quickstudy.learning.features import Floats, unit_rows
 from quickstudy.learning.links import Integers
-from quickstudy.process import usable_cores
+from quickstudy.process import importing_alone, usable_cores
 
 EXACT_UP_TO = 50_000
 """Number of images up to which all pairs are compared, whatever is installed."""
@@ -192,9 +192,10 @@ def place_images(features: NDArray[np.floating]) -> NDArray[np.float64]:
     n = len(features)
     if n < _FEWEST:
         return np.stack([(np.arange(n) + 0.5) / max(n, 1), np.full(n, 0.5)], axis=1)
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-    from sklearn.neighbors import NearestNeighbors
+    with importing_alone():
+        from sklearn.decomposition import PCA
+        from sklearn.manifold import TSNE
+        from sklearn.neighbors import NearestNeighbors
 
     values = features.astype(np.float32)
     components = min(_COMPONENTS, n - 1, values.shape[1])
