@@ -135,13 +135,13 @@ class TestTheFile:
             "retrain", str(tmp_path / "few"), "-o", str(tmp_path / "few.onnx"), "--backbone", "small", "--cache", cache
         )
         assert done.code == 0
-        assert "None of these: too few images" in done.out
+        assert "None of these: fewer than 50 images" in done.out
         few = quickstudy.load(tmp_path / "few.onnx")
         assert few.refusal is None
         [prediction] = few.predict_each(files(folder, "strange")[0])
         assert prediction.strangeness is None
         assert not few.is_none_of_these(prediction.strangeness)
-        with pytest.raises(ModelError, match="fewer than 20"):
+        with pytest.raises(ModelError, match="of these there were fewer than 20"):
             few.sets(few.predict_proba([]), 0.95)
 
     def test_a_share_to_refuse_beyond_reason_is_refused(self, folder: Path, tmp_path: Path) -> None:
@@ -180,7 +180,8 @@ class TestPredict:
         model, image = str(write_small_model(tmp_path / "plain.onnx")), str(folder / "strange" / "blue.png")
         [row] = json.loads(run("predict", model, image, "--json").out)
         assert set(row) == {"image", "predictions"}
-        assert run("predict", model, image, "--sets", "95").err.startswith("quickstudy: The model cannot give sets")
+        told = run("predict", model, image, "--sets", "95").err
+        assert told.startswith("quickstudy: The model cannot give sets: it is a network as it stands, or was written")
 
     @pytest.mark.parametrize(
         ("words", "said"), [(("--by-class",), "--sets"), (("--sets", "0"), "0 %"), (("--sets", "100"), "100 %")]

@@ -104,6 +104,13 @@ def test_the_server_ends_at_once_when_it_is_told_to_while_pages_wait_for_news(st
     assert server.log.read_text() == ""
 
 
+def test_classes_of_a_manifest_that_differ_in_capitals_are_told(start: Start, pile: Path) -> None:
+    rows = [f"pile/{path.name},{name}\n" for path, name in zip(sorted(pile.iterdir()), ("hat", "Hat"), strict=False)]
+    (pile.parent / "pile.labels.csv").write_text("path,label\n" + "".join(rows))
+    warned = start("pile").process.stdout.readline()
+    assert warned == "WARNING: the classes 'Hat' and 'hat' differ only in capitals; rename one if they are the same\n"
+
+
 def test_a_second_server_on_the_same_labels_is_refused(start: Start, pile: Path) -> None:
     start("pile")
     with pytest.raises(AssertionError, match="--labels"):

@@ -7,7 +7,7 @@ import io
 import json
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -112,9 +112,7 @@ def print_census(census: Census) -> None:
         if name.casefold() in _LIKE_NONE and not census.several:
             way = _way_to_none(census, name)
             print(f"'{name}' is learned as a class; if its images are of none of the classes, {way}")
-    for one, other in census.alike_classes:
-        how = "capitals" if one.casefold() == other.casefold() else "how they are written (blanks, hyphens, zeros, …)"
-        print(f"WARNING: the classes '{one}' and '{other}' differ only in {how}; rename one if they are the same")
+    print_alike(census.alike_classes)
     print_copies(census.copies)
     if census.leaks:
         print(
@@ -126,6 +124,13 @@ def print_census(census: Census) -> None:
         from quickstudy.images.kinds import counted
 
         print("Passed over: " + ", ".join(counted(number, kind) for kind, number in passed))
+
+
+def print_alike(pairs: Iterable[tuple[str, str]]) -> None:
+    """Print pairs of classes that may be meant as one; nothing if none."""
+    for one, other in pairs:
+        how = "capitals" if one.casefold() == other.casefold() else "how they are written (blanks, hyphens, zeros, …)"
+        print(f"WARNING: the classes '{one}' and '{other}' differ only in {how}; rename one if they are the same")
 
 
 def _way_to_none(census: Census, name: str) -> str:

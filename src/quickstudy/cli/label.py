@@ -52,8 +52,9 @@ def command(
     require_server()
     import secrets
 
-    from quickstudy.cli.display import progress_for
+    from quickstudy.cli.display import print_alike, progress_for
     from quickstudy.files import cache_folder
+    from quickstudy.images.listing import alike
     from quickstudy.labelling.app import make_label_app
     from quickstudy.labelling.photos import places_beside
     from quickstudy.labelling.session import Session
@@ -84,6 +85,7 @@ def command(
             if told:
                 print(f"Taken over from {manifest}, which was changed by other means: {', '.join(told)}")
             print(f"{address}/?token={settings.token}", flush=True)
+            print_alike(alike({name for _, name, labels in session.classes() if labels}))
             print("Ctrl-C ends it; what was labelled stays", flush=True)
             if sees_browser() if open_ is None else open_:
                 import webbrowser

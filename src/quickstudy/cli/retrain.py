@@ -264,7 +264,7 @@ def _print_few(result: RetrainResult) -> None:
     untested = [name for name in result.classes if not result.test_counts.get(name)]
     if few_train:
         print(f"Fewer than {_FEW_TO_TRAIN} photos to train on: {_listed(few_train)}; more of them would help most")
-        if not result.config.several and any(1 < n < FOLDS for n in few_train.values()):
+        if not result.config.several and not result.tuning and any(1 < n < FOLDS for n in few_train.values()):
             print(
                 f"Of classes with 2 to {FOLDS - 1} photos, cross-validation says too little: a fit that has one photo "
                 "less of the class judges each"

@@ -18,7 +18,7 @@ from quickstudy.images.decoding import MOST_PIXELS, InputSpec, Pixels, decode, t
 from quickstudy.images.given import ImageLike, file_of, one_by_one, pixels_of
 from quickstudy.images.identity import read_image_file
 from quickstudy.learning.answers import MOST_PROBABLE, Answer, Thresholds
-from quickstudy.learning.conformal import Sets
+from quickstudy.learning.conformal import FEWEST, Sets
 from quickstudy.learning.strangeness import Refusal
 from quickstudy.models.format import (
     GOLDEN_TOLERANCE,
@@ -217,6 +217,16 @@ class Model:
             "its probabilities do not tell right from wrong. Retrain with more images, or decide by the probabilities"
         )
 
+    def _why_no_sets(self) -> str:
+        """Say why it carries nothing to make sets of, and what to do, by what it remembers of its training."""
+        training = self.metadata.get("training")
+        if not isinstance(training, Mapping) or "sets" not in training:
+            return "it is a network as it stands, or was written before quickstudy made sets. Retrain"
+        return (
+            f"they go by images that a fit had not learned when it judged them, and of these there were fewer than "
+            f"{FEWEST}. Retrain with more images"
+        )
+
     def predict_each(
         self, images: ImageLike | Iterable[ImageLike], *, threads: int | None = None
     ) -> Iterator[Prediction]:
@@ -249,10 +259,7 @@ class Model:
                 "right. Leave out --sets; retrain with --least-precision for labels that are right more often"
             )
         if self._sets is None:
-            raise ModelError(
-                "The model cannot give sets: it is a network as it stands, was written before quickstudy made sets, or "
-                "had fewer than 20 training images to go by. Retrain with more images, or judge by the probabilities"
-            )
+            raise ModelError(f"The model cannot give sets: {self._why_no_sets()}, or judge by the probabilities")
         members = self._sets.of(probabilities, level, by_class=by_class)
         ranked = np.argsort(-probabilities, axis=1, kind="stable")
         return [
