@@ -126,6 +126,18 @@ def test_without_a_test_cross_validation_says_the_figures(cached: Path, tmp_path
     )
 
 
+def test_two_photos_are_too_few_to_choose_or_judge_by(cached: Path, tmp_path: Path, run: Run) -> None:
+    labels = truth(cached, "tags")
+    rows = [f"{cached / next(path for path, have in labels.items() if have == (name,))},{name}\n" for name in KINDS[:2]]
+    (tmp_path / "two.csv").write_text("path,labels\n" + "".join(rows))
+    words = ("retrain", str(tmp_path / "two.csv"), "--several", "--backbone", "small", "-o", str(tmp_path / "m.onnx"))
+    text = run(*words, "--test-share", "0").out
+    assert "How good it is, is not known" in text
+    assert "Thresholds: labels are given from 50 % on, as there are too few images" in text
+    found = json.loads(run(*words, "--test-share", "0", "--json").out)
+    assert (found["cross_validated"], found["test"], found["never_held_out"]) == (None, None, 2)
+
+
 def test_photos_kept_for_the_test_are_counted_once_each(cached: Path, tmp_path: Path, run: Run) -> None:
     few = list(truth(cached, "tags").items())[:16]
     (tmp_path / "few.csv").write_text(

@@ -75,6 +75,12 @@ def test_a_class_of_one_photo_may_be_learned_without_a_test(here: Path, run: Run
     (here / "photos" / "single").mkdir()
     (here / "photos" / "discs" / "00.jpg").rename(here / "photos" / "single" / "00.jpg")
     lines = run("census", "photos").out.splitlines()
+    shutil.copytree(here / "photos" / "single", here / "alone" / "one")
+    (here / "alone" / "other").mkdir()
+    shutil.copy(here / "photos" / "discs" / "01.jpg", here / "alone" / "other")
+    assert "'other' has a single usable image, add more, or learn from what there is with --test-share 0" in (
+        run("retrain", "alone").err
+    )
     assert any("'single' has a single image" in line and "with --test-share 0" in line for line in lines)
     assert re.search(r"^  single +1 +0 +0$", run("census", "photos", "--test-share", "0").out, re.MULTILINE)
 

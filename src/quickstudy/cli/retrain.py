@@ -166,6 +166,8 @@ def _print_summary(result: RetrainResult, images: Path, seconds: float, *, ray: 
         print("\nIn cross-validation, a little too good, since the thresholds were chosen on the same images:")
         print_figures(unseen.several, unseen.score.n)
         print("Nothing was tested: there are no test images")
+    elif result.census.several:
+        print("\nHow good it is, is not known: there are no test images, and too few others to cross-validate")
     else:
         print(f"Test accuracy             {format_score(evaluation.score)}")
     if not result.test_counts:
@@ -243,10 +245,13 @@ def _print_strangeness(result: RetrainResult) -> None:
 def _print_thresholds(result: RetrainResult, thresholds: Thresholds) -> None:
     goal = "best F1" if thresholds.precision is None else f"precision of {100 * thresholds.precision:g} %"
     values = [value for value in thresholds.values if value <= 1]
-    if values:
-        least, most = as_percent(min(values), 0).removesuffix(" %"), as_percent(max(values), 0)
+    if not thresholds.n:
+        print("Thresholds: labels are given from 50 % on, as there are too few images to choose others by")
+    elif values:
+        least, most = as_percent(min(values), 0), as_percent(max(values), 0)
+        ends = most if least == most else f"{least.removesuffix(' %')} to {most}"
         print(
-            f"Thresholds chosen: labels are given from {least} to {most} on, for the {goal} on "
+            f"Thresholds chosen: labels are given from {ends} on, for the {goal} on "
             f"{count(thresholds.n, 'image')} unseen in cross-validation"
         )
         print_never_held_out(result.head.never_held_out, thresholds.n, several=True)

@@ -38,7 +38,8 @@ class RetrainResult:
     """Scores on the test split, looked at once; None where the given splits have no test."""
     cross_validated: Scores | None
     """Scores of several labels an image in cross-validation, where nothing is held out for the test: by the thresholds,
-    which were chosen on these images, so a little too good; None where there is a test, or each image has one class."""
+    which were chosen on these images, so a little too good; None where there is a test, or each image has one class, or
+    too few images to judge any."""
     head: Head
     """Linear head at its optimum; fine-tuning, if there was any, began from it."""
     compared: LevelsCompared | None

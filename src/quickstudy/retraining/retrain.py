@@ -380,10 +380,10 @@ def _judge(learned: Learned, census: Census) -> tuple[list[Unseen], Scores | Non
 
 
 def _score_unseen(learned: Learned, census: Census) -> Scores | None:
-    """Score what cross-validation said of images of several labels; None where each is of one class."""
-    if not census.several:
+    """Score what cross-validation said of images of several labels; None where each has one, or none were judged."""
+    unseen = learned.unseen[0]
+    if not census.several or not unseen.digests:
         return None
-    (unseen,) = learned.unseen
     labels = [census.names[digest] for digest in unseen.digests]
     return learned.answer.score(learned.answer.link.probabilities(unseen.logits), labels, census.classes)
 
