@@ -188,6 +188,18 @@ def test_few_images_make_a_report_without_a_forecast(photos: Path, tmp_path: Pat
     assert 3 <= int(judged) < 15
 
 
+def test_a_report_on_photos_of_which_none_could_be_judged_says_so(photos: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    add_small_backbone(cache)
+    for path in [path for path in photos.rglob("*.jpg") if path.stem != "00"]:
+        path.unlink()
+    retrain(photos, tmp_path / "alone.onnx", cache=cache, backbone="small", test_share=0)
+    text = report(tmp_path / "alone.onnx", cache=cache).read_text()
+    assert "How good the model is, is not known" in text
+    assert "95 % intervals" not in text
+    assert "This cache does not have" not in text
+
+
 def test_what_is_no_model_of_retraining(reported: Reported, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="No such model"):
         report(tmp_path / "nothing.onnx")

@@ -185,7 +185,10 @@ def judge_images(model: Path, images: Path | None, cache: Path, progress: Progre
         progress=progress,
     )
     census = census.without(extraction.unusable)
-    remembered = record is not None and any(not census.labels.keys().isdisjoint(part.digests) for part in record.unseen)
+    remembered = record is not None and (
+        any(not census.labels.keys().isdisjoint(part.digests) for part in record.unseen)
+        or not any(part.digests for part in record.unseen)  # too few images to judge any
+    )
     seen = net.kept if origin["cut"] == LEVELS else net
     if record is None or not remembered:
         record = _work_out(classifier, census, extraction, seen, _names_in(model, training))
