@@ -62,6 +62,10 @@ def test_few_photos_are_said(here: Path, run: Run) -> None:
     for command in ("census", "retrain"):
         assert "--test-share is 0.2 %; expected 0, or 1 to 50 %" in run(command, "photos", "--test-share", "0.2").err
     assert "cross-validation says too little" not in done.out
+    told = run("retrain", "photos", "--roles-of", "photos.onnx", "-o", "other.onnx").out
+    assert "with --test-share 0 in place of --roles-of, the model would" in told
+    unknown = run("retrain", "photos", "--no-roles", "-o", "unknown.onnx")
+    assert (unknown.code, run("census", "photos", "--roles-of", "unknown.onnx").code) == (0, 2)
     done = run("retrain", "photos", "--test-share", "0")
     assert "kept for the test" not in done.out
     assert "Test accuracy             not known (no images)\n" in done.out

@@ -263,6 +263,8 @@ class TestRoles:
         assert quickstudy.load(model).roles is None
         found = quickstudy.evaluate(model, photos)
         assert (found.roles, found.is_test, found.score.n) == (None, None, 36)
+        with pytest.raises(ModelError, match="it has no roles to take"):
+            retrain(photos, tmp_path / "new.onnx", roles_of=model)
 
     def test_a_file_that_is_no_model_is_written_over_and_named_is_an_error(
         self, photos: Path, retrain: Retrain, tmp_path: Path

@@ -43,14 +43,14 @@ def command(
     from quickstudy.errors import ImageSetError, WriteError
     from quickstudy.files import require_place_for
     from quickstudy.images.census import take_census
-    from quickstudy.models.loading import roles_of_file
+    from quickstudy.models.loading import roles_of_named
     from quickstudy.retraining.evaluation import stat_index
 
     if csv_file:
         begins = ",".join(_COLUMNS).encode()
         require_place_for("census", csv_file, own=lambda start: start.startswith(begins), sources=[images, roles_of])
     labelling = labelling_told(several, separator, none, roles_of=roles_of, **given)
-    roles = roles_of_file(roles_of) if roles_of else None
+    roles = roles_of_named(roles_of) if roles_of else None
     census = take_census(
         images,
         stat_index(cache),

@@ -276,7 +276,8 @@ def _print_few(result: RetrainResult) -> None:
             )
         if result.test_counts and not result.census.given:
             tested = count(len(result.census.digests("test")), "photo is", "photos are")
-            print(f"{tested} kept for the test; with --test-share 0, the model would learn from all")
+            instead = " in place of --roles-of" if result.config.roles_of else ""
+            print(f"{tested} kept for the test; with --test-share 0{instead}, the model would learn from all")
     if untested and result.test_counts:
         print(f"No photos to test: {quoted(untested, most=_MOST_FEW)}; the test accuracy says nothing of them")
     if few_test:

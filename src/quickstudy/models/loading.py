@@ -133,6 +133,20 @@ def roles_of_file(path: Path) -> Roles | None:
         raise ModelError(f"'{path}' is not a model that retrain wrote ({first_line(error)}); name one") from None
 
 
+def roles_of_named(path: Path) -> Roles:
+    """Read the roles of a model that was named for them.
+
+    Raises:
+        ModelError: as for `roles_of_file`; or it carries none.
+    """
+    if (roles := roles_of_file(path)) is None:
+        raise ModelError(
+            f"'{path}' does not say which images it was made from, so it has no roles to take; name another model, or "
+            "leave out --roles-of"
+        )
+    return roles
+
+
 def metadata_of_file(path: Path) -> dict[str, Any]:
     """Read what a model file says about itself, without running anything.
 

@@ -36,7 +36,7 @@ from quickstudy.learning.scores import Score, Scores
 from quickstudy.learning.selection import Head, LevelsCompared
 from quickstudy.learning.strangeness import Strangeness
 from quickstudy.models.format import model_path
-from quickstudy.models.loading import roles_of_file
+from quickstudy.models.loading import roles_of_file, roles_of_named
 from quickstudy.models.roles import Roles
 from quickstudy.options import with_arguments_of
 from quickstudy.progress import Progress, silent
@@ -236,15 +236,15 @@ def _engine(config: RetrainConfig) -> Engine:
 
 def _roles_before(named: Path | None, model: Path) -> RolesBefore | None:
     """Find the roles that stand: those of the model that was named, or else of the one that will be written over."""
-    if named is None and not model.is_file():
+    if named is not None:
+        return roles_of_named(as_path(named)).role
+    if not model.is_file():
         return None
     try:
-        roles = roles_of_file(as_path(named) if named else model)
+        roles = roles_of_file(model)
     except ModelError:
-        if named is not None:
-            raise
         return None  # another file, or an earlier version's: it says nothing that could stand
-    if roles is None or (named is None and not roles.tested):
+    if roles is None or not roles.tested:
         return None  # without a test, nothing there is tested on again
     return roles.role
 
