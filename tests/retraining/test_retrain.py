@@ -258,7 +258,7 @@ class TestRoles:
                     assert found.roles["trained_on"] == total
                     assert found.is_test is True
 
-    def test_a_model_may_leave_them_out(self, photos: Path, retrain: Retrain) -> None:
+    def test_a_model_may_leave_them_out(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
         model = retrain(photos, keep_roles=False).model
         assert quickstudy.load(model).roles is None
         found = quickstudy.evaluate(model, photos)
