@@ -113,6 +113,11 @@ def test_abstain_in_all_its_forms(run: Run, here: Path) -> None:
 def test_a_model_without_a_threshold_says_so(run: Run, here: Path, photo_source: Path) -> None:
     shutil.copytree(photo_source, here / "easy", dirs_exist_ok=True)
     run("retrain", "easy", *SMALL)
+    few = load(here / "easy.onnx").metadata["training"]["cross_validation"]["n"]
+    assert f"judged by in cross-validation, and there were {few}. Retrain with more images" in (
+        run("predict", "easy.onnx", "easy", "--abstain").err
+    )
+    run("retrain", "easy", *SMALL, "--test-share", "0")
     done = run("predict", "easy.onnx", "easy", "--abstain")
     assert done.code == 2
     assert "no threshold for 'don't know': its cross-validation made no mistake" in done.err
@@ -143,6 +148,8 @@ def test_compare_prints_and_gives_json(run: Run, here: Path, photo_source: Path)
         ({}, "written before quickstudy set thresholds"),
         ({"abstention": None, "cross_validation": {"accuracy": 1.0}}, "its cross-validation made no mistake"),
         ({"abstention": None, "cross_validation": {"accuracy": 0.9}}, "at none are 30 or more"),
+        ({"abstention": None, "cross_validation": {"accuracy": 1.0, "n": 4}}, "at least 30 images"),
+        ({"abstention": None, "cross_validation": {"accuracy": None, "n": 0}}, "and there were 0. Retrain with more"),
         (
             {"abstention": None, "cross_validation": {"accuracy": 1.0}, "fine_tuning": {"kept_epoch": 1}},
             "at none are 30 or more",

@@ -20,7 +20,8 @@ Right = NDArray[np.bool_]
 
 BINS = 15
 """Number of bins of confidence."""
-_FEWEST_ANSWERED = 30
+FEWEST_ANSWERED = 30
+"""The fewest images that a threshold has to answer, of those that it is chosen on."""
 _CURVE_POINTS = 40
 
 
@@ -170,9 +171,7 @@ def suggest_abstention(confidences: Confidences, right: Right) -> Abstention | N
         return None
     curve = coverage_curve(confidences, right)
     fitting = [
-        point
-        for point in curve
-        if 1 - point.accuracy <= wrong / n / 2 and round(point.coverage * n) >= _FEWEST_ANSWERED
+        point for point in curve if 1 - point.accuracy <= wrong / n / 2 and round(point.coverage * n) >= FEWEST_ANSWERED
     ]
     if not fitting:
         return None

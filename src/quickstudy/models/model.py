@@ -18,6 +18,7 @@ from quickstudy.images.decoding import MOST_PIXELS, InputSpec, Pixels, decode, t
 from quickstudy.images.given import ImageLike, file_of, one_by_one, pixels_of
 from quickstudy.images.identity import read_image_file
 from quickstudy.learning.answers import MOST_PROBABLE, Answer, Thresholds
+from quickstudy.learning.calibration import FEWEST_ANSWERED
 from quickstudy.learning.conformal import FEWEST, Sets
 from quickstudy.learning.strangeness import Refusal
 from quickstudy.models.format import (
@@ -207,7 +208,13 @@ class Model:
                 "the probabilities"
             )
         judged = training.get("cross_validation")
-        if isinstance(judged, Mapping) and judged.get("accuracy") == 1 and not training.get("fine_tuning"):
+        judged = judged if isinstance(judged, Mapping) and not training.get("fine_tuning") else {}
+        if isinstance(n := judged.get("n"), int) and n < FEWEST_ANSWERED:
+            return (
+                f"it has to answer at least {FEWEST_ANSWERED} images of those that it was judged by in "
+                f"cross-validation, and there were {n}. Retrain with more images, or decide by the probabilities"
+            )
+        if judged.get("accuracy") == 1:
             return (
                 "its cross-validation made no mistake, so there is nothing to abstain from. Leave out --abstain, or "
                 "retrain with harder images"
