@@ -242,6 +242,9 @@ class TestRoles:
     def test_a_share_is_refused_where_the_test_is_given(self, photos: Path, retrain: Retrain, tmp_path: Path) -> None:
         with pytest.raises(OptionError, match="comes with splits"):
             retrain(split(photos, tmp_path / "given", test=6), test_share=0.1)
+        drawn = retrain(photos, tmp_path / "drawn.onnx").model
+        with pytest.raises(OptionError, match=r"so do the splits that '.*given' comes with"):
+            retrain(tmp_path / "given", roles_of=drawn)
         with pytest.raises(OptionError, match="--roles-of"):
             retrain(photos, test_share=0.1, roles_of=tmp_path / "model.onnx")
 

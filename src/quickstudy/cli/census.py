@@ -44,6 +44,7 @@ def command(
     from quickstudy.files import require_place_for
     from quickstudy.images.census import take_census
     from quickstudy.models.loading import roles_of_named
+    from quickstudy.models.roles import require_drawn
     from quickstudy.retraining.evaluation import stat_index
 
     if csv_file:
@@ -60,6 +61,8 @@ def command(
         labelling=labelling,
         progress=progress_for(quiet=quiet),
     )
+    if roles_of:
+        require_drawn(census)
     if csv_file:
         try:
             unnamed = _write_manifest(census, csv_file)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from quickstudy.errors import ImageSetError
+from quickstudy.errors import ImageSetError, OptionError
 from quickstudy.images.census import Census, Content
 from quickstudy.images.imageset import Split
 from quickstudy.wording import quoted
@@ -33,6 +33,19 @@ Relation = Literal["trained_on", "chosen_by", "tested_on", "new"]
 RELATIONS: tuple[Relation, ...] = ("trained_on", "chosen_by", "tested_on", "new")
 """All relations; of two models', the earlier here counts."""
 _RELATION_OF: dict[Split, Relation] = {"train": "trained_on", "validation": "chosen_by", "test": "tested_on"}
+
+
+def require_drawn(census: Census) -> None:
+    """Check that a set's roles are drawn, so that those of a model that was named for them can stand in it.
+
+    Raises:
+        OptionError: the set comes with splits, and these are its roles.
+    """
+    if census.given:
+        raise OptionError(
+            f"--roles-of says which images are tested on, but so do the splits that '{census.source}' comes with; "
+            "leave --roles-of out, or give the images without their splits"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ from quickstudy.learning.selection import Head, LevelsCompared
 from quickstudy.learning.strangeness import Strangeness
 from quickstudy.models.format import model_path
 from quickstudy.models.loading import roles_of_file, roles_of_named
-from quickstudy.models.roles import Roles
+from quickstudy.models.roles import Roles, require_drawn
 from quickstudy.options import with_arguments_of
 from quickstudy.progress import Progress, silent
 from quickstudy.retraining.config import RetrainConfig
@@ -130,6 +130,8 @@ def _retrain(
             labelling=config.labelling,
             progress=progress,
         )
+        if config.roles_of is not None:
+            require_drawn(census)
         census.require_enough(strict=config.strict)
         bits = significant_bits(census, local.index_path, told=config.bits)
         passes = Passes(local, config, engine, progress)
