@@ -134,13 +134,18 @@ def print_alike(pairs: Iterable[tuple[str, str]]) -> None:
 
 
 def _way_to_none(census: Census, name: str) -> str:
-    """Say how a class's images become examples of none of the classes: of few, `--none` alone would be refused."""
+    """Say how a class's images become examples of none of the classes: of few, or beside few, they would be useless."""
     from quickstudy.images.census import FEWEST_EXAMPLES
+    from quickstudy.learning.strangeness import FEWEST
 
-    learned = census.counts("train", "validation")[name]
-    if learned >= FEWEST_EXAMPLES:
+    counts = census.counts("train", "validation")
+    examples, others = counts[name], counts.total() - counts[name]
+    if examples >= FEWEST_EXAMPLES and others >= FEWEST:
         return f"add: --none {name}"
-    return f"leave them out, or add more: --none needs {FEWEST_EXAMPLES} to learn from, and there are {learned}"
+    return (
+        f"--none {name} would need {FEWEST_EXAMPLES} of them and {FEWEST} of the classes to learn from; there are "
+        f"{examples:,} and {others:,}, so that it is better as a class"
+    )
 
 
 def print_copies(copies: int) -> None:
