@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from test_label_page import KEYS, expect, opened, saved, shown, sync_api
-from tests_of_labelling import act, api, wait_for
+from tests_of_labelling import act, api, opened_at, wait_for
 
-from collages import make_collages
+from collages import KINDS, make_collages
 from servers import Running, Start
 
 MISTAKES: list[tuple[str, list[str]]] = [("discs", []), ("discs", ["checks"])]
@@ -207,3 +207,17 @@ def test_fits_a_phone(browser: sync_api.Browser, server: Running, scheme: str) -
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         page.locator("#take").tap()
         expect(page.locator("#progress-words")).to_have_text("2 of 48")
+
+
+def test_a_model_of_two_photos_is_told_to_be_of_unknown_accuracy(
+    browser: sync_api.Browser, start: Start, tmp_path: Path
+) -> None:
+    made = make_collages(tmp_path / "few", 12, side=80)
+    rows = [f"few/{next(path for path, have in made.items() if have == (name,))},{name}\n" for name in KINDS[:2]]
+    (tmp_path / "two.csv").write_text("path,labels\n" + "".join(rows))
+    page = browser.new_page()
+    page.goto(opened_at(start("two.csv", "--output", "two.onnx")))
+    page.locator("#train").click()
+    expect(page.locator("#training")).to_contain_text("How good it is, is not known")
+    expect(page.locator("#training .big")).to_have_text("–")
+    page.close()

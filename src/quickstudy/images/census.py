@@ -288,11 +288,12 @@ class Census:
         if not self.several and len(self.classes) < 2:
             names = ", ".join(f"'{name}'" for name in self.classes) or "none"
             alone = "".join(f"; '{name}' has a single usable image, add more" for name in [*self.single][:_MOST_NAMED])
+            expected = f"; {self._classes_further_down() or EXPECTED}"
             if len(self.classes) + len(self.single) >= 2:
-                alone += ", or learn from what there is with --test-share 0"
+                alone, expected = f"{alone}, or learn from what there is with --test-share 0", ""
             raise ImageSetError(
                 f"At least 2 classes are needed to train, '{self.source}' has {len(self.classes)} ({names}){alone}"
-                f"{self._and_faults()}; {self._classes_further_down() or EXPECTED}"
+                f"{self._and_faults()}{expected}"
             )
         if strict and (skipped := self.skipped):
             raise ImageSetError(

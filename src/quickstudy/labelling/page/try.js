@@ -24,11 +24,12 @@ export function update(state) {
   } else if (training.state === "failed") {
     place.replaceChildren(make("h2", {}, "That did not work"), make("p", { class: "wrong", role: "alert" }, training.error));
   } else {
-    const { test } = training;
+    const { test, cross_validation: unseen } = training;
+    const judged = test || unseen; // neither where there are very few photos
     place.replaceChildren(
       make("h2", {}, make("bdi", {}, training.model)),
-      make("p", { class: "big" }, percent((test || training.cross_validation).share)),
-      make("p", { class: "hint" }, test ? `${several() ? "F1 of all labels: " : ""}${interval(test)}, by ${counted(test.n, "photo")} drawn at random and never learned from` : `${several() ? "All labels right: " : ""}${interval(training.cross_validation)}, by cross-validation of ${counted(training.trained_on, "photo")}; label more photos that are drawn at random for a test`),
+      make("p", { class: "big" }, judged ? percent(judged.share) : "–"),
+      make("p", { class: "hint" }, test ? `${several() ? "F1 of all labels: " : ""}${interval(test)}, by ${counted(test.n, "photo")} drawn at random and never learned from` : unseen ? `${several() ? "All labels right: " : ""}${interval(unseen)}, by cross-validation of ${counted(unseen.n, "photo")}; label more photos that are drawn at random for a test` : "How good it is, is not known: label more photos"),
       make("p", { class: "hint" }, `Learned from ${counted(training.trained_on, "photo")} of ${several() ? counted(training.classes.length, "label") : counted(training.classes.length, "class", "classes")} in ${training.seconds} s. `,
         make("a", { href: "report", target: "_blank", rel: "noopener" }, "The report"), " says how far to trust it."));
     say(`${training.model} is trained.`);
