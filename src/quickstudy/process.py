@@ -20,7 +20,6 @@ from types import FrameType
 from typing import Any
 
 _LOCK = threading.Lock()
-_IMPORTING = threading.RLock()
 _LOW_PRIORITY = 5  # of -20, first, to 19, last; at 15, other programs on the cores left next to nothing
 _INSIDE: Counter[str] = Counter()
 """Number of contexts that hold each environment variable, by its name."""
@@ -36,17 +35,12 @@ quickstudy does decides for itself.
 # the evaluator, that made a step up to ten times as long. So many turns (some 20 µs) cost a step alone nothing, and
 # sleeping at once (OMP_WAIT_POLICY=PASSIVE) an eighth. Read when torch is first imported, so it has to be there before.
 _SPINNING = ("GOMP_SPINCOUNT", "20000")
+IMPORTING = threading.RLock()
+"""Held by the one thread that imports a package which several may want first.
 
-
-@contextmanager
-def importing_alone() -> Iterator[None]:
-    """Let one thread at a time import, within this, a package that several may want first.
-
-    Where two threads begin to import parts of scikit-learn at once, whose modules import each other in a circle, Python
-    gives one of them a module that is not complete, and both imports fail.
-    """
-    with _IMPORTING:
-        yield
+Where two threads begin to import parts of scikit-learn at once, whose modules import each other in a circle, Python
+gives one of them a module that is not complete, and both imports fail.
+"""
 
 
 def how_it_ended(code: int) -> str:

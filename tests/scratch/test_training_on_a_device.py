@@ -28,37 +28,19 @@ DATA = small_data(validation=9)
 MLP = recipe_named("mlp").with_options(
     {"widths": "12,8", "depth": 2, "batch": 16, "steps": STEPS, "batch_norm": "after", "activation": "tanh"}
 )
+SMALL = {"widths": "8,8", "batch": 20, "steps": STEPS, "epochs": 0, "compiled": False, "precision": "float32"}
 GPU = recipe_named("cifar10-gpu").with_options(
     {
-        "widths": "8,8",
-        "batch": 20,
-        "steps": STEPS,
-        "epochs": 0,
-        "compiled": False,
-        "precision": "float32",
+        **SMALL,
         "shifted_test": 1,
         "unsure_lead": 0.5,
         "evaluate_steps": 4,
         "whitening_bias_epochs": 0.4,  # two steps
     }
 )
-GPU95, GPU96 = (
-    recipe_named(name).with_options(
-        {
-            "widths": "8,8",
-            "batch": 20,
-            "steps": STEPS,
-            "epochs": 0,
-            "compiled": False,
-            "precision": "float32",
-            "rate": 0.1,
-            "lookahead_every": every,
-            "whitening_bias_epochs": 0.8,
-        }
-    )
-    for name, every in (("cifar10-gpu95", 2), ("cifar10-gpu96", 5))
-)
-GPU96 = GPU96.with_options({"cutout": 4})
+LONGER = {**SMALL, "rate": 0.1, "whitening_bias_epochs": 0.8}
+GPU95 = recipe_named("cifar10-gpu95").with_options({**LONGER, "lookahead_every": 2})
+GPU96 = recipe_named("cifar10-gpu96").with_options({**LONGER, "lookahead_every": 5, "cutout": 4})
 RECIPES = {
     "classic": CLASSIC.with_options({"steps": STEPS}),
     "fast": FAST.with_options({"steps": STEPS}),

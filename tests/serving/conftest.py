@@ -1,4 +1,4 @@
-"""What the tests of serving share: two small models, and servers as processes of their own."""
+"""What the tests of serving share: small models, and servers as processes of their own."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import pytest
 from starlette.testclient import TestClient
 
 import quickstudy
+from drawn_photos import draw_photo
 from quickstudy.serving.app import make_app
 from quickstudy.serving.limits import ServerSettings
 from servers import Start, servers
+from small_backbones import add_small_backbone
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +26,18 @@ def trained(photo_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         shutil.copytree(photo_source / name, folder / "two" / name)
     quickstudy.retrain(folder / "two", folder / "two.onnx", cache=folder / "cache")
     return folder
+
+
+@pytest.fixture(scope="session")
+def wary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that learned from enough photos to tell what is strange."""
+    folder = tmp_path_factory.mktemp("wary")
+    for kind in ("checks", "discs"):
+        (folder / "photos" / kind).mkdir(parents=True)
+        for number in range(40):
+            draw_photo(kind, number).save(folder / "photos" / kind / f"{number}.jpg")
+    add_small_backbone(folder / "cache")
+    return quickstudy.retrain(folder / "photos", folder / "m.onnx", cache=folder / "cache", backbone="small").model
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from PIL import Image
 
 import quickstudy
 from collages import make_collages, write_manifest
-from drawn_photos import draw_photo
 from pages import contrast
 from quickstudy.wording import as_probability
 from servers import Running, Start, servers
@@ -242,16 +241,10 @@ def test_several_labels_are_all_named(browser: sync_api.Browser, start: Start, t
         assert marked == len(model.predict_labels(paths[0])[0])
 
 
-def test_a_shift_is_told_in_words(browser: sync_api.Browser, start: Start, tmp_path: Path) -> None:
-    for kind in ("checks", "discs"):
-        (tmp_path / "photos" / kind).mkdir(parents=True)
-        for number in range(40):
-            draw_photo(kind, number).save(tmp_path / "photos" / kind / f"{number}.jpg")
-    add_small_backbone(tmp_path / "cache")
-    quickstudy.retrain(tmp_path / "photos", tmp_path / "m.onnx", cache=tmp_path / "cache", backbone="small")
+def test_a_shift_is_told_in_words(browser: sync_api.Browser, start: Start, wary: Path, tmp_path: Path) -> None:
     for number in range(60):
         Image.new("RGB", (64, 64), (4 * number, 0, 255)).save(tmp_path / f"blue{number}.png")
-    for page in opened(browser, start(tmp_path / "m.onnx")):
+    for page in opened(browser, start(wary)):
         assert not page.locator("#drift").is_visible()
         page.get_by_label("Choose photos").set_input_files([tmp_path / f"blue{number}.png" for number in range(60)])
         page.locator(".result").nth(59).wait_for()

@@ -336,7 +336,7 @@ def take_census(
     before: RolesBefore | None = None,
     test_share: float | None = None,
     labelling: Labelling = ONE_EACH,
-    identities: Sequence[bytes] | None = None,
+    identities: Iterable[bytes | str] | None = None,
     progress: Progress = silent,
 ) -> Census:
     """Make the census of an image set: list, hash, bring together by content, label, and give roles.
@@ -372,9 +372,8 @@ def take_census(
             )
         if identities is None:
             names = [file.name for file in (*listed.files, *listed.unlabelled)]
-            places, unread = _places(listed, identify(names, index, progress=progress))
-        else:
-            places, unread = _places(listed, identities)
+            identities = identify(names, index, progress=progress)
+        places, unread = _places(listed, identities)
         with contextlib.closing(StatIndex(index)) as known:
             unusable = known.unusable()
         census = Census(

@@ -18,7 +18,7 @@ from quickstudy.bottlenecks.looks import Gallery, view_gallery
 from quickstudy.images.depth import rounded
 from quickstudy.images.manifests import ONE_EACH, Labelling
 from quickstudy.learning.features import Floats, unit_rows
-from quickstudy.process import importing_alone
+from quickstudy.process import IMPORTING
 from quickstudy.progress import Progress, silent
 from quickstudy.reports.duplicates import find_duplicates
 from quickstudy.reports.evidence import Evidence, gather_evidence
@@ -154,7 +154,7 @@ def typical(rows: Floats, count: int) -> list[tuple[int, int]]:
         rows: n×d; of many, the first 20,000 are looked at.
         count: 1 to n.
     """
-    with importing_alone():
+    with IMPORTING:
         from sklearn.cluster import KMeans
 
     part = rows[:_CLUSTERED]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from quickstudy.learning.features import Floats, unit_rows
 from quickstudy.learning.links import Integers
-from quickstudy.process import importing_alone, usable_cores
+from quickstudy.process import IMPORTING, usable_cores
 
 EXACT_UP_TO = 50_000
 """Number of images up to which all pairs are compared, whatever is installed."""
@@ -192,7 +192,7 @@ def place_images(features: NDArray[np.floating]) -> NDArray[np.float64]:
     n = len(features)
     if n < _FEWEST:
         return np.stack([(np.arange(n) + 0.5) / max(n, 1), np.full(n, 0.5)], axis=1)
-    with importing_alone():
+    with IMPORTING:
         from sklearn.decomposition import PCA
         from sklearn.manifold import TSNE
         from sklearn.neighbors import NearestNeighbors
