@@ -415,7 +415,7 @@ def _describe(
     numbers = {} if census.several else census.numbered("train", "validation")
     return {
         "data_fingerprint": census.fingerprint,
-        "split": "given" if census.given else "by content",
+        "split": "given" if census.given else "by content" if census.test_share else "by content, none for the test",
         "train_counts": dict(sorted(census.counts("train", "validation").items())),
         "engine": extraction.source.spec.engine,
         "views": extraction.views,
