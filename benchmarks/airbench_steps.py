@@ -52,11 +52,12 @@ def main() -> None:
         sys.modules[name] = types.ModuleType(name)
     sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]  # type: ignore[attr-defined]
     torch.compile = lambda function, **_: function  # type: ignore[assignment,misc]
+    device = _stand_in()  # before the first gradient, since autograd counts devices then
     values = {"cifar10-gpu": _with_muon(_Script(source / "airbench94_muon.py"))}
     for target in ("95", "96"):
         script = _Script(source / "legacy" / f"airbench{target}.py")
         values[f"cifar10-gpu{target}"] = _by_descent(script, f"cifar10-gpu{target}")
-    save("airbench_steps", {name: {**found, **_asked(name)} for name, found in values.items()})
+    save("airbench_steps", {name: {**found, **_asked(name, device)} for name, found in values.items()})
 
 
 class _Script:
@@ -250,19 +251,19 @@ class _Asked(TorchDispatchMode):
         return operator(*args, **(kwargs or {}))
 
 
-def _asked(name: str) -> dict[str, Any]:
-    """What a whole training of a recipe computes, and what a step in bfloat16 asks for, its batch included."""
+def _asked(name: str, device: torch.device) -> dict[str, Any]:
+    """What a whole training of a recipe computes, and what a step in bfloat16 asks a device for, its batch included."""
     recipe = recipe_named(name)
-    state = TrainingState(recipe, side=32, channels=3, classes=10, device=torch.device("cpu"))
+    state = TrainingState(recipe, side=32, channels=3, classes=10, device=device)
     steps, cost = recipe.total_steps(50_000), cost_of(state.network, size=32, channels=3)
     images = steps * recipe.optimiser.batch
     pixels = np.zeros((8, 32, 32, 3), np.uint8)
     data = PixelSet(pixels=pixels, labels=np.arange(8) % 2, classes=("a", "b"))
-    pipeline = Pipeline(data, recipe.augmentation, batch=2, seed=0, moments=Moments.of(pixels), threads=0)
+    pipeline = Pipeline(data, recipe.augmentation, batch=2, seed=0, moments=Moments.of(pixels), device=device)
 
     def step(number: int) -> None:
         batch = pipeline.make(number)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             logits = state.network(batch.images)
         loss = _loss(logits.float(), batch)
         state.zero_grad()
@@ -278,6 +279,14 @@ def _asked(name: str) -> dict[str, Any]:
         "operations_of_all_steps": 6.0 * cost.multiply_adds * images,
         "operators_of_a_step": asked.count,
     }
+
+
+def _stand_in() -> torch.device:
+    """Give the device that the tests have in place of a GPU, on which all of a step stays."""
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    from stand_in import DEVICE
+
+    return torch.device(DEVICE)
 
 
 if __name__ == "__main__":

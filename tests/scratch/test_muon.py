@@ -13,7 +13,7 @@ from quickstudy.scratch.state import Muon, orthogonalised
 @pytest.mark.parametrize("shape", [(16, 24, 3, 3), (64, 16, 3, 3), (128, 4, 3, 3), (8, 2, 1, 1)])
 def test_an_update_keeps_its_directions_and_gets_singular_values_of_about_one(shape: tuple[int, ...]) -> None:
     update = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    result = orthogonalised(update)
+    (result,) = orthogonalised([update], torch.float32)
     assert result.shape == update.shape
     left, values, right = torch.linalg.svd(update.flatten(1), full_matrices=False)
     aligned = left.T @ result.flatten(1) @ right.T
@@ -33,7 +33,7 @@ def test_a_step_by_hand() -> None:
         optimiser.step()
         velocity = 0.6 * velocity + gradient
         expected = expected * (6**0.5 / expected.norm())
-        expected = expected - 0.1 * orthogonalised(gradient + 0.6 * velocity)
+        expected = expected - 0.1 * orthogonalised([gradient + 0.6 * velocity], torch.float32)[0]
         torch.testing.assert_close(weight.detach(), expected)
 
 

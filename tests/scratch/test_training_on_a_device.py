@@ -18,7 +18,7 @@ from quickstudy.scratch.folder import RunFolder
 from quickstudy.scratch.input import Pipeline
 from quickstudy.scratch.parallel import Replica
 from quickstudy.scratch.recipe import Recipe, RunSettings, recipe_named
-from quickstudy.scratch.state import Course, TrainingState
+from quickstudy.scratch.state import Course, TrainingState, orthogonalised
 from quickstudy.scratch.train import RunResult, train_recipe
 from stand_in import DEVICE, waits
 
@@ -291,3 +291,15 @@ def test_convolutions_are_tried_where_steps_are_compiled(tmp_path: Path, monkeyp
         )
         assert found == [False, compiled, compiled]  # before the first step, and after each
         assert not torch.backends.cudnn.benchmark
+
+
+def test_updates_that_muon_makes_orthogonal_together_come_out_as_alone() -> None:
+    shapes = [(16, 24, 3, 3), (16, 16, 3, 3), (16, 2, 2, 2), (64, 4, 2, 2), (8, 2, 1, 1), (16, 24, 3, 3)]
+    generator = torch.Generator().manual_seed(3)
+    updates = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    updates[2].zero_()
+    together = [one.cpu() for one in orthogonalised([update.to(DEVICE) for update in updates], torch.float64)]
+    assert [tuple(one.shape) for one in together] == shapes
+    for one, update in zip(together, updates, strict=True):
+        torch.testing.assert_close(one, orthogonalised([update], torch.float64)[0], rtol=0, atol=1e-12)
+    assert not together[2].any()

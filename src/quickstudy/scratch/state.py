@@ -7,7 +7,7 @@ checkpoint.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -351,26 +351,49 @@ class Muon(PlainOptimiser):
         """Make one step; a closure is not used."""
         del closure
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if "momentum" not in state:
-                    state["momentum"] = torch.zeros_like(weight)
-                velocity = state["momentum"].mul_(group["momentum"]).add_(weight.grad)
-                update = weight.grad.add(velocity, alpha=group["momentum"])
-                weight.mul_(len(weight) ** 0.5 / weight.norm())
-                weight.add_(orthogonalised(update.to(self.precision)), alpha=-group["lr"])
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
+            gradients = [weight.grad for weight in weights]
+            for weight in weights:
+                if "momentum" not in self.state[weight]:
+                    self.state[weight]["momentum"] = torch.zeros_like(weight)
+            velocities = [self.state[weight]["momentum"] for weight in weights]
+            torch._foreach_mul_(velocities, group["momentum"])
+            torch._foreach_add_(velocities, gradients)
+            updates = torch._foreach_add(gradients, velocities, alpha=group["momentum"])
+            torch._foreach_div_(weights, torch._foreach_norm(weights))
+            torch._foreach_mul_(weights, [len(weight) ** 0.5 for weight in weights])
+            for weight, update in zip(weights, orthogonalised(updates, self.precision), strict=True):
+                weight.add_(update, alpha=-group["lr"])
 
 
-def orthogonalised(update: Tensor) -> Tensor:
-    """About U·Vᵀ of the update's singular value decomposition, by a Newton–Schulz iteration of degree five."""
+def orthogonalised(updates: Sequence[Tensor], precision: torch.dtype) -> list[Tensor]:
+    """About U·Vᵀ of each update's singular value decomposition, by a Newton–Schulz iteration of degree five.
+
+    On a GPU, which takes about as long for several small matrices as for one, those with as many rows pass together;
+    narrower ones get further columns of zeros, which stay zeros and change nothing else.
+
+    Args:
+        updates: weights' updates, outputs×inputs×height×width; each is a matrix of outputs by all others.
+        precision: type in which they are computed, and given.
+    """
     a, b, c = _COEFFICIENTS
-    matrix = update.flatten(1)
-    tall = len(matrix) > matrix.shape[1]
-    matrix = matrix.T if tall else matrix
-    matrix = matrix / (matrix.norm() + 1e-7)
-    for _ in range(_ITERATIONS):
-        products = matrix @ matrix.T
-        matrix = torch.addmm(matrix, torch.addmm(products, products, products, beta=b, alpha=c), matrix, beta=a)
-    return (matrix.T if tall else matrix).reshape(update.shape)
+    matrices = [update.flatten(1).to(precision) for update in updates]
+    lying = [matrix.T if len(matrix) > matrix.shape[1] else matrix for matrix in matrices]
+    groups: dict[int, list[int]] = {}
+    for number, matrix in enumerate(lying):
+        groups.setdefault(number if matrix.device.type == "cpu" else len(matrix), []).append(number)
+    found = list(lying)
+    for members in groups.values():
+        stack = nn.utils.rnn.pad_sequence([lying[number].T for number in members], batch_first=True).mT
+        stack = stack / (stack.norm(dim=(1, 2), keepdim=True) + 1e-7)
+        for _ in range(_ITERATIONS):
+            products = stack @ stack.mT
+            stack = torch.baddbmm(stack, torch.baddbmm(products, products, products, beta=b, alpha=c), stack, beta=a)
+        for number, matrix in zip(members, stack, strict=True):
+            found[number] = matrix[:, : lying[number].shape[1]]
+    return [
+        (matrix.T if len(matrix) < len(update) else matrix).reshape(update.shape)
+        for matrix, update in zip(found, updates, strict=True)
+    ]
