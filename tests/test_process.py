@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,14 @@ from typing import Any
 import pytest
 
 from quick_processes import quick_processes
-from quickstudy.process import default_variable, own_process, starting_own_process
+from quickstudy.process import (
+    default_variable,
+    granted_cores,
+    own_process,
+    own_processes,
+    starting_own_process,
+    usable_cores,
+)
 
 LOOK = """
 import json, locale, os, pkgutil, signal, sys, warnings
@@ -188,3 +196,43 @@ def test_a_process_of_our_own_has_the_environment_of_when_it_was_made(
         process.join()
         found = json.loads((tmp_path / folder).read_text())
         assert (found.get("QUICKSTUDY_DATA"), "QUICKSTUDY_ELSEWHERE" in found) == (folder, False)
+
+
+@pytest.mark.parametrize(
+    ("group", "files", "expected"),
+    [
+        ("0::/", {"cpu.max": "400000 100000\n"}, 4.0),  # as a container sees its own
+        ("0::/", {"cpu.max": "max 100000\n"}, float("inf")),
+        ("0::/", {}, float("inf")),
+        ("0::/job/step", {"job/cpu.max": "150000 100000\n", "job/step/cpu.max": "max 100000\n"}, 1.5),
+        ("0::/docker/0123", {"cpu.max": "200000 100000\n"}, 2.0),  # a name that the machine knows it by
+        ("4:memory:/\n3:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.5),
+        ("1:cpu:/", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, float("inf")),
+    ],
+)
+def test_a_container_has_as_many_cores_as_it_is_granted(
+    group: str, files: dict[str, str], expected: float, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        place = tmp_path / "groups" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
+    (tmp_path / "own").write_text(group + "\n")
+    assert granted_cores(tmp_path / "groups", tmp_path / "own") == expected
+    assert granted_cores(tmp_path / "groups", tmp_path / "none") == float("inf")
+
+
+def test_the_cores_granted_are_those_that_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quickstudy.process.granted_cores", lambda: 0.5)
+    assert usable_cores() == 1
+
+
+def test_processes_begin_anew_where_no_socket_can_have_so_long_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a_folder_for_temporary_files_of_one_job_among_many" / "0123456789" / "scratch"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    assert own_processes().get_start_method() == "spawn"
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+    assert own_processes().get_start_method() == ("forkserver" if hasattr(os, "fork") else "spawn")

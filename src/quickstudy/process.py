@@ -8,6 +8,7 @@ command line, and the workers that it starts, are processes of our own: those ca
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -98,15 +100,23 @@ _IMPORTED = ("quickstudy.sweeps.workers", "torch._dynamo", "torch.utils.tensorbo
 """What trains, by module; torch imports the last two in the first step of a training, which takes seconds."""
 
 
+_SOCKET_NAME, _LONGEST_ADDRESS = len("/pymp-12345678/listener-12345678"), 103
+"""Bytes of what multiprocessing adds to the folder for temporary files, and of the longest address of a socket: 103 on
+macOS, 107 on Linux."""
+
+
 def own_processes() -> Any:
     """Give the context of multiprocessing that processes which train are made in.
 
     Where the system can, they are forked from a process that has imported all that trains and done nothing else; it is
-    begun by `begin_own_processes`, or else with the first of them. Elsewhere each begins anew.
+    begun by `begin_own_processes`, or else with the first of them. Elsewhere each begins anew, and where the folder for
+    temporary files has a name so long that no socket in it can be asked for one.
     """
     import multiprocessing
+    import tempfile
 
-    if "forkserver" not in multiprocessing.get_all_start_methods():
+    address = len(os.fsencode(tempfile.gettempdir())) + _SOCKET_NAME
+    if "forkserver" not in multiprocessing.get_all_start_methods() or address > _LONGEST_ADDRESS:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_IMPORTED))
@@ -204,5 +214,47 @@ def give_way() -> None:
 
 
 def usable_cores() -> int:
-    """Count the cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Count the cores that this process may use: those that it may run on, or fewer where its time is limited."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, math.ceil(min(granted_cores(), cores))))
+
+
+def granted_cores(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """Say how many cores' time the control groups of this process grant it, as `docker run --cpus` does.
+
+    A container with a limit sees all cores of its machine: 16 of 192, say, and more processes than 16 would only wait
+    for each other.
+
+    Args:
+        groups: where Linux shows control groups.
+        own: says which are this process's.
+
+    Returns:
+        The number, which need not be whole; infinity where there is no limit, or no such groups.
+    """
+    least = math.inf
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return least
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers or "cpu" in controllers.split(","):
+            base = groups / "cpu" if controllers else groups
+            place = base / path.lstrip("/")
+            # A container may see its own group at the top, by whatever name the machine knows it.
+            for folder in (place, *place.parents):
+                if folder.is_relative_to(base):
+                    least = min(least, _granted_in(folder))
+    return least
+
+
+def _granted_in(folder: Path) -> float:
+    """Say how many cores' time a control group grants, by either version of what Linux shows of it."""
+    with suppress(OSError, ValueError, ZeroDivisionError):
+        quota, period = (folder / "cpu.max").read_text().split()
+        return math.inf if quota == "max" else int(quota) / int(period)
+    with suppress(OSError, ValueError, ZeroDivisionError):
+        quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return int(quota) / int(period) if int(quota) > 0 else math.inf
+    return math.inf
