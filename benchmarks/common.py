@@ -18,7 +18,9 @@ from typing import Any
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.files import sha256_of_file
 from quickstudy.images.decoding import InputSpec
+from quickstudy.process import TELEMETRY_OFF
 
+os.environ.setdefault(*TELEMETRY_OFF)  # a benchmark's process is our own, as that of a command
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -8,7 +8,8 @@
 for its number of runs, its compiler's mode, its images, which are written out for it, and the one function that it
 takes of torchvision. Each section is a process of its own, which prints figures as it has them; one that fails or takes
 too long costs its own remaining figures only, as does each of its parts. What an ended one said is in the JSON, too.
-docs/benchmarks.md says what was expected of each. The JSON goes to `benchmarks/results/gpu.json`, or to `--json`.
+docs/benchmarks.md says what was expected of each. The JSON goes to `benchmarks/results/gpu.json`, or to `--json`, anew
+with every figure. However the command is ended, no process of it goes on, and no temporary file is left.
 """
 
 from __future__ import annotations
@@ -50,33 +51,58 @@ _MARK, _SECONDS = "QUICKSTUDY_GPU_SECTION", "QUICKSTUDY_GPU_SECONDS"
 """Variables that a section's processes have: what they are known by, and the seconds that the section has."""
 _TAIL = 40
 """Last lines of what an ended process said that are kept with its error."""
+_FOLDER = "quickstudy-gpu-"
+"""How the name of the folder begins that all temporary files of a run lie in."""
+_ENDING_SECONDS = 3.0
+"""Seconds that processes which a section has left behind have to end by themselves, and then once they are killed."""
+_MACHINE_SECONDS = 60.0
+"""Seconds that the device has to say what it is."""
 
 
 def main() -> None:
     """Run the sections, one after the other, and write down what they print."""
     options = _options()
     if options.section:
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
         # A section that hangs says where before it is ended.
         faulthandler.dump_traceback_later(max(0.5, float(os.environ.get(_SECONDS, "1e4")) - 3), exit=False)
         _SECTIONS[options.section][0](options)
         return
-    values: dict[str, Any] = {"machine": _machine(), "small": options.small, "sections": {}}
-    for name in options.only or _SECTIONS:
-        limit = min(_SECTIONS[name][1], options.each, options.limit - (time.monotonic() - _BEGAN))
-        if limit < 1:
-            values["sections"][name] = {"error": f"no time was left of {options.limit:.0f} s"}
-        else:
-            values["sections"][name] = _run_section(name, limit)
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))  # like Ctrl-C, by an exception
+    values: dict[str, Any] = {"machine": {}, "small": options.small, "sections": {}}
+
+    def write() -> None:
         values["seconds"] = round(time.monotonic() - _BEGAN, 1)
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(values, indent=1) + "\n")
+        beside = options.json.with_name(f"{options.json.name}.part")
+        beside.write_text(json.dumps(values, indent=1) + "\n")
+        beside.replace(options.json)
+
+    with tempfile.TemporaryDirectory(prefix=_FOLDER, ignore_cleanup_errors=True) as folder:
+        values["machine"] = _machine()
+        for name in options.only or _SECTIONS:
+            limit = min(_SECTIONS[name][1], options.each, options.limit - (time.monotonic() - _BEGAN))
+            found = values["sections"][name] = {}
+            if limit < 1:
+                found["error"] = f"no time was left of {options.limit:.0f} s"
+                write()
+            else:
+                _run_section(name, limit, found, write, folder)
     print(f"written: {options.json}")
 
 
-def _run_section(name: str, limit: float) -> dict[str, Any]:
-    """Run a section in a process of its own: what it told, and what ended it if that was not its end."""
+def _run_section(name: str, limit: float, found: dict[str, Any], write: Callable[[], None], folder: str) -> None:
+    """Run a section in a process of its own, and note what it tells, and what ended it if that was not its end.
+
+    Args:
+        name: the section's.
+        limit: seconds that it may take.
+        found: takes the figures.
+        write: is called whenever there are new ones.
+        folder: where its temporary files go.
+    """
     print(f"== {name}, at most {limit:.0f} s", flush=True)
-    began, found, mark = time.monotonic(), dict[str, Any](), uuid.uuid4().hex
+    began, mark = time.monotonic(), uuid.uuid4().hex
     process = subprocess.Popen(
         [sys.executable, __file__, *sys.argv[1:], "--section", name],
         stdout=subprocess.PIPE,
@@ -84,8 +110,33 @@ def _run_section(name: str, limit: float) -> dict[str, Any]:
         text=True,
         errors="replace",
         start_new_session=True,
-        env={**os.environ, _MARK: mark, _SECONDS: str(limit)},
+        env={**os.environ, _MARK: mark, _SECONDS: str(limit), "TMPDIR": folder},
     )
+    try:
+        _follow(process, began, limit, found, write)
+    except BaseException as error:  # this process is asked to end
+        found["error"] = f"{type(error).__name__} ended the command"
+        raise
+    finally:
+        _kill(process)
+        if left := _end_marked(mark, grace=0.0 if "error" in found else _ENDING_SECONDS):
+            found["ended_by_force"] = left
+        found["seconds"] = round(time.monotonic() - began, 2)
+        write()
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End a section and what it has begun in its group, if it has not ended."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _follow(
+    process: subprocess.Popen[str], began: float, limit: float, found: dict[str, Any], write: Callable[[], None]
+) -> None:
+    """Note what a section tells until it ends, or its time is over."""
     lines: queue.Queue[str | None] = queue.Queue()
     said: deque[str] = deque(maxlen=_TAIL)
 
@@ -119,32 +170,58 @@ def _run_section(name: str, limit: float) -> dict[str, Any]:
             break
         if line.startswith(_TOLD):
             found.update(json.loads(line.removeprefix(_TOLD)))
+            write()
         print(f"{time.monotonic() - began:6.1f}  {line.rstrip()}", flush=True)
     try:
         process.wait(0 if error else 10)
     except subprocess.TimeoutExpired:
         error = error or "did not end"
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    if left := _end_marked(mark):
-        found["ended_by_force"] = left
+        _kill(process)
     if error is None and process.returncode:
         error = f"exit status {process.returncode}"
     listener.join(2)
-    result = {**found, "seconds": round(time.monotonic() - began, 2)}
-    return {**result, "error": error, "said": list(said)} if error else result
+    if error:
+        found |= {"error": error, "said": list(said)}
 
 
-def _end_marked(mark: str) -> int:
-    """End what processes a section has left behind, which have its mark in their environment: how many there were."""
-    wanted, left = f"{_MARK}={mark}".encode(), 0
+def _end_marked(mark: str, *, grace: float) -> int:
+    """End what processes a section has left behind, which have its mark in their environment: how many there were.
+
+    They have `grace` seconds to end by themselves. What is killed has gone when this returns, so that the device's
+    memory is free.
+    """
+    ended: set[int] = set()
+    for seconds in (grace, _ENDING_SECONDS):
+        until = time.monotonic() + seconds
+        while (left := _marked(mark)) and time.monotonic() < until:
+            time.sleep(0.05)
+        for number in left:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+                ended.add(number)
+    return len(ended)
+
+
+def _marked(mark: str) -> list[int]:
+    """List the processes that have a section's mark in their environment, but for this one."""
+    wanted, found = f"{_MARK}={mark}".encode(), []
     for place in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if wanted in (place / "environ").read_bytes().split(b"\0"):
-                os.kill(int(place.name), signal.SIGKILL)
-                left += 1
-    return left
+            if int(place.name) != os.getpid() and wanted in (place / "environ").read_bytes().split(b"\0"):
+                found.append(int(place.name))
+    return found
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this section, what it has begun and its temporary files once the process that began it has been killed."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    folder = Path(tempfile.gettempdir())
+    if folder.name.startswith(_FOLDER):  # removed once this process, whose other threads go on, writes there no more
+        clean = ["sh", "-c", 'sleep 1; rm -rf "$0"', str(folder)]
+        subprocess.Popen(clean, start_new_session=True, env={"PATH": os.environ["PATH"]})
+    _end_marked(os.environ[_MARK], grace=0.0)
+    os._exit(1)
 
 
 _TOLD = "figures: "
@@ -155,10 +232,12 @@ def _tell(**values: Any) -> None:
     print(_TOLD + json.dumps(values), flush=True)
 
 
-class _TooLongError(Exception):
-    """Ends a part of a section that takes too long."""
+class _TooLongError(BaseException):
+    """Ends a part of a section that takes too long; no `except Exception` of a library on its way keeps it."""
 
 
+_AGAIN_SECONDS = 10.0
+"""Seconds from one exception that ends a part to the next, enough to let go of processes and files."""
 Part = tuple[str, Callable[[], None]] | tuple[str, Callable[[], None], float]
 """A part of a section: its name, what it does, and the most seconds that it may take, where that is said."""
 
@@ -172,7 +251,7 @@ def _each(parts: Iterable[Part]) -> None:
         try:
             with _at_most(*limit):
                 part()
-        except Exception as error:
+        except (Exception, _TooLongError) as error:
             failed = True
             trace = traceback.format_exc()
             print(trace, file=sys.stderr, flush=True)
@@ -184,13 +263,16 @@ def _each(parts: Iterable[Part]) -> None:
 
 @contextmanager
 def _at_most(seconds: float = 0.0) -> Any:
-    """End what is done inside this context by an exception after so many seconds; 0: never."""
+    """End what is done inside this context by an exception after so many seconds; 0: never.
+
+    It comes again while it has not ended it: what is raised in a callback, say, is lost.
+    """
 
     def end(_number: int, _frame: object) -> None:
         raise _TooLongError(f"took longer than {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN_SECONDS)
     try:
         yield
     finally:
@@ -288,7 +370,7 @@ def extract(options: argparse.Namespace) -> None:
                     **{
                         f"folder_to_store_{number}_images_per_second": rate,
                         f"folder_to_store_{number}_first_after_seconds": told.first,
-                        f"folder_to_store_{number}_share_of_bare": rate / max(rates.values(), default=float("nan")),
+                        f"folder_to_store_{number}_share_of_bare": rate / max(rates.values()) if rates else None,
                         f"folder_to_store_{number}_thread_seconds": vars(found.timings),
                         f"folder_to_store_{number}_unusable": len(found.reasons),
                     }
@@ -548,9 +630,7 @@ def _peer(options: argparse.Namespace, data: Any) -> tuple[float, float]:
             torch.save({**values, "classes": list(part.classes)}, folder / "cifar10" / f"{split}.pt")
         text = Path(options.peer).read_text()
         text = re.sub(r"mode=[\"']max-autotune[\"']", "", text)
-        text, changed = re.subn(r"range\(200\)", f"range({1 if options.small else 10})", text)
-        if not changed:
-            raise ValueError(f"'{options.peer}' has no range(200), its number of runs; expected airbench94_muon.py")
+        text = text.replace(_RUNS, f"range({1 if options.small else 10})")
         (folder / "peer.py").write_text(text)
         # It takes one function of torchvision, whose versions have to match torch's to the digit.
         (folder / "torchvision").mkdir()
@@ -585,6 +665,8 @@ def _peer(options: argparse.Namespace, data: Any) -> tuple[float, float]:
     return seconds["median"], accuracy
 
 
+_RUNS = "range(200)"
+"""What says how often the published script trains."""
 _UNBUFFERED = {"PYTHONUNBUFFERED": "1"}
 _NORMALIZE = """
 import torch
@@ -792,8 +874,9 @@ def _timed(command: list[str], **variables: str) -> tuple[float, str]:
 def _machine() -> dict[str, Any]:
     """What the figures were measured on; another process asks the device, which this one leaves to the sections."""
     try:
-        found = json.loads(_timed([sys.executable, __file__, *sys.argv[1:], "--part", "device"])[1])
-    except (RuntimeError, ValueError) as error:
+        with _at_most(_MACHINE_SECONDS):
+            found = json.loads(_timed([sys.executable, __file__, *sys.argv[1:], "--part", "device"])[1])
+    except (RuntimeError, ValueError, _TooLongError) as error:
         found = {"error": str(error)}
     return {**machine(), **found}
 
@@ -822,6 +905,25 @@ def _device(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def _unusable(options: argparse.Namespace) -> str:
+    """Say what of the data is not there, before any time is spent; nothing where all is."""
+    from quickstudy.errors import ImageSetError
+    from quickstudy.images.named import layout_of
+
+    if not photos(options.photos):
+        return f"'{options.photos}' holds no JPEG; --photos takes a folder with a folder of them for each class"
+    for name, place in (("cifar10", options.cifar), ("mnist", options.mnist)):
+        try:
+            found = layout_of(place)
+        except ImageSetError as error:
+            return str(error)
+        if found != name:
+            return f"'{place}' does not hold {name} in its official layout; get it with: quickstudy data get {name}"
+    if options.peer and not (options.peer.is_file() and _RUNS in options.peer.read_text()):
+        return f"'{options.peer}' is no script with {_RUNS}, its number of runs; --peer takes airbench94_muon.py"
+    return ""
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=Path, required=True, help="class folders of JPEGs")
@@ -838,8 +940,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--part", choices=("device", *_SCALED), help=argparse.SUPPRESS)
     parser.add_argument("--cores", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    for name in ("photos", "cifar", "mnist"):  # sections run in other folders
+    for name in ("photos", "cifar", "mnist"):  # commands run in other folders
         setattr(options, name, getattr(options, name).absolute())
+    if not options.part and not options.section and (reason := _unusable(options)):
+        parser.error(reason)
     if options.part:
         print(json.dumps(_device(options)) if options.part == "device" else _scaled(options))
         raise SystemExit

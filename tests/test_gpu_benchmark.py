@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +58,7 @@ def write_mnist(folder: Path) -> Path:
     return folder
 
 
-def measured(photos: Path, tmp_path: Path, *options: str) -> dict[str, Any]:
+def command(photos: Path, tmp_path: Path, *options: str) -> list[str]:
     (tmp_path / "peer.py").write_text(PEER)
     places = {
         "photos": photos,
@@ -64,8 +68,11 @@ def measured(photos: Path, tmp_path: Path, *options: str) -> dict[str, Any]:
         "json": tmp_path / "gpu.json",
     }
     given = [part for name, place in places.items() for part in (f"--{name}", str(place))]
-    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--small", *given, *options]
-    subprocess.run(command, check=True, timeout=590)
+    return [sys.executable, str(SCRIPT), "--device", "cpu", "--small", *given, *options]
+
+
+def measured(photos: Path, tmp_path: Path, *options: str) -> dict[str, Any]:
+    subprocess.run(command(photos, tmp_path, *options), check=True, timeout=590)
     values: dict[str, Any] = json.loads((tmp_path / "gpu.json").read_text())
     assert values["machine"]["cores"] >= 1
     return values["sections"]
@@ -98,13 +105,61 @@ def test_nothing_begins_when_the_time_is_over(photos: Path, tmp_path: Path) -> N
 
 
 def test_what_a_failed_part_said_is_told_and_the_next_one_run(photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "no-mnist").mkdir()
-    found = measured(photos, tmp_path, "--only", "sweep", "--mnist", str(tmp_path / "no-mnist"))["sweep"]
+    (tmp_path / "damaged").mkdir()
+    write_mnist(tmp_path / "damaged" / "mnist")
+    (tmp_path / "damaged" / "mnist" / "train-images-idx3-ubyte").write_bytes(b"damaged")
+    found = measured(photos, tmp_path, "--only", "sweep", "--mnist", str(tmp_path / "damaged" / "mnist"))["sweep"]
     assert found["error"] == "exit status 1"
     for part in ("together", "separate"):
-        assert "mnist" in found[f"{part}_error"]
+        assert "train-images" in found[f"{part}_error"]
         assert found[f"{part}_part_seconds"] > 0
-    assert any("mnist" in line for line in found["said"])
+    assert any("train-images" in line for line in found["said"])
+
+
+@pytest.mark.parametrize("option", ["photos", "cifar", "mnist", "peer"])
+def test_what_is_not_there_is_told_before_anything_is_run(option: str, photos: Path, tmp_path: Path) -> None:
+    missing = command(photos, tmp_path, f"--{option}", str(tmp_path / "nothing"))
+    ended = subprocess.run(missing, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "nothing' " in ended.stderr
+    assert not (tmp_path / "gpu.json").exists()
+
+
+def processes_of(folder: Path) -> list[str]:
+    """List the processes whose temporary files lie in this folder."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"TMPDIR={folder}".encode() in (place / "environ").read_bytes():
+                found.append((place / "cmdline").read_text().replace("\0", " "))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs Linux")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
+def test_however_it_is_ended_nothing_goes_on_or_is_left(number: signal.Signals, photos: Path, tmp_path: Path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    process = subprocess.Popen(
+        command(photos, tmp_path, "--only", "sweep"),
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(temporary)},
+    )
+    with process:
+        for line in process.stdout or ():
+            if "-- together" in line:
+                break
+        time.sleep(1)  # a command of the section is under way
+        process.send_signal(number)
+    assert process.returncode == (143 if number is signal.SIGTERM else -number)
+    until = time.monotonic() + 30
+    while (left := [processes_of(temporary), list(temporary.iterdir())]) != [[], []] and time.monotonic() < until:
+        time.sleep(0.1)
+    assert left == [[], []]
+    if number is not signal.SIGKILL:
+        found = json.loads((tmp_path / "gpu.json").read_text())["sections"]["sweep"]
+        assert found["error"].endswith("ended the command")
 
 
 @pytest.mark.slow
