@@ -133,6 +133,29 @@ def test_on_a_device_that_refuses_what_was_left_behind(net: Backbone, precision:
     assert np.abs(there - expected).max() < (1e-4 if precision is torch.float32 else 0.05) * np.abs(expected).max()
 
 
+def test_threads_ask_a_device_for_the_network_in_turn(net: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So activations of one batch are there at a time, and three threads need no more memory than one."""
+    from stand_in import DEVICE
+
+    class Asked(GraphModule):
+        inside = most = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            Asked.inside += 1
+            Asked.most = max(Asked.most, Asked.inside)
+            result = super().forward(x)
+            Asked.inside -= 1
+            return result
+
+    monkeypatch.setattr(batched_module, "GraphModule", Asked)
+    at = net.at("features")
+    prefix = BatchedPrefix(at, at.cut, at.cut_shape, device=DEVICE, precision=torch.float32, batch=4)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(prefix, [images(4)] * 12))
+    prefix.close()
+    assert Asked.most == 1
+
+
 def test_fewer_images_at_once_where_memory_is_short(net: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     class Small(GraphModule):
         most = 20
@@ -161,6 +184,43 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         engine_for("gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(DeviceError, match="finds no CUDA device here, so 'cuda'"):
+        engine_for("cuda")
+
+
+@pytest.mark.parametrize("name", ["cuda:", "cuda:x", "cuda:-1", "cudas"])
+def test_a_gpu_that_nobody_could_mean_is_no_engine(name: str) -> None:
+    with pytest.raises(OptionError, match="expected onnxruntime, onnxruntime-int8, openvino or cuda"):
+        engine_for(name)
+
+
+@pytest.mark.parametrize(("count", "there"), [(1, "cuda:0 only"), (2, "cuda:0 to cuda:1")])
+def test_a_gpu_of_a_number_that_is_not_there(count: int, there: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(DeviceError, match=f"finds {there} here, so 'cuda:3'"):
+        engine_for("cuda:3")
+
+
+@pytest.mark.parametrize(
+    ("capability", "name"), [((7, 5), "torch-float16"), ((8, 0), "torch-bfloat16"), ((9, 0), "torch-bfloat16")]
+)
+def test_layers_multiply_in_what_the_gpu_itself_multiplies(
+    capability: tuple[int, int], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    assert engine_for("cuda").name == name
+
+
+def test_a_gpu_that_fails_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_device: object) -> tuple[int, int]:
+        raise RuntimeError("CUDA error: all devices are busy or unavailable\nand much more")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", fail)
+    with pytest.raises(DeviceError, match=r"cannot use 'cuda': CUDA error: all devices are busy or unavailable; leave"):
         engine_for("cuda")
 
 

@@ -109,7 +109,7 @@ def choose_precision(name: str, device_type: str) -> torch.dtype:
             intel = "intel" in str(able.get("cpu_name", "")).lower()
             fast = bool(able.get("amx_bf16") or (able.get("avx512_bf16") and not intel))
         else:
-            fast = device_type == "cuda" and torch.cuda.is_bf16_supported()
+            fast = device_type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float32
     return torch.bfloat16 if name == "bfloat16" else torch.float32
 

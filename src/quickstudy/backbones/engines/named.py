@@ -75,7 +75,8 @@ def engine_for(name: str) -> Engine:
 
 def is_gpu(name: str) -> bool:
     """Say whether an engine is a GPU, named as PyTorch names it."""
-    return name.partition(":")[0] in GPUS
+    kind, colon, number = name.partition(":")
+    return kind in GPUS and (number.isdecimal() if colon else True)
 
 
 def device_of(engine: str) -> str:
