@@ -15,6 +15,7 @@ from quickstudy.backbones.backbone import Backbone
 from quickstudy.backbones.engines import named as engines
 from quickstudy.backbones.engines.named import Prefix
 from quickstudy.backbones.graphs.autograd import GraphModule
+from quickstudy.errors import DeviceError
 from quickstudy.learning.checkpoints import Checkpoints
 from quickstudy.retraining import tuning
 from quickstudy.retraining.network import SuffixNetwork, features_of, suffix_graph
@@ -168,3 +169,18 @@ def test_retrain_with_a_cut_from_photos_to_the_model(
     assert [len(stage["epochs"]) > 1 for stage in found.tuning] == [True] * len(found.tuning)
     assert found.test is not None
     assert found.test.score.n > 0
+
+
+def test_too_little_memory_is_an_error_that_says_what_helps(
+    photos: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(engines, "GPUS", ("cuda", DEVICE))
+    monkeypatch.setattr(tuning.FineTuning, "run", no_room)
+    add_small_backbone(cache)
+    with pytest.raises(DeviceError, match=rf"^'{DEVICE}' has too little free memory for this; cut nearer"):
+        quickstudy.retrain(
+            photos, tmp_path / "there.onnx", engine=DEVICE, cache=cache, backbone="small", cut="block_1", epochs=1
+        )

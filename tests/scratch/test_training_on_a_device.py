@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from small_runs import CLASSIC, FAST, QUIET, News, differences, newest, small_data
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from quickstudy.errors import DeviceError
 from quickstudy.scratch.evaluation import evaluate_state
 from quickstudy.scratch.export import export
 from quickstudy.scratch.folder import RunFolder
@@ -303,3 +305,52 @@ def test_updates_that_muon_makes_orthogonal_together_come_out_as_alone() -> None
     for one, update in zip(together, updates, strict=True):
         torch.testing.assert_close(one, orthogonalised([update], torch.float64)[0], rtol=0, atol=1e-12)
     assert not together[2].any()
+
+
+def no_room(*_: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+
+def test_too_little_memory_is_an_error_that_says_what_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrainingState, "follow_gradients", no_room)
+    with pytest.raises(DeviceError, match=rf"^'{DEVICE}:0' has too little free memory for this; train in smaller"):
+        train_recipe(GPU, DATA, RunFolder(tmp_path / "run"), replica=Replica(device_type=DEVICE), settings=QUIET)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nAnd more"),
+        subprocess.CalledProcessError(1, ["gcc", "main.c"]),
+        PermissionError(13, "Permission denied"),
+        KeyError("getpwuid(): uid not found: 1234"),
+    ],
+)
+def test_a_network_that_cannot_be_compiled_says_what_is_missing(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(torch.nn.Module):
+        def forward(self, _images: torch.Tensor) -> torch.Tensor:
+            raise error
+
+    monkeypatch.setattr(torch, "compile", lambda _network: Failing())
+    compiled = GPU.with_options({"compiled": True})
+    with pytest.raises(DeviceError) as raised:
+        train_recipe(compiled, DATA, RunFolder(tmp_path / "run"), replica=Replica(device_type=DEVICE), settings=QUIET)
+    told = str(raised.value)
+    assert type(error).__name__ in told
+    assert "compiled=off" in told
+    assert "And more" not in told
+
+
+def test_too_little_memory_for_a_compiled_network_is_no_fault_of_the_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Large(torch.nn.Module):
+        def forward(self, _images: torch.Tensor) -> None:
+            no_room()
+
+    monkeypatch.setattr(torch, "compile", lambda _network: Large())
+    compiled = GPU.with_options({"compiled": True})
+    with pytest.raises(DeviceError, match="smaller batches"):
+        train_recipe(compiled, DATA, RunFolder(tmp_path / "run"), replica=Replica(device_type=DEVICE), settings=QUIET)

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from quickstudy.errors import DeviceError
+
 
 class ParameterAverages:
     """Exponential moving averages of all parameters and of what batch norms collect.
@@ -123,6 +125,22 @@ def exactly() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = before
+
+
+@contextmanager
+def computing_on(device: torch.device, *, otherwise: str) -> Iterator[None]:
+    """Say in a DeviceError where a device's memory is too small for what is computed inside this context.
+
+    Args:
+        device: the one that computes.
+        otherwise: what takes less memory, as a command to whoever reads the message.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"'{device}' has too little free memory for this; {otherwise}, or end what else uses it"
+        ) from error
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:

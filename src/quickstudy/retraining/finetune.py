@@ -27,6 +27,7 @@ from quickstudy.bottlenecks.extraction import Extraction
 from quickstudy.errors import ImageSetError
 from quickstudy.images.census import Census
 from quickstudy.learning.answers import MOST_PROBABLE, Answer
+from quickstudy.learning.averages import computing_on
 from quickstudy.learning.checkpoints import Checkpoints
 from quickstudy.learning.features import Floats
 from quickstudy.learning.selection import Head, fit_head, fit_temperature
@@ -236,12 +237,15 @@ def fine_tune_in_stages(
 
     Raises:
         ImageSetError: too few images to hold any out.
+        DeviceError: the device has too little memory.
     """
     done: list[Stage] = []
+    device = torch.device(device_of(config.engine))
     for net in nets:
         at = extract_at(net) if done else extraction
         before = done[-1] if done else None
-        done.append(_stage(net, at, census, config, before, cache=cache, progress=progress))
+        with computing_on(device, otherwise="cut nearer to the features (--cut)"):
+            done.append(_stage(net, at, census, config, before, cache=cache, progress=progress))
         if not done[-1].is_better:
             break
     kept = next((stage for stage in reversed(done) if stage.is_better), done[0])

@@ -16,9 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from quickstudy.errors import OptionError, RunError, TrainingError, WriteError
+from quickstudy.errors import (
+    DeviceError,
+    OptionError,
+    QuickstudyError,
+    RunError,
+    TrainingError,
+    WriteError,
+    first_line,
+)
 from quickstudy.files import as_path
 from quickstudy.images.pixels import PixelSet
+from quickstudy.learning.averages import computing_on
 from quickstudy.learning.checkpoints import Interrupts
 from quickstudy.learning.scores import Scores
 from quickstudy.scratch.data import ImagesAtHand, TrainingData, load_training_data
@@ -113,6 +122,7 @@ def train(
         RunError: the folder is in use, or holds another run.
         WriteError: it cannot be written.
         TrainingError: the loss is not a number any more, or a replica died.
+        DeviceError: there is no such device, it has too little memory, or the network cannot be compiled here.
     """
     settings, folder = settings or RunSettings(), as_path(run)
     recipe.check()
@@ -165,12 +175,17 @@ def train_recipe(
         RunError: the folder is in use, or holds another run.
         WriteError: it cannot be written.
         TrainingError: the loss is not a number any more.
+        DeviceError: the device has too little memory, or the network cannot be compiled here.
     """
     replica, settings = replica or Replica(), settings or RunSettings()
     check_recipe(recipe, data, replica)
     if not replica.is_first and folder.result() is not None:
         return None
-    with writing_to(folder), ExitStack() as stack:
+    with (
+        writing_to(folder),
+        computing_on(replica.device, otherwise="train in smaller batches, in another folder (--batch, --run)"),
+        ExitStack() as stack,
+    ):
         if replica.is_first:
             stack.enter_context(folder.locked())
             folder.begin(recipe, data.facts)
@@ -203,6 +218,22 @@ def _tried(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
+def _compiling(wanted: bool) -> Iterator[None]:
+    """Say in a DeviceError why a network that is to be compiled fails inside this context."""
+    try:
+        yield
+    except Exception as error:
+        if not wanted or isinstance(error, QuickstudyError | torch.OutOfMemoryError):
+            raise
+        cause = getattr(error, "inner_exception", error)  # of which PyTorch's own error is an envelope
+        raise DeviceError(
+            f"torch.compile fails here ({type(cause).__name__}: {first_line(cause)}). It needs a C compiler, Python's "
+            "header files, and a folder to write to (TORCHINDUCTOR_CACHE_DIR): install gcc and python3-dev, say; or "
+            "train without it, in a folder of its own: --set compiled=off --run FOLDER"
+        ) from error
 
 
 def check_recipe(recipe: Recipe, data: TrainingData, replica: Replica) -> None:
@@ -268,14 +299,15 @@ class RunTraining:
                 course = self.course(batch.step)
                 if state.network.stop_training_at(course.epoch):
                     network = self._wrapped_network()  # around what is trained from now on
-                with self._autocast(), log.forward(batch):
+                with self._autocast(), log.forward(batch), _compiling(recipe.optimiser.compiled):
                     logits = network(batch.images)
                 cross_entropy = functional.cross_entropy(
                     logits.float(), batch.labels, label_smoothing=recipe.optimiser.label_smoothing
                 )
 
                 state.zero_grad()
-                cross_entropy.backward()  # type: ignore[no-untyped-call]
+                with _compiling(recipe.optimiser.compiled):
+                    cross_entropy.backward()  # type: ignore[no-untyped-call]
 
                 losses = state.follow_gradients(course, cross_entropy)
 
@@ -327,7 +359,8 @@ class RunTraining:
             network = nn.parallel.DistributedDataParallel(network, device_ids=places)
         if self.recipe.optimiser.compiled:
             # Beside the network, which stays as it is for all else: summaries trace it, and evaluation has other sizes.
-            network = torch.compile(network)  # type: ignore[assignment]
+            with _compiling(True):
+                network = torch.compile(network)  # type: ignore[assignment]
         return network
 
     def _autocast(self) -> AbstractContextManager[object]:
