@@ -10,11 +10,12 @@ import torch
 from small_runs import FAST, News, differences, newest, small_data
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from quickstudy.scratch.data import ImagesAtHand
 from quickstudy.scratch.evaluation import evaluate_state
 from quickstudy.scratch.export import export
 from quickstudy.scratch.folder import RunFolder
 from quickstudy.scratch.parallel import Replica
-from quickstudy.scratch.recipe import RunSettings
+from quickstudy.scratch.recipe import RunSettings, recipe_named
 from quickstudy.scratch.state import TrainingState
 from quickstudy.scratch.train import train_recipe
 
@@ -79,3 +80,21 @@ def test_its_checkpoints_are_evaluated_and_exported(whole: Path, tmp_path: Path)
     state.load_state_dict(newest(whole).state)
     assert evaluate_state(state, COMPILED, DATA.test, DATA.moments).to_dict() == result["test"]
     assert export(whole, tmp_path / "model.onnx").step == 20
+
+
+def test_gradients_in_bfloat16_are_those_without_the_compiler() -> None:
+    """The compiler rounds at other places forward than backward, where values must not be compared to be found."""
+    recipe = recipe_named("cifar10-gpu").with_options({"widths": "8,8", "batch": 20, "precision": "bfloat16"})
+    state = TrainingState(recipe, side=12, channels=3, classes=3, device=torch.device("cpu"))
+    images = ImagesAtHand(DATA, Replica(), threads=0)
+    state.prepare(images.to_prepare(recipe))
+    batch = images.pipeline(recipe).make(0)
+    found = []
+    for network in (state.network, torch.compile(state.network)):
+        state.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = network(batch.images)
+        torch.nn.functional.cross_entropy(logits.float(), batch.labels).backward()
+        found.append({name: p.grad for name, p in state.network.named_parameters() if p.grad is not None})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=0, atol=0.25 * float(gradient.abs().max()))

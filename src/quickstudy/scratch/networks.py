@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -248,7 +249,7 @@ class FastNet(nn.Module):
         x = self.active(self.first(images))
         for block in self.blocks:
             x = block(x)
-        logits: Tensor = self.linear(x.amax((2, 3))) * self.logit_scale
+        logits: Tensor = self.linear(_largest(x)) * self.logit_scale
         return logits
 
     def decayed(self) -> Iterator[Tensor]:
@@ -273,6 +274,16 @@ class FastNet(nn.Module):
             return False
         bias.requires_grad = False  # so that no gradient is worked out before the first convolution's
         return True
+
+
+def _largest(x: Tensor) -> Tensor:
+    """Take the largest value of each map.
+
+    The gradient of `amax` goes where a value equals the largest, of which PyTorch's compiler, which rounds to bfloat16
+    at other places forward than backward, may find none: it then divided by their number, 0. So there one value is
+    remembered by its place.
+    """
+    return x.flatten(2).max(dim=2).values if torch.compiler.is_compiling() else x.amax((2, 3))
 
 
 class Block(nn.Module):
