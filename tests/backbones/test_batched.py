@@ -156,6 +156,19 @@ def test_threads_ask_a_device_for_the_network_in_turn(net: Backbone, monkeypatch
     assert Asked.most == 1
 
 
+def test_memory_that_is_kept_goes_back_at_the_end(net: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stand_in import DEVICE
+
+    given_back: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(True))
+    at = net.at("features")
+    prefix = BatchedPrefix(at, at.cut, at.cut_shape, device=DEVICE, precision=torch.float32, batch=4)
+    prefix(images(4))
+    assert not given_back
+    prefix.close()
+    assert given_back
+
+
 def test_fewer_images_at_once_where_memory_is_short(net: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     class Small(GraphModule):
         most = 20

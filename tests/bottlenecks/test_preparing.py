@@ -165,6 +165,19 @@ sys.addaudithook(hook)
 
 
 @needs_processes
+def test_threads_do_it_where_a_sandbox_has_no_memory_to_share(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_name: str) -> int:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    preparers = Preparers(SPEC, DISTORTIONS, blocks=1, rows=ROWS, workers=2)
+    wanted = [Wanted(image=path, expected=None, views=(0,)) for path in sorted(photos.rglob("*.jpg"))[:20]]
+    assert [one.reason for one in preparers.fill(0, wanted)] == [None] * 20
+    assert not processes()
+    preparers.close()
+
+
+@needs_processes
 def test_processes_that_cannot_start_are_an_error(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", ["/nowhere"])
     preparers = Preparers(SPEC, DISTORTIONS, blocks=1, rows=ROWS, workers=1)

@@ -178,14 +178,9 @@ class Preparers:
         self._spec, self._distortions = spec, distortions
         shape = (blocks, rows, *spec.shape)
         self._order = {"spec": spec.to_dict(), "distortions": asdict(distortions), "shape": shape}
-        apart = apart and hasattr(os, "memfd_create") and bool(sys.executable)
         size = math.prod(shape)
-        self._memory = os.memfd_create("quickstudy-views") if apart else None
-        if self._memory is None:
-            mapped = mmap.mmap(-1, size)
-        else:
-            os.ftruncate(self._memory, size)
-            mapped = mmap.mmap(self._memory, size)
+        self._memory = _shared_memory(size) if apart and sys.executable else None
+        mapped = mmap.mmap(-1 if self._memory is None else self._memory, size)
         self.blocks: NDArray[np.uint8] = np.frombuffer(mapped, np.uint8).reshape(shape)
         """Memory of the blocks: blocks × rows × the shape of an input."""
         self._mine = threading.local()
@@ -272,6 +267,21 @@ class Preparers:
             Ready(digest=None if digest is None else bytes.fromhex(digest), reason=reason, seconds=tuple(seconds))
             for digest, reason, seconds in json.loads(line)
         ]
+
+
+def _shared_memory(size: int) -> int | None:
+    """Make memory that processes can share, by its descriptor; None where the system, or a sandbox, has none.
+
+    It is none of `/dev/shm`, of which containers often have 64 MB.
+    """
+    if not hasattr(os, "memfd_create"):
+        return None
+    try:
+        memory = os.memfd_create("quickstudy-views")
+    except OSError:
+        return None
+    os.ftruncate(memory, size)
+    return memory
 
 
 _PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from quickstudy.bottlenecks.preparing import prepare; prepare()"

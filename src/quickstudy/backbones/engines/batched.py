@@ -123,9 +123,7 @@ class BatchedPrefix:
                         "leave out --engine to use the processor"
                     ) from None
             self.batch //= 2
-            self._of_thread = threading.local()
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
+            self.close()
 
     def network(self, images: Tensor) -> Tensor:
         """Compute bottlenecks (N × shape of the cut) of images on the device (uint8, N × the shape of an input)."""
@@ -140,8 +138,13 @@ class BatchedPrefix:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def close(self) -> None:
-        """Let go of the buffers; the network goes with this object."""
+        """Let go of the buffers, and of memory that PyTorch keeps; the network goes with this object.
+
+        Fine-tuning, which comes next, keeps as many activations on a GPU as have room in what is free.
+        """
         self._of_thread = threading.local()
+        if self._device.type != "cpu":
+            torch.cuda.empty_cache()
 
     def _compute(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         whole, stream = self._buffer(images.shape[1:])
