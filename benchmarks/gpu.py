@@ -886,12 +886,18 @@ def _device(options: argparse.Namespace) -> dict[str, Any]:
 
     import torch
 
+    from quickstudy.process import granted_cores
+
+    # The compiler and the headers that Triton, which torch.compile uses on GPUs, looks for.
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
     found: dict[str, Any] = {
         "torch": torch.__version__,
         "device": platform.processor() or "processor",
-        "c_compiler": shutil.which("cc") or shutil.which("gcc"),
-        "python_headers": (Path(sysconfig.get_paths()["include"]) / "Python.h").exists(),
+        "c_compiler": os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"),
+        "python_headers": (Path(sysconfig.get_paths(scheme)["include"]) / "Python.h").exists(),
     }
+    if (granted := granted_cores()) < float("inf"):
+        found["granted_cores"] = granted
     if options.device.startswith("cuda"):
         free, total = torch.cuda.mem_get_info(options.device)
         found |= {
