@@ -100,9 +100,10 @@ _IMPORTED = ("quickstudy.sweeps.workers", "torch._dynamo", "torch.utils.tensorbo
 """What trains, by module; torch imports the last two in the first step of a training, which takes seconds."""
 
 
-_SOCKET_NAME, _LONGEST_ADDRESS = len("/pymp-12345678/listener-12345678"), 103
-"""Bytes of what multiprocessing adds to the folder for temporary files, and of the longest address of a socket: 103 on
-macOS, 107 on Linux."""
+_SOCKET_NAME = len("/pymp-12345678/listener-12345678")
+"""Bytes of what multiprocessing adds to the folder for temporary files."""
+_LONGEST_ADDRESS = 107 if sys.platform == "linux" else 103
+"""Most bytes of a socket's address."""
 
 
 def own_processes() -> Any:
