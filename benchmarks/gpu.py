@@ -479,7 +479,10 @@ class _Trainings:
             return training, result
 
     def seeds(self, name: str, count: int, *, first: dict[str, Any] | None = None, **chosen: Any) -> None:
-        """Train by so many seeds, and tell of each; `first` has options of the one before, which does not count."""
+        """Train by so many seeds, and tell of each, and what all come to so far, which is kept where time runs out.
+
+        `first` has options of the training before the first seed's, which does not count.
+        """
         from quickstudy.scratch.evaluation import evaluate_state
         from quickstudy.scratch.parallel import joined
 
@@ -500,16 +503,16 @@ class _Trainings:
                 around = time.perf_counter() - began
                 rows.append({"training": result.training_seconds, "around": around, "all": took, "accuracy": accuracy})
                 _tell(**{f"{name}_rows": rows})
-        counted = rows[1:]
-        totals = [row["training"] + row["around"] for row in counted]
-        self.found[name] = statistics.median(totals), statistics.mean(row["accuracy"] for row in counted)
-        _tell(
-            **{
-                f"{name}_training_seconds": spread([row["training"] for row in counted]),
-                f"{name}_seconds_as_the_peer_counts": spread(totals),
-                f"{name}_accuracy": self.found[name][1],
-            }
-        )
+                if counted := rows[1:]:
+                    totals = [row["training"] + row["around"] for row in counted]
+                    self.found[name] = statistics.median(totals), statistics.mean(row["accuracy"] for row in counted)
+                    _tell(
+                        **{
+                            f"{name}_training_seconds": spread([row["training"] for row in counted]),
+                            f"{name}_seconds_as_the_peer_counts": spread(totals),
+                            f"{name}_accuracy": self.found[name][1],
+                        }
+                    )
 
     def tried(self, name: str, count: int, **options: Any) -> None:
         """Do what `seeds` does, and let cuDNN try its convolutions."""
@@ -553,7 +556,7 @@ def cifar94(options: argparse.Namespace) -> None:
 
     def peer() -> None:
         if options.peer:
-            found["peer"] = _peer(options, data)
+            _peer(options, data, found)
 
     def compare() -> None:
         if "peer" in found:
@@ -618,8 +621,11 @@ def _waits(work: Callable[[], object]) -> Counter[str]:
     return Counter(f"{Path(one.filename).name}:{one.lineno}" for one in noted if "synchroniz" in str(one.message))
 
 
-def _peer(options: argparse.Namespace, data: Any) -> tuple[float, float]:
-    """Run the published script ten times on these pixels, in the compiler's default mode: seconds, and accuracy."""
+def _peer(options: argparse.Namespace, data: Any, found: dict[str, tuple[float, float]]) -> None:
+    """Run the published script ten times on these pixels, in the compiler's default mode.
+
+    What its runs come to so far, but for the first, which it warms up with, goes to `found`: seconds, and accuracy.
+    """
     import torch
 
     with tempfile.TemporaryDirectory() as name:
@@ -652,17 +658,19 @@ def _peer(options: argparse.Namespace, data: Any) -> tuple[float, float]:
                     if len(cells) == 6 and cells[1] == "eval":
                         rows.append({"accuracy": float(cells[4]), "training": float(cells[5])})
                         _tell(peer_rows=rows)
+                        if counted := rows[1:]:
+                            seconds = spread([row["training"] for row in counted])
+                            accuracy = statistics.mean(row["accuracy"] for row in counted)
+                            found["peer"] = seconds["median"], accuracy
+                            _tell(peer_training_seconds=seconds, peer_accuracy=accuracy)
                 if process.wait():
                     said.seek(0)
                     raise ValueError(f"the peer ended with exit status {process.returncode}: {said.read()[-1200:]}")
+                if "peer" not in found:
+                    raise ValueError("the peer told no run besides its first; expected lines of six columns")
             finally:
                 process.kill()
                 process.wait()
-    counted = rows[1:]
-    seconds = spread([row["training"] for row in counted])
-    accuracy = statistics.mean(row["accuracy"] for row in counted)
-    _tell(peer_training_seconds=seconds, peer_accuracy=accuracy)
-    return seconds["median"], accuracy
 
 
 _RUNS = "range(200)"
