@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quickstudy.learning.averages import Lookahead, ParameterAverages
+from quickstudy.learning.averages import Lookahead, ParameterAverages, choose_precision
 
 
 def network() -> nn.Sequential:
@@ -217,3 +217,15 @@ def test_slow_values_survive_a_checkpoint_bit_for_bit() -> None:
         change(mine, 2)
         its.update(0.5)
     assert all(torch.equal(value, values(other)[name]) for name, value in values(module).items())
+
+
+@pytest.mark.parametrize(("by_itself", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_gpu_is_faster_in_bfloat16_where_it_multiplies_it_itself(
+    by_itself: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch says by default of older ones, too, that they can, since many steps of theirs amount to it."""
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: by_itself or including_emulation
+    )
+    assert choose_precision("auto", "cuda") is expected
+    assert choose_precision("bfloat16", "cuda") is torch.bfloat16
