@@ -316,6 +316,39 @@ class Deadly:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.heavy
+def test_a_worker_whose_gpu_is_lost_is_replaced(tmp_path: Path) -> None:
+    grid = Grid(recipe="mlp", fixed={**FIXED, "rate": 0.01}, axes={"depth": (1, 2)})
+    trials = Study(name="lost", grids=(grid,)).trials()
+    trials[0] = dataclasses.replace(trials[0], task=LosesItsGpu())
+    trials[1] = dataclasses.replace(trials[1], task=TellsItsProcess())
+    news = list(run_locally([[trial] for trial in trials], tmp_path, Conditions(workers=1)))
+    first, second = (went.error or "" for went in news if went.error)
+    assert "device-side assert" in first
+    number = (tmp_path / "process").read_text()
+    assert number not in second
+    assert "process " in second
+
+
+class LosesItsGpu(Deadly):
+    """A task after which the GPU answers nothing any more."""
+
+    def run(self, folder: Path, conditions: Conditions, note: object) -> None:
+        def synchronize() -> None:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+        (folder.parent / "process").write_text(f"process {os.getpid()}.")
+        torch.cuda.is_initialized, torch.cuda.synchronize = (lambda: True), synchronize
+        synchronize()
+
+
+class TellsItsProcess(Deadly):
+    """A task that fails and tells in which process."""
+
+    def run(self, folder: Path, conditions: Conditions, note: object) -> None:
+        raise RuntimeError(f"process {os.getpid()}.")
+
+
 @pytest.mark.parametrize(
     "kind",
     [

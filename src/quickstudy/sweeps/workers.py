@@ -2,7 +2,8 @@
 
 A worker keeps torch and the data loaded from one job to the next. Where the system can, it is forked from a process
 that has torch imported already. When it dies, however it dies, another takes its place and goes on with the trial from
-its newest checkpoint; a trial whose worker dies three times is given up.
+its newest checkpoint; a trial whose worker dies three times is given up. After some errors a GPU answers a process
+nothing any more: then another takes its place, too.
 
 Each has one thread: two one-thread trainings of a small network at a time are quicker than one after the other with two
 threads.
@@ -72,6 +73,9 @@ def run_locally(
                 except (EOFError, OSError):
                     told = _Told(died=worker.death())
                     workers[number] = _Worker(runs, conditions)
+                if told.lost:
+                    worker.death()
+                    workers[number] = _Worker(runs, conditions)
                 if told.identity is None:
                     left = list(worker.trials.values())
                     worker.trials = {}
@@ -112,6 +116,8 @@ class _Told:
     progress: TrialProgress | None = None
     """How far it is; None where it has ended or failed."""
     failure: str | None = None
+    lost: bool = False
+    """Whether the process ends after this, since its GPU answers nothing any more."""
     died: str = ""
     """How its process died, which its parent tells itself; empty where it lives."""
 
@@ -172,9 +178,12 @@ def _serve(pipe: connection.Connection, runs: Path, conditions: Conditions) -> N
             if len(job) == 1:
                 trial = job[0]
                 error = attempt(trial, runs / trial.folder, conditions, _reporter(trial, tell))
-                pipe.send(_Told(identity=trial.identity, failure=error))
+                lost = error is not None and _is_gpu_lost()
+                pipe.send(_Told(identity=trial.identity, failure=error, lost=lost))
             else:
-                _attempt_together(job, runs, conditions, tell)
+                lost = not _attempt_together(job, runs, conditions, tell)
+            if lost:
+                os._exit(1)
     except (EOFError, ConnectionError, KeyboardInterrupt, SystemExit):  # the parent has gone, or wants it to stop
         # At once: there is nothing to clean up, and the interpreter's own end can hang on torch's threads.
         sys.stdout.flush()
@@ -185,8 +194,12 @@ def _reporter(trial: Trial, tell: Callable[[_Told], None]) -> TrialReporter:
     return lambda progress: tell(_Told(identity=trial.identity, progress=progress))
 
 
-def _attempt_together(job: list[Trial], runs: Path, conditions: Conditions, tell: Callable[[_Told], None]) -> None:
-    """Carry out trials together, and tell of each as it ends, or of all that are left where all fail."""
+def _attempt_together(job: list[Trial], runs: Path, conditions: Conditions, tell: Callable[[_Told], None]) -> bool:
+    """Carry out trials together, and tell of each as it ends, or of all that are left where all fail.
+
+    Returns:
+        Whether this process can go on.
+    """
 
     def ended(number: int, error: QuickstudyError | None) -> None:
         tell(_Told(identity=job[number].identity, failure=None if error is None else str(error)))
@@ -199,7 +212,22 @@ def _attempt_together(job: list[Trial], runs: Path, conditions: Conditions, tell
     except BrokenPipeError:
         raise
     except Exception as error:  # whichever of them it is about
-        tell(_Told(failure=f"{type(error).__name__}: {error}"))
+        lost = _is_gpu_lost()
+        tell(_Told(failure=f"{type(error).__name__}: {error}", lost=lost))
+        return not lost
+    return True
+
+
+def _is_gpu_lost() -> bool:
+    """Say whether the GPU that this process has used answers it nothing any more, as after an assertion there."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def attempt(trial: Trial, folder: Path, conditions: Conditions, report: TrialReporter) -> str | None:
