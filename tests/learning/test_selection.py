@@ -109,10 +109,12 @@ def test_two_images_of_each_class_are_compared_with_one_of_each() -> None:
     ("counts", "noise"), [((60, 60), 1.5), ((40, 40, 40), 0.6), ((120, 30, 10), 3.0)], ids=["two", "easy", "hard"]
 )
 def test_the_walk_finds_what_a_full_grid_finds(counts: Sequence[int], noise: float) -> None:
+    """It is the most probable strength: that of the held-out images' likelihood times how it is spread beforehand."""
     bottlenecks, labels, keys = draw(counts, noise=noise)
     walked = fit_head(bottlenecks, labels, keys, classes=len(counts))
     grid = [fit_head(bottlenecks, labels, keys, classes=len(counts), l2=l2).path[0] for l2 in GRID]
-    assert walked.l2 == min(grid, key=lambda point: point.log_loss).l2
+    best = min(grid, key=lambda point: sum(counts) * point.log_loss + 0.5 * np.log10(point.l2 / 0.1) ** 2)
+    assert walked.l2 == best.l2
     assert len(walked.path) < len(GRID)
     at = {point.l2: point for point in grid}
     for point in walked.path:
@@ -275,6 +277,49 @@ def test_separable_classes_get_a_weak_strength_and_finite_weights() -> None:
     assert np.isfinite(head.weights).all()
     assert np.isfinite(head.biases).all()
     assert (head.held_out_classes == labels).all()
+
+
+def test_few_images_that_are_all_told_apart_promise_no_more_than_they_can_know() -> None:
+    """Of n that were all right, one more of n + 2 may be wrong (the rule of succession), if no image says otherwise."""
+    promised, right = [], []
+    for seed in range(30):
+        bottlenecks, labels, keys = draw((5, 5, 5), d=40, noise=2.0, seed=seed)
+        head = fit_head(bottlenecks, labels, keys, classes=3)
+        if head.held_out_right < 15:
+            continue
+        assert head.l2 > 1e-3
+        fresh, truth, _ = draw((60, 60, 60), d=40, noise=2.0, seed=100 + seed)
+        likely = probabilities(head.logits(fresh))
+        promised.append(likely.max(axis=1).mean())
+        right.append((likely.argmax(axis=1) == truth).mean())
+    assert len(promised) >= 4
+    assert np.mean(promised) <= np.mean(right) + 1 / 17
+
+
+def test_few_images_with_several_labels_do_not_run_to_the_weakest_strength_either() -> None:
+    rng = np.random.Generator(np.random.PCG64(12))
+    marks = np.array([[number & 1, number >> 1 & 1] for number in range(12)])
+    rows = marks @ (4 * rng.normal(size=(2, 12))) + 0.1 * rng.normal(size=(12, 12))
+    head = fit_head(rows, marks, keys_for(12), classes=2)
+    assert head.held_out_right == head.held_out_count == 12
+    assert 1e-4 < head.l2 < 0.1
+
+
+def test_what_is_reported_is_the_log_loss_of_the_held_out_images() -> None:
+    bottlenecks, labels, keys = draw((6, 6), noise=0.6)
+    head = fit_head(bottlenecks, labels, keys, classes=2)
+    [chosen] = [point.log_loss for point in head.path if point.l2 == head.l2]
+    assert head.temperature == 1
+    assert chosen == pytest.approx(log_loss(head.held_out_logits, labels[head.held_out]), abs=1e-6)
+    assert chosen > min(point.log_loss for point in head.path)  # so few images do not outweigh what is usual
+
+
+def test_what_is_usual_does_not_count_beside_many_images() -> None:
+    bottlenecks, labels, keys = draw((400, 400), noise=0.6)
+    head = fit_head(bottlenecks, labels, keys, classes=2)
+    best = min(head.path, key=lambda point: point.log_loss)
+    [chosen] = [point for point in head.path if point.l2 == head.l2]
+    assert chosen.log_loss - best.log_loss < 1e-3
 
 
 def test_labels_that_bear_no_relation_to_the_images_get_a_strong_strength() -> None:

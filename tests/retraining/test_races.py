@@ -200,7 +200,7 @@ def none_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("none_of_our_own")
 def test_the_better_backbone_wins_the_race(cache: Path, tmp_path: Path) -> None:
     add_other(cache, "blind", flat=True)
-    images = draw(tmp_path / "square", width=48, height=48)
+    images = draw(tmp_path / "square", width=48, height=48, images=36)
     result = retrain(images, tmp_path / "m.onnx", cache, backbone="auto")
     [choice] = result.choices
     assert (choice.what, choice.chosen, choice.not_tried) == ("backbone", "small", ())

@@ -7,6 +7,16 @@ staircase. The walk stops where the loss no longer falls by 10⁻³ nats; a full
 the same place. To begin nearer to a weak strength does not pay: with 67 classes, whose best is 0.003, the first fit at
 0.01 took 73 passes a fold, where the way from 0.1 takes 17 a strength.
 
+Few held-out images choose badly by themselves. Where all are right, the log loss falls with ever weaker strengths, as
+nothing punishes boldness; where many are wrong, with ever stronger ones. So what is known beforehand counts, too: the
+logarithm of a strength is normally distributed about that of the usual one, with a standard deviation of a decade. With
+the product of the held-out images' probabilities for evidence (Geisser & Eddy, "A predictive approach to model
+selection", 1979), the strength of the least `cost` is the most probable one. Cawley & Talbot ("Preventing over-fitting
+during model selection via Bayesian regularisation of the hyper-parameters", 2007) do so for the same reason. With five
+clothing photos each of two to four kinds, new photos' log loss is 0.301 so, 0.329 by cross-validation alone; with
+hundreds of images, it changes nothing. Smoothed targets (Platt, "Probabilistic outputs for support vector machines",
+1999) are too careful here: they promise 6 points less than is right.
+
 Where there are many images, one fold's held-out images tell strengths apart, so one fold scouts, and all are fitted
 at the chosen strength alone, from its fit. A weaker strength has to be better by more than the difference's standard
 error, image by image: 12,000 images of 200 classes in which 0.001 and 0.003 differ by less take five times as long at
@@ -33,7 +43,8 @@ Start = tuple[NDArray[np.floating], NDArray[np.floating]]
 _T = TypeVar("_T", bound="Scout")
 
 STRENGTHS = tuple(10.0 ** (half / 2) for half in range(4, -13, -1))  # 100 down to 1e-6
-FIRST = 6  # 10^-1 is where the walk begins
+FIRST = 6  # 10^-1 is where the walk begins, and the most probable strength beforehand
+_DECADES = 1.0  # standard deviation of the strengths' logarithm to base 10, beforehand
 _PRECISION = 1e-4
 # What cross-validation tells apart: log losses that differ by a thousandth of a nat.
 _SELECTION_PRECISION = 1e-3
@@ -82,6 +93,8 @@ class Scout:
     """Strength of the regularisation."""
     losses: NDArray[np.float64]
     """Log losses of the held-out rows, in nats: of a scout, those of the first fold."""
+    cost: float
+    """Mean of these, and added to it how improbable the strength is beforehand, in nats an answer; least is best."""
     right: NDArray[np.bool_]
     """Whether these rows were predicted right."""
     weights: Floats
@@ -122,6 +135,7 @@ class CrossValidation:
         self.used = np.arange(max(int(folds.max(initial=-1)) + 1, 1))
         self.sample_weights = _normalise(importance[:, None] * (folds[:, None] != self.used))
         images = len(self.held_out)
+        self.answers = images * self.link.units(classes)  # each label of an image is one, where it may have several
         self.many = images * classes >= _MANY_MARKS if self.link.kind == "several" else images >= _MANY
         self.together = max(1, _LARGEST_BATCH // (len(labels) * classes))
 
@@ -140,9 +154,11 @@ class CrossValidation:
             mine = self.held_out_folds == fold
             logits[mine] = self.features.logits(self.held_out[mine], by_fold[0][fold], by_fold[1][fold])
         truth = self.labels[self.held_out]
+        losses = self.link.log_losses(logits, truth)
         return CrossValidated(
             l2=l2,
-            losses=self.link.log_losses(logits, truth),
+            losses=losses,
+            cost=self._cost(l2, losses),
             right=self.link.right(logits, truth),
             logits=logits,
             weights=by_fold[0],
@@ -154,13 +170,21 @@ class CrossValidation:
         fit = self.fit(self.sample_weights[:, :1], l2, _SELECTION_PRECISION, start)
         rows = self.held_out[self.held_out_folds == 0]
         logits = self.features.logits(rows, fit.weights[0], fit.biases[0])
+        losses = self.link.log_losses(logits, self.labels[rows])
         return Scout(
             l2=l2,
-            losses=self.link.log_losses(logits, self.labels[rows]),
+            losses=losses,
+            cost=self._cost(l2, losses),
             right=self.link.right(logits, self.labels[rows]),
             weights=fit.weights,
             biases=fit.biases,
         )
+
+    def _cost(self, l2: float, losses: NDArray[np.float64]) -> float:
+        if not self.answers:
+            return 0.0
+        from_usual = float(np.log10(l2 / STRENGTHS[FIRST])) / _DECADES
+        return float(losses.mean()) + 0.5 * from_usual**2 / self.answers
 
     def fit_all(self, tried: Scout) -> Optimum:
         """Fit all rows at a strength that was tried, as precisely as a head is, from the mean of its fits."""
@@ -211,7 +235,7 @@ class Found:
     """What the search for a strength found."""
 
     best: CrossValidated
-    """The strength of the least log loss, on all folds."""
+    """The strength of the least cost, on all folds."""
     validated: Sequence[CrossValidated]
     """The strengths that were tried on all folds, the best one among them."""
     scouts: Sequence[Scout]
@@ -239,7 +263,7 @@ def choose_strength(
         return _alone(validation.score(STRENGTHS[first] if l2 is None else l2, None))
     if not many:
         _, tried = walk(validation.score, first, None)
-        return min(tried, key=lambda one: float(one.losses.mean())), tried
+        return min(tried, key=lambda one: one.cost), tried
     start: Start | None = None
     for part in [*validation.parts(), validation]:
         chosen, scouts = walk(part.scout, first, start) if l2 is None else _alone(part.scout(l2, start))
@@ -281,7 +305,7 @@ def _further(last: Scout, before: Scout | None) -> Start:
 
 
 def walk(score: Callable[[float, Start | None], _T], first: int, start: Start | None) -> tuple[_T, list[_T]]:
-    """Try strengths from one on, weaker or else stronger, as long as the log loss falls noticeably.
+    """Try strengths from one on, weaker or else stronger, as long as the cost falls noticeably.
 
     Returns:
         The last one that was noticeably better, and all that were tried.
@@ -302,10 +326,10 @@ def walk(score: Callable[[float, Start | None], _T], first: int, start: Start | 
 
 
 def _is_better(one: Scout, other: Scout) -> bool:
-    """Decide whether a strength's losses are noticeably lower than those of another, on the same images."""
+    """Decide whether a strength's cost is noticeably lower than that of another, on the same images."""
     gains = other.losses - one.losses
     chance = gains.std() / len(gains) ** 0.5 if not isinstance(one, CrossValidated) else 0.0
-    return float(gains.mean()) > max(_NOTICEABLE, chance)
+    return other.cost - one.cost > max(_NOTICEABLE, chance)
 
 
 def _normalise(weights: NDArray[np.float64]) -> Floats:
