@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import save, spread
+from common import chosen_point, save, spread
 from quickstudy import evaluate, retrain
 from quickstudy.images.distortions import Distortions
 from quickstudy.images.imageset import ImageFile, load_image_set
@@ -87,7 +87,7 @@ def describe(result: RetrainResult) -> dict[str, Any]:
     """What it scored."""
     return {
         "cross_validation": result.cross_validation.to_dict(),
-        "log_loss": min(point.log_loss for point in result.path),
+        "log_loss": chosen_point(result.head).log_loss,
         "test": result.test.score.to_dict() if result.test else None,
     }
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from markdown import load, percent, table
 
+_FEWEST_DRAWS = 5  # of which an average is worth telling
+
 
 def levels() -> str:
     """What levels and a second backbone gain, on whole sets and on draws of few images."""
@@ -78,4 +80,25 @@ def _behind(runner: dict[str, Any]) -> str:
     return f"{runner['log_loss']:.3f}{margin}"
 
 
-CHOICE_TABLES: dict[str, Callable[[], str]] = {"levels": levels, "fit": fit, "race": race}
+def few() -> str:
+    """What few photos promise, by how the strength was chosen."""
+    tables = []
+    for part in ("all", "all held-out images right"):
+        rows = []
+        for name, found in load("few")["sets"].items():
+            for classes in ("two to four", "ten"):
+                for photos, parts in found[classes].items():
+                    row = parts[part]
+                    if row["draws"] < _FEWEST_DRAWS:
+                        continue
+                    alone, prior = row["alone"], row["prior"]
+                    losses = [f"{way['log_loss']:.3f} ({way['median_log_loss']:.3f})" for way in (alone, prior)]
+                    shares = [f"{100 * way['promised']:.1f}, {100 * way['accuracy']:.1f}" for way in (alone, prior)]
+                    change = f"{row['change']:+.3f} ±{row['standard_error']:.3f}"
+                    rows.append([name, classes, photos, str(row["draws"]), *losses, change, *shares])
+        header = ["", "classes", "photos of each", "draws", "log loss alone", "now", "change"]
+        tables.append(table([*header, "promised, right, % alone", "now"], rows))
+    return "\n".join(tables)
+
+
+CHOICE_TABLES: dict[str, Callable[[], str]] = {"levels": levels, "fit": fit, "race": race, "few": few}

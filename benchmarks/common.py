@@ -18,6 +18,7 @@ from typing import Any
 from quickstudy.backbones.backbone import Backbone
 from quickstudy.files import sha256_of_file
 from quickstudy.images.decoding import InputSpec
+from quickstudy.learning.selection import Head, PathPoint
 from quickstudy.process import TELEMETRY_OFF
 
 os.environ.setdefault(*TELEMETRY_OFF)  # a benchmark's process is our own, as that of a command
@@ -51,6 +52,11 @@ def save(name: str, values: dict[str, Any]) -> None:
     path.write_text(json.dumps({"machine": machine(), **values}, indent=1) + "\n")
     print(json.dumps(values, indent=1))
     print(f"written: {path}")
+
+
+def chosen_point(head: Head) -> PathPoint:
+    """What cross-validation found of the strength that a head has."""
+    return next(point for point in head.path if point.l2 == head.l2)
 
 
 def photos(folder: Path) -> list[Path]:

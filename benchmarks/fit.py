@@ -35,7 +35,7 @@ import numpy as np
 from PIL import Image
 
 import quickstudy
-from common import RESULTS, photos, save
+from common import RESULTS, chosen_point, photos, save
 from quickstudy.backbones.loading import load_backbone
 from quickstudy.files import cache_folder
 from quickstudy.images import decoding
@@ -100,7 +100,7 @@ def described(result: quickstudy.RetrainResult, seconds: float) -> dict[str, Any
     """What is written down of a result."""
     assert result.test is not None
     return {
-        "cv_log_loss": min(point.log_loss for point in result.path),
+        "cv_log_loss": chosen_point(result.head).log_loss,
         "cv_accuracy": result.cross_validation.accuracy,
         "test": result.test.score.to_dict(),
         "forward_passes": result.computed,
@@ -163,7 +163,7 @@ def of_margins(clothing: Path, folder: Path) -> dict[str, float]:
     for level in (0, 127, 255):
         decoding.MARGIN = level
         result = retrained(manifest, with_backbone(folder / str(level)), fit="pad")
-        found[str(level)] = min(point.log_loss for point in result.path)
+        found[str(level)] = chosen_point(result.head).log_loss
     return found
 
 

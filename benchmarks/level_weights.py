@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common import save
+from common import chosen_point, save
 from levels import judge, write_small
 from quickstudy.backbones.loading import load_backbone
 from quickstudy.bottlenecks.extraction import extract_census
@@ -60,7 +60,7 @@ def of_set(folder: Path, cache: Path) -> dict[str, Any]:
 
         selection.prepare_features = prepared  # type: ignore[attr-defined]
         head = selection.fit_head(kept, labels, keys, classes=len(census.classes), widths=widths)
-        best = min(head.path, key=lambda point: point.log_loss)
+        best = chosen_point(head)
         log_loss, accuracy = judge(head, unseen, truth)
         found[name] = {
             "cv_log_loss": best.log_loss,

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from common import save
+from common import chosen_point, save
 from quickstudy.backbones.loading import load_backbone
 from quickstudy.bottlenecks.extraction import extract_census
 from quickstudy.bottlenecks.store import Store
@@ -87,7 +87,7 @@ def measure(
             head, _ = choose_head(kept[rows], labels[rows], few, classes=classes, last=last, widths=widths)
         seconds = time.perf_counter() - started
         log_loss, accuracy = judge(head, *others)
-        best = min(head.path, key=lambda point: point.log_loss)
+        best = chosen_point(head)
         found[name] = {
             "cv_log_loss": best.log_loss,
             "cv_accuracy": best.accuracy,
@@ -107,23 +107,38 @@ def draw(labels: NDArray[np.intp], count: int, number: int) -> NDArray[np.intp]:
     return np.concatenate([rng.permutation(np.flatnonzero(labels == k))[:each] for k in range(int(labels.max()) + 1)])
 
 
-def of_set(folder: Path, backbone: str, cache: Path, draws: int) -> dict[str, Any]:
-    """Measure one set with one backbone."""
+Part = tuple[list[bytes], NDArray[np.floating], NDArray[np.intp]]
+"""Content hashes of images, what is kept of each, and their class numbers."""
+
+
+def gather(
+    folder: Path, backbone: str, cache: Path
+) -> tuple[int, dict[str, Part], tuple[tuple[int, ...], tuple[int, ...]], float]:
+    """Take a set's training and test images through a backbone, or from the store.
+
+    Returns:
+        The number of passes, both parts, the widths of the last features and of all levels, and the seconds it took.
+    """
     net, store = load_backbone(backbone, cache), Store(cache / "bottlenecks")
     census = take_census(folder, store.index_path)
     started = time.perf_counter()
     extraction = extract_census(census, net, store)
     seconds = time.perf_counter() - started
     numbers = {name: number for number, name in enumerate(census.classes)}
-    parts = {}
+    parts: dict[str, Part] = {}
     for part, roles in (("train", ("train", "validation")), ("test", ("test",))):
         digests = [digest for digest in census.digests(*roles) if digest in census.labels]
         labels = np.array([numbers[census.labels[digest]] for digest in digests], np.intp)
         parts[part] = digests, extraction.gather(digests, levels=True), labels
+    return extraction.computed, parts, (net.widths, net.kept.widths), seconds
+
+
+def of_set(folder: Path, backbone: str, cache: Path, draws: int) -> dict[str, Any]:
+    """Measure one set with one backbone."""
+    computed, parts, widths, seconds = gather(folder, backbone, cache)
     keys, kept, labels = parts["train"]
     test = parts["test"][1:]
-    widths = net.widths, net.kept.widths
-    result: dict[str, Any] = {"bottleneck_seconds": seconds, "forward_passes": extraction.computed}
+    result: dict[str, Any] = {"bottleneck_seconds": seconds, "forward_passes": computed}
     result["whole"] = measure(kept, labels, keys, np.arange(len(labels)), test, *widths)
     for count in _DRAWN:
         runs = []

@@ -212,6 +212,17 @@ def test_the_temperature_stays_within_bounds_and_is_left_alone_for_few_images() 
     assert fit_temperature(sure[:49], labels[:49]) == 1
 
 
+def test_one_wrong_image_hardly_makes_a_head_bolder_whose_strength_was_chosen() -> None:
+    labels = np.arange(60) % 3
+    logits = (3 * np.eye(3)[labels]).astype(np.float32)
+    labels[0] = 1
+    free, near_one = fit_temperature(logits, labels), fit_temperature(logits, labels, spread=0.2)
+    assert free < 0.7
+    assert free + 0.1 < near_one < 1
+    many = np.tile(logits, (100, 1)), np.tile(labels, 100)
+    assert fit_temperature(*many, spread=0.2) == pytest.approx(free, rel=0.02)
+
+
 def test_calibration_helps_on_images_never_seen() -> None:
     bottlenecks, labels, keys = draw((60, 60, 60), noise=1.0)
     fresh, truth, _ = draw((300, 300, 300), noise=1.0, seed=1)

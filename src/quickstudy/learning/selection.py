@@ -1,7 +1,7 @@
 """The head: softmax regression whose regularisation, and whose features, cross-validation chooses.
 
 How the strength is chosen, `strengths` says. The held-out logits then give the temperature that calibrates the
-probabilities (Guo et al., 2017, arXiv:1706.04599).
+probabilities (Guo et al., 2017, arXiv:1706.04599). Of both, few images know less than what is usual.
 
 Cross-validation also chooses what the head sees: a network's last features alone, or with what earlier blocks know. The
 more values, the more there is to misread in a few images, so the levels have to earn their place: their log loss must
@@ -41,6 +41,7 @@ from quickstudy.learning.strengths import (
 )
 
 _TEMPERATURES = (0.25, 16.0)
+_NEAR_ONE = 0.2  # standard deviation, beforehand, of the temperature's natural logarithm, once a strength was chosen
 _FEWEST_COMPARED = 50  # held-out images
 
 
@@ -237,6 +238,7 @@ class _Search:
         )
         self.never_held_out = int(((dealt < 0) & plain).sum())
         self.chosen, self.tried = choose_strength(self.validation, l2=l2, near=near)
+        self._spread = _NEAR_ONE if l2 is None else np.inf
         self._in_order = np.argsort(order[self.validation.held_out])  # of the rows, not of their folds
         self.held_out = order[self.validation.held_out][self._in_order]
         self.truth = labels[self.held_out]
@@ -254,7 +256,7 @@ class _Search:
     @cached_property
     def temperature(self) -> float:
         """The number to divide logits by."""
-        return fit_temperature(self.logits, self.truth)
+        return fit_temperature(self.logits, self.truth, spread=self._spread)
 
     def log_losses(self) -> NDArray[np.float64]:
         """Work out the log losses of the held-out rows, in nats, after calibration; a scout's are those of one fold."""
@@ -311,7 +313,7 @@ def _points(found: Found) -> tuple[PathPoint, ...]:
     return tuple(sorted(points, key=lambda point: -point.l2))
 
 
-def fit_temperature(logits: NDArray[np.floating], labels: Integers) -> float:
+def fit_temperature(logits: NDArray[np.floating], labels: Integers, *, spread: float = np.inf) -> float:
     """Find the number to divide logits by for the least held-out log loss, to a ten-thousandth of itself.
 
     It lies between 1/4 and 16, and is 16 if the least lies beyond. If the least lies below 1/4, it is 1: images that
@@ -319,16 +321,32 @@ def fit_temperature(logits: NDArray[np.floating], labels: Integers) -> float:
     is 1, too, where fewer than 50 held-out images could tell. The log loss is convex in 1/T, so its slope, the mean
     over images of what the probabilities expect of the logits less the logit of the label, changes its sign once; the
     place is found by halving.
+
+    A head whose strength the same images have chosen is about as bold as they want it. So its temperature is near 1
+    beforehand, and is the most probable one, as its strength is (see `strengths`): else one wrong image among sixty,
+    which makes it bolder by a half, would undo what the choice had made careful.
+
+    Args:
+        logits: n×K.
+        labels: n class numbers, or marks, n×K.
+        spread: standard deviation of the temperature's natural logarithm about 0, beforehand; infinite if nothing is
+            known.
     """
     if len(labels) < 50:
         return 1.0
     z, link = logits.astype(np.float64), link_of(labels)
+    answers = len(labels) * link.units(z.shape[1])
+
+    def too_bold(temperature: float) -> bool:
+        known = np.log(temperature) / (spread**2 * answers)
+        return link.slope(z, labels, temperature) / temperature > known
+
     coldest, hottest = _TEMPERATURES
-    if link.slope(z, labels, coldest) <= 0:
+    if not too_bold(coldest):
         return 1.0
     while hottest > coldest * (1 + 1e-4):
         middle = (coldest * hottest) ** 0.5
-        if link.slope(z, labels, middle) > 0:
+        if too_bold(middle):
             coldest = middle
         else:
             hottest = middle
