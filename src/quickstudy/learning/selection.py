@@ -338,7 +338,7 @@ def fit_temperature(logits: NDArray[np.floating], labels: Integers, *, spread: f
     answers = len(labels) * link.units(z.shape[1])
 
     def too_bold(temperature: float) -> bool:
-        known = np.log(temperature) / (spread**2 * answers)
+        known = float(np.log(temperature)) / (spread**2 * answers)
         return link.slope(z, labels, temperature) / temperature > known
 
     coldest, hottest = _TEMPERATURES
