@@ -124,7 +124,7 @@ def test_a_class_that_nothing_tests_is_said_to_be_one(here: Path, run: Run) -> N
 
 def test_the_choice_of_regularisation_is_a_word(here: Path, run: Run) -> None:
     done = run("retrain", "photos")
-    assert "Regularisation chosen: 0.01\n" in done.out
+    assert re.search(r"^Regularisation chosen: 0\.\d+$", done.out, re.MULTILINE)
     assert "Log losses" not in done.out
-    assert "Log losses: 0.1: " in run("retrain", "photos", "--verbose").out
+    assert re.search(r"^Log losses: (.*, )?0\.1: ", run("retrain", "photos", "--verbose").out, re.MULTILINE)
     assert "Regularisation: 0.05\n" in run("retrain", "photos", "--l2", "0.05").out

@@ -263,7 +263,7 @@ def test_a_killed_worker_is_replaced(tmp_path: Path, slow: SweepResult) -> None:
     def kill_one(news: Planned | TrialNews) -> None:
         if isinstance(news, TrialNews) and news.progress is not None and news.progress.step >= 20 and len(killed) < 2:
             for process in psutil.Process().children(recursive=True):
-                if _is_training(process, tmp_path / "sweep"):
+                if process.pid not in killed and _is_training(process, tmp_path / "sweep"):
                     process.kill()
                     killed.append(process.pid)
                     return
