@@ -236,3 +236,22 @@ def test_processes_begin_anew_where_no_socket_can_have_so_long_a_name(
     assert own_processes().get_start_method() == "spawn"
     monkeypatch.setattr(tempfile, "tempdir", "/tmp")
     assert own_processes().get_start_method() == ("forkserver" if hasattr(os, "fork") else "spawn")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_asks_to_end_waits_until_a_module_is_imported(tmp_path: Path, number: signal.Signals) -> None:
+    """Modules in C turn the exception into others, such as `import numpy failed`, or crash."""
+    (tmp_path / "slow_module.py").write_text(f"import signal\nsignal.raise_signal({int(number)})\nwhole = True\n")
+    code = (
+        "import sys, time\n"
+        "from quickstudy.process import settle_own_process\n"
+        "settle_own_process()\n"
+        "try:\n"
+        "    import slow_module\n"
+        "    time.sleep(60)\n"
+        "except (KeyboardInterrupt, SystemExit) as error:\n"
+        "    print(type(error).__name__, sys.modules['slow_module'].whole)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    expected = "KeyboardInterrupt" if number == signal.SIGINT else "SystemExit"
+    assert (done.stdout, done.stderr) == (f"{expected} True\n", "")

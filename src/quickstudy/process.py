@@ -7,12 +7,14 @@ command line, and the workers that it starts, are processes of our own: those ca
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import math
 import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -160,11 +162,13 @@ def leave_group() -> None:
 def settle_own_process() -> None:
     """Set what only a process of quickstudy's own may: the command line and its workers call it first of all.
 
-    SIGTERM, which schedulers send, ends it like Ctrl-C does: by an exception, after which everybody cleans up.
+    SIGTERM, which schedulers send, ends it like Ctrl-C does: by an exception, after which everybody cleans up. Either
+    waits until a module that is imported just then is there.
     """
     if threading.current_thread() is threading.main_thread():
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, _end)
+        for number, usual in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+            if signal.getsignal(number) is usual:
+                signal.signal(number, _end)
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASKING_TO_END)
     keep_memory()
@@ -203,8 +207,25 @@ def keep_memory() -> None:
         mallopt(_MMAP_THRESHOLD, _OWN_PAGES_BYTES)
 
 
-def _end(number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+_LATER_SECONDS = 0.05
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """End the process by an exception, but not while a module is imported: that is finished first.
+
+    Modules in C that import others, or make classes, turn an exception into another (`import numpy failed`), or crash.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            _thread.start_new_thread(_end_later, (number,))  # threading's own may hold a lock of theirs just now
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+
+def _end_later(number: int) -> None:
+    time.sleep(_LATER_SECONDS)
+    signal.raise_signal(number)
 
 
 def give_way() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import signal
 import sys
 from typing import Any
 
@@ -109,6 +110,9 @@ def run() -> None:
         if meant := command_meant(sys.argv[1:]):
             print(meant, file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # before a command has begun
+        print("\nquickstudy: interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:  # the reader of a pipe has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
