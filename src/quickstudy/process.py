@@ -225,7 +225,10 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 def _end_later(number: int) -> None:
     time.sleep(_LATER_SECONDS)
-    signal.raise_signal(number)
+    if hasattr(signal, "pthread_kill") and (main := threading.main_thread().ident) is not None:
+        signal.pthread_kill(main, number)  # which wakes it, if it sleeps
+    else:
+        signal.raise_signal(number)
 
 
 def give_way() -> None:
