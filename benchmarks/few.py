@@ -14,19 +14,17 @@ Then a class of one image beside 30 of each of two others: the share of new imag
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common import save
-from levels import gather, write_small
+from levels import folders, gather, judge, parser_of_sets
 from quickstudy.files import cache_folder
+from quickstudy.learning.calibration import probabilities_of
 from quickstudy.learning.selection import Head, fit_head
 from quickstudy.learning.strengths import FIRST, STRENGTHS
 from quickstudy.retraining.config import PRESETS
@@ -40,25 +38,21 @@ Row = dict[str, float]
 
 def main() -> None:
     """Measure and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--sets", default="clothing,cifar10,mnist")
+    parser = parser_of_sets(__doc__)
     parser.add_argument("--draws", type=int, default=20)
     told = parser.parse_args()
     sets: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        for name in told.sets.split(","):
-            folder = told.data / name if name == "clothing" else write_small(told.data, name, Path(temporary) / name)
-            _, parts, (last, _), _ = gather(folder, PRESETS["good"].backbone, cache_folder(None))
-            keys, kept, labels = parts["train"]
-            drawn = Drawn(kept[:, : sum(last)], labels, keys)
-            sets[name] = {
-                classes: {str(photos): drawn.compare(numbers, photos, told.draws) for photos in _PHOTOS}
-                for classes, numbers in _CLASSES.items()
-            }
-            sets[name]["one of a class"] = drawn.alone()
-            print(name, sets[name], flush=True)
-            save("few", {"draws": told.draws, "sets": sets})
+    for name, folder in folders(told):
+        _, parts, (last, _), _ = gather(folder, PRESETS["good"].backbone, cache_folder(None))
+        keys, kept, labels = parts["train"]
+        drawn = Drawn(kept[:, : sum(last)], labels, keys)
+        sets[name] = {
+            classes: {str(photos): drawn.compare(numbers, photos, told.draws) for photos in _PHOTOS}
+            for classes, numbers in _CLASSES.items()
+        }
+        sets[name]["one of a class"] = drawn.alone()
+        print(name, sets[name], flush=True)
+        save("few", {"draws": told.draws, "sets": sets})
 
 
 class Drawn:
@@ -108,15 +102,9 @@ class Drawn:
 
     def judge(self, head: Head, rows: NDArray[np.intp], chosen: NDArray[np.intp]) -> Row:
         """Score a head on new images."""
-        logits = head.logits(self.rows[rows]).astype(np.float64)
-        logits -= logits.max(axis=1, keepdims=True)
-        likely = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-        labels = np.searchsorted(chosen, self.labels[rows])
-        return {
-            "log_loss": float(-np.log(np.maximum(likely[np.arange(len(rows)), labels], 1e-12)).mean()),
-            "accuracy": float(np.mean(likely.argmax(axis=1) == labels)),
-            "promised": float(likely.max(axis=1).mean()),
-        }
+        log_loss, accuracy = judge(head, self.rows[rows], np.searchsorted(chosen, self.labels[rows]))
+        promised = probabilities_of(head.logits(self.rows[rows])).max(axis=1).mean()
+        return {"log_loss": log_loss, "accuracy": accuracy, "promised": float(promised)}
 
 
 def by_log_loss(fit: Callable[[float | None], Head]) -> Head:

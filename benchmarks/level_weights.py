@@ -8,8 +8,6 @@ of all levels but the last are multiplied, all alike, or the early or the late o
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common import chosen_point, save
-from levels import judge, write_small
-from quickstudy.backbones.loading import load_backbone
-from quickstudy.bottlenecks.extraction import extract_census
-from quickstudy.bottlenecks.store import Store
+from levels import folders, gather, judge, parser_of_sets
 from quickstudy.files import cache_folder
-from quickstudy.images.census import take_census
 from quickstudy.learning import selection
 from quickstudy.learning.features import Features, prepare_features
 
@@ -41,13 +35,8 @@ def weights_of(count: int) -> dict[str, NDArray[np.float64]]:
 
 def of_set(folder: Path, cache: Path) -> dict[str, Any]:
     """Fit the head to all levels of one set, with each choice of weights."""
-    net, store = load_backbone("efficientnet_lite0", cache), Store(cache / "bottlenecks")
-    census = take_census(folder, store.index_path)
-    extraction = extract_census(census, net, store)
-    keys, labels = census.targets("train", "validation")
-    tests, truth = census.targets("test")
-    kept, unseen = extraction.gather(keys, levels=True), extraction.gather(tests, levels=True)
-    last, widths = net.widths, net.kept.widths
+    _, parts, (last, widths), _ = gather(folder, "efficientnet_lite0", cache)
+    (keys, kept, labels), (_, unseen, truth) = parts["train"], parts["test"]
     found = {}
     for name, weights in weights_of(len(widths) - len(last)).items():
         by_feature = np.repeat(np.concatenate([np.ones(len(last)), weights]), widths)
@@ -59,7 +48,7 @@ def of_set(folder: Path, cache: Path) -> dict[str, Any]:
             return features
 
         selection.prepare_features = prepared  # type: ignore[attr-defined]
-        head = selection.fit_head(kept, labels, keys, classes=len(census.classes), widths=widths)
+        head = selection.fit_head(kept, labels, keys, classes=int(labels.max()) + 1, widths=widths)
         best = chosen_point(head)
         log_loss, accuracy = judge(head, unseen, truth)
         found[name] = {
@@ -74,16 +63,8 @@ def of_set(folder: Path, cache: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--sets", default="clothing,cifar10,mnist")
-    told = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        folders = {
-            name: told.data / name if name == "clothing" else write_small(told.data, name, Path(temporary) / name)
-            for name in told.sets.split(",")
-        }
-        save("level_weights", {"sets": {name: of_set(folder, cache_folder(None)) for name, folder in folders.items()}})
+    told = parser_of_sets(__doc__).parse_args()
+    save("level_weights", {"sets": {name: of_set(folder, cache_folder(None)) for name, folder in folders(told)}})
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from quickstudy.bottlenecks.store import Store
 from quickstudy.files import cache_folder
 from quickstudy.images.census import take_census
 from quickstudy.images.readers import read_mnist
+from quickstudy.learning.links import link_of
 from quickstudy.learning.selection import Head, choose_head, fit_head
 from quickstudy.retraining.config import PRESETS
 
@@ -60,10 +61,8 @@ def write_small(data: Path, name: str, folder: Path) -> Path:
 
 def judge(head: Head, kept: NDArray[np.floating], labels: NDArray[np.intp]) -> tuple[float, float]:
     """Work out log loss and accuracy."""
-    logits = head.logits(kept[:, : len(head.weights)]).astype(np.float64)
-    logits -= logits.max(axis=1, keepdims=True)
-    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(logits)), labels]
-    return float(losses.mean()), float(np.mean(logits.argmax(axis=1) == labels))
+    logits, link = head.logits(kept[:, : len(head.weights)]), link_of(labels)
+    return float(link.log_losses(logits, labels).mean()), float(link.right(logits, labels).mean())
 
 
 def measure(
@@ -124,11 +123,9 @@ def gather(
     started = time.perf_counter()
     extraction = extract_census(census, net, store)
     seconds = time.perf_counter() - started
-    numbers = {name: number for number, name in enumerate(census.classes)}
     parts: dict[str, Part] = {}
-    for part, roles in (("train", ("train", "validation")), ("test", ("test",))):
-        digests = [digest for digest in census.digests(*roles) if digest in census.labels]
-        labels = np.array([numbers[census.labels[digest]] for digest in digests], np.intp)
+    for part, chosen in (("train", census.targets("train", "validation")), ("test", census.targets("test"))):
+        digests, labels = chosen
         parts[part] = digests, extraction.gather(digests, levels=True), labels
     return extraction.computed, parts, (net.widths, net.kept.widths), seconds
 
@@ -160,22 +157,33 @@ def of_set(folder: Path, backbone: str, cache: Path, draws: int) -> dict[str, An
     return result
 
 
-def main() -> None:
-    """Measure and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of_sets(description: str | None) -> argparse.ArgumentParser:
+    """Make a parser of the options that say which sets are measured, as `folders` reads them."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--sets", default="clothing,cifar10,mnist")
+    return parser
+
+
+def folders(told: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+    """Give the names of the sets that are asked for, each with its folder, which is there until the last was given."""
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in told.sets.split(","):
+            yield name, told.data / name if name == "clothing" else write_small(told.data, name, Path(temporary) / name)
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = parser_of_sets(__doc__)
     parser.add_argument("--draws", type=int, default=10)
     told = parser.parse_args()
     rows = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        for name in told.sets.split(","):
-            folder = told.data / name if name == "clothing" else write_small(told.data, name, Path(temporary) / name)
-            rows[name] = {
-                preset: of_set(folder, PRESETS[preset].backbone, cache_folder(None), told.draws)
-                for preset in ("good", "best")
-            }
-            save("levels", {"sets": rows})
+    for name, folder in folders(told):
+        rows[name] = {
+            preset: of_set(folder, PRESETS[preset].backbone, cache_folder(None), told.draws)
+            for preset in ("good", "best")
+        }
+        save("levels", {"sets": rows})
 
 
 if __name__ == "__main__":

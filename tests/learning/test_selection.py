@@ -291,7 +291,7 @@ def test_separable_classes_get_a_weak_strength_and_finite_weights() -> None:
 
 
 def test_few_images_that_are_all_told_apart_promise_no_more_than_they_can_know() -> None:
-    """Of n that were all right, one more of n + 2 may be wrong (the rule of succession), if no image says otherwise."""
+    """They know no more than the rule of succession says: of n that were all right, one in n + 2 may be wrong."""
     promised, right = [], []
     for seed in range(30):
         bottlenecks, labels, keys = draw((5, 5, 5), d=40, noise=2.0, seed=seed)

@@ -304,5 +304,10 @@ def interruptible(what_stays: str = "", *, speaks: bool = True) -> Iterator[None
     else:
         return
     if speaks:
-        print("\nquickstudy: interrupted" + (f"; {what_stays}" if what_stays else ""), file=sys.stderr)
+        print_interrupted(what_stays)
     raise typer.Exit(code)
+
+
+def print_interrupted(what_stays: str = "") -> None:
+    """Print the line of a command that a signal has ended, and what stays, if there is anything."""
+    print("\nquickstudy: interrupted" + (f"; {what_stays}" if what_stays else ""), file=sys.stderr)

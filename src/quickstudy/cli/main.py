@@ -35,7 +35,7 @@ from quickstudy.cli import (
     train,
     verify,
 )
-from quickstudy.cli.display import interruptible
+from quickstudy.cli.display import interruptible, print_interrupted
 from quickstudy.cli.usage import Commands, UsageError, command_meant, reworded
 from quickstudy.errors import QuickstudyError
 from quickstudy.process import settle_own_process
@@ -111,7 +111,7 @@ def run() -> None:
             print(meant, file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:  # before a command has begun
-        print("\nquickstudy: interrupted", file=sys.stderr)
+        print_interrupted()
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:  # the reader of a pipe has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -176,12 +176,13 @@ def _serve(pipe: connection.Connection, runs: Path, conditions: Conditions) -> N
         while True:
             job: list[Trial] = pipe.recv()
             if len(job) == 1:
-                trial = job[0]
-                error = attempt(trial, runs / trial.folder, conditions, _reporter(trial, tell))
-                lost = error is not None and _is_gpu_lost()
-                pipe.send(_Told(identity=trial.identity, failure=error, lost=lost))
+                identity: str | None = job[0].identity
+                error = attempt(job[0], runs / job[0].folder, conditions, _reporter(job[0], tell))
             else:
-                lost = not _attempt_together(job, runs, conditions, tell)
+                identity, error = None, _attempt_together(job, runs, conditions, tell)
+            lost = error is not None and _is_gpu_lost()
+            if identity is not None or error is not None:
+                pipe.send(_Told(identity=identity, failure=error, lost=lost))
             if lost:
                 os._exit(1)
     except (EOFError, ConnectionError, KeyboardInterrupt, SystemExit):  # the parent has gone, or wants it to stop
@@ -194,12 +195,10 @@ def _reporter(trial: Trial, tell: Callable[[_Told], None]) -> TrialReporter:
     return lambda progress: tell(_Told(identity=trial.identity, progress=progress))
 
 
-def _attempt_together(job: list[Trial], runs: Path, conditions: Conditions, tell: Callable[[_Told], None]) -> bool:
-    """Carry out trials together, and tell of each as it ends, or of all that are left where all fail.
-
-    Returns:
-        Whether this process can go on.
-    """
+def _attempt_together(
+    job: list[Trial], runs: Path, conditions: Conditions, tell: Callable[[_Told], None]
+) -> str | None:
+    """Carry out trials together, and tell of each as it ends; gives the error of all that are left, if any."""
 
     def ended(number: int, error: QuickstudyError | None) -> None:
         tell(_Told(identity=job[number].identity, failure=None if error is None else str(error)))
@@ -212,10 +211,8 @@ def _attempt_together(job: list[Trial], runs: Path, conditions: Conditions, tell
     except BrokenPipeError:
         raise
     except Exception as error:  # whichever of them it is about
-        lost = _is_gpu_lost()
-        tell(_Told(failure=f"{type(error).__name__}: {error}", lost=lost))
-        return not lost
-    return True
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def _is_gpu_lost() -> bool:
